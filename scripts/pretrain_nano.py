@@ -1,0 +1,208 @@
+"""Pretrain `nano`, the base model that skipgpt carries, on the Python standard library's sources.
+
+A Llama of 12 layers, deep and narrow on purpose: redundancy across depth is what skipgpt studies.
+Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is flat and
+then falls to zero. The weights that are kept are those with the lowest held-out loss.
+
+    python scripts/pretrain_nano.py --out build/nano --minutes 80
+
+The schedule runs on the clock, so the number of steps depends on the machine; what a run did is
+written beside the weights in `pretraining.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from skipgpt.data import Document, encode_documents, split_documents, stdlib_documents
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY = 4096
+END_OF_TEXT = "<|endoftext|>"
+BLOCK = 512
+HELD_OUT = 0.05
+DECAY_SHARE = 0.5
+
+
+def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, so that every text has an encoding."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator((document.text for document in documents), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
+
+
+def nano_config() -> LlamaConfig:
+    """12 layers of width 160: 24 modules in 4.0 M parameters."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=160,
+        intermediate_size=448,
+        num_hidden_layers=12,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=2 * BLOCK,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+
+
+def rate_at(progress: float) -> float:
+    """Share of the peak learning rate at this share of the run: warm up, hold, fall to zero."""
+    return min(1.0, progress / 0.02, (1 - progress) / DECAY_SHARE)
+
+
+@torch.no_grad()
+def mean_loss(model: torch.nn.Module, blocks: torch.Tensor) -> float:
+    """Nats a token over blocks [N, T]; each block is predicted on its own."""
+    losses = [
+        cross_entropy(
+            model(input_ids=batch).logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()
+        ).item()
+        * len(batch)
+        for batch in blocks.split(16)
+    ]
+    return sum(losses) / len(blocks)
+
+
+@torch.no_grad()
+def total_nats(model: torch.nn.Module, ids: torch.Tensor) -> float:
+    """Nats of a whole token stream [S], each token but the first seeing 256 tokens or more."""
+    half, nats = BLOCK // 2, 0.0
+    for start in range(0, max(1, len(ids) - half), half):
+        window = ids[start : start + BLOCK][None]
+        logits = model(input_ids=window).logits[0, :-1]
+        fresh = 0 if start == 0 else half - 1
+        nats += cross_entropy(logits[fresh:], window[0, fresh + 1 :], reduction="sum").item()
+    return nats
+
+
+def compare_with_xz(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, documents: list[Document]
+) -> dict[str, float]:
+    """Bits per byte on these documents: ours (each document from nothing) and `xz -9e`."""
+    texts = [document.text.encode() for document in documents if document.text]
+    size = sum(map(len, texts))
+    nats = 0.0
+    for document in documents:
+        ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(document.text)["input_ids"]])
+        if len(ids) > 1:
+            nats += total_nats(model, ids)
+    preset = 9 | lzma.PRESET_EXTREME
+    return {
+        "documents": len(texts),
+        "bytes": size,
+        "nano": nats / math.log(2) / size,
+        "xz_each_file": 8 * sum(len(lzma.compress(text, preset=preset)) for text in texts) / size,
+        "xz_one_archive": 8 * len(lzma.compress(b"".join(texts), preset=preset)) / size,
+    }
+
+
+def optimizers(
+    model: LlamaForCausalLM, muon_lr: float, adam_lr: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside layers, AdamW for embeddings and norms."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def main() -> None:
+    """Tokenizer, training, and the comparison with xz."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and tokenizer")
+    parser.add_argument("--minutes", type=float, default=80, help="training time")
+    parser.add_argument("--batch-size", type=int, default=16, help=f"blocks of {BLOCK} a step")
+    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--adam-lr", type=float, default=4e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    train, held_out = split_documents(stdlib_documents(with_tests=True), HELD_OUT)
+    held_out = [document for document in held_out if "/test" not in f"/{document.name}"]
+    tokenizer = train_tokenizer(train)
+    tokenizer.save_pretrained(options.out)
+    train_ids = encode_documents(train, tokenizer)
+    held_ids = encode_documents(held_out, tokenizer)
+    held_blocks = held_ids[: len(held_ids) // BLOCK * BLOCK].view(-1, BLOCK)[::4]
+    print(f"{len(train)} documents, {len(train_ids):,} tokens; held out {len(held_ids):,}")
+
+    model = LlamaForCausalLM(nano_config())
+    print(f"{model.num_parameters():,} parameters")
+    runner = torch.compile(model)
+    steppers = optimizers(model, options.muon_lr, options.adam_lr)
+    peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]
+    generator = torch.Generator().manual_seed(options.seed)
+    best, step, started = math.inf, 0, time.monotonic()
+    log = (options.out / "pretraining.jsonl").open("w")
+    while (progress := (time.monotonic() - started) / (60 * options.minutes)) < 1:
+        starts = torch.randint(len(train_ids) - BLOCK, (options.batch_size,), generator=generator)
+        batch = torch.stack([train_ids[start : start + BLOCK] for start in starts])
+        logits = runner(input_ids=batch).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepper, peak in zip(steppers, peaks, strict=True):
+            stepper.param_groups[0]["lr"] = peak * rate_at(progress)
+            stepper.step()
+            stepper.zero_grad()
+        step += 1
+        if step % 50 == 0:
+            held = mean_loss(model, held_blocks)
+            entry = {"step": step, "train": loss.item(), "held_out": held, "progress": progress}
+            print(json.dumps(entry), file=log, flush=True)
+            print(f"{step:6d}  train {loss.item():.3f}  held out {held:.3f}  {progress:.0%}")
+            sys.stdout.flush()
+            if held < best:
+                best = held
+                model.save_pretrained(options.out)
+
+    model = LlamaForCausalLM.from_pretrained(options.out)
+    sample = train_ids[: len(train_ids) // BLOCK * BLOCK].view(-1, BLOCK)
+    sample = sample[torch.randperm(len(sample), generator=generator)[: len(held_blocks)]]
+    summary = {
+        "parameters": model.num_parameters(),
+        "steps": step,
+        "tokens": step * options.batch_size * BLOCK,
+        "minutes": options.minutes,
+        "train_tokens_available": len(train_ids),
+        "nats_per_token_train": mean_loss(model, sample),
+        "nats_per_token_held_out": mean_loss(model, held_blocks),
+        "bits_per_byte": compare_with_xz(model, tokenizer, held_out),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+    }
+    model.to(torch.bfloat16).save_pretrained(options.out)
+    (options.out / "pretraining.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Everything that can go wrong here, as one tree.
+
+    SkipGPTError
+    ├── ConfigError(ValueError)         a setting is unknown, of the wrong type or out of range
+    ├── UnsupportedModelError           the base model is not a family that routers fit into
+    ├── CheckpointError                 files are missing, damaged or of another base model
+    ├── DataError                       text that cannot be read, or not enough of it
+    ├── TrainingError                   training had to stop; the message says what was kept
+    └── MissingExtraError(ImportError)  an optional package is absent; prints the install line
+
+A message has up to four parts, always in this order: what was being done, what was got, what was
+expected, what to do.
+
+Example:
+    >>> raise ConfigError(doing="reading the run", got="sparsity 1.5", expected="0 to 0.95")
+    Traceback (most recent call last):
+    skipgpt.errors.ConfigError: reading the run: got sparsity 1.5; expected 0 to 0.95
+"""
+
+from __future__ import annotations
+
+
+class SkipGPTError(Exception):
+    """Root of the tree; catch this to catch all that skipgpt raises on purpose.
+
+    Args:
+        doing: what was being done, as a participle ("loading the checkpoint out/").
+        got: what was found.
+        expected: what would have been right.
+        todo: what the reader can do about it, as an imperative.
+    """
+
+    def __init__(self, doing: str, *, got: str, expected: str = "", todo: str = "") -> None:
+        self.doing, self.got, self.expected, self.todo = doing, got, expected, todo
+        message = f"{doing}: got {got}"
+        if expected:
+            message += f"; expected {expected}"
+        if todo:
+            message += f"; {todo}"
+        super().__init__(message)
+
+
+class ConfigError(SkipGPTError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class UnsupportedModelError(SkipGPTError):
+    """The base model is not a family that routers fit into."""
+
+
+class CheckpointError(SkipGPTError):
+    """Files are missing, damaged, already there, or belong to another base model."""
+
+
+class DataError(SkipGPTError):
+    """Text that cannot be read, or not enough of it."""
+
+
+class TrainingError(SkipGPTError):
+    """Training had to stop; the message says what was kept."""
+
+
+class MissingExtraError(SkipGPTError, ImportError):
+    """An optional package is absent.
+
+    Args:
+        package: the module that could not be imported.
+        extra: the extra of skipgpt that installs it.
+        doing: what it was needed for.
+    """
+
+    def __init__(self, package: str, extra: str, doing: str) -> None:
+        super().__init__(
+            doing,
+            got=f"no package {package!r}",
+            expected=f"the extra [{extra}]",
+            todo=f"run: pip install 'skipgpt[{extra}]'",
+        )

@@ -1,0 +1,1 @@
+"""How a Hugging Face decoder gets routers: families, the routed layer, its executions, surgery."""

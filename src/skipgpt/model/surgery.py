@@ -1,0 +1,132 @@
+"""Putting routers into a model and taking them out again, without touching a base weight."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.config import RouterConfig
+from skipgpt.errors import ConfigError
+from skipgpt.model.families import family_of
+from skipgpt.model.layer import RoutedLayer, routed_class
+from skipgpt.model.trace import MODULES, RoutingState
+from skipgpt.routing.decision import Site
+from skipgpt.routing.router import Router, build_router
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def add_routers(model: M, config: RouterConfig | None = None) -> M:
+    """Give every decoder layer two routers, in place.
+
+    The layers change class; no base parameter is renamed, copied or changed. Routers are float32
+    whatever the base is, on the device of their layer. Until they are trained and calibrated,
+    decisions follow the threshold 0.
+
+    Args:
+        model: a causal language model of a family in `skipgpt families`.
+        config: what the routers are.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UnsupportedModelError: the family has no row.
+        ConfigError: the model has routers already.
+
+    Example:
+        model = AutoModelForCausalLM.from_pretrained(name)
+        skipgpt.add_routers(model, skipgpt.RouterConfig(normalize=True))
+    """
+    if routed_layers(model):
+        raise ConfigError(
+            "adding routers", got="a model that has routers", todo="call remove_routers first"
+        )
+    family = family_of(model)
+    state = RoutingState(config or RouterConfig())
+    layer_class = family.load("DecoderLayer")
+    layers = [module for module in model.modules() if type(module) is layer_class]
+    for index, layer in enumerate(layers):
+        weight = layer.self_attn.q_proj.weight
+        layer.__class__ = routed_class(layer_class)
+        layer.index, layer.family, layer.routing = index, family, state
+        for module in MODULES:
+            router = build_router(state.config, _hidden_size(model)).to(weight.device, torch.float32)
+            setattr(layer, f"{module}_router", router)
+    decoder: Any = next(m for m in model.modules() if layers[0] in getattr(m, "layers", ()))
+    decoder.routing_hook = decoder.register_forward_pre_hook(_note_padding, with_kwargs=True)
+    _rename_unsplit(model, layer_class.__name__, routed_class(layer_class).__name__)
+    return model
+
+
+def remove_routers(model: M) -> M:
+    """Undo `add_routers`: the model is the base model again (with LoRA, where there is one)."""
+    for layer in routed_layers(model):
+        layer.__class__ = layer.family.load("DecoderLayer")
+        for name in ("index", "family", "routing", "attn_router", "mlp_router"):
+            delattr(layer, name)
+        _rename_unsplit(model, routed_class(type(layer)).__name__, type(layer).__name__)
+    for module in model.modules():
+        if hook := module.__dict__.pop("routing_hook", None):
+            hook.remove()
+    return model
+
+
+def routed_layers(model: nn.Module) -> list[RoutedLayer]:
+    """The routed layers of a model, in order; empty if it has no routers."""
+    return [module for module in model.modules() if isinstance(module, RoutedLayer)]
+
+
+def routers(model: nn.Module) -> dict[Site, Router]:
+    """The routers of a model by site."""
+    return {
+        Site(layer.index, module): getattr(layer, f"{module}_router")
+        for layer in routed_layers(model)
+        for module in MODULES
+    }
+
+
+def router_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The routers' weights under the keys of a checkpoint, `layers.3.attn_router.weight`."""
+    return {
+        f"layers.{site.layer}.{site.module}_router.{name}": tensor.detach()
+        for site, router in routers(model).items()
+        for name, tensor in router.state_dict().items()
+    }
+
+
+def train_only(model: nn.Module, *kinds: str) -> list[nn.Parameter]:
+    """Freeze everything but the named kinds, `router` and `lora`; returns what will train."""
+    trained = []
+    for name, parameter in model.named_parameters():
+        is_router = "attn_router." in name or "mlp_router." in name
+        kind = "router" if is_router else "lora" if "lora_" in name else "base"
+        parameter.requires_grad_(kind in kinds)
+        if kind in kinds:
+            trained.append(parameter)
+    return trained
+
+
+def _hidden_size(model: nn.Module) -> int:
+    size: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+    return size
+
+
+def _note_padding(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Remember which tokens of this forward are real, from a 2-D attention mask [B, S]."""
+    state = routed_layers(decoder)[0].routing
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    inputs = kwargs.get("input_ids", args[0] if args else None)
+    inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+    is_padding_mask = isinstance(mask, Tensor) and mask.ndim == 2 and inputs is not None
+    state.real = mask[:, -inputs.shape[1] :].bool() if is_padding_mask else None
+
+
+def _rename_unsplit(model: nn.Module, old: str, new: str) -> None:
+    """Device maps go by class name, so the set of unsplit classes has to learn the new one."""
+    for module in model.modules():
+        names = getattr(module, "_no_split_modules", None)
+        if names and old in names:
+            module._no_split_modules = type(names)(new if n == old else n for n in names)

@@ -1,0 +1,231 @@
+"""What is in force in a model, and what was seen there: `RoutingState` and `Trace`.
+
+All routed layers of one model share one `RoutingState`. Context managers change it for a while;
+nothing is recorded unless a trace is asked for, and recording changes no logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.config import RouterConfig
+from skipgpt.errors import ConfigError
+from skipgpt.routing.budget import keep_ratio
+from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.routing.decision import Decision, DecisionRule, Module, Site, Threshold
+
+Execution = Literal["dense", "gated", "sparse"]
+MODULES: tuple[Module, Module] = ("attn", "mlp")
+
+
+@dataclass
+class RoutingState:
+    """Shared by the routed layers of one model.
+
+    Attributes:
+        config: what the routers are.
+        rule: how margins become decisions.
+        execution: `dense` ignores the routers, `gated` runs all and multiplies, `sparse` runs
+            kept tokens only.
+        curve: thresholds by sparsity, once calibrated.
+        real: [B, T] bool of the forward under way, False at padding; None where all are real.
+        trace: where decisions are recorded; None where nobody asked.
+    """
+
+    config: RouterConfig
+    rule: DecisionRule = field(default_factory=Threshold)
+    execution: Execution = "sparse"
+    curve: CalibrationCurve | None = None
+    real: Tensor | None = None
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One forward through the model.
+
+    Attributes:
+        decisions: by layer.
+        real: [B, T] bool, False at padding; None where all tokens are real.
+    """
+
+    decisions: dict[int, Decision]
+    real: Tensor | None
+
+    def gates(self, module: Module | None = None) -> list[Tensor]:
+        """The gates [B, T] of all sites, or of one kind of module, in layer order."""
+        kinds = MODULES if module is None else (module,)
+        return [getattr(self.decisions[n], k).gate for n in sorted(self.decisions) for k in kinds]
+
+    def keeps(self, module: Module | None = None) -> list[Tensor]:
+        """Likewise the [B, T] bools of what ran."""
+        kinds = MODULES if module is None else (module,)
+        return [getattr(self.decisions[n], k).keep for n in sorted(self.decisions) for k in kinds]
+
+    def sparsity(self) -> Tensor:
+        """Share of skipped decisions, a scalar that carries the gates' gradient."""
+        return 1 - keep_ratio(self.gates(), self.real)
+
+    def margins(self) -> Tensor:
+        """The margins of real tokens, flat."""
+        each = [getattr(self.decisions[n], k).margin for n in self.decisions for k in MODULES]
+        chosen = [m.flatten() if self.real is None else m[self.real] for m in each]
+        return torch.cat(chosen).detach()
+
+
+@dataclass
+class Trace:
+    """Every forward that ran while `record_routing` was open.
+
+    Attributes:
+        steps: one entry a forward, oldest first.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+
+    def keep_counts(self) -> tuple[dict[Site, int], int]:
+        """How many real tokens each site ran, and how many real tokens there were."""
+        kept: dict[Site, int] = {}
+        tokens = 0
+        for step in self.steps:
+            for layer, decision in step.decisions.items():
+                for module in MODULES:
+                    keep = getattr(decision, module).keep
+                    real = keep if step.real is None else keep & step.real
+                    site = Site(layer, module)
+                    kept[site] = kept.get(site, 0) + int(real.sum())
+            first = next(iter(step.decisions.values())).attn.keep
+            tokens += first.numel() if step.real is None else int(step.real.sum())
+        return kept, tokens
+
+    def keep_ratios(self) -> dict[Site, float]:
+        """Share of real tokens that each site ran."""
+        kept, tokens = self.keep_counts()
+        return {site: count / max(1, tokens) for site, count in sorted(kept.items())}
+
+    def sparsity(self, module: Module | None = None) -> float:
+        """Share of skipped decisions over real tokens, of all modules or of one kind."""
+        ratios = [r for site, r in self.keep_ratios().items() if module in (None, site.module)]
+        return 1 - sum(ratios) / max(1, len(ratios))
+
+    def margins(self) -> Tensor:
+        """The margins of all real tokens and sites, flat."""
+        return torch.cat([step.margins() for step in self.steps])
+
+
+def routing_state(model: nn.Module) -> RoutingState:
+    """The state that a model's routed layers share.
+
+    Raises:
+        ConfigError: the model has no routers.
+    """
+    for module in model.modules():
+        state = getattr(module, "routing", None)
+        if isinstance(state, RoutingState):
+            return state
+    raise ConfigError(
+        "looking for routers",
+        got=f"a {type(model).__name__} without any",
+        todo="call skipgpt.add_routers(model) or skipgpt.load(checkpoint) first",
+    )
+
+
+@contextmanager
+def _changed(state: RoutingState, **values: object) -> Iterator[None]:
+    before = {name: getattr(state, name) for name in values}
+    for name, value in values.items():
+        setattr(state, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(state, name, value)
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[Trace]:
+    """Record every decision made inside the block.
+
+    Raises:
+        ConfigError: the model has no routers, or trains with reentrant activation checkpointing,
+            under which recorded decisions carry wrong gradients without an error.
+
+    Example:
+        with skipgpt.record_routing(model) as trace:
+            model.generate(**inputs)
+        print(trace.sparsity())
+    """
+    refuse_reentrant_checkpointing(model)
+    trace = Trace()
+    with _changed(routing_state(model), trace=trace):
+        yield trace
+
+
+@contextmanager
+def execution(model: nn.Module, kind: Execution) -> Iterator[None]:
+    """Run the model `dense`, `gated` or `sparse` inside the block.
+
+    Raises:
+        ConfigError: the model has no routers, or the kind is unknown.
+    """
+    if kind not in ("dense", "gated", "sparse"):
+        raise ConfigError(
+            "choosing the execution", got=repr(kind), expected="dense, gated or sparse"
+        )
+    with _changed(routing_state(model), execution=kind):
+        yield
+
+
+@contextmanager
+def deciding(model: nn.Module, rule: DecisionRule) -> Iterator[None]:
+    """Decide by this rule inside the block."""
+    with _changed(routing_state(model), rule=rule):
+        yield
+
+
+def set_sparsity(model: nn.Module, sparsity: float) -> None:
+    """Turn the budget dial: from now on the model skips this share of its modules.
+
+    Raises:
+        ConfigError: no routers, not calibrated, outside 0 to 0.95, or beyond the stored curve.
+    """
+    state = routing_state(model)
+    if state.curve is None:
+        raise ConfigError(
+            "setting the sparsity",
+            got="a model that was never calibrated",
+            todo="train it with `skipgpt train`, or call skipgpt.calibrate(model, blocks)",
+        )
+    threshold = state.curve.threshold(sparsity)
+    if sparsity > state.curve.largest + 0.025:
+        raise ConfigError(
+            "setting the sparsity",
+            got=f"{sparsity}",
+            expected=f"at most {state.curve.largest:.2f}, the end of the calibrated curve",
+        )
+    state.rule = replace(Threshold(), value=threshold)
+
+
+def refuse_reentrant_checkpointing(model: nn.Module) -> None:
+    """Raise if a layer would be recomputed by reentrant activation checkpointing.
+
+    Raises:
+        ConfigError: it would.
+    """
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        keywords = getattr(function, "keywords", {})
+        active = getattr(module, "gradient_checkpointing", False) and module.training
+        if active and keywords.get("use_reentrant", False):
+            raise ConfigError(
+                "recording decisions for training",
+                got="reentrant activation checkpointing",
+                expected="the non-reentrant kind; the other returns wrong gradients silently",
+                todo='pass gradient_checkpointing_kwargs={"use_reentrant": False}',
+            )

@@ -1,0 +1,1 @@
+"""Who decides what runs: routers, decisions, budget and calibration. Needs torch only."""

@@ -1,0 +1,113 @@
+"""Calibration: the threshold at which deterministic decisions reach a given sparsity.
+
+Routers trained by sampling skip less when they decide deterministically, and stage `lora` shifts
+what they read; one threshold for the whole model puts that right. Because the threshold moves the
+sparsity, a checkpoint stores the whole curve: one checkpoint serves many budgets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skipgpt.config import check_sparsity
+
+CURVE = tuple(step / 20 for step in range(17))
+"""The sparsities of a stored curve: 0, 5, … 80 %."""
+
+
+@dataclass(frozen=True)
+class CalibrationCurve:
+    """Thresholds by sparsity, in rising order; sparsity 0 keeps everything.
+
+    Attributes:
+        points: pairs of measured sparsity and threshold.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def threshold(self, sparsity: float) -> float:
+        """The threshold for a sparsity, by linear interpolation between stored points.
+
+        Raises:
+            ConfigError: the sparsity is outside 0 to 0.95.
+        """
+        check_sparsity(sparsity)
+        if sparsity == 0:
+            return -math.inf
+        points = [point for point in self.points if math.isfinite(point[1])]
+        for (low, at_low), (high, at_high) in itertools.pairwise(points):
+            if low <= sparsity <= high and high > low:
+                return at_low + (at_high - at_low) * (sparsity - low) / (high - low)
+        # Beyond the stored ends the nearest point is the honest answer.
+        return min(points, key=lambda point: abs(point[0] - sparsity))[1] if points else 0.0
+
+    @property
+    def largest(self) -> float:
+        """The highest sparsity that was reached."""
+        return max((sparsity for sparsity, _ in self.points), default=0.0)
+
+
+MarginsAt = Callable[[float], Tensor]
+"""Runs held-out text at a threshold and returns the margins [tokens x modules] that were seen."""
+
+
+def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int = 6) -> float:
+    """Find the threshold of one sparsity.
+
+    Skipping changes the hidden states that later routers read, so the quantile of the margins
+    seen at one threshold is only the next guess; guesses are repeated until the measured sparsity
+    is within a quarter of a point, and the closest one is returned.
+
+    Args:
+        margins_at: measures the margins at a threshold.
+        sparsity: share of decisions to skip.
+        start: a first guess.
+        rounds: the most measurements.
+    """
+    guess, best, error = start, start, math.inf
+    for _ in range(rounds):
+        seen = margins_at(guess)
+        miss = abs(skipped_share(seen, guess) - sparsity)
+        if miss < error:
+            best, error = guess, miss
+        if miss <= 0.0025:
+            break
+        guess = quantile_threshold(seen, sparsity)
+    return best
+
+
+def calibrate_curve(
+    margins_at: MarginsAt, sparsities: tuple[float, ...] = CURVE, rounds: int = 3
+) -> CalibrationCurve:
+    """The whole dial, each point starting from the threshold of the one before."""
+    points: list[tuple[float, float]] = [(0.0, -math.inf)]
+    seen = margins_at(-math.inf)
+    for sparsity in sparsities:
+        if sparsity == 0:
+            continue
+        threshold = calibrate(margins_at, sparsity, quantile_threshold(seen, sparsity), rounds)
+        seen = margins_at(threshold)
+        if (reached := skipped_share(seen, threshold)) > points[-1][0]:
+            points.append((reached, threshold))
+    return CalibrationCurve(tuple(points))
+
+
+def skipped_share(margins: Tensor, threshold: float) -> float:
+    """The share of margins [N] that a threshold skips."""
+    return (margins <= threshold).float().mean().item()
+
+
+def quantile_threshold(margins: Tensor, sparsity: float) -> float:
+    """A threshold that skips this share of these margins [N], midway between two of them.
+
+    Midway, so that equal margins, as constant routers give, fall clearly on one side.
+    """
+    ordered = torch.sort(margins.flatten()).values
+    count = min(len(ordered) - 1, max(1, round(sparsity * len(ordered))))
+    return ((ordered[count - 1] + ordered[count]) / 2).item()

@@ -1,0 +1,196 @@
+"""From margins to decisions: which tokens run a module, and through which gate.
+
+A `Decision` is a value: made by a rule, used by the layer, seen from outside only through
+`record_routing`. Rules are small frozen values, too, so that training, inference, forced routes
+and baselines differ in nothing but the rule in force.
+
+Shapes: B batch, T query tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Module = Literal["attn", "mlp"]
+
+
+class Site(NamedTuple):
+    """One module of one layer."""
+
+    layer: int
+    module: Module
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleDecision:
+    """Which tokens run one module.
+
+    Attributes:
+        keep: [B, T] bool, True where the module runs.
+        gate: [B, T] float that the module's output is multiplied by in `gated` execution: 0 or 1
+            in the forward pass, with whatever gradient the rule gives it.
+        margin: [B, T] float, the router's keep logit minus its skip logit.
+    """
+
+    keep: Tensor
+    gate: Tensor
+    margin: Tensor
+
+    @classmethod
+    def hard(cls, keep: Tensor, margin: Tensor) -> ModuleDecision:
+        """A decision that carries no gradient."""
+        return cls(keep, keep.to(margin.dtype), margin)
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What one layer runs in one forward."""
+
+    attn: ModuleDecision
+    mlp: ModuleDecision
+
+
+class DecisionRule(Protocol):
+    """Turns the margins [B, T] of one module into its decision."""
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        ...
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Inference: keep iff the margin is above the threshold. Never sampled.
+
+    `-inf` keeps everything.
+    """
+
+    value: float = 0.0
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        return ModuleDecision.hard(margin > self.value, margin)
+
+
+@dataclass(frozen=True)
+class GumbelSample:
+    """Training: a Gumbel-softmax sample with a straight-through gradient (paper, equation 4).
+
+    The difference of two Gumbel variables is logistic, so one draw a decision suffices. The gate
+    is 0 or 1 forwards; backwards it is `sigmoid((margin + noise) / temperature)`.
+    """
+
+    temperature: float = 1.0
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        uniform = torch.rand_like(margin, dtype=torch.float32).clamp(1e-7, 1 - 1e-7)
+        soft = torch.sigmoid((margin + torch.logit(uniform)) / self.temperature)
+        keep = soft > 0.5
+        return ModuleDecision(keep, keep.to(soft.dtype) + soft - soft.detach(), margin)
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """Training without noise: decide by the threshold, pass the sigmoid's gradient."""
+
+    temperature: float = 1.0
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        soft = torch.sigmoid(margin / self.temperature)
+        keep = margin > 0
+        return ModuleDecision(keep, keep.to(soft.dtype) + soft - soft.detach(), margin)
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Routes given from outside: by site, a bool for all tokens or a [B, T] tensor.
+
+    Attributes:
+        keep: what each named site does.
+        default: what every other site does.
+    """
+
+    keep: Mapping[Site, bool | Tensor] = field(default_factory=dict)
+    default: bool = True
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        wanted = torch.as_tensor(self.keep.get(site, self.default), device=margin.device)
+        return ModuleDecision.hard(wanted.bool().expand(margin.shape), margin)
+
+    @classmethod
+    def without(cls, skipped: list[Site] | frozenset[Site]) -> Forced:
+        """Static removal: these sites never run."""
+        return cls(dict.fromkeys(skipped, False))
+
+
+@dataclass(frozen=True)
+class RandomRoutes:
+    """Routes at random: each decision skips with probability `sparsity`."""
+
+    sparsity: float
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        uniform = torch.rand(margin.shape, device=margin.device)
+        return ModuleDecision.hard(uniform >= self.sparsity, margin)
+
+
+KEEP_ALL = Threshold(-math.inf)
+
+
+class _DifferenceRegression(torch.autograd.Function):
+    """Identity on the gate; backwards, the residual of margin against measured benefit."""
+
+    @staticmethod
+    def forward(ctx: Any, margin: Tensor, gate: Tensor, explored: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(margin, explored)
+        ctx.scale = scale
+        return gate.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        margin, explored = ctx.saved_tensors
+        benefit = -grads[0] * ctx.scale
+        return (margin - benefit) * explored / explored.sum().clamp(min=1), None, None, None
+
+
+@dataclass(frozen=True)
+class DifferenceProbe:
+    """Training: margins learn to predict what keeping a module is worth to the loss.
+
+    A share of all decisions is probed: its gate is drawn uniformly from 0 to 1. For a gate u of
+    that kind the mean of dL/du is L(1) - L(0), the loss difference between keeping and skipping,
+    by the fundamental theorem of calculus; at a hard gate the gradient would be only the effect
+    of shrinking the module a little, which is near zero in a trained model. So one backward pass
+    measures thousands of loss differences at once, and the probed margins are regressed on them
+    by least squares. All other decisions follow the threshold, so what is measured is the worth
+    of a module given what the others do.
+
+    Attributes:
+        threshold: of the decisions that are not probed.
+        explore: share of decisions probed.
+        scale: turns a gradient of the mean loss into nats a token; the number of tokens the loss
+            is averaged over, times the unit that margins are to have.
+    """
+
+    threshold: float
+    explore: float
+    scale: float
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        keep = margin.detach() > self.threshold
+        explored = torch.rand(margin.shape, device=margin.device) < self.explore
+        probe = torch.rand(margin.shape, device=margin.device, dtype=margin.dtype)
+        hard = torch.where(explored, probe, keep.to(margin.dtype))
+        gate = _DifferenceRegression.apply(margin, hard, explored, self.scale)
+        return ModuleDecision(keep, gate, margin)

@@ -1,0 +1,92 @@
+"""The router: hidden states in, one keep and one skip logit out (paper, section 3.1).
+
+Shapes: B batch, T query tokens, D hidden. The last axis of logits is `(KEEP, SKIP)`. Decisions
+need only the margin, `logits[..., KEEP] - logits[..., SKIP]`: a module is kept where the margin
+is above the threshold.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, relu
+
+from skipgpt.config import RouterConfig
+
+KEEP, SKIP = 0, 1
+
+
+class LinearRouter(nn.Linear):
+    """One linear map D -> 2, the router of the paper and of the released checkpoints.
+
+    Example:
+        >>> LinearRouter(32)(torch.zeros(2, 7, 32)).shape
+        torch.Size([2, 7, 2])
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 2)
+
+    def margin(self, hidden: Tensor) -> Tensor:
+        """Keep logit minus skip logit, [B, T, D] -> [B, T]."""
+        weight, bias = self.weight[KEEP] - self.weight[SKIP], self.bias[KEEP] - self.bias[SKIP]
+        return linear(hidden.to(weight.dtype), weight[None], bias[None]).squeeze(-1)
+
+
+class MLPRouter(nn.Module):
+    """Two linear maps D -> D/4 -> ReLU -> 2, the head of the authors' training code."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, max(1, hidden_size // 4))
+        self.out = nn.Linear(max(1, hidden_size // 4), 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits, [B, T, D] -> [B, T, 2]."""
+        logits: Tensor = self.out(relu(self.up(hidden.to(self.up.weight.dtype))))
+        return logits
+
+    def margin(self, hidden: Tensor) -> Tensor:
+        """Keep logit minus skip logit, [B, T, D] -> [B, T]."""
+        logits = self(hidden)
+        return logits[..., KEEP] - logits[..., SKIP]
+
+
+Router = LinearRouter | MLPRouter
+
+
+def build_router(config: RouterConfig, hidden_size: int) -> Router:
+    """A new router with the authors' random start: Kaiming-uniform weights, zero biases."""
+    router = LinearRouter(hidden_size) if config.head == "linear" else MLPRouter(hidden_size)
+    layers = [m for m in router.modules() if isinstance(m, nn.Linear)]
+    for number, layer in enumerate(layers, 1):
+        follows_relu = "linear" if number == len(layers) else "relu"
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity=follows_relu)
+        nn.init.zeros_(layer.bias)
+    return router
+
+
+@torch.no_grad()
+def set_constant(router: Router, margin: float) -> None:
+    """Make a router answer the same margin for every token, whatever it reads."""
+    last = router if isinstance(router, LinearRouter) else router.out
+    last.weight.zero_()
+    last.bias[KEEP], last.bias[SKIP] = margin / 2, -margin / 2
+
+
+def router_input(hidden: Tensor, config: RouterConfig) -> Tensor:
+    """What a router reads: the hidden states [B, T, D], divided by their RMS if configured."""
+    if not config.normalize:
+        return hidden
+    scale = hidden.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
+    return (hidden.float() * scale).to(hidden.dtype)
+
+
+def margins(first: Router, second: Router, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Margins of two routers that read the same input, in one product where both are linear."""
+    if isinstance(first, MLPRouter) or isinstance(second, MLPRouter):
+        return first.margin(hidden), second.margin(hidden)
+    weight = torch.stack([r.weight[KEEP] - r.weight[SKIP] for r in (first, second)])
+    bias = torch.stack([r.bias[KEEP] - r.bias[SKIP] for r in (first, second)])
+    both = linear(hidden.to(weight.dtype), weight, bias)
+    return both[..., 0], both[..., 1]
