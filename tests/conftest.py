@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from skipgpt.model.families import FAMILIES
-from skipgpt.model.surgery import add_routers
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from skipgpt.model.families import FAMILIES
+from skipgpt.model.surgery import add_routers
+
+# No test is timed, and every run tries the same examples.
+settings.register_profile("seeded", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("seeded")
 
 VOCABULARY = 257
 SMALL = {
@@ -48,7 +54,9 @@ def tiny_base(model_type: str = "llama", seed: int = 0, **changes: object) -> to
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def tiny_routed(model_type: str = "llama", router: object = None, **changes: object) -> torch.nn.Module:
+def tiny_routed(
+    model_type: str = "llama", router: object = None, **changes: object
+) -> torch.nn.Module:
     """The same with routers at random, which skip about half."""
     return add_routers(tiny_base(model_type, **changes), router).eval()
 
@@ -78,7 +86,9 @@ def base_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def data_folder() -> Path:
     """Real development data, which the product does not carry."""
-    folder = Path(os.environ.get("SKIPGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    folder = Path(
+        os.environ.get("SKIPGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")
+    )
     if not folder.is_dir():
         pytest.skip(f"no development data at {folder}")
     return folder

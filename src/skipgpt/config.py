@@ -89,6 +89,7 @@ class DataConfig:
         max_documents: read no more than this many documents; 0 reads all.
         text_field: the field of a JSONL or parquet row that holds the text.
         calibration_tokens: held-out tokens that set the thresholds.
+        evaluation_tokens: other held-out tokens that a finished stage is measured on.
     """
 
     block_size: int = 256
@@ -96,6 +97,7 @@ class DataConfig:
     max_documents: int = 0
     text_field: str = "text"
     calibration_tokens: int = 8192
+    evaluation_tokens: int = 32768
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -342,7 +344,10 @@ def _coerce(hint: Any, value: Any, doing: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, doing)
     origin = typing.get_origin(hint)
-    if origin in (tuple, types.UnionType):
+    if origin is types.UnionType:
+        inner = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+        return None if value is None else _coerce(inner, value, doing)
+    if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         return tuple(item for item in items if item != "")
     try:

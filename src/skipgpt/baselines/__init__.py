@@ -1,1 +1,1 @@
-"""."""
+"""What skipgpt is compared with, measured on the same work."""

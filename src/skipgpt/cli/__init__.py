@@ -1,1 +1,51 @@
-"""."""
+"""The `skipgpt` command: one file a verb; each parses, calls one library function and prints.
+
+Results go to standard output, everything else to standard error. Exit status 0 is done, 1 failed
+while working, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from skipgpt.cli import convert, demo, evaluate, export, families, generate, show, train
+from skipgpt.errors import ConfigError, SkipGPTError
+
+app = typer.Typer(
+    name="skipgpt",
+    help="Turn a pretrained LLM into one that decides, for every token, which modules to run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (demo, train, evaluate, generate, convert, export, show, families):
+    app.command(verb.NAME, help=verb.HELP)(verb.run)
+
+
+def main() -> None:
+    """Run the command; turns an error into one line unless --traceback is given."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 1))
+    except SkipGPTError as error:
+        if "--traceback" in sys.argv:
+            raise
+        sys.exit(_fail(str(error), 2 if isinstance(error, ConfigError) else 1))
+    except BrokenPipeError:
+        # The reader of our output has left, which is its right (`skipgpt show … | head -1`).
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if "--traceback" in sys.argv:
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        sys.exit(_fail(f"unexpected {what}; --traceback shows where", 1))
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"skipgpt: {message}", file=sys.stderr)
+    return status

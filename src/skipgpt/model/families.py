@@ -58,6 +58,12 @@ class Family:
         return getattr(module, suffix if suffix.islower() else self.prefix + suffix)
 
 
+VERIFIED = "5.23.0"
+"""The transformers release that the tests of every row ran on."""
+
+MERGED_PREFIX = "skipgpt_"
+"""Starts the model type of a merged export, as in `skipgpt_llama`."""
+
 _WINDOW = ("sliding_window", "sliding_window")
 _GEMMA_NORMS = {
     "mlp_norm": "pre_feedforward_layernorm",
@@ -105,7 +111,8 @@ def family_of(model: nn.Module) -> Family:
         UnsupportedModelError: no row for its model type, or its layers lack a part that the row
             names (fused projections, say).
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    model_type = model_type.removeprefix(MERGED_PREFIX)
     doing = f"adding routers to a model of type {model_type!r}"
     if model_type not in FAMILIES:
         raise UnsupportedModelError(

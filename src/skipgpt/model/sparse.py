@@ -64,7 +64,7 @@ def attention(
     queries, _ = rotate(queries, queries[:, :0], cosine, sine)
     mask = call.attention_mask
     if not whole:
-        mask = _take_mask(mask, columns, hidden.shape[1], keys.shape[2])
+        mask = _take_mask(mask, columns, keys.shape[2])
 
     mixed, _ = _attention_function(attn)(
         attn,
@@ -81,7 +81,9 @@ def attention(
     update = layer.part(family.attn_post_norm)(update)
     if whole and decision.keep.all():
         return hidden + update
-    rows = (columns + torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1])[filled]
+    rows = (columns + torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1])[
+        filled
+    ]
     flat = hidden.flatten(0, 1)
     return flat.index_add(0, rows, update[filled].to(flat.dtype)).view_as(hidden)
 
@@ -94,14 +96,18 @@ def _pack_columns(keep: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Positions [B, N] with N the most that a row keeps, and which of them are in use, [B, N];
-        a row that keeps fewer is filled up with other positions, in order.
+        a row that keeps fewer is filled up with other positions, in order. Where some row keeps
+        all, nothing moves: every row holds all its positions where they were.
     """
     if len(keep) == 1:
         kept = keep[0].nonzero().T
         return kept, torch.ones_like(kept, dtype=torch.bool)
     counts = keep.sum(1)
-    order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : int(counts.max())]
-    filled = torch.arange(order.shape[1], device=keep.device) < counts[:, None]
+    most = int(counts.max())
+    if most == keep.shape[1]:
+        return torch.arange(most, device=keep.device).expand(keep.shape), keep
+    order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :most]
+    filled = torch.arange(most, device=keep.device) < counts[:, None]
     return order, filled
 
 
@@ -112,11 +118,12 @@ def _take(source: Tensor, columns: Tensor) -> Tensor:
     return source.gather(1, columns.unsqueeze(-1).expand(-1, -1, source.shape[-1]))
 
 
-def _take_mask(mask: Tensor | None, columns: Tensor, queries: int, keys: int) -> Tensor:
+def _take_mask(mask: Tensor | None, columns: Tensor, keys: int) -> Tensor:
     """The mask [B, 1, N, S] of packed queries, from [B or 1, 1, T, S] or plain causal."""
     if mask is None:
-        seen = torch.arange(keys, device=columns.device)
-        return (seen <= columns.unsqueeze(-1) + (keys - queries)).unsqueeze(1)
+        # Transformers leaves a mask out only where the first query meets the first key: with no
+        # cache, or an empty one, whose unused end (StaticCache) lies behind all queries.
+        return (torch.arange(keys, device=columns.device) <= columns.unsqueeze(-1)).unsqueeze(1)
     mask = mask.expand(len(columns), -1, -1, -1)
     return mask.gather(2, columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
 
@@ -125,5 +132,5 @@ def _attention_function(attn: Any) -> Any:
     """The function that the family's own attention would call."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    eager = getattr(__import__(type(attn).__module__, fromlist=["_"]), "eager_attention_forward")
+    eager = __import__(type(attn).__module__, fromlist=["_"]).eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager)

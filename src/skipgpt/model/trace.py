@@ -112,7 +112,7 @@ class Trace:
     def sparsity(self, module: Module | None = None) -> float:
         """Share of skipped decisions over real tokens, of all modules or of one kind."""
         ratios = [r for site, r in self.keep_ratios().items() if module in (None, site.module)]
-        return 1 - sum(ratios) / max(1, len(ratios))
+        return 1 - sum(ratios) / len(ratios) if ratios else 0.0
 
     def margins(self) -> Tensor:
         """The margins of all real tokens and sites, flat."""

@@ -93,7 +93,7 @@ class GumbelSample:
         uniform = torch.rand_like(margin, dtype=torch.float32).clamp(1e-7, 1 - 1e-7)
         soft = torch.sigmoid((margin + torch.logit(uniform)) / self.temperature)
         keep = soft > 0.5
-        return ModuleDecision(keep, keep.to(soft.dtype) + soft - soft.detach(), margin)
+        return ModuleDecision(keep, keep.to(soft.dtype) + (soft - soft.detach()), margin)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class StraightThrough:
         """Decide for one module."""
         soft = torch.sigmoid(margin / self.temperature)
         keep = margin > 0
-        return ModuleDecision(keep, keep.to(soft.dtype) + soft - soft.detach(), margin)
+        return ModuleDecision(keep, keep.to(soft.dtype) + (soft - soft.detach()), margin)
 
 
 @dataclass(frozen=True)

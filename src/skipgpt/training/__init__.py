@@ -1,1 +1,1 @@
-"""."""
+"""Training: stages on transformers' Trainer, and the chain from base model to checkpoint."""

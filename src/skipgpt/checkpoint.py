@@ -1,0 +1,388 @@
+"""The checkpoint: a small folder that turns a base model into a SkipGPT model.
+
+    skipgpt_config.json   what it is; names the base model and the digests of the files below
+    routers.safetensors   layers.3.attn_router.weight …
+    lora/                 plain PEFT adapter, absent before stage `lora`
+    README.md             model card
+
+Files are written under a temporary name and renamed into place, the config last, so a kill leaves
+the old checkpoint or the new one. Loading is strict. docs/checkpoint.md has every field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipgpt.config import RouterConfig, from_dict
+from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError
+from skipgpt.model.base import base_location, fingerprint, load_base
+from skipgpt.model.surgery import add_routers, router_state_dict, routers
+from skipgpt.model.trace import routing_state, set_sparsity
+from skipgpt.routing.calibration import CalibrationCurve
+
+FORMAT_VERSION = 1
+CONFIG, ROUTERS, LORA = "skipgpt_config.json", "routers.safetensors", "lora"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `skipgpt_config.json` says.
+
+    Attributes:
+        base: hub id, folder or `nano`.
+        revision: of the hub id.
+        fingerprint: of the base model's weights.
+        router: what the routers are.
+        recipe: the settings they were trained with, by name.
+        stages: those done, in order.
+        target_sparsity: what training aimed for.
+        sparsity: measured on held-out text at that target: module, attn, mlp, params, flops.
+        curve: pairs of sparsity and threshold (null keeps everything), or null.
+        files: sha256 of the other files.
+        format_version: of this layout.
+    """
+
+    base: str
+    fingerprint: str
+    router: RouterConfig
+    revision: str | None = None
+    recipe: str = "default"
+    stages: tuple[str, ...] = ()
+    target_sparsity: float = 0.25
+    sparsity: dict[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[float, float | None], ...] | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def describe(model: nn.Module, base: str, **facts: Any) -> CheckpointInfo:
+    """The info of a routed model: base, fingerprint, router config and curve are read off it."""
+    state = routing_state(model)
+    points = state.curve.points if state.curve else None
+    curve = None if points is None else tuple((s, t if abs(t) < 1e30 else None) for s, t in points)
+    location = base if base == "nano" else base_location(base)
+    return CheckpointInfo(location, fingerprint(model), state.config, curve=curve, **facts)
+
+
+def save(
+    model: nn.Module, folder: str | Path, info: CheckpointInfo, *, overwrite: bool = False
+) -> CheckpointInfo:
+    """Write a checkpoint: routers, the LoRA adapter if the model has one, and what they are.
+
+    Args:
+        model: a routed model, wrapped by PEFT or not.
+        folder: made if absent.
+        info: from `describe`.
+        overwrite: replace a checkpoint that is already there.
+
+    Returns:
+        The info with the digests of the files.
+
+    Raises:
+        CheckpointError: a checkpoint is there already, or the disk refuses; then whatever was
+            there before is untouched.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    if not overwrite:
+        refuse_existing(folder)
+    with staged(folder) as stage:
+        save_file(_contiguous(router_state_dict(model)), stage / ROUTERS)
+        if hasattr(model, "peft_config"):
+            _save_adapter(model, stage / LORA)
+        files = {str(p.relative_to(stage)): _digest(p) for p in _files(stage) if p.suffix != ".md"}
+        info = dataclasses.replace(info, files=files)
+        (stage / "README.md").write_text(model_card(info), encoding="utf-8")
+        (stage / CONFIG).write_text(to_json(dataclasses.asdict(info)), encoding="utf-8")
+    return info
+
+
+def load(
+    folder: str | Path,
+    *,
+    sparsity: float | None = None,
+    base: str | None = None,
+    merge: bool = False,
+    trainable: bool = False,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> tuple[Any, Any]:
+    """A checkpoint's model, in evaluation mode and `sparse` execution, and its tokenizer.
+
+    Args:
+        folder: a checkpoint folder, or a hub id of one.
+        sparsity: share of modules to skip; the trained target where None.
+        base: where the base model lies, if not where the checkpoint says.
+        merge: fold LoRA into the base weights, which saves its overhead.
+        trainable: leave LoRA parameters trainable.
+        device: where to put the model.
+        dtype: of the base model; routers are always float32.
+
+    Raises:
+        CheckpointError: files are missing or damaged, keys do not match, or the base model is
+            another one than the checkpoint was made from.
+        ConfigError: the sparsity is outside 0 to 0.95 or the checkpoint is not calibrated.
+
+    Example:
+        model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4)
+    """
+    folder = _local(folder)
+    info = read_info(folder)
+    verify_files(folder, info)
+    name = base or info.base
+    model, tokenizer = load_base(name, revision=info.revision, device=device, dtype=dtype)
+    if (found := fingerprint(model)) != info.fingerprint:
+        raise CheckpointError(
+            f"loading the checkpoint {folder}",
+            got=f"base model {name!r} with fingerprint {found}",
+            expected=f"fingerprint {info.fingerprint}, the weights the routers were trained on",
+            todo="pass the right base model with base= (--base)",
+        )
+    add_routers(model, info.router)
+    load_routers(model, _read_tensors(folder / ROUTERS), folder)
+    state = routing_state(model)
+    if info.curve is not None:
+        points = tuple((s, float("-inf") if t is None else t) for s, t in info.curve)
+        state.curve = CalibrationCurve(points)
+        set_sparsity(model, info.target_sparsity if sparsity is None else sparsity)
+    elif sparsity is not None:
+        set_sparsity(model, sparsity)
+    if (folder / LORA).is_dir():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(folder / LORA), is_trainable=trainable)
+        model = model.merge_and_unload() if merge else model
+    return model.eval(), tokenizer
+
+
+def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
+    """Copy router weights into a model, strictly.
+
+    Args:
+        model: with routers.
+        tensors: under the keys of a checkpoint.
+        source: named in the message.
+
+    Raises:
+        CheckpointError: one message with every missing, unexpected and mis-shaped key.
+    """
+    wanted = router_state_dict(model)
+    problems = [f"missing {key}" for key in sorted(wanted.keys() - tensors.keys())]
+    problems += [f"unexpected {key}" for key in sorted(tensors.keys() - wanted.keys())]
+    problems += [
+        f"{key} of shape {list(tensors[key].shape)}, not {list(wanted[key].shape)}"
+        for key in sorted(wanted.keys() & tensors.keys())
+        if tensors[key].shape != wanted[key].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"loading routers from {source}",
+            got="; ".join(problems),
+            expected=f"the {len(wanted)} router tensors of this base model",
+        )
+    for site, router in routers(model).items():
+        prefix = f"layers.{site.layer}.{site.module}_router."
+        mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        router.load_state_dict(mine)
+
+
+def read_info(folder: str | Path) -> CheckpointInfo:
+    """What a checkpoint is, from its config alone.
+
+    Raises:
+        CheckpointError: there is none, it is no JSON, or of a newer format.
+    """
+    path = Path(folder) / CONFIG
+    doing = f"reading the checkpoint {folder}"
+    if not path.is_file():
+        raise CheckpointError(
+            doing, got=f"no {CONFIG} there", expected="a folder made by `skipgpt train`"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            doing,
+            got=f"format version {version}",
+            expected=str(FORMAT_VERSION),
+            todo="upgrade skipgpt",
+        )
+    try:
+        info = from_dict(CheckpointInfo, values)
+    except ConfigError as error:
+        raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
+    curve = None if info.curve is None else tuple((s, t) for s, t in info.curve)
+    return dataclasses.replace(info, curve=curve)
+
+
+def verify_files(folder: Path, info: CheckpointInfo) -> None:
+    """Compare every file with its recorded digest.
+
+    Raises:
+        CheckpointError: one message with every missing and every damaged file.
+    """
+    problems = []
+    for name, digest in info.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif _digest(path) != digest:
+            problems.append(f"{name} is damaged or was changed ({path.stat().st_size} bytes)")
+    if problems:
+        raise CheckpointError(
+            f"verifying the checkpoint {folder}",
+            got="; ".join(problems),
+            expected=f"the files as {CONFIG} records them",
+            todo="copy the checkpoint again, or train it again",
+        )
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise if a checkpoint lies there.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if (folder / CONFIG).exists():
+        raise CheckpointError(
+            f"writing to {folder}",
+            got="a folder that already holds a checkpoint",
+            expected="an empty or new folder",
+            todo="pass --overwrite (overwrite=True) to replace it",
+        )
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files are renamed into `folder` once all of them are written.
+
+    Raises:
+        CheckpointError: writing failed; `folder` holds what it held before.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    except OSError as error:
+        raise CheckpointError(f"writing to {folder}", got=str(error)) from error
+    try:
+        yield stage
+        # The config names the digests of the rest, so it has to be the last to appear.
+        for path in sorted(_files(stage), key=lambda path: path.name == CONFIG):
+            target = folder / path.relative_to(stage)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    except Exception as error:
+        # safetensors reports a full disk with an exception class of its own.
+        if isinstance(error, SkipGPTError):
+            raise
+        raise CheckpointError(
+            f"writing to {folder}",
+            got=f"{type(error).__name__}: {error}",
+            expected="room on the disk and permission to write",
+            todo="what was there before is untouched",
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload a checkpoint without its resume state; returns the address of the commit."""
+    from huggingface_hub import HfApi
+
+    verify_files(Path(folder), read_info(folder))
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns="trainer/*"))
+
+
+def model_card(info: CheckpointInfo) -> str:
+    """The generated README.md of a checkpoint."""
+    measured = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
+    return f"""---
+library_name: skipgpt
+base_model: {info.base}
+tags: [skipgpt, dynamic-depth, token-routing]
+---
+
+# Routers for {info.base}
+
+Each token decides which attention and MLP modules to run. Stages done: {", ".join(info.stages)};
+recipe `{info.recipe}`; target sparsity {info.target_sparsity:.0%}.
+
+Measured on held-out text at that target: {measured or "not measured"}. Module sparsity counts
+(token, module) pairs; parameter and FLOP sparsity count what is in them.
+
+```python
+import skipgpt
+
+model, tokenizer = skipgpt.load("this folder", sparsity={info.target_sparsity})
+```
+
+Routing is deterministic: a module runs where the router's margin is above one global threshold.
+The base model's weights are not part of this folder; its fingerprint is `{info.fingerprint}`.
+"""
+
+
+def to_json(value: Any) -> str:
+    """Pretty JSON with a final newline; refuses NaN and infinity, which are not JSON."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _local(folder: str | Path) -> Path:
+    """The folder itself, or the download of a hub id."""
+    if Path(folder).is_dir() or str(folder).count("/") != 1:
+        return Path(folder)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(folder)))
+    except Exception as error:  # the hub client raises many kinds
+        raise CheckpointError(
+            f"loading the checkpoint {folder}",
+            got=f"no such folder, and from the hub {type(error).__name__}",
+            expected="a folder made by `skipgpt train`, or a hub id",
+        ) from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"reading {path}", got=str(error)) from error
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

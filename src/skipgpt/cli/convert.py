@@ -1,0 +1,44 @@
+"""skipgpt convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skipgpt.cli import options
+
+NAME = "convert"
+HELP = """Turn a router file of the paper's authors into a checkpoint.
+
+Reads the linear and the two-layer head, stage-2 keys with LoRA, and full state dicts; never
+executes what a pickle holds. With --data the thresholds are calibrated too.
+""" + options.examples(
+    "skipgpt convert router.pth --base meta-llama/Llama-3.1-8B --out out/llama-official",
+    "skipgpt convert stage2.pth --base meta-llama/Llama-2-7b-hf --data corpus.txt --out out/7b",
+)
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help=".pth, .pt, .bin or .safetensors.")],
+    base: Annotated[str, typer.Option(help="The base model it was trained on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text to calibrate on; argmax routing without.")
+    ] = None,
+    sparsity: Annotated[float, typer.Option(help="Target to calibrate to.")] = 0.25,
+    lora_alpha: Annotated[int, typer.Option(help="LoRA alpha, which the file omits.")] = 32,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Parse, convert, print."""
+    options.begin(quiet=quiet, seed=seed)
+    from skipgpt.convert import convert
+
+    raise SystemExit(convert)  # replaced when convert.py lands

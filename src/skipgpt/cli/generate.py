@@ -1,0 +1,58 @@
+"""skipgpt generate."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from skipgpt.cli import options
+
+NAME = "generate"
+HELP = """Continue a prompt with a checkpoint's model. Reads the prompt from a pipe if none is given.
+""" + options.examples(
+    'skipgpt generate out/nano-25 "def main():" --max-new-tokens 40',
+    "cat prompt.txt | skipgpt generate out/nano-25 --sparsity 0.4 --json",
+)
+
+
+def run(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to add.")] = 64,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy.")] = False,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    sparsity: options.Sparsity = None,
+    base: options.BaseOverride = None,
+    as_json: options.Json = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Parse, generate, print."""
+    from skipgpt.errors import ConfigError
+
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    if not prompt:
+        raise ConfigError(
+            "reading the prompt", got="none", expected="an argument or text on standard input"
+        )
+    options.begin(quiet=quiet, seed=seed)
+    from skipgpt.checkpoint import load
+    from skipgpt.generation import generate
+
+    model, tokenizer = load(
+        folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+    )
+    result = generate(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature if sample else 0.0,
+    )
+    options.emit(result.to_dict(), as_json, prompt + result.text)

@@ -1,0 +1,55 @@
+"""The options that every verb shares, and what they set in motion."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps …")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="auto is float32 on a CPU, bfloat16 elsewhere.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
+Sparsity = Annotated[
+    float | None,
+    typer.Option("--sparsity", help="Share of modules to skip; the trained target if absent."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+BaseOverride = Annotated[
+    str | None,
+    typer.Option("--base", help="Where the base model lies, if it has moved."),
+]
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text."""
+    return "\n\nExamples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+def begin(*, quiet: bool, seed: int | None = None) -> None:
+    """Seed everything and settle who may write to standard error."""
+    import os
+    import warnings
+
+    import torch
+    from transformers.utils import logging
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    logging.set_verbosity_error()
+    if quiet or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    if quiet:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process is
+    warnings.simplefilter("ignore")
+
+
+def emit(result: Any, as_json: bool, text: str) -> None:
+    """Print a result, as one JSON document or for people."""
+    print(json.dumps(result, indent=2) if as_json else text)

@@ -1,0 +1,99 @@
+"""What a forward costs, given how much is kept: parameters and FLOPs.
+
+Under `kv="dense"` keys and values are computed for every token; queries, attention core and
+output projection for tokens that keep attention; the MLP for tokens that keep the MLP. Embedding
+table, language-model head, routers, K and V are always counted as run.
+
+    parameters a token   routers + head + sum over layers (kv + keep_attn * qo + keep_mlp * mlp)
+    FLOPs a token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
+
+with S the mean number of tokens attended to. A multiply and an add are two FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from skipgpt.model.surgery import routed_layers
+from skipgpt.routing.decision import Site
+
+
+@dataclass(frozen=True)
+class ModuleCosts:
+    """Counts of one layer.
+
+    Attributes:
+        kv: parameters of the key and value projections.
+        qo: parameters of the query and output projections.
+        mlp: parameters of the MLP.
+        core_width: heads times head size; the attention core costs 4 FLOPs a unit and attended
+            token.
+    """
+
+    kv: int
+    qo: int
+    mlp: int
+    core_width: int
+
+
+def layer_costs(layer: Any) -> ModuleCosts:
+    """The counts of a routed layer, LoRA left out."""
+    attn = layer.self_attn
+
+    def size(*modules: nn.Module) -> int:
+        named = [item for module in modules for item in module.named_parameters()]
+        return sum(p.numel() for name, p in named if "lora_" not in name)
+
+    return ModuleCosts(
+        kv=size(attn.k_proj, attn.v_proj),
+        qo=size(attn.q_proj, attn.o_proj),
+        mlp=size(layer.mlp),
+        core_width=attn.config.num_attention_heads * attn.head_dim,
+    )
+
+
+def sparsities(
+    model: nn.Module, keep: Mapping[Site, float], context: float
+) -> dict[str, float]:
+    """All the senses of sparsity, of one set of keep ratios.
+
+    Args:
+        model: with routers.
+        keep: share of tokens that each site runs.
+        context: mean number of tokens that a token attends to.
+
+    Returns:
+        `module`, `attn` and `mlp` count decisions; `params` and `flops` count what a token does
+        not use of the whole model, K/V, head and routers included.
+    """
+    dense_params = run_params = float(_always(model))
+    core_dense = core_run = 0.0
+    layers = routed_layers(model)
+    for layer in layers:
+        cost = layer_costs(layer)
+        attn, mlp = keep[Site(layer.index, "attn")], keep[Site(layer.index, "mlp")]
+        dense_params += cost.kv + cost.qo + cost.mlp
+        run_params += cost.kv + attn * cost.qo + mlp * cost.mlp
+        core_dense += 4 * cost.core_width * context
+        core_run += attn * 4 * cost.core_width * context
+    shares = {kind: [keep[s] for s in keep if s.module == kind] for kind in ("attn", "mlp")}
+    return {
+        "module": 1 - sum(keep.values()) / len(keep),
+        "attn": 1 - sum(shares["attn"]) / len(layers),
+        "mlp": 1 - sum(shares["mlp"]) / len(layers),
+        "params": 1 - run_params / dense_params,
+        "flops": 1 - (2 * run_params + core_run) / (2 * dense_params + core_dense),
+    }
+
+
+def _always(model: Any) -> int:
+    """Parameters that every token uses: head and routers (an embedding look-up is free)."""
+    routers = sum(
+        p.numel() for n, p in model.named_parameters() if "attn_router." in n or "mlp_router." in n
+    )
+    head: int = model.get_output_embeddings().weight.numel()
+    return head + routers

@@ -1,0 +1,168 @@
+"""Sources made of rows - JSON lines, parquet, hub datasets - as one document a row."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from skipgpt.data.decoding import decode, unreadable
+from skipgpt.data.documents import Document, document_of
+from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
+
+Row = tuple[int, dict[str, Any]]
+
+
+def json_documents(path: Path, name: str, field: str) -> Iterator[Document]:
+    """The documents of a file with one JSON object a line."""
+    return _row_documents(_json_rows(path), f"reading {path}", f"{name}, line", field)
+
+
+def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
+    """The documents of a parquet file."""
+    doing = f"reading {path}"
+    rows = _guarded(
+        _parquet_rows(path, field, _import_extra("pyarrow.parquet", doing)),
+        doing,
+        expected="a whole parquet file",
+        todo="fetch or write the file again",
+    )
+    return _row_documents(rows, doing, f"{name}, row", field)
+
+
+def hub_documents(source: str, field: str) -> Iterator[Document]:
+    """The documents of a hub dataset, `org/name` or `org/name:config`, as they arrive."""
+    doing = f"streaming the hub dataset {source}"
+    rows = _guarded(
+        _hub_rows(source, _import_extra("datasets", doing)),
+        doing,
+        expected="a dataset that can be reached, with a split named train",
+        todo="check the id (org/name:config where it has several), the network and "
+        "HF_HUB_OFFLINE; or fetch its files and give those",
+    )
+    return _row_documents(rows, doing, f"{source}, row", field)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """The objects of a JSON lines file with their line numbers; blank lines are passed over."""
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = decode(raw, path, offset)
+                offset += len(raw)
+                if line.strip():
+                    yield number, _json_object(line, path, number)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        problem = "" if isinstance(row, dict) else f"which holds a {_json_type(row)}"
+    # A number too long or brackets too deep are not JSON errors to the parser.
+    except (ValueError, RecursionError) as error:
+        problem = f"which is not JSON ({error})"
+    if problem:
+        raise DataError(
+            f"reading {path}",
+            got=f"line {number}, {problem}",
+            expected="one JSON object a line",
+            todo="repair the line; a JSON array becomes lines with: jq -c '.[]'",
+        )
+    return dict(row)
+
+
+def _parquet_rows(path: Path, field: str, parquet: Any) -> Iterator[Row]:
+    """The rows with their numbers; of the columns, only the text where there is one."""
+    with parquet.ParquetFile(path) as file:
+        columns = [field] if field in file.schema_arrow.names else None
+        number = 0
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+
+def _hub_rows(source: str, datasets: Any) -> Iterator[Row]:
+    name, _, subset = source.partition(":")
+    stream = datasets.load_dataset(name, subset or None, split="train", streaming=True)
+    yield from enumerate(stream, 1)
+
+
+def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> Iterator[Document]:
+    """One document a row; rows whose text is empty or null are passed over.
+
+    Args:
+        rows: numbers and fields.
+        doing: for errors.
+        name: of a row, up to its number.
+        field: the one that holds the text.
+    """
+    unit = name.rpartition(" ")[2]
+    for number, row in rows:
+        if field not in row:
+            texts = [key for key, value in row.items() if isinstance(value, str)]
+            raise DataError(
+                doing,
+                got=f"{unit} {number} with the fields {', '.join(row) or '(none)'}",
+                expected=f"a field {field!r}",
+                todo=f"name the field that holds the text: --set data.text_field={texts[0]}"
+                if texts
+                else "name the field that holds the text with --set data.text_field=",
+            )
+        text = row[field]
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise DataError(
+                doing,
+                got=f"{unit} {number}, where {field!r} holds a {_json_type(text)}",
+                expected="a string",
+                todo="name the field that holds the text with --set data.text_field=",
+            )
+        if not text.isascii() and re.search(r"[\ud800-\udfff]", text):
+            raise DataError(
+                doing,
+                got=f"{unit} {number} with half a surrogate pair",
+                expected="text that can be written in UTF-8",
+                todo="repair or drop the row",
+            )
+        if text.strip():
+            yield document_of(f"{name} {number}", text)
+
+
+def _json_type(value: object) -> str:
+    names = {list: "list", dict: "object", bool: "boolean", str: "string", type(None): "null"}
+    return names.get(type(value), "number" if isinstance(value, int | float) else "value")
+
+
+def _guarded(rows: Iterator[Row], doing: str, *, expected: str, todo: str) -> Iterator[Row]:
+    """The same rows, with whatever a foreign reader raises turned into a `DataError`."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except SkipGPTError:
+            raise
+        except Exception as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            raise DataError(
+                doing,
+                got=f"{type(error).__name__}: {first_line}",
+                expected=expected,
+                todo=todo,
+            ) from error
+        yield row
+
+
+def _import_extra(module: str, doing: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(module.partition(".")[0], "data", doing) from error

@@ -1,0 +1,136 @@
+"""Where documents come from: files, folders, hub datasets and the standard library."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+from skipgpt.config import DataConfig
+from skipgpt.data.decoding import is_binary, read_text
+from skipgpt.data.documents import Document, split_text, stdlib_documents
+from skipgpt.data.rows import hub_documents, json_documents, parquet_documents
+from skipgpt.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+ROWS = (*JSON_LINES, ".parquet")
+FILE_SUFFIXES = (*ROWS, ".txt", ".text", ".md", ".rst", ".py", ".csv", ".tsv")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
+
+
+def read_documents(sources: Sequence[str], config: DataConfig) -> Iterator[Document]:
+    """Read documents from sources in their order, no further than `config.max_documents`.
+
+    A source is
+
+    - a text file in UTF-8: one document, or one per part between `<|endoftext|>` markers. Where it
+      is the only file, and has no marker, it is cut into sections of at least 8 KiB characters;
+    - a `.jsonl`, `.ndjson` or `.json` file with one object a line, or a `.parquet` file: one
+      document a row, from the field `config.text_field`; rows without text are passed over;
+    - a folder: every file below it in the order of their paths, except hidden, empty and binary;
+    - the word `stdlib`: the sources of Python's standard library (a folder of that name can be
+      given as `./stdlib`);
+    - a hub dataset, `org/name` or `org/name:config`: its split `train`, streamed.
+
+    Raises:
+        DataError: a source is not found (at once), or cannot be read or holds no text (when its
+            turn comes).
+        MissingExtraError: a parquet file or hub dataset without the extra `data`.
+
+    Example:
+        >>> config = DataConfig(max_documents=2)
+        >>> [document.name for document in read_documents(["stdlib"], config)]
+        ['__future__.py', '__hello__.py']
+    """
+    if not sources:
+        raise DataError(
+            "reading the data", got="no source", expected="one or more", todo="give --data SRC"
+        )
+    readers = [_reader(source, config, lone=len(sources) == 1) for source in sources]
+    documents = chain.from_iterable(reader() for reader in readers)
+    return islice(documents, config.max_documents or None)
+
+
+def _reader(source: str, config: DataConfig, *, lone: bool) -> Callable[[], Iterator[Document]]:
+    """How to read a source; it is found now and read later."""
+    if source == "stdlib":
+        return lambda: iter(stdlib_documents())
+    path = Path(os.path.expanduser(source))
+    # os.path, because a Path raises where a name is too long or no such user is known.
+    if os.path.isdir(path):
+        return lambda: _some(
+            _folder_documents(path, config, lone),
+            f"reading the folder {path}",
+            got="a folder without text",
+            expected="text, JSONL or parquet files in or below it (hidden ones are not read)",
+        )
+    if os.path.exists(path):
+        return lambda: _some(
+            _file_documents(path, path.name, config, lone),
+            f"reading {path}",
+            got="an empty file" if _is_empty(path) else "a file without text",
+            expected="text",
+        )
+    if HUB_ID.fullmatch(source) and not source.lower().endswith(FILE_SUFFIXES):
+        return lambda: _some(
+            hub_documents(source, config.text_field),
+            f"streaming the hub dataset {source}",
+            got="no row with text",
+            expected="text",
+        )
+    raise DataError(
+        "reading the data",
+        got=f"{source!r}, where nothing is",
+        expected="a file, a folder, a hub dataset as org/name or org/name:config, or stdlib",
+        todo=f"check the spelling; paths are relative to {Path.cwd()}",
+    )
+
+
+def _some(
+    documents: Iterator[Document], doing: str, *, got: str, expected: str
+) -> Iterator[Document]:
+    """The same documents; having none is an error."""
+    empty = True
+    for document in documents:
+        empty = False
+        yield document
+    if empty:
+        raise DataError(doing, got=got, expected=expected, todo="give another source")
+
+
+def _folder_documents(folder: Path, config: DataConfig, lone: bool) -> Iterator[Document]:
+    below = {path.relative_to(folder).parts: path for path in folder.rglob("*") if path.is_file()}
+    files: dict[str, Path] = {}
+    for parts in sorted(below):
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
+        if hidden or _is_empty(below[parts]):
+            continue
+        if below[parts].suffix.lower() not in ROWS and is_binary(below[parts]):
+            logger.warning("leaving out the binary file %s", below[parts])
+            continue
+        files["/".join(parts)] = below[parts]
+    for name, path in files.items():
+        yield from _file_documents(path, name, config, lone and len(files) == 1)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file has no bytes; the size of a pipe says nothing."""
+    return path.is_file() and path.stat().st_size == 0
+
+
+def _file_documents(path: Path, name: str, config: DataConfig, lone: bool) -> Iterator[Document]:
+    """The documents of one file, by its suffix; none where it is empty."""
+    if _is_empty(path):
+        return
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        yield from parquet_documents(path, name, config.text_field)
+    elif suffix in JSON_LINES:
+        yield from json_documents(path, name, config.text_field)
+    else:
+        yield from split_text(name, read_text(path), lone=lone)

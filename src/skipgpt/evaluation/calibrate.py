@@ -1,0 +1,51 @@
+"""Setting a model's thresholds on held-out text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model.trace import deciding, execution, record_routing, routing_state, set_sparsity
+from skipgpt.routing.calibration import CURVE, CalibrationCurve, calibrate_curve
+from skipgpt.routing.decision import Threshold
+
+
+def calibrate(
+    model: nn.Module, blocks: Tensor, *, target: float | None = None, batch_size: int = 8
+) -> CalibrationCurve:
+    """Measure the whole dial, store it in the model and set the target.
+
+    Args:
+        model: with routers.
+        blocks: [N, T] token ids of text that the routers were not trained on.
+        target: a sparsity to hit exactly, beside the curve's 0, 5, … 80 %; the model is set to it.
+        batch_size: blocks a forward.
+
+    Returns:
+        The curve.
+
+    Example:
+        skipgpt.calibrate(model, blocks, target=0.25)
+    """
+
+    def margins_at(threshold: float) -> Tensor:
+        with deciding(model, Threshold(threshold)), execution(model, "sparse"):
+            with record_routing(model) as trace:
+                total_loss(model, blocks, batch_size)
+            return trace.margins()
+
+    wanted = set(CURVE) | ({target} if target else set())
+    curve = calibrate_curve(margins_at, tuple(sorted(wanted)))
+    routing_state(model).curve = curve
+    if target is not None:
+        set_sparsity(model, target)
+    return curve
+
+
+def cut(blocks: Tensor, tokens: int) -> Tensor:
+    """About this many tokens of blocks [N, T], evenly spread over all of them."""
+    wanted = max(1, min(len(blocks), tokens // blocks.shape[1]))
+    return blocks[torch.linspace(0, len(blocks) - 1, wanted).round().long()]
+
+

@@ -1,0 +1,90 @@
+"""A checkpoint and its base model as one ordinary transformers folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipgpt.checkpoint import load, read_info, staged
+from skipgpt.errors import CheckpointError
+from skipgpt.model.auto import REMOTE_CODE, auto_classes
+from skipgpt.model.families import family_of
+
+
+def export_merged(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    sparsity: float | None = None,
+    base: str | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> None:
+    """Write base, merged LoRA and routers as a folder for `AutoModelForCausalLM`.
+
+    Args:
+        folder: a checkpoint, or a hub id of one.
+        out: made if absent.
+        sparsity: that a plain `from_pretrained` is set to; the trained target where None.
+        base: where the base model lies, if it has moved.
+        overwrite: replace a model that is already there.
+        device: where to merge.
+        dtype: of the written base weights; routers stay float32.
+
+    Raises:
+        CheckpointError: a model is there already, or loading or writing fails.
+
+    Example:
+        skipgpt.export_merged("out/llama-25", "out/llama-25-merged")
+        skipgpt.register()
+        AutoModelForCausalLM.from_pretrained("out/llama-25-merged", sparsity=0.4)
+    """
+    out = Path(out)
+    if (out / "config.json").exists() and not overwrite:
+        raise CheckpointError(
+            f"writing to {out}",
+            got="a folder that already holds a model",
+            expected="an empty or new folder",
+            todo="pass --overwrite (overwrite=True) to replace it",
+        )
+    model, tokenizer = load(
+        folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+    )
+    info = read_info(folder)
+    merged = as_auto_model(model, info.curve, info.target_sparsity if sparsity is None else sparsity)
+    with staged(out) as stage:
+        merged.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
+        code = REMOTE_CODE.format(model_type=family_of(model).model_type)
+        (stage / "modeling_skipgpt.py").write_text(code, encoding="utf-8")
+
+
+def as_auto_model(model: Any, curve: Any, sparsity: float | None) -> Any:
+    """The same weights in the family's auto class; nothing is copied."""
+    family = family_of(model)
+    config_class, model_class = auto_classes(family.model_type)
+    values = model.config.to_dict()
+    for name in ("model_type", "architectures"):
+        values.pop(name, None)
+    routed = model.model.layers[0].routing
+    config = config_class(
+        router=dataclasses.asdict(routed.config),
+        curve=curve,
+        sparsity=sparsity if curve is not None else None,
+        **values,
+    )
+    config.auto_map = {
+        "AutoConfig": "modeling_skipgpt.SkipGPTConfig",
+        "AutoModelForCausalLM": "modeling_skipgpt.SkipGPTForCausalLM",
+    }
+    config._attn_implementation = model.config._attn_implementation
+    with torch.device("meta"):
+        merged = model_class(config)
+    merged.load_state_dict(model.state_dict(), assign=True)
+    merged.tie_weights()
+    merged.generation_config = model.generation_config
+    return merged.eval()

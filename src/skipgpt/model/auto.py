@@ -1,0 +1,95 @@
+"""Auto classes: a merged export is an ordinary transformers folder with a model type of its own.
+
+`skipgpt_llama` is the family's config with three fields more and the family's model with routers
+in its layers; so `from_pretrained`, `save_pretrained`, `generate` and the hub need nothing new.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from skipgpt.config import RouterConfig, from_dict
+from skipgpt.model.families import FAMILIES, MERGED_PREFIX, Family
+from skipgpt.model.surgery import add_routers
+from skipgpt.model.trace import routing_state, set_sparsity
+from skipgpt.routing.calibration import CalibrationCurve
+
+REMOTE_CODE = '''"""Lets transformers load this folder with trust_remote_code=True; needs skipgpt."""
+
+from skipgpt.model.auto import auto_classes
+
+SkipGPTConfig, SkipGPTForCausalLM = auto_classes("{model_type}")
+'''
+
+
+@functools.cache
+def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
+    """The config and model class of a family's merged exports.
+
+    Example:
+        config_class, model_class = auto_classes("llama")   # SkipGPTLlamaConfig, …ForCausalLM
+    """
+    family = FAMILIES[model_type]
+    base_config, base_model = _base_classes(family)
+
+    class SkipGPTConfig(base_config):  # type: ignore[misc, valid-type]
+        """The family's config with `router`, `curve` and `sparsity`."""
+
+        def __init__(
+            self,
+            router: dict[str, Any] | None = None,
+            curve: list[tuple[float, float]] | None = None,
+            sparsity: float | None = None,
+            **values: Any,
+        ) -> None:
+            super().__init__(**values)
+            self.router = router or dataclasses.asdict(RouterConfig())
+            self.curve = curve
+            self.sparsity = sparsity
+
+    SkipGPTConfig.model_type = MERGED_PREFIX + model_type
+
+    class SkipGPTForCausalLM(base_model):  # type: ignore[misc, valid-type]
+        """The family's model with routers, set to the config's sparsity."""
+
+        config_class = SkipGPTConfig
+        _keep_in_fp32_modules_strict = {"attn_router", "mlp_router"}
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            add_routers(self, from_dict(RouterConfig, config.router))
+            if config.curve is not None:
+                points = tuple((low, _finite(high)) for low, high in config.curve)
+                routing_state(self).curve = CalibrationCurve(points)
+                if config.sparsity is not None:
+                    set_sparsity(self, config.sparsity)
+
+    for made, suffix in ((SkipGPTConfig, "Config"), (SkipGPTForCausalLM, "ForCausalLM")):
+        made.__name__ = made.__qualname__ = f"SkipGPT{family.prefix}{suffix}"
+    return SkipGPTConfig, SkipGPTForCausalLM
+
+
+def register() -> None:
+    """Teach transformers the model types of merged exports.
+
+    After it, `AutoModelForCausalLM.from_pretrained(folder)` loads a merged export, and takes
+    `sparsity=` as one more argument. Without it the same call needs `trust_remote_code=True`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for model_type in FAMILIES:
+        config_class, model_class = auto_classes(model_type)
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+
+
+def _base_classes(family: Family) -> tuple[Any, Any]:
+    model_class = family.load("ForCausalLM")
+    return model_class.config_class, model_class
+
+
+def _finite(threshold: float | None) -> float:
+    """JSON has no infinity: the threshold that keeps everything is stored as null."""
+    return float("-inf") if threshold is None else threshold

@@ -1,0 +1,118 @@
+"""The base model: where it is found, how it is loaded, and how it is told from another one."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from skipgpt.errors import ConfigError, UnsupportedModelError
+
+EMBEDDED = "nano"
+_SAMPLED_VALUES = 64
+
+
+def base_location(name: str) -> str:
+    """What transformers is to load for a base model's name: a hub id or a folder.
+
+    `nano` is the model that skipgpt carries; an existing folder is made absolute, so that a
+    checkpoint made from it can be loaded from anywhere.
+    """
+    if name == EMBEDDED:
+        return str(resources.files("skipgpt") / "nano")
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """The number format for a device: float32 on a CPU, bfloat16 elsewhere, unless named.
+
+    Raises:
+        ConfigError: the name is not a floating-point dtype of torch.
+    """
+    if dtype == "auto":
+        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    chosen = getattr(torch, dtype, None)
+    if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
+        raise ConfigError(
+            "choosing the dtype", got=repr(dtype), expected="auto, float32, bfloat16 or float16"
+        )
+    return chosen
+
+
+def load_base(
+    name: str, *, revision: str | None = None, device: str = "cpu", dtype: str = "auto"
+) -> tuple[Any, Any]:
+    """A base model in evaluation mode, and its tokenizer.
+
+    Args:
+        name: hub id, folder, or `nano`.
+        revision: of the hub id.
+        device: where to put it.
+        dtype: `auto`, or a name as in torch.
+
+    Raises:
+        UnsupportedModelError: nothing that transformers can load is there.
+        ConfigError: the dtype or device is unknown.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    location = base_location(name)
+    chosen = choose_dtype(dtype, check_device(device))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=chosen)
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise UnsupportedModelError(
+            f"loading the base model {name!r}",
+            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            expected=f"a hub id, a folder with config.json, weights and tokenizer, or {EMBEDDED!r}",
+        ) from error
+    return model.to(device).eval(), tokenizer
+
+
+def check_device(device: str) -> str:
+    """Return `device` if torch knows it and it is there.
+
+    Raises:
+        ConfigError: it does not, or it is not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "choosing the device",
+            got=f"{device!r} ({str(error).splitlines()[0]})",
+            expected="cpu, cuda, cuda:1, mps …",
+        ) from error
+    return device
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits that change when the weights of the base model do.
+
+    Hashes name, shape and 64 evenly spaced values of every base parameter, rounded to bfloat16 so
+    that the same weights loaded in another dtype have the same fingerprint. Routers, LoRA and the
+    renaming that PEFT does are left out.
+    """
+    digest = hashlib.sha256()
+    named = {_base_name(name): p for name, p in model.named_parameters() if _is_base(name)}
+    for name, parameter in sorted(named.items()):
+        flat = parameter.detach().flatten()
+        stride = max(1, len(flat) // _SAMPLED_VALUES)
+        sample = flat[::stride][:_SAMPLED_VALUES].to("cpu", torch.bfloat16)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _is_base(name: str) -> bool:
+    return "attn_router." not in name and "mlp_router." not in name and "lora_" not in name
+
+
+def _base_name(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")

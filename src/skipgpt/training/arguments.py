@@ -1,0 +1,41 @@
+"""A stage's settings as transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from skipgpt.config import TrainConfig
+from skipgpt.training.stages import StagePlan
+
+
+def training_arguments(plan: StagePlan, config: TrainConfig, folder: Path) -> TrainingArguments:
+    """What transformers needs to know.
+
+    Args:
+        plan: the stage.
+        config: the run.
+        folder: where resume states go.
+    """
+    has_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=plan.steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        lr_scheduler_type=plan.schedule,
+        warmup_steps=plan.warmup,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.log_every,
+        save_steps=min(config.save_every, plan.steps),
+        save_total_limit=2,
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=has_gpu,
+        logging_nan_inf_filter=False,
+    )

@@ -1,0 +1,105 @@
+"""What watches a training run: the metrics file, the progress bar, and requests to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+
+class MetricsFile(TrainerCallback):  # type: ignore[misc]
+    """Appends one JSON line a log step to `metrics.jsonl`."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+        self.started = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write what was logged."""
+        if not logs or "loss" not in logs:
+            return
+        line = {"stage": self.stage, "step": state.global_step}
+        line |= {name: value for name, value in logs.items() if name != "epoch"}
+        line["seconds"] = round(time.monotonic() - self.started, 3)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class ProgressBar(TrainerCallback):  # type: ignore[misc]
+    """A bar on standard error, on a terminal only."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar where training starts or resumes."""
+        self.bar = progress_bar(state.max_steps, f"stage {self.stage}", state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance."""
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the newest loss and sparsity."""
+        if logs and "lm_loss" in logs:
+            shown = {name: logs[name] for name in ("lm_loss", "sparsity") if name in logs}
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+class StopRequest(TrainerCallback):  # type: ignore[misc]
+    """Turns Ctrl-C and SIGTERM into: finish the step, save a resumable state, stop."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop here if asked to."""
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals inside the block; a second one acts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.received = signal.Signals(number).name
+            signal.signal(number, signal.default_int_handler)
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def progress_bar(total: int, label: str, initial: int = 0) -> Any:
+    """A progress bar on standard error, silent unless that is a terminal."""
+    return tqdm(
+        total=total,
+        desc=label,
+        initial=initial,
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+    )

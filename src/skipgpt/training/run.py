@@ -1,0 +1,281 @@
+"""The chain: base model, routers, stages, calibration, checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.baselines.greedy import greedy_order, static_margins
+from skipgpt.checkpoint import (
+    CONFIG,
+    CheckpointInfo,
+    describe,
+    load,
+    read_info,
+    refuse_existing,
+    save,
+    staged,
+    to_json,
+)
+from skipgpt.config import Stage, TrainConfig, to_dict
+from skipgpt.data import Blocks, load_blocks
+from skipgpt.errors import CheckpointError, ConfigError, TrainingError
+from skipgpt.evaluation.calibrate import calibrate, cut
+from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.model.base import load_base
+from skipgpt.model.surgery import add_routers, routers
+from skipgpt.model.trace import execution
+from skipgpt.routing.router import set_constant
+from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest, progress_bar
+from skipgpt.training.stages import plan, prepare
+from skipgpt.training.timing import training_speedup
+
+RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run produced.
+
+    Attributes:
+        info: of the checkpoint that was written.
+        held_out: loss and sparsity on held-out text: `dense`, then one entry a stage that ran.
+        folder: where the checkpoint lies.
+    """
+
+    info: CheckpointInfo
+    held_out: dict[str, Perplexity]
+    folder: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+def train(
+    base: str,
+    data: list[str],
+    out: str | Path,
+    config: TrainConfig,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainResult:
+    """Train routers, heal with LoRA, calibrate, and write a checkpoint after each stage.
+
+    Args:
+        base: hub id, folder, `nano`, or a checkpoint to train further stages of.
+        data: sources of text; see `skipgpt.data.read_documents`.
+        out: the folder of the checkpoint.
+        config: everything else; see `skipgpt.config.recipe`.
+        device: where to train.
+        dtype: of the base model.
+        resume: go on from where an earlier call with the same arguments stopped.
+        overwrite: replace what is in `out`.
+
+    Raises:
+        SkipGPTError: with whatever went wrong; `out` then holds the last good state.
+
+    Example:
+        skipgpt.train("nano", ["stdlib"], "out/nano-25", skipgpt.recipe("default"))
+    """
+    out = Path(out)
+    torch.manual_seed(config.seed)
+    done = _prepare_folder(out, resume, overwrite)
+    start = base if not done else str(out)
+    model, tokenizer, info = _start(start, config, device, dtype)
+    blocks = load_blocks(data, tokenizer, config.data)
+    _write_run(out, base, data, config, blocks, resume)
+    held = cut(blocks.held_out, config.data.evaluation_tokens)
+    measured = {}
+    with execution(model, "dense"):
+        measured["dense"] = perplexity(model, held)
+    for stage in config.stages:
+        if stage not in done:
+            model = _run_stage(model, stage, config, blocks, out)
+            calibration = cut(blocks.calibration, config.data.calibration_tokens)
+            calibrate(model, calibration, target=config.target_sparsity)
+            measured[stage] = perplexity(model, held)
+            info = _save_stage(model, stage, config, out, info, measured[stage].sparsity)
+    shutil.rmtree(out / RESUME, ignore_errors=True)
+    return TrainResult(info, measured, str(out))
+
+
+def _prepare_folder(out: Path, resume: bool, overwrite: bool) -> tuple[str, ...]:
+    """Clear the way; returns the stages that an interrupted run finished."""
+    if resume:
+        if not (out / RUN).exists():
+            raise CheckpointError(
+                f"resuming in {out}", got="no run there", todo="start it without --resume"
+            )
+        return read_info(out).stages if (out / CONFIG).exists() else ()
+    if overwrite:
+        for name in (RESUME, METRICS, RUN, CONFIG):
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    refuse_existing(out)
+    if (out / RESUME).exists():
+        raise CheckpointError(
+            f"writing to {out}",
+            got="the state of an interrupted run",
+            todo="pass --resume to go on from it, or --overwrite to drop it",
+        )
+    return ()
+
+
+def _start(
+    base: str, config: TrainConfig, device: str, dtype: str
+) -> tuple[Any, Any, CheckpointInfo]:
+    """The model to train, routed, and what it is."""
+    if (Path(base) / CONFIG).exists():
+        model, tokenizer = load(base, trainable=True, device=device, dtype=dtype)
+        return model, tokenizer, read_info(base)
+    model, tokenizer = load_base(base, device=device, dtype=dtype)
+    if "lora" in config.stages and not {"router", "joint"} & set(config.stages):
+        raise ConfigError(
+            "planning the stages",
+            got=f"lora alone on the base model {base!r}",
+            expected="routers to heal around",
+            todo="train stage router first, or give a checkpoint as BASE",
+        )
+    add_routers(model, config.router)
+    return model, tokenizer, describe(model, base)
+
+
+def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, out: Path) -> Any:
+    from transformers import default_data_collator
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from skipgpt.training.arguments import training_arguments
+    from skipgpt.training.trainer import RoutingTrainer
+
+    stage_plan = plan(stage, config)
+    states = out / RESUME / stage
+    resume_from = latest_state(states)
+    if stage != "lora" and resume_from is None:
+        start_routers(model, config, blocks.train)
+    model = prepare(model, stage, config)
+    if stage == "lora":
+        _log_speedup(model, config, blocks, out)
+    stop = StopRequest()
+    trainer = RoutingTrainer(
+        plan=stage_plan,
+        config=config,
+        model=model,
+        args=training_arguments(stage_plan, config, states),
+        train_dataset=[{"input_ids": row, "labels": row} for row in blocks.train],
+        data_collator=default_data_collator,
+        callbacks=[MetricsFile(out / METRICS, stage), ProgressBar(stage), stop],
+    )
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if stop.received:
+        raise TrainingError(
+            f"training stage {stage}",
+            got=f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}",
+            todo="the state was saved; the same command with --resume goes on from it",
+        )
+    return model.eval()
+
+
+def _save_stage(
+    model: Any,
+    stage: Stage,
+    config: TrainConfig,
+    out: Path,
+    info: CheckpointInfo,
+    sparsity: dict[str, float],
+) -> CheckpointInfo:
+    info = dataclasses.replace(
+        describe(model, info.base),
+        base=info.base,
+        revision=info.revision,
+        fingerprint=info.fingerprint,
+        recipe=config.recipe,
+        stages=(*info.stages, stage),
+        target_sparsity=config.target_sparsity,
+        sparsity=sparsity,
+    )
+    return save(model, out, info, overwrite=True)
+
+
+def start_routers(model: Any, config: TrainConfig, blocks: Tensor) -> None:
+    """Set the routers to where the stage starts; see `RouterStage.start`."""
+    stage = config.router_stage
+    if stage.start == "keep":
+        for router in routers(model).values():
+            set_constant(router, 1.0)
+    elif stage.start == "static":
+        sites = len(routers(model))
+        removals = max(1, round(config.target_sparsity * sites))
+        bar = progress_bar(sum(sites - n for n in range(removals)), "greedy static start")
+        with bar:
+            order = greedy_order(
+                model,
+                cut(blocks, stage.static_tokens),
+                removals,
+                on_step=lambda done, _: bar.update(done - bar.n),
+            )
+        for site, margin in static_margins(model, order):
+            set_constant(routers(model)[site], margin)
+
+
+def latest_state(folder: Path) -> Path | None:
+    """The newest complete resume state of a stage; a half-written one is passed over."""
+    states = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for state in reversed(states):
+        try:  # transformers writes trainer_state.json last
+            json.loads((state / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return state
+    return None
+
+
+def _log_speedup(model: Any, config: TrainConfig, blocks: Blocks, out: Path) -> None:
+    """Say how much faster a healing step is than a dense one, in metrics.jsonl and on stderr."""
+    ratio = training_speedup(model, blocks.train[: config.batch_size])
+    with (out / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"stage": "lora", "step": 0, "speedup_over_dense": ratio}) + "\n")
+    print(f"stage lora: a sparse step runs at {ratio:.2f}x dense speed", file=sys.stderr)
+
+
+def _write_run(
+    out: Path, base: str, data: list[str], config: TrainConfig, blocks: Blocks, resume: bool
+) -> None:
+    """Write run.json; on resume, refuse to go on with other settings or data."""
+    run = {
+        "base": base,
+        "data": data,
+        "config": to_dict(config),
+        "data_fingerprint": blocks.fingerprint,
+        "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
+    }
+    if resume:
+        before = json.loads((out / RUN).read_text(encoding="utf-8"))
+        if changed := [key for key in run if json.loads(json.dumps(run[key])) != before.get(key)]:
+            raise ConfigError(
+                f"resuming the run in {out}",
+                got=f"other values than it was started with: {', '.join(changed)}",
+                expected=f"what {RUN} there records",
+                todo="repeat the first command and add --resume, or use --overwrite",
+            )
+        return
+    packages = ("skipgpt", "torch", "transformers", "peft", "accelerate")
+    run["versions"] = {name: importlib.metadata.version(name) for name in packages}
+    run["command"] = sys.argv
+    with staged(out) as stage:
+        (stage / RUN).write_text(to_json(run), encoding="utf-8")

@@ -1,0 +1,183 @@
+"""The Trainer: transformers' own, with the budget in the loss and only trained weights saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer
+
+from skipgpt.config import TrainConfig
+from skipgpt.errors import TrainingError
+from skipgpt.model.trace import Step, deciding, execution, record_routing
+from skipgpt.routing.budget import budget_loss, keep_ratio, linear_between, target_at
+from skipgpt.routing.calibration import quantile_threshold
+from skipgpt.routing.decision import DecisionRule, DifferenceProbe, GumbelSample
+from skipgpt.training.stages import StagePlan, optimizer_groups
+
+WEIGHTS = "trained.safetensors"
+_THRESHOLD = "threshold"
+
+
+class RoutingTrainer(Trainer):  # type: ignore[misc]
+    """Trains one stage; everything that is not said here is transformers' behaviour.
+
+    Args:
+        plan: the stage.
+        config: the run.
+        arguments: passed to `transformers.Trainer`.
+
+    Raises:
+        TrainingError: the loss is NaN or infinite; the step is not taken.
+    """
+
+    def __init__(self, *, plan: StagePlan, config: TrainConfig, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.plan, self.config = plan, config
+        # The loss of a step is a sum over its tokens divided by their number, however it is cut.
+        self.model_accepts_loss_kwargs = True
+        self.threshold = -float("inf")
+        self._whole_sparsity: Tensor | None = None
+        self._step_tokens = 0
+        self._seen: dict[str, list[Tensor]] = {}
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Language-model loss plus alpha times the budget term (paper, equation 7)."""
+        if not self.plan.trains_routers:
+            with execution(model, self.plan.execution):
+                loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            self._note(lm_loss=loss)
+            return loss
+        rule = self.rule(num_items_in_batch)
+        with execution(model, self.plan.execution), deciding(model, rule):
+            with record_routing(model) as trace:
+                lm_loss = super().compute_loss(
+                    model, inputs, num_items_in_batch=num_items_in_batch
+                )
+        step = trace.steps[0]
+        loss = lm_loss
+        if self.config.router_stage.estimator == "gumbel":
+            share = inputs["input_ids"].numel() / max(1, self._step_tokens)
+            target = self.config.target_sparsity
+            term = budget_loss(step.sparsity(), target, self._whole_sparsity)
+            loss = lm_loss + self.config.router_stage.alpha * share * term
+        else:
+            self._move_threshold(step)
+        sparsity = 1 - keep_ratio(step.keeps(), step.real)
+        self._note(lm_loss=lm_loss, sparsity=sparsity * self._share(inputs))
+        return loss
+
+    def rule(self, tokens: Tensor | int | None) -> DecisionRule:
+        """How decisions are made at this point of the stage."""
+        stage = self.config.router_stage
+        if stage.estimator == "gumbel":
+            return GumbelSample(
+                linear_between(stage.temperature_start, stage.temperature_end, self.progress)
+            )
+        return DifferenceProbe(self.threshold, stage.explore, float(tokens or 1))
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage's steps that are done."""
+        return float(self.state.global_step / max(1, self.plan.steps))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Fetch the parts of one step; where there are several, measure their sparsity first.
+
+        The budget term of a part points in the direction that the whole step needs, so that four
+        parts train exactly as one. That costs a forward without gradient a part; the random state
+        is put back, so the training forwards see the same noise.
+        """
+        samples, items = super().get_batch_samples(*args, **kwargs)
+        self._step_tokens = sum(sample["input_ids"].numel() for sample in samples)
+        self._whole_sparsity = None
+        is_budgeted = self.plan.trains_routers and self.config.router_stage.estimator == "gumbel"
+        if is_budgeted and len(samples) > 1:
+            self._whole_sparsity = self._measure(samples)
+        return samples, items
+
+    @torch.no_grad()
+    def _measure(self, samples: list[dict[str, Tensor]]) -> Tensor:
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        sparsity = torch.zeros((), device=self.args.device)
+        self.model.train()
+        with torch.random.fork_rng(devices), execution(self.model, self.plan.execution):
+            with deciding(self.model, self.rule(None)), self.compute_loss_context_manager():
+                for sample in samples:
+                    inputs = self._prepare_inputs(sample)
+                    with record_routing(self.model) as trace:
+                        self.model(**inputs)
+                    sparsity += trace.steps[0].sparsity() * self._share(inputs)
+        return sparsity
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward; refuses to go on from a loss that is no number."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"training stage {self.plan.stage}, step {self.state.global_step + 1}",
+                got=f"a loss of {loss.item()}",
+                expected="a finite number",
+                todo="the last saved state is kept; lower the learning rate and use --resume",
+            )
+        return loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over what the stage trains, routers and LoRA at their own rates."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(optimizer_groups(model or self.model, self.config))
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last line to what transformers logs."""
+        if "loss" in logs:
+            parts = self.config.accumulation
+            logs |= {
+                name: torch.stack(values).mean().item() * parts
+                for name, values in self._seen.items()
+            }
+            self._seen.clear()
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save what trains and nothing else; the base model is where it was."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        save_file(trained | {_THRESHOLD: torch.tensor(self.threshold)}, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        self.threshold = tensors.pop(_THRESHOLD).item()
+        named = dict((model or self.model).named_parameters())
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                named[name].copy_(tensor)
+
+    def _share(self, inputs: dict[str, Tensor]) -> float:
+        return inputs["input_ids"].numel() / max(1, self._step_tokens)
+
+    def _move_threshold(self, step: Step) -> None:
+        """Follow the ramp: the threshold that would skip the present target of these margins."""
+        stage = self.config.router_stage
+        target = target_at(self.config.target_sparsity, self.progress, stage.ramp)
+        self.threshold = quantile_threshold(step.margins(), target)
+
+    def _note(self, **values: Tensor) -> None:
+        """Remember for the next log line; read only there, so that no step waits for a device."""
+        for name, value in values.items():
+            self._seen.setdefault(name, []).append(value.detach())

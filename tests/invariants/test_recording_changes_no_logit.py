@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from cases import Inputs, every_batch, every_family, routed
+from skipgpt.model.trace import execution, record_routing, routing_state
+
+
+@pytest.mark.parametrize("kind", ["gated", "sparse"])
+@every_batch
+@every_family
+@torch.no_grad()
+def test_recording_changes_no_logit(family: str, inputs: Inputs, kind: str) -> None:
+    model = routed(family)
+    with execution(model, kind):
+        expected = model(**inputs.given).logits
+        with record_routing(model) as trace:
+            recorded = model(**inputs.given).logits
+    assert torch.equal(recorded, expected)
+    assert len(trace.steps) == 1
+
+
+@torch.no_grad()
+def test_nothing_is_recorded_outside_the_block() -> None:
+    model, inputs = routed(), Inputs((0,), padded=False)
+    with record_routing(model) as trace:
+        model(inputs.ids)
+    model(inputs.ids)
+    assert len(trace.steps) == 1
+    assert routing_state(model).trace is None
+
+
+@torch.no_grad()
+def test_blocks_nest_and_restore_what_was_in_force_even_after_an_error() -> None:
+    model, inputs = routed(), Inputs((0,), padded=False)
+    with record_routing(model) as outer:
+        with record_routing(model) as inner:
+            model(inputs.ids)
+        with pytest.raises(IndexError), record_routing(model):
+            model(torch.full((1, 1), 999))  # no such token
+        model(inputs.ids)
+    assert (len(outer.steps), len(inner.steps)) == (1, 1)
+    assert routing_state(model).trace is None
+
+
+@torch.no_grad()
+def test_every_forward_of_a_generation_is_one_step() -> None:
+    model, inputs = routed(), Inputs((3, 0, 6), padded=True)
+    with record_routing(model) as trace:
+        model.generate(**inputs.given, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    shapes = [tuple(step.keeps()[0].shape) for step in trace.steps]
+    assert shapes == [(3, 11), (3, 1), (3, 1), (3, 1)]
+    _, tokens = trace.keep_counts()
+    assert tokens == (8 + 11 + 5) + 3 * 3
+
+
+@torch.no_grad()
+def test_dense_execution_decides_nothing_and_skips_nothing() -> None:
+    model, inputs = routed(), Inputs((0,), padded=False)
+    with execution(model, "dense"), record_routing(model) as trace:
+        model(inputs.ids)
+    assert trace.steps == []
+    assert trace.sparsity() == 0

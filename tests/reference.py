@@ -1,0 +1,108 @@
+"""The method, token by token in plain loops: what the library is held against.
+
+Nothing of skipgpt is imported here. Linear maps, norms, MLP and rotary angles are those of the
+transformers model; attention, gates and residual adds are written out as the paper has them.
+Shapes: T tokens of one unpadded row, D hidden, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Gate = Callable[[int, str, Tensor], Tensor]
+"""The gate, a scalar, of a layer's module (`attn`, `mlp`) for the state [D] that routers read."""
+
+
+def reference_logits(
+    model: nn.Module, row: Tensor, gate: Gate, reads: str = "layer_input"
+) -> Tensor:
+    """Logits [T, V] of one row of token ids [T]."""
+    stream = list(model.get_input_embeddings()(row))
+    for index, layer in enumerate(model.model.layers):
+        entering = stream
+        updates = _attention(model, index, stream)
+        gates = [gate(index, "attn", token) for token in stream]
+        stream = [token + g * u for token, g, u in zip(stream, gates, updates, strict=True)]
+        read = entering if reads == "layer_input" else stream
+        gates = [gate(index, "mlp", token) for token in read]
+        stream = [token + g * _mlp(layer, token) for token, g in zip(stream, gates, strict=True)]
+    logits = model.lm_head(model.model.norm(torch.stack(stream)))
+    return _soft_cap(logits, getattr(model.config, "final_logit_softcapping", None))
+
+
+def margin(router: nn.Module, state: Tensor, normalize: bool) -> Tensor:
+    """Keep logit minus skip logit of a router for one state [D]."""
+    if normalize:
+        state = state / (state.square().mean() + 1e-6).sqrt()
+    keep, skip = router(state)
+    return keep - skip
+
+
+def _attention(model: nn.Module, index: int, stream: list[Tensor]) -> list[Tensor]:
+    """What attention would add to each token; keys and values come from every token."""
+    layer, window = model.model.layers[index], _window(model.config, index)
+    attn = layer.self_attn
+    normed = [layer.input_layernorm(token) for token in stream]
+    angles = _angles(model, index, len(stream))
+    queries = [_turn(_heads(attn, "q", token), *angles[t]) for t, token in enumerate(normed)]
+    keys = [_turn(_heads(attn, "k", token), *angles[t]) for t, token in enumerate(normed)]
+    values = [_heads(attn, "v", token) for token in normed]
+    updates = []
+    for t, query in enumerate(queries):
+        seen = range(max(0, t + 1 - window), t + 1)
+        mixed = []
+        for head in range(len(query)):
+            group = head // (len(query) // len(keys[0]))
+            scores = torch.stack([query[head] @ keys[s][group] * attn.scaling for s in seen])
+            weights = _soft_cap(scores, getattr(attn, "attn_logit_softcapping", None)).softmax(0)
+            mixed.append(sum(w * values[s][group] for w, s in zip(weights, seen, strict=True)))
+        update = attn.o_proj(torch.cat(mixed))
+        updates.append(layer.post_attention_layernorm(update) if _sandwich(layer) else update)
+    return updates
+
+
+def _mlp(layer: nn.Module, token: Tensor) -> Tensor:
+    """What the MLP would add to one token [D]."""
+    if _sandwich(layer):
+        update = layer.mlp(layer.pre_feedforward_layernorm(token))
+        return layer.post_feedforward_layernorm(update)
+    return layer.mlp(layer.post_attention_layernorm(token))
+
+
+def _sandwich(layer: nn.Module) -> bool:
+    return hasattr(layer, "pre_feedforward_layernorm")
+
+
+def _heads(attn: nn.Module, kind: str, token: Tensor) -> Tensor:
+    """Query, key or value of one token [D] as heads [H, d], normed where the family does."""
+    heads = getattr(attn, f"{kind}_proj")(token).view(-1, attn.head_dim)
+    norm = getattr(attn, f"{kind}_norm", None)
+    return norm(heads) if norm else heads
+
+
+def _angles(model: nn.Module, index: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
+    """Cosines and sines [d] of each position."""
+    rotary, types = model.model.rotary_emb, getattr(model.config, "layer_types", None)
+    by_type = (types[index],) if model.config.model_type == "gemma3_text" else ()
+    positions = torch.arange(tokens)[None]
+    cosines, sines = rotary(torch.zeros(1), positions, *by_type)
+    return list(zip(cosines[0], sines[0], strict=True))
+
+
+def _turn(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+def _window(config: object, index: int) -> int:
+    """How many tokens a token sees, itself included."""
+    types = getattr(config, "layer_types", None)
+    slides = types[index] == "sliding_attention" if types else True
+    return (slides and getattr(config, "sliding_window", None)) or 10**9
+
+
+def _soft_cap(values: Tensor, cap: float | None) -> Tensor:
+    return values if cap is None else torch.tanh(values / cap) * cap

@@ -1,0 +1,177 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from skipgpt.errors import ConfigError
+from skipgpt.routing.calibration import (
+    CURVE,
+    CalibrationCurve,
+    calibrate,
+    calibrate_curve,
+    quantile_threshold,
+    skipped_share,
+)
+
+numbers = st.floats(-100, 100, width=32)
+curves = st.lists(st.tuples(st.floats(0.01, 0.95), numbers), min_size=2, max_size=8).map(
+    lambda points: CalibrationCurve(
+        (
+            (0.0, -math.inf),
+            *zip(
+                sorted({s for s, _ in points}),
+                sorted(t for _, t in points),
+                strict=False,
+            ),
+        )
+    )
+)
+
+
+@given(curve=curves, sparsity=st.floats(0.001, 0.95))
+def test_a_curve_stays_within_its_thresholds_and_rises(
+    curve: CalibrationCurve, sparsity: float
+) -> None:
+    finite = [t for _, t in curve.points if math.isfinite(t)]
+    threshold = curve.threshold(sparsity)
+    assert min(finite) - 1e-6 <= threshold <= max(finite) + 1e-6
+    assert curve.threshold(min(0.95, sparsity + 0.01)) >= threshold - 1e-6
+
+
+@given(curve=curves)
+def test_a_curve_goes_through_its_points(curve: CalibrationCurve) -> None:
+    for sparsity, threshold in curve.points:
+        assert curve.threshold(sparsity) == pytest.approx(threshold, rel=1e-6, abs=1e-6)
+
+
+@given(curve=curves, way=st.floats(0.0, 1.0))
+def test_a_curve_is_linear_between_neighbours(curve: CalibrationCurve, way: float) -> None:
+    for (low, at_low), (high, at_high) in itertools.pairwise(curve.points[1:]):
+        if high - low < 1e-6:  # a slope that rounding decides
+            continue
+        expected = at_low + way * (at_high - at_low)
+        # The way is recovered from sparsities 1e-6 apart at least: 1e-16 / 1e-6 of 200.
+        assert curve.threshold(low + way * (high - low)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_sparsity_zero_keeps_everything_calibrated_or_not() -> None:
+    assert CalibrationCurve(((0.3, 1.0),)).threshold(0) == -math.inf
+    assert CalibrationCurve(()).threshold(0) == -math.inf
+
+
+def test_beyond_its_ends_a_curve_answers_its_nearest_point() -> None:
+    curve = CalibrationCurve(((0.0, -math.inf), (0.1, -1.0), (0.4, 2.0)))
+    assert curve.threshold(0.05) == -1.0
+    assert curve.threshold(0.9) == 2.0
+    assert curve.largest == 0.4
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 0.96, math.nan])
+def test_a_sparsity_out_of_range_is_refused_in_words(sparsity: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        CalibrationCurve(((0.3, 1.0),)).threshold(sparsity)
+    assert str(caught.value) == (
+        f"reading sparsity: got {sparsity}; expected a share from 0 to 0.95; "
+        "0.25 skips a quarter of all modules"
+    )
+
+
+# Whole numbers, so that distinct margins lie far enough apart for a midpoint to exist.
+@given(
+    values=st.lists(st.integers(-1000, 1000), min_size=2, max_size=60, unique=True),
+    sparsity=st.floats(0.0, 1.0),
+)
+def test_a_quantile_threshold_skips_the_nearest_count_of_distinct_margins(
+    values: list[int], sparsity: float
+) -> None:
+    margins = torch.tensor(values, dtype=torch.float32)
+    threshold = quantile_threshold(margins, sparsity)
+    # One margin at least on either side.
+    expected = min(len(values) - 1, max(1, round(sparsity * len(values))))
+    assert int((margins <= threshold).sum()) == expected
+    assert threshold not in values
+
+
+@given(
+    values=st.lists(st.integers(-3, 3), min_size=2, max_size=60),
+    sparsity=st.floats(0.0, 1.0),
+)
+def test_ties_fall_on_one_side_together(values: list[int], sparsity: float) -> None:
+    margins = torch.tensor(values, dtype=torch.float32)
+    wanted = min(len(values) - 1, max(1, round(sparsity * len(values))))
+    skipped = int((margins <= quantile_threshold(margins, sparsity)).sum())
+    counts = [sum(v <= level for v in values) for level in sorted(set(values))]
+    # The first level whose ties reach the wanted count.
+    assert skipped == next(count for count in counts if count >= wanted)
+
+
+def test_constant_routers_are_parted_clearly() -> None:
+    margins = torch.tensor([-4.0] * 25 + [4.0] * 75)
+    assert quantile_threshold(margins, 0.25) == 0.0
+
+
+def still(margins: Tensor) -> object:
+    """Margins that do not depend on the threshold."""
+    return lambda threshold: margins
+
+
+def moving(margins: Tensor, shift: float) -> object:
+    """Margins that rise as more is skipped, as later routers' do."""
+    return lambda threshold: margins + shift * skipped_share(margins, threshold)
+
+
+@pytest.mark.parametrize("sparsity", [0.05, 0.25, 0.8])
+@pytest.mark.parametrize("start", [-math.inf, 0.0, 50.0])
+def test_calibration_hits_the_target_when_margins_stand_still(
+    sparsity: float, start: float
+) -> None:
+    margins = torch.randn(1000)
+    threshold = calibrate(still(margins), sparsity, start)
+    # A thousand margins: a share is exact to one of them.
+    assert skipped_share(margins, threshold) == pytest.approx(sparsity, abs=1e-3)
+
+
+@pytest.mark.parametrize("shift", [-0.5, 0.5])
+@pytest.mark.parametrize("sparsity", [0.25, 0.5])
+def test_calibration_hits_the_target_when_skipping_moves_the_margins(
+    shift: float, sparsity: float
+) -> None:
+    margins_at = moving(torch.randn(4000), shift)
+    threshold = calibrate(margins_at, sparsity, 0.0)
+    # It stops within a quarter of a point.
+    assert skipped_share(margins_at(threshold), threshold) == pytest.approx(sparsity, abs=0.0026)
+
+
+def test_calibration_returns_the_closest_guess_when_it_never_settles() -> None:
+    seen: list[tuple[float, float]] = []
+
+    def margins_at(threshold: float) -> Tensor:
+        margins = torch.randn(50, generator=torch.Generator().manual_seed(len(seen)))
+        seen.append((abs(skipped_share(margins, threshold) - 0.5), threshold))
+        return margins
+
+    threshold = calibrate(margins_at, 0.5, 3.0, rounds=4)
+    assert threshold == min(seen)[1]
+    assert len(seen) <= 4
+
+
+def test_a_whole_curve_reaches_each_of_its_sparsities() -> None:
+    margins_at = moving(torch.randn(4000), 0.3)
+    curve = calibrate_curve(margins_at, rounds=6)
+    assert curve.points[0] == (0.0, -math.inf)
+    assert len(curve.points) == len(CURVE) == 17
+    for sparsity in CURVE[1:]:
+        threshold = curve.threshold(sparsity)
+        reached = skipped_share(margins_at(threshold), threshold)
+        assert reached == pytest.approx(sparsity, abs=0.005)
+
+
+def test_a_curve_keeps_only_points_that_reach_further() -> None:
+    """Constant routers know two sparsities; equal points would be steps of no width."""
+    curve = calibrate_curve(still(torch.tensor([-4.0] * 25 + [4.0] * 75)))
+    reached = [sparsity for sparsity, _ in curve.points]
+    assert reached == [0.0, 0.25, 1.0]

@@ -1,0 +1,245 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import gumbel_softmax
+
+from skipgpt.model.sparse import _pack_columns, _take, _take_mask
+from skipgpt.routing.decision import (
+    KEEP_ALL,
+    DifferenceProbe,
+    Forced,
+    GumbelSample,
+    RandomRoutes,
+    Site,
+    StraightThrough,
+    Threshold,
+)
+
+SITE = Site(0, "attn")
+DRAWS = 40_000
+# Five standard deviations of a share of 40,000 draws, at most 0.5 / sqrt(40,000) each. Draws are
+# seeded, so this passes always or never; it is the size of error that the test can see.
+SAMPLING = 5 * 0.5 / math.sqrt(DRAWS)
+
+
+@pytest.mark.parametrize("threshold", [-1.5, 0.0, 0.25])
+def test_a_threshold_keeps_what_is_above_it_and_skips_equality(threshold: float) -> None:
+    margin = torch.tensor([[threshold - 0.5, threshold, threshold + 0.5]])
+    decision = Threshold(threshold)(margin, SITE)
+    assert decision.keep.tolist() == [[False, False, True]]
+    assert decision.gate.tolist() == [[0.0, 0.0, 1.0]]
+    assert decision.margin is margin
+
+
+def test_keep_all_keeps_even_the_lowest_margin() -> None:
+    assert KEEP_ALL(torch.tensor([[-1e30, 0.0]]), SITE).keep.all()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0])
+@pytest.mark.parametrize("margin", [-2.0, 0.0, 0.7])
+def test_gumbel_samples_are_distributed_as_torchs_gumbel_softmax(
+    margin: float, temperature: float
+) -> None:
+    margins = torch.full((1, DRAWS), margin, requires_grad=True)
+    decision = GumbelSample(temperature)(margins, SITE)
+    soft_gradient = torch.autograd.grad(decision.gate.sum(), margins)[0].flatten()
+
+    # Split the margin unevenly over two logits: only their difference may count.
+    logits = torch.tensor([1.25 * margin, 0.25 * margin]).expand(DRAWS, 2)
+    theirs = gumbel_softmax(logits, tau=temperature)[:, 0]
+
+    kept = decision.keep.float().mean().item()
+    assert kept == pytest.approx((theirs > 0.5).float().mean().item(), abs=2 * SAMPLING)
+    assert kept == pytest.approx(1 / (1 + math.exp(-margin)), abs=SAMPLING)
+    # The whole soft distribution, seen through the gradient s(1 - s) / temperature of its values.
+    expected = theirs * (1 - theirs) / temperature
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+        ours, other = soft_gradient.quantile(share), expected.quantile(share)
+        # The gradient's range is 0 to 0.25 / temperature; sampling moves a quantile by 1 % of it.
+        assert ours.item() == pytest.approx(other.item(), abs=0.01 * 0.25 / temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0])
+def test_the_gumbel_gates_gradient_is_the_analytic_one(temperature: float) -> None:
+    margin = torch.randn(3, 50, requires_grad=True)
+    torch.manual_seed(5)
+    decision = GumbelSample(temperature)(margin, SITE)
+    torch.manual_seed(5)
+    uniform = torch.rand(3, 50).clamp(1e-7, 1 - 1e-7)
+    soft = torch.sigmoid((margin.detach() + uniform.logit()) / temperature)
+
+    (gradient,) = torch.autograd.grad(decision.gate.sum(), margin)
+
+    torch.testing.assert_close(gradient, soft * (1 - soft) / temperature)
+    assert torch.equal(decision.keep, soft > 0.5)
+
+
+@pytest.mark.parametrize("rule", [GumbelSample(0.7), StraightThrough(0.7)], ids=str)
+def test_training_gates_are_exactly_zero_or_one(rule: GumbelSample | StraightThrough) -> None:
+    margin = torch.randn(20, 50, requires_grad=True)
+    decision = rule(margin, SITE)
+    assert torch.equal(decision.gate, decision.keep.float())
+    assert decision.keep.any()
+    assert not decision.keep.all()
+
+
+def test_gumbel_noise_survives_extreme_margins() -> None:
+    margin = torch.tensor([[-1e4, 1e4]], requires_grad=True)
+    decision = GumbelSample(1.0)(margin, SITE)
+    (gradient,) = torch.autograd.grad(decision.gate.sum(), margin)
+    assert decision.gate.tolist() == [[0.0, 1.0]]
+    assert gradient.isfinite().all()
+
+
+def test_straight_through_decides_by_sign_and_passes_the_sigmoids_gradient() -> None:
+    margin = torch.tensor([[-1.0, 0.0, 2.0]], requires_grad=True)
+    decision = StraightThrough(2.0)(margin, SITE)
+    assert decision.keep.tolist() == [[False, False, True]]
+    (gradient,) = torch.autograd.grad(decision.gate.sum(), margin)
+    soft = torch.sigmoid(margin.detach() / 2)
+    torch.testing.assert_close(gradient, soft * (1 - soft) / 2)
+
+
+def test_forced_routes_take_bools_tensors_and_the_default() -> None:
+    margin = torch.zeros(2, 3)
+    tensor = torch.tensor([[True, False, True], [False, False, True]])
+    rule = Forced({Site(0, "attn"): False, Site(1, "mlp"): tensor}, default=True)
+    assert not rule(margin, Site(0, "attn")).keep.any()
+    assert torch.equal(rule(margin, Site(1, "mlp")).keep, tensor)
+    assert rule(margin, Site(0, "mlp")).keep.all()
+    assert rule(margin, Site(1, "mlp")).gate.tolist() == tensor.float().tolist()
+
+
+def test_forced_routes_of_another_shape_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="expanded size"):
+        Forced({SITE: torch.ones(2, 4, dtype=torch.bool)})(torch.zeros(2, 3), SITE)
+
+
+def test_static_removal_skips_the_named_sites_only() -> None:
+    rule = Forced.without([Site(1, "mlp")])
+    assert not rule(torch.ones(1, 4), Site(1, "mlp")).keep.any()
+    assert rule(torch.full((1, 4), -9.0), Site(1, "attn")).keep.all()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.8, 1.0])
+def test_random_routes_skip_the_share_asked_for(sparsity: float) -> None:
+    keep = RandomRoutes(sparsity)(torch.zeros(1, DRAWS), SITE).keep
+    tolerance = 0 if sparsity in (0.0, 1.0) else SAMPLING
+    assert 1 - keep.float().mean().item() == pytest.approx(sparsity, abs=tolerance)
+
+
+def _regression_target(loss_of_gate: object, keep: bool, scale: float) -> float:
+    """The mean over many probes of what the margins are regressed on."""
+    margin = torch.full((1, DRAWS), 1.0 if keep else -1.0, requires_grad=True)
+    decision = DifferenceProbe(threshold=0.0, explore=1.0, scale=scale)(margin, SITE)
+    (gradient,) = torch.autograd.grad(loss_of_gate(decision.gate).sum(), margin)
+    # The gradient is (margin - target) / probes.
+    return (margin.detach() - gradient * DRAWS).mean().item()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 12.0])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(lambda u: 0.5 * (u - 1) ** 2, id="flat where the gate is 1"),
+        pytest.param(lambda u: (0.3 - u) ** 2, id="quadratic"),
+        pytest.param(lambda u: torch.sin(3 * u) + u**3, id="nonlinear"),
+        pytest.param(lambda u: 0.7 * u, id="harmful"),
+    ],
+)
+def test_a_probes_mean_target_is_the_loss_of_skipping_minus_that_of_keeping(
+    loss: object, scale: float, keep: bool
+) -> None:
+    skipped, kept = loss(torch.zeros(())).item(), loss(torch.ones(())).item()
+    # dL/du is within 4 here, so five standard deviations of a mean of 40,000 are below 0.1 scale.
+    target = _regression_target(loss, keep, scale)
+    assert target == pytest.approx(scale * (skipped - kept), abs=0.05 * scale)
+
+
+def test_probes_learn_the_difference_by_least_squares() -> None:
+    margin = torch.zeros(1, 1, requires_grad=True)
+    rule = DifferenceProbe(threshold=0.0, explore=1.0, scale=1.0)
+    for step in range(1, 1001):
+        decision = rule(margin.expand(1, 64), SITE)
+        # The loss is 0.5 (u - 1)^2: keeping is worth a half, though at u = 1 its slope is zero.
+        gradient = torch.autograd.grad((0.5 * (decision.gate - 1) ** 2).sum(), margin)[0]
+        with torch.no_grad():
+            margin -= gradient / step
+    # Targets 1 - u spread by 0.29; their mean over 64,000 probes by 0.0012; five of those.
+    assert margin.item() == pytest.approx(0.5, abs=0.006)
+
+
+def test_only_probed_decisions_get_a_gradient_and_the_rest_follow_the_threshold() -> None:
+    margin = torch.randn(4, 500, requires_grad=True)
+    decision = DifferenceProbe(threshold=0.3, explore=0.2, scale=1.0)(margin, SITE)
+    (gradient,) = torch.autograd.grad(decision.gate.square().sum(), margin)
+
+    probed = gradient != 0
+    # 2000 decisions: five standard deviations are 5 * sqrt(0.2 * 0.8 / 2000) = 0.045.
+    assert probed.float().mean().item() == pytest.approx(0.2, abs=0.045)
+    hard = decision.gate[~probed]
+    assert torch.equal(hard, (margin > 0.3).float()[~probed])
+    assert torch.equal(decision.keep, margin > 0.3)
+    assert ((decision.gate[probed] > 0) & (decision.gate[probed] < 1)).all()
+    target = -2 * decision.gate.detach()
+    expected = (margin - target).detach()[probed] / probed.sum()
+    torch.testing.assert_close(gradient[probed], expected)
+
+
+def test_no_probe_gives_no_gradient() -> None:
+    margin = torch.randn(2, 5, requires_grad=True)
+    decision = DifferenceProbe(threshold=0.0, explore=0.0, scale=1.0)(margin, SITE)
+    (gradient,) = torch.autograd.grad(decision.gate.sum(), margin)
+    assert not gradient.any()
+
+
+keeps = (
+    st.integers(1, 4)
+    .flatmap(
+        lambda tokens: st.lists(
+            st.lists(st.booleans(), min_size=tokens, max_size=tokens), min_size=1, max_size=4
+        )
+    )
+    .map(lambda rows: torch.tensor(rows))
+)
+
+
+@given(keep=keeps)
+def test_packing_and_unpacking_gives_every_kept_token_back_in_its_place(keep: Tensor) -> None:
+    source = torch.arange(1.0, keep.numel() + 1).view(*keep.shape, 1).expand(-1, -1, 2)
+    columns, filled = _pack_columns(keep)
+    packed = _take(source, columns)
+
+    assert columns.shape == filled.shape == (len(keep), int(keep.sum(1).max()))
+    assert packed.shape == (*columns.shape, 2)
+    back = torch.zeros_like(source)
+    for row in range(len(keep)):
+        # No position twice: every column of a row is its own.
+        assert len(set(columns[row].tolist())) == columns.shape[1]
+        back[row, columns[row][filled[row]]] = packed[row][filled[row]]
+    assert torch.equal(back, source * keep.unsqueeze(-1))
+
+
+@given(keep=keeps)
+def test_packed_positions_in_use_stay_in_order(keep: Tensor) -> None:
+    columns, filled = _pack_columns(keep)
+    for row, used, kept in zip(columns, filled, keep, strict=True):
+        assert row[used].tolist() == kept.nonzero().flatten().tolist()
+
+
+@given(keep=keeps, mask_rows=st.booleans(), empty_end=st.integers(0, 2))
+def test_a_packed_mask_is_the_rows_of_the_whole_mask(
+    keep: Tensor, mask_rows: bool, empty_end: int
+) -> None:
+    columns, _ = _pack_columns(keep)
+    batch, tokens = keep.shape
+    causal = torch.ones(tokens, tokens + empty_end, dtype=torch.bool).tril()
+    whole = causal.expand(batch if mask_rows else 1, 1, -1, -1)
+    expected = torch.stack([causal[row] for row in columns]).unsqueeze(1)
+    for mask in (whole, None):
+        assert torch.equal(_take_mask(mask, columns, tokens + empty_end), expected)
