@@ -21,10 +21,11 @@ import time
 from pathlib import Path
 
 import torch
-from skipgpt.data import Document, encode_documents, split_documents, stdlib_documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from skipgpt.data import Document, encode_documents, split_documents, stdlib_documents
 
 VOCABULARY = 4096
 END_OF_TEXT = "<|endoftext|>"

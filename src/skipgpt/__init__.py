@@ -10,16 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skipgpt.checkpoint import load as load
+    from skipgpt.checkpoint import push_to_hub as push_to_hub
     from skipgpt.config import RouterConfig as RouterConfig
     from skipgpt.config import TrainConfig as TrainConfig
     from skipgpt.config import recipe as recipe
     from skipgpt.errors import SkipGPTError as SkipGPTError
+    from skipgpt.evaluation.calibrate import calibrate as calibrate
+    from skipgpt.evaluation.perplexity import perplexity as perplexity
+    from skipgpt.export import export_merged as export_merged
+    from skipgpt.model.auto import register as register
     from skipgpt.model.surgery import add_routers as add_routers
     from skipgpt.model.surgery import remove_routers as remove_routers
     from skipgpt.model.surgery import routed_layers as routed_layers
     from skipgpt.model.trace import execution as execution
     from skipgpt.model.trace import record_routing as record_routing
     from skipgpt.model.trace import set_sparsity as set_sparsity
+    from skipgpt.report.routing_map import routing_map as routing_map
+    from skipgpt.training.run import train as train
 
 __version__ = "0.1.0"
 
@@ -28,12 +36,20 @@ _HOMES = {
     "SkipGPTError": "errors",
     "TrainConfig": "config",
     "add_routers": "model.surgery",
+    "calibrate": "evaluation.calibrate",
     "execution": "model.trace",
+    "export_merged": "export",
+    "load": "checkpoint",
+    "perplexity": "evaluation.perplexity",
+    "push_to_hub": "checkpoint",
     "recipe": "config",
     "record_routing": "model.trace",
+    "register": "model.auto",
     "remove_routers": "model.surgery",
     "routed_layers": "model.surgery",
+    "routing_map": "report.routing_map",
     "set_sparsity": "model.trace",
+    "train": "training.run",
 }
 
 __all__ = list(_HOMES)

@@ -107,6 +107,8 @@ def save(
         info = dataclasses.replace(info, files=files)
         (stage / "README.md").write_text(model_card(info), encoding="utf-8")
         (stage / CONFIG).write_text(to_json(dataclasses.asdict(info)), encoding="utf-8")
+    if not has_adapter(info):
+        shutil.rmtree(folder / LORA, ignore_errors=True)
     return info
 
 
@@ -160,7 +162,7 @@ def load(
         set_sparsity(model, info.target_sparsity if sparsity is None else sparsity)
     elif sparsity is not None:
         set_sparsity(model, sparsity)
-    if (folder / LORA).is_dir():
+    if has_adapter(info):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(folder / LORA), is_trainable=trainable)
@@ -253,6 +255,11 @@ def verify_files(folder: Path, info: CheckpointInfo) -> None:
         )
 
 
+def has_adapter(info: CheckpointInfo) -> bool:
+    """Whether a LoRA adapter belongs to the checkpoint; a folder that is there does not count."""
+    return any(name.startswith(f"{LORA}/") for name in info.files)
+
+
 def refuse_existing(folder: Path) -> None:
     """Raise if a checkpoint lies there.
 
@@ -314,6 +321,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
 def model_card(info: CheckpointInfo) -> str:
     """The generated README.md of a checkpoint."""
     measured = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
+    dial = f", sparsity={info.target_sparsity}" if info.curve else ""
     return f"""---
 library_name: skipgpt
 base_model: {info.base}
@@ -331,7 +339,7 @@ Measured on held-out text at that target: {measured or "not measured"}. Module s
 ```python
 import skipgpt
 
-model, tokenizer = skipgpt.load("this folder", sparsity={info.target_sparsity})
+model, tokenizer = skipgpt.load("this folder"{dial})
 ```
 
 Routing is deterministic: a module runs where the router's margin is above one global threshold.

@@ -317,7 +317,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 
@@ -342,7 +344,7 @@ def _unknown_key(doing: str, key: str, known: list[str]) -> ConfigError:
 def _coerce(hint: Any, value: Any, doing: str) -> Any:
     """Turn a JSON or command-line value into what the field's type asks for."""
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, doing)
+        return from_dict(typing.cast("type", hint), value, doing)
     origin = typing.get_origin(hint)
     if origin is types.UnionType:
         inner = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
@@ -357,7 +359,9 @@ def _coerce(hint: Any, value: Any, doing: str) -> Any:
             raise ValueError
         return hint(float(value)) if hint is int else hint(value) if hint in (float, str) else value
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(doing, got=repr(value), expected=f"a value of type {hint.__name__}") from error
+        raise ConfigError(
+            doing, got=repr(value), expected=f"a value of type {hint.__name__}"
+        ) from error
 
 
 __all__ = [

@@ -277,7 +277,7 @@ def _check_base_weights(source: _Source, weights: dict[str, Tensor], doing: str)
         dtype = torch.float16 if found.dtype == torch.float16 else torch.bfloat16
         if not torch.equal(found.to(dtype), weights[key].to("cpu", dtype)):
             wrong.append(source.spelled[key])
-    if False:
+    if wrong:
         raise CheckpointError(
             doing,
             got=f"{len(wrong)} of {len(compared)} base weights in the file that differ from that "

@@ -56,9 +56,7 @@ def layer_costs(layer: Any) -> ModuleCosts:
     )
 
 
-def sparsities(
-    model: nn.Module, keep: Mapping[Site, float], context: float
-) -> dict[str, float]:
+def sparsities(model: nn.Module, keep: Mapping[Site, float], context: float) -> dict[str, float]:
     """All the senses of sparsity, of one set of keep ratios.
 
     Args:

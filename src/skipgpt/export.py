@@ -55,7 +55,9 @@ def export_merged(
         folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
     )
     info = read_info(folder)
-    merged = as_auto_model(model, info.curve, info.target_sparsity if sparsity is None else sparsity)
+    merged = as_auto_model(
+        model, info.curve, info.target_sparsity if sparsity is None else sparsity
+    )
     with staged(out) as stage:
         merged.save_pretrained(stage)
         tokenizer.save_pretrained(stage)

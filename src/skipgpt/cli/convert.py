@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,9 @@ def run(
         list[str] | None, typer.Option(help="Text to calibrate on; argmax routing without.")
     ] = None,
     sparsity: Annotated[float, typer.Option(help="Target to calibrate to.")] = 0.25,
+    lora: Annotated[
+        Path | None, typer.Option(help="LoRA tensors, if they lie in a file of their own.")
+    ] = None,
     lora_alpha: Annotated[int, typer.Option(help="LoRA alpha, which the file omits.")] = 32,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -39,6 +43,23 @@ def run(
 ) -> None:
     """Parse, convert, print."""
     options.begin(quiet=quiet, seed=seed)
+    from skipgpt.config import DataConfig
     from skipgpt.convert import convert
+    from skipgpt.evaluation.calibrate import calibrate_checkpoint
 
-    raise SystemExit(convert)  # replaced when convert.py lands
+    info = convert(
+        file,
+        base,
+        out,
+        lora=lora,
+        lora_alpha=lora_alpha,
+        target_sparsity=sparsity,
+        overwrite=overwrite,
+    )
+    if data:
+        info = calibrate_checkpoint(
+            out, data, DataConfig(), target=sparsity, device=device, dtype=dtype
+        )
+    stages = ", ".join(info.stages)
+    text = f"{out}\nhead {info.router.head}, stages {stages}, base {info.base}"
+    options.emit(dataclasses.asdict(info), as_json, text)

@@ -50,6 +50,6 @@ def run(
     )
     config = DataConfig(block_size=block_size, max_documents=max_documents)
     blocks = pack_blocks(read_documents(text, config), tokenizer, block_size)
-    with executing(model, cast(Execution, execution)):
+    with executing(model, cast("Execution", execution)):
         result = perplexity(model, blocks, batch_size=batch_size)
     options.emit(result.to_dict(), as_json, str(result))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.checkpoint import CheckpointInfo, describe, load, read_info, save
+from skipgpt.config import DataConfig
+from skipgpt.data import load_blocks
+from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state, set_sparsity
 from skipgpt.routing.calibration import CURVE, CalibrationCurve, calibrate_curve
 from skipgpt.routing.decision import Threshold
@@ -43,9 +50,33 @@ def calibrate(
     return curve
 
 
+def calibrate_checkpoint(
+    folder: str | Path, data: list[str], config: DataConfig, *, target: float, **where: Any
+) -> CheckpointInfo:
+    """Calibrate a checkpoint that lies on disk, measure it, and write both into it.
+
+    Args:
+        folder: a checkpoint.
+        data: sources of text; only the held-out documents are used.
+        config: how to cut and split them.
+        target: sparsity that the checkpoint is set to.
+        where: `device` and `dtype`.
+
+    Raises:
+        SkipGPTError: with whatever went wrong; the checkpoint is then as it was.
+    """
+    model, tokenizer = load(folder, **where)
+    blocks = load_blocks(data, tokenizer, config)
+    calibrate(model, cut(blocks.calibration, config.calibration_tokens), target=target)
+    measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens)).sparsity
+    before = read_info(folder)
+    info = dataclasses.replace(
+        before, curve=describe(model, before.base).curve, target_sparsity=target, sparsity=measured
+    )
+    return save(model, folder, info, overwrite=True)
+
+
 def cut(blocks: Tensor, tokens: int) -> Tensor:
     """About this many tokens of blocks [N, T], evenly spread over all of them."""
     wanted = max(1, min(len(blocks), tokens // blocks.shape[1]))
     return blocks[torch.linspace(0, len(blocks) - 1, wanted).round().long()]
-
-

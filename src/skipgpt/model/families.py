@@ -82,9 +82,7 @@ FAMILIES: dict[str, Family] = {
             attention_extras=(("sliding_window", "config.sliding_window"),),
         ),
         Family("qwen2", "qwen2.modeling_qwen2", "Qwen2", attention_extras=(_WINDOW,)),
-        Family(
-            "qwen3", "qwen3.modeling_qwen3", "Qwen3", qk_norm=True, attention_extras=(_WINDOW,)
-        ),
+        Family("qwen3", "qwen3.modeling_qwen3", "Qwen3", qk_norm=True, attention_extras=(_WINDOW,)),
         Family(
             "gemma2",
             "gemma2.modeling_gemma2",

@@ -53,7 +53,9 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         layer.__class__ = routed_class(layer_class)
         layer.index, layer.family, layer.routing = index, family, state
         for module in MODULES:
-            router = build_router(state.config, _hidden_size(model)).to(weight.device, torch.float32)
+            router = build_router(state.config, _hidden_size(model)).to(
+                weight.device, torch.float32
+            )
             setattr(layer, f"{module}_router", router)
     decoder: Any = next(m for m in model.modules() if layers[0] in getattr(m, "layers", ()))
     decoder.routing_hook = decoder.register_forward_pre_hook(_note_padding, with_kwargs=True)

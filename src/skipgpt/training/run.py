@@ -34,6 +34,7 @@ from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.model.trace import execution
+from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
 from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest, progress_bar
 from skipgpt.training.stages import plan, prepare
@@ -50,11 +51,13 @@ class TrainResult:
         info: of the checkpoint that was written.
         held_out: loss and sparsity on held-out text: `dense`, then one entry a stage that ran.
         folder: where the checkpoint lies.
+        static_order: the greedy static removal that routers started from, if they did.
     """
 
     info: CheckpointInfo
     held_out: dict[str, Perplexity]
     folder: str
+    static_order: tuple[Site, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

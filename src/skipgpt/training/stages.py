@@ -1,9 +1,9 @@
 """What each stage trains, and the rule and execution that its forwards use.
 
-    stage    trains          execution   decisions
-    router   routers         gated       the estimator's, with gradient
-    lora     LoRA            sparse      deterministic, at the calibrated threshold
-    joint    both            gated       the estimator's, with gradient
+stage    trains          execution   decisions
+router   routers         gated       the estimator's, with gradient
+lora     LoRA            sparse      deterministic, at the calibrated threshold
+joint    both            gated       the estimator's, with gradient
 """
 
 from __future__ import annotations

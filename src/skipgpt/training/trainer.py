@@ -60,9 +60,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         rule = self.rule(num_items_in_batch)
         with execution(model, self.plan.execution), deciding(model, rule):
             with record_routing(model) as trace:
-                lm_loss = super().compute_loss(
-                    model, inputs, num_items_in_batch=num_items_in_batch
-                )
+                lm_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         step = trace.steps[0]
         loss = lm_loss
         if self.config.router_stage.estimator == "gumbel":

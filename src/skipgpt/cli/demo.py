@@ -1,0 +1,43 @@
+"""skipgpt demo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skipgpt.cli import options
+
+NAME = "demo"
+HELP = """Run the whole chain on the embedded base model, offline, in a few minutes.
+
+Trains routers, calibrates, heals with LoRA, measures it all against the dense model and static
+removal, and maps what was skipped. Writes checkpoint, demo.json and map.html.
+""" + options.examples("skipgpt demo", "skipgpt demo --sparsity 0.4 --out /tmp/demo --json")
+
+
+def run(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo-out"),
+    sparsity: Annotated[float, typer.Option(help="Share of modules to skip.")] = 0.25,
+    as_json: options.Json = False,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Parse, run, print."""
+    options.begin(quiet=quiet, seed=seed)
+    from skipgpt.demo import PROMPT, demo
+
+    result = demo(out, sparsity=sparsity, seed=seed)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    print(result.table())
+    print(f"\nstatic removes: {', '.join(result.static_modules)}")
+    for name, text in result.samples.items():
+        print(f"\n--- {name} sample ---\n{PROMPT}{text}")
+    print("\n" + result.map.to_terminal(colour=sys.stdout.isatty()))
+    print(f"\n{out}/checkpoint   {out}/demo.json   {out}/map.html")

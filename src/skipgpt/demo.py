@@ -1,0 +1,160 @@
+"""The whole chain on the embedded base model, offline, in a few minutes.
+
+Trains routers on `nano` with the standard library's sources, calibrates, heals with LoRA, and
+measures all of it against the dense model and against static removal of as many modules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipgpt.baselines.greedy import greedy_order
+from skipgpt.checkpoint import load, staged, to_json
+from skipgpt.config import override, recipe
+from skipgpt.data import load_blocks
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.generation import generate
+from skipgpt.model.surgery import routers
+from skipgpt.model.trace import deciding, execution
+from skipgpt.report.routing_map import RoutingMap, routing_map
+from skipgpt.routing.decision import Forced
+from skipgpt.training.callbacks import progress_bar
+from skipgpt.training.run import train
+
+SETTINGS = {
+    "router_stage.steps": 150,
+    "lora_stage.steps": 60,
+    "batch_size": 8,
+    "data.block_size": 256,
+    "data.calibration_tokens": 4096,
+    "save_every": 1000,
+}
+PROMPT = "def read_config(path):\n"
+PROGRAM = '''import sys
+
+
+def word_count(path):
+    """Return how many words a file holds."""
+    with open(path) as file:
+        return sum(len(line.split()) for line in file)
+
+
+for name in sys.argv[1:]:
+    print(name, word_count(name))
+'''
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Every number that the demo prints.
+
+    Attributes:
+        rows: by method: loss, perplexity and sparsity on the same held-out text.
+        static_modules: what the static baseline removes, first removed first.
+        samples: greedy continuations of one prompt, dense and sparse.
+        map: of a short program.
+        target_sparsity: what was asked for.
+        seed: of everything random.
+    """
+
+    rows: dict[str, Perplexity]
+    static_modules: list[str]
+    samples: dict[str, str]
+    map: RoutingMap
+    target_sparsity: float
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        dense = self.rows["dense"].nll_per_token
+        excess = {name: row.nll_per_token - dense for name, row in self.rows.items()}
+        plain = dataclasses.asdict(self)
+        for name, row in plain["rows"].items():
+            row["excess_nll"] = excess[name]
+        plain["map"]["sparsity"] = self.map.sparsity
+        return plain
+
+    def table(self) -> str:
+        """The rows for people."""
+        dense = self.rows["dense"].nll_per_token
+        lines = ["method            nats/token   excess   perplexity   module   params    flops"]
+        for name, row in self.rows.items():
+            lines.append(
+                f"{name:16}  {row.nll_per_token:10.4f}  {row.nll_per_token - dense:7.4f}"
+                f"  {row.perplexity:11.3f}"
+                + "".join(f"  {row.sparsity[key]:7.1%}" for key in ("module", "params", "flops"))
+            )
+        return "\n".join(lines)
+
+
+def demo(out: str | Path, *, sparsity: float = 0.25, seed: int = 0) -> DemoResult:
+    """Run the chain and write checkpoint, `demo.json` and `map.html` into `out`.
+
+    Args:
+        out: replaced if it is there.
+        sparsity: share of modules to skip.
+        seed: the same seed gives the same numbers.
+
+    Raises:
+        SkipGPTError: with whatever went wrong.
+    """
+    out = Path(out)
+    changes = SETTINGS | {"target_sparsity": sparsity, "seed": seed}
+    config = override(recipe("default"), changes)
+    _say("training routers, calibrating, healing with LoRA")
+    trained = train("nano", ["stdlib"], out / "checkpoint", config, overwrite=True)
+
+    _say("measuring static removal on the same text")
+    model, tokenizer = load(out / "checkpoint", merge=True)
+    blocks = load_blocks(["stdlib"], tokenizer, config.data)
+    held = cut(blocks.held_out, config.data.evaluation_tokens)
+    removed = list(trained.static_order) or _static(model, blocks.train, config)
+    base, _ = load(out / "checkpoint", merge=False)
+    with base.disable_adapter(), deciding(base, Forced.without(removed)):
+        static = perplexity(base, held)
+    rows = {
+        "dense": trained.held_out["dense"],
+        "static": static,
+        "router": trained.held_out["router"],
+        "router+lora": trained.held_out["lora"],
+    }
+    _say("generating")
+    with base.disable_adapter(), execution(base, "dense"):
+        dense_text = generate(base, tokenizer, PROMPT, max_new_tokens=48).text
+    result = DemoResult(
+        rows=rows,
+        static_modules=[f"{site.module} {site.layer + 1}" for site in removed],
+        samples={"dense": dense_text, "sparse": _continue(model, tokenizer)},
+        map=routing_map(model, tokenizer, PROGRAM),
+        target_sparsity=sparsity,
+        seed=seed,
+    )
+    with staged(out) as stage:
+        (stage / "demo.json").write_text(to_json(result.to_dict()), encoding="utf-8")
+        page = result.map.to_html("What nano skips in a short program")
+        (stage / "map.html").write_text(page, encoding="utf-8")
+    return result
+
+
+def _static(model: Any, blocks: Any, config: Any) -> list[Any]:
+    removals = max(1, round(config.target_sparsity * len(routers(model))))
+    with progress_bar(0, "greedy static removal") as bar:
+        return greedy_order(
+            model,
+            cut(blocks, config.router_stage.static_tokens),
+            removals,
+            on_step=lambda done, _: bar.update(done - bar.n),
+        )
+
+
+def _continue(model: Any, tokenizer: Any) -> str:
+    return generate(model, tokenizer, PROMPT, max_new_tokens=48).text
+
+
+def _say(what: str) -> None:
+    print(f"skipgpt demo: {what}", file=sys.stderr)
