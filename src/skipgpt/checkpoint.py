@@ -378,9 +378,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"reading {path}", got=str(error)) from error
+    return tensors
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

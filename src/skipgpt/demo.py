@@ -7,7 +7,7 @@ measures all of it against the dense model and against static removal of as many
 from __future__ import annotations
 
 import dataclasses
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from skipgpt.routing.decision import Forced
 from skipgpt.training.callbacks import progress_bar
 from skipgpt.training.run import train
 
+logger = logging.getLogger("skipgpt")
+
 SETTINGS = {
     "router_stage.steps": 150,
     "lora_stage.steps": 60,
@@ -35,8 +37,7 @@ SETTINGS = {
     "save_every": 1000,
 }
 PROMPT = "def read_config(path):\n"
-PROGRAM = '''import sys
-
+PROGRAM = '''
 
 def word_count(path):
     """Return how many words a file holds."""
@@ -106,10 +107,10 @@ def demo(out: str | Path, *, sparsity: float = 0.25, seed: int = 0) -> DemoResul
     out = Path(out)
     changes = SETTINGS | {"target_sparsity": sparsity, "seed": seed}
     config = override(recipe("default"), changes)
-    _say("training routers, calibrating, healing with LoRA")
+    logger.info("training routers, calibrating, healing with LoRA")
     trained = train("nano", ["stdlib"], out / "checkpoint", config, overwrite=True)
 
-    _say("measuring static removal on the same text")
+    logger.info("measuring static removal on the same text")
     model, tokenizer = load(out / "checkpoint", merge=True)
     blocks = load_blocks(["stdlib"], tokenizer, config.data)
     held = cut(blocks.held_out, config.data.evaluation_tokens)
@@ -123,7 +124,7 @@ def demo(out: str | Path, *, sparsity: float = 0.25, seed: int = 0) -> DemoResul
         "router": trained.held_out["router"],
         "router+lora": trained.held_out["lora"],
     }
-    _say("generating")
+    logger.info("generating")
     with base.disable_adapter(), execution(base, "dense"):
         dense_text = generate(base, tokenizer, PROMPT, max_new_tokens=48).text
     result = DemoResult(
@@ -154,7 +155,3 @@ def _static(model: Any, blocks: Any, config: Any) -> list[Any]:
 
 def _continue(model: Any, tokenizer: Any) -> str:
     return generate(model, tokenizer, PROMPT, max_new_tokens=48).text
-
-
-def _say(what: str) -> None:
-    print(f"skipgpt demo: {what}", file=sys.stderr)

@@ -10,7 +10,7 @@ import typer
 from skipgpt.cli import options
 
 NAME = "generate"
-HELP = """Continue a prompt with a checkpoint's model. Reads the prompt from a pipe if none is given.
+HELP = """Continue a prompt with a checkpoint's model; without one, read it from a pipe.
 """ + options.examples(
     'skipgpt generate out/nano-25 "def main():" --max-new-tokens 40',
     "cat prompt.txt | skipgpt generate out/nano-25 --sparsity 0.4 --json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -38,16 +39,19 @@ def begin(*, quiet: bool, seed: int | None = None) -> None:
     import warnings
 
     import torch
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     if seed is not None:
         torch.manual_seed(seed)
-    logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     if quiet or not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     if quiet:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process is
     warnings.simplefilter("ignore")
+    logger = logging.getLogger("skipgpt")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
 
 
 def emit(result: Any, as_json: bool, text: str) -> None:

@@ -71,8 +71,8 @@ def total_loss(model: nn.Module, blocks: Tensor, batch_size: int = 8) -> tuple[f
     model.eval()
     device = next(model.parameters()).device
     nll = 0.0
-    for batch in blocks.split(batch_size):
-        ids = batch.to(device)
+    for start in range(0, len(blocks), batch_size):
+        ids = blocks[start : start + batch_size].to(device)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         nll += cross_entropy(
             logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"

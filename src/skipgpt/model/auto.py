@@ -16,7 +16,7 @@ from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state, set_sparsity
 from skipgpt.routing.calibration import CalibrationCurve
 
-REMOTE_CODE = '''"""Lets transformers load this folder with trust_remote_code=True; needs skipgpt."""
+REMOTE_CODE = '''"""For from_pretrained(…, trust_remote_code=True); needs the package skipgpt."""
 
 from skipgpt.model.auto import auto_classes
 
@@ -55,7 +55,7 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         """The family's model with routers, set to the config's sparsity."""
 
         config_class = SkipGPTConfig
-        _keep_in_fp32_modules_strict = {"attn_router", "mlp_router"}
+        _keep_in_fp32_modules_strict = frozenset({"attn_router", "mlp_router"})
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)

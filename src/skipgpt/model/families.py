@@ -65,7 +65,7 @@ MERGED_PREFIX = "skipgpt_"
 """Starts the model type of a merged export, as in `skipgpt_llama`."""
 
 _WINDOW = ("sliding_window", "sliding_window")
-_GEMMA_NORMS = {
+_GEMMA_NORMS: dict[str, Any] = {
     "mlp_norm": "pre_feedforward_layernorm",
     "attn_post_norm": "post_attention_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",

@@ -53,6 +53,8 @@ class RoutedLayer(nn.Module):
     routing: RoutingState
     attn_router: Router
     mlp_router: Router
+    self_attn: Any
+    mlp: Any
 
     def forward(
         self,
@@ -66,7 +68,10 @@ class RoutedLayer(nn.Module):
 
         Args:
             hidden_states: [B, T, D], the residual stream.
-            attention_mask: see `LayerCall`, likewise the others.
+            attention_mask: see `LayerCall`.
+            position_embeddings: see `LayerCall`.
+            past_key_values: see `LayerCall`.
+            **extras: whatever else transformers passes.
 
         Returns:
             The residual stream after this layer, [B, T, D].

@@ -28,9 +28,7 @@ def mlp(layer: RoutedLayer, hidden: Tensor, decision: ModuleDecision) -> Tensor:
     packed = flat if len(rows) == len(flat) else flat.index_select(0, rows)
     update = layer.mlp(layer.part(layer.family.mlp_norm)(packed[None]))
     update = layer.part(layer.family.mlp_post_norm)(update)[0]
-    if len(rows) == len(flat):
-        return hidden + update.view_as(hidden)
-    return flat.index_add(0, rows, update.to(flat.dtype)).view_as(hidden)
+    return _add_rows(hidden, update, rows)
 
 
 def attention(
@@ -79,13 +77,17 @@ def attention(
     )
     update = attn.o_proj(mixed.reshape(*packed.shape[:2], -1))
     update = layer.part(family.attn_post_norm)(update)
-    if whole and decision.keep.all():
-        return hidden + update
-    rows = (columns + torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1])[
-        filled
-    ]
+    first_row = torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1]
+    return _add_rows(hidden, update[filled], (columns + first_row)[filled])
+
+
+def _add_rows(hidden: Tensor, update: Tensor, rows: Tensor) -> Tensor:
+    """Hidden [B, T, D] with update [N, D] added to rows [N] of its tokens, in order."""
     flat = hidden.flatten(0, 1)
-    return flat.index_add(0, rows, update[filled].to(flat.dtype)).view_as(hidden)
+    if len(rows) == len(flat):
+        return hidden + update.view_as(hidden)
+    # Not in place: the stream before this module may have been recorded.
+    return flat.index_add(0, rows, update.to(flat.dtype)).view_as(hidden)
 
 
 def _pack_columns(keep: Tensor) -> tuple[Tensor, Tensor]:

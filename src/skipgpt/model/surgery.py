@@ -47,7 +47,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
     family = family_of(model)
     state = RoutingState(config or RouterConfig())
     layer_class = family.load("DecoderLayer")
-    layers = [module for module in model.modules() if type(module) is layer_class]
+    layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]
     for index, layer in enumerate(layers):
         weight = layer.self_attn.q_proj.weight
         layer.__class__ = routed_class(layer_class)
@@ -69,7 +69,8 @@ def remove_routers(model: M) -> M:
         layer.__class__ = layer.family.load("DecoderLayer")
         for name in ("index", "family", "routing", "attn_router", "mlp_router"):
             delattr(layer, name)
-        _rename_unsplit(model, routed_class(type(layer)).__name__, type(layer).__name__)
+        name = type(layer).__name__
+        _rename_unsplit(model, f"Routed{name}", name)
     for module in model.modules():
         if hook := module.__dict__.pop("routing_hook", None):
             hook.remove()
@@ -122,8 +123,9 @@ def _note_padding(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     inputs = kwargs.get("input_ids", args[0] if args else None)
     inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
-    is_padding_mask = isinstance(mask, Tensor) and mask.ndim == 2 and inputs is not None
-    state.real = mask[:, -inputs.shape[1] :].bool() if is_padding_mask else None
+    state.real = None
+    if isinstance(mask, Tensor) and mask.ndim == 2 and isinstance(inputs, Tensor):
+        state.real = mask[:, -inputs.shape[1] :].bool()
 
 
 def _rename_unsplit(model: nn.Module, old: str, new: str) -> None:

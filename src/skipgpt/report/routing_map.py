@@ -58,7 +58,8 @@ class RoutingMap:
         low, high = min(shares), max(shares)
         text = "".join(
             f'<span style="background:{_shade((share - low) / (high - low or 1))}" '
-            f'title="{round(share * 2 * layers)} of {2 * layers} modules">{html.escape(token)}</span>'
+            f'title="{round(share * 2 * layers)} of {2 * layers} modules">'
+            f"{html.escape(token)}</span>"
             for token, share in zip(self.tokens, shares, strict=True)
         )
         heads = "".join(f'<th colspan="2">{number}</th>' for number in range(1, layers + 1))

@@ -192,5 +192,7 @@ class DifferenceProbe:
         explored = torch.rand(margin.shape, device=margin.device) < self.explore
         probe = torch.rand(margin.shape, device=margin.device, dtype=margin.dtype)
         hard = torch.where(explored, probe, keep.to(margin.dtype))
-        gate = _DifferenceRegression.apply(margin, hard, explored, self.scale)
+        gate: Tensor = _DifferenceRegression.apply(  # type: ignore[no-untyped-call]
+            margin, hard, explored, self.scale
+        )
         return ModuleDecision(keep, gate, margin)

@@ -48,7 +48,7 @@ class MLPRouter(nn.Module):
 
     def margin(self, hidden: Tensor) -> Tensor:
         """Keep logit minus skip logit, [B, T, D] -> [B, T]."""
-        logits = self(hidden)
+        logits: Tensor = self(hidden)
         return logits[..., KEEP] - logits[..., SKIP]
 
 
@@ -60,8 +60,9 @@ def build_router(config: RouterConfig, hidden_size: int) -> Router:
     router = LinearRouter(hidden_size) if config.head == "linear" else MLPRouter(hidden_size)
     layers = [m for m in router.modules() if isinstance(m, nn.Linear)]
     for number, layer in enumerate(layers, 1):
-        follows_relu = "linear" if number == len(layers) else "relu"
-        nn.init.kaiming_uniform_(layer.weight, nonlinearity=follows_relu)
+        nn.init.kaiming_uniform_(
+            layer.weight, nonlinearity="linear" if number == len(layers) else "relu"
+        )
         nn.init.zeros_(layer.bias)
     return router
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import shutil
 import sys
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from skipgpt.routing.router import set_constant
 from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest, progress_bar
 from skipgpt.training.stages import plan, prepare
 from skipgpt.training.timing import training_speedup
+
+logger = logging.getLogger("skipgpt")
 
 RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
 
@@ -249,11 +252,11 @@ def latest_state(folder: Path) -> Path | None:
 
 
 def _log_speedup(model: Any, config: TrainConfig, blocks: Blocks, out: Path) -> None:
-    """Say how much faster a healing step is than a dense one, in metrics.jsonl and on stderr."""
+    """Say how much faster a healing step is than a dense one, in metrics.jsonl and to the log."""
     ratio = training_speedup(model, blocks.train[: config.batch_size])
     with (out / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"stage": "lora", "step": 0, "speedup_over_dense": ratio}) + "\n")
-    print(f"stage lora: a sparse step runs at {ratio:.2f}x dense speed", file=sys.stderr)
+    logger.info("stage lora: a sparse step runs at %.2fx dense speed", ratio)
 
 
 def _write_run(

@@ -55,7 +55,7 @@ def plan(stage: Stage, config: TrainConfig) -> StagePlan:
     return StagePlan(stage, source.steps, source.schedule, source.warmup, kind)
 
 
-def prepare(model: nn.Module, stage: Stage, config: TrainConfig) -> Any:
+def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:
     """Give the model what the stage trains and freeze all else; returns the model to train."""
     if stage != "router":
         model = with_lora(model, config.lora_stage)

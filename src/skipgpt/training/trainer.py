@@ -34,6 +34,8 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         TrainingError: the loss is NaN or infinite; the step is not taken.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(self, *, plan: StagePlan, config: TrainConfig, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.plan, self.config = plan, config
@@ -58,9 +60,12 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
             self._note(lm_loss=loss)
             return loss
         rule = self.rule(num_items_in_batch)
-        with execution(model, self.plan.execution), deciding(model, rule):
-            with record_routing(model) as trace:
-                lm_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        with (
+            execution(model, self.plan.execution),
+            deciding(model, rule),
+            record_routing(model) as trace,
+        ):
+            lm_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         step = trace.steps[0]
         loss = lm_loss
         if self.config.router_stage.estimator == "gumbel":
@@ -108,13 +113,17 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         sparsity = torch.zeros((), device=self.args.device)
         self.model.train()
-        with torch.random.fork_rng(devices), execution(self.model, self.plan.execution):
-            with deciding(self.model, self.rule(None)), self.compute_loss_context_manager():
-                for sample in samples:
-                    inputs = self._prepare_inputs(sample)
-                    with record_routing(self.model) as trace:
-                        self.model(**inputs)
-                    sparsity += trace.steps[0].sparsity() * self._share(inputs)
+        with (
+            torch.random.fork_rng(devices),
+            execution(self.model, self.plan.execution),
+            deciding(self.model, self.rule(None)),
+            self.compute_loss_context_manager(),
+        ):
+            for sample in samples:
+                inputs = self._prepare_inputs(sample)
+                with record_routing(self.model) as trace:
+                    self.model(**inputs)
+                sparsity += trace.steps[0].sparsity() * self._share(inputs)
         return sparsity
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -132,9 +141,9 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW over what the stage trains, routers and LoRA at their own rates."""
         if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(optimizer_groups(model or self.model, self.config))
-        optimizer: torch.optim.Optimizer = self.optimizer
-        return optimizer
+            groups = optimizer_groups(model or self.model, self.config)
+            self.optimizer = torch.optim.AdamW(groups)
+        return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last line to what transformers logs."""
