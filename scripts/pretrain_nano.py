@@ -142,27 +142,41 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the best weights in --out"
+    )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
 
     train, held_out = split_documents(stdlib_documents(with_tests=True), HELD_OUT)
     held_out = [document for document in held_out if "/test" not in f"/{document.name}"]
-    tokenizer = train_tokenizer(train)
-    tokenizer.save_pretrained(options.out)
+    if options.resume:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out)
+    else:
+        tokenizer = train_tokenizer(train)
+        tokenizer.save_pretrained(options.out)
     train_ids = encode_documents(train, tokenizer)
     held_ids = encode_documents(held_out, tokenizer)
     held_blocks = held_ids[: len(held_ids) // BLOCK * BLOCK].view(-1, BLOCK)[::4]
     print(f"{len(train)} documents, {len(train_ids):,} tokens; held out {len(held_ids):,}")
 
-    model = LlamaForCausalLM(nano_config())
+    record = options.out / "pretraining.jsonl"
+    entries = [json.loads(line) for line in record.open()] if options.resume else []
+    if options.resume:
+        model = LlamaForCausalLM.from_pretrained(options.out)
+    else:
+        model = LlamaForCausalLM(nano_config())
     print(f"{model.num_parameters():,} parameters")
     runner = torch.compile(model)
     steppers = optimizers(model, options.muon_lr, options.adam_lr)
     peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]
-    generator = torch.Generator().manual_seed(options.seed)
-    best, step, started = math.inf, 0, time.monotonic()
-    log = (options.out / "pretraining.jsonl").open("w")
+    best = min((entry["held_out"] for entry in entries), default=math.inf)
+    step = first = max((entry["step"] for entry in entries), default=0)
+    # A resumed run draws other rows, not the first ones again.
+    generator = torch.Generator().manual_seed(options.seed + step)
+    started = time.monotonic()
+    log = record.open("a" if options.resume else "w")
     while (progress := (time.monotonic() - started) / (60 * options.minutes)) < 1:
         starts = torch.randint(len(train_ids) - BLOCK, (options.batch_size,), generator=generator)
         batch = torch.stack([train_ids[start : start + BLOCK] for start in starts])
@@ -192,7 +206,8 @@ def main() -> None:
         "parameters": model.num_parameters(),
         "steps": step,
         "tokens": step * options.batch_size * BLOCK,
-        "minutes": options.minutes,
+        "steps_of_last_run": step - first,
+        "minutes_of_last_run": options.minutes,
         "train_tokens_available": len(train_ids),
         "nats_per_token_train": mean_loss(model, sample),
         "nats_per_token_held_out": mean_loss(model, held_blocks),

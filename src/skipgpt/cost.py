@@ -56,19 +56,22 @@ def layer_costs(layer: Any) -> ModuleCosts:
     )
 
 
-def sparsities(model: nn.Module, keep: Mapping[Site, float], context: float) -> dict[str, float]:
+def sparsities(
+    model: nn.Module, keep: Mapping[Site, float], context: float, head_tokens: float = 1.0
+) -> dict[str, float]:
     """All the senses of sparsity, of one set of keep ratios.
 
     Args:
         model: with routers.
         keep: share of tokens that each site runs.
         context: mean number of tokens that a token attends to.
+        head_tokens: share of tokens whose logits are computed.
 
     Returns:
         `module`, `attn` and `mlp` count decisions; `params` and `flops` count what a token does
         not use of the whole model, K/V, head and routers included.
     """
-    dense_params = run_params = float(_always(model))
+    dense_params = run_params = _always(model, head_tokens)
     core_dense = core_run = 0.0
     layers = routed_layers(model)
     for layer in layers:
@@ -88,10 +91,10 @@ def sparsities(model: nn.Module, keep: Mapping[Site, float], context: float) -> 
     }
 
 
-def _always(model: nn.Module) -> int:
+def _always(model: nn.Module, head_tokens: float) -> float:
     """Parameters that every token uses: head and routers (an embedding look-up is free)."""
     routers = sum(
         p.numel() for n, p in model.named_parameters() if "attn_router." in n or "mlp_router." in n
     )
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    return routers + int(head.weight.numel())
+    return routers + head_tokens * int(head.weight.numel())

@@ -6,7 +6,7 @@ router with constant margins can copy, so it is also where training of routers m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -62,12 +62,10 @@ def static_loss(
     return nll / tokens
 
 
-def static_margins(model: nn.Module, removed: list[Site]) -> Iterator[tuple[Site, float]]:
-    """Constant margins that make the threshold dial remove sites in the given order.
+def static_margins(model: nn.Module, removed: list[Site]) -> dict[Site, float]:
+    """Constant margins from -1 to +1 whose thresholds remove sites in the given order.
 
-    The first removed gets the lowest margin, -1; sites that were not removed share +1.
+    The first removed gets -1, the next ones more; all that were not removed share +1.
     """
-    steps = max(1, len(removed))
-    rank = {site: -1 + n / steps for n, site in enumerate(removed)}
-    for site in routers(model):
-        yield site, rank.get(site, 1.0)
+    rank = {site: -1 + n / len(removed) for n, site in enumerate(removed)}
+    return {site: rank.get(site, 1.0) for site in routers(model)}

@@ -35,19 +35,28 @@ def calibrate(
     Example:
         skipgpt.calibrate(model, blocks, target=0.25)
     """
-
-    def margins_at(threshold: float) -> Tensor:
-        with deciding(model, Threshold(threshold)), execution(model, "sparse"):
-            with record_routing(model) as trace:
-                total_loss(model, blocks, batch_size)
-            return trace.margins()
-
     wanted = set(CURVE) | ({target} if target else set())
-    curve = calibrate_curve(margins_at, tuple(sorted(wanted)))
+    curve = calibrate_curve(
+        lambda threshold: run_at_threshold(model, blocks, threshold, batch_size)[0],
+        tuple(sorted(wanted)),
+    )
     routing_state(model).curve = curve
     if target is not None:
         set_sparsity(model, target)
     return curve
+
+
+def run_at_threshold(
+    model: nn.Module, blocks: Tensor, threshold: float, batch_size: int = 8
+) -> tuple[Tensor, float]:
+    """The margins of every decision, flat, and the summed loss of blocks [N, T] at a threshold."""
+    with (
+        deciding(model, Threshold(threshold)),
+        execution(model, "sparse"),
+        record_routing(model) as trace,
+    ):
+        loss, _ = total_loss(model, blocks, batch_size)
+    return trace.margins(), loss
 
 
 def calibrate_checkpoint(

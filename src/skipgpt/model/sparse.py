@@ -7,12 +7,14 @@ scores, output projection and MLP are computed for kept tokens only.
 
 from __future__ import annotations
 
+import sys
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from skipgpt.errors import ConfigError
 from skipgpt.routing.decision import ModuleDecision
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def attention(
     queries, _ = rotate(queries, queries[:, :0], cosine, sine)
     mask = call.attention_mask
     if not whole:
+        _refuse_unpackable(attn.config._attn_implementation)
         mask = _take_mask(mask, columns, keys.shape[2])
 
     mixed, _ = _attention_function(attn)(
@@ -77,6 +80,8 @@ def attention(
     )
     update = attn.o_proj(mixed.reshape(*packed.shape[:2], -1))
     update = layer.part(family.attn_post_norm)(update)
+    if len(hidden) == 1:
+        return _add_rows(hidden, update[0], columns[0])
     first_row = torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1]
     return _add_rows(hidden, update[filled], (columns + first_row)[filled])
 
@@ -130,9 +135,24 @@ def _take_mask(mask: Tensor | None, columns: Tensor, keys: int) -> Tensor:
     return mask.gather(2, columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
 
 
+def _refuse_unpackable(implementation: str) -> None:
+    """Raise where masks of packed queries have no form that the attention function reads.
+
+    Raises:
+        ConfigError: neither eager nor sdpa.
+    """
+    if implementation not in ("eager", "sdpa"):
+        raise ConfigError(
+            "running attention for kept tokens only",
+            got=f"attn_implementation {implementation!r}",
+            expected="eager or sdpa",
+            todo='load the model with attn_implementation="sdpa", or use execution "gated"',
+        )
+
+
 def _attention_function(attn: Any) -> Any:
     """The function that the family's own attention would call."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    eager = __import__(type(attn).__module__, fromlist=["_"]).eager_attention_forward
+    eager = sys.modules[type(attn).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager)

@@ -119,7 +119,8 @@ def _hidden_size(model: nn.Module) -> int:
 
 def _note_padding(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Remember which tokens of this forward are real, from a 2-D attention mask [B, S]."""
-    state = routed_layers(decoder)[0].routing
+    layers: Any = decoder.layers
+    state: RoutingState = layers[0].routing
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     inputs = kwargs.get("input_ids", args[0] if args else None)
     inputs = kwargs.get("inputs_embeds") if inputs is None else inputs

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -145,54 +145,3 @@ class RandomRoutes:
 
 
 KEEP_ALL = Threshold(-math.inf)
-
-
-class _DifferenceRegression(torch.autograd.Function):
-    """Identity on the gate; backwards, the residual of margin against measured benefit."""
-
-    @staticmethod
-    def forward(ctx: Any, margin: Tensor, gate: Tensor, explored: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(margin, explored)
-        ctx.scale = scale
-        return gate.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        margin, explored = ctx.saved_tensors
-        benefit = -grads[0] * ctx.scale
-        return (margin - benefit) * explored / explored.sum().clamp(min=1), None, None, None
-
-
-@dataclass(frozen=True)
-class DifferenceProbe:
-    """Training: margins learn to predict what keeping a module is worth to the loss.
-
-    A share of all decisions is probed: its gate is drawn uniformly from 0 to 1. For a gate u of
-    that kind the mean of dL/du is L(1) - L(0), the loss difference between keeping and skipping,
-    by the fundamental theorem of calculus; at a hard gate the gradient would be only the effect
-    of shrinking the module a little, which is near zero in a trained model. So one backward pass
-    measures thousands of loss differences at once, and the probed margins are regressed on them
-    by least squares. All other decisions follow the threshold, so what is measured is the worth
-    of a module given what the others do.
-
-    Attributes:
-        threshold: of the decisions that are not probed.
-        explore: share of decisions probed.
-        scale: turns a gradient of the mean loss into nats a token; the number of tokens the loss
-            is averaged over, times the unit that margins are to have.
-    """
-
-    threshold: float
-    explore: float
-    scale: float
-
-    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
-        """Decide for one module."""
-        keep = margin.detach() > self.threshold
-        explored = torch.rand(margin.shape, device=margin.device) < self.explore
-        probe = torch.rand(margin.shape, device=margin.device, dtype=margin.dtype)
-        hard = torch.where(explored, probe, keep.to(margin.dtype))
-        gate: Tensor = _DifferenceRegression.apply(  # type: ignore[no-untyped-call]
-            margin, hard, explored, self.scale
-        )
-        return ModuleDecision(keep, gate, margin)

@@ -70,9 +70,22 @@ def build_router(config: RouterConfig, hidden_size: int) -> Router:
 @torch.no_grad()
 def set_constant(router: Router, margin: float) -> None:
     """Make a router answer the same margin for every token, whatever it reads."""
-    last = router if isinstance(router, LinearRouter) else router.out
+    last = _last(router)
     last.weight.zero_()
-    last.bias[KEEP], last.bias[SKIP] = margin / 2, -margin / 2
+    last.bias.zero_()
+    add_to_margin(router, margin)
+
+
+@torch.no_grad()
+def add_to_margin(router: Router, amount: float) -> None:
+    """Shift a router's margin by the same amount for every token."""
+    last = _last(router)
+    last.bias[KEEP] += amount / 2
+    last.bias[SKIP] -= amount / 2
+
+
+def _last(router: Router) -> nn.Linear:
+    return router if isinstance(router, LinearRouter) else router.out
 
 
 def router_input(hidden: Tensor, config: RouterConfig) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.baselines.greedy import greedy_order, static_margins
 from skipgpt.checkpoint import (
     CONFIG,
     CheckpointInfo,
@@ -39,6 +38,7 @@ from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
 from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest, progress_bar
 from skipgpt.training.stages import plan, prepare
+from skipgpt.training.static_blend import blend_with_static
 from skipgpt.training.timing import training_speedup
 
 logger = logging.getLogger("skipgpt")
@@ -54,7 +54,7 @@ class TrainResult:
         info: of the checkpoint that was written.
         held_out: loss and sparsity on held-out text: `dense`, then one entry a stage that ran.
         folder: where the checkpoint lies.
-        static_order: the greedy static removal that routers started from, if they did.
+        static_order: the greedy static removal that routers were blended with, if they were.
     """
 
     info: CheckpointInfo
@@ -104,18 +104,21 @@ def train(
     blocks = load_blocks(data, tokenizer, config.data)
     _write_run(out, base, data, config, blocks, resume)
     held = cut(blocks.held_out, config.data.evaluation_tokens)
-    measured = {}
+    measured: dict[str, Perplexity] = {}
+    static_order: list[Site] = []
     with execution(model, "dense"):
         measured["dense"] = perplexity(model, held)
     for stage in config.stages:
         if stage not in done:
             model = _run_stage(model, stage, config, blocks, out)
             calibration = cut(blocks.calibration, config.data.calibration_tokens)
+            if stage != "lora" and config.router_stage.static_blend:
+                static_order = _blend(model, config, blocks, calibration)
             calibrate(model, calibration, target=config.target_sparsity)
             measured[stage] = perplexity(model, held)
             info = _save_stage(model, stage, config, out, info, measured[stage].sparsity)
     shutil.rmtree(out / RESUME, ignore_errors=True)
-    return TrainResult(info, measured, str(out))
+    return TrainResult(info, measured, str(out), tuple(static_order))
 
 
 def _prepare_folder(out: Path, resume: bool, overwrite: bool) -> tuple[str, ...]:
@@ -169,8 +172,10 @@ def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, ou
     stage_plan = plan(stage, config)
     states = out / RESUME / stage
     resume_from = latest_state(states)
-    if stage != "lora" and resume_from is None:
-        start_routers(model, config, blocks.train)
+    starts_routers = stage != "lora" and resume_from is None
+    if starts_routers and config.router_stage.start == "keep":
+        for router in routers(model).values():
+            set_constant(router, 1.0)
     model = prepare(model, stage, config)
     if stage == "lora":
         _log_speedup(model, config, blocks, out)
@@ -218,25 +223,20 @@ def _save_stage(
     return save(model, out, info, overwrite=True)
 
 
-def start_routers(model: Any, config: TrainConfig, blocks: Tensor) -> None:
-    """Set the routers to where the stage starts; see `RouterStage.start`."""
-    stage = config.router_stage
-    if stage.start == "keep":
-        for router in routers(model).values():
-            set_constant(router, 1.0)
-    elif stage.start == "static":
-        sites = len(routers(model))
-        removals = max(1, round(config.target_sparsity * sites))
-        bar = progress_bar(sum(sites - n for n in range(removals)), "greedy static start")
-        with bar:
-            order = greedy_order(
-                model,
-                cut(blocks, stage.static_tokens),
-                removals,
-                on_step=lambda done, _: bar.update(done - bar.n),
-            )
-        for site, margin in static_margins(model, order):
-            set_constant(routers(model)[site], margin)
+def _blend(model: Any, config: TrainConfig, blocks: Blocks, calibration: Tensor) -> list[Site]:
+    train = cut(blocks.train, config.router_stage.static_tokens)
+    bar = progress_bar(0, "greedy static removal")
+
+    def advance(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        order, strength = blend_with_static(
+            model, train, calibration, config.target_sparsity, advance
+        )
+    logger.info("stage router: blended with static removal at strength %g", strength)
+    return order
 
 
 def latest_state(folder: Path) -> Path | None:

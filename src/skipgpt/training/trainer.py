@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,12 @@ from transformers import Trainer
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
-from skipgpt.model.trace import Step, deciding, execution, record_routing
-from skipgpt.routing.budget import budget_loss, keep_ratio, linear_between, target_at
-from skipgpt.routing.calibration import quantile_threshold
-from skipgpt.routing.decision import DecisionRule, DifferenceProbe, GumbelSample
+from skipgpt.model.trace import deciding, execution, record_routing
+from skipgpt.routing.budget import budget_loss, linear_between, target_at
+from skipgpt.routing.decision import DecisionRule, GumbelSample
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
 WEIGHTS = "trained.safetensors"
-_THRESHOLD = "threshold"
 
 
 class RoutingTrainer(Trainer):  # type: ignore[misc]
@@ -41,7 +40,6 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         self.plan, self.config = plan, config
         # The loss of a step is a sum over its tokens divided by their number, however it is cut.
         self.model_accepts_loss_kwargs = True
-        self.threshold = -float("inf")
         self._whole_sparsity: Tensor | None = None
         self._step_tokens = 0
         self._seen: dict[str, list[Tensor]] = {}
@@ -55,38 +53,23 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Language-model loss plus alpha times the budget term (paper, equation 7)."""
         if not self.plan.trains_routers:
-            with execution(model, self.plan.execution):
-                loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             self._note(lm_loss=loss)
             return loss
-        rule = self.rule(num_items_in_batch)
-        with (
-            execution(model, self.plan.execution),
-            deciding(model, rule),
-            record_routing(model) as trace,
-        ):
+        with record_routing(model) as trace:
             lm_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        step = trace.steps[0]
-        loss = lm_loss
-        if self.config.router_stage.estimator == "gumbel":
-            share = inputs["input_ids"].numel() / max(1, self._step_tokens)
-            target = self.config.target_sparsity
-            term = budget_loss(step.sparsity(), target, self._whole_sparsity)
-            loss = lm_loss + self.config.router_stage.alpha * share * term
-        else:
-            self._move_threshold(step)
-        sparsity = 1 - keep_ratio(step.keeps(), step.real)
-        self._note(lm_loss=lm_loss, sparsity=sparsity * self._share(inputs))
-        return loss
+        stage, share = self.config.router_stage, self._share(inputs)
+        target = target_at(self.config.target_sparsity, self.progress, stage.ramp)
+        sparsity = trace.steps[0].sparsity()
+        self._note(lm_loss=lm_loss, sparsity=share * sparsity)
+        return lm_loss + stage.alpha * share * budget_loss(sparsity, target, self._whole_sparsity)
 
-    def rule(self, tokens: Tensor | int | None) -> DecisionRule:
+    def rule(self) -> DecisionRule:
         """How decisions are made at this point of the stage."""
         stage = self.config.router_stage
-        if stage.estimator == "gumbel":
-            return GumbelSample(
-                linear_between(stage.temperature_start, stage.temperature_end, self.progress)
-            )
-        return DifferenceProbe(self.threshold, stage.explore, float(tokens or 1))
+        return GumbelSample(
+            linear_between(stage.temperature_start, stage.temperature_end, self.progress)
+        )
 
     @property
     def progress(self) -> float:
@@ -103,8 +86,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         samples, items = super().get_batch_samples(*args, **kwargs)
         self._step_tokens = sum(sample["input_ids"].numel() for sample in samples)
         self._whole_sparsity = None
-        is_budgeted = self.plan.trains_routers and self.config.router_stage.estimator == "gumbel"
-        if is_budgeted and len(samples) > 1:
+        if self.plan.trains_routers and len(samples) > 1:
             self._whole_sparsity = self._measure(samples)
         return samples, items
 
@@ -116,7 +98,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         with (
             torch.random.fork_rng(devices),
             execution(self.model, self.plan.execution),
-            deciding(self.model, self.rule(None)),
+            deciding(self.model, self.rule()),
             self.compute_loss_context_manager(),
         ):
             for sample in samples:
@@ -126,9 +108,15 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
                 sparsity += trace.steps[0].sparsity() * self._share(inputs)
         return sparsity
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """One forward and backward; refuses to go on from a loss that is no number."""
-        loss: Tensor = super().training_step(*args, **kwargs)
+        # Backward, too, runs under the rule: activation checkpointing decides again in there.
+        with execution(model, self.plan.execution), ExitStack() as stack:
+            if self.plan.trains_routers:
+                stack.enter_context(deciding(model, self.rule()))
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"training stage {self.plan.stage}, step {self.state.global_step + 1}",
@@ -165,11 +153,10 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
-        save_file(trained | {_THRESHOLD: torch.tensor(self.threshold)}, folder / WEIGHTS)
+        save_file(trained, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        self.threshold = tensors.pop(_THRESHOLD).item()
         named = dict((model or self.model).named_parameters())
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -177,12 +164,6 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
 
     def _share(self, inputs: dict[str, Tensor]) -> float:
         return inputs["input_ids"].numel() / max(1, self._step_tokens)
-
-    def _move_threshold(self, step: Step) -> None:
-        """Follow the ramp: the threshold that would skip the present target of these margins."""
-        stage = self.config.router_stage
-        target = target_at(self.config.target_sparsity, self.progress, stage.ramp)
-        self.threshold = quantile_threshold(step.margins(), target)
 
     def _note(self, **values: Tensor) -> None:
         """Remember for the next log line; read only there, so that no step waits for a device."""

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cases import routed
+from runs import rows, stage_trainer, tiny_config
+from skipgpt.config import Stage
+
+ESTIMATORS = pytest.mark.parametrize("recipe", ["paper", "default"])
+
+
+def _kind(name: str) -> str:
+    is_router = "attn_router." in name or "mlp_router." in name
+    return "router" if is_router else "lora" if "lora_" in name else "base"
+
+
+def _moved(model: nn.Module, stage: Stage, recipe: str, folder: Path) -> dict[str, list[bool]]:
+    """Train a stage; by kind of parameter, whether each of them changed at all."""
+    config = tiny_config(recipe, lora_stage__warmup=0)
+    trainer = stage_trainer(model, stage, config, rows(), folder)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved: dict[str, list[bool]] = {"base": [], "router": [], "lora": []}
+    for name, parameter in trainer.model.named_parameters():
+        moved[_kind(name)].append(not torch.equal(parameter, before[name]))
+    return moved
+
+
+@ESTIMATORS
+def test_stage_router_moves_every_router_and_no_base_weight(recipe: str, tmp_path: Path) -> None:
+    moved = _moved(routed(normalize=True), "router", recipe, tmp_path)
+    assert len(moved["router"]) == 12
+    assert all(moved["router"])
+    assert moved["base"]
+    assert not any(moved["base"])
+    assert not moved["lora"]
+
+
+def test_stage_lora_moves_every_adapter_and_neither_routers_nor_base(tmp_path: Path) -> None:
+    moved = _moved(routed(normalize=True), "lora", "default", tmp_path)
+    assert len(moved["lora"]) == 18
+    assert all(moved["lora"])
+    assert not any(moved["router"])
+    assert not any(moved["base"])
+
+
+@ESTIMATORS
+def test_stage_joint_moves_routers_and_adapters_and_no_base_weight(
+    recipe: str, tmp_path: Path
+) -> None:
+    moved = _moved(routed(normalize=True), "joint", recipe, tmp_path)
+    assert all(moved["router"])
+    assert all(moved["lora"])
+    assert len(moved["lora"]) == 18
+    assert not any(moved["base"])
