@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skipgpt.config import RouterConfig, from_dict
+from skipgpt.config import RouterConfig, check_sparsity, from_dict
 from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError
 from skipgpt.model.base import base_location, fingerprint, load_base
 from skipgpt.model.surgery import add_routers, router_state_dict, routers
@@ -141,7 +141,7 @@ def load(
     Example:
         model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4)
     """
-    folder = _local(folder)
+    folder = local_folder(folder)
     info = read_info(folder)
     verify_files(folder, info)
     name = base or info.base
@@ -202,12 +202,12 @@ def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
-    """What a checkpoint is, from its config alone.
+    """What a checkpoint (a folder or a hub id) is, from its config alone.
 
     Raises:
         CheckpointError: there is none, it is no JSON, or of a newer format.
     """
-    path = Path(folder) / CONFIG
+    path = local_folder(folder) / CONFIG
     doing = f"reading the checkpoint {folder}"
     if not path.is_file():
         raise CheckpointError(
@@ -227,10 +227,10 @@ def read_info(folder: str | Path) -> CheckpointInfo:
         )
     try:
         info = from_dict(CheckpointInfo, values)
+        check_sparsity(info.target_sparsity, "target_sparsity")
     except ConfigError as error:
         raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
-    curve = None if info.curve is None else tuple((s, t) for s, t in info.curve)
-    return dataclasses.replace(info, curve=curve)
+    return info
 
 
 def verify_files(folder: Path, info: CheckpointInfo) -> None:
@@ -289,11 +289,7 @@ def staged(folder: Path) -> Iterator[Path]:
         raise CheckpointError(f"writing to {folder}", got=str(error)) from error
     try:
         yield stage
-        # The config names the digests of the rest, so it has to be the last to appear.
-        for path in sorted(_files(stage), key=lambda path: path.name == CONFIG):
-            target = folder / path.relative_to(stage)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+        _move_into(stage, folder)
     except Exception as error:
         # safetensors reports a full disk with an exception class of its own.
         if isinstance(error, SkipGPTError):
@@ -306,6 +302,38 @@ def staged(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move_into(stage: Path, folder: Path) -> None:
+    """Rename every file of `stage` to its place in `folder`, or none of them."""
+    # The config names the digests of the rest, so it has to be the last to appear.
+    paths = sorted(_files(stage), key=lambda path: path.name == CONFIG)
+    targets = {path: folder / path.relative_to(stage) for path in paths}
+    with tempfile.TemporaryDirectory(prefix=".replaced-", dir=folder) as kept:
+        before = {target: Path(kept, str(n)) for n, target in enumerate(targets.values())}
+        for target, copy in before.items():
+            if target.exists():
+                _link_or_copy(target, copy)
+        moved: list[Path] = []
+        try:
+            for path, target in targets.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+                moved.append(target)
+        except BaseException:
+            for target in moved:
+                if before[target].exists():
+                    os.replace(before[target], target)
+                else:
+                    target.unlink()
+            raise
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(source, target)
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
@@ -357,7 +385,7 @@ def _save_adapter(model: Any, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def _local(folder: str | Path) -> Path:
+def local_folder(folder: str | Path) -> Path:
     """The folder itself, or the download of a hub id."""
     if Path(folder).is_dir() or str(folder).count("/") != 1:
         return Path(folder)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -46,15 +47,15 @@ def check_sparsity(value: float, name: str = "sparsity") -> float:
 
 
 def _check_choices(instance: Any) -> None:
-    """Refuse a value that its field's `Literal` type does not list, and negative numbers."""
+    """Refuse a value that its field's `Literal` type does not list, and unusable numbers."""
     for name, hint in typing.get_type_hints(type(instance)).items():
         value = getattr(instance, name)
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             choices = ", ".join(map(str, typing.get_args(hint)))
             raise ConfigError(f"reading {name}", got=repr(value), expected=f"one of {choices}")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and value < 0:
-            raise ConfigError(f"reading {name}", got=str(value), expected="zero or more")
+        if is_number and not 0 <= value < math.inf:
+            raise ConfigError(f"reading {name}", got=str(value), expected="a number, zero or more")
 
 
 @dataclass(frozen=True)
@@ -265,8 +266,11 @@ def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the c
     """Build a config from nested plain values; whatever is absent keeps its default.
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
+        ConfigError: an unknown key (the nearest known one is named), a value of the wrong type, or
+            a key without default that is absent.
     """
+    if not isinstance(values, dict):
+        raise ConfigError(doing, got=repr(values), expected="a table of settings")
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
@@ -274,6 +278,13 @@ def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the c
         if key not in known:
             raise _unknown_key(doing, key, list(known))
         arguments[key] = _coerce(hints[key], value, f"{doing}, {key}")
+    absent = dataclasses.MISSING
+    if missing := [
+        name
+        for name, f in known.items()
+        if name not in arguments and f.default is absent and f.default_factory is absent
+    ]:
+        raise ConfigError(doing, got="nothing for " + ", ".join(missing), expected="a value each")
     return kind(**arguments)
 
 
@@ -343,23 +354,41 @@ def _coerce(hint: Any, value: Any, doing: str) -> Any:
     """Turn a JSON or command-line value into what the field's type asks for."""
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast("type", hint), value, doing)
-    origin = typing.get_origin(hint)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
-        inner = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
-        return None if value is None else _coerce(inner, value, doing)
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        return tuple(item for item in items if item != "")
+        some = next(arg for arg in inner if arg is not types.NoneType)
+        return None if value is None else _coerce(some, value, doing)
+    if origin is Literal:
+        return value  # the dataclass names the choices itself
     try:
-        if hint is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
-        if hint is int and float(value) != int(float(value)):
-            raise ValueError
-        return hint(float(value)) if hint is int else hint(value) if hint in (float, str) else value
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            doing, got=repr(value), expected=f"a value of type {hint.__name__}"
-        ) from error
+        if origin is tuple:
+            items = value.split(",") if isinstance(value, str) else [*value]
+            items = [item for item in items if item != ""]
+            hints = [inner[0]] * len(items) if inner[-1] is Ellipsis else inner
+            pairs = zip(hints, items, strict=True)
+            return tuple(_coerce(each, item, doing) for each, item in pairs)
+        if origin is dict:
+            return {str(key): _coerce(inner[1], item, doing) for key, item in value.items()}
+        return _scalar(hint, value)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        name = str(hint) if origin else hint.__name__
+        raise ConfigError(doing, got=repr(value), expected=f"a value of type {name}") from error
+
+
+def _scalar(kind: type, value: Any) -> Any:
+    """A bool, a number or a text; numbers and bools may come as the text of a command line."""
+    if kind is bool:
+        return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+    if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
+        raise TypeError
+    if kind is str:
+        return value
+    number = float(value)
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise ValueError
+    return kind(number)
 
 
 __all__ = [

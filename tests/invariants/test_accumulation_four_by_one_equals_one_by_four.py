@@ -47,7 +47,7 @@ def _logged(trainer: RoutingTrainer) -> list[dict[str, float]]:
 def test_four_parts_of_one_row_train_as_one_batch_of_four(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RoutingTrainer, "rule", lambda self, tokens: StraightThrough(2.0))
+    monkeypatch.setattr(RoutingTrainer, "rule", lambda self: StraightThrough(2.0))
     sides: list[bool] = []
 
     def noted(sparsity: Tensor, target: float, whole: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cases import routed
-from runs import metrics, run, rows, stage_trainer, tiny_config
+from runs import metrics, rows, run, stage_trainer, tiny_config
 from skipgpt.training.arguments import training_arguments
 from skipgpt.training.stages import plan
 
@@ -76,7 +76,7 @@ def test_the_gumbel_temperature_falls_from_five_to_one(tmp_path: Path) -> None:
     temperatures = []
     for step in (0, 3, 6):
         trainer.state.global_step = step
-        temperatures.append(trainer.rule(None).temperature)
+        temperatures.append(trainer.rule().temperature)
     assert temperatures == [5.0, 3.0, 1.0]
 
 

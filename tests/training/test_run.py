@@ -1,4 +1,6 @@
 import json
+from contextlib import suppress
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -58,31 +60,32 @@ def test_lora_alone_on_a_base_model_is_refused(base_folder: Path, tmp_path: Path
         run(base_folder, tmp_path / "out", tiny_config(stages="lora"))
 
 
-@pytest.mark.parametrize("start", ["keep", "static"])
-def test_routers_start_constant_where_the_recipe_says_so(
-    start: str, base_folder: Path, tmp_path: Path
+def test_routers_start_near_the_dense_model_where_the_recipe_says_so(
+    base_folder: Path, tmp_path: Path
 ) -> None:
-    config = tiny_config(router_stage__start=start, router_stage__learning_rate=0)
+    config = tiny_config(router_stage__start="keep", router_stage__learning_rate=0)
     run(base_folder, tmp_path / "out", config)
     tensors = load_file(tmp_path / "out" / "routers.safetensors")
     assert not any(t.any() for key, t in tensors.items() if key.endswith("weight"))
-    margins = sorted((t[0] - t[1]).item() for key, t in tensors.items() if key.endswith("bias"))
-    # A quarter of six modules, rounded to two, is what static removal starts without.
-    assert margins == ([1.0] * 6 if start == "keep" else [-1.0, -0.5, 1.0, 1.0, 1.0, 1.0])
+    margins = [(t[0] - t[1]).item() for key, t in tensors.items() if key.endswith("bias")]
+    assert margins == [1.0] * 6
 
 
-@pytest.mark.xfail(reason="train never fills static_order in")
-def test_the_result_names_the_static_removal_that_routers_started_from(
-    base_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(("blend", "expected"), [(True, 2), (False, 0)])
+def test_the_result_names_the_static_removal_that_routers_were_blended_with(
+    blend: bool, expected: int, base_folder: Path, tmp_path: Path
 ) -> None:
-    result = run(base_folder, tmp_path / "out", tiny_config(router_stage__start="static"))
-    assert len(result.static_order) == 2
+    # A quarter of six modules, rounded.
+    config = tiny_config(router_stage__static_blend=blend)
+    result = run(base_folder, tmp_path / "out", config)
+    assert len(set(result.static_order)) == expected
+    assert result.to_dict()["static_order"] == result.static_order
 
 
 def test_a_checkpoint_is_not_written_over_unless_asked(base_folder: Path, tmp_path: Path) -> None:
     run(base_folder, tmp_path / "out")
     before = weights(tmp_path / "out")
-    with pytest.raises(CheckpointError, match="already holds a checkpoint.*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"already holds a checkpoint.*--overwrite"):
         run(base_folder, tmp_path / "out", tiny_config(seed=1))
     assert weights(tmp_path / "out") == before
     run(base_folder, tmp_path / "out", tiny_config(seed=1), overwrite=True)
@@ -118,12 +121,14 @@ def test_overwriting_with_data_that_is_not_there_keeps_the_old_checkpoint(
 
 
 @pytest.mark.xfail(reason="--overwrite clears the base checkpoint before it was loaded")
-def test_a_checkpoint_may_be_healed_in_place(base_folder: Path, tmp_path: Path) -> None:
+def test_training_a_checkpoint_onto_itself_never_loses_it(
+    base_folder: Path, tmp_path: Path
+) -> None:
     run(base_folder, tmp_path / "out")
-    data = str(tmp_path / "stories.jsonl")
-    config = tiny_config(stages="lora")
-    result = train(str(tmp_path / "out"), [data], tmp_path / "out", config, overwrite=True)
-    assert result.info.stages == ("router", "lora")
+    here, data = str(tmp_path / "out"), str(tmp_path / "stories.jsonl")
+    with suppress(SkipGPTError):
+        train(here, [data], here, tiny_config(stages="lora"), overwrite=True)
+    load(here)
 
 
 def test_resuming_where_nothing_ran_is_refused(base_folder: Path, tmp_path: Path) -> None:
@@ -187,24 +192,15 @@ def test_weights_that_are_no_numbers_are_never_saved(
         assert all(t.isfinite().all() for k, t in load_file(state).items() if k != "threshold")
 
 
-@pytest.mark.xfail(reason="the advice is refused: resuming compares the whole config")
-def test_the_advice_after_a_diverged_run_can_be_followed(
+@pytest.mark.xfail(reason="--resume refuses another rate, and the saved state holds the old one")
+def test_the_advice_after_a_diverged_run_is_not_to_resume_with_another_rate(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training_step = RoutingTrainer.training_step
-
-    def diverge(self, *args, **more):
-        loss = training_step(self, *args, **more)
-        if self.state.global_step == 3:
-            raise TrainingError("training", got="nan", todo="lower the learning rate and resume")
-        return loss
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RoutingTrainer, "training_step", diverge)
-        with pytest.raises(TrainingError):
-            run(base_folder, tmp_path / "out", tiny_config("paper", save_every=2))
-    lower = tiny_config("paper", save_every=2, router_stage__learning_rate=1e-4)
-    run(base_folder, tmp_path / "out", lower, resume=True)
+    monkeypatch.setattr("transformers.Trainer.training_step", lambda *_, **__: torch.tensor(nan))
+    with pytest.raises(TrainingError) as caught:
+        run(base_folder, tmp_path / "out")
+    assert "learning rate" in caught.value.todo
+    assert "--resume" not in caught.value.todo
 
 
 def test_a_full_disk_while_saving_a_state_keeps_the_state_before_it(

@@ -27,12 +27,11 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, read, print."""
-    from pathlib import Path
+    from skipgpt.checkpoint import local_folder, read_info, verify_files
 
-    from skipgpt.checkpoint import read_info, verify_files
-
-    info = read_info(folder)
-    verify_files(Path(folder), info)
+    where = local_folder(folder)
+    info = read_info(where)
+    verify_files(where, info)
     reach = f"0 to {info.curve[-1][0]:.0%}" if info.curve else "not calibrated (argmax)"
     shares = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
     rows = {

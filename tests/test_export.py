@@ -1,0 +1,208 @@
+"""A merged export is an ordinary transformers folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import skipgpt
+from conftest import byte_tokenizer, tiny_base
+from runs import logits, make_checkpoint, rows, shared_checkpoint
+from skipgpt.checkpoint import load, read_info
+from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.model.surgery import remove_routers, routers
+from skipgpt.model.trace import record_routing, routing_state
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that is only read."""
+    out = tmp_path_factory.mktemp("export") / "merged"
+    skipgpt.export_merged(shared_checkpoint(), out)
+    skipgpt.register()
+    return out
+
+
+def _sparsity(model: torch.nn.Module) -> float:
+    with record_routing(model) as trace:
+        logits(model, rows(12))
+    return trace.sparsity()
+
+
+def test_the_auto_class_gives_the_loaded_checkpoints_logits(merged: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(merged).eval()
+    assert type(model).__name__ == "SkipGPTLlamaForCausalLM"
+    expected, _ = load(shared_checkpoint(), merge=True)
+    assert torch.equal(logits(model), logits(expected))
+    assert _sparsity(model) == _sparsity(expected) == pytest.approx(0.25, abs=0.05)
+
+
+def test_the_tokenizer_comes_along(merged: Path) -> None:
+    assert (
+        AutoTokenizer.from_pretrained(merged)("cats").input_ids
+        == byte_tokenizer()("cats").input_ids
+    )
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.8])
+def test_from_pretrained_turns_the_dial(sparsity: float, merged: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(merged, sparsity=sparsity)
+    expected, _ = load(shared_checkpoint(), merge=True, sparsity=sparsity)
+    assert routing_state(model).rule == routing_state(expected).rule
+    assert torch.equal(logits(model), logits(expected))
+
+
+def test_sparsity_zero_is_the_base_model_with_merged_lora(merged: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(merged, sparsity=0)
+    expected, _ = load(shared_checkpoint(), merge=True)
+    assert torch.equal(logits(model), logits(remove_routers(expected)))
+
+
+def test_a_dial_beyond_its_end_is_refused(merged: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0 to 0\.95"):
+        AutoModelForCausalLM.from_pretrained(merged, sparsity=1.5)
+
+
+def test_set_sparsity_works_on_a_loaded_export(merged: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    skipgpt.set_sparsity(model, 0.5)
+    assert torch.equal(
+        logits(model), logits(AutoModelForCausalLM.from_pretrained(merged, sparsity=0.5))
+    )
+
+
+def test_saving_and_loading_again_changes_nothing(merged: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(merged, sparsity=0.4)
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(logits(again), logits(model))
+    assert again.config.sparsity == 0.4
+    weights, others = model.state_dict(), again.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[key], others[key]) for key in weights)
+
+
+def test_generate_equals_the_checkpoints(merged: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    expected, _ = load(shared_checkpoint(), merge=True)
+    prompt = rows(2, 7)
+    how = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    made = model.generate(prompt, **how)
+    assert made.shape == (2, 13)
+    assert torch.equal(made, expected.generate(prompt, **how))
+
+
+def test_a_bfloat16_load_keeps_routers_in_float32(merged: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16)
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert {p.dtype for r in routers(model).values() for p in r.parameters()} == {torch.float32}
+
+
+def test_export_in_bfloat16_writes_bfloat16(tmp_path: Path) -> None:
+    skipgpt.export_merged(shared_checkpoint(), tmp_path / "out", dtype="bfloat16")
+    skipgpt.register()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected, _ = load(shared_checkpoint(), merge=True, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert torch.equal(logits(model), logits(expected))
+
+
+def test_the_exported_dial_may_be_set_at_export(tmp_path: Path) -> None:
+    skipgpt.export_merged(shared_checkpoint(), tmp_path / "out", sparsity=0.5)
+    skipgpt.register()
+    assert AutoConfig.from_pretrained(tmp_path / "out").sparsity == 0.5
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected, _ = load(shared_checkpoint(), merge=True, sparsity=0.5)
+    assert torch.equal(logits(model), logits(expected))
+
+
+def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
+    tiny_base(tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    expected, _ = make_checkpoint(tmp_path / "base", tmp_path / "checkpoint")
+    skipgpt.export_merged(tmp_path / "checkpoint", tmp_path / "out")
+    skipgpt.register()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(logits(model), logits(expected))
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma2", "gemma3_text"])
+def test_other_families_export_too(family: str, tmp_path: Path) -> None:
+    tiny_base(family).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    expected, _ = make_checkpoint(tmp_path / "base", tmp_path / "checkpoint")
+    skipgpt.export_merged(tmp_path / "checkpoint", tmp_path / "out")
+    skipgpt.register()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.model_type == f"skipgpt_{family}"
+    assert torch.equal(logits(model), logits(expected))
+
+
+def test_an_uncalibrated_checkpoint_exports_without_a_dial(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    expected, _ = make_checkpoint(base_folder, tmp_path / "checkpoint", calibrated=False)
+    skipgpt.export_merged(tmp_path / "checkpoint", tmp_path / "out")
+    skipgpt.register()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(model), logits(expected))
+
+
+def test_a_folder_that_holds_a_model_is_refused_unless_overwriting(tmp_path: Path) -> None:
+    skipgpt.export_merged(shared_checkpoint(), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"already holds a model.*--overwrite"):
+        skipgpt.export_merged(shared_checkpoint(), tmp_path / "out")
+    skipgpt.export_merged(shared_checkpoint(), tmp_path / "out", sparsity=0.5, overwrite=True)
+    skipgpt.register()
+    assert AutoConfig.from_pretrained(tmp_path / "out").sparsity == 0.5
+
+
+def test_a_hub_id_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(shared_checkpoint())
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: folder)
+    skipgpt.export_merged("someone/llama-25", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_export_leaves_the_checkpoint_alone(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shared_checkpoint(), tmp_path / "checkpoint"))
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    skipgpt.export_merged(copy, tmp_path / "out")
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+    assert read_info(copy) == read_info(shared_checkpoint())
+
+
+FRESH = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+folder, tokens, out = sys.argv[1:]
+assert "skipgpt" not in sys.modules
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, sparsity=0.5)
+with torch.no_grad():
+    torch.save(model(torch.load(tokens)).logits, out)
+"""
+
+
+def test_a_process_that_never_heard_of_skipgpt_loads_it_with_remote_code(
+    merged: Path, tmp_path: Path
+) -> None:
+    torch.save(rows(3), tmp_path / "tokens.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, merged, tmp_path / "tokens.pt", tmp_path / "logits.pt"],
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected, _ = load(shared_checkpoint(), merge=True, sparsity=0.5)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(expected))
