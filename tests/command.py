@@ -18,10 +18,19 @@ from pathlib import Path
 
 PRELOADED = [
     "pytest",
+    "typer._adapters",
+    "typer.testing",
     "skipgpt.cli",
+    "skipgpt.convert",
+    "skipgpt.export",
+    "skipgpt.generation",
+    "skipgpt.training.arguments",
     "skipgpt.training.run",
     "skipgpt.training.trainer",
-    "skipgpt.export",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "transformers.generation.utils",
 ]
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)

@@ -263,7 +263,6 @@ def test_a_sparsity_outside_its_range_is_refused(value: float) -> None:
         recipe("default", target_sparsity=value)
 
 
-@pytest.mark.xfail(reason="shares are only held to be positive")
 @pytest.mark.parametrize(
     "key", ["router_stage.warmup", "router_stage.ramp", "lora_stage.warmup", "lora_stage.dropout"]
 )
@@ -272,7 +271,6 @@ def test_a_share_above_one_is_refused(key: str) -> None:
         override(recipe("default"), {key: 10})
 
 
-@pytest.mark.xfail(reason="resuming tells stages apart by name alone")
 def test_a_stage_is_not_run_twice() -> None:
     with pytest.raises(ConfigError):
         recipe("default", stages=("router", "lora", "router"))

@@ -189,6 +189,10 @@ assert "skipgpt" not in sys.modules
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, sparsity=0.5)
 with torch.no_grad():
     torch.save(model(torch.load(tokens)).logits, out)
+import skipgpt
+for name in skipgpt.__all__:
+    getattr(skipgpt, name)
+print(*sys.modules)
 """
 
 
@@ -206,3 +210,5 @@ def test_a_process_that_never_heard_of_skipgpt_loads_it_with_remote_code(
     assert done.returncode == 0, done.stderr
     expected, _ = load(shared_checkpoint(), merge=True, sparsity=0.5)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(expected))
+    # Nor did it take an optional package to load, or to import every public name.
+    assert set(done.stdout.split()) & {"datasets", "lm_eval", "matplotlib", "vllm"} == set()

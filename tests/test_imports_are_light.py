@@ -23,15 +23,3 @@ def test_nothing_heavy_is_imported_for(what: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stderr.split()) & HEAVY == set()
     assert "skipgpt" in done.stderr.split()
-
-
-def test_the_core_imports_no_optional_package() -> None:
-    code = (
-        "import skipgpt, sys\n"
-        "for name in skipgpt.__all__: getattr(skipgpt, name)\n"
-        "print(*sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
-    )
-    assert set(done.stderr.split()) & {"datasets", "lm_eval", "matplotlib", "vllm"} == set()

@@ -343,7 +343,11 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     verify_files(Path(folder), read_info(folder))
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns="trainer/*"))
+    return str(
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, ignore_patterns=["trainer/*", ".*/*"]
+        )
+    )
 
 
 def model_card(info: CheckpointInfo) -> str:

@@ -58,9 +58,16 @@ def _check_choices(instance: Any) -> None:
             raise ConfigError(f"reading {name}", got=str(value), expected="a number, zero or more")
 
 
+def _check_shares(instance: Any, *names: str) -> None:
+    for name in names:
+        if getattr(instance, name) > 1:
+            got = str(getattr(instance, name))
+            raise ConfigError(f"reading {name}", got=got, expected="a share from 0 to 1")
+
+
 @dataclass(frozen=True)
 class RouterConfig:
-    """What a router is (paper, section 3.1).
+    """What a router is (paper).
 
     Attributes:
         head: `linear` maps D to two logits; `mlp` is the authors' D, D/4, ReLU, 2.
@@ -112,7 +119,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RouterStage:
-    """How routers are trained while the base stays frozen (paper, section 3.2).
+    """How routers are trained while the base stays frozen (paper).
 
     Attributes:
         steps: optimizer steps.
@@ -144,11 +151,12 @@ class RouterStage:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_shares(self, "warmup", "ramp")
 
 
 @dataclass(frozen=True)
 class LoraStage:
-    """How LoRA heals the model while the routers stay frozen (paper, section 4.1).
+    """How LoRA heals the model while the routers stay frozen (paper).
 
     Attributes:
         steps: optimizer steps.
@@ -172,6 +180,7 @@ class LoraStage:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_shares(self, "warmup", "dropout")
         if self.rank < 1:
             raise ConfigError("reading lora rank", got=str(self.rank), expected="1 or more")
 
@@ -220,6 +229,9 @@ class TrainConfig:
                 raise ConfigError(
                     "reading stages", got=repr(stage), expected="router, lora or joint"
                 )
+        if len(set(self.stages)) < len(self.stages):
+            got = ", ".join(self.stages)
+            raise ConfigError("reading stages", got=got, expected="each stage once")
         if not self.stages:
             raise ConfigError("reading stages", got="no stage", expected="router, lora or joint")
         for name in ("batch_size", "accumulation", "log_every", "save_every"):

@@ -93,13 +93,22 @@ class DemoResult:
         return "\n".join(lines)
 
 
-def demo(out: str | Path, *, sparsity: float = 0.25, seed: int = 0) -> DemoResult:
+def demo(
+    out: str | Path,
+    *,
+    sparsity: float = 0.25,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> DemoResult:
     """Run the chain and write checkpoint, `demo.json` and `map.html` into `out`.
 
     Args:
         out: replaced if it is there.
         sparsity: share of modules to skip.
         seed: the same seed gives the same numbers.
+        device: where to run.
+        dtype: of the base model.
 
     Raises:
         SkipGPTError: with whatever went wrong.
@@ -108,14 +117,15 @@ def demo(out: str | Path, *, sparsity: float = 0.25, seed: int = 0) -> DemoResul
     changes = SETTINGS | {"target_sparsity": sparsity, "seed": seed}
     config = override(recipe("default"), changes)
     logger.info("training routers, calibrating, healing with LoRA")
-    trained = train("nano", ["stdlib"], out / "checkpoint", config, overwrite=True)
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
+    trained = train("nano", ["stdlib"], out / "checkpoint", config, overwrite=True, **where)
 
     logger.info("measuring static removal on the same text")
-    model, tokenizer = load(out / "checkpoint", merge=True)
+    model, tokenizer = load(out / "checkpoint", merge=True, **where)
     blocks = load_blocks(["stdlib"], tokenizer, config.data)
     held = cut(blocks.held_out, config.data.evaluation_tokens)
     removed = list(trained.static_order) or _static(model, blocks.train, config)
-    base, _ = load(out / "checkpoint", merge=False)
+    base, _ = load(out / "checkpoint", merge=False, **where)
     with base.disable_adapter(), deciding(base, Forced.without(removed)):
         static = perplexity(base, held)
     rows = {

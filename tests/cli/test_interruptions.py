@@ -27,7 +27,7 @@ def command(base_folder: Path, tmp_path: Path) -> Callable[..., Finished]:
 
 
 def _signals_at(step: int, *numbers: int) -> None:
-    """Let the process signal itself when it logs a step: the same moment in every run."""
+    """Let the process signal itself after a step, which it notices at the end of the next."""
     from skipgpt.training.callbacks import MetricsFile
 
     on_log = MetricsFile.on_log
@@ -59,7 +59,7 @@ def test_a_signalled_run_ends_in_one_line_and_resumes_to_the_same_end(
         assert stopped == Finished(
             1,
             "",
-            f"skipgpt: training stage router: got {name} at step 3 of 6; "
+            f"skipgpt: training stage router: got {name} at step 4 of 6; "
             "the state was saved; the same command with --resume goes on from it\n",
         )
         assert not (tmp_path / name / "skipgpt_config.json").exists()

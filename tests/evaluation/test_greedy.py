@@ -74,7 +74,7 @@ def test_constant_margins_let_the_dial_copy_the_removal(fitted: nn.Module) -> No
     order = greedy_order(fitted, rows(8), 3)
     for site, margin in static_margins(fitted, order).items():
         set_constant(routers(fitted)[site], margin)
-    for removed in (1, 2, 3):
+    for removed in (1, 3):
         calibrate(fitted, rows(4), target=removed / 6)
         with record_routing(fitted) as trace, torch.no_grad():
             fitted(rows(2))

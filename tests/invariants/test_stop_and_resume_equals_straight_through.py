@@ -7,6 +7,7 @@ import pytest
 from runs import metrics, run, stopping_at, tiny_config, weights
 from skipgpt.checkpoint import read_info
 from skipgpt.errors import TrainingError
+from skipgpt.training.run import train
 
 RUNS: dict[str, dict[str, Any]] = {
     "paper": {"name": "paper"},
@@ -96,3 +97,18 @@ def test_steps_that_were_lost_are_not_logged_twice(base_folder: Path, tmp_path: 
     shutil.rmtree(tmp_path / "lost" / "trainer" / "router" / "checkpoint-5")
     run(base_folder, tmp_path / "lost", config, resume=True)
     assert metrics(tmp_path / "lost") == metrics(tmp_path / "straight")
+
+
+@pytest.mark.xfail(reason="stages that BASE had before count as stages of this run")
+def test_training_a_healed_checkpoint_further_resumes_with_the_stage_it_was_in(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("paper", stages="router,lora", router_stage__steps=2)
+    run(base_folder, tmp_path / "first", config)
+    data = [str(tmp_path / "stories.jsonl")]
+    again = (str(tmp_path / "first"), data, tmp_path / "second", config)
+    with stopping_at(2, "lora"), pytest.raises(TrainingError):
+        train(*again)
+    assert read_info(tmp_path / "second").stages == ("router", "lora", "router")
+    result = train(*again, resume=True)
+    assert result.info.stages == ("router", "lora", "router", "lora")

@@ -25,12 +25,18 @@ for verb in (demo, train, evaluate, generate, convert, export, show, families):
     app.command(verb.NAME, help=verb.HELP)(verb.run)
 
 
+_INTERRUPTED = 130
+"""What typer makes of KeyboardInterrupt."""
+
+
 def main() -> None:
     """Run the command; turns an error into one line unless --traceback is given."""
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 1))
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            sys.exit(_fail("interrupted", 1))
+        raise
     except SkipGPTError as error:
         if "--traceback" in sys.argv:
             raise
@@ -47,5 +53,6 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"skipgpt: {message}", file=sys.stderr)
+    # Not to sys.stderr, which --quiet has silenced: an error is never without a word.
+    print(f"skipgpt: {message}", file=sys.__stderr__)
     return status

@@ -24,6 +24,8 @@ def run(
     sparsity: Annotated[float, typer.Option(help="Share of modules to skip.")] = 0.25,
     as_json: options.Json = False,
     seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
 ) -> None:
@@ -31,7 +33,7 @@ def run(
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.demo import PROMPT, demo
 
-    result = demo(out, sparsity=sparsity, seed=seed)
+    result = demo(out, sparsity=sparsity, seed=seed, device=device, dtype=dtype)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return

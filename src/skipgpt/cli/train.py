@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +43,9 @@ def run(
     lr: Annotated[
         str | None, typer.Option(help="Rate of the router stage, or of both: 1e-2,1e-3.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="default or paper.")] = "default",
+    recipe: Annotated[
+        str | None, typer.Option(help="default or paper.  [default: default]")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, as key=value. Repeat.")
@@ -55,7 +56,9 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where it stopped.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
-    seed: options.Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of everything random.  [default: 0]")
+    ] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     quiet: options.Quiet = False,
@@ -73,12 +76,14 @@ def run(
         "batch_size": batch_size,
         "data.block_size": block_size,
         "report_to": report_to,
-        "seed": seed if "--seed" in sys.argv else settings.get("seed", seed),
+        "seed": seed,
         **_for_stages("steps", steps),
         **_for_stages("learning_rate", lr),
     }
     settings |= {key: value for key, value in named.items() if value is not None}
-    resolved = override(named_recipe(recipe), settings)
+    name = recipe or str(settings.get("recipe", "default"))
+    settings.pop("recipe", None)
+    resolved = override(named_recipe(name), settings)
     options.begin(quiet=quiet, seed=resolved.seed)
 
     from skipgpt.training.run import train
@@ -109,6 +114,12 @@ def _setting(pair: str) -> tuple[str, str]:
 
 def _for_stages(name: str, values: str | None) -> dict[str, str]:
     """`200,100` for `steps` as the settings of both stages."""
+    from skipgpt.errors import ConfigError
+
     given = values.split(",") if values else []
     keys = (f"router_stage.{name}", f"lora_stage.{name}")
+    if len(given) > len(keys):
+        raise ConfigError(
+            f"reading {name}", got=repr(values), expected="one value, or two with a comma"
+        )
     return dict(zip(keys, given, strict=False))

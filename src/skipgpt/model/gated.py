@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def attention(
     layer: RoutedLayer, hidden: Tensor, decision: ModuleDecision, call: LayerCall
 ) -> Tensor:
-    """Residual stream [B, T, D] after attention times gate (paper, equation 3)."""
+    """Residual stream [B, T, D] after attention times gate (paper)."""
     update, _ = layer.self_attn(
         hidden_states=layer.part(layer.family.attn_norm)(hidden),
         attention_mask=call.attention_mask,
@@ -31,7 +31,7 @@ def attention(
 
 
 def mlp(layer: RoutedLayer, hidden: Tensor, decision: ModuleDecision) -> Tensor:
-    """Residual stream [B, T, D] after MLP times gate (paper, equation 3)."""
+    """Residual stream [B, T, D] after MLP times gate (paper)."""
     update = layer.mlp(layer.part(layer.family.mlp_norm)(hidden))
     return _add_gated(hidden, layer.part(layer.family.mlp_post_norm)(update), decision)
 

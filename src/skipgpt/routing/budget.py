@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def keep_ratio(gates: list[Tensor], real: Tensor | None = None) -> Tensor:
-    """Mean of the gates over real tokens and modules (paper, equation 5).
+    """Mean of the gates over real tokens and modules (paper).
 
     Args:
         gates: one [B, T] tensor a module, bool or float; gradients pass through floats.
@@ -34,7 +34,7 @@ def _kept(gate: Tensor, real: Tensor | None) -> Tensor:
 
 
 def budget_loss(sparsity: Tensor, target: float, whole: Tensor | None = None) -> Tensor:
-    """`abs(target - sparsity)` (paper, equation 6), exact when a batch comes in parts.
+    """`abs(target - sparsity)` (paper), exact when a batch comes in parts.
 
     The distance of a mean is not the mean of distances, so a part must be pulled in the direction
     that the whole batch needs. Given the sparsity of the whole, the parts' terms, weighted by

@@ -80,7 +80,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class GumbelSample:
-    """Training: a Gumbel-softmax sample with a straight-through gradient (paper, equation 4).
+    """Training: a Gumbel-softmax sample with a straight-through gradient (paper).
 
     The difference of two Gumbel variables is logistic, so one draw a decision suffices. The gate
     is 0 or 1 forwards; backwards it is `sigmoid((margin + noise) / temperature)`.

@@ -1,4 +1,4 @@
-"""The router: hidden states in, one keep and one skip logit out (paper, section 3.1).
+"""The router: hidden states in, one keep and one skip logit out (paper).
 
 Shapes: B batch, T query tokens, D hidden. The last axis of logits is `(KEEP, SKIP)`. Decisions
 need only the margin, `logits[..., KEEP] - logits[..., SKIP]`: a module is kept where the margin

@@ -11,15 +11,18 @@ from skipgpt.config import TrainConfig
 from skipgpt.training.stages import StagePlan
 
 
-def training_arguments(plan: StagePlan, config: TrainConfig, folder: Path) -> TrainingArguments:
+def training_arguments(
+    plan: StagePlan, config: TrainConfig, folder: Path, device: torch.device
+) -> TrainingArguments:
     """What transformers needs to know.
 
     Args:
         plan: the stage.
         config: the run.
         folder: where resume states go.
+        device: where the model lies.
     """
-    has_gpu = torch.cuda.is_available()
+    on_cpu = device.type == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=plan.steps,
@@ -36,6 +39,7 @@ def training_arguments(plan: StagePlan, config: TrainConfig, folder: Path) -> Tr
         report_to=list(config.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=has_gpu,
+        dataloader_pin_memory=not on_cpu,
+        use_cpu=on_cpu,
         logging_nan_inf_filter=False,
     )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,11 @@ from skipgpt.checkpoint import (
     describe,
     load,
     read_info,
-    refuse_existing,
     save,
-    staged,
-    to_json,
 )
 from skipgpt.config import Stage, TrainConfig, to_dict
 from skipgpt.data import Blocks, load_blocks
-from skipgpt.errors import CheckpointError, ConfigError, TrainingError
+from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
@@ -37,13 +32,21 @@ from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
 from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest, progress_bar
+from skipgpt.training.run_folder import (
+    METRICS,
+    RESUME,
+    begin_run,
+    check_folder,
+    compare_run,
+    finish_stage,
+    finished_stages,
+    latest_state,
+)
 from skipgpt.training.stages import plan, prepare
 from skipgpt.training.static_blend import blend_with_static
 from skipgpt.training.timing import training_speedup
 
 logger = logging.getLogger("skipgpt")
-
-RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,22 @@ def train(
     """
     out = Path(out)
     torch.manual_seed(config.seed)
-    done = _prepare_folder(out, resume, overwrite)
-    start = base if not done else str(out)
-    model, tokenizer, info = _start(start, config, device, dtype)
+    check_folder(out, resume, overwrite)
+    done = finished_stages(out) if resume else ()
+    model, tokenizer, info = _start(str(out) if done else base, config, device, dtype)
     blocks = load_blocks(data, tokenizer, config.data)
-    _write_run(out, base, data, config, blocks, resume)
+    facts = {
+        "base": base,
+        "data": data,
+        "config": to_dict(config),
+        "dtype": str(model.dtype),
+        "data_fingerprint": blocks.fingerprint,
+        "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
+    }
+    if resume:
+        compare_run(out, facts)
+    else:
+        begin_run(out, facts)
     held = cut(blocks.held_out, config.data.evaluation_tokens)
     measured: dict[str, Perplexity] = {}
     static_order: list[Site] = []
@@ -117,30 +131,9 @@ def train(
             calibrate(model, calibration, target=config.target_sparsity)
             measured[stage] = perplexity(model, held)
             info = _save_stage(model, stage, config, out, info, measured[stage].sparsity)
+            finish_stage(out, stage)
     shutil.rmtree(out / RESUME, ignore_errors=True)
     return TrainResult(info, measured, str(out), tuple(static_order))
-
-
-def _prepare_folder(out: Path, resume: bool, overwrite: bool) -> tuple[str, ...]:
-    """Clear the way; returns the stages that an interrupted run finished."""
-    if resume:
-        if not (out / RUN).exists():
-            raise CheckpointError(
-                f"resuming in {out}", got="no run there", todo="start it without --resume"
-            )
-        return read_info(out).stages if (out / CONFIG).exists() else ()
-    if overwrite:
-        for name in (RESUME, METRICS, RUN, CONFIG):
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    refuse_existing(out)
-    if (out / RESUME).exists():
-        raise CheckpointError(
-            f"writing to {out}",
-            got="the state of an interrupted run",
-            todo="pass --resume to go on from it, or --overwrite to drop it",
-        )
-    return ()
 
 
 def _start(
@@ -159,6 +152,9 @@ def _start(
             todo="train stage router first, or give a checkpoint as BASE",
         )
     add_routers(model, config.router)
+    if config.router_stage.start == "keep":
+        for router in routers(model).values():
+            set_constant(router, 1.0)
     return model, tokenizer, describe(model, base)
 
 
@@ -172,10 +168,6 @@ def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, ou
     stage_plan = plan(stage, config)
     states = out / RESUME / stage
     resume_from = latest_state(states)
-    starts_routers = stage != "lora" and resume_from is None
-    if starts_routers and config.router_stage.start == "keep":
-        for router in routers(model).values():
-            set_constant(router, 1.0)
     model = prepare(model, stage, config)
     if stage == "lora":
         _log_speedup(model, config, blocks, out)
@@ -184,7 +176,7 @@ def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, ou
         plan=stage_plan,
         config=config,
         model=model,
-        args=training_arguments(stage_plan, config, states),
+        args=training_arguments(stage_plan, config, states, model.device),
         train_dataset=[{"input_ids": row, "labels": row} for row in blocks.train],
         data_collator=default_data_collator,
         callbacks=[MetricsFile(out / METRICS, stage), ProgressBar(stage), stop],
@@ -239,49 +231,9 @@ def _blend(model: Any, config: TrainConfig, blocks: Blocks, calibration: Tensor)
     return order
 
 
-def latest_state(folder: Path) -> Path | None:
-    """The newest complete resume state of a stage; a half-written one is passed over."""
-    states = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    for state in reversed(states):
-        try:  # transformers writes trainer_state.json last
-            json.loads((state / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return state
-    return None
-
-
 def _log_speedup(model: Any, config: TrainConfig, blocks: Blocks, out: Path) -> None:
     """Say how much faster a healing step is than a dense one, in metrics.jsonl and to the log."""
     ratio = training_speedup(model, blocks.train[: config.batch_size])
     with (out / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"stage": "lora", "step": 0, "speedup_over_dense": ratio}) + "\n")
     logger.info("stage lora: a sparse step runs at %.2fx dense speed", ratio)
-
-
-def _write_run(
-    out: Path, base: str, data: list[str], config: TrainConfig, blocks: Blocks, resume: bool
-) -> None:
-    """Write run.json; on resume, refuse to go on with other settings or data."""
-    run = {
-        "base": base,
-        "data": data,
-        "config": to_dict(config),
-        "data_fingerprint": blocks.fingerprint,
-        "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
-    }
-    if resume:
-        before = json.loads((out / RUN).read_text(encoding="utf-8"))
-        if changed := [key for key in run if json.loads(json.dumps(run[key])) != before.get(key)]:
-            raise ConfigError(
-                f"resuming the run in {out}",
-                got=f"other values than it was started with: {', '.join(changed)}",
-                expected=f"what {RUN} there records",
-                todo="repeat the first command and add --resume, or use --overwrite",
-            )
-        return
-    packages = ("skipgpt", "torch", "transformers", "peft", "accelerate")
-    run["versions"] = {name: importlib.metadata.version(name) for name in packages}
-    run["command"] = sys.argv
-    with staged(out) as stage:
-        (stage / RUN).write_text(to_json(run), encoding="utf-8")

@@ -51,7 +51,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Language-model loss plus alpha times the budget term (paper, equation 7)."""
+        """Language-model loss plus alpha times the budget term (paper)."""
         if not self.plan.trains_routers:
             loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             self._note(lm_loss=loss)
