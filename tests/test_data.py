@@ -632,9 +632,22 @@ def test_rows_of_the_two_sides_come_from_different_documents(tmp_path: Path) -> 
     blocks = load_blocks([str(tmp_path)], TOKENIZER, CONFIG)
     assert sum(blocks.documents) == 20
     assert blocks.train.shape == (blocks.documents[0] * 41 // 16, 16)
-    assert blocks.held_out.shape == (blocks.documents[1] * 41 // 16, 16)
-    shared = set(blocks.train.unique().tolist()) & set(blocks.held_out.unique().tolist())
-    assert shared == {0}
+    letters = [
+        set(part.unique().tolist()) - {0}
+        for part in (blocks.train, blocks.calibration, blocks.held_out)
+    ]
+    assert all(letters)
+    assert len(set.union(*letters)) == sum(map(len, letters))
+
+
+def test_calibration_falls_back_on_training_text_where_one_document_is_held_out(
+    tmp_path: Path,
+) -> None:
+    for number in range(3):
+        write(tmp_path / f"{number:02}.txt", chr(ord("a") + number) * 40)
+    blocks = load_blocks([str(tmp_path)], TOKENIZER, dataclasses.replace(CONFIG, held_out=0.01))
+    assert blocks.documents == (2, 1)
+    assert torch.equal(blocks.calibration, blocks.train)
 
 
 def test_the_fingerprint_changes_with_the_text_and_the_settings_and_nothing_else(

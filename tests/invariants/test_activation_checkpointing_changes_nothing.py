@@ -7,14 +7,14 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import train_only
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.budget import budget_loss
-from skipgpt.routing.decision import DecisionRule, DifferenceProbe, GumbelSample, StraightThrough
+from skipgpt.routing.decision import DecisionRule, GumbelSample, StraightThrough
 
 INPUTS = Inputs((3, 0, 6), padded=True)
 
 
 @pytest.mark.parametrize(
     "rule",
-    [StraightThrough(), GumbelSample(2.0), DifferenceProbe(0.0, 0.5, 10.0)],
+    [StraightThrough(), GumbelSample(2.0)],
     ids=lambda rule: type(rule).__name__,
 )
 @every_family

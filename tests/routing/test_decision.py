@@ -10,7 +10,6 @@ from torch.nn.functional import gumbel_softmax
 from skipgpt.model.sparse import _pack_columns, _take, _take_mask
 from skipgpt.routing.decision import (
     KEEP_ALL,
-    DifferenceProbe,
     Forced,
     GumbelSample,
     RandomRoutes,
@@ -130,72 +129,6 @@ def test_random_routes_skip_the_share_asked_for(sparsity: float) -> None:
     keep = RandomRoutes(sparsity)(torch.zeros(1, DRAWS), SITE).keep
     tolerance = 0 if sparsity in (0.0, 1.0) else SAMPLING
     assert 1 - keep.float().mean().item() == pytest.approx(sparsity, abs=tolerance)
-
-
-def _regression_target(loss_of_gate: object, keep: bool, scale: float) -> float:
-    """The mean over many probes of what the margins are regressed on."""
-    margin = torch.full((1, DRAWS), 1.0 if keep else -1.0, requires_grad=True)
-    decision = DifferenceProbe(threshold=0.0, explore=1.0, scale=scale)(margin, SITE)
-    (gradient,) = torch.autograd.grad(loss_of_gate(decision.gate).sum(), margin)
-    # The gradient is (margin - target) / probes.
-    return (margin.detach() - gradient * DRAWS).mean().item()
-
-
-@pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("scale", [1.0, 12.0])
-@pytest.mark.parametrize(
-    "loss",
-    [
-        pytest.param(lambda u: 0.5 * (u - 1) ** 2, id="flat where the gate is 1"),
-        pytest.param(lambda u: (0.3 - u) ** 2, id="quadratic"),
-        pytest.param(lambda u: torch.sin(3 * u) + u**3, id="nonlinear"),
-        pytest.param(lambda u: 0.7 * u, id="harmful"),
-    ],
-)
-def test_a_probes_mean_target_is_the_loss_of_skipping_minus_that_of_keeping(
-    loss: object, scale: float, keep: bool
-) -> None:
-    skipped, kept = loss(torch.zeros(())).item(), loss(torch.ones(())).item()
-    # dL/du is within 4 here, so five standard deviations of a mean of 40,000 are below 0.1 scale.
-    target = _regression_target(loss, keep, scale)
-    assert target == pytest.approx(scale * (skipped - kept), abs=0.05 * scale)
-
-
-def test_probes_learn_the_difference_by_least_squares() -> None:
-    margin = torch.zeros(1, 1, requires_grad=True)
-    rule = DifferenceProbe(threshold=0.0, explore=1.0, scale=1.0)
-    for step in range(1, 1001):
-        decision = rule(margin.expand(1, 64), SITE)
-        # The loss is 0.5 (u - 1)^2: keeping is worth a half, though at u = 1 its slope is zero.
-        gradient = torch.autograd.grad((0.5 * (decision.gate - 1) ** 2).sum(), margin)[0]
-        with torch.no_grad():
-            margin -= gradient / step
-    # Targets 1 - u spread by 0.29; their mean over 64,000 probes by 0.0012; five of those.
-    assert margin.item() == pytest.approx(0.5, abs=0.006)
-
-
-def test_only_probed_decisions_get_a_gradient_and_the_rest_follow_the_threshold() -> None:
-    margin = torch.randn(4, 500, requires_grad=True)
-    decision = DifferenceProbe(threshold=0.3, explore=0.2, scale=1.0)(margin, SITE)
-    (gradient,) = torch.autograd.grad(decision.gate.square().sum(), margin)
-
-    probed = gradient != 0
-    # 2000 decisions: five standard deviations are 5 * sqrt(0.2 * 0.8 / 2000) = 0.045.
-    assert probed.float().mean().item() == pytest.approx(0.2, abs=0.045)
-    hard = decision.gate[~probed]
-    assert torch.equal(hard, (margin > 0.3).float()[~probed])
-    assert torch.equal(decision.keep, margin > 0.3)
-    assert ((decision.gate[probed] > 0) & (decision.gate[probed] < 1)).all()
-    target = -2 * decision.gate.detach()
-    expected = (margin - target).detach()[probed] / probed.sum()
-    torch.testing.assert_close(gradient[probed], expected)
-
-
-def test_no_probe_gives_no_gradient() -> None:
-    margin = torch.randn(2, 5, requires_grad=True)
-    decision = DifferenceProbe(threshold=0.0, explore=0.0, scale=1.0)(margin, SITE)
-    (gradient,) = torch.autograd.grad(decision.gate.sum(), margin)
-    assert not gradient.any()
 
 
 keeps = (

@@ -21,6 +21,7 @@ def run(
     text: Annotated[
         list[str], typer.Option(help="Text, JSONL or parquet files, a folder, stdlib. Repeat.")
     ],
+    more: options.More = None,
     sparsity: options.Sparsity = None,
     block_size: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
@@ -49,7 +50,7 @@ def run(
         folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
     )
     config = DataConfig(block_size=block_size, max_documents=max_documents)
-    blocks = pack_blocks(read_documents(text, config), tokenizer, block_size)
+    blocks = pack_blocks(read_documents([*text, *(more or [])], config), tokenizer, block_size)
     with executing(model, cast("Execution", execution)):
         result = perplexity(model, blocks, batch_size=batch_size)
     options.emit(result.to_dict(), as_json, str(result))

@@ -17,6 +17,10 @@ Dtype = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
+More = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SRC]...", help="More sources, as a shell's pattern gives them."),
+]
 Sparsity = Annotated[
     float | None,
     typer.Option("--sparsity", help="Share of modules to skip; the trained target if absent."),

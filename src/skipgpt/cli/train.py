@@ -23,12 +23,15 @@ Settings: recipe < --config < --set < named options; docs/training.md lists all 
 
 
 def run(
-    base: Annotated[str, typer.Argument(help="Hub id, folder, checkpoint, or nano.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Hub id, folder, checkpoint, or nano.")
+    ],
     data: Annotated[
         list[str],
         typer.Option(help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    more: options.More = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of modules to skip.  [default: 0.25]")
     ] = None,
@@ -90,7 +93,7 @@ def run(
 
     result = train(
         base,
-        data,
+        [*data, *(more or [])],
         out,
         resolved,
         device=device,

@@ -1,9 +1,9 @@
 """What each stage trains, and the rule and execution that its forwards use.
 
 stage    trains          execution   decisions
-router   routers         gated       the estimator's, with gradient
+router   routers         gated       sampled, with gradient
 lora     LoRA            sparse      deterministic, at the calibrated threshold
-joint    both            gated       the estimator's, with gradient
+joint    both            gated       sampled, with gradient
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from skipgpt.config import LoraStage, Stage, TrainConfig
+from skipgpt.config import Stage, TrainConfig
+from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import train_only
 from skipgpt.model.trace import Execution
 
@@ -63,22 +64,6 @@ def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def with_lora(model: Any, stage: LoraStage) -> Any:
-    """The model with a LoRA adapter through PEFT; unchanged if it has one."""
-    if hasattr(model, "peft_config"):
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    adapter = LoraConfig(
-        r=stage.rank,
-        lora_alpha=stage.alpha,
-        lora_dropout=stage.dropout,
-        target_modules=list(stage.targets),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, adapter)
 
 
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
