@@ -88,3 +88,9 @@ def test_trackers_are_passed_through_and_none_is_chosen_by_itself(
 ) -> None:
     config = tiny_config(report_to=given)
     assert training_arguments(plan("router", config), config, tmp_path).report_to == expected
+
+
+def test_noise_and_order_of_rows_follow_the_same_seed(tmp_path: Path) -> None:
+    config = tiny_config(seed=7)
+    arguments = training_arguments(plan("router", config), config, tmp_path)
+    assert (arguments.seed, arguments.data_seed) == (7, 7)

@@ -19,7 +19,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stand
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
 More = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SRC]...", help="More sources, as a shell's pattern gives them."),
+    typer.Argument(metavar="SRC", help="More sources, as a shell's pattern gives them."),
 ]
 Sparsity = Annotated[
     float | None,
