@@ -1,6 +1,6 @@
 """What `import skipgpt` costs beside `import torch`: medians of alternating fresh processes.
 
-    python benchmarks/imports.py
+python benchmarks/imports.py
 """
 
 from __future__ import annotations

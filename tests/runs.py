@@ -21,10 +21,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from conftest import byte_tokenizer, tiny_base
 from skipgpt.checkpoint import CheckpointInfo, describe, save
-from skipgpt.config import RouterConfig, Stage, TrainConfig, override, recipe
+from skipgpt.config import RouterConfig, Stage, TrainConfig, recipe
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
+from skipgpt.settings import override
 from skipgpt.training.arguments import training_arguments
 from skipgpt.training.callbacks import StopRequest
 from skipgpt.training.run import TrainResult, train
@@ -104,7 +105,7 @@ def stage_trainer(
         plan=stage_plan,
         config=config,
         model=prepare(model, stage, config),
-        args=training_arguments(stage_plan, config, folder),
+        args=training_arguments(stage_plan, config, folder, torch.device("cpu")),
         train_dataset=[{"input_ids": row, "labels": row} for row in data],
         data_collator=default_data_collator,
     )

@@ -20,13 +20,10 @@ from skipgpt.config import (
     RouterStage,
     TrainConfig,
     check_sparsity,
-    from_dict,
-    override,
-    read_toml,
     recipe,
-    to_dict,
 )
 from skipgpt.errors import ConfigError
+from skipgpt.settings import from_dict, override, read_toml, to_dict
 
 # Recipes.
 

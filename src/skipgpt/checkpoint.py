@@ -14,57 +14,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from skipgpt.config import RouterConfig, check_sparsity, from_dict
-from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError
+from skipgpt.atomic import files_below, staged, to_json
+from skipgpt.checkpoint_info import FORMAT_VERSION, LORA, CheckpointInfo, has_adapter, model_card
+from skipgpt.config import check_sparsity
+from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import base_location, fingerprint, load_base
 from skipgpt.model.surgery import add_routers, router_state_dict, routers
 from skipgpt.model.trace import routing_state, set_sparsity
 from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.settings import from_dict
 
-FORMAT_VERSION = 1
-CONFIG, ROUTERS, LORA = "skipgpt_config.json", "routers.safetensors", "lora"
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What `skipgpt_config.json` says.
-
-    Attributes:
-        base: hub id, folder or `nano`.
-        revision: of the hub id.
-        fingerprint: of the base model's weights.
-        router: what the routers are.
-        recipe: the settings they were trained with, by name.
-        stages: those done, in order.
-        target_sparsity: what training aimed for.
-        sparsity: measured on held-out text at that target: module, attn, mlp, params, flops.
-        curve: pairs of sparsity and threshold (null keeps everything), or null.
-        files: sha256 of the other files.
-        format_version: of this layout.
-    """
-
-    base: str
-    fingerprint: str
-    router: RouterConfig
-    revision: str | None = None
-    recipe: str = "default"
-    stages: tuple[str, ...] = ()
-    target_sparsity: float = 0.25
-    sparsity: dict[str, float] = field(default_factory=dict)
-    curve: tuple[tuple[float, float | None], ...] | None = None
-    files: dict[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+CONFIG, ROUTERS = "skipgpt_config.json", "routers.safetensors"
 
 
 def describe(model: nn.Module, base: str, **facts: Any) -> CheckpointInfo:
@@ -99,11 +65,13 @@ def save(
     folder = Path(folder)
     if not overwrite:
         refuse_existing(folder)
-    with staged(folder) as stage:
+    with staged(folder, last=CONFIG) as stage:
         save_file(_contiguous(router_state_dict(model)), stage / ROUTERS)
         if hasattr(model, "peft_config"):
             _save_adapter(model, stage / LORA)
-        files = {str(p.relative_to(stage)): _digest(p) for p in _files(stage) if p.suffix != ".md"}
+        files = {
+            str(p.relative_to(stage)): _digest(p) for p in files_below(stage) if p.suffix != ".md"
+        }
         info = dataclasses.replace(info, files=files)
         (stage / "README.md").write_text(model_card(info), encoding="utf-8")
         (stage / CONFIG).write_text(to_json(dataclasses.asdict(info)), encoding="utf-8")
@@ -255,11 +223,6 @@ def verify_files(folder: Path, info: CheckpointInfo) -> None:
         )
 
 
-def has_adapter(info: CheckpointInfo) -> bool:
-    """Whether a LoRA adapter belongs to the checkpoint; a folder that is there does not count."""
-    return any(name.startswith(f"{LORA}/") for name in info.files)
-
-
 def refuse_existing(folder: Path) -> None:
     """Raise if a checkpoint lies there.
 
@@ -275,67 +238,6 @@ def refuse_existing(folder: Path) -> None:
         )
 
 
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files are renamed into `folder` once all of them are written.
-
-    Raises:
-        CheckpointError: writing failed; `folder` holds what it held before.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-    except OSError as error:
-        raise CheckpointError(f"writing to {folder}", got=str(error)) from error
-    try:
-        yield stage
-        _move_into(stage, folder)
-    except Exception as error:
-        # safetensors reports a full disk with an exception class of its own.
-        if isinstance(error, SkipGPTError):
-            raise
-        raise CheckpointError(
-            f"writing to {folder}",
-            got=f"{type(error).__name__}: {error}",
-            expected="room on the disk and permission to write",
-            todo="what was there before is untouched",
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _move_into(stage: Path, folder: Path) -> None:
-    """Rename every file of `stage` to its place in `folder`, or none of them."""
-    # The config names the digests of the rest, so it has to be the last to appear.
-    paths = sorted(_files(stage), key=lambda path: path.name == CONFIG)
-    targets = {path: folder / path.relative_to(stage) for path in paths}
-    with tempfile.TemporaryDirectory(prefix=".replaced-", dir=folder) as kept:
-        before = {target: Path(kept, str(n)) for n, target in enumerate(targets.values())}
-        for target, copy in before.items():
-            if target.exists():
-                _link_or_copy(target, copy)
-        moved: list[Path] = []
-        try:
-            for path, target in targets.items():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
-                moved.append(target)
-        except BaseException:
-            for target in moved:
-                if before[target].exists():
-                    os.replace(before[target], target)
-                else:
-                    target.unlink()
-            raise
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # not every file system has hard links
-        shutil.copyfile(source, target)
-
-
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
     """Upload a checkpoint without its resume state; returns the address of the commit."""
     from huggingface_hub import HfApi
@@ -348,40 +250,6 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
             repo_id=repo_id, folder_path=folder, ignore_patterns=["trainer/*", ".*/*"]
         )
     )
-
-
-def model_card(info: CheckpointInfo) -> str:
-    """The generated README.md of a checkpoint."""
-    measured = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
-    dial = f", sparsity={info.target_sparsity}" if info.curve else ""
-    return f"""---
-library_name: skipgpt
-base_model: {info.base}
-tags: [skipgpt, dynamic-depth, token-routing]
----
-
-# Routers for {info.base}
-
-Each token decides which attention and MLP modules to run. Stages done: {", ".join(info.stages)};
-recipe `{info.recipe}`; target sparsity {info.target_sparsity:.0%}.
-
-Measured on held-out text at that target: {measured or "not measured"}. Module sparsity counts
-(token, module) pairs; parameter and FLOP sparsity count what is in them.
-
-```python
-import skipgpt
-
-model, tokenizer = skipgpt.load("this folder"{dial})
-```
-
-Routing is deterministic: a module runs where the router's margin is above one global threshold.
-The base model's weights are not part of this folder; its fingerprint is `{info.fingerprint}`.
-"""
-
-
-def to_json(value: Any) -> str:
-    """Pretty JSON with a final newline; refuses NaN and infinity, which are not JSON."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def _save_adapter(model: Any, folder: Path) -> None:
@@ -418,10 +286,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _digest(path: Path) -> str:

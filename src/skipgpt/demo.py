@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.greedy import greedy_order
-from skipgpt.checkpoint import load, staged, to_json
-from skipgpt.config import override, recipe
+from skipgpt.checkpoint import load
+from skipgpt.config import recipe
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
@@ -23,6 +24,7 @@ from skipgpt.model.surgery import routers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.report.routing_map import RoutingMap, routing_map
 from skipgpt.routing.decision import Forced
+from skipgpt.settings import override
 from skipgpt.training.callbacks import progress_bar
 from skipgpt.training.run import train
 

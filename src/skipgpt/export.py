@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from skipgpt.checkpoint import load, read_info, staged
+from skipgpt.atomic import staged
+from skipgpt.checkpoint import load, read_info
 from skipgpt.errors import CheckpointError
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
 from skipgpt.model.families import family_of

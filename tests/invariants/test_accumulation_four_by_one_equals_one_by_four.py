@@ -104,7 +104,6 @@ def test_measuring_beforehand_does_not_change_the_noise_of_training(
         assert torch.equal(one, other)
 
 
-@pytest.mark.xfail(reason="RoutingTrainer.log takes every step for one of `accumulation` parts")
 def test_a_shorter_last_step_of_an_epoch_is_logged_as_what_it_is(tmp_path: Path) -> None:
     model = routed(normalize=True)
     config = tiny_config("paper", **WAYS["parts"], router_stage__steps=3)

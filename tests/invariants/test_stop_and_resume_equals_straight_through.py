@@ -55,7 +55,6 @@ def test_a_run_stopped_in_its_second_stage_does_not_repeat_the_first(
     _same(tmp_path / "stopped", tmp_path / "straight")
 
 
-@pytest.mark.xfail(reason="LoRA's random start depends on what drew from the generator before")
 def test_a_run_lost_before_the_first_state_of_its_second_stage_still_ends_the_same(
     base_folder: Path, tmp_path: Path
 ) -> None:
@@ -88,7 +87,6 @@ def test_resuming_a_finished_run_changes_nothing(base_folder: Path, tmp_path: Pa
     assert result.info == read_info(tmp_path / "out")
 
 
-@pytest.mark.xfail(reason="lines after the last saved state stay and are written again")
 def test_steps_that_were_lost_are_not_logged_twice(base_folder: Path, tmp_path: Path) -> None:
     config = tiny_config("paper", save_every=2)
     run(base_folder, tmp_path / "straight", config)
@@ -99,7 +97,6 @@ def test_steps_that_were_lost_are_not_logged_twice(base_folder: Path, tmp_path: 
     assert metrics(tmp_path / "lost") == metrics(tmp_path / "straight")
 
 
-@pytest.mark.xfail(reason="stages that BASE had before count as stages of this run")
 def test_training_a_healed_checkpoint_further_resumes_with_the_stage_it_was_in(
     base_folder: Path, tmp_path: Path
 ) -> None:

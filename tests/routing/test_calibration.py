@@ -38,7 +38,8 @@ def test_a_curve_stays_within_its_thresholds_and_rises(
 ) -> None:
     finite = [t for _, t in curve.points if math.isfinite(t)]
     threshold = curve.threshold(sparsity)
-    assert min(finite) - 1e-6 <= threshold <= max(finite) + 1e-6
+    keeps_all = threshold == -math.inf
+    assert keeps_all or min(finite) - 1e-6 <= threshold <= max(finite) + 1e-6
     assert curve.threshold(min(0.95, sparsity + 0.01)) >= threshold - 1e-6
 
 
@@ -65,7 +66,8 @@ def test_sparsity_zero_keeps_everything_calibrated_or_not() -> None:
 
 def test_beyond_its_ends_a_curve_answers_its_nearest_point() -> None:
     curve = CalibrationCurve(((0.0, -math.inf), (0.1, -1.0), (0.4, 2.0)))
-    assert curve.threshold(0.05) == -1.0
+    assert curve.threshold(0.04) == -math.inf
+    assert curve.threshold(0.06) == -1.0
     assert curve.threshold(0.9) == 2.0
     assert curve.largest == 0.4
 

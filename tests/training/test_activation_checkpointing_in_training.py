@@ -42,6 +42,5 @@ def test_reentrant_checkpointing_stops_training_before_its_first_step(tmp_path: 
     assert trainer.state.global_step == 0
 
 
-@pytest.mark.xfail(reason="stages.prepare calls a name that transformers has deprecated")
 def test_the_setting_calls_nothing_deprecated() -> None:
     prepare(routed(), "router", tiny_config(activation_checkpointing=True))

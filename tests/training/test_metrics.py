@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from cases import routed
 from runs import metrics, rows, run, stage_trainer, tiny_config
@@ -87,10 +88,13 @@ def test_trackers_are_passed_through_and_none_is_chosen_by_itself(
     given: tuple[str, ...], expected: list[str], tmp_path: Path
 ) -> None:
     config = tiny_config(report_to=given)
-    assert training_arguments(plan("router", config), config, tmp_path).report_to == expected
+    assert (
+        training_arguments(plan("router", config), config, tmp_path, torch.device("cpu")).report_to
+        == expected
+    )
 
 
 def test_noise_and_order_of_rows_follow_the_same_seed(tmp_path: Path) -> None:
     config = tiny_config(seed=7)
-    arguments = training_arguments(plan("router", config), config, tmp_path)
+    arguments = training_arguments(plan("router", config), config, tmp_path, torch.device("cpu"))
     assert (arguments.seed, arguments.data_seed) == (7, 7)

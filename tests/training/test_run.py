@@ -98,13 +98,12 @@ def test_an_interrupted_run_is_not_written_over_unless_asked(
 ) -> None:
     with stopping_at(2), pytest.raises(TrainingError):
         run(base_folder, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="interrupted run; pass --resume"):
+    with pytest.raises(CheckpointError, match=r"interrupted run; .*pass --resume"):
         run(base_folder, tmp_path / "out")
     run(base_folder, tmp_path / "out", overwrite=True)
     assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.xfail(reason="--overwrite clears the folder before the data was read")
 def test_overwriting_with_data_that_is_not_there_keeps_the_old_checkpoint(
     base_folder: Path, tmp_path: Path
 ) -> None:
@@ -120,7 +119,6 @@ def test_overwriting_with_data_that_is_not_there_keeps_the_old_checkpoint(
     load(tmp_path / "out")
 
 
-@pytest.mark.xfail(reason="--overwrite clears the base checkpoint before it was loaded")
 def test_training_a_checkpoint_onto_itself_never_loses_it(
     base_folder: Path, tmp_path: Path
 ) -> None:
@@ -132,7 +130,7 @@ def test_training_a_checkpoint_onto_itself_never_loses_it(
 
 
 def test_resuming_where_nothing_ran_is_refused(base_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no run there; start it without --resume"):
+    with pytest.raises(CheckpointError, match=r"no run there; .*start it without --resume"):
         run(base_folder, tmp_path / "out", resume=True)
 
 
@@ -171,7 +169,6 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_last_good_state(
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
 
 
-@pytest.mark.xfail(reason="weights are saved without a look at them; the loss is seen a step later")
 def test_weights_that_are_no_numbers_are_never_saved(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +189,6 @@ def test_weights_that_are_no_numbers_are_never_saved(
         assert all(t.isfinite().all() for k, t in load_file(state).items() if k != "threshold")
 
 
-@pytest.mark.xfail(reason="--resume refuses another rate, and the saved state holds the old one")
 def test_the_advice_after_a_diverged_run_is_not_to_resume_with_another_rate(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +219,6 @@ def test_a_full_disk_while_saving_a_state_keeps_the_state_before_it(
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
 
 
-@pytest.mark.xfail(reason="the Trainer's own OSError passes through")
 def test_a_full_disk_is_reported_as_an_error_of_training(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +230,6 @@ def test_a_full_disk_is_reported_as_an_error_of_training(
         run(base_folder, tmp_path / "out")
 
 
-@pytest.mark.xfail(reason="PEFT's own ValueError, after the whole router stage has been trained")
 def test_lora_targets_that_the_model_lacks_are_refused_before_any_training(
     base_folder: Path, tmp_path: Path
 ) -> None:
@@ -245,7 +239,6 @@ def test_lora_targets_that_the_model_lacks_are_refused_before_any_training(
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
-@pytest.mark.xfail(reason="transformers' own ValueError")
 def test_an_unknown_schedule_is_an_error_of_the_config(base_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="zigzag"):
         run(base_folder, tmp_path / "out", tiny_config(router_stage__schedule="zigzag"))

@@ -68,8 +68,8 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, train, print the result."""
-    from skipgpt.config import override, read_toml
     from skipgpt.config import recipe as named_recipe
+    from skipgpt.settings import override, read_toml
 
     settings: dict[str, Any] = read_toml(config) if config else {}
     settings |= dict(_setting(pair) for pair in set_ or [])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt import checkpoint
+from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import LoraStage, RouterConfig, check_sparsity
 from skipgpt.convert.authors_file import AuthorsFile, read_authors_file, router_keys
 from skipgpt.errors import CheckpointError
@@ -32,7 +33,7 @@ def convert(
     base_model: Any = None,
     target_sparsity: float = 0.25,
     overwrite: bool = False,
-) -> checkpoint.CheckpointInfo:
+) -> CheckpointInfo:
     """Write a checkpoint from the authors' file. It is not calibrated: its threshold is 0.
 
     Args:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from skipgpt.config import DataConfig, to_dict
+from skipgpt.config import DataConfig
 from skipgpt.data.documents import END_OF_TEXT, SECTION, Document
 from skipgpt.data.sources import read_documents
 from skipgpt.errors import DataError
+from skipgpt.settings import to_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

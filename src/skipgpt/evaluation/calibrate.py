@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.checkpoint import CheckpointInfo, describe, load, read_info, save
+from skipgpt.checkpoint import describe, load, read_info, save
+from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.perplexity import perplexity, total_loss

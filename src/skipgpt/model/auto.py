@@ -10,11 +10,12 @@ import dataclasses
 import functools
 from typing import Any
 
-from skipgpt.config import RouterConfig, from_dict
+from skipgpt.config import RouterConfig
 from skipgpt.model.families import FAMILIES, MERGED_PREFIX, Family
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state, set_sparsity
 from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.settings import from_dict
 
 REMOTE_CODE = '''"""For from_pretrained(…, trust_remote_code=True); needs the package skipgpt."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from skipgpt.errors import ConfigError
 from skipgpt.model.trace import record_routing
 
 _CELLS = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): "·"}
@@ -86,10 +87,15 @@ class RoutingMap:
 def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
     """Run a text through a model with routers and map what ran.
 
+    Raises:
+        ConfigError: the text is empty, or the model has no routers.
+
     Example:
         print(routing_map(model, tokenizer, "print('hello')").to_terminal())
     """
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    if ids.shape[1] == 0:
+        raise ConfigError("mapping a text", got="no token", expected="a text that is not empty")
     with record_routing(model) as trace:
         model(input_ids=ids.to(model.device), use_cache=False)
     step = trace.steps[0]
@@ -101,7 +107,8 @@ def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
 
 
 def _visible(token: str) -> str:
-    return token.replace("\n", "⏎").replace(" ", "·").replace("\t", "→")
+    shown = token.replace("\n", "⏎").replace(" ", "·").replace("\t", "→")
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)
 
 
 def _shade(share: float) -> str:

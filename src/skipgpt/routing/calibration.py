@@ -44,8 +44,9 @@ class CalibrationCurve:
         for (low, at_low), (high, at_high) in itertools.pairwise(points):
             if low <= sparsity <= high and high > low:
                 return at_low + (at_high - at_low) * (sparsity - low) / (high - low)
-        # Beyond the stored ends the nearest point is the honest answer.
-        return min(points, key=lambda point: abs(point[0] - sparsity))[1] if points else 0.0
+        # Between keeping all and the first point, or beyond the last, the nearest point is the
+        # honest answer: constant margins can only be skipped together.
+        return min(self.points, key=lambda point: abs(point[0] - sparsity))[1]
 
     @property
     def largest(self) -> float:

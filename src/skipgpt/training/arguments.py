@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from skipgpt.config import TrainConfig
+from skipgpt.errors import ConfigError
 from skipgpt.training.stages import StagePlan
 
 
@@ -22,6 +23,14 @@ def training_arguments(
         folder: where resume states go.
         device: where the model lies.
     """
+    try:
+        SchedulerType(plan.schedule)
+    except ValueError as error:
+        raise ConfigError(
+            "reading schedule",
+            got=repr(plan.schedule),
+            expected="one of " + ", ".join(kind.value for kind in SchedulerType),
+        ) from error
     on_cpu = device.type == "cpu"
     return TrainingArguments(
         output_dir=str(folder),

@@ -24,6 +24,19 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self.path, self.stage = path, stage
         self.started = time.monotonic()
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop the lines of steps that a killed run took after its last saved state."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        entries = [(json.loads(line), line) for line in lines]
+        kept = [
+            line
+            for entry, line in entries
+            if entry["stage"] != self.stage or entry["step"] <= state.global_step
+        ]
+        self.path.write_text("".join(kept), encoding="utf-8")
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write what was logged."""
         if not logs or "loss" not in logs:

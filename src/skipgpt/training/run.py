@@ -11,17 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from skipgpt.checkpoint import (
-    CONFIG,
-    CheckpointInfo,
-    describe,
-    load,
-    read_info,
-    save,
-)
-from skipgpt.config import Stage, TrainConfig, to_dict
+from skipgpt.checkpoint import CONFIG, describe, load, read_info, save
+from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.evaluation.calibrate import calibrate, cut
@@ -31,6 +26,7 @@ from skipgpt.model.surgery import add_routers, routers
 from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
+from skipgpt.settings import to_dict
 from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest, progress_bar
 from skipgpt.training.run_folder import (
     METRICS,
@@ -102,7 +98,7 @@ def train(
     out = Path(out)
     torch.manual_seed(config.seed)
     check_folder(out, resume, overwrite)
-    done = finished_stages(out) if resume else ()
+    done = finished_stages(out, config.stages) if resume else ()
     model, tokenizer, info = _start(str(out) if done else base, config, device, dtype)
     blocks = load_blocks(data, tokenizer, config.data)
     facts = {
@@ -151,11 +147,25 @@ def _start(
             expected="routers to heal around",
             todo="train stage router first, or give a checkpoint as BASE",
         )
+    _check_lora_targets(model, config)
     add_routers(model, config.router)
     if config.router_stage.start == "keep":
         for router in routers(model).values():
             set_constant(router, 1.0)
     return model, tokenizer, describe(model, base)
+
+
+def _check_lora_targets(model: Any, config: TrainConfig) -> None:
+    """Refuse names that no linear layer has before hours of training, not after."""
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    unknown = [target for target in config.lora_stage.targets if target not in names]
+    if unknown and set(config.stages) != {"router"}:
+        raise ConfigError(
+            "planning stage lora",
+            got=f"targets that the model does not have: {', '.join(unknown)}",
+            expected="names of linear layers, such as q_proj or down_proj",
+            todo="set them with --set lora_stage.targets=q_proj,v_proj",
+        )
 
 
 def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, out: Path) -> Any:
@@ -165,6 +175,8 @@ def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, ou
     from skipgpt.training.arguments import training_arguments
     from skipgpt.training.trainer import RoutingTrainer
 
+    # A stage draws the same numbers whether or not earlier ones ran in this process.
+    torch.manual_seed(config.seed)
     stage_plan = plan(stage, config)
     states = out / RESUME / stage
     resume_from = latest_state(states)
@@ -183,8 +195,16 @@ def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, ou
     )
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
-    with stop.listening():
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    try:
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"training stage {stage}, step {trainer.state.global_step}",
+            got=str(error),
+            expected="room on the disk and permission to write",
+            todo="the state saved before is kept; make room and use --resume",
+        ) from error
     if stop.received:
         raise TrainingError(
             f"training stage {stage}",

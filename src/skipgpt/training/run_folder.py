@@ -11,10 +11,12 @@ import importlib.metadata
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipgpt.checkpoint import refuse_existing, staged, to_json
+from skipgpt.atomic import staged, to_json
+from skipgpt.checkpoint import CONFIG, refuse_existing
 from skipgpt.errors import CheckpointError, ConfigError
 
 RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
@@ -55,6 +57,7 @@ def begin_run(out: Path, facts: dict[str, Any]) -> None:
     An earlier checkpoint stays until the first stage of this run replaces it.
     """
     shutil.rmtree(out / RESUME, ignore_errors=True)
+    (out / RESUME).mkdir(parents=True)
     (out / METRICS).unlink(missing_ok=True)
     packages = ("skipgpt", "torch", "transformers", "peft", "accelerate")
     versions = {name: importlib.metadata.version(name) for name in packages}
@@ -89,8 +92,10 @@ def finish_stage(out: Path, stage: str) -> None:
     (out / RESUME / stage / _DONE).touch()
 
 
-def finished_stages(out: Path) -> tuple[str, ...]:
-    """The stages that an interrupted run has finished."""
+def finished_stages(out: Path, planned: Sequence[str]) -> tuple[str, ...]:
+    """The stages that a run has finished; all of them where nothing is left to resume from."""
+    if (out / CONFIG).exists() and not (out / RESUME).exists():
+        return tuple(planned)
     return tuple(path.parent.name for path in (out / RESUME).glob(f"*/{_DONE}"))
 
 

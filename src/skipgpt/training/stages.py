@@ -62,7 +62,10 @@ def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:
         model = with_lora(model, config.lora_stage)
     train_only(model, *TRAINS[stage])
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Transformers renamed the method within the range that is supported.
+        is_new = hasattr(model, "activation_checkpointing_enable")
+        name = "activation_checkpointing_enable" if is_new else "gradient_checkpointing_enable"
+        getattr(model, name)({"use_reentrant": False})
     return model
 
 

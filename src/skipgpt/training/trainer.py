@@ -42,6 +42,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self._whole_sparsity: Tensor | None = None
         self._step_tokens = 0
+        self._steps_seen = 0
         self._seen: dict[str, list[Tensor]] = {}
 
     def compute_loss(
@@ -84,6 +85,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         is put back, so the training forwards see the same noise.
         """
         samples, items = super().get_batch_samples(*args, **kwargs)
+        self._steps_seen += 1
         self._step_tokens = sum(sample["input_ids"].numel() for sample in samples)
         self._whole_sparsity = None
         if self.plan.trains_routers and len(samples) > 1:
@@ -122,7 +124,8 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
                 f"training stage {self.plan.stage}, step {self.state.global_step + 1}",
                 got=f"a loss of {loss.item()}",
                 expected="a finite number",
-                todo="the last saved state is kept; lower the learning rate and use --resume",
+                todo="the last saved state is kept; start again with a lower learning rate "
+                "and --overwrite",
             )
         return loss
 
@@ -136,12 +139,12 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last line to what transformers logs."""
         if "loss" in logs:
-            parts = self.config.accumulation
             logs |= {
-                name: torch.stack(values).mean().item() * parts
+                name: torch.stack(values).sum().item() / self._steps_seen
                 for name, values in self._seen.items()
             }
             self._seen.clear()
+            self._steps_seen = 0
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -153,6 +156,14 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
+        if broken := [name for name, tensor in trained.items() if not tensor.isfinite().all()]:
+            raise TrainingError(
+                f"saving step {self.state.global_step} of stage {self.plan.stage}",
+                got=f"values that are no numbers in {broken[0]} and {len(broken) - 1} more",
+                expected="finite weights",
+                todo="the state saved before is kept; start again with a lower learning rate "
+                "and --overwrite",
+            )
         save_file(trained, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -1,0 +1,88 @@
+"""Writing a folder of files so that a failure leaves what was there before."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from skipgpt.errors import CheckpointError, SkipGPTError
+
+
+@contextmanager
+def staged(folder: Path, last: str | None = None) -> Iterator[Path]:
+    """A temporary folder whose files are renamed into `folder` once all of them are written.
+
+    Args:
+        folder: made if absent.
+        last: name of the file that vouches for the others, so has to be the last to appear.
+
+    Raises:
+        CheckpointError: writing failed; `folder` holds what it held before.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    except OSError as error:
+        raise CheckpointError(f"writing to {folder}", got=str(error)) from error
+    try:
+        yield stage
+        _move_into(stage, folder, last)
+    except Exception as error:
+        # safetensors reports a full disk with an exception class of its own.
+        if isinstance(error, SkipGPTError):
+            raise
+        raise CheckpointError(
+            f"writing to {folder}",
+            got=f"{type(error).__name__}: {error}",
+            expected="room on the disk and permission to write",
+            todo="what was there before is untouched",
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move_into(stage: Path, folder: Path, last: str | None) -> None:
+    """Rename every file of `stage` to its place in `folder`, or none of them."""
+    paths = sorted(files_below(stage), key=lambda path: path.name == last)
+    targets = {path: folder / path.relative_to(stage) for path in paths}
+    with tempfile.TemporaryDirectory(prefix=".replaced-", dir=folder) as kept:
+        before = {target: Path(kept, str(n)) for n, target in enumerate(targets.values())}
+        for target, copy in before.items():
+            if target.exists():
+                _link_or_copy(target, copy)
+        moved: list[Path] = []
+        try:
+            for path, target in targets.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+                moved.append(target)
+        except BaseException:
+            for target in moved:
+                if before[target].exists():
+                    os.replace(before[target], target)
+                else:
+                    target.unlink()
+            raise
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(source, target)
+
+
+def to_json(value: Any) -> str:
+    """Pretty JSON with a final newline; refuses NaN and infinity, which are not JSON."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file of a folder, in order."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]

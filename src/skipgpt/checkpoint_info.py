@@ -1,0 +1,75 @@
+"""What a checkpoint is: the fields of `skipgpt_config.json`, and the model card made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from skipgpt.config import RouterConfig
+
+FORMAT_VERSION = 1
+LORA = "lora"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `skipgpt_config.json` says.
+
+    Attributes:
+        base: hub id, folder or `nano`.
+        revision: of the hub id.
+        fingerprint: of the base model's weights.
+        router: what the routers are.
+        recipe: the settings they were trained with, by name.
+        stages: those done, in order.
+        target_sparsity: what training aimed for.
+        sparsity: measured on held-out text at that target: module, attn, mlp, params, flops.
+        curve: pairs of sparsity and threshold (null keeps everything), or null.
+        files: sha256 of the other files.
+        format_version: of this layout.
+    """
+
+    base: str
+    fingerprint: str
+    router: RouterConfig
+    revision: str | None = None
+    recipe: str = "default"
+    stages: tuple[str, ...] = ()
+    target_sparsity: float = 0.25
+    sparsity: dict[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[float, float | None], ...] | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def has_adapter(info: CheckpointInfo) -> bool:
+    """Whether a LoRA adapter belongs to the checkpoint; a folder that is there does not count."""
+    return any(name.startswith(f"{LORA}/") for name in info.files)
+
+
+def model_card(info: CheckpointInfo) -> str:
+    """The generated README.md of a checkpoint."""
+    measured = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
+    dial = f", sparsity={info.target_sparsity}" if info.curve else ""
+    return f"""---
+library_name: skipgpt
+base_model: {info.base}
+tags: [skipgpt, dynamic-depth, token-routing]
+---
+
+# Routers for {info.base}
+
+Each token decides which attention and MLP modules to run. Stages done: {", ".join(info.stages)};
+recipe `{info.recipe}`; target sparsity {info.target_sparsity:.0%}.
+
+Measured on held-out text at that target: {measured or "not measured"}. Module sparsity counts
+(token, module) pairs; parameter and FLOP sparsity count what is in them.
+
+```python
+import skipgpt
+
+model, tokenizer = skipgpt.load("this folder"{dial})
+```
+
+Routing is deterministic: a module runs where the router's margin is above one global threshold.
+The base model's weights are not part of this folder; its fingerprint is `{info.fingerprint}`.
+"""
