@@ -31,15 +31,18 @@ from skipgpt.training.run import train
 logger = logging.getLogger("skipgpt")
 
 SETTINGS = {
-    "router_stage.steps": 150,
+    "router_stage.steps": 60,
+    "router_stage.static_tokens": 2048,
     "lora_stage.steps": 60,
     "batch_size": 8,
     "data.block_size": 256,
     "data.calibration_tokens": 4096,
+    "data.evaluation_tokens": 16384,
     "save_every": 1000,
 }
 PROMPT = "def read_config(path):\n"
-PROGRAM = '''
+PROGRAM = '''import sys
+
 
 def word_count(path):
     """Return how many words a file holds."""

@@ -63,6 +63,9 @@ class RoutingMap:
             f"{html.escape(token)}</span>"
             for token, share in zip(self.tokens, shares, strict=True)
         )
+        shades = f"The stronger the shade, the more ran: from {low:.0%} to {high:.0%} of a token."
+        if low == high:
+            shades = f"Every token ran {low:.0%} of its modules."
         heads = "".join(f'<th colspan="2">{number}</th>' for number in range(1, layers + 1))
         rows = []
         for token, attn, mlp in zip(self.tokens, self.attn, self.mlp, strict=True):
@@ -78,8 +81,7 @@ class RoutingMap:
             rows="\n".join(rows),
             share=f"{self.sparsity:.1%}",
             tokens=len(self.tokens),
-            low=f"{low:.0%}",
-            high=f"{high:.0%}",
+            shades=shades,
         )
 
 
@@ -138,8 +140,7 @@ td.n {{ background: var(--none); }}
 .key i {{ display: inline-block; width: 12px; height: 12px; margin: 0 .3rem 0 1rem; }}
 </style></head><body>
 <h1>{title}</h1>
-<p>{tokens} tokens; {share} of all (token, module) pairs were skipped. The stronger the shade of a
-token, the more of its modules ran (from {low} to {high}).</p>
+<p>{tokens} tokens; {share} of all (token, module) pairs were skipped. {shades}</p>
 <pre>{text}</pre>
 <p class="key"><i style="background:var(--attn)"></i>attention ran
 <i style="background:var(--mlp)"></i>MLP ran <i style="background:var(--none)"></i>skipped; columns
