@@ -61,8 +61,9 @@ def base(family: str = "llama", attention: str | None = None) -> nn.Module:
 
 def routed(family: str = "llama", attention: str | None = None, **router: object) -> nn.Module:
     """The same with routers that skip about half; executes `sparse`."""
+    model = base(family, attention)  # draws the first time it is asked for
     torch.default_generator.manual_seed(1)  # torch.manual_seed takes longer than the model
-    return add_routers(base(family, attention), RouterConfig(**router)).eval()
+    return add_routers(model, RouterConfig(**router)).eval()
 
 
 @dataclass(frozen=True, eq=False)

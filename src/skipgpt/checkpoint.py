@@ -5,8 +5,9 @@
     lora/                 plain PEFT adapter, absent before stage `lora`
     README.md             model card
 
-Files are written under a temporary name and renamed into place, the config last, so a kill leaves
-the old checkpoint or the new one. Loading is strict. docs/checkpoint.md has every field.
+Each file is written under a temporary name and renamed into place, the config last: a failure puts
+the old files back, and a kill between two renames is found by the digests. Loading is strict.
+docs/checkpoint.md has every field.
 """
 
 from __future__ import annotations
@@ -221,6 +222,11 @@ def verify_files(folder: Path, info: CheckpointInfo) -> None:
             expected=f"the files as {CONFIG} records them",
             todo="copy the checkpoint again, or train it again",
         )
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder on disk holds a checkpoint."""
+    return (Path(folder) / CONFIG).is_file()
 
 
 def refuse_existing(folder: Path) -> None:

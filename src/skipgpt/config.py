@@ -25,7 +25,7 @@ def check_sparsity(value: float, name: str = "sparsity") -> float:
     Raises:
         ConfigError: outside 0 to 0.95, or not a number.
     """
-    if not 0 <= value <= MAX_SPARSITY:
+    if not isinstance(value, int | float) or not 0 <= value <= MAX_SPARSITY:
         raise ConfigError(
             f"reading {name}",
             got=f"{value}",
@@ -52,6 +52,15 @@ def _check_shares(instance: Any, *names: str) -> None:
         if getattr(instance, name) > 1:
             got = str(getattr(instance, name))
             raise ConfigError(f"reading {name}", got=got, expected="a share from 0 to 1")
+
+
+def _check_counts(instance: Any, *names: str) -> None:
+    """Refuse a count below 1."""
+    for name in names:
+        if getattr(instance, name) < 1:
+            raise ConfigError(
+                f"reading {name}", got=str(getattr(instance, name)), expected="1 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,7 @@ class RouterStage:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_shares(self, "warmup", "ramp")
+        _check_counts(self, "steps", "static_tokens")
 
 
 @dataclass(frozen=True)
@@ -170,8 +180,7 @@ class LoraStage:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_shares(self, "warmup", "dropout")
-        if self.rank < 1:
-            raise ConfigError("reading lora rank", got=str(self.rank), expected="1 or more")
+        _check_counts(self, "steps", "rank")
 
 
 @dataclass(frozen=True)
@@ -223,11 +232,7 @@ class TrainConfig:
             raise ConfigError("reading stages", got=got, expected="each stage once")
         if not self.stages:
             raise ConfigError("reading stages", got="no stage", expected="router, lora or joint")
-        for name in ("batch_size", "accumulation", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"reading {name}", got=str(getattr(self, name)), expected="1 or more"
-                )
+        _check_counts(self, "batch_size", "accumulation", "log_every", "save_every")
 
 
 def recipe(name: str, **changes: Any) -> TrainConfig:

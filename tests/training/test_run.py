@@ -1,4 +1,5 @@
 import json
+import shutil
 from contextlib import suppress
 from math import nan
 from pathlib import Path
@@ -242,3 +243,51 @@ def test_lora_targets_that_the_model_lacks_are_refused_before_any_training(
 def test_an_unknown_schedule_is_an_error_of_the_config(base_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="zigzag"):
         run(base_folder, tmp_path / "out", tiny_config(router_stage__schedule="zigzag"))
+
+
+@pytest.mark.parametrize("at", ["calibrate", "_blend"])
+def test_a_run_interrupted_after_training_ends_where_a_straight_one_does(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    config = tiny_config("default", router_stage__static_blend=True)
+    run(base_folder, tmp_path / "straight", config)
+
+    def interrupt(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"skipgpt.training.run.{at}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(base_folder, tmp_path / "stopped", config)
+    run(base_folder, tmp_path / "stopped", config, resume=True)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
+
+
+def test_resuming_without_the_resume_state_trains_what_is_missing(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("paper", stages="router,lora")
+    with stopping_at(1, "lora"), pytest.raises(TrainingError):
+        run(base_folder, tmp_path / "out", config)
+    shutil.rmtree(tmp_path / "out" / "trainer")
+    run(base_folder, tmp_path / "out", config, resume=True)
+    assert read_info(tmp_path / "out").stages == ("router", "lora")
+
+
+def test_a_metrics_line_cut_off_by_a_kill_does_not_stop_a_resume(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("paper")
+    with stopping_at(2), pytest.raises(TrainingError):
+        run(base_folder, tmp_path / "out", config)
+    with (tmp_path / "out" / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "rou')
+    run(base_folder, tmp_path / "out", config, resume=True)
+    assert "rou\n" not in (tmp_path / "out" / "metrics.jsonl").read_text()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(base_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(CheckpointError, match="got a file; expected a folder"):
+        run(base_folder, tmp_path / "out", tiny_config("paper"))
+    assert (tmp_path / "out").read_text() == "mine"

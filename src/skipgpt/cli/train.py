@@ -68,6 +68,7 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, train, print the result."""
+    from skipgpt.checkpoint import is_checkpoint, read_info
     from skipgpt.config import recipe as named_recipe
     from skipgpt.settings import override, read_toml
 
@@ -84,6 +85,8 @@ def run(
         **_for_stages("learning_rate", lr),
     }
     settings |= {key: value for key, value in named.items() if value is not None}
+    if is_checkpoint(base):
+        settings.setdefault("target_sparsity", read_info(base).target_sparsity)
     name = recipe or str(settings.get("recipe", "default"))
     settings.pop("recipe", None)
     resolved = override(named_recipe(name), settings)

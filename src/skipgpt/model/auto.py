@@ -64,8 +64,8 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
             if config.curve is not None:
                 points = tuple((low, _finite(high)) for low, high in config.curve)
                 routing_state(self).curve = CalibrationCurve(points)
-                if config.sparsity is not None:
-                    set_sparsity(self, config.sparsity)
+            if config.sparsity is not None:
+                set_sparsity(self, config.sparsity)
 
     for made, suffix in ((SkipGPTConfig, "Config"), (SkipGPTForCausalLM, "ForCausalLM")):
         made.__name__ = made.__qualname__ = f"SkipGPT{family.prefix}{suffix}"

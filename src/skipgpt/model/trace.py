@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -209,7 +209,10 @@ def set_sparsity(model: nn.Module, sparsity: float) -> None:
             got=f"{sparsity}",
             expected=f"at most {state.curve.largest:.2f}, the end of the calibrated curve",
         )
-    state.rule = replace(Threshold(), value=threshold)
+    state.rule = Threshold(threshold)
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "sparsity"):  # of a merged export, which would be saved with it
+        config.sparsity = sparsity
 
 
 def refuse_reentrant_checkpointing(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import SchedulerType, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
@@ -30,6 +31,14 @@ def training_arguments(
             "reading schedule",
             got=repr(plan.schedule),
             expected="one of " + ", ".join(kind.value for kind in SchedulerType),
+        ) from error
+    try:
+        get_reporting_integration_callbacks(list(config.report_to))
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(
+            "reading report_to",
+            got=str(error).splitlines()[0],
+            expected="trackers that transformers knows and that are installed",
         ) from error
     on_cpu = device.type == "cpu"
     return TrainingArguments(

@@ -16,6 +16,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from skipgpt.atomic import staged
+
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """Appends one JSON line a log step to `metrics.jsonl`."""
@@ -29,13 +31,15 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        entries = [(json.loads(line), line) for line in lines]
+        # A kill can cut the last line off, which then has no end.
+        entries = [(json.loads(line), line) for line in lines if line.endswith("}\n")]
         kept = [
             line
             for entry, line in entries
             if entry["stage"] != self.stage or entry["step"] <= state.global_step
         ]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        with staged(self.path.parent) as folder:
+            (folder / self.path.name).write_text("".join(kept), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write what was logged."""

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from skipgpt.checkpoint import CONFIG, describe, load, read_info, save
+from skipgpt.checkpoint import describe, is_checkpoint, load, read_info, save
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks, load_blocks
@@ -23,7 +23,7 @@ from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.model.trace import execution
+from skipgpt.model.trace import execution, routing_state, set_sparsity
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
 from skipgpt.settings import to_dict
@@ -37,6 +37,7 @@ from skipgpt.training.run_folder import (
     finish_stage,
     finished_stages,
     latest_state,
+    steps_done,
 )
 from skipgpt.training.stages import plan, prepare
 from skipgpt.training.static_blend import blend_with_static
@@ -95,10 +96,12 @@ def train(
     Example:
         skipgpt.train("nano", ["stdlib"], "out/nano-25", skipgpt.recipe("default"))
     """
+    from skipgpt.training.arguments import training_arguments
+
     out = Path(out)
     torch.manual_seed(config.seed)
     check_folder(out, resume, overwrite)
-    done = finished_stages(out, config.stages) if resume else ()
+    done = finished_stages(out) if resume else ()
     model, tokenizer, info = _start(str(out) if done else base, config, device, dtype)
     blocks = load_blocks(data, tokenizer, config.data)
     facts = {
@@ -109,6 +112,8 @@ def train(
         "data_fingerprint": blocks.fingerprint,
         "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
     }
+    for stage in config.stages:  # refuses what transformers does not know before anything is lost
+        training_arguments(plan(stage, config), config, out, model.device)
     if resume:
         compare_run(out, facts)
     else:
@@ -136,8 +141,10 @@ def _start(
     base: str, config: TrainConfig, device: str, dtype: str
 ) -> tuple[Any, Any, CheckpointInfo]:
     """The model to train, routed, and what it is."""
-    if (Path(base) / CONFIG).exists():
+    if is_checkpoint(base):
         model, tokenizer = load(base, trainable=True, device=device, dtype=dtype)
+        if routing_state(model).curve is not None:
+            set_sparsity(model, config.target_sparsity)
         return model, tokenizer, read_info(base)
     model, tokenizer = load_base(base, device=device, dtype=dtype)
     if "lora" in config.stages and not {"router", "joint"} & set(config.stages):
@@ -181,7 +188,7 @@ def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, ou
     states = out / RESUME / stage
     resume_from = latest_state(states)
     model = prepare(model, stage, config)
-    if stage == "lora":
+    if stage == "lora" and resume_from is None:
         _log_speedup(model, config, blocks, out)
     stop = StopRequest()
     trainer = RoutingTrainer(
@@ -196,8 +203,12 @@ def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, ou
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     try:
-        with stop.listening():
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if resume_from and steps_done(resume_from) >= stage_plan.steps:
+            # Resumed at its end, transformers' Trainer would take one step too many.
+            trainer.load_weights(resume_from)
+        else:
+            with stop.listening():
+                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"training stage {stage}, step {trainer.state.global_step}",

@@ -1,8 +1,8 @@
 """The folder of a run: what may be written where, what was begun, and where to resume.
 
-run.json         how the run was started; a resumed run has to match it
+run.json         how the run was started, which a resumed run has to match, and what is finished
 metrics.jsonl    one line a log step
-trainer/STAGE    resumable states of transformers' Trainer, and `done` once the stage is over
+trainer/STAGE    resumable states of transformers' Trainer
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import importlib.metadata
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from skipgpt.atomic import staged, to_json
-from skipgpt.checkpoint import CONFIG, refuse_existing
+from skipgpt.checkpoint import refuse_existing
 from skipgpt.errors import CheckpointError, ConfigError
 
 RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
-_DONE = "done"
 
 
 def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
@@ -30,6 +28,10 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
         CheckpointError: it holds a checkpoint or an interrupted run and nobody said what to do
             with it, or there is nothing to resume.
     """
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(
+            f"writing to {out}", got="a file", expected="a folder", todo="name another --out"
+        )
     if resume:
         if not (out / RUN).exists():
             raise CheckpointError(
@@ -57,7 +59,6 @@ def begin_run(out: Path, facts: dict[str, Any]) -> None:
     An earlier checkpoint stays until the first stage of this run replaces it.
     """
     shutil.rmtree(out / RESUME, ignore_errors=True)
-    (out / RESUME).mkdir(parents=True)
     (out / METRICS).unlink(missing_ok=True)
     packages = ("skipgpt", "torch", "transformers", "peft", "accelerate")
     versions = {name: importlib.metadata.version(name) for name in packages}
@@ -73,10 +74,7 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
         ConfigError: it is; names what differs.
         CheckpointError: run.json is damaged.
     """
-    try:
-        before = json.loads((out / RUN).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"resuming in {out}", got=f"a damaged {RUN} ({error})") from error
+    before = _read_run(out)
     now = json.loads(json.dumps(facts))
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise ConfigError(
@@ -88,15 +86,33 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
 
 
 def finish_stage(out: Path, stage: str) -> None:
-    """Note that a stage is over and its checkpoint written."""
-    (out / RESUME / stage / _DONE).touch()
+    """Note in run.json that a stage is over and its checkpoint written."""
+    run = _read_run(out)
+    run["finished"] = [*run.get("finished", []), stage]
+    with staged(out) as folder:
+        (folder / RUN).write_text(to_json(run), encoding="utf-8")
 
 
-def finished_stages(out: Path, planned: Sequence[str]) -> tuple[str, ...]:
-    """The stages that a run has finished; all of them where nothing is left to resume from."""
-    if (out / CONFIG).exists() and not (out / RESUME).exists():
-        return tuple(planned)
-    return tuple(path.parent.name for path in (out / RESUME).glob(f"*/{_DONE}"))
+def finished_stages(out: Path) -> tuple[str, ...]:
+    """The stages that a run has finished.
+
+    Raises:
+        CheckpointError: run.json is damaged.
+    """
+    return tuple(_read_run(out).get("finished", []))
+
+
+def _read_run(out: Path) -> dict[str, Any]:
+    try:
+        run: dict[str, Any] = json.loads((out / RUN).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"resuming in {out}",
+            got=f"a damaged {RUN} ({error})",
+            expected="the file as the run wrote it",
+            todo="start again with --overwrite",
+        ) from error
+    return run
 
 
 def latest_state(folder: Path) -> Path | None:
@@ -109,3 +125,8 @@ def latest_state(folder: Path) -> Path | None:
             continue
         return state
     return None
+
+
+def steps_done(state: Path) -> int:
+    """How many steps a resume state has behind it."""
+    return int(json.loads((state / "trainer_state.json").read_text())["global_step"])

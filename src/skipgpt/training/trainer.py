@@ -86,7 +86,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         """
         samples, items = super().get_batch_samples(*args, **kwargs)
         self._steps_seen += 1
-        self._step_tokens = sum(sample["input_ids"].numel() for sample in samples)
+        self._step_tokens = sum(_real_tokens(sample) for sample in samples)
         self._whole_sparsity = None
         if self.plan.trains_routers and len(samples) > 1:
             self._whole_sparsity = self._measure(samples)
@@ -167,16 +167,26 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         save_file(trained, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        self.load_weights(Path(resume_from_checkpoint), model)
+
+    def load_weights(self, state: Path, model: Any = None) -> None:
+        """Put back what had been trained when a resume state was saved."""
+        tensors = load_file(state / WEIGHTS)
         named = dict((model or self.model).named_parameters())
         with torch.no_grad():
             for name, tensor in tensors.items():
                 named[name].copy_(tensor)
 
     def _share(self, inputs: dict[str, Tensor]) -> float:
-        return inputs["input_ids"].numel() / max(1, self._step_tokens)
+        return _real_tokens(inputs) / max(1, self._step_tokens)
 
     def _note(self, **values: Tensor) -> None:
         """Remember for the next log line; read only there, so that no step waits for a device."""
         for name, value in values.items():
             self._seen.setdefault(name, []).append(value.detach())
+
+
+def _real_tokens(inputs: dict[str, Tensor]) -> int:
+    """How many tokens of a part are not padding."""
+    mask = inputs.get("attention_mask")
+    return inputs["input_ids"].numel() if mask is None else int(mask.sum())
