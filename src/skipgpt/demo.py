@@ -33,11 +33,11 @@ logger = logging.getLogger("skipgpt")
 SETTINGS = {
     "router_stage.steps": 60,
     "router_stage.static_tokens": 2048,
-    "lora_stage.steps": 60,
+    "lora_stage.steps": 120,
     "batch_size": 8,
     "data.block_size": 256,
     "data.calibration_tokens": 4096,
-    "data.evaluation_tokens": 16384,
+    "data.evaluation_tokens": 32768,
     "save_every": 1000,
 }
 PROMPT = "def read_config(path):\n"
