@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,7 +105,7 @@ def run(
     )
     losses = "\n".join(f"  {name:8} {each}" for name, each in result.held_out.items())
     text = f"{out}\non held-out text:\n{losses}"
-    options.emit(dataclasses.asdict(result), as_json, text)
+    options.emit(result.to_dict(), as_json, text)
 
 
 def _setting(pair: str) -> tuple[str, str]:
