@@ -32,7 +32,6 @@ logger = logging.getLogger("skipgpt")
 
 SETTINGS = {
     "router_stage.steps": 60,
-    "router_stage.static_tokens": 2048,
     "lora_stage.steps": 120,
     "batch_size": 8,
     "data.block_size": 256,
