@@ -1,0 +1,43 @@
+"""The demo, made short: the same chain on the embedded model with a few steps and little text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import skipgpt.demo
+from skipgpt.checkpoint import read_info
+
+SHORT = {
+    "router_stage.steps": 2,
+    "router_stage.static_tokens": 64,
+    "lora_stage.steps": 2,
+    "batch_size": 2,
+    "data.block_size": 64,
+    "data.calibration_tokens": 256,
+    "data.evaluation_tokens": 512,
+    "data.max_documents": 40,
+}
+
+
+def test_two_demos_with_one_seed_give_the_same_numbers_and_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skipgpt.demo, "SETTINGS", SHORT)
+    first = skipgpt.demo.demo(tmp_path / "first", seed=3)
+    skipgpt.demo.demo(tmp_path / "second", seed=3)
+    written = (tmp_path / "first" / "demo.json").read_text()
+    assert written == (tmp_path / "second" / "demo.json").read_text()
+
+    numbers = json.loads(written)
+    assert list(numbers["rows"]) == ["dense", "static", "router", "router+lora"]
+    assert numbers["rows"]["dense"]["excess_nll"] == 0
+    assert len(numbers["static_modules"]) == 6
+    assert numbers["samples"].keys() == {"dense", "sparse"}
+    assert len(numbers["map"]["tokens"]) == len(numbers["map"]["attn"])
+    for value in (row["nll_per_token"] for row in numbers["rows"].values()):
+        assert f"{value:.4f}" in first.table()
+    assert read_info(tmp_path / "first" / "checkpoint").stages == ("router", "lora")
+    assert "word_count" in (tmp_path / "first" / "map.html").read_text()
