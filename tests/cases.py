@@ -46,7 +46,7 @@ for _changes in _LIVELY.values():
 @functools.cache
 def _base(family: str, attention: str | None) -> nn.Module:
     extra = {"attn_implementation": attention} if attention else {}
-    model = tiny_base(family, initializer_range=0.2, **_LIVELY[family], **extra)
+    model = tiny_base(family, initializer_range=0.2, **_LIVELY.get(family, {}), **extra)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):

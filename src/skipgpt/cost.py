@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import nn
 
+from skipgpt.model.family import has
+from skipgpt.model.halves import in_width, out_width, query_width
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Site
 
@@ -27,9 +29,9 @@ class ModuleCosts:
     """Counts of one layer.
 
     Attributes:
-        kv: parameters of the key and value projections.
-        qo: parameters of the query and output projections.
-        mlp: parameters of the MLP.
+        kv: parameters of attention that run for every token: keys, values, their norms.
+        qo: parameters of attention that run for kept tokens: queries and output.
+        mlp: parameters of the MLP that run for a kept token.
         core_width: heads times head size; the attention core costs 4 FLOPs a unit and attended
             token.
     """
@@ -41,19 +43,37 @@ class ModuleCosts:
 
 
 def layer_costs(layer: Any) -> ModuleCosts:
-    """The counts of a routed layer, LoRA left out."""
-    attn = layer.self_attn
-
-    def size(*modules: nn.Module) -> int:
-        named = [item for module in modules for item in module.named_parameters()]
-        return sum(p.numel() for name, p in named if "lora_" not in name)
-
+    """The counts of a routed layer, LoRA left out; of experts, those that a token runs."""
+    family = layer.family
+    attn, mlp = getattr(layer, family.attn), getattr(layer, family.mlp)
+    queries = sum(_size(getattr(attn, name)) for name in family.query if has(attn, name))
+    if family.fused and (width := query_width(layer)):
+        fused = getattr(attn, family.fused)
+        queries = _size(fused) * width // out_width(fused)
+    output = getattr(attn, family.output)
+    qo = queries + _size(output)
+    experts, active = _experts(layer)
     return ModuleCosts(
-        kv=size(attn.k_proj, attn.v_proj),
-        qo=size(attn.q_proj, attn.o_proj),
-        mlp=size(layer.mlp),
-        core_width=attn.config.num_attention_heads * attn.head_dim,
+        kv=_size(attn) - qo,
+        qo=qo,
+        mlp=_size(mlp) - int(experts * (1 - active)),
+        core_width=in_width(output),
     )
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for name, p in module.named_parameters() if "lora_" not in name)
+
+
+def _experts(layer: Any) -> tuple[int, float]:
+    """Parameters of the routed experts of a layer, and the share of them that a token runs."""
+    mlp = getattr(layer, layer.family.mlp)
+    if not has(mlp, "experts"):
+        return 0, 1.0
+    config = getattr(layer, layer.family.attn).config
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    total = next(getattr(config, name) for name in names if has(config, name))
+    return _size(mlp.experts), config.num_experts_per_tok / total
 
 
 def sparsities(

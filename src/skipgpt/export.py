@@ -13,6 +13,7 @@ from skipgpt.checkpoint import load, read_info
 from skipgpt.errors import CheckpointError
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
 from skipgpt.model.families import family_of
+from skipgpt.model.trace import routing_state
 
 
 def export_merged(
@@ -73,9 +74,8 @@ def as_auto_model(model: Any, curve: Any, sparsity: float | None) -> Any:
     values = model.config.to_dict()
     for name in ("model_type", "architectures"):
         values.pop(name, None)
-    routed = model.model.layers[0].routing
     config = config_class(
-        router=dataclasses.asdict(routed.config),
+        router=dataclasses.asdict(routing_state(model).config),
         curve=curve,
         sparsity=sparsity if curve is not None else None,
         **values,

@@ -11,7 +11,8 @@ import functools
 from typing import Any
 
 from skipgpt.config import RouterConfig
-from skipgpt.model.families import FAMILIES, MERGED_PREFIX, Family
+from skipgpt.model.families import FAMILIES, MERGED_PREFIX
+from skipgpt.model.family import Family
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state, set_sparsity
 from skipgpt.routing.calibration import CalibrationCurve
@@ -87,7 +88,7 @@ def register() -> None:
 
 
 def _base_classes(family: Family) -> tuple[Any, Any]:
-    model_class = family.load("ForCausalLM")
+    model_class = family.model_class
     return model_class.config_class, model_class
 
 

@@ -1,104 +1,175 @@
-"""What differs between decoder families, as one row of data each.
+"""The table of model families: one row each, no code. What the fields mean: `family.py`.
 
-A row names the parts of a decoder layer that the routed layer has to call itself. Anything that
-cannot be said in a row is not supported, and `family_of` says what is missing.
+A family that is not a row is refused by `family_of`, which says what is missing.
 """
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from skipgpt.errors import UnsupportedModelError
+from skipgpt.model.family import Family
 
-
-@dataclass(frozen=True)
-class Family:
-    """One row.
-
-    Attributes:
-        model_type: as in the model's config.
-        module: the transformers module that defines the family.
-        prefix: of its class names (`Llama` in `LlamaDecoderLayer`).
-        attn_norm: name of the norm before attention.
-        mlp_norm: name of the norm before the MLP.
-        attn_post_norm: name of the norm between attention and the residual add, if any.
-        mlp_post_norm: likewise for the MLP.
-        qk_norm: whether `q_norm` and `k_norm` act on each head.
-        attention_extras: what the attention function gets beyond mask and scale, by keyword:
-            the attribute of the attention module, dotted where it lies deeper.
-    """
-
-    model_type: str
-    module: str
-    prefix: str
-    attn_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
-    attn_post_norm: str | None = None
-    mlp_post_norm: str | None = None
-    qk_norm: bool = False
-    attention_extras: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def layout(self) -> str:
-        """How norms, modules and residual adds follow each other, in words."""
-        return "sequential, sandwich norms" if self.attn_post_norm else "sequential, pre-norm"
-
-    @property
-    def skips(self) -> str:
-        """What is not computed for a skipped token."""
-        return "Q, attention, O; MLP"
-
-    def load(self, suffix: str) -> Any:
-        """A class or function of the family, `load("DecoderLayer")`; imports transformers."""
-        module = importlib.import_module(f"transformers.models.{self.module}")
-        return getattr(module, suffix if suffix.islower() else self.prefix + suffix)
-
-
-VERIFIED = "5.23.0"
-"""The transformers release that the tests of every row ran on."""
+OLDEST, NEWEST = "5.16.1", "5.23.0"
+"""The transformers releases that the tests of every row ran on."""
 
 MERGED_PREFIX = "skipgpt_"
 """Starts the model type of a merged export, as in `skipgpt_llama`."""
 
-_WINDOW = ("sliding_window", "sliding_window")
-_GEMMA_NORMS: dict[str, Any] = {
-    "mlp_norm": "pre_feedforward_layernorm",
-    "attn_post_norm": "post_attention_layernorm",
-    "mlp_post_norm": "post_feedforward_layernorm",
+_GEMMA: dict[str, Any] = {
+    "mlp_norm": ("pre_feedforward_layernorm",),
+    "attn_after": ("post_attention_layernorm",),
+    "mlp_after": ("post_feedforward_layernorm",),
 }
+_OLMO: dict[str, Any] = {
+    "attn_norm": (),
+    "mlp_norm": (),
+    "attn_after": ("post_attention_layernorm",),
+    "mlp_after": ("post_feedforward_layernorm",),
+}
+_GPT2: dict[str, Any] = {
+    "layer": "Block",
+    "attn": "attn",
+    "attn_norm": ("ln_1",),
+    "mlp_norm": ("ln_2",),
+    "fused": "c_attn",
+    "output": "c_proj",
+    "requires": (("crossattention", None),),
+}
+_ONE_NORM: dict[str, Any] = {"parallel": True, "mlp_norm": ("input_layernorm",)}
+_PRE_NORM = [
+    Family("vaultgemma", "VaultGemma", mlp_norm=("pre_feedforward_layernorm",)),
+    Family("arcee", "Arcee"),
+    Family("bitnet", "BitNet"),
+    Family("cwm", "Cwm"),
+    Family("ernie4_5", "Ernie4_5"),
+    Family("gemma", "Gemma"),
+    Family("glm", "Glm"),
+    Family("helium", "Helium"),
+    Family("hunyuan_v1_dense", "HunYuanDenseV1"),
+    Family("jais2", "Jais2"),
+    Family("llama", "Llama"),
+    Family("ministral", "Ministral"),
+    Family("ministral3", "Ministral3"),
+    Family("mistral", "Mistral"),
+    Family("nanochat", "NanoChat"),
+    Family("nemotron", "Nemotron"),
+    Family("olmo", "Olmo"),
+    Family("qwen2", "Qwen2"),
+    Family("qwen3", "Qwen3"),
+    Family("seed_oss", "SeedOss"),
+    Family("smollm3", "SmolLM3"),
+    Family("starcoder2", "Starcoder2"),
+    Family("apertus", "Apertus", attn_norm=("attention_layernorm",), mlp_norm=("feedforward_layernorm",)),
+    Family("granite", "Granite", scale="residual_multiplier"),
+]
+_POST_NORM = [
+    Family("exaone4", "Exaone4", **_OLMO),
+    Family("gemma2", "Gemma2", **_GEMMA),
+    Family("gemma3_text", "Gemma3", "gemma3.modeling_gemma3", **_GEMMA),
+    Family(
+        "glm4",
+        "Glm4",
+        attn_after=("post_self_attn_layernorm",),
+        mlp_after=("post_mlp_layernorm",),
+    ),
+    Family("olmo2", "Olmo2", **_OLMO),
+    Family("olmo3", "Olmo3", **_OLMO),
+]
+_FUSED = [
+    Family(
+        "phi3",
+        "Phi3",
+        attn_after=("resid_attn_dropout",),
+        mlp_after=("resid_mlp_dropout",),
+        fused="qkv_proj",
+        query_first=True,
+    ),
+    Family("gpt2", "GPT2", causal_lm="LMHeadModel", query_first=True, **_GPT2),
+    Family("persimmon", "Persimmon", fused="query_key_value", output="dense"),
+    Family("gpt_bigcode", "GPTBigCode", cache="layer_past", **_GPT2),
+    Family(
+        "bloom",
+        "Bloom",
+        layer="Block",
+        attn="self_attention",
+        fused="query_key_value",
+        output="dense",
+        cache="layer_past",
+        adds_residual=True,
+        returns_tuple=True,
+        requires=(("apply_residual_connection_post_layernorm", False),),
+    ),
+]
+_PARALLEL = [
+    Family("cohere", "Cohere", **_ONE_NORM),
+    Family("cohere2", "Cohere2", **_ONE_NORM),
+    Family(
+        "phi",
+        "Phi",
+        sums_first=True,
+        attn_after=("resid_dropout",),
+        mlp_after=("resid_dropout",),
+        output="dense",
+        **_ONE_NORM,
+    ),
+    Family(
+        "stablelm",
+        "StableLm",
+        mlp_norm=("post_attention_layernorm", "input_layernorm"),
+        mlp_after=("dropout",),
+        parallel="use_parallel_residual",
+    ),
+    Family(
+        "gpt_neox",
+        "GPTNeoX",
+        layer="Layer",
+        attn="attention",
+        attn_after=("post_attention_dropout",),
+        mlp_after=("post_mlp_dropout",),
+        parallel="use_parallel_residual",
+        sums_first=True,
+        fused="query_key_value",
+        output="dense",
+        cache="layer_past",
+    ),
+    Family(
+        "falcon",
+        "Falcon",
+        attn="self_attention",
+        attn_norm=("ln_attn", "input_layernorm"),
+        mlp_norm=("ln_mlp", "post_attention_layernorm", "input_layernorm"),
+        parallel="config.parallel_attn",
+        sums_first=True,
+        fused="query_key_value",
+        output="dense",
+        cache="layer_past",
+        returns_tuple=True,
+        requires=(("config.hidden_dropout", 0.0),),
+    ),
+]
+_EXPERTS = [
+    Family("dots1", "Dots1"),
+    Family("gpt_oss", "GptOss"),
+    Family("mellum", "Mellum"),
+    Family("mixtral", "Mixtral"),
+    Family("olmoe", "Olmoe"),
+    Family("phimoe", "Phimoe"),
+    Family("qwen2_moe", "Qwen2Moe"),
+    Family("qwen3_moe", "Qwen3Moe"),
+    Family(
+        "deepseek_v3",
+        "DeepseekV3",
+        query=("q_proj", "q_a_proj", "q_b_proj"),
+        key_value=("kv_a_proj_with_mqa",),
+    ),
+]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (
-        Family("llama", "llama.modeling_llama", "Llama"),
-        Family(
-            "mistral",
-            "mistral.modeling_mistral",
-            "Mistral",
-            attention_extras=(("sliding_window", "config.sliding_window"),),
-        ),
-        Family("qwen2", "qwen2.modeling_qwen2", "Qwen2", attention_extras=(_WINDOW,)),
-        Family("qwen3", "qwen3.modeling_qwen3", "Qwen3", qk_norm=True, attention_extras=(_WINDOW,)),
-        Family(
-            "gemma2",
-            "gemma2.modeling_gemma2",
-            "Gemma2",
-            **_GEMMA_NORMS,
-            attention_extras=(_WINDOW, ("softcap", "attn_logit_softcapping")),
-        ),
-        Family(
-            "gemma3_text",
-            "gemma3.modeling_gemma3",
-            "Gemma3",
-            **_GEMMA_NORMS,
-            qk_norm=True,
-            attention_extras=(_WINDOW,),
-        ),
-    )
+    for family in (*_PRE_NORM, *_POST_NORM, *_FUSED, *_PARALLEL, *_EXPERTS)
 }
 
 
@@ -106,8 +177,8 @@ def family_of(model: nn.Module) -> Family:
     """The row of a model.
 
     Raises:
-        UnsupportedModelError: no row for its model type, or its layers lack a part that the row
-            names (fused projections, say).
+        UnsupportedModelError: no row for its model type, its layers lack a part that the row
+            names, or it has a setting that the row does not cover.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     model_type = model_type.removeprefix(MERGED_PREFIX)
@@ -120,28 +191,26 @@ def family_of(model: nn.Module) -> Family:
             todo="see docs/extending.md for what a row needs",
         )
     family = FAMILIES[model_type]
-    layer_class = family.load("DecoderLayer")
-    layers = [module for module in model.modules() if isinstance(module, layer_class)]
+    layers = [module for module in model.modules() if isinstance(module, family.layer_class)]
     if not layers:
         raise UnsupportedModelError(
             doing,
-            got="no " + layer_class.__name__ + " in it",
+            got=f"no {family.layer_class.__name__} in it",
             expected="a decoder with a language-model head, as AutoModelForCausalLM loads it",
         )
-    if missing := _missing_parts(family, layers[0]):
-        raise UnsupportedModelError(
-            doing,
-            got=f"layers without {', '.join(missing)} (fused projections?)",
-            expected="separate q_proj, k_proj, v_proj, o_proj and the norms of the family's row",
-            todo="see docs/extending.md for what a row needs",
-        )
+    for layer in layers:
+        if missing := family.missing_parts(layer):
+            raise UnsupportedModelError(
+                doing,
+                got=f"layers without {', '.join(missing)}",
+                expected="the parts that the family's row names",
+                todo="see docs/extending.md for what a row needs",
+            )
+        if unmet := family.unmet(layer):
+            raise UnsupportedModelError(
+                doing,
+                got=unmet,
+                expected="what the family's row was written for",
+                todo="see docs/extending.md for what a row needs",
+            )
     return family
-
-
-def _missing_parts(family: Family, layer: nn.Module) -> list[str]:
-    heads = ["q_norm", "k_norm"] if family.qk_norm else []
-    names = [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", *heads)]
-    norms = (family.attn_norm, family.mlp_norm, family.attn_post_norm, family.mlp_post_norm)
-    names += ["mlp", *filter(None, norms)]
-    present = {name for name, _ in layer.named_modules()}
-    return [name for name in names if name not in present]

@@ -6,35 +6,34 @@ gating in front of it would be undone: a norm is blind to the scale of its input
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from skipgpt.model import parts
 from skipgpt.routing.decision import ModuleDecision
 
 if TYPE_CHECKING:
-    from skipgpt.model.layer import LayerCall, RoutedLayer
+    from skipgpt.model.layer import RoutedLayer
 
 
 def attention(
-    layer: RoutedLayer, hidden: Tensor, decision: ModuleDecision, call: LayerCall
+    layer: RoutedLayer,
+    stream: Tensor,
+    entering: Tensor,
+    decision: ModuleDecision,
+    arguments: dict[str, Any],
 ) -> Tensor:
-    """Residual stream [B, T, D] after attention times gate (paper)."""
-    update, _ = layer.self_attn(
-        hidden_states=layer.part(layer.family.attn_norm)(hidden),
-        attention_mask=call.attention_mask,
-        position_embeddings=call.position_embeddings,
-        past_key_values=call.past_key_values,
-        **call.extras,
-    )
-    return _add_gated(hidden, layer.part(layer.family.attn_post_norm)(update), decision)
+    """Stream [B, T, D] plus attention of `entering` [B, T, D] times gate (paper)."""
+    update = parts.attend(layer, parts.normed(layer, "attn", entering), arguments)
+    return _add_gated(stream, parts.added(layer, "attn", update), decision)
 
 
-def mlp(layer: RoutedLayer, hidden: Tensor, decision: ModuleDecision) -> Tensor:
-    """Residual stream [B, T, D] after MLP times gate (paper)."""
-    update = layer.mlp(layer.part(layer.family.mlp_norm)(hidden))
-    return _add_gated(hidden, layer.part(layer.family.mlp_post_norm)(update), decision)
+def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
+    """Stream [B, T, D] plus MLP of `entering` [B, T, D] times gate (paper)."""
+    update = parts.feed_forward(layer, parts.normed(layer, "mlp", entering))
+    return _add_gated(stream, parts.added(layer, "mlp", update), decision)
 
 
-def _add_gated(hidden: Tensor, update: Tensor, decision: ModuleDecision) -> Tensor:
-    return hidden + update * decision.gate.unsqueeze(-1).to(update.dtype)
+def _add_gated(stream: Tensor, update: Tensor, decision: ModuleDecision) -> Tensor:
+    return stream + update * decision.gate.unsqueeze(-1).to(update.dtype)

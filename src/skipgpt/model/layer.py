@@ -7,104 +7,85 @@
 
 A routed layer is the family's own decoder layer, re-classed in place: same parameters, same
 names, same call. Shapes: B batch, T query tokens, S cached tokens, D hidden, N packed tokens.
+
+Where the MLP reads what attention reads (parallel families), it still adds to the same stream.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from skipgpt.model import gated, sparse
-from skipgpt.model.families import Family
+from skipgpt.model.family import Family
 from skipgpt.model.trace import RoutingState, Step
-from skipgpt.routing.decision import Decision, Site
+from skipgpt.routing.decision import Decision, ModuleDecision, Site
 from skipgpt.routing.router import Router, margins, router_input
 
 TWINS = {"gated": gated, "sparse": sparse}
 """Two executions of one signature; they agree in values and gradients."""
 
 
-@dataclass(frozen=True, eq=False)
-class LayerCall:
-    """What the model passes to a layer beside the hidden states, as transformers names it.
-
-    Attributes:
-        attention_mask: [B, 1, T, S] bool (True attends) or float (added to scores), or None for
-            plain causal attention.
-        position_embeddings: cosine and sine of the rotary embedding, [B or 1, T, head size] each.
-        past_key_values: the cache to update, or None.
-        extras: everything else, for the attention function.
-    """
-
-    attention_mask: Tensor | None
-    position_embeddings: tuple[Tensor, Tensor]
-    past_key_values: Any
-    extras: dict[str, Any]
-
-
 class RoutedLayer(nn.Module):
     """Mixed in front of a family's decoder layer; `routed_class` makes the combination."""
 
+    positional: tuple[str, ...]
     index: int
     family: Family
     routing: RoutingState
     attn_router: Router
     mlp_router: Router
-    self_attn: Any
-    mlp: Any
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Any = None,
-        **extras: Any,
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The family's layer, except that each token runs only the modules it keeps.
 
         Args:
             hidden_states: [B, T, D], the residual stream.
-            attention_mask: see `LayerCall`.
-            position_embeddings: see `LayerCall`.
-            past_key_values: see `LayerCall`.
-            **extras: whatever else transformers passes.
+            *args: as the family's own layer takes them.
+            **kwargs: as the family's own layer takes them: mask, positions, cache.
 
         Returns:
-            The residual stream after this layer, [B, T, D].
+            The residual stream after this layer, [B, T, D], as the family's own layer returns it.
         """
         if self.routing.execution == "dense":
-            dense: Tensor = super().forward(
-                hidden_states,
-                attention_mask=attention_mask,
-                position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
-                **extras,
-            )
-            return dense
-        assert position_embeddings is not None
-        call = LayerCall(attention_mask, position_embeddings, past_key_values, extras)
+            return super().forward(hidden_states, *args, **kwargs)
+        arguments = dict(zip(self.positional, args, strict=False)) | kwargs
+        for name in ("attention_mask", self.family.cache):
+            arguments.setdefault(name, None)
         twin = TWINS[self.routing.execution]
+        parallel = self.family.is_parallel(self)
+        apart = parallel and self.family.sums_first
+        entering = hidden_states
+
+        attn, mlp = self._decide(entering)
+        stream = torch.zeros_like(entering) if apart else entering
+        stream = twin.attention(self, stream, entering, attn, arguments)
+        read = entering if parallel else stream
+        mlp = mlp or self._decide_mlp(read)
+        stream = twin.mlp(self, stream, read, mlp)
+        stream = stream + entering if apart else stream
+
+        self._record(Decision(attn, mlp))
+        return (stream, None) if self.family.returns_tuple else stream
+
+    def _decide(self, entering: Tensor) -> tuple[ModuleDecision, ModuleDecision | None]:
+        """Both decisions from the stream that enters the layer, or attention's alone."""
         rule, config = self.routing.rule, self.routing.config
         at_attn, at_mlp = Site(self.index, "attn"), Site(self.index, "mlp")
+        read = router_input(entering, config)
+        if config.input == "module_input":
+            return rule(self.attn_router.margin(read), at_attn), None
+        attn, mlp = margins(self.attn_router, self.mlp_router, read)
+        return rule(attn, at_attn), rule(mlp, at_mlp)
 
-        if config.input == "layer_input":
-            read = router_input(hidden_states, config)
-            attn_margin, mlp_margin = margins(self.attn_router, self.mlp_router, read)
-            decision = Decision(rule(attn_margin, at_attn), rule(mlp_margin, at_mlp))
-            hidden_states = twin.attention(self, hidden_states, decision.attn, call)
-        else:
-            attn = rule(self.attn_router.margin(router_input(hidden_states, config)), at_attn)
-            hidden_states = twin.attention(self, hidden_states, attn, call)
-            mlp = rule(self.mlp_router.margin(router_input(hidden_states, config)), at_mlp)
-            decision = Decision(attn, mlp)
-        hidden_states = twin.mlp(self, hidden_states, decision.mlp)
-
-        self._record(decision)
-        return hidden_states
+    def _decide_mlp(self, read: Tensor) -> ModuleDecision:
+        """The MLP's decision from the stream that enters the MLP."""
+        margin = self.mlp_router.margin(router_input(read, self.routing.config))
+        return self.routing.rule(margin, Site(self.index, "mlp"))
 
     def _record(self, decision: Decision) -> None:
         """Hand the decision to the open trace, if any; the first layer opens a new step."""
@@ -115,13 +96,11 @@ class RoutedLayer(nn.Module):
             trace.steps.append(Step({}, self.routing.real))
         trace.steps[-1].decisions[self.index] = decision
 
-    def part(self, name: str | None) -> Any:
-        """A child by name; the identity for a norm that the family does not have."""
-        return getattr(self, name) if name else nn.Identity()
-
 
 @functools.cache
 def routed_class(layer_class: type[nn.Module]) -> type[RoutedLayer]:
     """`RoutedLlamaDecoderLayer` from `LlamaDecoderLayer`; the same class every time."""
     name = f"Routed{layer_class.__name__}"
-    return type(name, (RoutedLayer, layer_class), {"__module__": __name__})
+    positional = tuple(inspect.signature(layer_class.forward).parameters)[2:]
+    made = {"__module__": __name__, "positional": positional}
+    return type(name, (RoutedLayer, layer_class), made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any, TypeVar
 
 import torch
@@ -46,19 +48,18 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         )
     family = family_of(model)
     state = RoutingState(config or RouterConfig())
-    layer_class = family.load("DecoderLayer")
+    layer_class = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]
     for index, layer in enumerate(layers):
-        weight = layer.self_attn.q_proj.weight
+        device = next(layer.parameters()).device
         layer.__class__ = routed_class(layer_class)
         layer.index, layer.family, layer.routing = index, family, state
         for module in MODULES:
-            router = build_router(state.config, _hidden_size(model)).to(
-                weight.device, torch.float32
-            )
+            router = build_router(state.config, _hidden_size(model)).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)
-    decoder: Any = next(m for m in model.modules() if layers[0] in getattr(m, "layers", ()))
-    decoder.routing_hook = decoder.register_forward_pre_hook(_note_padding, with_kwargs=True)
+    decoder = _decoder(model, layers[0])
+    note = functools.partial(_note_padding, state)
+    decoder.routing_hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
     _rename_unsplit(model, layer_class.__name__, routed_class(layer_class).__name__)
     return model
 
@@ -66,7 +67,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
 def remove_routers(model: M) -> M:
     """Undo `add_routers`: the model is the base model again (with LoRA, where there is one)."""
     for layer in routed_layers(model):
-        layer.__class__ = layer.family.load("DecoderLayer")
+        layer.__class__ = layer.family.layer_class
         for name in ("index", "family", "routing", "attn_router", "mlp_router"):
             delattr(layer, name)
         name = type(layer).__name__
@@ -117,13 +118,19 @@ def _hidden_size(model: nn.Module) -> int:
     return size
 
 
-def _note_padding(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _decoder(model: nn.Module, layer: nn.Module) -> Any:
+    """The module that runs the layers: it holds the list they are in."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and layer in m]
+    return next(m for m in model.modules() if any(child in lists for child in m.children()))
+
+
+def _note_padding(
+    state: RoutingState, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Remember which tokens of this forward are real, from a 2-D attention mask [B, S]."""
-    layers: Any = decoder.layers
-    state: RoutingState = layers[0].routing
-    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    inputs = kwargs.get("input_ids", args[0] if args else None)
-    inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+    given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
+    mask, inputs = given.get("attention_mask"), given.get("input_ids")
+    inputs = given.get("inputs_embeds") if inputs is None else inputs
     state.real = None
     if isinstance(mask, Tensor) and mask.ndim == 2 and isinstance(inputs, Tensor):
         state.real = mask[:, -inputs.shape[1] :].bool()

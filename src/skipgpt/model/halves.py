@@ -1,0 +1,192 @@
+"""A family's own attention in two halves: keys and values of all tokens, queries of some.
+
+Attention modules differ in norms, rotary embeddings, biases, sinks and more, but each hands its
+new keys and values to the cache once, between projecting and attending. That seam cuts it:
+
+    all tokens  ──▶ [ K and V projections, norms, rotary ] ──▶ cache
+    kept tokens ──▶ [ Q projection, norms, rotary ] ──▶ keys and values out of the cache,
+                    [ attention, output projection ] ──▶ update
+
+In each half the projections of the other one return zeros, which cost next to nothing. So nothing
+of a family's attention is written again here, and whatever it does to a query is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from skipgpt.model import parts
+from skipgpt.model.family import has
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from skipgpt.model.layer import RoutedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class KeysValues:
+    """What the first half leaves for the second.
+
+    Attributes:
+        keys: as attention reads them out of the cache, [B, heads, S, size].
+        values: likewise.
+        fused: the fused projection's output [B, T, width], where it had to run whole.
+    """
+
+    keys: Tensor
+    values: Tensor
+    fused: Tensor | None
+
+
+def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any]) -> KeysValues:
+    """Compute and cache the keys and values of all tokens; no query, score or output.
+
+    Args:
+        layer: whose attention it is.
+        read: [B, T, D], what attention reads.
+        arguments: of attention, by name; its cache is updated, if there is one.
+    """
+    family = layer.family
+    attn, cache = getattr(layer, family.attn), arguments[family.cache]
+    ran: list[Tensor] = []
+    zeros = _zeros(attn, family.query)
+    if family.fused:
+        fused, split = getattr(attn, family.fused), query_width(layer)
+        zeros[family.fused] = (
+            (lambda rows: nn.functional.pad(_slice(fused, rows, split, None), (split, 0)))
+            if split
+            else (lambda rows: ran.append(fused(rows)) or ran[-1])
+        )
+    try:
+        parts.attend(layer, read, arguments | {family.cache: _Catch(cache)}, _Half(attn, zeros))
+    except _Caught as caught:
+        keys, values = caught.update[:2]
+        if cache is not None:
+            keys, values = cache.update(*caught.update)
+        return KeysValues(keys, values, ran[0] if ran else None)
+    raise AssertionError(f"{type(attn).__name__} never called update of its cache")
+
+
+def kept_queries(
+    layer: RoutedLayer,
+    packed: Tensor,
+    arguments: dict[str, Any],
+    found: KeysValues,
+    take: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Attention's output for some tokens, given the keys and values of all.
+
+    Args:
+        layer: whose attention it is.
+        packed: [B, N, D], what attention reads of the kept tokens.
+        arguments: of attention, with masks and positions of the kept tokens.
+        found: of `keys_and_values`.
+        take: takes the kept rows out of [B, T, width].
+
+    Returns:
+        [B, N, D].
+    """
+    family = layer.family
+    attn = getattr(layer, family.attn)
+    zeros = _zeros(attn, family.key_value)
+    if family.fused:
+        fused, split = getattr(attn, family.fused), query_width(layer)
+        width = out_width(fused)
+        zeros[family.fused] = (
+            (lambda rows: nn.functional.pad(_slice(fused, rows, 0, split), (0, width - split)))
+            if found.fused is None
+            else (lambda rows: take(found.fused))
+        )
+    supply = _Supply(arguments[family.cache], found)
+    return parts.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, zeros))
+
+
+class _Half:
+    """An attention module some of whose children are replaced; everything else is its own."""
+
+    def __init__(self, attn: nn.Module, replaced: dict[str, Callable[[Tensor], Tensor]]) -> None:
+        self.__dict__.update(_attn=attn, **replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attn, name)
+
+
+class _Caught(Exception):  # noqa: N818 - it ends the first half, nothing went wrong
+    """Carries what attention wanted to cache out of its forward."""
+
+    def __init__(self, update: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.update = update
+
+
+class _Catch:
+    """A cache that ends the forward where it is updated."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def update(self, *update: Any) -> None:
+        raise _Caught(update)
+
+
+class _Supply:
+    """A cache that answers any update with the keys and values of all tokens."""
+
+    def __init__(self, cache: Any, found: KeysValues) -> None:
+        self._cache, self._found = cache, found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def update(self, *_: Any) -> tuple[Tensor, Tensor]:
+        return self._found.keys, self._found.values
+
+
+def _zeros(attn: nn.Module, names: tuple[str, ...]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Stand-ins for projections, of the same output shape."""
+
+    def blank(width: int) -> Callable[[Tensor], Tensor]:
+        return lambda rows: rows.new_zeros(*rows.shape[:-1], width)
+
+    return {name: blank(out_width(getattr(attn, name))) for name in names if has(attn, name)}
+
+
+def query_width(layer: RoutedLayer) -> int:
+    """Outputs of the fused projection that make queries; 0 where its weight cannot be sliced.
+
+    A projection with LoRA on it, or with packed low-bit weights, has no rows to slice.
+    """
+    family = layer.family
+    attn: Any = getattr(layer, family.attn)
+    fused = getattr(attn, family.fused)
+    plain = _is_transposed(fused) or type(fused).forward is nn.Linear.forward
+    sliceable = family.query_first and plain and fused.weight.is_floating_point()
+    return in_width(getattr(attn, family.output)) if sliceable else 0
+
+
+def out_width(projection: Any) -> int:
+    """Outputs of a linear layer, or of GPT-2's transposed one."""
+    return int(projection.out_features if hasattr(projection, "out_features") else projection.nf)
+
+
+def in_width(projection: Any) -> int:
+    """Inputs of a linear layer, or of GPT-2's transposed one."""
+    return int(projection.in_features if hasattr(projection, "in_features") else projection.nx)
+
+
+def _is_transposed(projection: nn.Module) -> bool:
+    return type(projection).__name__ == "Conv1D"
+
+
+def _slice(projection: Any, rows: Tensor, start: int, stop: int | None) -> Tensor:
+    """Some outputs of a linear layer."""
+    weight = projection.weight.T if _is_transposed(projection) else projection.weight
+    bias = None if projection.bias is None else projection.bias[start:stop]
+    return nn.functional.linear(rows, weight[start:stop], bias)

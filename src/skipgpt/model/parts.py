@@ -1,0 +1,64 @@
+"""The parts of a family's layer that both executions call, as its row says.
+
+Every part is the family's own module. Shapes: B batch, T tokens (or packed tokens), D hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from skipgpt.model.family import has
+from skipgpt.routing.decision import Module
+
+if TYPE_CHECKING:
+    from skipgpt.model.layer import RoutedLayer
+
+
+def normed(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
+    """What the module reads of the residual stream [B, T, D]."""
+    family = layer.family
+    names = family.attn_norm if module == "attn" else family.mlp_norm
+    for name in names:
+        if has(layer, name):
+            read: Tensor = getattr(layer, name)(stream)
+            return read
+    return stream
+
+
+def added(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
+    """What is added to the residual stream [B, T, D], from the module's output."""
+    family = layer.family
+    for name in family.attn_after if module == "attn" else family.mlp_after:
+        update = getattr(layer, name)(update)
+    return update * getattr(layer, family.scale) if family.scale else update
+
+
+def attend(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: Any = None) -> Tensor:
+    """Attention's output [B, T, D]; `half` stands in for the module where only a part shall run."""
+    attn = getattr(layer, layer.family.attn)
+    known = _parameters(type(attn))
+    given = {name: value for name, value in arguments.items() if known is None or name in known}
+    if layer.family.adds_residual:
+        given["residual"] = read.new_zeros(())
+    output = attn(read, **given) if half is None else type(attn).forward(half, read, **given)
+    return output[0]  # type: ignore[no-any-return]
+
+
+def feed_forward(layer: RoutedLayer, read: Tensor) -> Tensor:
+    """The MLP's output [B, T, D]; mixtures of experts may return their scores beside it."""
+    mlp = getattr(layer, layer.family.mlp)
+    output = mlp(read, read.new_zeros(())) if layer.family.adds_residual else mlp(read)
+    return output[0] if isinstance(output, tuple) else output
+
+
+@functools.cache
+def _parameters(attention_class: type) -> frozenset[str] | None:
+    """The arguments that an attention takes; None where it takes any."""
+    parameters = inspect.signature(attention_class.forward).parameters  # type: ignore[attr-defined]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return None
+    return frozenset(parameters)
