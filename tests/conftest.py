@@ -1,4 +1,8 @@
-"""Tiny random models of every family, a byte tokenizer, and where development data lies."""
+"""Tiny random models, a byte tokenizer, where development data lies, and how much is tried.
+
+SKIPGPT_LONG=1 makes the suite long: checks that otherwise range over one family of each layout
+range over all of them, and random ones try many more examples.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +13,17 @@ import pytest
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from skipgpt.model.families import FAMILIES
+import zoo
 from skipgpt.model.surgery import add_routers
+
+LONG = os.environ.get("SKIPGPT_LONG") == "1"
 
 # No test is timed, and every run tries the same examples.
 settings.register_profile("seeded", deadline=None, derandomize=True, database=None, max_examples=60)
-settings.load_profile("seeded")
-
-VOCABULARY = 257
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-# Windows shorter than the test prompts, so that sliding attention is really exercised.
-EXTRAS = {
-    "mistral": {"sliding_window": 5},
-    "gemma2": {"sliding_window": 5},
-    "gemma3_text": {"sliding_window": 5},
-}
-FAMILY_NAMES = sorted(FAMILIES)
+settings.register_profile("long", parent=settings.get_profile("seeded"), max_examples=300)
+settings.load_profile("long" if LONG else "seeded")
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +33,8 @@ def _seeded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def tiny_base(model_type: str = "llama", seed: int = 0, **changes: object) -> torch.nn.Module:
-    """A random model of a family, float32, in evaluation mode."""
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **SMALL | EXTRAS.get(model_type, {}) | changes)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    """A random model of a family as transformers draws it, float32, in evaluation mode."""
+    return zoo.build(model_type, seed, **changes)
 
 
 def tiny_routed(
@@ -59,6 +42,11 @@ def tiny_routed(
 ) -> torch.nn.Module:
     """The same with routers at random, which skip about half."""
     return add_routers(tiny_base(model_type, **changes), router).eval()
+
+
+def examples(short: int, long: int) -> settings:
+    """How many examples a costly random check tries in the short and in the long suite."""
+    return settings(max_examples=long if LONG else short)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

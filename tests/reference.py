@@ -1,19 +1,107 @@
-"""The method, token by token in plain loops: what the library is held against.
+"""The method, written twice without the library: what the library is held against.
 
-Nothing of skipgpt is imported here. Linear maps, norms, MLP and rotary angles are those of the
-transformers model; attention, gates and residual adds are written out as the paper has them.
-Shapes: T tokens of one unpadded row, D hidden, d head size.
+`reference_logits` goes token by token in plain loops, for families like Llama: linear maps, norms,
+MLP and rotary angles are those of the transformers model; attention, gates and residual adds are
+written out as the paper has them.
+
+`hooked_logits` has the authors' forward for any family: the untouched base model runs whole, and
+forward hooks multiply what a module hands to the residual stream by the gate.
+
+Nothing of skipgpt is imported here.
+Shapes: B batch, T tokens of a row, V vocabulary, D hidden, d head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Gate = Callable[[int, str, Tensor], Tensor]
-"""The gate, a scalar, of a layer's module (`attn`, `mlp`) for the state [D] that routers read."""
+"""The gate [...] of a layer's module (`attn`, `mlp`) for the states [..., D] that routers read."""
+
+# Names of the layer's children whose outputs are gated: attention's, then the MLP's.
+GATED = {
+    "exaone4": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "olmo3": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "gemma3_text": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    "bloom": ("self_attention", "mlp"),
+    "falcon": ("self_attention", "mlp"),
+    "gpt_neox": ("attention", "mlp"),
+    "gpt2": ("attn", "mlp"),
+    "gpt_bigcode": ("attn", "mlp"),
+}
+USUALLY_GATED = ("self_attn", "mlp")
+# Their modules take the residual stream as second argument and add to it themselves.
+ADD_THE_RESIDUAL = {"bloom"}
+
+
+def hooked_logits(model: nn.Module, given: dict[str, Tensor], gate: Gate) -> Tensor:
+    """Logits [B, T, V] of a base model whose modules' outputs are gated.
+
+    Args:
+        model: a transformers model that nothing was done to.
+        given: its arguments.
+        gate: asked once for each module of each layer, with the layer's input [B, T, D].
+    """
+    with gating(model, gate):
+        return model(**given).logits
+
+
+@contextmanager
+def gating(model: nn.Module, gate: Gate) -> Any:
+    """Inside the block every forward of the base model is gated."""
+    family = model.config.model_type
+    with ExitStack() as hooks:
+        for index, layer in enumerate(decoder_layers(model)):
+            gates: dict[str, Tensor] = {}
+            hooks.enter_context(_before(layer, _asking(gate, index, gates)))
+            for module, name in zip(("attn", "mlp"), GATED.get(family, USUALLY_GATED), strict=True):
+                change = _multiplying(gates, module, adds=family in ADD_THE_RESIDUAL)
+                hooks.enter_context(_after(getattr(layer, name), change))
+        yield
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers: the outermost list of modules."""
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
+
+
+def keeps(router: nn.Module, state: Tensor) -> Tensor:
+    """The authors' deterministic decision for states [..., D]: argmax of (keep, skip), bool."""
+    return router(state).argmax(-1) == 0
+
+
+def _asking(gate: Gate, index: int, gates: dict[str, Tensor]) -> Callable[..., None]:
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering = args[0] if args else kwargs["hidden_states"]
+        gates.update({module: gate(index, module, entering) for module in ("attn", "mlp")})
+
+    return hook
+
+
+def _multiplying(gates: dict[str, Tensor], module: str, adds: bool) -> Callable[..., Any]:
+    def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        update = output[0] if isinstance(output, tuple) else output
+        base = (args[1] if len(args) > 1 else kwargs["residual"]) if adds else 0
+        gated = base + (update - base) * gates[module].unsqueeze(-1)
+        return (gated, *output[1:]) if isinstance(output, tuple) else gated
+
+    return hook
+
+
+def _before(module: nn.Module, hook: Callable[..., Any]) -> Any:
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _after(module: nn.Module, hook: Callable[..., Any]) -> Any:
+    return module.register_forward_hook(hook, with_kwargs=True)
 
 
 def reference_logits(

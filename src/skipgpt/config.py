@@ -73,13 +73,15 @@ class RouterConfig:
             layer, as every released checkpoint does; `module_input` lets each read the stream
             that enters its own module, as the paper's formula has it.
         normalize: divide the router's input by its root mean square, without parameters.
-        kv: `dense` computes and caches keys and values for every token in every layer.
+        kv: `dense` computes and caches keys and values for every token in every layer, as the
+            paper has it. `skip` leaves none where a token skips attention: the cache shrinks by
+            the attention sparsity, and the model has to be trained so.
     """
 
     head: Literal["linear", "mlp"] = "linear"
     input: Literal["layer_input", "module_input"] = "layer_input"
     normalize: bool = False
-    kv: Literal["dense"] = "dense"
+    kv: Literal["dense", "skip"] = "dense"
 
     def __post_init__(self) -> None:
         _check_choices(self)

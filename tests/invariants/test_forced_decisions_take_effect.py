@@ -5,12 +5,23 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from cases import Inputs, every_family, module_decisions, routed
-from skipgpt.model import sparse
+from cases import (
+    CLOSE,
+    LEFT_PADDED,
+    ONE_ROW,
+    SITES,
+    Inputs,
+    base,
+    every_family,
+    module_decisions,
+    routed,
+)
+from reference import hooked_logits
+from skipgpt.model.family import has
+from skipgpt.model.halves import query_width
+from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, Site
-
-SITES = [Site(layer, module) for layer in range(3) for module in ("attn", "mlp")]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -28,11 +39,11 @@ def test_decisions_are_what_was_forced(family: str, rows: int) -> None:
 @every_family
 @torch.no_grad()
 def test_a_skipped_token_enters_no_query_attention_output_or_mlp(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str,
 ) -> None:
-    model, inputs = routed(family), Inputs((0,), padded=False)
+    model, inputs = routed(family), ONE_ROW
     routes = {site: torch.rand(inputs.ids.shape) < 0.5 for site in SITES}
-    ran = _count_rows(model, monkeypatch)
+    ran = _count_rows(model)
 
     with deciding(model, Forced(routes)):
         model(inputs.ids)
@@ -41,80 +52,88 @@ def test_a_skipped_token_enters_no_query_attention_output_or_mlp(
         attn, mlp = (int(routes[layer, module].sum()) for module in ("attn", "mlp"))
         assert 0 < attn < inputs.tokens
         assert 0 < mlp < inputs.tokens
-        expected = {"q_proj": attn, "attention": attn, "o_proj": attn, "mlp": mlp}
-        expected |= {"k_proj": inputs.tokens, "v_proj": inputs.tokens}
+        expected = dict.fromkeys(_queries(model), attn) | {"mlp": mlp}
+        expected |= dict.fromkeys(_keys_and_values(model), inputs.tokens)
         assert {name: ran[layer, name] for name in expected} == expected
 
 
 @every_family
 @torch.no_grad()
 def test_rows_of_a_batch_are_packed_to_the_longest(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str,
 ) -> None:
     model, inputs = routed(family), Inputs((0, 0, 0), padded=False)
     keep = torch.arange(inputs.tokens) < torch.tensor([[2], [5], [0]])
-    ran = _count_rows(model, monkeypatch)
+    ran = _count_rows(model)
 
     with deciding(model, Forced(dict.fromkeys(SITES, keep))):
         model(inputs.ids)
 
     for layer in range(3):
         # Attention runs on a rectangle, 3 rows of 5; the MLP on just the 7 kept tokens.
-        assert [ran[layer, name] for name in ("q_proj", "attention", "o_proj")] == [15, 15, 15]
+        assert {ran[layer, name] for name in _queries(model)} == {15}
         assert ran[layer, "mlp"] == 7
-        assert ran[layer, "k_proj"] == ran[layer, "v_proj"] == 33
+        assert {ran[layer, name] for name in _keys_and_values(model)} <= {33}
 
 
 @every_family
 @torch.no_grad()
 def test_a_skipped_decode_step_computes_keys_and_values_only(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str,
 ) -> None:
     model, inputs = routed(family), Inputs((0, 0), padded=False)
     cache = DynamicCache(config=model.config)
     model(inputs.ids, past_key_values=cache)
-    ran = _count_rows(model, monkeypatch)
+    ran = _count_rows(model)
 
     with deciding(model, Forced(default=False)):
         model(inputs.ids[:, :1], past_key_values=cache)
 
-    assert ran == {(layer, name): 2 for layer in range(3) for name in ("k_proj", "v_proj")}
+    assert ran == {(layer, name): 2 for layer in range(3) for name in _keys_and_values(model)}
 
 
 @every_family
 @torch.no_grad()
-def test_gated_runs_every_token(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, inputs = routed(family), Inputs((0,), padded=False)
-    ran = _count_rows(model, monkeypatch)
+def test_gated_runs_every_token(family: str) -> None:
+    model, inputs = routed(family), ONE_ROW
+    ran = _count_rows(model)
     with deciding(model, Forced(default=False)), execution(model, "gated"):
         model(inputs.ids)
-    names = ("q_proj", "k_proj", "v_proj", "o_proj", "mlp")
-    assert ran == {(layer, name): 11 for layer in range(3) for name in names}
+    assert set(ran.values()) == {11}
+    assert set(ran) >= {(layer, name) for layer in range(3) for name in (*_queries(model), "mlp")}
 
 
 @pytest.mark.parametrize("kind", ["gated", "sparse"])
 @pytest.mark.parametrize("site", SITES, ids=str)
 @torch.no_grad()
 def test_static_removal_removes_just_that_module(site: Site, kind: str) -> None:
-    """Compared with a base model whose module's last weights are zero."""
-    model, inputs = routed("llama"), Inputs((3, 0, 6), padded=True)
+    model, plain = routed("llama"), base("llama")
     with deciding(model, Forced.without([site])), execution(model, kind):
-        actual = model(**inputs.given).logits
-    layer = model.model.layers[site.layer]
-    last = layer.self_attn.o_proj if site.module == "attn" else layer.mlp.down_proj
-    last.weight.zero_()
-    last.bias.zero_()
-    with execution(model, "dense"):
-        expected = model(**inputs.given).logits
-    torch.testing.assert_close(
-        actual[inputs.real],
-        expected[inputs.real],
-        rtol=0,
-        atol=5e-5,  # see cases.CLOSE
-    )
+        actual = model(**LEFT_PADDED.given).logits
+
+    def gate(layer: int, module: str, state: Tensor) -> Tensor:
+        return torch.full(state.shape[:-1], float((layer, module) != site))
+
+    expected = hooked_logits(plain, LEFT_PADDED.given, gate)
+    torch.testing.assert_close(actual[LEFT_PADDED.real], expected[LEFT_PADDED.real], **CLOSE)
 
 
-def _count_rows(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, str]]:
+def _queries(model: nn.Module) -> list[str]:
+    """Projections that run for kept tokens only."""
+    layer = routed_layers(model)[0]
+    names = (*(() if layer.family.fused else layer.family.query), layer.family.output)
+    return [name for name in names if has(getattr(layer, layer.family.attn), name)]
+
+
+def _keys_and_values(model: nn.Module) -> list[str]:
+    """Projections that run for every token, if they run as modules: a slice does not."""
+    layer = routed_layers(model)[0]
+    if not layer.family.fused:
+        return list(layer.family.key_value)
+    return [] if query_width(layer) else [layer.family.fused]
+
+
+def _count_rows(model: nn.Module) -> Counter[tuple[int, str]]:
     """Counts, from now on, the tokens that enter each part of each layer."""
     ran: Counter[tuple[int, str]] = Counter()
 
@@ -124,19 +143,9 @@ def _count_rows(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Counter[tu
 
         return hook
 
-    for n, layer in enumerate(model.model.layers):
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            getattr(layer.self_attn, name).register_forward_pre_hook(counting(n, name))
-        layer.mlp.register_forward_pre_hook(counting(n, "mlp"))
-
-    original = sparse._attention_function
-
-    def counted_function(attn: nn.Module) -> object:
-        def run(module: nn.Module, queries: Tensor, *args: object, **kwargs: object) -> object:
-            ran[module.layer_idx, "attention"] += queries.shape[0] * queries.shape[2]
-            return original(attn)(module, queries, *args, **kwargs)
-
-        return run
-
-    monkeypatch.setattr(sparse, "_attention_function", counted_function)
+    for n, layer in enumerate(routed_layers(model)):
+        attn = getattr(layer, layer.family.attn)
+        for name in (*_queries(model), *_keys_and_values(model)):
+            getattr(attn, name).register_forward_pre_hook(counting(n, name))
+        getattr(layer, layer.family.mlp).register_forward_pre_hook(counting(n, "mlp"))
     return ran

@@ -3,56 +3,54 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
-from cases import CLOSE, Inputs, every_batch, every_family, routed
+from cases import CLOSE, LEFT_PADDED, Inputs, every_batch, every_family, every_layout, routed
 from skipgpt.model.trace import execution
 
+TWO_ROWS = Inputs((0, 0), padded=False)
 
-@pytest.mark.parametrize("kind", ["gated", "sparse"])
-@every_batch
+
 @every_family
 @torch.no_grad()
-def test_prefill_then_decode_equals_the_full_forward(
-    family: str, inputs: Inputs, kind: str
-) -> None:
+def test_prefill_then_decode_equals_the_full_forward(family: str) -> None:
     model = routed(family)
-    with execution(model, kind):
-        full = model(**inputs.given).logits
-        stepwise = _in_chunks(model, inputs, [8, 1, 1, 1], DynamicCache(config=model.config))
-    torch.testing.assert_close(stepwise[inputs.real], full[inputs.real], **CLOSE)
+    for inputs in (TWO_ROWS, LEFT_PADDED):
+        for kind in ("gated", "sparse"):
+            with execution(model, kind):
+                full = model(**inputs.given).logits
+                stepwise = _in_chunks(model, inputs, [8, 1, 1, 1], _dynamic(model))
+            torch.testing.assert_close(stepwise[inputs.real], full[inputs.real], **CLOSE)
 
 
 # A first chunk longer than the window of 5, and chunks that straddle its edge.
 @pytest.mark.parametrize("chunks", [[7, 4], [3, 4, 3, 1]])
 @every_batch
-@every_family
+@every_layout
 @torch.no_grad()
 def test_chunked_prefill_equals_the_full_forward(
     family: str, inputs: Inputs, chunks: list[int]
 ) -> None:
     model = routed(family)
     full = model(**inputs.given).logits
-    stepwise = _in_chunks(model, inputs, chunks, DynamicCache(config=model.config))
+    stepwise = _in_chunks(model, inputs, chunks, _dynamic(model))
     torch.testing.assert_close(stepwise[inputs.real], full[inputs.real], **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["gated", "sparse"])
-@every_batch
 @every_family
 @torch.no_grad()
-def test_a_static_cache_works_as_on_the_base_model(family: str, inputs: Inputs, kind: str) -> None:
+def test_a_static_cache_works_as_on_the_base_model(family: str) -> None:
     model = routed(family)
-    with execution(model, kind):
+    for inputs in (TWO_ROWS, LEFT_PADDED):
         full = model(**inputs.given).logits
         cache = StaticCache(config=model.config, max_cache_len=16)
         stepwise = _in_chunks(model, inputs, [8, 1, 1, 1], cache)
-    torch.testing.assert_close(stepwise[inputs.real], full[inputs.real], **CLOSE)
+        torch.testing.assert_close(stepwise[inputs.real], full[inputs.real], **CLOSE)
 
 
 @every_family
 @torch.no_grad()
 def test_every_token_leaves_keys_and_values_in_the_cache(family: str) -> None:
-    model, inputs = routed(family), Inputs((0, 0), padded=False)
-    sparse, gated = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    model, inputs = routed(family), TWO_ROWS
+    sparse, gated = _dynamic(model), _dynamic(model)
     model(**inputs.given, past_key_values=sparse)
     with execution(model, "gated"):
         model(**inputs.given, past_key_values=gated)
@@ -61,13 +59,15 @@ def test_every_token_leaves_keys_and_values_in_the_cache(family: str) -> None:
         torch.testing.assert_close(mine.values, other.values, **CLOSE)
 
 
+def _dynamic(model: nn.Module) -> DynamicCache:
+    return DynamicCache(config=model.config)
+
+
 def _in_chunks(model: nn.Module, inputs: Inputs, chunks: list[int], cache: object) -> Tensor:
     logits, start = [], 0
     for length in chunks:
-        end = start + length
-        mask = {"attention_mask": inputs.real[:, :end].long()} if inputs.padded else {}
-        step = model(input_ids=inputs.ids[:, start:end], past_key_values=cache, **mask)
+        step = model(**inputs.chunk(start, start + length), past_key_values=cache)
         logits.append(step.logits)
-        start = end
+        start += length
     assert start == inputs.tokens
     return torch.cat(logits, dim=1)

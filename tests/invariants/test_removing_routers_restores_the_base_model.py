@@ -1,8 +1,9 @@
 import copy
 
 import torch
+from torch import nn
 
-from cases import Inputs, base, every_family, routed
+from cases import LEFT_PADDED, Inputs, base, every_family, routed
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, router_state_dict
 from skipgpt.model.trace import record_routing
 
@@ -10,7 +11,7 @@ from skipgpt.model.trace import record_routing
 @every_family
 @torch.no_grad()
 def test_removing_routers_restores_class_state_hooks_and_logits(family: str) -> None:
-    model, inputs = base(family), Inputs((3, 0, 6), padded=True)
+    model, inputs = base(family), LEFT_PADDED
     expected = model(**inputs.given).logits
     before = _anatomy(model)
 
@@ -29,12 +30,13 @@ def test_adding_routers_changes_no_base_parameter(family: str) -> None:
     copies = {name: tensor.clone() for name, tensor in before.items()}
     add_routers(model)
     after = dict(model.named_parameters())
-    assert list(before) == [name for name in after if "router" not in name]
+    assert list(before) == [name for name in after if "_router." not in name]
     for name in before:
         assert after[name] is before[name]
         assert torch.equal(after[name], copies[name])
-    added = {"model." + name for name in router_state_dict(model)}
-    assert set(after) - set(before) == added
+    path = next(name for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
+    added = {name.removeprefix("layers.") for name in router_state_dict(model)}
+    assert {name.removeprefix(f"{path}.") for name in set(after) - set(before)} == added
 
 
 def test_routers_can_be_added_again() -> None:

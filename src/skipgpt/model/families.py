@@ -62,7 +62,12 @@ _PRE_NORM = [
     Family("seed_oss", "SeedOss"),
     Family("smollm3", "SmolLM3"),
     Family("starcoder2", "Starcoder2"),
-    Family("apertus", "Apertus", attn_norm=("attention_layernorm",), mlp_norm=("feedforward_layernorm",)),
+    Family(
+        "apertus",
+        "Apertus",
+        attn_norm=("attention_layernorm",),
+        mlp_norm=("feedforward_layernorm",),
+    ),
     Family("granite", "Granite", scale="residual_multiplier"),
 ]
 _POST_NORM = [

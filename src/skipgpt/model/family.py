@@ -80,7 +80,9 @@ class Family:
         if self.parallel:
             return "parallel" if self.parallel is True else "parallel or sequential"
         after = [n for n in self.attn_after if "norm" in n]
-        norms = "sandwich norms" if after and self.attn_norm else "post-norm" if after else "pre-norm"
+        norms = (
+            "sandwich norms" if after and self.attn_norm else "post-norm" if after else "pre-norm"
+        )
         return f"sequential, {norms}"
 
     @property

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from skipgpt.model import parts
+from skipgpt.model import kept_keys, parts
+from skipgpt.model.packing import all_columns
 from skipgpt.routing.decision import ModuleDecision
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ def attention(
     arguments: dict[str, Any],
 ) -> Tensor:
     """Stream [B, T, D] plus attention of `entering` [B, T, D] times gate (paper)."""
-    update = parts.attend(layer, parts.normed(layer, "attn", entering), arguments)
+    read = parts.normed(layer, "attn", entering)
+    if layer.routing.config.kv == "skip":
+        columns, tokens = all_columns(decision.keep), stream.shape[1]
+        update = kept_keys.attend(layer, read, columns, decision.keep, tokens, arguments)
+    else:
+        update = parts.attend(layer, read, arguments)
     return _add_gated(stream, parts.added(layer, "attn", update), decision)
 
 

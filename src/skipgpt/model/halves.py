@@ -13,6 +13,7 @@ of a family's attention is written again here, and whatever it does to a query i
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,22 +53,17 @@ def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any])
     """
     family = layer.family
     attn, cache = getattr(layer, family.attn), arguments[family.cache]
-    ran: list[Tensor] = []
-    zeros = _zeros(attn, family.query)
-    if family.fused:
-        fused, split = getattr(attn, family.fused), query_width(layer)
-        zeros[family.fused] = (
-            (lambda rows: nn.functional.pad(_slice(fused, rows, split, None), (split, 0)))
-            if split
-            else (lambda rows: ran.append(fused(rows)) or ran[-1])
-        )
+    replaced = _zeros(attn, family.query)
+    fused = _FusedKeys(layer) if family.fused else None
+    if fused is not None:
+        replaced[family.fused] = fused
     try:
-        parts.attend(layer, read, arguments | {family.cache: _Catch(cache)}, _Half(attn, zeros))
+        parts.attend(layer, read, arguments | {family.cache: _Catch(cache)}, _Half(attn, replaced))
     except _Caught as caught:
         keys, values = caught.update[:2]
         if cache is not None:
             keys, values = cache.update(*caught.update)
-        return KeysValues(keys, values, ran[0] if ran else None)
+        return KeysValues(keys, values, fused.whole if fused else None)
     raise AssertionError(f"{type(attn).__name__} never called update of its cache")
 
 
@@ -92,17 +88,14 @@ def kept_queries(
     """
     family = layer.family
     attn = getattr(layer, family.attn)
-    zeros = _zeros(attn, family.key_value)
+    replaced = _zeros(attn, family.key_value)
     if family.fused:
-        fused, split = getattr(attn, family.fused), query_width(layer)
-        width = out_width(fused)
-        zeros[family.fused] = (
-            (lambda rows: nn.functional.pad(_slice(fused, rows, 0, split), (0, width - split)))
-            if found.fused is None
-            else (lambda rows: take(found.fused))
+        whole = found.fused
+        replaced[family.fused] = (
+            functools.partial(_fused_queries, layer) if whole is None else lambda _: take(whole)
         )
     supply = _Supply(arguments[family.cache], found)
-    return parts.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, zeros))
+    return parts.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, replaced))
 
 
 class _Half:
@@ -147,6 +140,34 @@ class _Supply:
 
     def update(self, *_: Any) -> tuple[Tensor, Tensor]:
         return self._found.keys, self._found.values
+
+
+class _FusedKeys:
+    """A fused projection that makes keys and values, and queries only where it cannot help it.
+
+    Attributes:
+        whole: its output [B, T, width], where queries had to be made.
+    """
+
+    def __init__(self, layer: RoutedLayer) -> None:
+        self._projection = getattr(getattr(layer, layer.family.attn), layer.family.fused)
+        self._queries = query_width(layer)
+        self.whole: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self._queries:
+            rest = _slice(self._projection, rows, self._queries, None)
+            return nn.functional.pad(rest, (self._queries, 0))
+        whole: Tensor = self._projection(rows)
+        self.whole = whole
+        return whole
+
+
+def _fused_queries(layer: RoutedLayer, rows: Tensor) -> Tensor:
+    """The output of a fused projection with zeros for keys and values."""
+    projection = getattr(getattr(layer, layer.family.attn), layer.family.fused)
+    queries = _slice(projection, rows, 0, query_width(layer))
+    return nn.functional.pad(queries, (0, out_width(projection) - queries.shape[-1]))
 
 
 def _zeros(attn: nn.Module, names: tuple[str, ...]) -> dict[str, Callable[[Tensor], Tensor]]:

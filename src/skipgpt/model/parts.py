@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from skipgpt.errors import ConfigError
 from skipgpt.model.family import has
 from skipgpt.routing.decision import Module
 
@@ -40,19 +41,31 @@ def added(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
 def attend(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: Any = None) -> Tensor:
     """Attention's output [B, T, D]; `half` stands in for the module where only a part shall run."""
     attn = getattr(layer, layer.family.attn)
-    known = _parameters(type(attn))
+    kind: Any = type(attn)
+    known = _parameters(kind)
     given = {name: value for name, value in arguments.items() if known is None or name in known}
     if layer.family.adds_residual:
         given["residual"] = read.new_zeros(())
-    output = attn(read, **given) if half is None else type(attn).forward(half, read, **given)
-    return output[0]  # type: ignore[no-any-return]
+    try:
+        output = attn(read, **given) if half is None else kind.forward(half, read, **given)
+    except RuntimeError as error:
+        if "Sizes of tensors must match" not in str(error):
+            raise
+        raise ConfigError(
+            f"running attention of layer {layer.index}",
+            got=f"a cache whose keys do not fit ({str(error).splitlines()[0]})",
+            expected="a cache that this model has filled",
+        ) from error
+    update: Tensor = output[0]
+    return update
 
 
 def feed_forward(layer: RoutedLayer, read: Tensor) -> Tensor:
     """The MLP's output [B, T, D]; mixtures of experts may return their scores beside it."""
     mlp = getattr(layer, layer.family.mlp)
     output = mlp(read, read.new_zeros(())) if layer.family.adds_residual else mlp(read)
-    return output[0] if isinstance(output, tuple) else output
+    update: Tensor = output[0] if isinstance(output, tuple) else output
+    return update
 
 
 @functools.cache

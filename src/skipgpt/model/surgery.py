@@ -48,7 +48,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         )
     family = family_of(model)
     state = RoutingState(config or RouterConfig())
-    layer_class = family.layer_class
+    layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]
     for index, layer in enumerate(layers):
         device = next(layer.parameters()).device
@@ -58,8 +58,8 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             router = build_router(state.config, _hidden_size(model)).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)
     decoder = _decoder(model, layers[0])
-    note = functools.partial(_note_padding, state)
-    decoder.routing_hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    begin = functools.partial(_begin_forward, state)
+    decoder.routing_hook = decoder.register_forward_pre_hook(begin, with_kwargs=True)
     _rename_unsplit(model, layer_class.__name__, routed_class(layer_class).__name__)
     return model
 
@@ -67,7 +67,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
 def remove_routers(model: M) -> M:
     """Undo `add_routers`: the model is the base model again (with LoRA, where there is one)."""
     for layer in routed_layers(model):
-        layer.__class__ = layer.family.layer_class
+        layer.__class__ = layer.family.layer_class  # type: ignore[assignment]
         for name in ("index", "family", "routing", "attn_router", "mlp_router"):
             delattr(layer, name)
         name = type(layer).__name__
@@ -124,16 +124,30 @@ def _decoder(model: nn.Module, layer: nn.Module) -> Any:
     return next(m for m in model.modules() if any(child in lists for child in m.children()))
 
 
-def _note_padding(
+def _begin_forward(
     state: RoutingState, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Remember which tokens of this forward are real, from a 2-D attention mask [B, S]."""
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Remember which tokens are real, from a 2-D attention mask [B, S]; see to the cache."""
     given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
     mask, inputs = given.get("attention_mask"), given.get("input_ids")
     inputs = given.get("inputs_embeds") if inputs is None else inputs
     state.real = None
     if isinstance(mask, Tensor) and mask.ndim == 2 and isinstance(inputs, Tensor):
         state.real = mask[:, -inputs.shape[1] :].bool()
+    cache, used = given.get("past_key_values"), given.get("use_cache")
+    config: Any = decoder.config
+    if cache is None and not (config.use_cache if used is None else used):
+        return args, kwargs
+    if state.execution == "dense" or not isinstance(inputs, Tensor):
+        return args, kwargs
+    if cache is not None or state.config.kv == "skip":
+        from skipgpt.model.cache_policy import fitting_cache
+
+        layers = len(routed_layers(decoder))
+        fit = fitting_cache(cache, state.config.kv, config, layers, len(inputs))
+        if fit is not cache:
+            return (), given | {"past_key_values": fit}
+    return args, kwargs
 
 
 def _rename_unsplit(model: nn.Module, old: str, new: str) -> None:

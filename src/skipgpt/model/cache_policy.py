@@ -1,0 +1,79 @@
+"""Which cache a forward may use: transformers' own, or `SkipCache` where `kv="skip"`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from skipgpt.errors import ConfigError
+from skipgpt.model.cache import SkipCache, SkipLayer, turn_into_skip_cache
+
+
+def cache_bytes(cache: Any) -> int:
+    """Memory that a cache of transformers holds, of whatever kind it is.
+
+    A `StaticCache` counts with all the room it has set aside.
+    """
+    if isinstance(cache, SkipCache):
+        return cache.nbytes
+    parts = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(p.numel() * p.element_size() for p in parts if isinstance(p, Tensor))
+
+
+def fitting_cache(cache: Any, policy: str, config: Any, layers: int, batch: int) -> Any:
+    """The cache that a forward is to use, for a policy of keys and values.
+
+    Args:
+        cache: what the caller passed; an empty `DynamicCache`, as `generate` makes, turns into a
+            `SkipCache` in place where the policy wants one. None asks for a new one.
+        policy: `dense` or `skip`.
+        config: of the model.
+        layers: how many the model has.
+        batch: sequences of this forward.
+
+    Raises:
+        ConfigError: a cache of the other policy, of another model, or of another batch size.
+    """
+    doing = f'running a model with kv="{policy}"'
+    if policy == "skip":
+        if cache is None:
+            return SkipCache(config)
+        if type(cache) is DynamicCache and not cache.get_seq_length() and not cache.offloading:
+            turn_into_skip_cache(cache, config)
+        if not isinstance(cache, SkipCache):
+            raise ConfigError(
+                doing,
+                got=f"a {type(cache).__name__} of {cache.get_seq_length()} tokens",
+                expected="a SkipCache, or an empty DynamicCache to turn into one",
+                todo="leave past_key_values and cache_implementation out; a model makes its own",
+            )
+    elif isinstance(cache, SkipCache):
+        raise ConfigError(
+            doing,
+            got="a SkipCache",
+            expected="any other cache of transformers",
+            todo="leave past_key_values out, or pass a DynamicCache",
+        )
+    if cache is not None and cache.get_seq_length():
+        if len(cache.layers) != layers:
+            raise ConfigError(
+                doing, got=f"a cache of {len(cache.layers)} layers", expected=f"{layers} layers"
+            )
+        held = _batch(cache.layers[0])
+        if held not in (None, batch):
+            raise ConfigError(
+                doing,
+                got=f"a cache of {held} sequences",
+                expected=f"as many as there are inputs, {batch}",
+            )
+    return cache
+
+
+def _batch(layer: Any) -> int | None:
+    """Sequences in a layer of a cache, if it can tell."""
+    if isinstance(layer, SkipLayer):
+        return layer.batch_size
+    keys = getattr(layer, "keys", None)
+    return len(keys) if isinstance(keys, Tensor) and keys.ndim == 4 else None

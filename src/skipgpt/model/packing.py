@@ -1,0 +1,107 @@
+"""Packing: taking the rows of kept tokens out of what a layer computes with, and putting them back.
+
+Shapes: B batch, T query tokens, S cached tokens, D hidden, N packed tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.errors import ConfigError
+
+
+def pack_columns(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of kept tokens, packed to the left of each row.
+
+    Args:
+        keep: [B, T] bool.
+
+    Returns:
+        Positions [B, N] with N the most that a row keeps, and which of them are in use, [B, N];
+        a row that keeps fewer is filled up with other positions, in order. Where some row keeps
+        all, nothing moves: every row holds all its positions where they were.
+    """
+    if len(keep) == 1:
+        kept = keep[0].nonzero().T
+        return kept, torch.ones_like(kept, dtype=torch.bool)
+    counts = keep.sum(1)
+    most = int(counts.max())
+    if most == keep.shape[1]:
+        return all_columns(keep), keep
+    order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :most]
+    filled = torch.arange(most, device=keep.device) < counts[:, None]
+    return order, filled
+
+
+def all_columns(keep: Tensor) -> Tensor:
+    """Every position of every row, [B, T]."""
+    return torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
+
+
+def take(source: Tensor, columns: Tensor) -> Tensor:
+    """Rows [B, N, D] of source [B or 1, T, D]."""
+    if len(columns) == 1:
+        return source.index_select(1, columns[0])
+    source = source.expand(len(columns), -1, -1)
+    return source.gather(1, columns.unsqueeze(-1).expand(-1, -1, source.shape[-1]))
+
+
+def take_arguments(arguments: dict[str, Any], columns: Tensor) -> dict[str, Any]:
+    """Attention's arguments for the queries at columns [B, N], except for the mask."""
+    packed = dict(arguments)
+    if (rotary := arguments.get("position_embeddings")) is not None:
+        packed["position_embeddings"] = tuple(take(each, columns) for each in rotary)
+    if (positions := arguments.get("position_ids")) is not None:
+        packed["position_ids"] = take(positions.unsqueeze(-1), columns).squeeze(-1)
+    return packed
+
+
+def take_mask(mask: Any, columns: Tensor, keys: int) -> Tensor:
+    """The mask [B, heads, N, S] of packed queries, from [B or 1, heads, T, S] or plain causal.
+
+    Raises:
+        ConfigError: the mask is of a kind that has no rows to take, as of flash attention.
+    """
+    if mask is None:
+        # Transformers leaves a mask out only where the first query meets the first key: with no
+        # cache, or an empty one, whose unused end (StaticCache) lies behind all queries.
+        return (torch.arange(keys, device=columns.device) <= columns.unsqueeze(-1)).unsqueeze(1)
+    mask = check_mask(mask).expand(len(columns), -1, -1, -1)
+    rows = columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+    return torch.gather(mask, 2, rows)
+
+
+def check_mask(mask: Any) -> Tensor:
+    """Return the mask if it has rows and columns to take.
+
+    Raises:
+        ConfigError: it has not, as those of flash and flex attention.
+    """
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise ConfigError(
+            "running attention for kept tokens only",
+            got=f"an attention mask of type {type(mask).__name__}",
+            expected="the masks of attn_implementation eager or sdpa",
+            todo='load the model with attn_implementation="sdpa", or use execution "gated"',
+        )
+    return mask
+
+
+def add_rows(stream: Tensor, update: Tensor, rows: Tensor) -> Tensor:
+    """Stream [B, T, D] with update [N, D] added to rows [N] of its tokens, in order."""
+    flat = stream.flatten(0, 1)
+    if len(rows) == len(flat):
+        return stream + update.view_as(stream)
+    # Not in place: the stream before this module may have been recorded.
+    return flat.index_add(0, rows, update.to(flat.dtype)).view_as(stream)
+
+
+def add_packed(stream: Tensor, update: Tensor, columns: Tensor, filled: Tensor) -> Tensor:
+    """Stream [B, T, D] with update [B, N, D] added at columns [B, N] where filled [B, N]."""
+    if len(stream) == 1:
+        return add_rows(stream, update[0], columns[0])
+    first_row = torch.arange(len(stream), device=stream.device)[:, None] * stream.shape[1]
+    return add_rows(stream, update[filled], (columns + first_row)[filled])

@@ -1,0 +1,307 @@
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from cases import CLOSE, LEFT_PADDED, base
+from skipgpt.model.trace import deciding, execution, record_routing
+from skipgpt.routing.decision import Threshold
+from ways import (
+    GREEDY,
+    SAMPLING,
+    caches_of_all_tokens,
+    check_logits,
+    chosen_by_hand,
+    defined,
+    every_layout,
+    every_policy,
+    generated,
+    prompt,
+    sparse_model,
+)
+
+MOST_WAYS = {
+    "greedy": GREEDY,
+    "sampling": SAMPLING,
+    "beam search": GREEDY | {"num_beams": 3},
+    "sampling in beams": SAMPLING | {"num_beams": 3, "num_return_sequences": 2},
+    "three samples of a prompt": SAMPLING | {"num_return_sequences": 3},
+    "classifier-free guidance": GREEDY | {"guidance_scale": 1.5},
+}
+every_way = pytest.mark.parametrize("how", MOST_WAYS.values(), ids=MOST_WAYS)
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_the_definition_is_not_the_base_model(family: str, kv: str) -> None:
+    """Else all that follows could pass without a single token skipped."""
+    model = sparse_model(family, kv)
+    with record_routing(model) as trace:
+        expected = defined(model, prompt())
+    assert 0.2 < trace.sparsity("attn") < 0.8
+    assert 0.2 < trace.sparsity("mlp") < 0.8
+    assert (base(family)(prompt()).logits - expected).abs().max() > 0.1
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_greedy_tokens_are_those_of_full_forwards_one_by_one(family: str, kv: str) -> None:
+    model = sparse_model(family, kv)
+    output = generated(model, prompt(2))
+    assert torch.equal(output.sequences, chosen_by_hand(model, prompt(2)))
+    check_logits(model, output)
+
+
+@every_way
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_each_way_chooses_what_it_chooses_by_the_definition(
+    family: str, kv: str, how: dict[str, Any]
+) -> None:
+    model = sparse_model(family, kv)
+    cached = generated(model, prompt(2), **how).sequences
+    uncached = generated(model, prompt(2), **how, use_cache=False).sequences
+    with execution(model, "gated"):
+        expected = generated(model, prompt(2), **how, use_cache=False).sequences
+    assert torch.equal(cached, expected)
+    assert torch.equal(uncached, expected)
+    with execution(model, "dense"):
+        assert not torch.equal(generated(model, prompt(2), **how).sequences, expected)
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_samples_of_one_prompt_have_the_logits_of_their_own_text(family: str, kv: str) -> None:
+    model = sparse_model(family, kv)
+    output = generated(model, prompt(2), **SAMPLING, num_return_sequences=3)
+    assert len(output.sequences.unique(dim=0)) == 6
+    check_logits(model, output)
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_beams_have_the_scores_of_the_definition(family: str, kv: str) -> None:
+    model = sparse_model(family, kv)
+    output = generated(model, prompt(2), num_beams=3, output_scores=True, length_penalty=0.0)
+    logits = defined(model, output.sequences)[:, 10:-1]
+    logits[..., 0] = -torch.inf  # as the least number of tokens has it, before normalizing
+    chosen = output.sequences[:, 11:, None]
+    # Beam search takes the logarithm first and bans the end of text afterwards.
+    each = defined(model, output.sequences)[:, 10:-1].log_softmax(-1).gather(2, chosen)
+    torch.testing.assert_close(output.sequences_scores, each.sum((1, 2)), rtol=0, atol=1e-4)
+    assert len(set(output.beam_indices[:, 1:].flatten().tolist())) > 2, "no beam was reordered"
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_an_assistants_drafts_change_no_token(family: str, kv: str) -> None:
+    model, assistant = sparse_model(family, kv), base(family)
+    plain = chosen_by_hand(model, prompt(), tokens=12)
+    with record_routing(model) as trace:
+        output = generated(model, prompt(), **_drafting(assistant), **_tokens(12))
+    assert torch.equal(output.sequences, plain)
+    check_logits(model, output)
+    assert 1 < max(_lengths(trace)[1:]) <= 4, "nothing was drafted, so nothing was cropped"
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_drafts_are_taken_and_thrown_away(family: str, kv: str) -> None:
+    """The assistant is the model itself, with a few more decisions to keep."""
+    model, assistant = sparse_model(family, kv), sparse_model(family, kv)
+    plain = chosen_by_hand(model, prompt(), tokens=12)
+    with deciding(assistant, Threshold(-0.05)), record_routing(model) as trace:
+        output = generated(model, prompt(), **_drafting(assistant), **_tokens(12))
+    assert torch.equal(output.sequences, plain)
+    check_logits(model, output)
+    taken, drafted = 12 - len(trace.steps), sum(length - 1 for length in _lengths(trace)[1:])
+    assert 0 < taken < drafted
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_drafts_looked_up_in_the_prompt_change_no_token(family: str, kv: str) -> None:
+    model = sparse_model(family, kv)
+    # A greedy text, once more: its continuation is to be found in the prompt.
+    text = chosen_by_hand(model, prompt(), tokens=8)
+    ids = torch.cat([text, text[:, :9]], dim=1)
+    plain = chosen_by_hand(model, ids)
+    with record_routing(model) as trace:
+        output = generated(model, ids, prompt_lookup_num_tokens=3)
+    assert torch.equal(output.sequences, plain)
+    check_logits(model, output, prompt_tokens=ids.shape[1])
+    assert max(_lengths(trace)) > 1
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_its_own_first_layer_as_assistant_changes_no_token(family: str, kv: str) -> None:
+    model = sparse_model(family, kv)
+    output = generated(model, prompt(), assistant_early_exit=1)
+    assert torch.equal(output.sequences, chosen_by_hand(model, prompt()))
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_sampling_with_drafts_is_the_same_in_both_executions(family: str, kv: str) -> None:
+    model, assistant = sparse_model(family, kv), base(family)
+    how = SAMPLING | _drafting(assistant)
+    sparse = generated(model, prompt(), **how)
+    with execution(model, "gated"):
+        gated = generated(model, prompt(), **how)
+    assert torch.equal(sparse.sequences, gated.sequences)
+    check_logits(model, sparse)
+
+
+@pytest.mark.parametrize("size", [1, 4, 20])
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_a_prompt_may_be_read_in_chunks(family: str, kv: str, size: int) -> None:
+    model = sparse_model(family, kv)
+    with record_routing(model) as trace:
+        output = generated(model, prompt(2), prefill_chunk_size=size)
+    assert torch.equal(output.sequences, chosen_by_hand(model, prompt(2)))
+    check_logits(model, output)
+    assert max(_lengths(trace)) == min(size, 11)
+
+
+@every_way
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_left_padded_rows_continue_as_each_alone(
+    family: str, kv: str, how: dict[str, Any]
+) -> None:
+    model = sparse_model(family, kv)
+    if how.get("do_sample") or "guidance_scale" in how:
+        pytest.skip("rows of a batch share the random numbers, and guidance needs one prompt")
+    together = model.generate(**LEFT_PADDED.prompt, **how)
+    with execution(model, "gated"):
+        for row, pads, ids in zip(together, LEFT_PADDED.pads, LEFT_PADDED.rows(), strict=True):
+            assert torch.equal(row[pads:], model.generate(ids[None], **how, use_cache=False)[0])
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_embeddings_are_continued_like_the_tokens_they_are_of(family: str, kv: str) -> None:
+    model, ids = sparse_model(family, kv), LEFT_PADDED.ids
+    mask = LEFT_PADDED.real.long()
+    embedded = model.get_input_embeddings()(ids)
+    new = model.generate(inputs_embeds=embedded, attention_mask=mask, **GREEDY)
+    for row, alone in zip(new, LEFT_PADDED.rows(), strict=True):
+        assert torch.equal(row, chosen_by_hand(model, alone[None])[0, len(alone) :])
+
+
+@every_layout
+@every_policy
+@torch.no_grad()
+def test_hidden_states_along_the_way_are_those_of_one_forward(family: str, kv: str) -> None:
+    model = sparse_model(family, kv)
+    output = generated(model, prompt(2), output_hidden_states=True)
+    with execution(model, "gated"):
+        full = model(output.sequences[:, :-1], output_hidden_states=True, use_cache=False)
+    steps = [torch.cat(layer, dim=1) for layer in zip(*output.hidden_states, strict=True)]
+    assert len(steps) == 4
+    for mine, other in zip(steps, full.hidden_states, strict=True):
+        torch.testing.assert_close(mine, other, **CLOSE)
+
+
+@every_policy
+@torch.no_grad()
+def test_a_stream_carries_the_tokens_in_order(kv: str) -> None:
+    class Collecting(BaseStreamer):
+        def __init__(self) -> None:
+            self.tokens: list[int] = []
+            self.ended = False
+
+        def put(self, value: Tensor) -> None:
+            self.tokens.extend(value.flatten().tolist())
+
+        def end(self) -> None:
+            self.ended = True
+
+    model, streamer = sparse_model("llama", kv), Collecting()
+    generated(model, prompt(), streamer=streamer)
+    assert streamer.tokens == chosen_by_hand(model, prompt())[0].tolist()
+    assert streamer.ended
+
+
+@every_layout
+@caches_of_all_tokens
+@torch.no_grad()
+def test_a_static_cache_changes_no_logit(family: str, kv: str) -> None:
+    model = sparse_model(family, kv)
+    for how in (GREEDY, SAMPLING, {"prefill_chunk_size": 4}):
+        check_logits(model, generated(model, prompt(2), cache_implementation="static", **how))
+
+
+@pytest.mark.parametrize("backend", ["fp8", "hqq", "quanto"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "mixtral"])
+@caches_of_all_tokens
+@torch.no_grad()
+def test_a_quantized_cache_loses_no_more_than_in_gated(
+    family: str, kv: str, backend: str
+) -> None:
+    package = {"hqq": "hqq", "quanto": "optimum.quanto"}.get(backend, "torch")
+    if not _importable(package):
+        pytest.skip(f"no package {package}")
+    model = sparse_model(family, kv)
+    how = {"cache_implementation": "quantized", "cache_config": {"backend": backend}}
+    sparse = generated(model, prompt(2), **how)
+    with execution(model, "gated"):
+        gated = generated(model, prompt(2), **how)
+    assert torch.equal(sparse.sequences, gated.sequences)
+    sparse, gated = (torch.stack(output.logits, dim=1) for output in (sparse, gated))
+    # Rounding to 8 bits or fewer turns a last bit into a step now and then, so not CLOSE.
+    torch.testing.assert_close(sparse, gated, rtol=0, atol=1e-2)
+    exact = torch.stack(generated(model, prompt(2)).logits, dim=1)
+    assert (sparse - exact).abs().max() > 0.02, "nothing was quantized"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs a CUDA stream")
+@pytest.mark.parametrize("kind", ["offloaded", "offloaded_static"])
+@every_layout
+@caches_of_all_tokens
+@torch.no_grad()
+def test_an_offloaded_cache_changes_no_logit(family: str, kv: str, kind: str) -> None:
+    model = sparse_model(family, kv).to("cuda")
+    how = {"cache_implementation": kind, "disable_compile": True}
+    check_logits(model, generated(model, prompt(2).to("cuda"), **how))
+
+
+def _drafting(assistant: Any, tokens: int = 3) -> dict[str, Any]:
+    settings = assistant.generation_config
+    settings.num_assistant_tokens, settings.num_assistant_tokens_schedule = tokens, "constant"
+    settings.assistant_confidence_threshold = 0.0  # a random model is never confident
+    return {"assistant_model": assistant}
+
+
+def _tokens(new: int) -> dict[str, int]:
+    return {"max_new_tokens": new, "min_new_tokens": new}
+
+
+def _lengths(trace: Any) -> list[int]:
+    """How many tokens each forward had."""
+    return [step.decisions[0].attn.keep.shape[1] for step in trace.steps]
+
+
+def _importable(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
