@@ -37,6 +37,7 @@ class RoutedLayer(nn.Module):
     index: int
     family: Family
     routing: RoutingState
+    attn_arguments: frozenset[str] | None
     attn_router: Router
     mlp_router: Router
 

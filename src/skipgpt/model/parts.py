@@ -5,7 +5,6 @@ Every part is the family's own module. Shapes: B batch, T tokens (or packed toke
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +40,7 @@ def added(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
 def attend(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: Any = None) -> Tensor:
     """Attention's output [B, T, D]; `half` stands in for the module where only a part shall run."""
     attn = getattr(layer, layer.family.attn)
-    kind: Any = type(attn)
-    known = _parameters(kind)
+    kind, known = type(attn), layer.attn_arguments
     given = {name: value for name, value in arguments.items() if known is None or name in known}
     if layer.family.adds_residual:
         given["residual"] = read.new_zeros(())
@@ -68,10 +66,9 @@ def feed_forward(layer: RoutedLayer, read: Tensor) -> Tensor:
     return update
 
 
-@functools.cache
-def _parameters(attention_class: type) -> frozenset[str] | None:
-    """The arguments that an attention takes; None where it takes any."""
-    parameters = inspect.signature(attention_class.forward).parameters  # type: ignore[attr-defined]
+def attention_arguments(attention: Any) -> frozenset[str] | None:
+    """The arguments that an attention module takes by name; None where it takes any."""
+    parameters = inspect.signature(type(attention).forward).parameters
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return None
     return frozenset(parameters)

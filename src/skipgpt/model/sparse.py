@@ -8,8 +8,10 @@ any later token may attend to any earlier one and every cache of transformers wo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from skipgpt.model import kept_keys, parts
@@ -28,6 +30,20 @@ if TYPE_CHECKING:
     from skipgpt.model.layer import RoutedLayer
 
 
+_Twin = TypeVar("_Twin", bound=Callable[..., Tensor])
+
+
+def _not_compiled(twin: _Twin) -> _Twin:
+    """Keep `torch.compile` out: its graphs need shapes, and how many tokens run is data.
+
+    Everything around the two modules of a layer still compiles.
+    """
+    reason = "the number of packed tokens depends on the data"
+    made: _Twin = torch.compiler.disable(twin, reason=reason)  # type: ignore[no-untyped-call]
+    return made
+
+
+@_not_compiled
 def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
     """Stream [B, T, D] plus the MLP of the kept tokens of `entering` [B, T, D]."""
     rows = decision.keep.flatten().nonzero().squeeze(-1)
@@ -39,6 +55,7 @@ def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDe
     return add_rows(stream, parts.added(layer, "mlp", update)[0], rows)
 
 
+@_not_compiled
 def attention(
     layer: RoutedLayer,
     stream: Tensor,

@@ -13,9 +13,13 @@ from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.model.families import family_of
 from skipgpt.model.layer import RoutedLayer, routed_class
+from skipgpt.model.parts import attention_arguments
 from skipgpt.model.trace import MODULES, RoutingState
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import Router, build_router
+
+_ADDED = ("index", "family", "routing", "attn_arguments", "attn_router", "mlp_router")
+"""What a routed layer has beside what its family's layer has."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,6 +58,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         device = next(layer.parameters()).device
         layer.__class__ = routed_class(layer_class)
         layer.index, layer.family, layer.routing = index, family, state
+        layer.attn_arguments = attention_arguments(getattr(layer, family.attn))
         for module in MODULES:
             router = build_router(state.config, _hidden_size(model)).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)
@@ -68,7 +73,7 @@ def remove_routers(model: M) -> M:
     """Undo `add_routers`: the model is the base model again (with LoRA, where there is one)."""
     for layer in routed_layers(model):
         layer.__class__ = layer.family.layer_class  # type: ignore[assignment]
-        for name in ("index", "family", "routing", "attn_router", "mlp_router"):
+        for name in _ADDED:
             delattr(layer, name)
         name = type(layer).__name__
         _rename_unsplit(model, f"Routed{name}", name)

@@ -1,0 +1,67 @@
+"""`torch.compile`, traced only (backend `eager`): where it breaks the graph is what matters here."""
+
+import pytest
+import torch
+
+from cases import Inputs, routed
+from skipgpt.model.surgery import train_only
+from skipgpt.model.trace import deciding, execution
+from skipgpt.routing.decision import RandomRoutes, StraightThrough
+
+# Not Bloom: Dynamo itself warns about the activation function of its MLP.
+LAYOUTS = ["llama", "gemma3_text", "gpt_neox", "gpt2", "falcon", "mixtral", "deepseek_v3"]
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kv", ["dense", "skip"])
+@pytest.mark.parametrize("family", LAYOUTS)
+@torch.no_grad()
+def test_gated_execution_is_one_graph(family: str, kv: str) -> None:
+    model, inputs = routed(family, kv=kv), Inputs((3, 0), padded=True)
+    with execution(model, "gated"):
+        expected = model(**inputs.given, use_cache=False).logits
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        actual = compiled(**inputs.given, use_cache=False).logits
+    torch.testing.assert_close(actual[inputs.real], expected[inputs.real], rtol=0, atol=1e-5)
+
+
+def test_the_gradient_of_a_routers_training_step_goes_through_one_graph() -> None:
+    model, inputs = routed(), Inputs((0, 0), padded=False)
+    parameters = train_only(model, "router")
+    with execution(model, "gated"), deciding(model, StraightThrough()):
+        expected = torch.autograd.grad(_loss(model, inputs), parameters)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        actual = torch.autograd.grad(_loss(compiled, inputs), parameters)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert max(grad.abs().max() for grad in expected) > 1e-3
+
+
+@torch.no_grad()
+def test_sparse_execution_breaks_the_graph_at_its_own_modules_only() -> None:
+    model, inputs = routed(), Inputs((0, 0), padded=False)
+    found = torch._dynamo.explain(model)(inputs.ids, use_cache=False)
+    reasons = {reason.reason.splitlines()[0] for reason in found.break_reasons}
+    assert reasons == {"Skip calling `torch.compiler.disable()`d function"}
+    assert found.graph_break_count == 2 * 3, "attention and MLP of three layers"
+
+
+@torch.no_grad()
+def test_compiled_around_sparse_modules_gives_the_same_logits() -> None:
+    model, inputs = routed(), Inputs((3, 0, 6), padded=True)
+    expected = model(**inputs.given, use_cache=False).logits
+    compiled = torch.compile(model, backend="eager")
+    actual = compiled(**inputs.given, use_cache=False).logits
+    torch.testing.assert_close(actual[inputs.real], expected[inputs.real], rtol=0, atol=1e-5)
+    with deciding(model, RandomRoutes(1.0)):  # other routes, other shapes, no stale graph
+        nothing = compiled(**inputs.given, use_cache=False).logits
+    assert (nothing - actual)[inputs.real].abs().max() > 1e-2
+
+
+def _loss(model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+    logits = model(inputs.ids, use_cache=False).logits
+    return logits.square().mean()
