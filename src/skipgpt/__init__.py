@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from skipgpt.evaluation.perplexity import perplexity as perplexity
     from skipgpt.export import export_merged as export_merged
     from skipgpt.model.auto import register as register
+    from skipgpt.model.cache import SkipCache as SkipCache
     from skipgpt.model.surgery import add_routers as add_routers
     from skipgpt.model.surgery import remove_routers as remove_routers
     from skipgpt.model.surgery import routed_layers as routed_layers
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "RouterConfig": "config",
+    "SkipCache": "model.cache",
     "SkipGPTError": "errors",
     "TrainConfig": "config",
     "add_routers": "model.surgery",

@@ -26,6 +26,7 @@ from skipgpt.checkpoint_info import FORMAT_VERSION, LORA, CheckpointInfo, has_ad
 from skipgpt.config import check_sparsity
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import base_location, fingerprint, load_base
+from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers, router_state_dict, routers
 from skipgpt.model.trace import routing_state, set_sparsity
 from skipgpt.routing.calibration import CalibrationCurve
@@ -35,12 +36,15 @@ CONFIG, ROUTERS = "skipgpt_config.json", "routers.safetensors"
 
 
 def describe(model: nn.Module, base: str, **facts: Any) -> CheckpointInfo:
-    """The info of a routed model: base, fingerprint, router config and curve are read off it."""
+    """The info of a routed model; what can be read off the model is: all but the `facts`."""
     state = routing_state(model)
     points = state.curve.points if state.curve else None
     curve = None if points is None else tuple((s, t if abs(t) < 1e30 else None) for s, t in points)
     location = base if base == "nano" else base_location(base)
-    return CheckpointInfo(location, fingerprint(model), state.config, curve=curve, **facts)
+    kind = quantization_of(model)
+    return CheckpointInfo(
+        location, fingerprint(model), state.config, quantization=kind, curve=curve, **facts
+    )
 
 
 def save(
@@ -97,15 +101,18 @@ def load(
         folder: a checkpoint folder, or a hub id of one.
         sparsity: share of modules to skip; the trained target where None.
         base: where the base model lies, if not where the checkpoint says.
-        merge: fold LoRA into the base weights, which saves its overhead.
+        merge: fold LoRA into the base weights, which saves its overhead; not into quantised
+            ones, which that would round once more and so move every logit.
         trainable: leave LoRA parameters trainable.
         device: where to put the model.
-        dtype: of the base model; routers are always float32.
+        dtype: of the base model; routers are always float32. A base is quantised as it was
+            when the routers were trained.
 
     Raises:
         CheckpointError: files are missing or damaged, keys do not match, or the base model is
             another one than the checkpoint was made from.
         ConfigError: the sparsity is outside 0 to 0.95 or the checkpoint is not calibrated.
+        MissingExtraError: the base is quantised and the extra `quantize` is not installed.
 
     Example:
         model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4)
@@ -114,13 +121,18 @@ def load(
     info = read_info(folder)
     verify_files(folder, info)
     name = base or info.base
-    model, tokenizer = load_base(name, revision=info.revision, device=device, dtype=dtype)
+    kind = info.quantization
+    model, tokenizer = load_base(
+        name, revision=info.revision, device=device, dtype=dtype, quantize=kind
+    )
     if (found := fingerprint(model)) != info.fingerprint:
         raise CheckpointError(
             f"loading the checkpoint {folder}",
-            got=f"base model {name!r} with fingerprint {found}",
-            expected=f"fingerprint {info.fingerprint}, the weights the routers were trained on",
-            todo="pass the right base model with base= (--base)",
+            got=f"base model {name!r} with fingerprint {found}{_held(quantization_of(model))}",
+            expected=f"fingerprint {info.fingerprint}{_held(kind)}, the weights the routers were "
+            "trained on",
+            todo="pass the right base model with base= (--base)"
+            + (" and the dtype of training with dtype= (--dtype)" if kind else ""),
         )
     add_routers(model, info.router)
     load_routers(model, _read_tensors(folder / ROUTERS), folder)
@@ -135,7 +147,7 @@ def load(
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(folder / LORA), is_trainable=trainable)
-        model = model.merge_and_unload() if merge else model
+        model = model.merge_and_unload() if merge and kind is None else model
     return model.eval(), tokenizer
 
 
@@ -197,6 +209,7 @@ def read_info(folder: str | Path) -> CheckpointInfo:
     try:
         info = from_dict(CheckpointInfo, values)
         check_sparsity(info.target_sparsity, "target_sparsity")
+        check_quantization(info.quantization)
     except ConfigError as error:
         raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
     return info
@@ -256,6 +269,10 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
             repo_id=repo_id, folder_path=folder, ignore_patterns=["trainer/*", ".*/*"]
         )
     )
+
+
+def _held(kind: str | None) -> str:
+    return f" in {kind}" if kind else ""
 
 
 def _save_adapter(model: Any, folder: Path) -> None:

@@ -19,6 +19,7 @@ class CheckpointInfo:
         revision: of the hub id.
         fingerprint: of the base model's weights.
         router: what the routers are.
+        quantization: `8bit` or `4bit` where bitsandbytes holds the base's weights, or null.
         recipe: the settings they were trained with, by name.
         stages: those done, in order.
         target_sparsity: what training aimed for.
@@ -32,6 +33,7 @@ class CheckpointInfo:
     fingerprint: str
     router: RouterConfig
     revision: str | None = None
+    quantization: str | None = None
     recipe: str = "default"
     stages: tuple[str, ...] = ()
     target_sparsity: float = 0.25
@@ -50,13 +52,14 @@ def model_card(info: CheckpointInfo) -> str:
     """The generated README.md of a checkpoint."""
     measured = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
     dial = f", sparsity={info.target_sparsity}" if info.curve else ""
+    held = f" in {info.quantization} (bitsandbytes)" if info.quantization else ""
     return f"""---
 library_name: skipgpt
 base_model: {info.base}
 tags: [skipgpt, dynamic-depth, token-routing]
 ---
 
-# Routers for {info.base}
+# Routers for {info.base}{held}
 
 Each token decides which attention and MLP modules to run. Stages done: {", ".join(info.stages)};
 recipe `{info.recipe}`; target sparsity {info.target_sparsity:.0%}.

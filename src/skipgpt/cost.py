@@ -7,7 +7,8 @@ table, language-model head, routers, K and V are always counted as run.
     parameters a token   routers + head + sum over layers (kv + keep_attn * qo + keep_mlp * mlp)
     FLOPs a token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
 
-with S the mean number of tokens attended to. A multiply and an add are two FLOPs.
+with S the mean number of tokens attended to. Under `kv="skip"` both kv and S are multiplied by
+keep_attn too. A multiply and an add are two FLOPs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 
 from skipgpt.model.family import has
 from skipgpt.model.halves import in_width, out_width, query_width
+from skipgpt.model.quantized import size
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Site
 
@@ -62,7 +64,7 @@ def layer_costs(layer: Any) -> ModuleCosts:
 
 
 def _size(module: nn.Module) -> int:
-    return sum(p.numel() for name, p in module.named_parameters() if "lora_" not in name)
+    return sum(size(p) for name, p in module.named_parameters() if "lora_" not in name)
 
 
 def _experts(layer: Any) -> tuple[int, float]:
@@ -98,9 +100,10 @@ def sparsities(
         cost = layer_costs(layer)
         attn, mlp = keep[Site(layer.index, "attn")], keep[Site(layer.index, "mlp")]
         dense_params += cost.kv + cost.qo + cost.mlp
-        run_params += cost.kv + attn * cost.qo + mlp * cost.mlp
+        keys = attn if layer.routing.config.kv == "skip" else 1.0
+        run_params += keys * cost.kv + attn * cost.qo + mlp * cost.mlp
         core_dense += 4 * cost.core_width * context
-        core_run += attn * 4 * cost.core_width * context
+        core_run += attn * 4 * cost.core_width * keys * context
     shares = {kind: [keep[s] for s in keep if s.module == kind] for kind in ("attn", "mlp")}
     return {
         "module": 1 - sum(keep.values()) / len(keep),
@@ -117,4 +120,4 @@ def _always(model: nn.Module, head_tokens: float) -> float:
         p.numel() for n, p in model.named_parameters() if "attn_router." in n or "mlp_router." in n
     )
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    return routers + head_tokens * int(head.weight.numel())
+    return routers + head_tokens * size(head.weight)

@@ -38,7 +38,8 @@ def export_merged(
         dtype: of the written base weights; routers stay float32.
 
     Raises:
-        CheckpointError: a model is there already, or loading or writing fails.
+        CheckpointError: a model is there already, the base is quantised, or loading or writing
+            fails.
 
     Example:
         skipgpt.export_merged("out/llama-25", "out/llama-25-merged")
@@ -53,10 +54,18 @@ def export_merged(
             expected="an empty or new folder",
             todo="pass --overwrite (overwrite=True) to replace it",
         )
+    info = read_info(folder)
+    if info.quantization:
+        raise CheckpointError(
+            f"exporting the checkpoint {folder}",
+            got=f"a base held in {info.quantization}",
+            expected="weights that LoRA can be merged into; quantised ones would be rounded once "
+            "more, which moves every logit",
+            todo="use the checkpoint as it is: skipgpt.load quantises its base again",
+        )
     model, tokenizer = load(
         folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
     )
-    info = read_info(folder)
     merged = as_auto_model(
         model, info.curve, info.target_sparsity if sparsity is None else sparsity
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from skipgpt.errors import ConfigError
+from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.trace import record_routing
 
 
@@ -21,12 +22,17 @@ class Generation:
         prompt_tokens: how many tokens the prompt has.
         new_tokens: how many were added.
         sparsity: share of modules skipped over prompt and continuation.
+        cache_bytes: memory of the keys and values at the end.
+        dense_cache_bytes: what they would take if every token left its own; the same under
+            `kv="dense"`.
     """
 
     text: str
     prompt_tokens: int
     new_tokens: int
     sparsity: float
+    cache_bytes: int
+    dense_cache_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -64,7 +70,15 @@ def generate(
             attention_mask=inputs["attention_mask"],
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            return_dict_in_generate=True,
             **how,
-        )[0, length:]
-    text = tokenizer.decode(output, skip_special_tokens=True)
-    return Generation(text, length, len(output), trace.sparsity() if trace.steps else 0.0)
+        )
+    added = output.sequences[0, length:]
+    return Generation(
+        text=tokenizer.decode(added, skip_special_tokens=True),
+        prompt_tokens=length,
+        new_tokens=len(added),
+        sparsity=trace.sparsity() if trace.steps else 0.0,
+        cache_bytes=cache_bytes(output.past_key_values),
+        dense_cache_bytes=dense_cache_bytes(output.past_key_values),
+    )

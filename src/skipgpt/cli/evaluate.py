@@ -42,6 +42,7 @@ def run(
     from skipgpt.checkpoint import load
     from skipgpt.config import DataConfig
     from skipgpt.data import pack_blocks, read_documents
+    from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.perplexity import perplexity
     from skipgpt.model.trace import Execution
     from skipgpt.model.trace import execution as executing
@@ -53,4 +54,6 @@ def run(
     blocks = pack_blocks(read_documents([*text, *(more or [])], config), tokenizer, block_size)
     with executing(model, cast("Execution", execution)):
         result = perplexity(model, blocks, batch_size=batch_size)
-    options.emit(result.to_dict(), as_json, str(result))
+        cache = cache_memory(model, blocks[:batch_size])
+    document = {**result.to_dict(), "cache": cache.to_dict()}
+    options.emit(document, as_json, f"{result}\n{cache}")

@@ -18,12 +18,22 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Print the table."""
-    from skipgpt.model.families import FAMILIES, VERIFIED
+    from skipgpt.model.families import FAMILIES, NEWEST, OLDEST
 
     rows = [
-        {"family": name, "layout": row.layout, "skips": row.skips, "verified": VERIFIED}
+        {
+            "family": name,
+            "layout": row.layout,
+            "skips": row.skips,
+            "verified": list(dict.fromkeys([row.since or OLDEST, NEWEST])),
+        }
         for name, row in sorted(FAMILIES.items())
     ]
-    lines = [f"{r['family']:12} {r['layout']:28} skips {r['skips']}" for r in rows]
-    text = "\n".join([*lines, f"verified on transformers {VERIFIED}"])
-    options.emit({"rows": rows}, as_json, text)
+    titles = ("family", "layout", "not computed for a skipped token", "verified on transformers")
+    cells = [titles, *((*list(row.values())[:3], ", ".join(row["verified"])) for row in rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+    options.emit({"rows": rows}, as_json, "\n".join(lines))

@@ -56,3 +56,10 @@ def run(
         temperature=temperature if sample else 0.0,
     )
     options.emit(result.to_dict(), as_json, prompt + result.text)
+    if not (as_json or quiet):
+        saved = 1 - result.cache_bytes / max(1, result.dense_cache_bytes)
+        print(
+            f"[{result.new_tokens} tokens, {result.sparsity:.1%} of modules skipped; cache "
+            f"{result.cache_bytes:,} bytes, {saved:.1%} less than dense]",
+            file=sys.stderr,
+        )

@@ -15,6 +15,10 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps â€
 Dtype = Annotated[
     str, typer.Option("--dtype", help="auto is float32 on a CPU, bfloat16 elsewhere.")
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", help="Hold the base in 8bit or 4bit, through bitsandbytes."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
 More = Annotated[
@@ -45,9 +49,12 @@ def begin(*, quiet: bool, seed: int | None = None) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from skipgpt.model.quantized import silence
+
     if seed is not None:
         torch.manual_seed(seed)
     transformers_logging.set_verbosity_error()
+    silence()  # PEFT imports bitsandbytes wherever it is installed
     if quiet or not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     if quiet:

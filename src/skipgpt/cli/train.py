@@ -63,6 +63,7 @@ def run(
     ] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = None,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
 ) -> None:
@@ -100,6 +101,7 @@ def run(
         resolved,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         resume=resume,
         overwrite=overwrite,
     )

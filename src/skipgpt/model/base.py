@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from skipgpt.errors import ConfigError, UnsupportedModelError
+from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
+from skipgpt.model.quantized import check_quantization, loading_options, make_safe
 
 EMBEDDED = "nano"
 _SAMPLED_VALUES = 64
@@ -44,7 +45,12 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def load_base(
-    name: str, *, revision: str | None = None, device: str = "cpu", dtype: str = "auto"
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    quantize: str | None = None,
 ) -> tuple[Any, Any]:
     """A base model in evaluation mode, and its tokenizer.
 
@@ -53,25 +59,34 @@ def load_base(
         revision: of the hub id.
         device: where to put it.
         dtype: `auto`, or a name as in torch.
+        quantize: `8bit` or `4bit`; a base that is stored quantised stays as it is stored.
 
     Raises:
-        UnsupportedModelError: nothing that transformers can load is there.
-        ConfigError: the dtype or device is unknown.
+        UnsupportedModelError: nothing that transformers can load is there, or bitsandbytes
+            computes wrongly with it.
+        ConfigError: the dtype, device or kind of quantisation is unknown.
+        MissingExtraError: the base is to be quantised without the extra `quantize`.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     location = base_location(name)
-    chosen = choose_dtype(dtype, check_device(device))
+    chosen, kind = choose_dtype(dtype, check_device(device)), check_quantization(quantize)
+    where: dict[str, Any] = {"revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=chosen)
+        tokenizer = AutoTokenizer.from_pretrained(location, **where)
+        config = AutoConfig.from_pretrained(location, **where)
+        quantized = loading_options(kind, config, chosen, device)
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=chosen, **where, **quantized)
+    except SkipGPTError:
+        raise
     except Exception as error:  # transformers raises whatever its readers raise
         raise UnsupportedModelError(
             f"loading the base model {name!r}",
             got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
             expected=f"a hub id, a folder with config.json, weights and tokenizer, or {EMBEDDED!r}",
         ) from error
-    return model.to(device).eval(), tokenizer
+    make_safe(model, f"loading the base model {name!r}")
+    return (model if quantized else model.to(device)).eval(), tokenizer
 
 
 def check_device(device: str) -> str:

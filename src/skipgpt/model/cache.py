@@ -121,6 +121,21 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         parts = [part for r in self.rows or () for part in (r.keys, r.values, r.places)]
         return sum(part.numel() * part.element_size() for part in parts)
 
+    @property
+    def row_nbytes(self) -> int | None:
+        """Memory of one token's keys and values; None before any was stored."""
+        if not self.rows:
+            return None
+        keys, values = self.rows[0].keys[:, :1], self.rows[0].values[:, :1]
+        width = keys.shape[0] * keys.shape[2] + values.shape[0] * values.shape[2]
+        return width * keys.element_size()
+
+    @property
+    def dense_tokens(self) -> int:
+        """Tokens that a cache without skipping would hold, of all sequences."""
+        held = self.seen if self.window is None else min(self.seen, self.window - 1)
+        return held * self.batch_size
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -130,7 +145,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
             ConfigError: earlier tokens are missing here, which only a routed layer can handle.
         """
         batch, tokens = key_states.shape[0], key_states.shape[2]
-        held = self.seen if self.window is None else min(self.seen, self.window - 1)
+        held = self.dense_tokens // max(1, self.batch_size)
         if held and (not self.rows or any(len(row.places) < held for row in self.rows)):
             raise ConfigError(
                 "running a layer without routing",
@@ -247,6 +262,16 @@ class SkipCache(Cache):  # type: ignore[misc]
     def nbytes(self) -> int:
         """Memory of what is stored."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Memory that the same tokens would take if none had skipped."""
+        rows = [layer.row_nbytes for layer in self.layers]
+        known = next((row for row in rows if row is not None), 0)
+        return sum(
+            layer.dense_tokens * (known if row is None else row)
+            for layer, row in zip(self.layers, rows, strict=True)
+        )
 
 
 def turn_into_skip_cache(cache: DynamicCache, config: Any) -> None:

@@ -22,6 +22,11 @@ def cache_bytes(cache: Any) -> int:
     return sum(p.numel() * p.element_size() for p in parts if isinstance(p, Tensor))
 
 
+def dense_cache_bytes(cache: Any) -> int:
+    """Memory that a cache would hold if no token had skipped attention."""
+    return cache.dense_nbytes if isinstance(cache, SkipCache) else cache_bytes(cache)
+
+
 def fitting_cache(cache: Any, policy: str, config: Any, layers: int, batch: int) -> Any:
     """The cache that a forward is to use, for a policy of keys and values.
 

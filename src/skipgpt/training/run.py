@@ -22,6 +22,7 @@ from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
+from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.model.trace import execution, routing_state, set_sparsity
 from skipgpt.routing.decision import Site
@@ -75,6 +76,7 @@ def train(
     *,
     device: str = "cpu",
     dtype: str = "auto",
+    quantize: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainResult:
@@ -87,6 +89,8 @@ def train(
         config: everything else; see `skipgpt.config.recipe`.
         device: where to train.
         dtype: of the base model.
+        quantize: hold the base's weights in `8bit` or `4bit`, through bitsandbytes; where None,
+            as they are stored, or as the checkpoint BASE was trained.
         resume: go on from where an earlier call with the same arguments stopped.
         overwrite: replace what is in `out`.
 
@@ -100,15 +104,19 @@ def train(
 
     out = Path(out)
     torch.manual_seed(config.seed)
+    check_quantization(quantize)
     check_folder(out, resume, overwrite)
     done = finished_stages(out) if resume else ()
-    model, tokenizer, info = _start(str(out) if done else base, config, device, dtype)
+    if resume:  # before a base is loaded that is held in another way
+        compare_run(out, {"quantize": quantize})
+    model, tokenizer, info = _start(str(out) if done else base, config, device, dtype, quantize)
     blocks = load_blocks(data, tokenizer, config.data)
     facts = {
         "base": base,
         "data": data,
         "config": to_dict(config),
         "dtype": str(model.dtype),
+        "quantize": quantize,
         "data_fingerprint": blocks.fingerprint,
         "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
     }
@@ -117,7 +125,7 @@ def train(
     if resume:
         compare_run(out, facts)
     else:
-        begin_run(out, facts)
+        begin_run(out, facts, *(["bitsandbytes"] if quantization_of(model) else []))
     held = cut(blocks.held_out, config.data.evaluation_tokens)
     measured: dict[str, Perplexity] = {}
     static_order: list[Site] = []
@@ -138,15 +146,17 @@ def train(
 
 
 def _start(
-    base: str, config: TrainConfig, device: str, dtype: str
+    base: str, config: TrainConfig, device: str, dtype: str, quantize: str | None
 ) -> tuple[Any, Any, CheckpointInfo]:
     """The model to train, routed, and what it is."""
     if is_checkpoint(base):
+        _check_held(base, read_info(base).quantization, quantize)
         model, tokenizer = load(base, trainable=True, device=device, dtype=dtype)
         if routing_state(model).curve is not None:
             set_sparsity(model, config.target_sparsity)
         return model, tokenizer, read_info(base)
-    model, tokenizer = load_base(base, device=device, dtype=dtype)
+    model, tokenizer = load_base(base, device=device, dtype=dtype, quantize=quantize)
+    _check_held(base, quantization_of(model), quantize)
     if "lora" in config.stages and not {"router", "joint"} & set(config.stages):
         raise ConfigError(
             "planning the stages",
@@ -160,6 +170,18 @@ def _start(
         for router in routers(model).values():
             set_constant(router, 1.0)
     return model, tokenizer, describe(model, base)
+
+
+def _check_held(base: str, found: str | None, wanted: str | None) -> None:
+    """Refuse another kind than that in which the base is stored or the routers were trained."""
+    if wanted not in (None, found):
+        raise ConfigError(
+            f"quantising the base {base!r} to {wanted}",
+            got=f"one that is held in {found or 'another format'} already",
+            expected="a base that is not quantised, or in the same kind; a checkpoint keeps the "
+            "format that its routers were trained on",
+            todo="leave out --quantize (quantize=None)",
+        )
 
 
 def _check_lora_targets(model: Any, config: TrainConfig) -> None:

@@ -53,14 +53,19 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def begin_run(out: Path, facts: dict[str, Any]) -> None:
+def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
     """Drop what an earlier run left to resume from, and write run.json.
 
     An earlier checkpoint stays until the first stage of this run replaces it.
+
+    Args:
+        out: the folder of the run.
+        facts: how it is started.
+        used: optional packages whose version matters to it, too.
     """
     shutil.rmtree(out / RESUME, ignore_errors=True)
     (out / METRICS).unlink(missing_ok=True)
-    packages = ("skipgpt", "torch", "transformers", "peft", "accelerate")
+    packages = ("skipgpt", "torch", "transformers", "peft", "accelerate", *used)
     versions = {name: importlib.metadata.version(name) for name in packages}
     with staged(out) as stage:
         text = to_json(facts | {"versions": versions, "command": sys.argv})

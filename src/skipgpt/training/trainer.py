@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     optimizer: torch.optim.Optimizer | None
 
     def __init__(self, *, plan: StagePlan, config: TrainConfig, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        with _counted_as_adapted(arguments["model"]):
+            super().__init__(**arguments)
         self.plan, self.config = plan, config
         # The loss of a step is a sum over its tokens divided by their number, however it is cut.
         self.model_accepts_loss_kwargs = True
@@ -184,6 +186,18 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         """Remember for the next log line; read only there, so that no step waits for a device."""
         for name, value in values.items():
             self._seen.setdefault(name, []).append(value.detach())
+
+
+@contextmanager
+def _counted_as_adapted(model: Any) -> Iterator[None]:
+    """Within, transformers takes routers for what it asks of a quantised model: an adapter."""
+    name = "_hf_peft_config_loaded"
+    before = getattr(model, name, False)
+    setattr(model, name, before or getattr(model, "is_quantized", False))
+    try:
+        yield
+    finally:
+        setattr(model, name, before)
 
 
 def _real_tokens(inputs: dict[str, Tensor]) -> int:

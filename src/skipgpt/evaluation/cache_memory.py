@@ -1,0 +1,56 @@
+"""Memory of keys and values, measured on a cache that was really filled."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
+from skipgpt.model.trace import record_routing
+
+
+@dataclass(frozen=True)
+class CacheMemory:
+    """The cache after a prefill.
+
+    Attributes:
+        tokens: how many were filled in, of all rows.
+        bytes: what the cache holds.
+        dense_bytes: what it would hold if no token had skipped attention.
+        saved: share of the dense bytes that is not needed.
+        attn: attention sparsity of the same prefill, which `kv="skip"` saves and `dense` does not.
+    """
+
+    tokens: int
+    bytes: int
+    dense_bytes: int
+    saved: float
+    attn: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"cache {self.bytes / self.tokens:,.0f} bytes a token, {self.saved:.1%} less than "
+            f"dense ({self.attn:.1%} of attention skipped)"
+        )
+
+
+@torch.no_grad()
+def cache_memory(model: Any, ids: Tensor) -> CacheMemory:
+    """Prefill a cache with ids [B, T] and measure it.
+
+    Example:
+        print(cache_memory(model, blocks[:1]).saved)
+    """
+    with record_routing(model) as trace:
+        output = model(ids.to(next(model.parameters()).device), use_cache=True)
+    held, dense = cache_bytes(output.past_key_values), dense_cache_bytes(output.past_key_values)
+    attn = trace.sparsity("attn") if trace.steps else 0.0
+    return CacheMemory(ids.numel(), held, dense, 1 - held / max(1, dense), attn)

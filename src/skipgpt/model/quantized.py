@@ -1,0 +1,158 @@
+"""Bases whose linear layers hold 8-bit or 4-bit weights, through bitsandbytes.
+
+Routers and LoRA train on top of them in their own precision; no weight of the base changes. Four
+things that bitsandbytes does are not what routing needs, and are put right here:
+
+    8-bit, outliers     columns above a threshold are picked by looking at the whole batch, so that
+                        a token's output depends on its neighbours: the threshold is set to 0
+    4-bit, CPU          the first forward repacks the weights in place for a kernel without a
+                        gradient, which makes gradients wrong without a word: never repacked
+    4-bit, CPU          rows that are no whole number of blocks are unpacked wrongly: refused
+    messages            a warning a layer and forward, and one at import: silenced
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from skipgpt.errors import ConfigError, MissingExtraError, UnsupportedModelError
+from skipgpt.model.families import family_of
+from skipgpt.model.family import has
+
+Quantization = Literal["8bit", "4bit"]
+KINDS: tuple[Quantization, ...] = get_args(Quantization)
+_TALKATIVE = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops")
+
+
+def check_quantization(kind: str | None) -> Quantization | None:
+    """Return the kind if there is such a one.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    if kind is None or kind in KINDS:
+        return kind
+    raise ConfigError("choosing the quantisation", got=repr(kind), expected="8bit, 4bit or none")
+
+
+def quantization_of(model: nn.Module) -> Quantization | None:
+    """How bitsandbytes holds a model's weights; None for all other models."""
+    held = [kind for kind in KINDS if getattr(model, f"is_loaded_in_{kind}", False)]
+    return held[0] if held else None
+
+
+def loading_options(
+    kind: Quantization | None, config: Any, dtype: torch.dtype, device: str
+) -> dict[str, Any]:
+    """What `from_pretrained` needs beyond the dtype; empty for a base that is not quantised.
+
+    Args:
+        kind: to quantise to; a base that is stored quantised stays as it is stored.
+        config: the base model's.
+        dtype: of what is not quantised, and to compute in.
+        device: where the weights are quantised; they cannot be moved and cast afterwards.
+
+    Raises:
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    stored = getattr(config, "quantization_config", None) or {}
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    by_bitsandbytes = any(stored.get(f"load_in_{each}") for each in KINDS)
+    if not by_bitsandbytes and (stored or kind is None):
+        return {}
+    _require()
+    # Named with its index, `cuda:0`, which accelerate compares with the one it trains on.
+    options: dict[str, Any] = {"device_map": {"": str(torch.empty(0, device=device).device)}}
+    if not by_bitsandbytes:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+            if kind == "8bit"
+            else BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            )
+        )
+    return options
+
+
+def make_safe(model: nn.Module, doing: str) -> None:
+    """Set a quantised model up for routing, before its first forward.
+
+    Args:
+        model: any; one that is not quantised is left as it is.
+        doing: for the message.
+
+    Raises:
+        UnsupportedModelError: 4-bit layers on a CPU whose rows are no whole number of blocks, or
+            projections of attention, of whichever quantiser, that do not tell their widths.
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    silence()
+    _check_projections(model, doing)
+    broken = []
+    for path, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # Linear4bit
+            module.support_avx512bf16_for_cpu = False
+            weight: Any = module.weight
+            if weight.device.type == "cpu" and module.in_features % weight.blocksize:
+                broken.append(f"{path} ({module.in_features})")
+        elif type(module).__name__ == "Linear8bitLt":
+            module.state.threshold = 0.0
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise UnsupportedModelError(
+            doing,
+            got=f"4-bit layers on a CPU whose inputs do not fill their blocks: "
+            f"{', '.join(broken[:3])}{more}",
+            expected="numbers of inputs divisible by the block size, 64: bitsandbytes unpacks "
+            "others wrongly there",
+            todo="use 8bit, or a GPU",
+        )
+
+
+def _check_projections(model: nn.Module, doing: str) -> None:
+    """Refuse what halves of attention cannot stand in for: a layer of unknown widths."""
+    family = family_of(model)
+    names = (*family.query, *family.key_value, family.fused, family.output)
+    unknown = {
+        f"{family.attn}.{name} ({type(getattr(attn, name)).__name__})"
+        for layer in model.modules()
+        if isinstance(layer, family.layer_class)
+        for attn in [getattr(layer, family.attn)]
+        for name in filter(None, names)
+        if has(attn, name) and not any(has(getattr(attn, name), w) for w in ("out_features", "nf"))
+    }
+    if unknown:
+        raise UnsupportedModelError(
+            doing,
+            got=f"quantised layers without out_features: {', '.join(sorted(unknown))}",
+            expected="layers that tell their widths, as nn.Linear does",
+            todo="load the base unquantised, with --quantize 8bit or with --quantize 4bit",
+        )
+
+
+def size(parameter: nn.Parameter) -> int:
+    """How many weights a parameter holds; packed ones are two a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else math.prod(packed.shape)
+
+
+def silence() -> None:
+    """Let bitsandbytes say errors only where it says the same thing again and again."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _require() -> None:
+    silence()
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("bitsandbytes", "quantize", "loading a quantised base") from error
