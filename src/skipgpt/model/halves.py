@@ -57,14 +57,15 @@ def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any])
     fused = _FusedKeys(layer) if family.fused else None
     if fused is not None:
         replaced[family.fused] = fused
-    try:
-        parts.attend(layer, read, arguments | {family.cache: _Catch(cache)}, _Half(attn, replaced))
-    except _Caught as caught:
-        keys, values = caught.update[:2]
-        if cache is not None:
-            keys, values = cache.update(*caught.update)
-        return KeysValues(keys, values, fused.whole if fused else None)
-    raise AssertionError(f"{type(attn).__name__} never called update of its cache")
+    update = _caught_update(layer, read, arguments, _Half(attn, replaced))
+    keys, values = update[:2]
+    if cache is not None:
+        try:
+            keys, values = cache.update(*update)
+        except RuntimeError as error:
+            parts.explain_misfit(error, layer.index)
+            raise
+    return KeysValues(keys, values, fused.whole if fused else None)
 
 
 def kept_queries(
@@ -96,6 +97,18 @@ def kept_queries(
         )
     supply = _Supply(arguments[family.cache], found)
     return parts.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, replaced))
+
+
+def _caught_update(
+    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: _Half
+) -> tuple[Any, ...]:
+    """What attention hands to its cache: keys, values and whatever else."""
+    catch = _Catch(arguments[layer.family.cache])
+    try:
+        parts.attend(layer, read, arguments | {layer.family.cache: catch}, half)
+    except _Caught as caught:
+        return caught.update
+    raise AssertionError(f"attention of layer {layer.index} never updated its cache")
 
 
 class _Half:

@@ -47,13 +47,8 @@ def attend(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: An
     try:
         output = attn(read, **given) if half is None else kind.forward(half, read, **given)
     except RuntimeError as error:
-        if "Sizes of tensors must match" not in str(error):
-            raise
-        raise ConfigError(
-            f"running attention of layer {layer.index}",
-            got=f"a cache whose keys do not fit ({str(error).splitlines()[0]})",
-            expected="a cache that this model has filled",
-        ) from error
+        explain_misfit(error, layer.index)
+        raise
     update: Tensor = output[0]
     return update
 
@@ -72,3 +67,17 @@ def attention_arguments(attention: Any) -> frozenset[str] | None:
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return None
     return frozenset(parameters)
+
+
+def explain_misfit(error: RuntimeError, index: int) -> None:
+    """Say it in words where new keys could not be joined to those of the cache.
+
+    Raises:
+        ConfigError: that was it.
+    """
+    if "Sizes of tensors must match" in str(error):
+        raise ConfigError(
+            f"running attention of layer {index}",
+            got=f"a cache whose keys do not fit ({str(error).splitlines()[0]})",
+            expected="a cache that this model has filled",
+        ) from error
