@@ -276,7 +276,10 @@ class SkipCache(Cache):  # type: ignore[misc]
 
 def turn_into_skip_cache(cache: DynamicCache, config: Any) -> None:
     """Turn an empty cache, as `generate` makes one, into a `SkipCache` in place."""
+    recorded = [getattr(layer, "record_past", False) for layer in cache.layers]
     cache.layers = SkipCache(config).layers
+    for layer, record in zip(cache.layers, recorded, strict=False):
+        layer.record_past = record
     cache.layer_class_to_replicate = None
     cache.__class__ = SkipCache
 

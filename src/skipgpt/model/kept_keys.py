@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from skipgpt.model import parts
-from skipgpt.model.packing import check_mask
+from skipgpt.model.packing import check_mask, take_blocks
 
 if TYPE_CHECKING:
     from skipgpt.model.cache import SkipLayer
@@ -93,11 +94,13 @@ def _layer_cache(layer: RoutedLayer, arguments: dict[str, Any]) -> SkipLayer | N
     return None if cache is None else cache.layers[layer.index]
 
 
-def _mask(mask: Any, columns: Tensor, places: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
+def _mask(mask: Any, columns: Tensor, places: Tensor, keys: Tensor, visible: Tensor) -> Any:
     """The mask [B, heads, N, K] of the queries at columns and the keys at places `keys` [B, K]."""
     if mask is None:
         # Plain causal, or a single query that sees all that is there.
         return ((keys[:, None, :] <= places[:, :, None]) & visible).unsqueeze(1)
+    if isinstance(mask, BlockMask):
+        return take_blocks(mask, columns, keys.shape[1], keys, visible)
     mask = check_mask(mask).expand(len(columns), -1, -1, -1)
     if columns.shape[1] < mask.shape[2]:
         rows = columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])

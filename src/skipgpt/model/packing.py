@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from skipgpt.errors import ConfigError
 
@@ -59,8 +60,16 @@ def take_arguments(arguments: dict[str, Any], columns: Tensor) -> dict[str, Any]
     return packed
 
 
-def take_mask(mask: Any, columns: Tensor, keys: int) -> Tensor:
-    """The mask [B, heads, N, S] of packed queries, from [B or 1, heads, T, S] or plain causal.
+def take_mask(mask: Any, columns: Tensor, keys: int) -> Any:
+    """The mask of packed queries, from that of all T or plain causal.
+
+    Args:
+        mask: [B or 1, heads, T, S], a flex attention mask of that shape, or None.
+        columns: [B, N], the places of the queries.
+        keys: S.
+
+    Returns:
+        [B, heads, N, S].
 
     Raises:
         ConfigError: the mask is of a kind that has no rows to take, as of flash attention.
@@ -69,22 +78,51 @@ def take_mask(mask: Any, columns: Tensor, keys: int) -> Tensor:
         # Transformers leaves a mask out only where the first query meets the first key: with no
         # cache, or an empty one, whose unused end (StaticCache) lies behind all queries.
         return (torch.arange(keys, device=columns.device) <= columns.unsqueeze(-1)).unsqueeze(1)
+    if isinstance(mask, BlockMask):
+        return take_blocks(mask, columns, keys)
     mask = check_mask(mask).expand(len(columns), -1, -1, -1)
     rows = columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
     return torch.gather(mask, 2, rows)
+
+
+def take_blocks(
+    mask: BlockMask,
+    columns: Tensor,
+    keys: int,
+    key_columns: Tensor | None = None,
+    visible: Tensor | None = None,
+) -> BlockMask:
+    """The flex attention mask of packed queries, and of packed keys where these are given.
+
+    Args:
+        mask: of all T queries.
+        columns: [B, N], the places of the queries.
+        keys: how many keys there are, S or K.
+        key_columns: [B, K], the places of the keys; None where all S are there.
+        visible: [B, N, K] bool, what else has to hold.
+    """
+
+    def packed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        place = k if key_columns is None else key_columns[b, k]
+        seen: Tensor = mask.mask_mod(b, h, columns[b, q], place)
+        return seen if visible is None else seen & visible[b, q, k]
+
+    heads = None if mask.shape[1] == 1 else mask.shape[1]
+    shape = (len(columns), heads, columns.shape[1], keys)
+    return create_block_mask(packed, *shape, device=columns.device, BLOCK_SIZE=mask.BLOCK_SIZE)
 
 
 def check_mask(mask: Any) -> Tensor:
     """Return the mask if it has rows and columns to take.
 
     Raises:
-        ConfigError: it has not, as those of flash and flex attention.
+        ConfigError: it has not, as that of flash attention.
     """
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise ConfigError(
             "running attention for kept tokens only",
             got=f"an attention mask of type {type(mask).__name__}",
-            expected="the masks of attn_implementation eager or sdpa",
+            expected="the masks of attn_implementation eager, sdpa or flex_attention",
             todo='load the model with attn_implementation="sdpa", or use execution "gated"',
         )
     return mask

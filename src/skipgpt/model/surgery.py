@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
+from skipgpt.model.entry import begin_forward
 from skipgpt.model.families import family_of
 from skipgpt.model.layer import RoutedLayer, routed_class
 from skipgpt.model.parts import attention_arguments
@@ -63,7 +63,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             router = build_router(state.config, _hidden_size(model)).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)
     decoder = _decoder(model, layers[0])
-    begin = functools.partial(_begin_forward, state)
+    begin = functools.partial(begin_forward, state, len(layers))
     decoder.routing_hook = decoder.register_forward_pre_hook(begin, with_kwargs=True)
     _rename_unsplit(model, layer_class.__name__, routed_class(layer_class).__name__)
     return model
@@ -127,32 +127,6 @@ def _decoder(model: nn.Module, layer: nn.Module) -> Any:
     """The module that runs the layers: it holds the list they are in."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and layer in m]
     return next(m for m in model.modules() if any(child in lists for child in m.children()))
-
-
-def _begin_forward(
-    state: RoutingState, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Remember which tokens are real, from a 2-D attention mask [B, S]; see to the cache."""
-    given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
-    mask, inputs = given.get("attention_mask"), given.get("input_ids")
-    inputs = given.get("inputs_embeds") if inputs is None else inputs
-    state.real = None
-    if isinstance(mask, Tensor) and mask.ndim == 2 and isinstance(inputs, Tensor):
-        state.real = mask[:, -inputs.shape[1] :].bool()
-    cache, used = given.get("past_key_values"), given.get("use_cache")
-    config: Any = decoder.config
-    if cache is None and not (config.use_cache if used is None else used):
-        return args, kwargs
-    if state.execution == "dense" or not isinstance(inputs, Tensor):
-        return args, kwargs
-    if cache is not None or state.config.kv == "skip":
-        from skipgpt.model.cache_policy import fitting_cache
-
-        layers = len(routed_layers(decoder))
-        fit = fitting_cache(cache, state.config.kv, config, layers, len(inputs))
-        if fit is not cache:
-            return (), given | {"past_key_values": fit}
-    return args, kwargs
 
 
 def _rename_unsplit(model: nn.Module, old: str, new: str) -> None:

@@ -1,0 +1,86 @@
+"""What is seen to before each forward: which tokens are real, which cache is used, what is refused.
+
+A hook on the module that runs the layers; see `surgery.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipgpt.errors import ConfigError
+from skipgpt.model.trace import RoutingState
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def begin_forward(
+    state: RoutingState,
+    layers: int,
+    decoder: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Arguments:
+    """The arguments that the decoder is to run with.
+
+    Args:
+        state: of the model; learns which tokens are real, from a 2-D attention mask [B, S].
+        layers: how many the model has.
+        decoder: the module that runs the layers.
+        args: of its forward.
+        kwargs: of its forward.
+
+    Raises:
+        ConfigError: the cache does not fit, or something was asked for that only a forward of all
+            tokens can give.
+    """
+    given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
+    mask, inputs = given.get("attention_mask"), given.get("input_ids")
+    inputs = given.get("inputs_embeds") if inputs is None else inputs
+    state.real = None
+    if not isinstance(inputs, Tensor):
+        return args, kwargs
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        state.real = mask[:, -inputs.shape[1] :].bool()
+    if state.execution == "dense":
+        return args, kwargs
+    config: Any = decoder.config
+    _refuse_what_skipping_cannot_give(state, config, given)
+    cache, used = given.get("past_key_values"), given.get("use_cache")
+    caches = config.use_cache if used is None else used
+    if cache is None and not (caches and state.config.kv == "skip"):
+        return args, kwargs
+    from skipgpt.model.cache_policy import fitting_cache
+
+    fit = fitting_cache(cache, state.config.kv, config, layers, len(inputs))
+    return (args, kwargs) if fit is cache else ((), given | {"past_key_values": fit})
+
+
+def _refuse_what_skipping_cannot_give(
+    state: RoutingState, config: Any, given: dict[str, Any]
+) -> None:
+    """Raise where a result would be silently wrong or empty.
+
+    Raises:
+        ConfigError: it would.
+    """
+    asked = given.get("output_attentions")
+    if state.execution == "sparse" and (config.output_attentions if asked is None else asked):
+        raise ConfigError(
+            "running kept tokens only",
+            got="output_attentions=True",
+            expected="weights of all tokens to exist",
+            todo='run the model with execution "gated" or "dense" for that',
+        )
+    # A paged cache comes under this name, and attention itself writes it.
+    if given.get("cache") is not None and (
+        state.execution == "sparse" or state.config.kv == "skip"
+    ):
+        raise ConfigError(
+            "running kept tokens only",
+            got="continuous batching, whose cache attention itself writes",
+            expected="a cache that is written for all tokens",
+            todo='use `generate`, or execution "gated" with kv="dense"',
+        )
