@@ -21,7 +21,6 @@ KV = ("dense", "skip")
 every_policy = pytest.mark.parametrize("kv", KV)
 # StaticCache, QuantizedCache and offloaded caches have room for the key of every token.
 caches_of_all_tokens = pytest.mark.parametrize("kv", ["dense"])
-# A BlockMask has no columns that could be taken for the keys that are there.
 
 # One for each layout; the windows of 5 that some have are shorter than the prompts.
 LAYOUTS = ("llama", "mistral", "gemma3_text", "gpt_neox", "cohere2", "gpt2", "mixtral")
