@@ -2,14 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+LOWEST := .venv-lowest
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-long test-lowest test-matrix check format clean
 
 demo: $(READY)
 	$(BIN)/skipgpt demo
 
 test: check
 	$(BIN)/pytest
+
+test-long: export SKIPGPT_LONG = 1
+test-long: test
+
+test-lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/pytest
+
+test-matrix: test test-lowest
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -21,10 +30,12 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+$(READY): constraints.txt
+$(LOWEST)/.ready: constraints-lowest.txt
+$(READY) $(LOWEST)/.ready: %/.ready: pyproject.toml
+	$(PYTHON) -m venv $*
+	$*/bin/pip install --quiet --constraint $(filter constraints%,$^) --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv demo-out
+	rm -rf .venv $(LOWEST) demo-out

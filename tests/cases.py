@@ -150,3 +150,17 @@ class SoftGate:
 def module_decisions(decisions: dict[int, Decision]) -> list[ModuleDecision]:
     """Of all sites, in layer order, attention before MLP."""
     return [each for n in sorted(decisions) for each in (decisions[n].attn, decisions[n].mlp)]
+
+
+def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Equal but for roundings, by name.
+
+    Gradients are sums of terms that may be far larger than the sum, so a rounding is measured by
+    the largest gradient of a parameter, and, where that is small itself, of the whole model.
+    """
+    assert actual.keys() == expected.keys()
+    largest = max(grad.abs().max() for grad in expected.values())
+    assert largest > 1e-3, "nothing to compare"
+    for name, wanted in expected.items():
+        room = 1e-4 * wanted.abs().max() + 1e-6 * largest
+        assert (actual[name] - wanted).abs().max() <= room, name

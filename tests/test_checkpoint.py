@@ -195,14 +195,15 @@ def test_another_base_model_is_refused_with_both_fingerprints(
 
 
 def test_a_base_of_a_family_without_a_row_is_refused(tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import OPTConfig, OPTForCausalLM
 
-    small = {"vocab_size": 257, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
-    GPT2LMHeadModel(GPT2Config(**small, **ends)).save_pretrained(tmp_path / "gpt2")
-    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(UnsupportedModelError, match="'gpt2': got a family without a row") as caught:
-        make_checkpoint(tmp_path / "gpt2", tmp_path / "out")
+    small = {"vocab_size": 257, "hidden_size": 32, "ffn_dim": 32, "word_embed_proj_dim": 32}
+    small |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    OPTForCausalLM(OPTConfig(**small, **ends)).save_pretrained(tmp_path / "opt")
+    byte_tokenizer().save_pretrained(tmp_path / "opt")
+    with pytest.raises(UnsupportedModelError, match="'opt': got a family without a row") as caught:
+        make_checkpoint(tmp_path / "opt", tmp_path / "out")
     assert "llama" in caught.value.expected
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from cases import ONE_ROW, SITES, every_family, routed
 from conftest import tiny_base, tiny_routed
 from skipgpt.config import RouterConfig
 from skipgpt.cost import ModuleCosts, layer_costs, sparsities
 from skipgpt.model.surgery import add_routers, routed_layers, routers
-from skipgpt.routing.decision import Site
+from skipgpt.model.trace import deciding
+from skipgpt.routing.decision import KEEP_ALL, DecisionRule, Forced, Site
 from skipgpt.training.stages import with_lora
 
 # The tiny Llama: D 32, 4 heads of 8, 2 key-value heads, MLP 48, 3 layers, 257 tokens.
@@ -37,6 +42,81 @@ def flops(attn: float, mlp: float) -> float:
 def test_a_layers_counts() -> None:
     layer = routed_layers(tiny_routed())[0]
     assert layer_costs(layer) == ModuleCosts(kv=KV, qo=QO, mlp=MLP, core_width=32)
+
+
+def costs(family: str) -> list[ModuleCosts]:
+    return [layer_costs(layer) for layer in routed_layers(routed(family))]
+
+
+def test_of_a_fused_projection_the_rows_that_make_queries_are_skipped() -> None:
+    # Phi-3: 32 outputs for queries, 16 each for keys and values, no bias.
+    assert costs("phi3")[0] == ModuleCosts(kv=KV, qo=QO, mlp=MLP, core_width=32)
+    # GPT-2: three times 32 outputs with bias, transposed; an MLP of two layers with biases.
+    linear = 32 * 32 + 32
+    assert costs("gpt2")[0] == ModuleCosts(
+        kv=2 * linear, qo=2 * linear, mlp=2 * 32 * 48 + 48 + 32, core_width=32
+    )
+
+
+def test_a_fused_projection_whose_rows_are_mixed_runs_whole() -> None:
+    # GPT-NeoX: heads of queries, keys and values take turns.
+    assert costs("gpt_neox")[0] == ModuleCosts(
+        kv=32 * 96 + 96, qo=32 * 32 + 32, mlp=2 * 32 * 48 + 48 + 32, core_width=32
+    )
+
+
+def test_of_experts_those_that_a_token_runs_are_counted() -> None:
+    # Mixtral: 2 of 4 experts, and what chooses them.
+    assert costs("mixtral")[0] == ModuleCosts(kv=KV, qo=QO, mlp=2 * MLP + 4 * 32, core_width=32)
+    # Qwen2-MoE: 2 of 4 experts of 24, a shared one of 40 with its gate; layer 1 is dense.
+    experts = 2 * 3 * 32 * 24 + 3 * 32 * 40 + 32 + 4 * 32
+    assert [each.mlp for each in costs("qwen2_moe/mixed")] == [experts, MLP, experts]
+
+
+def test_latent_attention_counts_what_makes_keys_and_values_from_the_latent() -> None:
+    # DeepSeek-V3: 4 heads; queries of 8 + 4 through 12; keys of 8 + 4 and values of 6 through 16.
+    first = costs("deepseek_v3")[0]
+    queries = (32 * 12 + 12) + 12 * 4 * (8 + 4)
+    assert first.qo == queries + 4 * 6 * 32 + 32
+    norms = 12 + 16
+    assert first.kv == (32 * (16 + 4) + 16 + 4) + 16 * 4 * (8 + 6) + norms
+    # A score takes 12 products and a value 6, 2 FLOPs each: half of their sum at 4 FLOPs a unit.
+    assert first.core_width == 4 * (12 + 6) / 2
+    plain = costs("deepseek_v3/no-q-lora")[0]
+    assert plain.qo == 32 * 4 * (8 + 4) + 4 * 6 * 32
+
+
+def executed_flops(model: nn.Module, rule: DecisionRule) -> int:
+    """What torch counts in one forward of one row: matrix products, no bias and no norm."""
+    with deciding(model, rule), FlopCounterMode(display=False) as counter:
+        model(**ONE_ROW.given, use_cache=False)
+    return counter.get_total_flops()
+
+
+@every_family
+@torch.no_grad()
+def test_the_counts_are_what_torch_counts_and_only_kept_tokens_cost(family: str) -> None:
+    model = routed(family, "eager")
+    model.config._experts_implementation = "eager"  # torch does not count the grouped product
+    tokens, kept = ONE_ROW.tokens, 6
+    some = torch.arange(tokens)[None] < kept
+    layers = routed_layers(model)
+    each = [layer_costs(layer) for layer in layers]
+    expected = {
+        "attn": sum(2 * tokens * c.qo + 4 * c.core_width * tokens**2 for c in each),
+        "mlp": sum(2 * tokens * c.mlp for c in each),
+    }
+    dense = executed_flops(model, KEEP_ALL)
+    for module, counted in expected.items():
+        sites = [site for site in SITES if site.module == module]
+        saved = dense - executed_flops(model, Forced.without(sites))
+        if module == "attn" and family.startswith("deepseek_v3"):
+            # Keys and values are made out of the cached latents, for all tokens or for none.
+            saved -= sum(2 * tokens * layer.self_attn.kv_b_proj.weight.numel() for layer in layers)
+        # Biases are parameters and no product: one in 32 of the widest layer.
+        assert saved == pytest.approx(counted, rel=0.03)
+        part = dense - executed_flops(model, Forced(dict.fromkeys(sites, some)))
+        assert part * tokens == saved * (tokens - kept)
 
 
 def test_keeping_all_skips_nothing_in_any_sense() -> None:

@@ -20,7 +20,8 @@ from typing import Any
 from torch import nn
 
 from skipgpt.model.family import has
-from skipgpt.model.halves import in_width, out_width, query_width
+from skipgpt.model.halves import query_width
+from skipgpt.model.linear import in_width, out_width
 from skipgpt.model.quantized import size
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Site
@@ -59,8 +60,15 @@ def layer_costs(layer: Any) -> ModuleCosts:
         kv=_size(attn) - qo,
         qo=qo,
         mlp=_size(mlp) - int(experts * (1 - active)),
-        core_width=in_width(output),
+        core_width=_core_width(attn, in_width(output)),
     )
+
+
+def _core_width(attn: Any, width: int) -> int:
+    """Heads times head size; the mean of keys' and values' where they differ, as in DeepSeek-V3."""
+    if not has(attn, "qk_head_dim"):
+        return width
+    return int(width * (attn.qk_head_dim + attn.v_head_dim) / (2 * attn.v_head_dim))
 
 
 def _size(module: nn.Module) -> int:

@@ -103,10 +103,15 @@ def test_eval_turns_the_dial_and_runs_as_told(checkpoint: Path, text: Path) -> N
     assert found[2]["nll_per_token"] == pytest.approx(found[3]["nll_per_token"], rel=1e-6)
 
 
-def test_eval_for_people_is_one_line(checkpoint: Path, text: Path) -> None:
+def test_eval_for_people_is_a_line_about_loss_and_one_about_the_cache(
+    checkpoint: Path, text: Path
+) -> None:
     finished = skipgpt("eval", checkpoint, "--text", text, "--block-size", 32)
     assert finished.stdout.startswith("perplexity ")
-    assert len(finished.stdout.splitlines()) == 1
+    cache = finished.stdout.splitlines()[1:]
+    assert len(cache) == 1
+    assert cache[0].startswith("cache ")
+    assert "0.0% less than dense" in cache[0]
 
 
 def test_generate_continues_an_argument_or_a_pipe(checkpoint: Path) -> None:

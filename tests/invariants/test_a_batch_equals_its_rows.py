@@ -1,15 +1,13 @@
-import pytest
 import torch
 
-from cases import CLOSE, Inputs, every_family, routed
+from cases import BATCHES, CLOSE, every_family, routed
 from skipgpt.model.trace import execution, record_routing
 
 
-@pytest.mark.parametrize("rows", [2, 3])
 @every_family
 @torch.no_grad()
-def test_a_batch_equals_its_rows(family: str, rows: int) -> None:
-    model, inputs = routed(family), Inputs((0,) * rows, padded=False)
+def test_a_batch_equals_its_rows(family: str) -> None:
+    model, inputs = routed(family), BATCHES["three-rows"]
     for kind in ("gated", "sparse"):
         with execution(model, kind), record_routing(model) as trace:
             together = model(inputs.ids).logits

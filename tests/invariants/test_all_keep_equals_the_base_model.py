@@ -1,7 +1,16 @@
 import torch
 from torch import Tensor, nn
 
-from cases import BATCHES, CLOSE, LEFT_PADDED, ONE_ROW, base, every_family, families
+from cases import (
+    BATCHES,
+    CLOSE,
+    LEFT_PADDED,
+    ONE_ROW,
+    assert_same_gradients,
+    base,
+    every_family,
+    families,
+)
 from reference import hooked_logits, reference_logits
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import deciding, execution
@@ -57,15 +66,7 @@ def test_all_keep_gives_the_base_models_gradients(family: str) -> None:
     for kind in ("gated", "sparse"):
         with deciding(model, KEEP_ALL), execution(model, kind):
             actual = _gradients(model, names)
-        for name in names:
-            # The same operations in the same order, but for where gradients meet: 1e-5 of 100.
-            torch.testing.assert_close(
-                actual[name],
-                expected[name],
-                rtol=1e-5,
-                atol=1e-3,
-                msg=lambda m, n=name: f"{n}: {m}",
-            )
+        assert_same_gradients(actual, expected)
 
 
 @every_family

@@ -1,6 +1,6 @@
 import torch
 
-from cases import BATCHES, CLOSE, families, routed
+from cases import CLOSE, LEFT_PADDED, ONE_ROW, families, routed
 from skipgpt.model.trace import execution
 from zoo import EAGER_ONLY, ZOO, family_name
 
@@ -13,7 +13,7 @@ WITH_BOTH = [n for n in ZOO if family_name(n) not in EAGER_ONLY and "alibi" not 
 def test_eager_and_sdpa_agree(family: str) -> None:
     eager, sdpa = routed(family, "eager"), routed(family, "sdpa")
     assert eager.config._attn_implementation != sdpa.config._attn_implementation
-    for inputs in BATCHES.values():
+    for inputs in (ONE_ROW, LEFT_PADDED):
         expected = sdpa(**inputs.given).logits[inputs.real]
         for kind in ("gated", "sparse"):
             with execution(eager, kind):

@@ -7,15 +7,18 @@ from cases import (
     BATCHES,
     CLOSE,
     LEFT_PADDED,
+    ONE_ROW,
     SITES,
     Inputs,
+    assert_same_gradients,
     every_family,
     families,
     module_decisions,
     routed,
 )
 from skipgpt.model.families import FAMILIES
-from skipgpt.model.surgery import routers
+from skipgpt.model.family import Family
+from skipgpt.model.surgery import routed_layers, routers
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, Site
 from zoo import family_name
@@ -46,15 +49,15 @@ def test_sparse_equals_gated_where_the_mlps_router_reads_what_the_mlp_reads(fami
     _compare_values(routed(family, input="module_input"), LEFT_PADDED)
 
 
-@pytest.mark.parametrize("shape", ["uneven", "one row keeps all", "one row skips all", "one token"])
 @every_family
 @torch.no_grad()
-def test_sparse_equals_gated_however_unevenly_rows_are_kept(family: str, shape: str) -> None:
+def test_sparse_equals_gated_however_unevenly_rows_are_kept(family: str) -> None:
     model, inputs = routed(family), BATCHES["three-rows"]
-    with deciding(model, Forced(_routes(inputs, shape))):
-        with execution(model, "gated"):
-            expected = model(**inputs.given).logits
-        torch.testing.assert_close(model(**inputs.given).logits, expected, **CLOSE)
+    for shape in ("uneven", "one row keeps all", "one row skips all", "one token"):
+        with deciding(model, Forced(_routes(inputs, shape))):
+            with execution(model, "gated"):
+                expected = model(**inputs.given).logits
+            torch.testing.assert_close(model(**inputs.given).logits, expected, **CLOSE)
 
 
 @every_family
@@ -62,19 +65,9 @@ def test_sparse_equals_gated_in_every_parameters_gradient(family: str) -> None:
     model = routed(family)
     for router in routers(model).values():
         router.requires_grad_(False)
-    for inputs in BATCHES.values():
+    for inputs in (ONE_ROW, LEFT_PADDED):
         expected, actual = (_gradients(model, inputs, kind) for kind in ("gated", "sparse"))
-        assert expected.keys() == actual.keys()
-        for name in expected:
-            # Gradients reach 100; 1e-5 of that is a hundred roundings.
-            torch.testing.assert_close(
-                actual[name],
-                expected[name],
-                rtol=1e-4,
-                atol=1e-3,
-                msg=lambda text, name=name: f"{name}: {text}",
-            )
-        assert max(grad.abs().max() for grad in expected.values()) > 1
+        assert_same_gradients(actual, expected)
 
 
 @every_family
@@ -83,9 +76,8 @@ def test_sparse_equals_gated_in_values_and_gradients_of_low_rank_updates(family:
     model = _with_lora(family)
     expected, actual = (_gradients(model, LEFT_PADDED, kind) for kind in ("gated", "sparse"))
     assert len(expected) >= 2 * 2 * 3
-    for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-3)
-        assert expected[name].abs().max() > 1e-3, name
+    assert all(grad.abs().max() > 0 for grad in expected.values())
+    assert_same_gradients(actual, expected)
     with torch.no_grad():
         _compare_values(model, LEFT_PADDED)
 
@@ -95,9 +87,18 @@ def _with_lora(family: str) -> nn.Module:
     projections = [row.fused] if row.fused else [*row.query, *row.key_value]
     within = "|".join([*projections, row.output])
     adapter = LoraConfig(
-        r=2, target_modules=rf".*\.{row.attn}\.({within})", init_lora_weights=False
+        r=2,
+        target_modules=rf".*\.{row.attn}\.({within})",
+        init_lora_weights=False,
+        fan_in_fan_out=_is_conv1d(model, row),
     )
     return get_peft_model(model, adapter).eval()
+
+
+def _is_conv1d(model: nn.Module, row: Family) -> bool:
+    """Whether projections are GPT-2's, with transposed weights."""
+    projection = getattr(getattr(routed_layers(model)[0], row.attn), row.output)
+    return not isinstance(projection, nn.Linear)
 
 
 def _routes(inputs: Inputs, shape: str) -> dict[Site, Tensor]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cases import BATCHES, Inputs, every_family, routed
+from cases import LEFT_PADDED, ONE_ROW, Inputs, every_family, routed
 from skipgpt.model.surgery import train_only
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site, Threshold
@@ -14,7 +14,7 @@ from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site, T
 @torch.no_grad()
 def test_the_traces_sparsity_equals_the_budgets(family: str, rule: DecisionRule) -> None:
     model = routed(family)
-    for inputs in BATCHES.values():
+    for inputs in (ONE_ROW, LEFT_PADDED):
         with deciding(model, rule), execution(model, "gated"), record_routing(model) as trace:
             model(**inputs.given)
         # One is a float32 mean, the other exact counts: half a unit in the last place of 1.

@@ -1,4 +1,4 @@
-"""`torch.compile`, traced only (backend `eager`): where it breaks the graph is what matters here."""
+"""`torch.compile`, traced only (backend `eager`): where it breaks the graph is what matters."""
 
 import pytest
 import torch

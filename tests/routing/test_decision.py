@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gumbel_softmax
 
-from skipgpt.model.sparse import _pack_columns, _take, _take_mask
+from skipgpt.model.packing import pack_columns, take, take_mask
 from skipgpt.routing.decision import (
     KEEP_ALL,
     Forced,
@@ -145,8 +145,8 @@ keeps = (
 @given(keep=keeps)
 def test_packing_and_unpacking_gives_every_kept_token_back_in_its_place(keep: Tensor) -> None:
     source = torch.arange(1.0, keep.numel() + 1).view(*keep.shape, 1).expand(-1, -1, 2)
-    columns, filled = _pack_columns(keep)
-    packed = _take(source, columns)
+    columns, filled = pack_columns(keep)
+    packed = take(source, columns)
 
     assert columns.shape == filled.shape == (len(keep), int(keep.sum(1).max()))
     assert packed.shape == (*columns.shape, 2)
@@ -160,7 +160,7 @@ def test_packing_and_unpacking_gives_every_kept_token_back_in_its_place(keep: Te
 
 @given(keep=keeps)
 def test_packed_positions_in_use_stay_in_order(keep: Tensor) -> None:
-    columns, filled = _pack_columns(keep)
+    columns, filled = pack_columns(keep)
     for row, used, kept in zip(columns, filled, keep, strict=True):
         assert row[used].tolist() == kept.nonzero().flatten().tolist()
 
@@ -169,10 +169,10 @@ def test_packed_positions_in_use_stay_in_order(keep: Tensor) -> None:
 def test_a_packed_mask_is_the_rows_of_the_whole_mask(
     keep: Tensor, mask_rows: bool, empty_end: int
 ) -> None:
-    columns, _ = _pack_columns(keep)
+    columns, _ = pack_columns(keep)
     batch, tokens = keep.shape
     causal = torch.ones(tokens, tokens + empty_end, dtype=torch.bool).tril()
     whole = causal.expand(batch if mask_rows else 1, 1, -1, -1)
     expected = torch.stack([causal[row] for row in columns]).unsqueeze(1)
     for mask in (whole, None):
-        assert torch.equal(_take_mask(mask, columns, tokens + empty_end), expected)
+        assert torch.equal(take_mask(mask, columns, tokens + empty_end), expected)

@@ -49,7 +49,7 @@ def begin_forward(
     config: Any = decoder.config
     _refuse_what_skipping_cannot_give(state, config, given)
     cache, used = given.get("past_key_values"), given.get("use_cache")
-    caches = config.use_cache if used is None else used
+    caches = getattr(config, "use_cache", False) if used is None else used
     if cache is None and not (caches and state.config.kv == "skip"):
         return args, kwargs
     from skipgpt.model.cache_policy import fitting_cache
@@ -67,7 +67,9 @@ def _refuse_what_skipping_cannot_give(
         ConfigError: it would.
     """
     asked = given.get("output_attentions")
-    if state.execution == "sparse" and (config.output_attentions if asked is None else asked):
+    if state.execution == "sparse" and (
+        getattr(config, "output_attentions", False) if asked is None else asked
+    ):
         raise ConfigError(
             "running kept tokens only",
             got="output_attentions=True",

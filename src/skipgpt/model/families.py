@@ -93,7 +93,9 @@ _FUSED = [
         query_first=True,
     ),
     Family("gpt2", "GPT2", causal_lm="LMHeadModel", query_first=True, **_GPT2),
-    Family("persimmon", "Persimmon", fused="query_key_value", output="dense"),
+    Family(
+        "persimmon", "Persimmon", mlp_after=("dropout",), fused="query_key_value", output="dense"
+    ),
     Family("gpt_bigcode", "GPTBigCode", cache="layer_past", **_GPT2),
     Family(
         "bloom",
@@ -210,6 +212,12 @@ def family_of(model: nn.Module) -> Family:
                 got=f"layers without {', '.join(missing)}",
                 expected="the parts that the family's row names",
                 todo="see docs/extending.md for what a row needs",
+            )
+        if shapeless := family.shapeless_parts(layer):
+            raise UnsupportedModelError(
+                doing,
+                got=f"layers whose {', '.join(shapeless)} has no out_features",
+                expected="linear layers, of torch, PEFT or a quantiser",
             )
         if unmet := family.unmet(layer):
             raise UnsupportedModelError(

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from skipgpt.model.linear import has_widths
+
 Names = tuple[str, ...]
 
 
@@ -125,12 +127,23 @@ class Family:
             if not any(has(owner, each) for each in ((name,) if isinstance(name, str) else name))
         ]
 
+    def shapeless_parts(self, layer: nn.Module) -> list[str]:
+        """Projections that were replaced by something that does not tell its width, as paths."""
+        attn = getattr(layer, self.attn)
+        names = [n for n in (*self.query, *self.key_value, self.fused, self.output) if n]
+        return [
+            f"{self.attn}.{name}"
+            for name in names
+            if has(attn, name) and not has_widths(getattr(attn, name))
+        ]
+
     def unmet(self, layer: nn.Module) -> str:
         """The first setting of the layer that the row does not cover, in words; else empty."""
         for path, value in self.requires:
             found = _at(layer, path)
             if found != value:
-                return f"{path} = {found!r} where the row needs {value!r}"
+                found = type(found).__name__ if isinstance(found, nn.Module) else repr(found)
+                return f"{path} = {found} where the row needs {value!r}"
         return ""
 
     def _load(self) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from skipgpt.model import parts
 from skipgpt.model.family import has
+from skipgpt.model.linear import in_width, is_transposed, out_width, some_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,7 +170,7 @@ class _FusedKeys:
 
     def __call__(self, rows: Tensor) -> Tensor:
         if self._queries:
-            rest = _slice(self._projection, rows, self._queries, None)
+            rest = some_outputs(self._projection, rows, self._queries, None)
             return nn.functional.pad(rest, (self._queries, 0))
         whole: Tensor = self._projection(rows)
         self.whole = whole
@@ -179,7 +180,7 @@ class _FusedKeys:
 def _fused_queries(layer: RoutedLayer, rows: Tensor) -> Tensor:
     """The output of a fused projection with zeros for keys and values."""
     projection = getattr(getattr(layer, layer.family.attn), layer.family.fused)
-    queries = _slice(projection, rows, 0, query_width(layer))
+    queries = some_outputs(projection, rows, 0, query_width(layer))
     return nn.functional.pad(queries, (0, out_width(projection) - queries.shape[-1]))
 
 
@@ -200,27 +201,6 @@ def query_width(layer: RoutedLayer) -> int:
     family = layer.family
     attn: Any = getattr(layer, family.attn)
     fused = getattr(attn, family.fused)
-    plain = _is_transposed(fused) or type(fused).forward is nn.Linear.forward
+    plain = is_transposed(fused) or type(fused).forward is nn.Linear.forward
     sliceable = family.query_first and plain and fused.weight.is_floating_point()
     return in_width(getattr(attn, family.output)) if sliceable else 0
-
-
-def out_width(projection: Any) -> int:
-    """Outputs of a linear layer, or of GPT-2's transposed one."""
-    return int(projection.out_features if hasattr(projection, "out_features") else projection.nf)
-
-
-def in_width(projection: Any) -> int:
-    """Inputs of a linear layer, or of GPT-2's transposed one."""
-    return int(projection.in_features if hasattr(projection, "in_features") else projection.nx)
-
-
-def _is_transposed(projection: nn.Module) -> bool:
-    return type(projection).__name__ == "Conv1D"
-
-
-def _slice(projection: Any, rows: Tensor, start: int, stop: int | None) -> Tensor:
-    """Some outputs of a linear layer."""
-    weight = projection.weight.T if _is_transposed(projection) else projection.weight
-    bias = None if projection.bias is None else projection.bias[start:stop]
-    return nn.functional.linear(rows, weight[start:stop], bias)

@@ -21,8 +21,6 @@ import torch
 from torch import nn
 
 from skipgpt.errors import ConfigError, MissingExtraError, UnsupportedModelError
-from skipgpt.model.families import family_of
-from skipgpt.model.family import has
 
 Quantization = Literal["8bit", "4bit"]
 KINDS: tuple[Quantization, ...] = get_args(Quantization)
@@ -90,21 +88,29 @@ def make_safe(model: nn.Module, doing: str) -> None:
 
     Raises:
         UnsupportedModelError: 4-bit layers on a CPU whose rows are no whole number of blocks, or
-            projections of attention, of whichever quantiser, that do not tell their widths.
+            no layer that bitsandbytes could quantise.
     """
     if not getattr(model, "is_quantized", False):
         return
     silence()
-    _check_projections(model, doing)
-    broken = []
+    held, broken = 0, []
     for path, module in model.named_modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # Linear4bit
+            held += 1
             module.support_avx512bf16_for_cpu = False
             weight: Any = module.weight
             if weight.device.type == "cpu" and module.in_features % weight.blocksize:
                 broken.append(f"{path} ({module.in_features})")
         elif type(module).__name__ == "Linear8bitLt":
+            held += 1
             module.state.threshold = 0.0
+    if quantization_of(model) and not held:  # Falcon's linear layers are a class of its own
+        raise UnsupportedModelError(
+            doing,
+            got="no layer that bitsandbytes quantises",
+            expected="layers of class nn.Linear",
+            todo="load it without --quantize (quantize=None)",
+        )
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise UnsupportedModelError(
@@ -114,27 +120,6 @@ def make_safe(model: nn.Module, doing: str) -> None:
             expected="numbers of inputs divisible by the block size, 64: bitsandbytes unpacks "
             "others wrongly there",
             todo="use 8bit, or a GPU",
-        )
-
-
-def _check_projections(model: nn.Module, doing: str) -> None:
-    """Refuse what halves of attention cannot stand in for: a layer of unknown widths."""
-    family = family_of(model)
-    names = (*family.query, *family.key_value, family.fused, family.output)
-    unknown = {
-        f"{family.attn}.{name} ({type(getattr(attn, name)).__name__})"
-        for layer in model.modules()
-        if isinstance(layer, family.layer_class)
-        for attn in [getattr(layer, family.attn)]
-        for name in filter(None, names)
-        if has(attn, name) and not any(has(getattr(attn, name), w) for w in ("out_features", "nf"))
-    }
-    if unknown:
-        raise UnsupportedModelError(
-            doing,
-            got=f"quantised layers without out_features: {', '.join(sorted(unknown))}",
-            expected="layers that tell their widths, as nn.Linear does",
-            todo="load the base unquantised, with --quantize 8bit or with --quantize 4bit",
         )
 
 

@@ -14,6 +14,7 @@ from skipgpt.model.entry import begin_forward
 from skipgpt.model.families import family_of
 from skipgpt.model.layer import RoutedLayer, routed_class
 from skipgpt.model.parts import attention_arguments
+from skipgpt.model.quantized import make_safe
 from skipgpt.model.trace import MODULES, RoutingState
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import Router, build_router
@@ -51,6 +52,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             "adding routers", got="a model that has routers", todo="call remove_routers first"
         )
     family = family_of(model)
+    make_safe(model, "adding routers to a quantised model")
     state = RoutingState(config or RouterConfig())
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]

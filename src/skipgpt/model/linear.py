@@ -1,0 +1,34 @@
+"""Linear layers of any make: `nn.Linear`, GPT-2's `Conv1D`, those of PEFT and of quantisers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def out_width(projection: Any) -> int:
+    """Outputs of a linear layer, or of GPT-2's transposed one."""
+    return int(projection.out_features if hasattr(projection, "out_features") else projection.nf)
+
+
+def in_width(projection: Any) -> int:
+    """Inputs of a linear layer, or of GPT-2's transposed one."""
+    return int(projection.in_features if hasattr(projection, "in_features") else projection.nx)
+
+
+def is_transposed(projection: nn.Module) -> bool:
+    """Whether the weight is [inputs, outputs], as GPT-2 has it."""
+    return type(projection).__name__ == "Conv1D"
+
+
+def some_outputs(projection: Any, rows: Tensor, start: int, stop: int | None) -> Tensor:
+    """Some outputs of a linear layer."""
+    weight = projection.weight.T if is_transposed(projection) else projection.weight
+    bias = None if projection.bias is None else projection.bias[start:stop]
+    return nn.functional.linear(rows, weight[start:stop], bias)
+
+
+def has_widths(projection: Any) -> bool:
+    """Whether the layer tells its numbers of inputs and outputs."""
+    return hasattr(projection, "out_features") or hasattr(projection, "nf")
