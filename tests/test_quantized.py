@@ -33,7 +33,7 @@ from skipgpt.errors import (
 )
 from skipgpt.model.base import fingerprint, load_base
 from skipgpt.model.lora import with_lora
-from skipgpt.model.quantized import KINDS, make_safe, quantization_of
+from skipgpt.model.quantized import KINDS, quantization_of
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, routers, train_only
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import GumbelSample, Site
