@@ -1,6 +1,7 @@
-"""Both policies of keys and values on `nano`, trained alike: loss, cache memory, FLOPs.
+"""Both policies of keys and values on one base, trained alike: loss, cache memory, FLOPs.
 
-    python benchmarks/kv_policies.py --out benchmarks/results/kv-policies.json
+    python benchmarks/kv_policies.py --out benchmarks/results/kv-policies-nano.json
+    python benchmarks/kv_policies.py --base FOLDER --data stories.txt --steps 200 200 --out …
 
 Each policy gets its own routers and its own LoRA from the same base, text, seed and steps, is
 calibrated to the same module sparsity, and is measured on the same held-out text. Memory is that
@@ -24,8 +25,6 @@ from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.settings import override
 from skipgpt.training.run import train
 
-SOURCES = ["stdlib"]
-
 
 def measure(policy: str, arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Train one policy and measure it."""
@@ -43,9 +42,9 @@ def measure(policy: str, arguments: argparse.Namespace, folder: Path) -> dict[st
         },
     )
     out = folder / policy
-    trained = train("nano", SOURCES, out, config)
+    trained = train(arguments.base, arguments.data, out, config)
     model, tokenizer = load(out, merge=True)
-    held = load_blocks(SOURCES, tokenizer, config.data).held_out.flatten()
+    held = load_blocks(arguments.data, tokenizer, config.data).held_out.flatten()
     memory = {}
     for context in arguments.contexts:
         rows = held[: 4 * context].view(4, context)
@@ -63,6 +62,8 @@ def measure(policy: str, arguments: argparse.Namespace, folder: Path) -> dict[st
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="nano")
+    parser.add_argument("--data", nargs="+", default=["stdlib"])
     parser.add_argument("--sparsity", type=float, default=0.25)
     parser.add_argument("--steps", type=int, nargs=2, default=(100, 200), metavar=("R", "L"))
     parser.add_argument("--contexts", type=int, nargs="+", default=(1024, 2048))
@@ -72,6 +73,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(policy, arguments, Path(folder)) for policy in ("dense", "skip")]
     settings = {k: v for k, v in vars(arguments).items() if k != "out"}
+    settings["base"] = Path(arguments.base).name
+    settings["data"] = [Path(source).name for source in arguments.data]
     document = {"settings": settings, "torch": torch.__version__, "rows": rows}
     arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(rows, indent=2))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import LAYOUTS, LEFT_PADDED, families, routed
+from cases import LAYOUTS, LEFT_PADDED, checkpoint_activations, families, routed
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import train_only
 from skipgpt.model.trace import deciding, execution, record_routing
@@ -29,7 +29,7 @@ def test_so_it_does_with_gates_that_are_drawn(family: str) -> None:
 def _compare(family: str, rule: DecisionRule) -> None:
     plain_loss, plain = _train_step(routed(family), rule)
     model = routed(family)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, use_reentrant=False)
     loss, grads = _train_step(model, rule)
 
     # The same operations in the same order: equal to the last bit.
@@ -40,7 +40,7 @@ def _compare(family: str, rule: DecisionRule) -> None:
 
 def test_the_budget_alone_reaches_every_router_under_checkpointing() -> None:
     model = routed().train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, use_reentrant=False)
     weights = train_only(model, "router")
     with deciding(model, StraightThrough()), execution(model, "gated"):
         with record_routing(model) as trace:
@@ -51,7 +51,7 @@ def test_the_budget_alone_reaches_every_router_under_checkpointing() -> None:
 
 def test_recomputing_a_layer_records_no_further_step() -> None:
     model = routed().train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, use_reentrant=False)
     train_only(model, "router")
     with (
         deciding(model, StraightThrough()),
@@ -66,7 +66,7 @@ def test_recomputing_a_layer_records_no_further_step() -> None:
 
 def test_reentrant_checkpointing_is_refused_with_the_way_out() -> None:
     model = routed().train()
-    model.activation_checkpointing_enable({"use_reentrant": True})
+    checkpoint_activations(model, use_reentrant=True)
     with pytest.raises(ConfigError) as caught, record_routing(model):
         pytest.fail("the block must not be entered")
     assert str(caught.value) == (
@@ -79,7 +79,7 @@ def test_reentrant_checkpointing_is_refused_with_the_way_out() -> None:
 @torch.no_grad()
 def test_reentrant_checkpointing_is_no_matter_in_evaluation_mode() -> None:
     model = routed()
-    model.activation_checkpointing_enable({"use_reentrant": True})
+    checkpoint_activations(model, use_reentrant=True)
     with record_routing(model) as trace:
         model(**LEFT_PADDED.given)
     assert len(trace.steps) == 1

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
@@ -86,3 +88,14 @@ def in_chunks(model: nn.Module, ids: Tensor, chunks: list[int], cache: Cache | N
     assert sum(chunks) == ids.shape[1]
     parts = ids.split(chunks, dim=1)
     return torch.cat([model(part, past_key_values=cache).logits for part in parts], dim=1)
+
+
+def needs_transformers(release: str, feature: str) -> None:
+    """Skip on the older releases of the supported range, of which some things cannot be had."""
+    if Version(transformers.__version__) < Version(release):
+        pytest.skip(f"transformers {release} is the first with {feature}")
+
+
+def has_windows(model: Any) -> bool:
+    """Whether attention may slide."""
+    return getattr(model.config.get_text_config(), "sliding_window", None) is not None

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cases import routed
+from cases import checkpoint_activations, routed
 from runs import metrics, rows, run, stage_trainer, tiny_config, weights
 from skipgpt.errors import ConfigError
 from skipgpt.training.stages import prepare
@@ -36,7 +36,7 @@ def test_the_setting_really_recomputes_every_layer(tmp_path: Path) -> None:
 
 def test_reentrant_checkpointing_stops_training_before_its_first_step(tmp_path: Path) -> None:
     trainer = stage_trainer(routed(), "router", tiny_config(), rows(), tmp_path)
-    trainer.model.activation_checkpointing_enable({"use_reentrant": True})
+    checkpoint_activations(trainer.model, use_reentrant=True)
     with pytest.raises(ConfigError, match="reentrant activation checkpointing"):
         trainer.train()
     assert trainer.state.global_step == 0
