@@ -19,7 +19,7 @@ WRONG_USAGE = {
     "sparsity above its range": ((*TRAIN, "--sparsity", "1.5"), "0 to 0.95"),
     "sparsity in percent": (("eval", CHECKPOINT, "--text", TEXT, "--sparsity", "25"), "0 to 0.95"),
     "sparsity no number": ((*TRAIN, "--sparsity", "nan"), "target_sparsity: got nan"),
-    "sparsity a word": ((*TRAIN, "--sparsity", "half"), "'half'"),
+    "sparsity a word": ((*TRAIN, "--sparsity", "half"), "Invalid value for '--sparsity'"),
     "misspelt setting": ((*TRAIN, "--set", "router_stage.alhpa=3"), "router_stage.alpha"),
     "setting without a value": ((*TRAIN, "--set", "batch_size"), "key=value"),
     "setting of the wrong type": ((*TRAIN, "--set", "batch_size=big"), "'big'"),
