@@ -40,7 +40,6 @@ _GPT2: dict[str, Any] = {
 }
 _ONE_NORM: dict[str, Any] = {"parallel": True, "mlp_norm": ("input_layernorm",)}
 _PRE_NORM = [
-    Family("vaultgemma", "VaultGemma", mlp_norm=("pre_feedforward_layernorm",)),
     Family("arcee", "Arcee"),
     Family("bitnet", "BitNet"),
     Family("cwm", "Cwm"),
@@ -62,6 +61,7 @@ _PRE_NORM = [
     Family("seed_oss", "SeedOss"),
     Family("smollm3", "SmolLM3"),
     Family("starcoder2", "Starcoder2"),
+    Family("vaultgemma", "VaultGemma", mlp_norm=("pre_feedforward_layernorm",)),
     Family(
         "apertus",
         "Apertus",
@@ -96,7 +96,7 @@ _FUSED = [
     Family(
         "persimmon", "Persimmon", mlp_after=("dropout",), fused="query_key_value", output="dense"
     ),
-    Family("gpt_bigcode", "GPTBigCode", cache="layer_past", **_GPT2),
+    Family("gpt_bigcode", "GPTBigCode", cache="layer_past", query_first="multi-query", **_GPT2),
     Family(
         "bloom",
         "Bloom",
@@ -151,6 +151,7 @@ _PARALLEL = [
         parallel="config.parallel_attn",
         sums_first=True,
         fused="query_key_value",
+        query_first="multi-query",
         output="dense",
         cache="layer_past",
         returns_tuple=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -42,7 +42,7 @@ class Family:
         key_value: projections inside attention that only keys and values need.
         fused: the projection that makes queries, keys and values at once, if there is one.
         query_first: whether the first outputs of `fused` are the queries, so that a slice of its
-            weight makes the rest.
+            weight makes the rest; `multi-query`: where there is one head of keys and values.
         output: the projection of attention's output.
         cache: the argument that carries the cache.
         adds_residual: whether the modules take the residual stream and add to it themselves.
@@ -68,7 +68,7 @@ class Family:
     query: Names = ("q_proj",)
     key_value: Names = ("k_proj", "v_proj")
     fused: str = ""
-    query_first: bool = False
+    query_first: bool | Literal["multi-query"] = False
     output: str = "o_proj"
     cache: str = "past_key_values"
     adds_residual: bool = False
@@ -90,7 +90,8 @@ class Family:
     @property
     def skips(self) -> str:
         """What is not computed for a skipped token."""
-        queries = "" if self.fused and not self.query_first else "Q, "
+        always = self.query_first is True or not self.fused
+        queries = "Q, " if always else "Q if multi-query, " if self.query_first else ""
         return f"{queries}attention, O; MLP"
 
     @property

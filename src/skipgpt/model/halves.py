@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from skipgpt.model import parts
 from skipgpt.model.family import has
-from skipgpt.model.linear import in_width, is_transposed, out_width, some_outputs
+from skipgpt.model.linear import in_width, is_plain, out_width, some_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +200,8 @@ def query_width(layer: RoutedLayer) -> int:
     """
     family = layer.family
     attn: Any = getattr(layer, family.attn)
-    fused = getattr(attn, family.fused)
-    plain = is_transposed(fused) or type(fused).forward is nn.Linear.forward
-    sliceable = family.query_first and plain and fused.weight.is_floating_point()
-    return in_width(getattr(attn, family.output)) if sliceable else 0
+    fused, queries = getattr(attn, family.fused), in_width(getattr(attn, family.output))
+    first = family.query_first
+    if first == "multi-query":
+        first = out_width(fused) == queries + 2 * attn.head_dim
+    return queries if first and is_plain(fused) else 0

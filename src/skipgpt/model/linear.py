@@ -17,6 +17,16 @@ def in_width(projection: Any) -> int:
     return int(projection.in_features if hasattr(projection, "in_features") else projection.nx)
 
 
+def is_plain(projection: Any) -> bool:
+    """Whether the layer is its weight and its bias and nothing else, so that it can be sliced."""
+    kind = type(projection)
+    bare = kind is nn.Linear or kind.__name__ in ("Conv1D", "FalconLinear")
+    # Quantised weights are of other types, or hold other numbers.
+    return (
+        bare and type(projection.weight) is nn.Parameter and projection.weight.is_floating_point()
+    )
+
+
 def is_transposed(projection: nn.Module) -> bool:
     """Whether the weight is [inputs, outputs], as GPT-2 has it."""
     return type(projection).__name__ == "Conv1D"
