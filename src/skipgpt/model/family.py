@@ -79,13 +79,14 @@ class Family:
     @property
     def layout(self) -> str:
         """How norms, modules and residual adds follow each other, in words."""
+        fused = ", fused" if self.fused else ""
         if self.parallel:
-            return "parallel" if self.parallel is True else "parallel or sequential"
+            return ("parallel" if self.parallel is True else "parallel or sequential") + fused
         after = [n for n in self.attn_after if "norm" in n]
         norms = (
             "sandwich norms" if after and self.attn_norm else "post-norm" if after else "pre-norm"
         )
-        return f"sequential, {norms}"
+        return f"sequential, {norms}{fused}"
 
     @property
     def skips(self) -> str:
