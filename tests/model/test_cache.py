@@ -284,3 +284,30 @@ def test_dense_execution_takes_a_skip_cache_only_if_nothing_is_missing() -> None
     model(ids, past_key_values=cache)
     with execution(model, "dense"), pytest.raises(ConfigError, match="skipped tokens are missing"):
         model(ids[:, :1], past_key_values=cache)
+
+
+@pytest.mark.parametrize("kv", ["dense", "skip"])
+@torch.no_grad()
+def test_beam_search_goes_on_from_a_cropped_cache(kv: str) -> None:
+    model, ids = routed(kv=kv), Inputs((0,), padded=False).ids
+    beams = {"num_beams": 3, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    with execution(model, "gated"):
+        expected = model.generate(ids[:, :8], **beams, use_cache=False)
+    cache = model(ids.repeat(3, 1)).past_key_values
+    cache.crop(-4)
+    actual = model.generate(ids[:, :8], **beams, past_key_values=cache)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("kind", ["gated", "sparse"])
+@torch.no_grad()
+def test_an_attention_without_a_mask_function_is_refused(kind: str) -> None:
+    model, inputs = routed(), Inputs((3, 0), padded=True)
+    model.config._attn_implementation = "maskless"
+    with execution(model, kind), pytest.raises(ConfigError) as caught:
+        model(**inputs.given)
+    assert str(caught.value) == (
+        "running a routed model: got attn_implementation 'maskless' without a mask function; "
+        "expected one that AttentionMaskInterface knows; register its mask with "
+        "transformers.AttentionMaskInterface.register"
+    )

@@ -66,6 +66,16 @@ def _refuse_what_skipping_cannot_give(
     Raises:
         ConfigError: it would.
     """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
+        # Transformers would make no mask at all, and padding would be attended to.
+        raise ConfigError(
+            "running a routed model",
+            got=f"attn_implementation {config._attn_implementation!r} without a mask function",
+            expected="one that AttentionMaskInterface knows",
+            todo="register its mask with transformers.AttentionMaskInterface.register",
+        )
     asked = given.get("output_attentions")
     if state.execution == "sparse" and (
         getattr(config, "output_attentions", False) if asked is None else asked
