@@ -298,7 +298,22 @@ def build_lively(name: str, attention: str | None = None) -> nn.Module:
         for path, buffer in model.named_buffers():
             if path.endswith("e_score_correction_bias"):  # of DeepSeek's choice of experts
                 buffer.add_(torch.randn_like(buffer) * 0.2)
+        _calm(name, model)
     return model
+
+
+def _calm(name: str, model: nn.Module) -> None:
+    """Bring two families to the size of the others, so that one tolerance fits all.
+
+    Nemotron adds 1 to the weights of its norms, which start at 1 nevertheless.
+    BitNet's norm behind attention divides by what may be next to nothing.
+    """
+    if name == "nemotron":
+        for path, parameter in model.named_parameters():
+            if path.endswith("norm.weight"):
+                parameter.sub_(1)
+    elif name == "bitnet":
+        model.lm_head.weight.mul_(0.4)
 
 
 def _is_norm(path: str) -> bool:
