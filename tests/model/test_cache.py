@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from cases import CLOSE, SITES, Inputs, routed
+from cases import CLOSE, SITES, Inputs, checkpoint_activations, routed
 from conftest import tiny_base
 from skipgpt import SkipCache
 from skipgpt.errors import ConfigError
@@ -311,3 +311,62 @@ def test_an_attention_without_a_mask_function_is_refused(kind: str) -> None:
         "expected one that AttentionMaskInterface knows; register its mask with "
         "transformers.AttentionMaskInterface.register"
     )
+
+
+@torch.no_grad()
+def test_what_only_a_forward_of_all_tokens_can_give_is_refused() -> None:
+    inputs = Inputs((0,), padded=False)
+    flash = routed()
+    flash.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ConfigError, match="got attn_implementation 'flash_attention_2'"):
+        flash(**inputs.given)
+    with pytest.raises(ConfigError, match="got output_router_logits=True"):
+        routed("mixtral")(**inputs.given, output_router_logits=True)
+
+
+@torch.no_grad()
+def test_mixed_caches_and_other_windows_are_refused() -> None:
+    ids = Inputs((0,), padded=False).ids
+    model = routed(kv="skip")
+    mixed = SkipCache(model.config)
+    mixed.layers[1] = DynamicCache(config=model.config).layers[1]
+    with pytest.raises(ConfigError, match="some of whose layers hold kept tokens only"):
+        model(ids, past_key_values=mixed)
+    other = DynamicCache(config=model.config)
+    other.layers[1] = SkipLayer()
+    with pytest.raises(ConfigError, match="some of whose layers hold kept tokens only"):
+        routed()(ids, past_key_values=other)
+    with pytest.raises(ConfigError, match=r"got a cache with windows \[5, 5, 5\]"):
+        model(ids, past_key_values=SkipCache(routed("mistral").config))
+
+
+@torch.no_grad()
+def test_recording_the_past_too_late_does_not_bring_it_back() -> None:
+    layer = filled(SkipLayer(window=5), ["xxxxxxxxxxx"])
+    layer.activate_past_recording()
+    filled(layer, ["x"])
+    layer.crop(-1)
+    with pytest.raises(ConfigError, match="moved on"):
+        layer.crop(-3)
+
+
+def test_gradients_are_right_where_two_forwards_share_one_backward() -> None:
+    """Activation checkpointing comes back to the first after the second has run."""
+    batches = [Inputs((3, 0, 6), padded=True), Inputs((0, 5, 2), padded=True)]
+
+    def gradients(checkpointing: bool) -> list[Tensor]:
+        model = routed(kv="skip").train()
+        if checkpointing:
+            checkpoint_activations(model, use_reentrant=False)
+        losses = [model(**b.given, use_cache=False).logits[b.real].square().mean() for b in batches]
+        return list(torch.autograd.grad(sum(losses), list(model.model.layers[0].mlp.parameters())))
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_skip_cache_is_moved_away_and_back() -> None:
+    layer = filled(SkipLayer(), ["x.x"])
+    layer.offload()
+    layer.prefetch()
+    assert held(layer) == [[0, 2]]

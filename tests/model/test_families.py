@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,9 +84,9 @@ WORDS = {
     "gemma2": ("sequential, sandwich norms", "Q, attention, O; MLP"),
     "olmo2": ("sequential, post-norm", "Q, attention, O; MLP"),
     "cohere": ("parallel", "Q, attention, O; MLP"),
-    "gpt_neox": ("parallel or sequential", "attention, O; MLP"),
-    "phi3": ("sequential, pre-norm", "Q, attention, O; MLP"),
-    "bloom": ("sequential, pre-norm", "attention, O; MLP"),
+    "gpt_neox": ("parallel or sequential, fused", "attention, O; MLP"),
+    "phi3": ("sequential, pre-norm, fused", "Q, attention, O; MLP"),
+    "bloom": ("sequential, pre-norm, fused", "attention, O; MLP"),
 }
 
 
@@ -325,3 +327,9 @@ def test_training_routers_freezes_the_base_and_the_other_way_round() -> None:
 def _from_config(model_type: str, **changes: object) -> nn.Module:
     config = AutoConfig.for_model(model_type, **zoo.SMALL | changes)
     return AutoModelForCausalLM.from_config(config)
+
+
+def test_rows_are_verified_on_the_releases_that_the_tests_are_pinned_to() -> None:
+    root = Path(__file__).parents[2]
+    for release, name in ((OLDEST, "constraints-lowest.txt"), (NEWEST, "constraints.txt")):
+        assert f"transformers=={release}\n" in (root / name).read_text()

@@ -55,7 +55,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         record_past: whether rows that left the window are held for a later `crop`.
     """
 
-    is_sliding = False
+    is_sliding = False  # masks are made over all places, windowed or not, and their columns taken
     is_croppable = True
 
     def __init__(self, window: int | None = None) -> None:
@@ -68,6 +68,8 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         self.rows: list[Row] | None = None
         self.batch_size = 0
         self.seen = 0
+        self._dropped_before = 0
+        self._device: Any = None
 
     def extend(
         self, keys: Tensor, values: Tensor, places: Tensor, stored: Tensor, tokens: int
@@ -188,17 +190,27 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of tokens, got {tokens_to_remove}")
-        if tokens_to_remove and self.window and self.seen >= self.window and not self.record_past:
+        seen = max(0, self.seen + tokens_to_remove)
+        if self.window and max(0, seen - self.window + 1) < self._dropped_before:
             raise ConfigError(
                 "cropping a SkipCache",
                 got="a sliding window that has moved on",
                 todo="call cache.activate_past_recording() before the forward to be undone",
             )
-        self.seen = max(0, self.seen + tokens_to_remove)
+        self.seen = seen
         if self.rows is not None:
             self.rows = [row.only(row.places < self.seen) for row in self.rows]
         if self.window is not None:
             self._drop(before=self.seen - self.window + 1)
+
+    def offload(self) -> None:
+        """Move what is stored to the CPU."""
+        self._move("cpu")
+
+    def prefetch(self) -> None:
+        """Move what is stored back to where it came from."""
+        if self._device is not None:
+            self._move(self._device)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Sequence b becomes what sequence beam_idx[b] was."""
@@ -222,7 +234,13 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         """Whether any token was stored."""
         return self.rows is not None
 
+    def _move(self, device: Any) -> None:
+        if self.rows:
+            self._device = self._device or self.rows[0].keys.device
+            self.rows = [row.map(lambda part, _: part.to(device)) for row in self.rows]
+
     def _drop(self, before: int) -> None:
+        self._dropped_before = max(self._dropped_before, before)
         if self.rows is not None and before > 0:
             self.rows = [row.only(row.places >= before) for row in self.rows]
 

@@ -61,21 +61,42 @@ def fitting_cache(cache: Any, policy: str, config: Any, layers: int, batch: int)
             expected="any other cache of transformers",
             todo="leave past_key_values out, or pass a DynamicCache",
         )
-    if cache is not None and cache.get_seq_length():
-        # An early exit of transformers runs fewer layers than there are.
-        running = min(layers, config.get_text_config().num_hidden_layers)
-        if not running <= len(cache.layers) <= layers:
-            raise ConfigError(
-                doing, got=f"a cache of {len(cache.layers)} layers", expected=f"{layers} layers"
-            )
-        held = _batch(cache.layers[0])
-        if held not in (None, batch):
+    if cache is not None:
+        _refuse_misfit(cache, doing, config, layers, batch)
+    return cache
+
+
+def _refuse_misfit(cache: Any, doing: str, config: Any, layers: int, batch: int) -> None:
+    skipping = [isinstance(layer, SkipLayer) for layer in cache.layers]
+    if any(skipping) and not (all(skipping) and isinstance(cache, SkipCache)):
+        raise ConfigError(
+            doing,
+            got="a cache some of whose layers hold kept tokens only",
+            expected="layers of one policy",
+        )
+    # An early exit of transformers runs fewer layers than there are.
+    text = config.get_text_config()
+    running = min(layers, text.num_hidden_layers)
+    if cache.layers and not running <= len(cache.layers) <= layers:
+        raise ConfigError(
+            doing, got=f"a cache of {len(cache.layers)} layers", expected=f"{layers} layers"
+        )
+    if isinstance(cache, SkipCache):
+        windows = [layer.window for layer in cache.layers]
+        expected = [layer.window for layer in SkipCache(config).layers]
+        if windows[: len(expected)] != expected[: len(windows)]:
             raise ConfigError(
                 doing,
-                got=f"a cache of {held} sequences",
-                expected=f"as many as there are inputs, {batch}",
+                got=f"a cache with windows {windows}",
+                expected=f"{expected}, as the layers of this model have them",
             )
-    return cache
+    held = _batch(cache.layers[0]) if cache.layers and cache.get_seq_length() else None
+    if held not in (None, batch):
+        raise ConfigError(
+            doing,
+            got=f"a cache of {held} sequences",
+            expected=f"as many as there are inputs, {batch}",
+        )
 
 
 def _batch(layer: Any) -> int | None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from skipgpt.errors import ConfigError
 from skipgpt.model.trace import RoutingState
 
+_PACKABLE = ("eager", "sdpa", "flex_attention")
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -85,6 +87,23 @@ def _refuse_what_skipping_cannot_give(
             got="output_attentions=True",
             expected="weights of all tokens to exist",
             todo='run the model with execution "gated" or "dense" for that',
+        )
+    if state.execution == "sparse" and given.get(
+        "output_router_logits", getattr(config, "output_router_logits", False)
+    ):
+        raise ConfigError(
+            "running kept tokens only",
+            got="output_router_logits=True",
+            expected="experts to be chosen for all tokens",
+            todo='run the model with execution "gated" or "dense" for that',
+        )
+    skips = state.execution == "sparse" or state.config.kv == "skip"
+    if skips and config._attn_implementation not in _PACKABLE:
+        raise ConfigError(
+            "running attention for kept tokens only",
+            got=f"attn_implementation {config._attn_implementation!r}",
+            expected="one whose masks have rows to take: " + ", ".join(_PACKABLE),
+            todo='load the model with attn_implementation="sdpa"',
         )
     # A paged cache comes under this name, and attention itself writes it.
     if given.get("cache") is not None and (

@@ -51,9 +51,11 @@ def attend(
     past = cache.past if cache else None
     seen = cache.seen if cache else 0
     places = columns + seen
-    keys, there = places, stored
+    # Padding is hidden by the mask that is given; whether a token is stored says nothing about it,
+    # and is not known any more when activation checkpointing comes back here.
+    keys, there = places, kept
     if past is not None:
-        keys, there = torch.cat([past.places, places], 1), torch.cat([past.there, stored], 1)
+        keys, there = torch.cat([past.places, places], 1), torch.cat([past.there, kept], 1)
     own = torch.arange(keys.shape[1], device=read.device) - (keys.shape[1] - columns.shape[1])
     own = own == torch.arange(columns.shape[1], device=read.device)[:, None]
     visible = there[:, None, :] | own

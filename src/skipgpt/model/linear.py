@@ -20,7 +20,7 @@ def in_width(projection: Any) -> int:
 def is_plain(projection: Any) -> bool:
     """Whether the layer is its weight and its bias and nothing else, so that it can be sliced."""
     kind = type(projection)
-    bare = kind is nn.Linear or kind.__name__ in ("Conv1D", "FalconLinear")
+    bare = kind is nn.Linear or is_transposed(projection) or kind.__name__ == "FalconLinear"
     # Quantised weights are of other types, or hold other numbers.
     return (
         bare and type(projection.weight) is nn.Parameter and projection.weight.is_floating_point()
@@ -29,7 +29,7 @@ def is_plain(projection: Any) -> bool:
 
 def is_transposed(projection: nn.Module) -> bool:
     """Whether the weight is [inputs, outputs], as GPT-2 has it."""
-    return type(projection).__name__ == "Conv1D"
+    return hasattr(projection, "nf")
 
 
 def some_outputs(projection: Any, rows: Tensor, start: int, stop: int | None) -> Tensor:

@@ -75,7 +75,7 @@ def explain_misfit(error: RuntimeError, index: int) -> None:
     Raises:
         ConfigError: that was it.
     """
-    if "Sizes of tensors must match" in str(error):
+    if any(sign in str(error) for sign in ("Sizes of tensors must match", "index_copy_()")):
         raise ConfigError(
             f"running attention of layer {index}",
             got=f"a cache whose keys do not fit ({str(error).splitlines()[0]})",

@@ -101,7 +101,7 @@ def make_safe(model: nn.Module, doing: str) -> None:
             weight: Any = module.weight
             if weight.device.type == "cpu" and module.in_features % weight.blocksize:
                 broken.append(f"{path} ({module.in_features})")
-        elif type(module).__name__ == "Linear8bitLt":
+        elif hasattr(getattr(module, "state", None), "threshold"):  # Linear8bitLt
             held += 1
             module.state.threshold = 0.0
     if quantization_of(model) and not held:  # Falcon's linear layers are a class of its own

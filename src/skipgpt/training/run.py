@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipgpt.checkpoint import describe, is_checkpoint, load, read_info, save
 from skipgpt.checkpoint_info import CheckpointInfo
-from skipgpt.config import Stage, TrainConfig
+from skipgpt.config import Stage, TrainConfig, recipe
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.evaluation.calibrate import calibrate, cut
@@ -110,6 +110,7 @@ def train(
     if resume:  # before a base is loaded that is held in another way
         compare_run(out, {"quantize": quantize})
     model, tokenizer, info = _start(str(out) if done else base, config, device, dtype, quantize)
+    config = _with_routers_of(model, config)
     blocks = load_blocks(data, tokenizer, config.data)
     facts = {
         "base": base,
@@ -182,6 +183,25 @@ def _check_held(base: str, found: str | None, wanted: str | None) -> None:
             "format that its routers were trained on",
             todo="leave out --quantize (quantize=None)",
         )
+
+
+def _with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
+    """The config with the routers that the model has, which a checkpoint brings along.
+
+    Raises:
+        ConfigError: others were asked for than the checkpoint was trained with.
+    """
+    has, asked = routing_state(model).config, config.router
+    if asked not in (has, recipe("paper").router, recipe("default").router):
+        raise ConfigError(
+            "training a checkpoint further",
+            got=f"other routers than it has: {asked}",
+            expected=f"{has}",
+            todo="leave router.… out, or start from the base model",
+        )
+    if asked.kv != has.kv:
+        logger.info('keys and values stay "%s", as the checkpoint was trained', has.kv)
+    return dataclasses.replace(config, router=has)
 
 
 def _check_lora_targets(model: Any, config: TrainConfig) -> None:

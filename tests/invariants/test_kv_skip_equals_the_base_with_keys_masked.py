@@ -1,0 +1,79 @@
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import BATCHES, CLOSE, base, every_family, routed
+from reference import decoder_layers, gating, keeps
+from skipgpt.model.families import FAMILIES
+from skipgpt.model.surgery import routers
+from skipgpt.model.trace import deciding, execution
+from skipgpt.routing.decision import KEEP_ALL
+from zoo import family_name
+
+Kept = dict[tuple[int, str], Tensor]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@every_family
+@torch.no_grad()
+def test_kv_skip_equals_the_untouched_base_with_the_keys_of_skipped_tokens_masked(
+    family: str, batch: str
+) -> None:
+    """Gates by hooks on modules, keys by hooks on attention's masks; nothing of ours runs."""
+    plain, model = base(family, "eager"), routed(family, "eager", kv="skip")
+    given, real = BATCHES[batch].given, BATCHES[batch].real
+    at, kept = routers(model), {}
+
+    def gate(layer: int, module: str, state: Tensor) -> Tensor:
+        kept[layer, module] = keeps(at[layer, module], state)
+        return kept[layer, module].float()
+
+    with gating(plain, gate), _masking(plain, FAMILIES[family_name(family)].attn, kept):
+        expected = plain(**given, use_cache=False).logits[real]
+    for kind in ("gated", "sparse"):
+        with execution(model, kind):
+            actual = model(**given, use_cache=False).logits[real]
+        torch.testing.assert_close(actual, expected, **CLOSE)
+    with gating(plain, gate):
+        seen = plain(**given, use_cache=False).logits[real]
+    assert (seen - expected).abs().max() > 1e-3, "the masked keys do not matter"
+
+
+@every_family
+@torch.no_grad()
+def test_kv_skip_with_all_kept_equals_the_base(family: str) -> None:
+    inputs = BATCHES["three-rows-left-padded"]
+    expected = base(family, "eager")(**inputs.given, use_cache=False).logits[inputs.real]
+    model = routed(family, "eager", kv="skip")
+    for kind in ("gated", "sparse"):
+        with deciding(model, KEEP_ALL), execution(model, kind):
+            actual = model(**inputs.given, use_cache=False).logits[inputs.real]
+        # Masks are taken apart and put together, which moves the last bits of a product.
+        torch.testing.assert_close(actual, expected, rtol=0, atol=5e-6)
+
+
+@contextmanager
+def _masking(plain: nn.Module, attention: str, kept: Kept) -> Any:
+    """Inside the block no query sees another token's key where that token skips attention."""
+    with ExitStack() as hooks:
+        for index, layer in enumerate(decoder_layers(plain)):
+            hook = _hiding(index, kept)
+            module = getattr(layer, attention)
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield
+
+
+def _hiding(index: int, kept: Kept) -> Callable[..., Any]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        mask, keep = kwargs["attention_mask"], kept[index, "attn"]
+        visible = (keep[:, None, :] | torch.eye(keep.shape[1], dtype=torch.bool))[:, None]
+        mask = mask[..., : keep.shape[1]].expand(len(keep), -1, -1, -1)
+        mask = mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
+        return args, kwargs | {"attention_mask": mask}
+
+    return hook
