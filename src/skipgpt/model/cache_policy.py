@@ -81,7 +81,7 @@ def _refuse_misfit(cache: Any, doing: str, config: Any, layers: int, batch: int)
         raise ConfigError(
             doing, got=f"a cache of {len(cache.layers)} layers", expected=f"{layers} layers"
         )
-    if isinstance(cache, SkipCache):
+    if isinstance(cache, SkipCache) and not cache.get_seq_length():
         windows = [layer.window for layer in cache.layers]
         expected = [layer.window for layer in SkipCache(config).layers]
         if windows[: len(expected)] != expected[: len(windows)]:
