@@ -352,7 +352,7 @@ def test_recording_the_past_too_late_does_not_bring_it_back() -> None:
 
 def test_gradients_are_right_where_two_forwards_share_one_backward() -> None:
     """Activation checkpointing comes back to the first after the second has run."""
-    batches = [Inputs((3, 0, 6), padded=True), Inputs((0, 5, 2), padded=True)]
+    batches = [Inputs((3, 0, 6), padded=True), Inputs((0, 5, 2), padded=True, tokens=8)]
 
     def gradients(checkpointing: bool) -> list[Tensor]:
         model = routed(kv="skip").train()

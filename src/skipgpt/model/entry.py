@@ -70,7 +70,17 @@ def _refuse_what_skipping_cannot_give(
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
+    skips = state.execution == "sparse" or state.config.kv == "skip"
+    # A paged cache comes under this name, and with a mask of its own; attention itself writes it.
+    paged = given.get("cache") is not None
+    if paged and skips:
+        raise ConfigError(
+            "running kept tokens only",
+            got="continuous batching, whose cache attention itself writes",
+            expected="a cache that is written for all tokens",
+            todo='use `generate`, or execution "gated" with kv="dense"',
+        )
+    if not paged and config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
         # Transformers would make no mask at all, and padding would be attended to.
         raise ConfigError(
             "running a routed model",
@@ -97,21 +107,10 @@ def _refuse_what_skipping_cannot_give(
             expected="experts to be chosen for all tokens",
             todo='run the model with execution "gated" or "dense" for that',
         )
-    skips = state.execution == "sparse" or state.config.kv == "skip"
     if skips and config._attn_implementation not in _PACKABLE:
         raise ConfigError(
             "running attention for kept tokens only",
             got=f"attn_implementation {config._attn_implementation!r}",
             expected="one whose masks have rows to take: " + ", ".join(_PACKABLE),
             todo='load the model with attn_implementation="sdpa"',
-        )
-    # A paged cache comes under this name, and attention itself writes it.
-    if given.get("cache") is not None and (
-        state.execution == "sparse" or state.config.kv == "skip"
-    ):
-        raise ConfigError(
-            "running kept tokens only",
-            got="continuous batching, whose cache attention itself writes",
-            expected="a cache that is written for all tokens",
-            todo='use `generate`, or execution "gated" with kv="dense"',
         )

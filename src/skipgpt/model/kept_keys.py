@@ -47,7 +47,8 @@ def attend(
         [B, N, D].
     """
     cache = _layer_cache(layer, arguments)
-    stored = kept if layer.routing.real is None else kept & layer.routing.real.gather(1, columns)
+    real = layer.routing.real if cache else None
+    stored = kept if real is None else kept & real.gather(1, columns)
     past = cache.past if cache else None
     seen = cache.seen if cache else 0
     places = columns + seen
