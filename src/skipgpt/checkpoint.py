@@ -1,7 +1,7 @@
 """The checkpoint: a small folder that turns a base model into a SkipGPT model.
 
     skipgpt_config.json   what it is; names the base model and the digests of the files below
-    routers.safetensors   layers.3.attn_router.weight …
+    routers.safetensors   layers.3.attn_router.weight …, and stand-ins where there are any
     lora/                 plain PEFT adapter, absent before stage `lora`
     README.md             model card
 
@@ -19,6 +19,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from skipgpt.atomic import files_below, staged, to_json
@@ -27,7 +28,7 @@ from skipgpt.config import check_sparsity
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import base_location, fingerprint, load_base
 from skipgpt.model.quantized import check_quantization, quantization_of
-from skipgpt.model.surgery import add_routers, router_state_dict, routers
+from skipgpt.model.surgery import add_routers, router_state_dict
 from skipgpt.model.trace import routing_state, set_sparsity
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.settings import from_dict
@@ -176,10 +177,9 @@ def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -
             got="; ".join(problems),
             expected=f"the {len(wanted)} router tensors of this base model",
         )
-    for site, router in routers(model).items():
-        prefix = f"layers.{site.layer}.{site.module}_router."
-        mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        router.load_state_dict(mine)
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(tensors[key])
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:

@@ -76,12 +76,19 @@ class RouterConfig:
         kv: `dense` computes and caches keys and values for every token in every layer, as the
             paper has it. `skip` leaves none where a token skips attention: the cache shrinks by
             the attention sparsity, and the model has to be trained so.
+        decides: who has a decision of its own: each `module` of a token (paper); each `layer` of
+            a token, whose attention router then speaks for its MLP, too; or each module of a
+            whole `sequence`, by the mean margin of the tokens in a forward, later ones included.
+        stand_in: rank of the learned linear map that runs where a module is skipped; 0 leaves
+            only the residual (paper).
     """
 
     head: Literal["linear", "mlp"] = "linear"
     input: Literal["layer_input", "module_input"] = "layer_input"
     normalize: bool = False
     kv: Literal["dense", "skip"] = "dense"
+    decides: Literal["module", "layer", "sequence"] = "module"
+    stand_in: int = 0
 
     def __post_init__(self) -> None:
         _check_choices(self)

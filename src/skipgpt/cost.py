@@ -8,7 +8,8 @@ table, language-model head, routers, K and V are always counted as run.
     FLOPs a token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
 
 with S the mean number of tokens attended to. Under `kv="skip"` both kv and S are multiplied by
-keep_attn too. A multiply and an add are two FLOPs.
+keep_attn too. A stand-in counts for the tokens that skip its module. A multiply and an add are
+two FLOPs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from skipgpt.model.family import has
 from skipgpt.model.halves import query_width
 from skipgpt.model.linear import in_width, out_width
 from skipgpt.model.quantized import size
-from skipgpt.model.surgery import routed_layers
+from skipgpt.model.surgery import routed_layers, routers, stand_ins
 from skipgpt.routing.decision import Site
 
 
@@ -102,6 +103,7 @@ def sparsities(
         not use of the whole model, K/V, head and routers included.
     """
     dense_params = run_params = _always(model, head_tokens)
+    run_params += sum((1 - keep[site]) * _size(each) for site, each in stand_ins(model).items())
     core_dense = core_run = 0.0
     layers = routed_layers(model)
     for layer in layers:
@@ -124,8 +126,6 @@ def sparsities(
 
 def _always(model: nn.Module, head_tokens: float) -> float:
     """Parameters that every token uses: head and routers (an embedding look-up is free)."""
-    routers = sum(
-        p.numel() for n, p in model.named_parameters() if "attn_router." in n or "mlp_router." in n
-    )
+    routing = sum(_size(router) for router in routers(model).values())
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    return routers + head_tokens * size(head.weight)
+    return routing + head_tokens * size(head.weight)

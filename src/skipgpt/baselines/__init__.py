@@ -1,1 +1,12 @@
-"""What skipgpt is compared with, measured on the same work."""
+"""What skipgpt is compared with, measured on the same work.
+
+Static depth pruning: one choice of layers or modules to remove, the same for every token. A
+method is a function that returns what to remove, first removed first; see `registry.py` for all.
+
+    units.py        what can be removed: whole layers, or modules
+    static.py       a removal in force: its loss, and routers that say just that
+    search.py       the two searches, without a tensor: one after another, or one ranking
+    similarity.py   how far each unit turns the residual stream
+    merging.py      layers that take over the weights of others, and back
+    weights.py      weights as numbers: which ones, and why not quantised ones
+"""

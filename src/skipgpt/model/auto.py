@@ -13,6 +13,7 @@ from typing import Any
 from skipgpt.config import RouterConfig
 from skipgpt.model.families import FAMILIES, MERGED_PREFIX
 from skipgpt.model.family import Family
+from skipgpt.model.names import ROUTING_PARTS
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state, set_sparsity
 from skipgpt.routing.calibration import CalibrationCurve
@@ -57,7 +58,7 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         """The family's model with routers, set to the config's sparsity."""
 
         config_class = SkipGPTConfig
-        _keep_in_fp32_modules_strict = frozenset({"attn_router", "mlp_router"})
+        _keep_in_fp32_modules_strict = frozenset(ROUTING_PARTS)
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)

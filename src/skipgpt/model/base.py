@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
+from skipgpt.model.names import is_routing
 from skipgpt.model.quantized import check_quantization, loading_options, make_safe
 
 EMBEDDED = "nano"
@@ -126,7 +127,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _is_base(name: str) -> bool:
-    return "attn_router." not in name and "mlp_router." not in name and "lora_" not in name
+    return not is_routing(name) and "lora_" not in name
 
 
 def _base_name(name: str) -> str:

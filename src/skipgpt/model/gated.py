@@ -13,6 +13,7 @@ from torch import Tensor
 from skipgpt.model import kept_keys, parts
 from skipgpt.model.packing import all_columns
 from skipgpt.routing.decision import ModuleDecision
+from skipgpt.routing.stand_in import StandIn
 
 if TYPE_CHECKING:
     from skipgpt.model.layer import RoutedLayer
@@ -39,6 +40,12 @@ def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDe
     """Stream [B, T, D] plus MLP of `entering` [B, T, D] times gate (paper)."""
     update = parts.feed_forward(layer, parts.normed(layer, "mlp", entering))
     return _add_gated(stream, parts.added(layer, "mlp", update), decision)
+
+
+def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
+    """Stream [B, T, D] plus the stand-in's output for `entering` [B, T, D] times 1 - gate."""
+    update: Tensor = module(entering)
+    return stream + update * (1 - decision.gate).unsqueeze(-1).to(update.dtype)
 
 
 def _add_gated(stream: Tensor, update: Tensor, decision: ModuleDecision) -> Tensor:

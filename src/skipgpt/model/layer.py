@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from skipgpt.model import gated, sparse
 from skipgpt.model.family import Family
 from skipgpt.model.trace import RoutingState, Step
-from skipgpt.routing.decision import Decision, ModuleDecision, Site
-from skipgpt.routing.router import Router, margins, router_input
+from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
+from skipgpt.routing.router import Router, margins, mean_of_rows, router_input
+from skipgpt.routing.stand_in import StandIn
 
 TWINS = {"gated": gated, "sparse": sparse}
 """Two executions of one signature; they agree in values and gradients."""
@@ -40,6 +41,8 @@ class RoutedLayer(nn.Module):
     attn_arguments: frozenset[str] | None
     attn_router: Router
     mlp_router: Router
+    attn_stand_in: StandIn | None
+    mlp_stand_in: StandIn | None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The family's layer, except that each token runs only the modules it keeps.
@@ -65,9 +68,13 @@ class RoutedLayer(nn.Module):
         attn, mlp = self._decide(entering)
         stream = torch.zeros_like(entering) if apart else entering
         stream = twin.attention(self, stream, entering, attn, arguments)
+        if self.attn_stand_in:
+            stream = twin.stand_in(self.attn_stand_in, stream, entering, attn)
         read = entering if parallel else stream
         mlp = mlp or self._decide_mlp(read)
         stream = twin.mlp(self, stream, read, mlp)
+        if self.mlp_stand_in:
+            stream = twin.stand_in(self.mlp_stand_in, stream, read, mlp)
         stream = stream + entering if apart else stream
 
         self._record(Decision(attn, mlp))
@@ -75,18 +82,27 @@ class RoutedLayer(nn.Module):
 
     def _decide(self, entering: Tensor) -> tuple[ModuleDecision, ModuleDecision | None]:
         """Both decisions from the stream that enters the layer, or attention's alone."""
-        rule, config = self.routing.rule, self.routing.config
-        at_attn, at_mlp = Site(self.index, "attn"), Site(self.index, "mlp")
+        config = self.routing.config
         read = router_input(entering, config)
+        if config.decides == "layer":
+            both = self._rule(self.attn_router.margin(read), "attn")
+            return both, both
         if config.input == "module_input":
-            return rule(self.attn_router.margin(read), at_attn), None
+            return self._rule(self.attn_router.margin(read), "attn"), None
         attn, mlp = margins(self.attn_router, self.mlp_router, read)
-        return rule(attn, at_attn), rule(mlp, at_mlp)
+        return self._rule(attn, "attn"), self._rule(mlp, "mlp")
 
     def _decide_mlp(self, read: Tensor) -> ModuleDecision:
         """The MLP's decision from the stream that enters the MLP."""
         margin = self.mlp_router.margin(router_input(read, self.routing.config))
-        return self.routing.rule(margin, Site(self.index, "mlp"))
+        return self._rule(margin, "mlp")
+
+    def _rule(self, margin: Tensor, module: Module) -> ModuleDecision:
+        """The decision of the rule in force, for each token or for each sequence."""
+        site, rule = Site(self.index, module), self.routing.rule
+        if self.routing.config.decides == "sequence":
+            return rule(mean_of_rows(margin, self.routing.real), site).expanded(margin.shape)
+        return rule(margin, site)
 
     def _record(self, decision: Decision) -> None:
         """Hand the decision to the open trace, if any; the first layer opens a new step."""

@@ -25,6 +25,7 @@ from skipgpt.model.packing import (
     take_mask,
 )
 from skipgpt.routing.decision import ModuleDecision
+from skipgpt.routing.stand_in import StandIn
 
 if TYPE_CHECKING:
     from skipgpt.model.layer import RoutedLayer
@@ -70,6 +71,15 @@ def attention(
     if update is None:
         return stream
     return add_packed(stream, parts.added(layer, "attn", update), columns, filled)
+
+
+@_not_compiled
+def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
+    """Stream [B, T, D] plus the stand-in's output for the skipped tokens of `entering`."""
+    rows = (~decision.keep).flatten().nonzero().squeeze(-1)
+    if len(rows) == 0:
+        return stream
+    return add_rows(stream, module(entering.flatten(0, 1).index_select(0, rows)), rows)
 
 
 def _attend_all(

@@ -13,13 +13,15 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.entry import begin_forward
 from skipgpt.model.families import family_of
 from skipgpt.model.layer import RoutedLayer, routed_class
+from skipgpt.model.names import ROUTING_PARTS, is_routing
 from skipgpt.model.parts import attention_arguments
 from skipgpt.model.quantized import make_safe
 from skipgpt.model.trace import MODULES, RoutingState
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import Router, build_router
+from skipgpt.routing.stand_in import StandIn
 
-_ADDED = ("index", "family", "routing", "attn_arguments", "attn_router", "mlp_router")
+_ADDED = ("index", "family", "routing", "attn_arguments", *ROUTING_PARTS)
 """What a routed layer has beside what its family's layer has."""
 
 M = TypeVar("M", bound=nn.Module)
@@ -64,6 +66,9 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         for module in MODULES:
             router = build_router(state.config, _hidden_size(model)).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)
+            rank = state.config.stand_in
+            stand_in = StandIn(_hidden_size(model), rank).to(device) if rank else None
+            setattr(layer, f"{module}_stand_in", stand_in)
     decoder = _decoder(model, layers[0])
     begin = functools.partial(begin_forward, state, len(layers))
     decoder.routing_hook = decoder.register_forward_pre_hook(begin, with_kwargs=True)
@@ -99,21 +104,36 @@ def routers(model: nn.Module) -> dict[Site, Router]:
     }
 
 
+def stand_ins(model: nn.Module) -> dict[Site, StandIn]:
+    """The stand-ins of a model by site; empty where skipped modules leave only the residual."""
+    found = {
+        Site(layer.index, module): getattr(layer, f"{module}_stand_in")
+        for layer in routed_layers(model)
+        for module in MODULES
+    }
+    return {site: stand_in for site, stand_in in found.items() if stand_in is not None}
+
+
 def router_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The routers' weights under the keys of a checkpoint, `layers.3.attn_router.weight`."""
+    """Routers and stand-ins under the keys of a checkpoint, `layers.3.attn_router.weight`."""
     return {
-        f"layers.{site.layer}.{site.module}_router.{name}": tensor.detach()
-        for site, router in routers(model).items()
-        for name, tensor in router.state_dict().items()
+        f"layers.{layer.index}.{part}.{name}": tensor.detach()
+        for layer in routed_layers(model)
+        for part in ROUTING_PARTS
+        if (module := getattr(layer, part)) is not None
+        for name, tensor in module.state_dict().items()
     }
 
 
 def train_only(model: nn.Module, *kinds: str) -> list[nn.Parameter]:
-    """Freeze everything but the named kinds, `router` and `lora`; returns what will train."""
+    """Freeze everything but the named kinds, `router` (with stand-ins) and `lora`.
+
+    Returns:
+        What will train.
+    """
     trained = []
     for name, parameter in model.named_parameters():
-        is_router = "attn_router." in name or "mlp_router." in name
-        kind = "router" if is_router else "lora" if "lora_" in name else "base"
+        kind = "router" if is_routing(name) else "lora" if "lora_" in name else "base"
         parameter.requires_grad_(kind in kinds)
         if kind in kinds:
             trained.append(parameter)

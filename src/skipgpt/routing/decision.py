@@ -10,7 +10,7 @@ Shapes: B batch, T query tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -46,6 +46,10 @@ class ModuleDecision:
     def hard(cls, keep: Tensor, margin: Tensor) -> ModuleDecision:
         """A decision that carries no gradient."""
         return cls(keep, keep.to(margin.dtype), margin)
+
+    def expanded(self, shape: torch.Size) -> ModuleDecision:
+        """The decision of each row [B, 1] as that of all its tokens [B, T]."""
+        return ModuleDecision(*(each.expand(shape) for each in (self.keep, self.gate, self.margin)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,5 +147,8 @@ class RandomRoutes:
         uniform = torch.rand(margin.shape, device=margin.device)
         return ModuleDecision.hard(uniform >= self.sparsity, margin)
 
+
+RuleAt = Callable[[float], DecisionRule]
+"""The rule in force after this share (0 to 1) of a training stage."""
 
 KEEP_ALL = Threshold(-math.inf)

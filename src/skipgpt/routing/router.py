@@ -90,8 +90,11 @@ def _last(router: Router) -> nn.Linear:
 
 def router_input(hidden: Tensor, config: RouterConfig) -> Tensor:
     """What a router reads: the hidden states [B, T, D], divided by their RMS if configured."""
-    if not config.normalize:
-        return hidden
+    return divided_by_rms(hidden) if config.normalize else hidden
+
+
+def divided_by_rms(hidden: Tensor) -> Tensor:
+    """Hidden states [B, T, D] divided by their root mean square, without parameters."""
     scale = hidden.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
     return (hidden.float() * scale).to(hidden.dtype)
 
@@ -104,3 +107,10 @@ def margins(first: Router, second: Router, hidden: Tensor) -> tuple[Tensor, Tens
     bias = torch.stack([r.bias[KEEP] - r.bias[SKIP] for r in (first, second)])
     both = linear(hidden.to(weight.dtype), weight, bias)
     return both[..., 0], both[..., 1]
+
+
+def mean_of_rows(margin: Tensor, real: Tensor | None) -> Tensor:
+    """The mean margin [B, 1] of the real tokens of each row of margins [B, T]."""
+    if real is None:
+        return margin.mean(1, keepdim=True)
+    return (margin * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -11,38 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from skipgpt.checkpoint import describe, is_checkpoint, load, read_info, save
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import Stage, TrainConfig, recipe
 from skipgpt.data import Blocks, load_blocks
-from skipgpt.errors import ConfigError, TrainingError
+from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.model.trace import execution, routing_state, set_sparsity
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import RuleAt, Site
 from skipgpt.routing.router import set_constant
 from skipgpt.settings import to_dict
-from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest, progress_bar
+from skipgpt.training.callbacks import progress_bar
 from skipgpt.training.run_folder import (
-    METRICS,
     RESUME,
     begin_run,
     check_folder,
     compare_run,
     finish_stage,
     finished_stages,
-    latest_state,
-    steps_done,
 )
-from skipgpt.training.stages import plan, prepare
+from skipgpt.training.run_stage import run_stage
+from skipgpt.training.stages import plan
 from skipgpt.training.static_blend import blend_with_static
-from skipgpt.training.timing import training_speedup
 
 logger = logging.getLogger("skipgpt")
 
@@ -79,6 +74,7 @@ def train(
     quantize: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    rule: RuleAt | None = None,
 ) -> TrainResult:
     """Train routers, heal with LoRA, calibrate, and write a checkpoint after each stage.
 
@@ -93,6 +89,8 @@ def train(
             as they are stored, or as the checkpoint BASE was trained.
         resume: go on from where an earlier call with the same arguments stopped.
         overwrite: replace what is in `out`.
+        rule: how decisions are made while routers train, by the share of the stage that is done;
+            Gumbel samples (the paper) where None.
 
     Raises:
         SkipGPTError: with whatever went wrong; `out` then holds the last good state.
@@ -134,7 +132,7 @@ def train(
         measured["dense"] = perplexity(model, held)
     for stage in config.stages:
         if stage not in done:
-            model = _run_stage(model, stage, config, blocks, out)
+            model = run_stage(model, stage, config, blocks, out, rule)
             calibration = cut(blocks.calibration, config.data.calibration_tokens)
             if stage != "lora" and config.router_stage.static_blend:
                 static_order = _blend(model, config, blocks, calibration)
@@ -217,56 +215,6 @@ def _check_lora_targets(model: Any, config: TrainConfig) -> None:
         )
 
 
-def _run_stage(model: Any, stage: Stage, config: TrainConfig, blocks: Blocks, out: Path) -> Any:
-    from transformers import default_data_collator
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    from skipgpt.training.arguments import training_arguments
-    from skipgpt.training.trainer import RoutingTrainer
-
-    # A stage draws the same numbers whether or not earlier ones ran in this process.
-    torch.manual_seed(config.seed)
-    stage_plan = plan(stage, config)
-    states = out / RESUME / stage
-    resume_from = latest_state(states)
-    model = prepare(model, stage, config)
-    if stage == "lora" and resume_from is None:
-        _log_speedup(model, config, blocks, out)
-    stop = StopRequest()
-    trainer = RoutingTrainer(
-        plan=stage_plan,
-        config=config,
-        model=model,
-        args=training_arguments(stage_plan, config, states, model.device),
-        train_dataset=[{"input_ids": row, "labels": row} for row in blocks.train],
-        data_collator=default_data_collator,
-        callbacks=[MetricsFile(out / METRICS, stage), ProgressBar(stage), stop],
-    )
-    for printing in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printing)
-    try:
-        if resume_from and steps_done(resume_from) >= stage_plan.steps:
-            # Resumed at its end, transformers' Trainer would take one step too many.
-            trainer.load_weights(resume_from)
-        else:
-            with stop.listening():
-                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"training stage {stage}, step {trainer.state.global_step}",
-            got=str(error),
-            expected="room on the disk and permission to write",
-            todo="the state saved before is kept; make room and use --resume",
-        ) from error
-    if stop.received:
-        raise TrainingError(
-            f"training stage {stage}",
-            got=f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}",
-            todo="the state was saved; the same command with --resume goes on from it",
-        )
-    return model.eval()
-
-
 def _save_stage(
     model: Any,
     stage: Stage,
@@ -302,11 +250,3 @@ def _blend(model: Any, config: TrainConfig, blocks: Blocks, calibration: Tensor)
         )
     logger.info("stage router: blended with static removal at strength %g", strength)
     return order
-
-
-def _log_speedup(model: Any, config: TrainConfig, blocks: Blocks, out: Path) -> None:
-    """Say how much faster a healing step is than a dense one, in metrics.jsonl and to the log."""
-    ratio = training_speedup(model, blocks.train[: config.batch_size])
-    with (out / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"stage": "lora", "step": 0, "speedup_over_dense": ratio}) + "\n")
-    logger.info("stage lora: a sparse step runs at %.2fx dense speed", ratio)

@@ -16,7 +16,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.budget import budget_loss, linear_between, target_at
-from skipgpt.routing.decision import DecisionRule, GumbelSample
+from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
 WEIGHTS = "trained.safetensors"
@@ -28,6 +28,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     Args:
         plan: the stage.
         config: the run.
+        rule: how decisions are made while routers train; Gumbel samples where None.
         arguments: passed to `transformers.Trainer`.
 
     Raises:
@@ -36,10 +37,17 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *, plan: StagePlan, config: TrainConfig, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        plan: StagePlan,
+        config: TrainConfig,
+        rule: RuleAt | None = None,
+        **arguments: Any,
+    ) -> None:
         with _counted_as_adapted(arguments["model"]):
             super().__init__(**arguments)
-        self.plan, self.config = plan, config
+        self.plan, self.config, self._rule_at = plan, config, rule
         # The loss of a step is a sum over its tokens divided by their number, however it is cut.
         self.model_accepts_loss_kwargs = True
         self._whole_sparsity: Tensor | None = None
@@ -70,6 +78,8 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     def rule(self) -> DecisionRule:
         """How decisions are made at this point of the stage."""
         stage = self.config.router_stage
+        if self._rule_at is not None:
+            return self._rule_at(self.progress)
         return GumbelSample(
             linear_between(stage.temperature_start, stage.temperature_end, self.progress)
         )

@@ -1,0 +1,194 @@
+"""LaCo: layers collapse into the one before them, which takes over what they differ in.
+
+Source: arXiv 2402.11187, github.com/yangyifei729/LaCo. From the top of the model downwards, layer
+l takes over the `merge - 1` layers behind it, which then go:
+
+    weights of l  <-  weights of l + sum over k of (weights of l+k - weights of l)
+
+if the final representations, past the final norm, stay similar enough to the dense model's: the
+cosine of whole rows [T x D], averaged over rows. Otherwise the next lower layer is tried.
+
+Where we differ:
+- The sum is the paper's. The authors' notebooks update l while they add, so that the sum collapses
+  to the weights of the last of those layers; with two layers a merge it is the same thing.
+- The threshold is set by hand there, one a model (0.45 for Llama-2-13B with merge=7, 0.6 for
+  Baichuan2-13B with merge=3), and the budget is what comes out. Here the budget is given: sweeps
+  start from the unmerged model with ever lower thresholds until one reaches it, where it stops;
+  the last merge takes no more layers than are still to go.
+- All parameters of attention and MLP are merged, biases and inner norms included, in any family;
+  there it is the seven projections of Llama. Norms around the modules stay as they are in both.
+- Layers of different make, such as dense ones beside mixtures of experts, are not merged.
+- They calibrate on 2 to 5 sentences, we on the blocks that we are given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from skipgpt.baselines.merging import Merges
+from skipgpt.baselines.search import OnStep
+from skipgpt.baselines.units import Unit, check_removals, sites_of, units_of
+from skipgpt.baselines.weights import refuse_quantized
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model.trace import deciding, execution
+from skipgpt.routing.decision import Forced
+
+START, STEP = 0.95, 0.05
+"""The first threshold, and by how much it is lowered for the next sweep."""
+
+
+def laco(
+    model: nn.Module,
+    blocks: Tensor,
+    removals: int,
+    *,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+    merge: int = 4,
+    interval: int = 1,
+) -> list[Unit]:
+    """Merge layers into others, in place, until so many are gone.
+
+    Unlike all other methods this one changes base weights, so the answer belongs to this model
+    and to this number of removals: a prefix of it is no answer. Call it on a copy where the model
+    is still needed. If it fails, the weights are as they were.
+
+    Args:
+        model: with routers; what they say does not matter. Its weights are changed.
+        blocks: [N, T] token ids that the similarity is measured on.
+        removals: how many layers to remove.
+        batch_size: blocks a forward.
+        on_step: called with the most layers that a sweep has removed so far and layers to remove.
+        merge: how many layers become one at a time.
+        interval: how far below a merge the next one is tried.
+
+    Returns:
+        The layers that were merged into others, in the order in which they went.
+
+    Raises:
+        ConfigError: more removals than layers that can be merged, fewer than two layers a merge,
+            or an interval below one.
+        UnsupportedModelError: the base is quantised: its weights cannot be added.
+
+    Example:
+        merged = copy.deepcopy(model)
+        constant_routes(merged, laco(merged, blocks, 4))
+    """
+    refuse_quantized(model, "merging layers")
+    units = units_of(model, "layers")
+    check_removals(removals, units)
+    if merge < 2 or interval < 1:
+        raise ConfigError(
+            "merging layers",
+            got=f"merge={merge}, interval={interval}",
+            expected="at least 2 layers a merge and an interval of at least 1",
+        )
+    judge, best = _Judge(model, blocks, batch_size), 0
+    while True:
+        merges = Merges(model)
+        try:
+            gone = _sweep(merges, judge, units, removals, min(merge, removals + 1), interval)
+        except BaseException:
+            merges.undo_all()
+            raise
+        best = max(best, len(gone))
+        if on_step:
+            on_step(best, removals)
+        if len(gone) == removals:
+            return gone
+        merges.undo_all()
+        if not judge.lower():
+            raise ConfigError(
+                "merging layers",
+                got=f"{removals} removals",
+                expected=f"at most {best}, as many as can be merged here",
+            )
+
+
+def _sweep(
+    merges: Merges, judge: _Judge, units: list[Unit], removals: int, merge: int, interval: int
+) -> list[Unit]:
+    """Merge from the top downwards what the judge accepts; returns the layers that went."""
+    alive, gone = list(range(len(units))), list[Unit]()
+    at = max(0, len(alive) - 1 - merge)
+    while at >= 0 and len(gone) < removals:
+        end = at + 1 + min(merge - 1, removals - len(gone))
+        base, others = alive[at], alive[at + 1 : end]
+        if not others or not merges.fit([base, *others]):
+            at -= 1
+            continue
+        merges.merge(base, others)
+        going = [units[index] for index in reversed(others)]
+        if judge.accepts([*gone, *going]):
+            gone += going
+            del alive[at + 1 : end]
+            at -= interval
+        else:
+            merges.undo(base)
+            at -= 1
+    return gone
+
+
+class _Judge:
+    """Whether final representations without some layers are still like the dense model's.
+
+    Args:
+        model: as it is before any merge.
+        blocks: [N, T] token ids.
+        batch_size: blocks a forward.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Tensor, batch_size: int) -> None:
+        self._model, self._blocks, self._batch_size = model, blocks, batch_size
+        self._threshold = START
+        self._rejected: list[float] = []
+        self._dense: list[Tensor] = []
+        with execution(model, "dense"):
+            self._run(lambda states: self._dense.append(states.cpu()))
+
+    def accepts(self, removed: list[Unit]) -> bool:
+        """Whether the similarity is above the threshold, with the weights as they are now."""
+        similarity = self._similarity(removed)
+        if similarity > self._threshold:
+            return True
+        self._rejected.append(similarity)
+        return False
+
+    def lower(self) -> bool:
+        """Lower the threshold until a verdict changes; False where nothing was rejected."""
+        if not self._rejected:
+            return False
+        while self._threshold >= max(self._rejected):
+            self._threshold -= STEP
+        self._rejected = []
+        return True
+
+    def _similarity(self, removed: list[Unit]) -> float:
+        """Mean cosine of rows [T x D]; -1 where it is no number."""
+        dense, cosines = iter(self._dense), list[Tensor]()
+
+        def compare(states: Tensor) -> None:
+            wanted = next(dense).to(states.device)
+            cosines.append(cosine_similarity(states.flatten(1).float(), wanted.flatten(1).float()))
+
+        rule = Forced.without(sites_of(removed))
+        with deciding(self._model, rule), execution(self._model, "sparse"):
+            self._run(compare)
+        mean = torch.cat(cosines).mean().item()
+        return -1.0 if math.isnan(mean) else mean
+
+    def _run(self, see: Callable[[Tensor], None]) -> None:
+        """Show what the language-model head reads, a batch [B, T, D] at a time."""
+        head: Any = self._model.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_pre_hook(lambda _, args: see(args[0]))
+        try:
+            total_loss(self._model, self._blocks, self._batch_size)
+        finally:
+            handle.remove()

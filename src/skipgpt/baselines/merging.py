@@ -1,0 +1,63 @@
+"""Layers that take over the weights of others, and how to take that back. Changes weights in place.
+
+What LaCo does to weights (arXiv 2402.11187); when it does so is in `laco.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.baselines.weights import base_weights
+from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.surgery import routed_layers
+
+
+class Merges:
+    """The merges of one model; layers go by their index.
+
+    Args:
+        model: with routers; its attention and MLP weights change, and nothing else.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = routed_layers(model)
+        self._originals: dict[int, dict[str, Tensor]] = {}
+
+    def fit(self, layers: Sequence[int]) -> bool:
+        """Whether each weight of one has its counterpart in all others."""
+        shapes = [{name: p.shape for name, p in self._weights(n).items()} for n in layers]
+        return all(each == shapes[0] for each in shapes)
+
+    @torch.no_grad()
+    def merge(self, base: int, others: Sequence[int]) -> None:
+        """Add to a layer's weights what each of the others differs in from them."""
+        weights = self._weights(base)
+        current = {name: weight.detach().clone() for name, weight in weights.items()}
+        self._originals.setdefault(base, current)
+        for name, weight in weights.items():
+            own = weight.float()
+            merged = own.clone()
+            for other in others:
+                merged += self._weights(other)[name].to(own) - own
+            weight.copy_(merged)
+
+    @torch.no_grad()
+    def undo(self, base: int) -> None:
+        """Give a layer back what it had before it took anything over."""
+        weights = self._weights(base)
+        for name, original in self._originals.pop(base).items():
+            weights[name].copy_(original)
+
+    def undo_all(self) -> None:
+        """Give all layers back what they had."""
+        for base in list(self._originals):
+            self.undo(base)
+
+    def _weights(self, index: int) -> dict[str, nn.Parameter]:
+        layer: RoutedLayer = self._layers[index]
+        modules = (f"{layer.family.attn}.", f"{layer.family.mlp}.")
+        found = base_weights(layer).items()
+        return {name: weight for name, weight in found if name.startswith(modules)}

@@ -1,0 +1,160 @@
+"""Shortened LLaMA: whole layers from one ranking, by perplexity or by a first-order estimate.
+
+Source: arXiv 2402.02834, github.com/Nota-NetsPresso/shortened-llm.
+
+    PPL      the loss of the model without that one layer
+    Taylor   the sum over a layer's weights of |weight x gradient of the loss|, biases left out
+
+The first-order estimate cannot see what the ends of a model are for: in the authors' published
+orders for Llama 1 and 2 with 7 B, layer 0 is the first to go. Their "+" heuristic keeps the first 4
+and the last 2 layers, whatever the depth. We keep the same shares, 4/32 and 2/32 of the layers and
+at least one at each end, so that small models have layers to choose from; protected layers go when
+nothing else is left.
+
+The authors' script applies the heuristic to PPL, too, where it is without effect at the usual
+budgets: of the layers that it protects, the first in their published order for Llama-2-7B comes
+27th, and 15th for Llama-3-8B. We leave it away there. The authors calibrate on 10 rows of 128
+tokens of BookCorpus, we on the blocks that we are given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from skipgpt.baselines.search import OnStep, one_shot
+from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.units import Unit, units_of
+from skipgpt.baselines.weights import base_weights, refuse_quantized
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import execution
+
+KEPT_FIRST, KEPT_LAST = 4 / 32, 2 / 32
+"""Shares of the layers that Taylor keeps at either end."""
+
+
+def shortened_ppl(
+    model: nn.Module,
+    blocks: Tensor,
+    removals: int,
+    *,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> list[Unit]:
+    """Remove the layers that cost the least loss, each removed alone.
+
+    Args:
+        model: with routers; what they say does not matter.
+        blocks: [N, T] token ids that the loss is measured on.
+        removals: how many layers to remove.
+        batch_size: blocks a forward.
+        on_step: called with layers done and layers in all.
+
+    Returns:
+        The removed layers, the cheapest first.
+
+    Raises:
+        ConfigError: more removals than layers.
+
+    Example:
+        constant_routes(model, shortened_ppl(model, blocks, 4))
+    """
+    losses = {}
+    layers = units_of(model, "layers")
+    for done, unit in enumerate(layers, 1):
+        losses[unit] = static_loss(model, blocks, list(unit), batch_size=batch_size)
+        if on_step:
+            on_step(done, len(layers))
+    return one_shot(losses, removals)
+
+
+def shortened_taylor(
+    model: nn.Module,
+    blocks: Tensor,
+    removals: int,
+    *,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> list[Unit]:
+    """Remove the layers whose weights matter least to the loss, to first order.
+
+    The gradient is that of the mean loss over all blocks, so the batch size changes nothing. It
+    takes as much memory as the weights of the layers, for the time of the call.
+
+    Args:
+        model: with routers; what they say does not matter.
+        blocks: [N, T] token ids that the gradient is taken on.
+        removals: how many layers to remove.
+        batch_size: blocks a forward.
+        on_step: called with batches done and batches in all.
+
+    Returns:
+        The removed layers, the least important first.
+
+    Raises:
+        ConfigError: more removals than layers.
+        UnsupportedModelError: the base is quantised: its weights have no gradients.
+
+    Example:
+        constant_routes(model, shortened_taylor(model, blocks, 4))
+    """
+    refuse_quantized(model, "estimating the importance of layers from gradients")
+    layers = units_of(model, "layers")
+    weights = {
+        unit: [p for name, p in base_weights(layer).items() if not name.endswith("bias")]
+        for unit, layer in zip(layers, routed_layers(model), strict=True)
+    }
+    with _only_gradients_of(model, (p for each in weights.values() for p in each)):
+        _backward(model, blocks, batch_size, on_step)
+        importance = {
+            unit: sum(
+                (p.detach() * p.grad).abs().sum(dtype=torch.float32).item()
+                for p in each
+                if p.grad is not None
+            )
+            for unit, each in weights.items()
+        }
+    first = max(1, round(KEPT_FIRST * len(layers)))
+    last = max(1, round(KEPT_LAST * len(layers)))
+    return one_shot(importance, removals, protected={*layers[:first], *layers[-last:]})
+
+
+def _backward(model: Any, blocks: Tensor, batch_size: int, on_step: OnStep | None) -> None:
+    """Leave the gradient of the mean loss over blocks [N, T] in the parameters."""
+    device = next(model.parameters()).device
+    predicted = blocks.shape[0] * (blocks.shape[1] - 1)
+    batches = math.ceil(len(blocks) / batch_size)
+    was_training = model.training
+    model.eval()
+    with execution(model, "dense"), torch.enable_grad():
+        for n in range(batches):
+            ids = blocks[n * batch_size : (n + 1) * batch_size].to(device)
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+            nll = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
+            torch.autograd.backward(nll / predicted)
+            if on_step:
+                on_step(n + 1, batches)
+    model.train(was_training)
+
+
+@contextmanager
+def _only_gradients_of(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let these parameters and no others gather gradients, from none; then all is as before."""
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, requires_grad, grad in before:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad

@@ -1,0 +1,47 @@
+"""ShortGPT: the layers that turn the residual stream least, in one ranking.
+
+Source: arXiv 2403.03853, github.com/icip-cas/ShortGPT. A layer's block influence is 1 minus the
+mean cosine of what enters and what leaves it. We differ from the authors' code in one place: it
+takes what transformers returns as hidden states, whose last entry is past the final norm, so that
+its influence of the last layer holds the norm's, too; ours is of the layer alone, as in the
+paper's formula. The authors calibrate on PG-19 in windows of 256 tokens, we on the blocks that we
+are given.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from skipgpt.baselines.search import OnStep, one_shot
+from skipgpt.baselines.similarity import similarities
+from skipgpt.baselines.units import Unit, units_of
+
+
+def shortgpt(
+    model: nn.Module,
+    blocks: Tensor,
+    removals: int,
+    *,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> list[Unit]:
+    """Remove the layers of least block influence.
+
+    Args:
+        model: with routers; what they say does not matter.
+        blocks: [N, T] token ids that the influence is measured on.
+        removals: how many layers to remove.
+        batch_size: blocks a forward.
+        on_step: called with batches done and batches in all.
+
+    Returns:
+        The removed layers, that of least influence first.
+
+    Raises:
+        ConfigError: more removals than layers.
+
+    Example:
+        constant_routes(model, shortgpt(model, blocks, 4))
+    """
+    cosines = similarities(model, blocks, batch_size=batch_size, on_step=on_step)
+    return one_shot({unit: 1 - cosines[unit] for unit in units_of(model, "layers")}, removals)

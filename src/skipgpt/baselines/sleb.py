@@ -1,0 +1,51 @@
+"""SLEB: whole layers, one after another, by the loss that is left.
+
+Source: arXiv 2402.09025, github.com/jiwonsong-dev/SLEB. As there, each round tries every layer on
+top of those already gone, and the first and the last layer are never candidates. We let these two
+go when nothing else is left, so that every budget has an answer. The authors calibrate on 128
+rows of WikiText-2, we on the blocks that we are given.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from skipgpt.baselines.search import OnStep, one_by_one
+from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.units import Unit, units_of
+
+
+def sleb(
+    model: nn.Module,
+    blocks: Tensor,
+    removals: int,
+    *,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> list[Unit]:
+    """Remove one layer after another, each time the one whose removal costs the least loss.
+
+    Args:
+        model: with routers; what they say does not matter.
+        blocks: [N, T] token ids that the loss is measured on.
+        removals: how many layers to remove.
+        batch_size: blocks a forward.
+        on_step: called with trials done and trials in all.
+
+    Returns:
+        The removed layers, first removed first.
+
+    Raises:
+        ConfigError: more removals than layers.
+
+    Example:
+        constant_routes(model, sleb(model, blocks, 4))
+    """
+    layers = units_of(model, "layers")
+    return one_by_one(
+        lambda removed: static_loss(model, blocks, removed, batch_size=batch_size),
+        layers,
+        removals,
+        protected={layers[0], layers[-1]},
+        on_step=on_step,
+    )

@@ -1,0 +1,45 @@
+"""What a static method removes: a unit is a whole layer's two sites, or one site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from torch import nn
+
+from skipgpt.errors import ConfigError
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import MODULES
+from skipgpt.routing.decision import Site
+
+Unit = tuple[Site, ...]
+Kind = Literal["layers", "modules"]
+
+
+def units_of(model: nn.Module, kind: Kind) -> list[Unit]:
+    """Everything that a method of this kind may remove, in the order the data moves.
+
+    Example:
+        removals = round(0.25 * len(units_of(model, "layers")))
+    """
+    layers = [tuple(Site(layer.index, each) for each in MODULES) for layer in routed_layers(model)]
+    return layers if kind == "layers" else [(site,) for layer in layers for site in layer]
+
+
+def sites_of(units: Iterable[Unit]) -> list[Site]:
+    """The sites of some units, one unit after another."""
+    return [site for unit in units for site in unit]
+
+
+def check_removals(removals: int, units: Sequence[Unit]) -> None:
+    """Raise where there are not so many units.
+
+    Raises:
+        ConfigError: fewer than none, or more than all of them.
+    """
+    if not 0 <= removals <= len(units):
+        raise ConfigError(
+            "choosing what to remove",
+            got=f"{removals} removals",
+            expected=f"0 to {len(units)}, as many as the model has to remove",
+        )

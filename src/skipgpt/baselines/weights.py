@@ -1,0 +1,39 @@
+"""The weights of a layer as numbers, for methods that compute with them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from skipgpt.errors import UnsupportedModelError
+from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.surgery import routed_layers
+
+
+def base_weights(layer: RoutedLayer) -> dict[str, nn.Parameter]:
+    """The parameters of a layer by name, routers and LoRA left out."""
+    added = ("attn_router.", "mlp_router.")
+    return {
+        name: parameter
+        for name, parameter in layer.named_parameters()
+        if not name.startswith(added) and "lora_" not in name
+    }
+
+
+def refuse_quantized(model: nn.Module, doing: str) -> None:
+    """Raise where the base holds its weights as something that cannot be computed with.
+
+    Raises:
+        UnsupportedModelError: it does.
+    """
+    packed = any(
+        not parameter.is_floating_point()
+        for layer in routed_layers(model)
+        for parameter in base_weights(layer).values()
+    )
+    if packed or getattr(model, "is_quantized", False):
+        raise UnsupportedModelError(
+            doing,
+            got="a quantised base model",
+            expected="weights as floating-point numbers",
+            todo="load the base without --quantize (quantize=None), or choose another method",
+        )

@@ -1,0 +1,105 @@
+"""One stage of a run: the trainer, what watches it, where it resumes, and how it may end."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from skipgpt.config import Stage, TrainConfig
+from skipgpt.data import Blocks
+from skipgpt.errors import TrainingError
+from skipgpt.routing.decision import RuleAt
+from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest
+from skipgpt.training.run_folder import METRICS, RESUME, latest_state, steps_done
+from skipgpt.training.stages import plan, prepare
+from skipgpt.training.timing import training_speedup
+
+logger = logging.getLogger("skipgpt")
+
+
+def run_stage(
+    model: Any,
+    stage: Stage,
+    config: TrainConfig,
+    blocks: Blocks,
+    out: Path,
+    rule: RuleAt | None = None,
+) -> Any:
+    """Train one stage, from its last saved state if there is one.
+
+    Args:
+        model: with routers.
+        stage: what to train.
+        config: the run.
+        blocks: text.
+        out: the folder of the run; states go below it, and a line a log step to metrics.jsonl.
+        rule: how decisions are made while routers train, by the share of the stage that is done;
+            Gumbel samples where None.
+
+    Returns:
+        The trained model; with LoRA, it is wrapped by PEFT.
+
+    Raises:
+        TrainingError: the loss is no number, the disk refuses, or somebody asked to stop.
+    """
+    from transformers import default_data_collator
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from skipgpt.training.arguments import training_arguments
+    from skipgpt.training.trainer import RoutingTrainer
+
+    # A stage draws the same numbers whether or not earlier ones ran in this process.
+    torch.manual_seed(config.seed)
+    stage_plan = plan(stage, config)
+    states = out / RESUME / stage
+    resume_from = latest_state(states)
+    model = prepare(model, stage, config)
+    if stage == "lora" and resume_from is None:
+        _log_speedup(model, config, blocks, out)
+    stop = StopRequest()
+    trainer = RoutingTrainer(
+        plan=stage_plan,
+        rule=rule,
+        config=config,
+        model=model,
+        args=training_arguments(stage_plan, config, states, model.device),
+        train_dataset=[{"input_ids": row, "labels": row} for row in blocks.train],
+        data_collator=default_data_collator,
+        callbacks=[MetricsFile(out / METRICS, stage), ProgressBar(stage), stop],
+    )
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
+    try:
+        if resume_from and steps_done(resume_from) >= stage_plan.steps:
+            # Resumed at its end, transformers' Trainer would take one step too many.
+            trainer.load_weights(resume_from)
+        else:
+            with stop.listening():
+                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"training stage {stage}, step {trainer.state.global_step}",
+            got=str(error),
+            expected="room on the disk and permission to write",
+            todo="the state saved before is kept; make room and use --resume",
+        ) from error
+    if stop.received:
+        raise TrainingError(
+            f"training stage {stage}",
+            got=f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}",
+            todo="the state was saved; the same command with --resume goes on from it",
+        )
+    return model.eval()
+
+
+def _log_speedup(model: Any, config: TrainConfig, blocks: Blocks, out: Path) -> None:
+    """Say how much faster a healing step is than a dense one, in metrics.jsonl and to the log."""
+    ratio = training_speedup(model, blocks.train[: config.batch_size])
+    with (out / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"stage": "lora", "step": 0, "speedup_over_dense": ratio}) + "\n")
+    logger.info("stage lora: a sparse step runs at %.2fx dense speed", ratio)
