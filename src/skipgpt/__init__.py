@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from skipgpt.evaluation.calibrate import calibrate as calibrate
     from skipgpt.evaluation.perplexity import perplexity as perplexity
     from skipgpt.export import export_merged as export_merged
+    from skipgpt.export import export_static as export_static
     from skipgpt.model.auto import register as register
     from skipgpt.model.cache import SkipCache as SkipCache
     from skipgpt.model.surgery import add_routers as add_routers
@@ -41,6 +42,7 @@ _HOMES = {
     "calibrate": "evaluation.calibrate",
     "execution": "model.trace",
     "export_merged": "export",
+    "export_static": "export",
     "load": "checkpoint",
     "perplexity": "evaluation.perplexity",
     "push_to_hub": "checkpoint",

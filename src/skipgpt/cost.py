@@ -87,6 +87,21 @@ def _experts(layer: Any) -> tuple[int, float]:
     return _size(mlp.experts), config.num_experts_per_tok / total
 
 
+def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) -> float:
+    """FLOPs a token of the model with everything kept, routers left out.
+
+    Args:
+        model: with routers.
+        context: mean number of tokens that a token attends to.
+        head_tokens: share of tokens whose logits are computed.
+    """
+    total = 2 * head_tokens * _head(model)
+    for layer in routed_layers(model):
+        cost = layer_costs(layer)
+        total += 2 * (cost.kv + cost.qo + cost.mlp) + 4 * cost.core_width * context
+    return total
+
+
 def sparsities(
     model: nn.Module, keep: Mapping[Site, float], context: float, head_tokens: float = 1.0
 ) -> dict[str, float]:
@@ -127,5 +142,9 @@ def sparsities(
 def _always(model: nn.Module, head_tokens: float) -> float:
     """Parameters that every token uses: head and routers (an embedding look-up is free)."""
     routing = sum(_size(router) for router in routers(model).values())
+    return routing + head_tokens * _head(model)
+
+
+def _head(model: nn.Module) -> int:
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    return routing + head_tokens * size(head.weight)
+    return size(head.weight)

@@ -14,6 +14,7 @@ from typing import Any
 
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.greedy import greedy_order
+from skipgpt.baselines.units import sites_of
 from skipgpt.checkpoint import load
 from skipgpt.config import recipe
 from skipgpt.data import load_blocks
@@ -128,7 +129,7 @@ def demo(
     model, tokenizer = load(out / "checkpoint", merge=True, **where)
     blocks = load_blocks(["stdlib"], tokenizer, config.data)
     held = cut(blocks.held_out, config.data.evaluation_tokens)
-    removed = list(trained.static_order) or _static(model, blocks.train, config)
+    removed = sites_of(trained.static_order) or _static(model, blocks.train, config)
     base, _ = load(out / "checkpoint", merge=False, **where)
     with base.disable_adapter(), deciding(base, Forced.without(removed)):
         static = perplexity(base, held)

@@ -16,7 +16,8 @@ Where we differ:
   start from the unmerged model with ever lower thresholds until one reaches it, where it stops;
   the last merge takes no more layers than are still to go.
 - All parameters of attention and MLP are merged, biases and inner norms included, in any family;
-  there it is the seven projections of Llama. Norms around the modules stay as they are in both.
+  there it is the seven projections of Llama. Norms around the modules stay as they are in both;
+  so does what is no weight, such as a sliding window.
 - Layers of different make, such as dense ones beside mixtures of experts, are not merged.
 - They calibrate on 2 to 5 sentences, we on the blocks that we are given.
 """

@@ -6,16 +6,16 @@ from torch import nn
 
 from skipgpt.errors import UnsupportedModelError
 from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import routed_layers
 
 
 def base_weights(layer: RoutedLayer) -> dict[str, nn.Parameter]:
-    """The parameters of a layer by name, routers and LoRA left out."""
-    added = ("attn_router.", "mlp_router.")
+    """The parameters of a layer by name, without what routing and LoRA added."""
     return {
         name: parameter
         for name, parameter in layer.named_parameters()
-        if not name.startswith(added) and "lora_" not in name
+        if not is_routing(name) and "lora_" not in name
     }
 
 

@@ -12,18 +12,33 @@ from skipgpt.cli import options
 NAME = "export"
 HELP = """Write a checkpoint and its base model as one transformers folder, LoRA merged in.
 
-`AutoModelForCausalLM.from_pretrained` loads it after `skipgpt.register()`, or with
-trust_remote_code=True, and takes sparsity= there.
+--merged keeps the routers: `AutoModelForCausalLM.from_pretrained` loads the folder after
+`skipgpt.register()`, or with trust_remote_code=True, and takes sparsity= there.
+
+--static removes for good what hardly any token keeps, as measured on --data: an ordinary, smaller
+model of the base's family, which plain transformers loads and which `skipgpt train` takes as a
+base to heal it further. Prints what went, and the loss before and after.
 """ + options.examples(
     "skipgpt export out/nano-25 --merged --out out/nano-25-merged",
-    "skipgpt export out/8b --merged --dtype bfloat16 --out out/8b-merged --json",
+    "skipgpt export out/nano-25 --static --data stdlib --keep-rate 0.05 --out out/nano-small",
 )
 
 
 def run(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    merged: Annotated[bool, typer.Option("--merged", help="One folder with all weights.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="All weights, and the routers.")] = False,
+    static: Annotated[
+        bool, typer.Option("--static", help="A smaller model without routers.")
+    ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="For --static: text to measure on, as for train. Repeat."),
+    ] = None,
+    keep_rate: Annotated[
+        float, typer.Option(help="For --static: remove what a smaller share of tokens keeps.")
+    ] = 0.05,
+    block_size: Annotated[int, typer.Option(help="For --static: tokens a row.")] = 256,
     sparsity: options.Sparsity = None,
     base: options.BaseOverride = None,
     overwrite: options.Overwrite = False,
@@ -37,12 +52,38 @@ def run(
     """Parse, export, print."""
     from skipgpt.errors import ConfigError
 
-    if not merged:
-        raise ConfigError("exporting", got="no form", expected="--merged")
+    if merged == static:
+        got = "both forms" if merged else "no form"
+        raise ConfigError("exporting", got=got, expected="either --merged or --static")
+    if static != bool(data):
+        got = "--static without --data" if static else "--merged with --data"
+        raise ConfigError("exporting", got=got, expected="text to measure on, for --static alone")
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.export import export_merged
+    from skipgpt.config import DataConfig
+    from skipgpt.export import export_merged, export_static
 
-    export_merged(
-        folder, out, sparsity=sparsity, base=base, overwrite=overwrite, device=device, dtype=dtype
+    if merged:
+        export_merged(
+            folder,
+            out,
+            sparsity=sparsity,
+            base=base,
+            overwrite=overwrite,
+            device=device,
+            dtype=dtype,
+        )
+        options.emit({"out": str(out)}, as_json, f"{out}\nload it: see `skipgpt export --help`")
+        return
+    result = export_static(
+        folder,
+        out,
+        data=data or [],
+        keep_rate=keep_rate,
+        sparsity=sparsity,
+        cutting=DataConfig(block_size=block_size),
+        base=base,
+        overwrite=overwrite,
+        device=device,
+        dtype=dtype,
     )
-    options.emit({"out": str(out)}, as_json, f"{out}\nload it: see `skipgpt export --help`")
+    options.emit(result.to_dict(), as_json, f"{out}\n{result}")

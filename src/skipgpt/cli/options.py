@@ -21,6 +21,12 @@ Quantize = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data", help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."
+    ),
+]
 More = Annotated[
     list[str] | None,
     typer.Argument(metavar="SRC", help="More sources, as a shell's pattern gives them."),

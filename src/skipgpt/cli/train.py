@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from skipgpt.cli import options
+from skipgpt.cli import options, settings
 
 NAME = "train"
 HELP = """Train routers on a base model, heal it with LoRA, calibrate, and write a checkpoint.
@@ -25,10 +25,7 @@ def run(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Hub id, folder, checkpoint, or nano.")
     ],
-    data: Annotated[
-        list[str],
-        typer.Option(help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."),
-    ],
+    data: options.Data,
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     more: options.More = None,
     sparsity: Annotated[
@@ -37,21 +34,13 @@ def run(
     stages: Annotated[
         str | None, typer.Option(help="router, lora, joint; by commas.  [default: router,lora]")
     ] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Steps of the router stage, or of both: 200,100.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a forward.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens a row.")] = None,
-    lr: Annotated[
-        str | None, typer.Option(help="Rate of the router stage, or of both: 1e-2,1e-3.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="default or paper.  [default: default]")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, as key=value. Repeat.")
-    ] = None,
+    steps: settings.Steps = None,
+    batch_size: settings.BatchSize = None,
+    block_size: settings.BlockSize = None,
+    lr: settings.Lr = None,
+    recipe: settings.Recipe = None,
+    config: settings.Config = None,
+    set_: settings.Set = None,
     report_to: Annotated[
         str | None, typer.Option(help="Trackers of transformers: tensorboard, wandb …")
     ] = None,
@@ -70,10 +59,8 @@ def run(
     """Parse, train, print the result."""
     from skipgpt.checkpoint import is_checkpoint, read_info
     from skipgpt.config import recipe as named_recipe
-    from skipgpt.settings import override, read_toml
+    from skipgpt.settings import override
 
-    settings: dict[str, Any] = read_toml(config) if config else {}
-    settings |= dict(_setting(pair) for pair in set_ or [])
     named = {
         "target_sparsity": sparsity,
         "stages": stages,
@@ -81,15 +68,15 @@ def run(
         "data.block_size": block_size,
         "report_to": report_to,
         "seed": seed,
-        **_for_stages("steps", steps),
-        **_for_stages("learning_rate", lr),
+        **settings.for_stages("steps", steps),
+        **settings.for_stages("learning_rate", lr),
     }
-    settings |= {key: value for key, value in named.items() if value is not None}
+    given = settings.gathered(config, set_, named)
     if is_checkpoint(base):
-        settings.setdefault("target_sparsity", read_info(base).target_sparsity)
-    name = recipe or str(settings.get("recipe", "default"))
-    settings.pop("recipe", None)
-    resolved = override(named_recipe(name), settings)
+        given.setdefault("target_sparsity", read_info(base).target_sparsity)
+    name = recipe or str(given.get("recipe", "default"))
+    given.pop("recipe", None)
+    resolved = override(named_recipe(name), given)
     options.begin(quiet=quiet, seed=resolved.seed)
 
     from skipgpt.training.run import train
@@ -108,25 +95,3 @@ def run(
     losses = "\n".join(f"  {name:8} {each}" for name, each in result.held_out.items())
     text = f"{out}\non held-out text:\n{losses}"
     options.emit(result.to_dict(), as_json, text)
-
-
-def _setting(pair: str) -> tuple[str, str]:
-    from skipgpt.errors import ConfigError
-
-    key, equals, value = pair.partition("=")
-    if not equals:
-        raise ConfigError("reading --set", got=repr(pair), expected="key=value")
-    return key, value
-
-
-def _for_stages(name: str, values: str | None) -> dict[str, str]:
-    """`200,100` for `steps` as the settings of both stages."""
-    from skipgpt.errors import ConfigError
-
-    given = values.split(",") if values else []
-    keys = (f"router_stage.{name}", f"lora_stage.{name}")
-    if len(given) > len(keys):
-        raise ConfigError(
-            f"reading {name}", got=repr(values), expected="one value, or two with a comma"
-        )
-    return dict(zip(keys, given, strict=False))

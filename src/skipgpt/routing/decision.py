@@ -138,14 +138,16 @@ class Forced:
 
 @dataclass(frozen=True)
 class RandomRoutes:
-    """Routes at random: each decision skips with probability `sparsity`."""
+    """Routes at random: each decision skips with probability `sparsity`, one for all or by site."""
 
-    sparsity: float
+    sparsity: float | Mapping[Site, float]
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
         uniform = torch.rand(margin.shape, device=margin.device)
-        return ModuleDecision.hard(uniform >= self.sparsity, margin)
+        given = self.sparsity
+        share = given[site] if isinstance(given, Mapping) else given
+        return ModuleDecision.hard(uniform >= share, margin)
 
 
 RuleAt = Callable[[float], DecisionRule]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint import describe, is_checkpoint, load, read_info, save
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import Stage, TrainConfig, recipe
@@ -21,10 +23,9 @@ from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.quantized import check_quantization, quantization_of
-from skipgpt.model.surgery import add_routers, routers
+from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import execution, routing_state, set_sparsity
-from skipgpt.routing.decision import RuleAt, Site
-from skipgpt.routing.router import set_constant
+from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
 from skipgpt.training.callbacks import progress_bar
 from skipgpt.training.run_folder import (
@@ -37,6 +38,7 @@ from skipgpt.training.run_folder import (
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import plan
+from skipgpt.training.start import start_routers, static_solution
 from skipgpt.training.static_blend import blend_with_static
 
 logger = logging.getLogger("skipgpt")
@@ -56,7 +58,7 @@ class TrainResult:
     info: CheckpointInfo
     held_out: dict[str, Perplexity]
     folder: str
-    static_order: tuple[Site, ...] = ()
+    static_order: tuple[Unit, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -127,7 +129,10 @@ def train(
         begin_run(out, facts, *(["bitsandbytes"] if quantization_of(model) else []))
     held = cut(blocks.held_out, config.data.evaluation_tokens)
     measured: dict[str, Perplexity] = {}
-    static_order: list[Site] = []
+    static_order: list[Unit] = []
+    if not is_checkpoint(base) and not done:
+        with _search_bar() as advance:
+            static_order = start_routers(model, config, blocks.train, advance)
     with execution(model, "dense"):
         measured["dense"] = perplexity(model, held)
     for stage in config.stages:
@@ -135,7 +140,11 @@ def train(
             model = run_stage(model, stage, config, blocks, out, rule)
             calibration = cut(blocks.calibration, config.data.calibration_tokens)
             if stage != "lora" and config.router_stage.static_blend:
-                static_order = _blend(model, config, blocks, calibration)
+                static_order = static_order or _search_static(model, config, blocks)
+                strength = blend_with_static(
+                    model, static_order, calibration, config.target_sparsity
+                )
+                logger.info("stage router: blended with static removal at strength %g", strength)
             calibrate(model, calibration, target=config.target_sparsity)
             measured[stage] = perplexity(model, held)
             info = _save_stage(model, stage, config, out, info, measured[stage].sparsity)
@@ -165,9 +174,6 @@ def _start(
         )
     _check_lora_targets(model, config)
     add_routers(model, config.router)
-    if config.router_stage.start == "keep":
-        for router in routers(model).values():
-            set_constant(router, 1.0)
     return model, tokenizer, describe(model, base)
 
 
@@ -236,17 +242,19 @@ def _save_stage(
     return save(model, out, info, overwrite=True)
 
 
-def _blend(model: Any, config: TrainConfig, blocks: Blocks, calibration: Tensor) -> list[Site]:
-    train = cut(blocks.train, config.router_stage.static_tokens)
-    bar = progress_bar(0, "greedy static removal")
+def _search_static(model: Any, config: TrainConfig, blocks: Blocks) -> list[Unit]:
+    text = cut(blocks.train, config.router_stage.static_tokens)
+    with _search_bar() as advance:
+        return static_solution(model, text, config.target_sparsity, advance)
 
-    def advance(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
 
-    with bar:
-        order, strength = blend_with_static(
-            model, train, calibration, config.target_sparsity, advance
-        )
-    logger.info("stage router: blended with static removal at strength %g", strength)
-    return order
+@contextmanager
+def _search_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for the greedy search, as a function of what is done and there is to do."""
+    with progress_bar(0, "greedy static removal") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance

@@ -73,12 +73,13 @@ def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     """Parameter groups of what trains, each with its stage's rate; biases do not decay."""
     rates = {
         "router": config.router_stage.learning_rate,
+        "stand_in": config.router_stage.stand_in_rate,
         "lora": config.lora_stage.learning_rate,
     }
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "lora" if "lora_" in name else "router"
+            kind = "lora" if "lora_" in name else "stand_in" if "_stand_in." in name else "router"
             groups.setdefault((kind, name.endswith("bias")), []).append(parameter)
     return [
         {

@@ -10,44 +10,34 @@ deciding only between tokens of the last module; the best strength on calibratio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from skipgpt.baselines.greedy import greedy_order, static_margins
+from skipgpt.baselines.static import constant_margins
+from skipgpt.baselines.units import Unit
 from skipgpt.evaluation.calibrate import run_at_threshold
 from skipgpt.model.surgery import routers
 from skipgpt.routing.calibration import calibrate as find_threshold
 from skipgpt.routing.calibration import quantile_threshold
-from skipgpt.routing.decision import Site
 from skipgpt.routing.router import add_to_margin
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 64.0)
 """In standard deviations of the trained margins."""
 
 
-def blend_with_static(
-    model: Any,
-    train: Tensor,
-    calibration: Tensor,
-    sparsity: float,
-    on_step: Callable[[int, int], None] | None = None,
-) -> tuple[list[Site], float]:
-    """Find the greedy static removal and blend it into the routers' biases.
+def blend_with_static(model: Any, order: list[Unit], calibration: Tensor, sparsity: float) -> float:
+    """Blend the greedy static removal into the routers' biases.
 
     Args:
         model: with trained routers; their biases are changed in place.
-        train: [N, T] token ids that the removal is chosen on.
+        order: the removal, first removed first.
         calibration: [N, T] token ids that the strength is chosen on.
         sparsity: share of modules to skip.
-        on_step: called with trials of the search done and in all.
 
     Returns:
-        The removed sites, first removed first, and the chosen strength.
+        The chosen strength.
     """
-    removals = max(1, round(sparsity * len(routers(model))))
-    order = greedy_order(model, train, removals, on_step=on_step)
     margins, _ = run_at_threshold(model, calibration, -math.inf)
     unit = margins.std().clamp(min=1e-3).item()
     losses = {}
@@ -57,11 +47,11 @@ def blend_with_static(
         _shift(model, order, -strength * unit)
     best = min(losses, key=lambda strength: losses[strength])
     _shift(model, order, best * unit)
-    return order, best
+    return best
 
 
-def _shift(model: Any, order: list[Site], amount: float) -> None:
-    for site, margin in static_margins(model, order).items():
+def _shift(model: Any, order: list[Unit], amount: float) -> None:
+    for site, margin in constant_margins(model, order).items():
         add_to_margin(routers(model)[site], amount * margin)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint and its base model as one ordinary transformers folder."""
+"""A checkpoint and its base model as one transformers folder that still routes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from skipgpt.atomic import staged
-from skipgpt.checkpoint import load, read_info
-from skipgpt.errors import CheckpointError
+from skipgpt.checkpoint import load
+from skipgpt.export.checks import exportable
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
 from skipgpt.model.families import family_of
 from skipgpt.model.trace import routing_state
@@ -47,22 +47,7 @@ def export_merged(
         AutoModelForCausalLM.from_pretrained("out/llama-25-merged", sparsity=0.4)
     """
     out = Path(out)
-    if (out / "config.json").exists() and not overwrite:
-        raise CheckpointError(
-            f"writing to {out}",
-            got="a folder that already holds a model",
-            expected="an empty or new folder",
-            todo="pass --overwrite (overwrite=True) to replace it",
-        )
-    info = read_info(folder)
-    if info.quantization:
-        raise CheckpointError(
-            f"exporting the checkpoint {folder}",
-            got=f"a base held in {info.quantization}",
-            expected="weights that LoRA can be merged into; quantised ones would be rounded once "
-            "more, which moves every logit",
-            todo="use the checkpoint as it is: skipgpt.load quantises its base again",
-        )
+    info = exportable(folder, out, overwrite)
     model, tokenizer = load(
         folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
     )

@@ -51,18 +51,6 @@ def test_each_removal_is_the_cheapest_one_left(fitted: nn.Module) -> None:
         assert losses[site] == min(losses.values())
 
 
-def test_a_removal_counts_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Either of two modules can go, but not both: each does the other's work.
-    twins, third = {Site(0, "mlp"), Site(1, "mlp")}, Site(2, "attn")
-
-    def loss(model: nn.Module, blocks: object, removed: list[Site], **_: object) -> float:
-        dear = 5 * len(set(removed) - twins - {third}) + 9 * (twins <= set(removed))
-        return dear + 2 * (third in removed) + len(twins & set(removed))
-
-    monkeypatch.setattr("skipgpt.baselines.greedy.static_loss", loss)
-    assert greedy_order(tiny_routed(), rows(1), 2) == [Site(0, "mlp"), third]
-
-
 def test_what_the_routers_say_does_not_matter(fitted: nn.Module) -> None:
     before = greedy_order(fitted, rows(8), 3)
     state = [{k: t.clone() for k, t in r.state_dict().items()} for r in routers(fitted).values()]

@@ -1,0 +1,84 @@
+"""Mixture-of-Depths: the best tokens of each layer run, by rank instead of by threshold.
+
+Sources: MoD, arXiv 2404.02258 (whole layers); MoD-D, the SkipGPT authors' variant with a router for
+each module. As in their code the first and the last layer stay dense, keys and values are computed
+for all tokens, and the raw score scales a module's output. The rank of a token depends on later
+ones, so the selection is not causal; `AboveThresholds` is the causal variant beside it. Differs
+from both: routers start at the score 1, since the base is frozen and made for outputs unscaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import MODULES, deciding, execution, record_routing
+from skipgpt.routing.decision import ModuleDecision, Site
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Run the share of tokens in each row whose margins are highest; their margin is the gate.
+
+    Attributes:
+        sparsity: share of tokens that skip, at every site that is not dense.
+        dense: layers that skip nothing.
+    """
+
+    sparsity: float
+    dense: frozenset[int] = frozenset()
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module; margins are [B, T]."""
+        if site.layer in self.dense:
+            return ModuleDecision.hard(torch.ones_like(margin, dtype=torch.bool), margin)
+        count = max(1, round((1 - self.sparsity) * margin.shape[1]))
+        best = margin.topk(count, dim=1).indices
+        keep = torch.zeros_like(margin, dtype=torch.bool).scatter(1, best, True)
+        return ModuleDecision(keep, margin * keep, margin)
+
+
+@dataclass(frozen=True)
+class AboveThresholds:
+    """Run the tokens whose margin is above their site's threshold; their margin is the gate.
+
+    Attributes:
+        values: by site; sites without one skip nothing.
+    """
+
+    values: Mapping[Site, float]
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module; margins are [B, T]."""
+        if site not in self.values:
+            return ModuleDecision.hard(torch.ones_like(margin, dtype=torch.bool), margin)
+        keep = margin > self.values[site]
+        return ModuleDecision(keep, margin * keep, margin)
+
+
+def top_k_rule(model: nn.Module, sparsity: float) -> TopK:
+    """The rule that reaches a sparsity over all layers with the first and the last one dense."""
+    layers = len(routed_layers(model))
+    dense = frozenset({0, layers - 1}) if layers > 2 else frozenset[int]()
+    return TopK(min(0.95, sparsity * layers / (layers - len(dense))), dense)
+
+
+@torch.no_grad()
+def layer_thresholds(model: nn.Module, blocks: Tensor, rule: TopK) -> AboveThresholds:
+    """Thresholds that keep as many tokens of blocks [N, T] at each site as the ranks do."""
+    with execution(model, "gated"), deciding(model, rule), record_routing(model) as trace:
+        total_loss(model, blocks)
+    values = {}
+    for layer in routed_layers(model):
+        if layer.index in rule.dense:
+            continue
+        for module in MODULES:
+            seen = [getattr(step.decisions[layer.index], module).margin for step in trace.steps]
+            margins = torch.cat([margin.flatten() for margin in seen])
+            values[Site(layer.index, module)] = margins.quantile(rule.sparsity).item()
+    return AboveThresholds(values)

@@ -1,0 +1,77 @@
+"""skipgpt compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skipgpt.cli import options, settings
+
+NAME = "compare"
+HELP = """Train or compute methods on one base and one text, and measure them at the same budget.
+
+Methods, by commas: dense router joint coupled sequence random mod mod-d d-llm shortgpt sleb
+shortened-ppl shortened-taylor llm-drop blockpruner laco. +lora after dense, router or a static one
+heals it; @paper takes that recipe; :key=value changes a setting. Steps, batch and data are those
+of the comparison for all. Results are cached in --out: one more method costs one method.
+""" + options.examples(
+    "skipgpt compare nano --data stdlib --methods dense,router,router@paper,sleb --steps 200 "
+    "--out out/compare",
+    "skipgpt compare llama-8b --data corpus --methods router+lora,blockpruner+lora,dense+lora "
+    "--sparsity 0.25,0.4 --seeds 0,1 --device cuda --out out/8b",
+)
+
+
+def run(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Hub id, folder, or nano.")],
+    data: options.Data,
+    methods: Annotated[str, typer.Option(help="What to compare, by commas.")],
+    out: Annotated[Path, typer.Option(help="Folder of results and checkpoints.")],
+    more: options.More = None,
+    sparsity: Annotated[str, typer.Option(help="Budgets, by commas.")] = "0.25",
+    seeds: Annotated[str, typer.Option(help="By commas; several give a spread.")] = "0",
+    dial: Annotated[
+        str | None, typer.Option(help="Other budgets to read every checkpoint at, by commas.")
+    ] = None,
+    steps: settings.Steps = None,
+    batch_size: settings.BatchSize = None,
+    block_size: settings.BlockSize = None,
+    lr: settings.Lr = None,
+    recipe: settings.Recipe = None,
+    config: settings.Config = None,
+    set_: settings.Set = None,
+    as_json: options.Json = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Parse, compare, print the table."""
+    options.begin(quiet=quiet)
+    from skipgpt.comparison.compare import compare
+
+    named = {
+        "batch_size": batch_size,
+        "data.block_size": block_size,
+        **settings.for_stages("steps", steps),
+        **settings.for_stages("learning_rate", lr),
+    }
+    given = settings.gathered(config, set_, named)
+    name = recipe or str(given.pop("recipe", "default"))
+    given.pop("recipe", None)
+    result = compare(
+        base,
+        [*data, *(more or [])],
+        out,
+        methods.split(","),
+        sparsities=settings.numbers("--sparsity", sparsity),
+        seeds=[int(seed) for seed in settings.numbers("--seeds", seeds)],
+        dial=settings.numbers("--dial", dial) if dial else (),
+        recipe=name,
+        settings=given,
+        device=device,
+        dtype=dtype,
+    )
+    options.emit(result.to_dict(), as_json, f"{result.to_terminal()}\n{out}/comparison.svg")

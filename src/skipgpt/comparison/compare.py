@@ -1,0 +1,183 @@
+"""Compare methods: each is produced once, and found again by what it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from skipgpt.atomic import staged, to_json
+from skipgpt.comparison import static, trained
+from skipgpt.comparison.job import Job, prepare, run_folder
+from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
+from skipgpt.comparison.plot import plot
+from skipgpt.comparison.result import Comparison, Row
+from skipgpt.config import check_sparsity
+from skipgpt.errors import ConfigError
+from skipgpt.settings import from_dict, to_dict
+from skipgpt.training.callbacks import progress_bar
+
+logger = logging.getLogger("skipgpt")
+
+CACHE_VERSION = 1
+"""Counted up when a change of the code changes what methods give."""
+
+
+def compare(
+    base: str,
+    data: list[str],
+    out: str | Path,
+    methods: Sequence[str],
+    *,
+    sparsities: Sequence[float] = (0.25,),
+    seeds: Sequence[int] = (0,),
+    dial: Sequence[float] = (),
+    recipe: str = "default",
+    settings: dict[str, Any] | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> Comparison:
+    """Train or compute methods and measure them on the same held-out text.
+
+    Args:
+        base: hub id, folder, or `nano`.
+        data: sources of text; see `skipgpt.data.read_documents`.
+        out: results are cached below it, so that one more method costs one method; in the end it
+            holds `comparison.json`, `comparison.md` and `comparison.svg`.
+        methods: as `skipgpt.comparison.method` reads them.
+        sparsities: budgets, as shares of modules to skip.
+        seeds: of everything random; several give a spread.
+        dial: other budgets at which every checkpoint is read, too.
+        recipe: settings of methods that name none.
+        settings: dotted settings, as for `skipgpt train`; data, steps and batch hold for all.
+        device: where to run.
+        dtype: of the base model.
+
+    Raises:
+        SkipGPTError: with whatever went wrong; what was finished before stays cached.
+
+    Example:
+        skipgpt.compare("nano", ["stdlib"], "out/compare", ["dense", "router", "sleb"])
+    """
+    wanted = list(dict.fromkeys(parse_method(text) for text in methods))
+    budgets = [check_sparsity(sparsity) for sparsity in (*sparsities, *dial)][: len(sparsities)]
+    if not wanted or not budgets or not seeds:
+        raise ConfigError("comparing", got="nothing to compare", expected="methods and budgets")
+    out = Path(out)
+    job = prepare(base, data, recipe, dict(settings or {}), device=device, dtype=dtype)
+    for method in wanted:  # a wrong setting of the last method is found before the first one runs
+        job.config(method, budgets[0], seeds[0])
+    work = _Work(job, out)
+    rows: list[Row] = []
+    bar = progress_bar(len(wanted) * len(budgets) * len(seeds), "methods")
+    with bar:
+        for method in wanted:
+            for sparsity in budgets:
+                for seed in seeds:
+                    bar.set_postfix_str(f"{method} at {sparsity:g}")
+                    found = work.rows(method, sparsity, seed)
+                    rows += found
+                    if dial and method.kind in TRAINED and found[0].checkpoint:
+                        rows += work.dial(method, found[0], tuple(dial))
+                    bar.update()
+    facts = {
+        "base": base,
+        "data": data,
+        "recipe": recipe,
+        "settings": to_dict(job.config(Method(DENSE), budgets[0], seeds[0])),
+        "tokens": job.dense.tokens,
+        "dense_nll_per_token": job.dense.nll_per_token,
+        "dense_flops": job.dense_flops,
+    }
+    result = Comparison(tuple(_once(rows)), facts)
+    with staged(out) as stage:
+        (stage / "comparison.json").write_text(to_json(result.to_dict()), encoding="utf-8")
+        (stage / "comparison.md").write_text(result.to_markdown() + "\n", encoding="utf-8")
+        plot(result, stage / "comparison.svg")
+    return result
+
+
+class _Work:
+    """Produces rows, or finds those of an earlier call.
+
+    Args:
+        job: what all methods share.
+        out: where rows and checkpoints are kept.
+    """
+
+    def __init__(self, job: Job, out: Path) -> None:
+        self.job, self.out = job, out
+
+    def rows(self, method: Method, sparsity: float, seed: int) -> list[Row]:
+        """The rows of one method; nothing is random about the base or about a static removal."""
+        if not method.lora and method.kind not in TRAINED and method.kind != RANDOM:
+            seed = 0
+        if method == Method(DENSE):
+            sparsity = 0.0
+        key = self._key(method, sparsity, seed)
+        if (cached := self._read(key)) is not None:
+            return cached
+        logger.info("%s at %g, seed %d", method, sparsity, seed)
+        return self._write(key, self._produce(method, sparsity, seed, key))
+
+    def dial(self, method: Method, row: Row, sparsities: tuple[float, ...]) -> list[Row]:
+        """The rows of one checkpoint at other budgets."""
+        key = self._key(method, row.target, row.seed, sparsities)
+        if (cached := self._read(key)) is not None:
+            return cached
+        return self._write(key, trained.read_dial(self.job, method, row, sparsities))
+
+    def _produce(self, method: Method, sparsity: float, seed: int, key: str) -> list[Row]:
+        job = self.job
+        config = job.config(method, sparsity, seed)
+        folder = run_folder(self.out, method, sparsity, seed, key)
+        if method.kind == DENSE and not method.lora:
+            return [job.row(method, 0.0, 0, job.dense)]
+        if method.kind == RANDOM:
+            routers = Method("router", False, method.recipe, method.settings)
+            return trained.random_routes(job, method, self.rows(routers, sparsity, seed)[0])
+        if method.kind not in TRAINED:
+            if method.lora:
+                return static.heal(job, method, config, folder)
+            return static.remove(job, method, sparsity, seed)
+        if TRAINED[method.kind].top_k:
+            return trained.train_top_k(job, method, config, folder)
+        if method.lora:
+            routers = Method(method.kind, False, method.recipe, method.settings)
+            return trained.heal(job, method, config, self.rows(routers, sparsity, seed)[0], folder)
+        return trained.train_router(job, method, config, folder)
+
+    def _key(self, method: Method, sparsity: float, seed: int, dial: tuple[float, ...] = ()) -> str:
+        made_of = {
+            "version": CACHE_VERSION,
+            "method": str(method),
+            "config": to_dict(self.job.config(method, sparsity, seed)),
+            "base": self.job.fingerprint,
+            "text": self.job.blocks.fingerprint,
+            "where": self.job.where,
+            "dial": dial,
+        }
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+    def _read(self, key: str) -> list[Row] | None:
+        path = self.out / "cache" / f"{key}.json"
+        if not path.is_file():
+            return None
+        rows = [from_dict(Row, row, f"reading {path}") for row in json.loads(path.read_text())]
+        # A checkpoint may have been deleted since to save room; whoever needs it makes it again.
+        gone = any(row.checkpoint and not Path(row.checkpoint).is_dir() for row in rows)
+        return None if gone else rows
+
+    def _write(self, key: str, rows: list[Row]) -> list[Row]:
+        with staged(self.out / "cache") as stage:
+            text = to_json([to_dict(row) for row in rows])
+            (stage / f"{key}.json").write_text(text, encoding="utf-8")
+        return rows
+
+
+def _once(rows: list[Row]) -> list[Row]:
+    """Without the repetitions of rows that belong to no budget or seed, as dense does."""
+    return list({(row.method, row.target, row.seed): row for row in rows}.values())

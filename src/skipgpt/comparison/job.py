@@ -1,0 +1,135 @@
+"""What all methods of a comparison share: base, text, budget of training, and the dense loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.comparison.method import TRAINED, Method
+from skipgpt.comparison.result import Row
+from skipgpt.config import RouterConfig, TrainConfig, recipe
+from skipgpt.cost import flops_per_token
+from skipgpt.data import Blocks, load_blocks
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.model.base import fingerprint, load_base
+from skipgpt.model.surgery import add_routers
+from skipgpt.model.trace import execution
+from skipgpt.settings import override
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One comparison's common ground.
+
+    Attributes:
+        base: hub id, folder or `nano`.
+        data: sources of text.
+        recipe: of methods that name none.
+        settings: dotted settings that hold for every method.
+        blocks: the text.
+        dense: what the base model reaches on the held-out text.
+        dense_flops: FLOPs a token of the base model at this block size.
+        fingerprint: of the base's weights.
+        where: `device` and `dtype`.
+    """
+
+    base: str
+    data: list[str]
+    recipe: str
+    settings: dict[str, Any]
+    blocks: Blocks
+    dense: Perplexity
+    dense_flops: float
+    fingerprint: str
+    where: dict[str, Any]
+
+    def config(self, method: Method, sparsity: float, seed: int) -> TrainConfig:
+        """The settings of one method: its recipe's, with the data, steps and batch of the job.
+
+        Equal training is the point of a comparison, so a recipe brings everything but how much
+        it trains on.
+        """
+        main = override(recipe(self.recipe), self.settings)
+        chosen = recipe(method.recipe or self.recipe)
+        shared = dataclasses.replace(
+            chosen,
+            data=main.data,
+            batch_size=main.batch_size,
+            accumulation=main.accumulation,
+            router_stage=dataclasses.replace(chosen.router_stage, steps=main.router_stage.steps),
+            lora_stage=main.lora_stage,
+        )
+        own = dict(TRAINED[method.kind].settings) if method.kind in TRAINED else {}
+        own.setdefault("stages", ["router"])
+        if method.recipe is None:
+            shared = override(shared, self.settings)
+        return override(
+            shared, own | dict(method.settings) | {"target_sparsity": sparsity, "seed": seed}
+        )
+
+    def routed(self, router: RouterConfig | None = None, seed: int = 0) -> Any:
+        """The base model, loaded again, with new routers."""
+        torch.manual_seed(seed)
+        return add_routers(load_base(self.base, **self.where)[0], router).eval()
+
+    def held_out(self) -> Tensor:
+        """The text that every row is measured on, [N, T]."""
+        return cut(self.blocks.held_out, self._data().evaluation_tokens)
+
+    def calibration(self) -> Tensor:
+        """The text that thresholds are set on, [N, T]."""
+        return cut(self.blocks.calibration, self._data().calibration_tokens)
+
+    def searched(self) -> Tensor:
+        """The training text that static methods choose on, [N, T]."""
+        config = override(recipe(self.recipe), self.settings)
+        return cut(self.blocks.train, config.router_stage.static_tokens)
+
+    def row(
+        self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any
+    ) -> Row:
+        """A row of the result."""
+        return Row(
+            method=str(method),
+            target=sparsity,
+            seed=seed,
+            sparsity=measured.sparsity,
+            nll_per_token=measured.nll_per_token,
+            excess_nll=measured.nll_per_token - self.dense.nll_per_token,
+            flops=self.dense_flops * (1 - measured.sparsity["flops"]),
+            **facts,
+        )
+
+    def _data(self) -> Any:
+        return override(recipe(self.recipe), self.settings).data
+
+
+def prepare(
+    base: str, data: list[str], recipe_name: str, settings: dict[str, Any], **where: str
+) -> Job:
+    """Load the base and the text, and measure the base on it.
+
+    Raises:
+        SkipGPTError: base, text or settings cannot be used.
+    """
+    config = override(recipe(recipe_name), settings)
+    model, tokenizer = load_base(base, **where)
+    print_of_base = fingerprint(model)
+    blocks = load_blocks(data, tokenizer, config.data)
+    add_routers(model)
+    with execution(model, "dense"):
+        dense = perplexity(model, cut(blocks.held_out, config.data.evaluation_tokens))
+    flops = flops_per_token(model, context=(blocks.held_out.shape[1] + 1) / 2)
+    return Job(base, data, recipe_name, settings, blocks, dense, flops, print_of_base, where)
+
+
+def run_folder(out: Path, method: Method, sparsity: float, seed: int, key: str) -> Path:
+    """Where a trained method keeps its checkpoint."""
+    name = "".join(c if c.isalnum() or c in "+-." else "-" for c in str(method))
+    return out / "runs" / f"{name[:60]}-{sparsity:g}-seed{seed}-{key[:8]}"

@@ -1,0 +1,55 @@
+"""The picture of a comparison: loss against FLOPs, one line a method."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from skipgpt.comparison.result import Comparison, Line
+
+logger = logging.getLogger("skipgpt")
+
+
+def plot(comparison: Comparison, path: Path) -> bool:
+    """Draw a comparison into an SVG file.
+
+    Args:
+        comparison: what to draw.
+        path: of the file.
+
+    Returns:
+        False where matplotlib is not installed; that is said and nothing is drawn.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.info("no plot: it needs matplotlib (pip install 'skipgpt[report]')")
+        return False
+    groups: dict[str, list[Line]] = {}
+    for line in comparison.lines():
+        groups.setdefault(line.rows[0].method, []).append(line)
+    dense = comparison.facts["dense_nll_per_token"]
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, lines) in enumerate(groups.items()):
+        if name == "dense":
+            continue
+        lines.sort(key=lambda line: line.share("flops"))
+        axes.errorbar(
+            [100 * (1 - line.share("flops")) for line in lines],
+            [dense + line.excess for line in lines],
+            [line.spread for line in lines],
+            label=name,
+            marker="osD^vP*X"[number % 8],
+            color=f"C{number % 10}",
+            linestyle=("-", "--", ":")[number // 10 % 3],
+            linewidth=2.5 if name.startswith("router") else 1.2,
+            capsize=2,
+        )
+    axes.axhline(dense, color="black", linewidth=1, linestyle=":", label="dense")
+    axes.set_xlabel("FLOPs a token, % of dense")
+    axes.set_ylabel("held-out loss, nats a token")
+    axes.set_title(f"{comparison.facts['base']} on {', '.join(comparison.facts['data'])}")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.savefig(path)
+    return True

@@ -1,0 +1,146 @@
+"""The rows of a comparison, as JSON and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+COLUMNS = ("method", "nats/token", "excess", "module", "attn", "mlp", "params", "flops")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget and seed.
+
+    Attributes:
+        method: as it was asked for, and in brackets how else it was evaluated.
+        target: the module sparsity that was asked for.
+        seed: of its training.
+        sparsity: measured on the held-out text: module, attn, mlp, params, flops.
+        nll_per_token: held-out loss in nats.
+        excess_nll: above the dense base model.
+        flops: FLOPs a token that run.
+        seconds: wall-clock of producing the method, measuring it left out where that is separate.
+        note: what has to be known to read the row.
+        checkpoint: the folder of the trained model, where there is one.
+    """
+
+    method: str
+    target: float
+    seed: int
+    sparsity: dict[str, float]
+    nll_per_token: float
+    excess_nll: float
+    flops: float
+    seconds: float = 0.0
+    note: str = ""
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """The seeds of one method at one budget.
+
+    Attributes:
+        rows: one a seed.
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def excess(self) -> float:
+        """Mean over seeds."""
+        return mean(row.excess_nll for row in self.rows)
+
+    @property
+    def spread(self) -> float:
+        """Half of what lies between the best and the worst seed."""
+        excesses = [row.excess_nll for row in self.rows]
+        return (max(excesses) - min(excesses)) / 2
+
+    def share(self, name: str) -> float:
+        """A sparsity, mean over seeds."""
+        return mean(row.sparsity[name] for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was measured.
+
+    Attributes:
+        rows: in the order of methods, budgets and seeds.
+        facts: base, text and settings that all of them share.
+    """
+
+    rows: tuple[Row, ...]
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[Line]:
+        """Rows by method and budget, seeds together, in the order of the rows."""
+        groups: dict[tuple[str, float], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault((row.method, row.target), []).append(row)
+        return [Line(tuple(rows)) for rows in groups.values()]
+
+    def times_router(self, line: Line) -> float | None:
+        """How many times the excess of `router` at the same FLOPs, or None where that is unknown.
+
+        The excess of `router` is interpolated between its budgets, and 0 at dense.
+        """
+        points = [
+            (other.share("flops"), other.excess)
+            for other in self.lines()
+            if other.rows[0].method == "router"
+        ]
+        curve = sorted([(0.0, 0.0), *points])
+        wanted = line.share("flops")
+        for (low, at_low), (high, at_high) in pairwise(curve):
+            if low < wanted <= high + 0.01:
+                ours = at_low + (at_high - at_low) * (wanted - low) / (high - low)
+                return line.excess / ours if ours > 0 else None
+        return None
+
+    def to_markdown(self) -> str:
+        """The table of docs/results.md."""
+        head = [*COLUMNS, "x router", "seconds", "note"]
+        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        lines += ["| " + " | ".join(cells) + " |" for cells in self._cells()]
+        return "\n".join(lines)
+
+    def to_terminal(self) -> str:
+        """The same table in columns."""
+        table = [[*COLUMNS, "x router", "seconds", "note"], *self._cells()]
+        widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if n in (0, len(row) - 1) else cell.rjust(width)
+                for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in table
+        )
+
+    def _cells(self) -> list[list[str]]:
+        cells = []
+        for line in self.lines():
+            first, several = line.rows[0], len(line.rows) > 1
+            spread = f" ± {line.spread:.4f}" if several else ""
+            times = self.times_router(line)
+            cells.append(
+                [
+                    first.method,
+                    f"{mean(row.nll_per_token for row in line.rows):.4f}",
+                    f"{line.excess:.4f}{spread}",
+                    *(f"{line.share(name):.1%}" for name in COLUMNS[3:]),
+                    "" if times is None else f"{times:.1f}",
+                    f"{mean(row.seconds for row in line.rows):.0f}",
+                    first.note,
+                ]
+            )
+        return cells

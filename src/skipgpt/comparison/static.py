@@ -1,0 +1,88 @@
+"""Methods that remove the same modules for every token, with and without healing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from skipgpt.baselines.registry import STATIC
+from skipgpt.baselines.static import constant_routes
+from skipgpt.baselines.units import Unit, sites_of, units_of
+from skipgpt.comparison.job import Job
+from skipgpt.comparison.method import DENSE, Method
+from skipgpt.comparison.result import Row
+from skipgpt.config import TrainConfig
+from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.model.trace import deciding
+from skipgpt.routing.decision import Forced
+from skipgpt.training.run_stage import run_stage
+
+
+def remove(job: Job, method: Method, sparsity: float, seed: int) -> list[Row]:
+    """A static method at exactly this budget.
+
+    Between two numbers of removals the losses are interpolated: that is what removing the larger
+    number for a share of the sequences, and the smaller for the others, would give.
+    """
+    low, high, share = _counts(job, method, sparsity)
+    began = time.perf_counter()
+    measured = [_without(job, method, count) for count in sorted({low, high})]
+    seconds = time.perf_counter() - began
+    mixed = measured[0] if low == high else _mixture(measured[0], measured[1], share)
+    kind = STATIC[method.kind].units
+    note = f"{low} {kind} removed" if low == high else f"between {low} and {high} {kind} removed"
+    return [job.row(method, sparsity, seed, mixed, note=note, seconds=seconds)]
+
+
+def heal(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
+    """Stage `lora` around a static removal, or around the whole base model."""
+    sparsity, began = config.target_sparsity, time.perf_counter()
+    if method.kind == DENSE:
+        model, removed, note = job.routed(), list[Unit](), ""
+    else:
+        low, high, share = _counts(job, method, sparsity)
+        model, removed = _removed(job, method, high if share >= 0.5 else low)
+        note = f"{len(removed)} {STATIC[method.kind].units} removed"
+    constant_routes(model, removed)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = run_stage(model, "lora", config, job.blocks, folder)
+    seconds = time.perf_counter() - began
+    measured = perplexity(model, job.held_out())
+    return [job.row(method, sparsity, config.seed, measured, note=note, seconds=seconds)]
+
+
+def _counts(job: Job, method: Method, sparsity: float) -> tuple[int, int, float]:
+    """The whole numbers of removals around a budget, and the share of the larger."""
+    exact = sparsity * len(units_of(job.routed(), STATIC[method.kind].units))
+    low, high = math.floor(exact + 1e-9), math.ceil(exact - 1e-9)
+    return low, high, exact - low
+
+
+def _removed(job: Job, method: Method, count: int) -> tuple[Any, list[Unit]]:
+    """A fresh model, changed if the method does that, and what it removes."""
+    model = job.routed()
+    return model, STATIC[method.kind].order(model, job.searched(), count) if count else []
+
+
+def _without(job: Job, method: Method, count: int) -> Perplexity:
+    model, removed = _removed(job, method, count)
+    with deciding(model, Forced.without(sites_of(removed))):
+        return perplexity(model, job.held_out())
+
+
+def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:
+    """What sequences give of which this share runs at the higher sparsity."""
+
+    def between(a: float, b: float) -> float:
+        return a + (b - a) * share
+
+    nll = between(low.nll_per_token, high.nll_per_token)
+    return dataclasses.replace(
+        low,
+        nll_per_token=nll,
+        perplexity=math.exp(min(nll, 700.0)),
+        sparsity={name: between(low.sparsity[name], high.sparsity[name]) for name in low.sparsity},
+    )

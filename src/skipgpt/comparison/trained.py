@@ -1,0 +1,137 @@
+"""Methods whose routes are learned: produced by `skipgpt.train`, measured where that measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
+from skipgpt.checkpoint import is_checkpoint, load
+from skipgpt.comparison.job import Job
+from skipgpt.comparison.method import Method
+from skipgpt.comparison.result import Row
+from skipgpt.config import TrainConfig
+from skipgpt.evaluation.perplexity import perplexity, total_loss
+from skipgpt.model.trace import deciding, execution, record_routing, set_sparsity
+from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
+from skipgpt.training.run import TrainResult, train
+from skipgpt.training.run_folder import RUN
+from skipgpt.training.run_stage import run_stage
+from skipgpt.training.start import start_routers
+
+
+def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
+    """Routers, evaluated deterministically and, for the recipe `paper`, also sampled."""
+    began = time.perf_counter()
+    result = _trained(job, job.base, config, folder)
+    seconds = time.perf_counter() - began
+    (measured,) = (result.held_out[stage] for stage in config.stages)
+    row = job.row(
+        method,
+        config.target_sparsity,
+        config.seed,
+        measured,
+        seconds=seconds,
+        checkpoint=str(folder),
+    )
+    if config.recipe != "paper":
+        return [row]
+    sampled = _measure(job, folder, GumbelSample(1.0), config.seed)
+    note = "routes drawn anew in evaluation, as the authors' code does"
+    return [
+        row,
+        dataclasses.replace(_like(job, row, sampled), note=note, method=f"{method} (sampled)"),
+    ]
+
+
+def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Path) -> list[Row]:
+    """Stage `lora` on a checkpoint whose routers are trained; its time includes theirs."""
+    began = time.perf_counter()
+    assert routed.checkpoint is not None
+    healing = dataclasses.replace(config, stages=("lora",))
+    result = _trained(job, routed.checkpoint, healing, folder)
+    seconds = routed.seconds + time.perf_counter() - began
+    measured = result.held_out["lora"]
+    sparsity, seed = config.target_sparsity, config.seed
+    return [job.row(method, sparsity, seed, measured, seconds=seconds, checkpoint=str(folder))]
+
+
+def random_routes(job: Job, method: Method, routed: Row) -> list[Row]:
+    """Every site skips at the rate that routers learned, for tokens drawn at random."""
+    model, _ = load(str(routed.checkpoint), base=job.base, **job.where)
+    with record_routing(model) as trace:
+        total_loss(model, job.calibration())
+    rates = {site: 1 - kept for site, kept in trace.keep_ratios().items()}
+    measured = _measure(job, Path(str(routed.checkpoint)), RandomRoutes(rates), routed.seed)
+    note = "rates for each module from `router`, tokens at random"
+    row = job.row(method, routed.target, routed.seed, measured, note=note)
+    return [dataclasses.replace(row, seconds=routed.seconds)]
+
+
+def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, ...]) -> list[Row]:
+    """One checkpoint at other budgets than its own."""
+    model, _ = load(str(trained.checkpoint), base=job.base, **job.where)
+    rows = []
+    for sparsity in sparsities:
+        set_sparsity(model, sparsity)
+        row = job.row(method, sparsity, trained.seed, perplexity(model, job.held_out()))
+        name = f"{method} (dial of {trained.target:g})"
+        rows.append(dataclasses.replace(row, method=name, checkpoint=trained.checkpoint))
+    return rows
+
+
+def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
+    """Mixture-of-Depths on a frozen base: as published, and with thresholds in place of ranks."""
+    model = job.routed(config.router, config.seed)
+    start_routers(model, config, job.blocks.train)
+    rule = top_k_rule(model, config.target_sparsity)
+    began = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    model = run_stage(model, "router", config, job.blocks, folder, rule=lambda _: rule)
+    seconds = time.perf_counter() - began
+    ranked = "selects among all tokens of a row, later ones included"
+    causal = "selects by a threshold a layer, set on calibration text"
+    rows = []
+    for each, note, suffix in (
+        (rule, ranked, ""),
+        (layer_thresholds(model, job.calibration(), rule), causal, " (causal)"),
+    ):
+        row = job.row(method, config.target_sparsity, config.seed, _gated(model, job, each))
+        rows.append(
+            dataclasses.replace(row, method=f"{method}{suffix}", note=note, seconds=seconds)
+        )
+    return rows
+
+
+def _gated(model: Any, job: Job, rule: TopK | AboveThresholds) -> Any:
+    # Scores scale the outputs, which only the definition does: `sparse` knows kept and skipped.
+    with execution(model, "gated"), deciding(model, rule):
+        return perplexity(model, job.held_out())
+
+
+def _measure(job: Job, folder: Path, rule: DecisionRule, seed: int) -> Any:
+    model, _ = load(str(folder), base=job.base, **job.where)
+    torch.manual_seed(seed)
+    with deciding(model, rule):
+        return perplexity(model, job.held_out())
+
+
+def _like(job: Job, row: Row, measured: Any) -> Row:
+    """A row of the same training, measured in another way."""
+    return dataclasses.replace(
+        row,
+        sparsity=measured.sparsity,
+        nll_per_token=measured.nll_per_token,
+        excess_nll=measured.nll_per_token - job.dense.nll_per_token,
+        flops=job.dense_flops * (1 - measured.sparsity["flops"]),
+    )
+
+
+def _trained(job: Job, base: str, config: TrainConfig, folder: Path) -> TrainResult:
+    """Train into a folder, or go on where an interrupted comparison left off."""
+    begun = (folder / RUN).exists() and not is_checkpoint(folder)
+    return train(base, job.data, folder, config, resume=begun, overwrite=not begun, **job.where)

@@ -1,0 +1,35 @@
+"""What no export takes: a target that is in use, and weights that LoRA cannot be merged into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skipgpt.checkpoint import read_info
+from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.errors import CheckpointError
+
+
+def exportable(folder: str | Path, out: Path, overwrite: bool) -> CheckpointInfo:
+    """The info of a checkpoint that can be written to `out` with its LoRA merged.
+
+    Raises:
+        CheckpointError: a model is there already, the base is quantised, or there is no
+            checkpoint.
+    """
+    if (out / "config.json").exists() and not overwrite:
+        raise CheckpointError(
+            f"writing to {out}",
+            got="a folder that already holds a model",
+            expected="an empty or new folder",
+            todo="pass --overwrite (overwrite=True) to replace it",
+        )
+    info = read_info(folder)
+    if info.quantization:
+        raise CheckpointError(
+            f"exporting the checkpoint {folder}",
+            got=f"a base held in {info.quantization}",
+            expected="weights that LoRA can be merged into; quantised ones would be rounded once "
+            "more, which moves every logit",
+            todo="use the checkpoint as it is: skipgpt.load quantises its base again",
+        )
+    return info

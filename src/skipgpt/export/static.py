@@ -1,0 +1,207 @@
+"""The static export: modules that hardly any token keeps are removed for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.atomic import staged, to_json
+from skipgpt.checkpoint import load
+from skipgpt.config import DataConfig
+from skipgpt.data import load_blocks
+from skipgpt.errors import ConfigError, UnsupportedModelError
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.export.checks import exportable
+from skipgpt.export.pairing import Pair, pair_up, sites_in
+from skipgpt.export.smaller import (
+    check_movable,
+    module_parameters,
+    moves_whole_layers,
+    smaller_model,
+)
+from skipgpt.export.static_result import StaticExport, site_name
+from skipgpt.model.names import is_routing
+from skipgpt.model.trace import deciding, execution, record_routing
+from skipgpt.routing.decision import Forced, Site
+
+RECORD = "static_export.json"
+
+
+def export_static(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    data: Sequence[str],
+    keep_rate: float = 0.05,
+    sparsity: float | None = None,
+    cutting: DataConfig | None = None,
+    base: str | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> StaticExport:
+    """Write a smaller model of the base's own family, without modules that are hardly ever kept.
+
+    The result is loaded by transformers alone. LoRA is merged; no router is left, so every token
+    runs every module that stays. It may be the base model of a further `skipgpt train`.
+
+    What stays is paired into layers again, see `pairing.py`; in parallel families whole layers go.
+    Keep rates are measured on calibration text, losses on other held-out text. In the end the
+    folder is loaded with transformers and its logits are compared with those of the routed model
+    that is forced to skip the same modules; where they differ nothing is written.
+
+    Args:
+        folder: a checkpoint, or a hub id of one.
+        out: made if absent.
+        data: sources of text, as for training; only held-out documents are used.
+        keep_rate: sites that a smaller share of tokens keeps are removed.
+        sparsity: at which keep rates are measured; the trained target where None.
+        cutting: how to cut and split the text.
+        base: where the base model lies, if it has moved.
+        overwrite: replace a model that is already there.
+        device: where to measure.
+        dtype: of the written weights.
+
+    Returns:
+        What was removed, and the losses before and after.
+
+    Raises:
+        CheckpointError: a model is there already, the base is quantised, or loading or writing
+            fails.
+        ConfigError: nothing can be removed, the keep rate is no share, or routers have stand-ins.
+        UnsupportedModelError: layers of this model compute something else in another place.
+        DataError: the text cannot be read, or there is too little.
+
+    Example:
+        result = skipgpt.export_static("out/8b-25", "out/8b-small", data=["corpus.jsonl"])
+        AutoModelForCausalLM.from_pretrained("out/8b-small")
+    """
+    out = Path(out)
+    info = exportable(folder, out, overwrite)
+    doing = f"exporting {folder} with modules removed"
+    if not 0 < keep_rate <= 1:
+        raise ConfigError(doing, got=f"keep_rate {keep_rate}", expected="above 0, at most 1")
+    if info.router.stand_in:
+        raise ConfigError(
+            doing,
+            got=f"routers with stand-ins of rank {info.router.stand_in}",
+            expected="skipped modules that leave the residual stream as it is; an ordinary model "
+            "has no place for stand-ins",
+            todo="use --merged, or train without stand-ins",
+        )
+    model, tokenizer = load(
+        folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+    )
+    check_movable(model)
+    cutting = cutting or DataConfig()
+    blocks = load_blocks(data, tokenizer, cutting)
+    rates = _keep_rates(model, cut(blocks.calibration, cutting.calibration_tokens))
+    pairs, removed, kept_anyway = _choose(model, rates, keep_rate, doing)
+
+    held_out = cut(blocks.held_out, cutting.evaluation_tokens)
+    with execution(model, "dense"):
+        losses = {"dense": _loss(model, held_out)}
+    losses["routed"] = _loss(model, held_out)
+    with staged(out) as stage:
+        smaller_model(model, pairs).save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
+        static = _load_plainly(stage, device)
+        _check_same(static, model, removed, held_out[:2])
+        losses["static"] = _loss(static, held_out)
+        result = StaticExport(
+            out=str(out),
+            keep_rate=keep_rate,
+            keep_rates={site_name(site): rate for site, rate in rates.items()},
+            removed=removed,
+            kept_anyway=kept_anyway,
+            layers=tuple(pairs),
+            layers_before=len(rates) // 2,
+            layers_after=len(pairs),
+            parameters_before=sum(
+                p.numel() for name, p in model.named_parameters() if not is_routing(name)
+            ),
+            parameters_after=static.num_parameters(),
+            losses=losses,
+            tokens=held_out.shape[0] * (held_out.shape[1] - 1),
+        )
+        (stage / RECORD).write_text(to_json(result.to_dict()), encoding="utf-8")
+    return result
+
+
+def _keep_rates(model: nn.Module, blocks: Tensor) -> dict[Site, float]:
+    with record_routing(model) as trace:
+        total_loss(model, blocks)
+    return trace.keep_ratios()
+
+
+def _choose(
+    model: nn.Module, rates: dict[Site, float], keep_rate: float, doing: str
+) -> tuple[list[Pair], tuple[Site, ...], tuple[Site, ...]]:
+    """The new layers, the sites that go, and those that should have gone.
+
+    Raises:
+        ConfigError: none goes.
+    """
+    rare = [site for site, rate in rates.items() if rate < keep_rate]
+    whole = moves_whole_layers(model)
+    pairs = pair_up(list(rates), rare, module_parameters(model), rates, whole_layers=whole)
+    staying = set(sites_in(pairs))
+    removed = tuple(site for site in rates if site not in staying)
+    if removed:
+        return pairs, removed, tuple(site for site in rare if site in staying)
+    lowest = sorted(rates, key=rates.__getitem__)[:4]
+    found = ", ".join(f"{site_name(site)} {rates[site]:.1%}" for site in lowest)
+    if rare:
+        wanted = "an attention and an MLP that can go together, so that the rest forms layers"
+        wanted += "; in this model they have to share a layer" if whole else ""
+    else:
+        wanted = f"a module that fewer than {keep_rate:.1%} of tokens keep"
+    raise ConfigError(
+        doing,
+        got=f"as the lowest keep rates {found}",
+        expected=wanted,
+        todo="raise --keep-rate (keep_rate=) or --sparsity (sparsity=)",
+    )
+
+
+def _loss(model: nn.Module, blocks: Tensor) -> float:
+    nll, tokens = total_loss(model, blocks)
+    return nll / tokens
+
+
+def _load_plainly(folder: Path, device: str) -> Any:
+    """As any user of transformers would."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
+
+
+@torch.no_grad()
+def _check_same(static: Any, model: Any, removed: Sequence[Site], ids: Tensor) -> None:
+    """Raise if the written model is not the routed one that skips what was removed.
+
+    Raises:
+        UnsupportedModelError: it is not.
+    """
+    ids = ids.to(model.device)
+    with deciding(model, Forced.without(list(removed))), execution(model, "sparse"):
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+    difference = static(input_ids=ids, use_cache=False).logits.float() - expected
+    error = float(difference.norm() / expected.norm())
+    # The same sums in another order: some hundred roundings in float32. In the short formats
+    # roundings show; a layer that is wrong shows more.
+    allowed = min(256 * torch.finfo(model.dtype).eps, 0.1)
+    if not error <= allowed:
+        raise UnsupportedModelError(
+            f"checking the exported model of type {model.config.model_type!r}",
+            got=f"logits that differ by {error:.1e} of their size from those of the routed model "
+            "that skips the same modules",
+            expected=f"at most {allowed:.1e}",
+            todo="use --merged; a layer of this model depends on its place in a way that "
+            "export/smaller.py does not know",
+        )

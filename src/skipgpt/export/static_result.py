@@ -1,0 +1,72 @@
+"""What a static export did, for people and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from skipgpt.export.pairing import Pair
+from skipgpt.routing.decision import Site
+
+
+@dataclass(frozen=True)
+class StaticExport:
+    """What was removed, and what it cost.
+
+    Attributes:
+        out: the folder.
+        keep_rate: sites that a smaller share of tokens keeps were to go.
+        keep_rates: that share by site, `3.mlp`, on calibration text.
+        removed: sites that are gone.
+        kept_anyway: sites that were to go and stayed, so that layers could be formed.
+        layers: for each new layer the layers that its attention and its MLP come from.
+        layers_before: decoder layers of the base model.
+        layers_after: those of the result.
+        parameters_before: of the base model, routers and LoRA left out.
+        parameters_after: of the result.
+        losses: nats a token on held-out text: `dense` (all modules, LoRA merged), `routed` (the
+            checkpoint), `static` (the result).
+        tokens: how many tokens were predicted for each loss.
+    """
+
+    out: str
+    keep_rate: float
+    keep_rates: dict[str, float]
+    removed: tuple[Site, ...]
+    kept_anyway: tuple[Site, ...]
+    layers: tuple[Pair, ...]
+    layers_before: int
+    layers_after: int
+    parameters_before: int
+    parameters_after: int
+    losses: dict[str, float]
+    tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; a site is `3.mlp`."""
+        sites = {
+            name: [site_name(s) for s in getattr(self, name)] for name in ("removed", "kept_anyway")
+        }
+        return dataclasses.asdict(self) | sites | {"layers": [list(pair) for pair in self.layers]}
+
+    def __str__(self) -> str:
+        gone = 1 - self.parameters_after / self.parameters_before
+        kept = f"; kept anyway: {_listed(self.kept_anyway)}" if self.kept_anyway else ""
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.losses.items())
+        return (
+            f"removed {_listed(self.removed)}{kept}\n"
+            f"layers {self.layers_before} -> {self.layers_after}, parameters "
+            f"{self.parameters_before:,} -> {self.parameters_after:,} ({gone:.1%} fewer)\n"
+            f"nats a token over {self.tokens:,} held-out tokens: {losses}"
+        )
+
+
+def site_name(site: Site) -> str:
+    """`3.mlp`."""
+    return f"{site.layer}.{site.module}"
+
+
+def _listed(sites: Sequence[Site]) -> str:
+    return ", ".join(map(site_name, sites))

@@ -1,0 +1,126 @@
+"""Where training begins: fitted stand-ins, and routers at constant margins.
+
+A router with a constant margin decides the same for every token, so it can copy any static
+removal. Training that begins at the greedy one only has to improve on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.baselines.search import one_by_one
+from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.units import Unit, sites_of, units_of
+from skipgpt.config import TrainConfig
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model import parts
+from skipgpt.model.surgery import routed_layers, routers, stand_ins
+from skipgpt.model.trace import deciding, execution, routing_state
+from skipgpt.routing.decision import KEEP_ALL, Site
+from skipgpt.routing.router import set_constant
+from skipgpt.routing.stand_in import Moments, fit
+
+OnStep = Callable[[int, int], None]
+
+
+def start_routers(
+    model: Any, config: TrainConfig, text: Tensor, on_step: OnStep | None = None
+) -> list[Unit]:
+    """Set new routers and stand-ins to what the stage starts from.
+
+    Args:
+        model: with new routers, in place.
+        config: says which start, and on how much text it is chosen.
+        text: [N, T] token ids of training text.
+        on_step: called with steps of the search done and in all.
+
+    Returns:
+        The greedy static removal, first removed first, where the start is that.
+    """
+    stage = config.router_stage
+    if stand_ins(model):
+        fit_stand_ins(model, cut(text, stage.fit_tokens))
+    if stage.start == "random":
+        return []
+    order = []
+    if stage.start == "static":
+        order = static_solution(
+            model, cut(text, stage.static_tokens), config.target_sparsity, on_step
+        )
+    removed = set(sites_of(order))
+    for site, router in routers(model).items():
+        set_constant(router, -stage.start_margin if site in removed else stage.start_margin)
+    return order
+
+
+def static_solution(
+    model: nn.Module, text: Tensor, sparsity: float, on_step: OnStep | None = None
+) -> list[Unit]:
+    """The greedy static removal of this share of what the routers decide about.
+
+    Args:
+        model: with routers; its stand-ins run where modules are removed.
+        text: [N, T] token ids that the loss is measured on.
+        sparsity: share to remove.
+        on_step: called with trials done and trials in all.
+
+    Returns:
+        Modules, or layers where those decide as one; first removed first.
+    """
+    whole = routing_state(model).config.decides == "layer"
+    units = units_of(model, "layers" if whole else "modules")
+    removals = max(1, round(sparsity * len(units)))
+    return one_by_one(
+        lambda sites: static_loss(model, text, sites), units, removals, on_step=on_step
+    )
+
+
+@torch.no_grad()
+def fit_stand_ins(model: nn.Module, text: Tensor) -> None:
+    """Fit every stand-in to what its module adds in the dense model.
+
+    Args:
+        model: with stand-ins, in place.
+        text: [N, T] token ids.
+    """
+    moments = {
+        site: Moments(stand_in.up.out_features) for site, stand_in in stand_ins(model).items()
+    }
+    with _watched(model, moments), execution(model, "gated"), deciding(model, KEEP_ALL):
+        total_loss(model, text)
+    for site, stand_in in stand_ins(model).items():
+        fit(stand_in, moments[site])
+
+
+@contextmanager
+def _watched(model: nn.Module, moments: dict[Site, Moments]) -> Iterator[None]:
+    """Count what enters and leaves each module while the model runs `gated`."""
+    handles = []
+    for layer in routed_layers(model):
+        for module, name in (("attn", layer.family.attn), ("mlp", layer.family.mlp)):
+            site, held = Site(layer.index, module), dict[str, Tensor]()  # type: ignore[arg-type]
+
+            def keep(_: Any, __: Any, output: Any, held: Any = held) -> None:
+                held["output"] = output[0] if isinstance(output, tuple) else output
+
+            # The stand-in is called right after its module, with the stream that entered it.
+            def count(
+                _: Any, arguments: Any, layer: Any = layer, site: Site = site, held: Any = held
+            ) -> None:
+                update = parts.added(layer, site.module, held.pop("output"))
+                moments[site].add(arguments[0], update)
+
+            handles.append(getattr(layer, name).register_forward_hook(keep))
+            stand_in = getattr(layer, f"{module}_stand_in")
+            handles.append(stand_in.register_forward_pre_hook(count))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

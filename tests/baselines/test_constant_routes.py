@@ -1,0 +1,87 @@
+"""A static removal as routers that answer the same for every token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bases import deep, layer
+
+from conftest import byte_tokenizer, tiny_base
+from runs import logits, rows
+from skipgpt.baselines.static import constant_margins, constant_routes
+from skipgpt.baselines.units import Unit, units_of
+from skipgpt.checkpoint import describe, load, save
+from skipgpt.config import RouterConfig
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.calibrate import calibrate
+from skipgpt.model.base import load_base
+from skipgpt.model.surgery import add_routers
+from skipgpt.model.trace import deciding, record_routing, routing_state
+from skipgpt.routing.decision import Forced, Site, Threshold
+
+MIXED: list[Unit] = [layer(3), (Site(1, "mlp"),), layer(4)]
+
+
+def _skipped(model: torch.nn.Module) -> set[Site]:
+    with record_routing(model) as trace, torch.no_grad():
+        model(rows(3))
+    ratios = trace.keep_ratios()
+    assert set(ratios.values()) <= {0.0, 1.0}
+    return {site for site, ratio in ratios.items() if ratio == 0}
+
+
+@pytest.mark.parametrize("removals", [None, 0, 1, 2, 3])
+def test_exactly_these_units_are_skipped_by_every_token(removals: int | None) -> None:
+    model = deep()
+    constant_routes(model, MIXED, removals)
+    wanted = MIXED if removals is None else MIXED[:removals]
+    assert _skipped(model) == {site for unit in wanted for site in unit}
+    with torch.no_grad():
+        routed = model(rows(3)).logits
+        with deciding(model, Forced.without([site for unit in wanted for site in unit])):
+            assert torch.equal(routed, model(rows(3)).logits)
+
+
+def test_thresholds_go_through_the_order_unit_by_unit() -> None:
+    model = deep()
+    constant_routes(model, MIXED)
+    margins = constant_margins(model, MIXED)
+    of_units = [{margins[site] for site in unit} for unit in MIXED]
+    assert of_units == [{-1.0}, {-1 + 1 / 3}, {-1 + 2 / 3}]
+    routing_state(model).rule = Threshold(-0.6)
+    assert _skipped(model) == {*layer(3), Site(1, "mlp")}
+
+
+def test_what_was_calibrated_before_is_forgotten() -> None:
+    model = deep()
+    calibrate(model, rows(2), target=0.5)
+    constant_routes(model, MIXED, 1)
+    assert routing_state(model).curve is None
+    assert routing_state(model).rule == Threshold(0.0)
+    assert _skipped(model) == set(layer(3))
+
+
+@pytest.mark.parametrize("router", [{"head": "mlp"}, {"normalize": True}, {"kv": "skip"}])
+def test_any_router_can_be_constant(router: dict[str, object]) -> None:
+    model = add_routers(tiny_base(num_hidden_layers=6), RouterConfig(**router)).eval()
+    constant_routes(model, MIXED)
+    assert _skipped(model) == {site for unit in MIXED for site in unit}
+
+
+def test_a_checkpoint_of_it_skips_the_same(tmp_path: Path) -> None:
+    tiny_base().save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    model, _ = load_base(str(tmp_path / "base"))
+    add_routers(model).eval()
+    constant_routes(model, units_of(model, "layers")[1:2])
+    save(model, tmp_path / "out", describe(model, str(tmp_path / "base"), stages=("router",)))
+    loaded = load(tmp_path / "out")[0]
+    assert _skipped(loaded) == set(layer(1))
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_more_removals_than_units_are_refused() -> None:
+    with pytest.raises(ConfigError, match="got 4 removals; expected 0 to 3"):
+        constant_routes(deep(), MIXED, 4)

@@ -1,0 +1,83 @@
+"""What ShortGPT and LLM-Drop go by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bases import EMPTY, deep, layer, own_words
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from cases import ONE_ROW, every_family, routed
+from skipgpt.baselines.llm_drop import llm_drop
+from skipgpt.baselines.shortgpt import shortgpt
+from skipgpt.baselines.similarity import similarities
+from skipgpt.baselines.units import units_of
+from skipgpt.errors import ConfigError
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import deciding, execution
+from skipgpt.routing.decision import Forced, Site
+
+
+def _stream(model: nn.Module, index: int, *skipped: Site) -> Tensor:
+    """The stream [B, T, D] that enters a layer, with some modules skipped before it."""
+    with deciding(model, Forced.without(list(skipped))), execution(model, "sparse"):
+        out = model(ONE_ROW.ids, output_hidden_states=True, use_cache=False)
+    return out.hidden_states[index]
+
+
+@every_family
+@torch.no_grad()
+def test_it_is_the_cosine_of_the_streams_before_and_behind(family: str) -> None:
+    model = routed(family)
+    found = similarities(model, ONE_ROW.ids)
+    assert sorted(found) == sorted(units_of(model, "layers") + units_of(model, "modules"))
+    for n in range(2):  # hidden states of the last layer are past the final norm
+        attn, mlp = layer(n)
+        parallel = routed_layers(model)[n].family.is_parallel(routed_layers(model)[n])
+        before, between, behind = (
+            _stream(model, n),
+            _stream(model, n + 1, mlp),
+            _stream(model, n + 1),
+        )
+        pairs = {
+            (attn, mlp): (before, behind),
+            (attn,): (before, between),
+            (mlp,): (before, _stream(model, n + 1, attn)) if parallel else (between, behind),
+        }
+        for unit, (first, second) in pairs.items():
+            # A mean of cosines, which are sums of 32 float32 products of numbers up to 30.
+            wanted = cosine_similarity(first, second, dim=-1).mean().item()
+            assert found[unit] == pytest.approx(wanted, abs=1e-5), unit
+
+
+def test_a_layer_that_does_nothing_turns_nothing() -> None:
+    model = deep()
+    found = similarities(model, own_words(model), batch_size=3)
+    empty = {unit for unit, cosine in found.items() if cosine == pytest.approx(1, abs=1e-6)}
+    attn, mlp = layer(EMPTY)
+    assert empty == {(attn, mlp), (attn,), (mlp,)}
+
+
+def test_shortgpt_and_llm_drop_rank_by_it() -> None:
+    model = deep()
+    text = own_words(model)
+    found = similarities(model, text)
+    layers, modules = units_of(model, "layers"), units_of(model, "modules")
+    assert shortgpt(model, text, 6) == sorted(layers, key=lambda unit: -found[unit])
+    assert llm_drop(model, text, 12) == sorted(modules, key=lambda unit: -found[unit])
+
+
+@pytest.mark.parametrize("kind", ["attn", "mlp"])
+def test_llm_drop_can_be_kept_to_one_kind_of_module(kind: str) -> None:
+    model = deep()
+    text = own_words(model)
+    joint = [unit for unit in llm_drop(model, text, 12) if unit[0].module == kind]
+    assert llm_drop(model, text, 6, modules=kind) == joint
+    with pytest.raises(ConfigError, match="got 7 removals; expected 0 to 6"):
+        llm_drop(model, text, 7, modules=kind)
+
+
+def test_an_unknown_kind_of_module_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got 'norm'; expected joint, attn or mlp"):
+        llm_drop(deep(), torch.ones(1, 4, dtype=torch.long), 1, modules="norm")
