@@ -11,10 +11,11 @@ cosine of whole rows [T x D], averaged over rows. Otherwise the next lower layer
 Where we differ:
 - The sum is the paper's. The authors' notebooks update l while they add, so that the sum collapses
   to the weights of the last of those layers; with two layers a merge it is the same thing.
-- The threshold is set by hand there, one a model (0.45 for Llama-2-13B with merge=7, 0.6 for
-  Baichuan2-13B with merge=3), and the budget is what comes out. Here the budget is given: sweeps
-  start from the unmerged model with ever lower thresholds until one reaches it, where it stops;
-  the last merge takes no more layers than are still to go.
+- The threshold and `merge` are set by hand there, for each model (0.45 and 7 for Llama-2-13B, 0.6
+  and 3 for Baichuan2-13B, both of 40 layers), and the budget is what comes out. Here the budget is
+  given: sweeps start from the unmerged model with ever lower thresholds until one reaches it, where
+  it stops; the last merge takes no more layers than are still to go. `merge` grows with the depth:
+  sums of many differences ruin a model of few layers.
 - All parameters of attention and MLP are merged, biases and inner norms included, in any family;
   there it is the seven projections of Llama. Norms around the modules stay as they are in both;
   so does what is no weight, such as a sliding window.
@@ -52,7 +53,7 @@ def laco(
     *,
     batch_size: int = 8,
     on_step: OnStep | None = None,
-    merge: int = 4,
+    merge: int | None = None,
     interval: int = 1,
 ) -> list[Unit]:
     """Merge layers into others, in place, until so many are gone.
@@ -67,7 +68,7 @@ def laco(
         removals: how many layers to remove.
         batch_size: blocks a forward.
         on_step: called with the most layers that a sweep has removed so far and layers to remove.
-        merge: how many layers become one at a time.
+        merge: how many layers become one at a time; an eighth of all, and at least 2, if not given.
         interval: how far below a merge the next one is tried.
 
     Returns:
@@ -85,6 +86,7 @@ def laco(
     refuse_quantized(model, "merging layers")
     units = units_of(model, "layers")
     check_removals(removals, units)
+    merge = max(2, round(len(units) / 8)) if merge is None else merge
     if merge < 2 or interval < 1:
         raise ConfigError(
             "merging layers",
@@ -129,6 +131,8 @@ def _sweep(
         going = [units[index] for index in reversed(others)]
         if judge.accepts([*gone, *going]):
             gone += going
+            for index in others:  # what they took over is in the base now
+                merges.undo(index)
             del alive[at + 1 : end]
             at -= interval
         else:

@@ -46,9 +46,9 @@ class Merges:
 
     @torch.no_grad()
     def undo(self, base: int) -> None:
-        """Give a layer back what it had before it took anything over."""
+        """Give a layer back what it had before it took anything over, if it did."""
         weights = self._weights(base)
-        for name, original in self._originals.pop(base).items():
+        for name, original in self._originals.pop(base, {}).items():
             weights[name].copy_(original)
 
     def undo_all(self) -> None:

@@ -27,6 +27,7 @@ base to heal it further. Prints what went, and the loss before and after.
 def run(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    more: options.More = None,
     merged: Annotated[bool, typer.Option("--merged", help="All weights, and the routers.")] = False,
     static: Annotated[
         bool, typer.Option("--static", help="A smaller model without routers.")
@@ -55,7 +56,8 @@ def run(
     if merged == static:
         got = "both forms" if merged else "no form"
         raise ConfigError("exporting", got=got, expected="either --merged or --static")
-    if static != bool(data):
+    sources = [*(data or []), *(more or [])]
+    if static != bool(sources):
         got = "--static without --data" if static else "--merged with --data"
         raise ConfigError("exporting", got=got, expected="text to measure on, for --static alone")
     options.begin(quiet=quiet, seed=seed)
@@ -77,7 +79,7 @@ def run(
     result = export_static(
         folder,
         out,
-        data=data or [],
+        data=sources,
         keep_rate=keep_rate,
         sparsity=sparsity,
         cutting=DataConfig(block_size=block_size),

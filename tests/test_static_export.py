@@ -1,0 +1,483 @@
+"""A static export is an ordinary, smaller model that does what the routed one does without modules.
+
+Its logits equal those of the routed model that is forced to skip what was removed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import skipgpt
+import zoo
+from cases import CLOSE, ONE_ROW, SITES, base, families, routed
+from command import skipgpt as command
+from conftest import LONG, byte_tokenizer, examples, tiny_base
+from runs import logits, rows, tiny_config, write_documents
+from skipgpt.baselines.static import static_loss
+from skipgpt.checkpoint import describe, load, save
+from skipgpt.config import DataConfig, RouterConfig
+from skipgpt.data import load_blocks
+from skipgpt.errors import CheckpointError, ConfigError, UnsupportedModelError
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.perplexity import perplexity
+from skipgpt.export import StaticExport, smaller
+from skipgpt.export.pairing import Pair, pair_up, sites_in
+from skipgpt.export.smaller import module_parameters, moves_whole_layers, smaller_model
+from skipgpt.model.base import load_base
+from skipgpt.model.surgery import add_routers, routed_layers, routers
+from skipgpt.model.trace import deciding, execution
+from skipgpt.routing.decision import Forced, Site
+from skipgpt.routing.router import set_constant
+from skipgpt.training.stages import with_lora
+
+CUTTING = DataConfig(block_size=16, held_out=0.3, calibration_tokens=128, evaluation_tokens=128)
+M0, A1, M1, A2 = Site(0, "mlp"), Site(1, "attn"), Site(1, "mlp"), Site(2, "attn")
+ODD = (
+    "gpt_neox/sequential",
+    "falcon/sequential",
+    "stablelm",
+    "smollm3",
+    "granite",
+    "glm4",
+    "qwen2_moe/mixed",
+    "mellum",
+    "gpt2/upcast",
+)
+BY_PLACE = "gpt2"  # in the zoo with attention that is scaled by its place
+SEQUENTIAL = ("llama", "qwen2", "gemma3_text", "olmo2", "phi3", "bloom", "mixtral", "gpt_oss")
+PARALLEL = ("gpt_neox", "cohere2", "falcon/new", "phi", "stablelm/parallel")
+SHORT = (*SEQUENTIAL, *PARALLEL, *ODD, "deepseek_v3")
+
+
+def make(folder: Path, skipped: list[Site], base: nn.Module | None = None, **facts: Any) -> Path:
+    """A checkpoint whose routers never keep these sites, and others for about half the tokens."""
+    (base or tiny_base(initializer_range=0.2)).save_pretrained(folder / "base")
+    byte_tokenizer().save_pretrained(folder / "base")
+    model, _ = load_base(str(folder / "base"))
+    add_routers(model, RouterConfig(normalize=True))
+    for site in skipped:
+        set_constant(routers(model)[site], -1.0)
+    if facts.pop("lora", False):
+        model = with_lora(model, tiny_config().lora_stage)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                nn.init.normal_(parameter, std=0.3)
+    save(model, folder / "checkpoint", describe(model, str(folder / "base"), **facts))
+    write_documents(folder)
+    return folder / "checkpoint"
+
+
+def export(checkpoint: Path, **options: Any) -> StaticExport:
+    """Beside the checkpoint, on the documents there."""
+    data = [str(checkpoint.parent / "stories.jsonl")]
+    out = checkpoint.parent / "small"
+    return skipgpt.export_static(checkpoint, out, **{"data": data, "cutting": CUTTING} | options)
+
+
+def forced(checkpoint: Path, removed: tuple[Site, ...]) -> Any:
+    """The checkpoint's model as a context in which the sites never run."""
+    model, _ = load(checkpoint, merge=True)
+    return model, deciding(model, Forced.without(list(removed)))
+
+
+def plain(model: nn.Module, pairs: list[Pair], folder: Path) -> Any:
+    """The smaller model, saved and loaded by transformers."""
+    smaller_model(model, pairs).save_pretrained(folder)
+    how = {"attn_implementation": model.config._attn_implementation}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **how).eval()
+
+
+def remade(model: nn.Module, rare: list[Site], folder: Path) -> tuple[Any, set[Site]]:
+    """The smaller model without as many of these sites as can go, and those that are gone."""
+    sites = [Site(layer.index, kind) for layer in routed_layers(model) for kind in ("attn", "mlp")]
+    sizes, rates = module_parameters(model), dict.fromkeys(sites, 0.0)
+    whole = moves_whole_layers(model)
+    pairs = pair_up(sites, rare, sizes, rates, whole_layers=whole)
+    return plain(model, pairs, folder), set(sites) - set(sites_in(pairs))
+
+
+@families([n for n in zoo.ZOO if n != BY_PLACE] if LONG else SHORT)
+def test_modules_of_different_layers_make_one_layer(family: str, tmp_path: Path) -> None:
+    model = routed(family)
+    static, gone = remade(model, [M0, A1, A2], tmp_path)
+    assert gone == (set() if moves_whole_layers(model) else {M0, A1})
+    with deciding(model, Forced.without(list(gone))):
+        expected = logits(model, ONE_ROW.ids)
+    torch.testing.assert_close(logits(static, ONE_ROW.ids), expected, **CLOSE)
+
+
+@families([n for n in zoo.ZOO if n != BY_PLACE] if LONG else SHORT)
+def test_whole_layers_go_in_every_family(family: str, tmp_path: Path) -> None:
+    model = routed(family)
+    static, gone = remade(model, [A1, M1], tmp_path)
+    assert gone == {A1, M1}
+    with deciding(model, Forced.without([A1, M1])):
+        expected = logits(model, ONE_ROW.ids)
+    torch.testing.assert_close(logits(static, ONE_ROW.ids), expected, **CLOSE)
+    assert static.config.num_hidden_layers == 2
+
+
+@families(PARALLEL)
+def test_parallel_families_lose_whole_layers_only(family: str) -> None:
+    assert moves_whole_layers(routed(family))
+
+
+@families(SEQUENTIAL)
+def test_sequential_families_lose_single_modules(family: str) -> None:
+    assert not moves_whole_layers(routed(family))
+
+
+@given(st.sets(st.sampled_from([Site(n, k) for n in range(4) for k in ("attn", "mlp")])))
+@examples(8, 60)
+def test_any_removal_is_exact(rare: set[Site]) -> None:
+    model = routed_of_four_layers()
+    with tempfile.TemporaryDirectory() as folder:
+        static, gone = remade(model, sorted(rare), Path(folder))
+    assert gone <= rare
+    with deciding(model, Forced.without(list(gone))):
+        torch.testing.assert_close(logits(static), logits(model), **CLOSE)
+    assert static.num_parameters() + sum(
+        module_parameters(model)[site] for site in gone
+    ) == base_parameters(model)
+
+
+def routed_of_four_layers() -> Any:
+    kinds = ["sliding_attention", "full_attention"] * 2
+    model = zoo.build("gemma3_text", num_hidden_layers=4, layer_types=kinds, initializer_range=0.2)
+    return add_routers(model).eval()
+
+
+def base_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for n, p in model.named_parameters() if "_router" not in n)
+
+
+def forms_layers(kept: list[Site], whole: bool) -> bool:
+    pairs = list(zip(kept[::2], kept[1::2], strict=False))
+    return (
+        bool(kept)
+        and len(kept) % 2 == 0
+        and all(
+            a.module == "attn" and m.module == "mlp" and (a.layer == m.layer or not whole)
+            for a, m in pairs
+        )
+    )
+
+
+@given(
+    st.sets(st.sampled_from(SITES)),
+    st.lists(st.integers(1, 9), min_size=6, max_size=6),
+    st.booleans(),
+)
+def test_what_stays_is_the_least_that_forms_layers(
+    rare: set[Site], sizes: list[int], whole: bool
+) -> None:
+    parameters = dict(zip(SITES, sizes, strict=True))
+    rates = dict.fromkeys(SITES, 0.0)
+    pairs = pair_up(SITES, rare, parameters, rates, whole_layers=whole)
+    stays = sites_in(pairs)
+    assert stays == sorted(stays, key=SITES.index)
+    assert forms_layers(stays, whole)
+    assert set(SITES) - set(stays) <= rare
+    choices = [
+        kept
+        for chosen in itertools.product((True, False), repeat=6)
+        if forms_layers(kept := [s for s, on in zip(SITES, chosen, strict=True) if on], whole)
+        and set(SITES) - set(kept) <= rare
+    ]
+    least = min(sum(parameters[site] for site in kept) for kept in choices)
+    assert sum(parameters[site] for site in stays) == least
+
+
+def test_of_equal_choices_the_module_that_more_tokens_keep_stays() -> None:
+    ones = dict.fromkeys(SITES, 1)
+    rates = dict.fromkeys(SITES, 1.0) | {A1: 0.01, M0: 0.02, A2: 0.04}
+    assert pair_up(SITES, [A1, A2], ones, rates) == [(0, 0), (1, 1), (2, 2)]
+    assert pair_up(SITES, [M0, A1, A2], ones, rates) == [(0, 1), (2, 2)]
+    assert pair_up(SITES, SITES, ones, dict.fromkeys(SITES, 0.0) | {A1: 0.03, A2: 0.02})[0][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "pairs", "expected"),
+    [
+        (
+            "deepseek_v3",
+            {"first_k_dense_replace": 2},
+            [(0, 1), (2, 2)],
+            {"first_k_dense_replace": 1},
+        ),
+        (
+            "deepseek_v3",
+            {"first_k_dense_replace": 1},
+            [(1, 1), (2, 2)],
+            {"first_k_dense_replace": 0},
+        ),
+        (
+            "qwen2_moe",
+            {"decoder_sparse_step": 2},
+            [(0, 1), (2, 2)],
+            {"decoder_sparse_step": 1, "mlp_only_layers": [1]},
+        ),
+        (
+            "mellum",
+            {},
+            [(0, 0), (1, 2)],
+            {
+                "layer_types": ["sliding_attention", "full_attention"],
+                "mlp_layer_types": ["dense", "sparse"],
+            },
+        ),
+        ("smollm3", {}, [(1, 2)], {"no_rope_layers": [0], "layer_types": ["full_attention"]}),
+        ("gpt2/upcast", {}, [(0, 1), (2, 2)], {"n_layer": 2}),
+    ],
+)
+def test_what_the_config_says_of_a_module_moves_with_it(
+    family: str,
+    changes: dict[str, Any],
+    pairs: list[Pair],
+    expected: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    model = add_routers(zoo.build(family, initializer_range=0.2, **changes)).eval()
+    static = plain(model, pairs, tmp_path)
+    assert {name: getattr(static.config, name) for name in expected} == expected
+    with deciding(model, Forced.without([s for s in SITES if s not in sites_in(pairs)])):
+        torch.testing.assert_close(logits(static), logits(model), **CLOSE)
+
+
+def test_the_export_is_the_routed_model_without_what_was_removed(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1, A2], lora=True)
+    result = export(checkpoint)
+    assert result.removed == (M0, A1)
+    assert result.kept_anyway == (A2,)
+    assert result.layers == ((0, 1), (2, 2))
+    assert (result.layers_before, result.layers_after) == (3, 2)
+
+    static = AutoModelForCausalLM.from_pretrained(result.out)
+    assert type(static).__name__ == "LlamaForCausalLM"
+    assert [layer.self_attn.layer_idx for layer in static.model.layers] == [0, 1]
+    assert static.num_parameters() == result.parameters_after < result.parameters_before
+    assert result.parameters_before == tiny_base().num_parameters()
+    model, removed = forced(checkpoint, result.removed)
+    with removed:
+        torch.testing.assert_close(logits(static), logits(model), **CLOSE)
+    assert AutoTokenizer.from_pretrained(result.out)("cats").input_ids
+
+
+def test_it_generates_what_the_routed_model_generates_without_the_modules(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    result = export(checkpoint)
+    static = AutoModelForCausalLM.from_pretrained(result.out)
+    prompt = rows(2, 7)
+    how = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    model, removed = forced(checkpoint, result.removed)
+    with removed:
+        expected = model.generate(prompt, **how)
+    assert torch.equal(static.generate(prompt, **how), expected)
+
+
+def test_losses_are_those_of_held_out_text(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1], lora=True)
+    result = export(checkpoint)
+    model, tokenizer = load(checkpoint, merge=True)
+    blocks = cut(load_blocks([str(tmp_path / "stories.jsonl")], tokenizer, CUTTING).held_out, 128)
+    with execution(model, "dense"):
+        dense = perplexity(model, blocks)
+    expected = {
+        "dense": dense.nll_per_token,
+        "routed": perplexity(model, blocks).nll_per_token,
+        "static": static_loss(model, blocks, [M0, A1]),
+    }
+    assert result.losses == pytest.approx(expected, rel=1e-6)
+    assert list(result.losses) == list(expected)
+    assert len(set(result.losses.values())) == 3
+    assert result.tokens == dense.tokens
+
+
+def test_only_what_fewer_tokens_keep_than_the_rate_goes(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M1])
+    with pytest.raises(ConfigError, match="an attention and an MLP"):
+        export(checkpoint)
+    rates = export(checkpoint, keep_rate=1.0).keep_rates
+    assert rates["1.mlp"] == 0
+    neighbour = max(rates["1.attn"], 1e-3)
+    result = export(checkpoint, keep_rate=neighbour + 1e-6, overwrite=True)
+    assert {A1, M1} <= {*result.removed, *result.kept_anyway}
+    assert all(
+        rates[f"{site.layer}.{site.module}"] <= neighbour
+        for site in (*result.removed, *result.kept_anyway)
+    )
+
+
+def test_the_folder_says_what_was_removed(tmp_path: Path) -> None:
+    result = export(make(tmp_path, [M0, A1]))
+    record = json.loads((tmp_path / "small" / "static_export.json").read_text())
+    assert record == result.to_dict()
+    assert record["removed"] == ["0.mlp", "1.attn"]
+    assert record["layers"] == [[0, 1], [2, 2]]
+
+
+def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
+    base = tiny_base(tie_word_embeddings=True, initializer_range=0.2)
+    checkpoint = make(tmp_path, [A1, M1], base)
+    result = export(checkpoint)
+    static = AutoModelForCausalLM.from_pretrained(result.out)
+    assert static.lm_head.weight is static.model.embed_tokens.weight
+    model, removed = forced(checkpoint, result.removed)
+    with removed:
+        torch.testing.assert_close(logits(static), logits(model), **CLOSE)
+
+
+def test_bfloat16_is_written_as_bfloat16(tmp_path: Path) -> None:
+    result = export(make(tmp_path, [M0, A1]), dtype="bfloat16")
+    static = AutoModelForCausalLM.from_pretrained(result.out)
+    assert {p.dtype for p in static.parameters()} == {torch.bfloat16}
+
+
+def test_the_result_is_a_base_that_routers_fit_into(tmp_path: Path) -> None:
+    result = export(make(tmp_path, [M0, A1]))
+    model, _ = load_base(result.out)
+    assert len(routers(add_routers(model))) == 4
+
+
+FRESH = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+folder, tokens, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder)
+with torch.no_grad():
+    torch.save(model(torch.load(tokens)).logits, out)
+assert "skipgpt" not in sys.modules
+"""
+
+
+def test_a_process_without_skipgpt_loads_it_without_remote_code(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    result = export(checkpoint)
+    assert list((tmp_path / "small").glob("*.py")) == []
+    torch.save(rows(3), tmp_path / "tokens.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, result.out, tmp_path / "tokens.pt", tmp_path / "logits.pt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    model, removed = forced(checkpoint, result.removed)
+    with removed:
+        torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(model), **CLOSE)
+
+
+def test_nothing_below_the_rate_names_the_lowest_rates_and_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"\d\.\w+ \d+\.\d%.*fewer than 5\.0%.*--keep-rate.*--spars"
+    ):
+        export(make(tmp_path, []))
+    assert not (tmp_path / "small").exists()
+
+
+def test_one_module_of_a_parallel_layer_is_not_enough(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="have to share a layer"):
+        export(make(tmp_path, [M0, A1], base("cohere2")))
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 1.5])
+def test_a_keep_rate_that_is_no_share_is_refused(rate: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"keep_rate.*above 0, at most 1"):
+        export(make(tmp_path, [M0, A1]), keep_rate=rate)
+
+
+def test_layers_that_depend_on_their_place_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="scale_attn_by_inverse_layer_idx = true"):
+        smaller_model(routed(BY_PLACE), [(0, 0), (2, 2)])
+
+
+def test_a_list_by_layer_of_which_nothing_is_known_is_refused() -> None:
+    model = routed()
+    model.config.layer_scales = [1.0, 2.0, 3.0]
+    with pytest.raises(UnsupportedModelError, match="layer_scales, a list with an entry for each"):
+        smaller_model(model, [(0, 0), (2, 2)])
+
+
+def test_a_model_whose_logits_would_differ_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    monkeypatch.setattr(
+        "skipgpt.export.static.smaller_model",
+        lambda model, _: smaller.smaller_model(model, [(0, 0), (2, 2)]),
+    )
+    with pytest.raises(UnsupportedModelError, match="logits that differ by"):
+        export(checkpoint)
+    assert list((tmp_path / "small").iterdir()) == []
+
+
+def test_stand_ins_are_refused(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    path = checkpoint / "skipgpt_config.json"
+    info = json.loads(path.read_text())
+    info["router"]["stand_in"] = 4
+    path.write_text(json.dumps(info))
+    with pytest.raises(ConfigError, match="stand-ins of rank 4"):
+        export(checkpoint)
+
+
+def test_a_quantised_base_is_refused(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    path = checkpoint / "skipgpt_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization": "8bit"}))
+    with pytest.raises(CheckpointError, match="a base held in 8bit"):
+        export(checkpoint)
+
+
+def test_a_folder_that_holds_a_model_is_refused_unless_overwriting(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    export(checkpoint)
+    with pytest.raises(CheckpointError, match=r"already holds a model.*--overwrite"):
+        export(checkpoint)
+    export(checkpoint, overwrite=True)
+
+
+def test_the_command_prints_what_the_library_returns(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    data = write_documents(tmp_path, "many.jsonl", count=100)
+    arguments = ("export", checkpoint, "--static", "--data", data, "--block-size", 16, "--out")
+    finished = command(*arguments, tmp_path / "small", "--json")
+    assert finished.status == 0, finished.stderr
+    assert finished.stderr == ""
+    document = json.loads(finished.stdout)
+    assert document == json.loads((tmp_path / "small" / "static_export.json").read_text())
+    assert document["removed"] == ["0.mlp", "1.attn"]
+    assert list(document["losses"]) == ["dense", "routed", "static"]
+    for_people = command(*arguments, tmp_path / "again").stdout
+    assert "removed 0.mlp, 1.attn\nlayers 3 -> 2, parameters " in for_people
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no form"),
+        (("--merged", "--static", "--data", "stdlib"), "both forms"),
+        (("--static",), "--static without --data"),
+        (("--merged", "--data", "stdlib"), "--merged with --data"),
+    ],
+)
+def test_the_command_wants_one_form_and_text_for_static_alone(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    finished = command("export", "checkpoint", *arguments, "--out", tmp_path / "out")
+    assert finished.status == 2
+    assert words in finished.stderr
