@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bases import deep, layer
 
+from bases import deep, layer
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows
 from skipgpt.baselines.static import constant_margins, constant_routes

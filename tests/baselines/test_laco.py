@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from bases import deep, layer, own_words, silence
 from torch import Tensor, nn
 
+from bases import deep, layer, own_words, silence
 from cases import families
 from conftest import tiny_base
 from runs import rows

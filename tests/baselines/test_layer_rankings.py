@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from bases import deep, layer, own_words
 
+from bases import deep, layer, own_words
 from conftest import tiny_base
 from runs import rows
 from skipgpt.baselines.shortened import shortened_ppl, shortened_taylor

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bases import EMPTY, deep, layer, own_words
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from bases import EMPTY, deep, layer, own_words
 from cases import ONE_ROW, every_family, routed
 from skipgpt.baselines.llm_drop import llm_drop
 from skipgpt.baselines.shortgpt import shortgpt

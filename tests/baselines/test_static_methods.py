@@ -6,9 +6,9 @@ import functools
 
 import pytest
 import torch
-from bases import DEEP, EMPTY, deep, layer, own_words, shallow
 from torch import Tensor, nn
 
+from bases import DEEP, EMPTY, deep, layer, own_words, shallow
 from cases import every_layout
 from skipgpt.baselines.registry import STATIC
 from skipgpt.baselines.static import static_loss
