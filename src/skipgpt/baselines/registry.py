@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from skipgpt.baselines.greedy import blockpruner
 from skipgpt.baselines.laco import laco
@@ -40,6 +41,10 @@ STATIC: Mapping[str, Static] = {
         shortened_taylor, "layers", "weight x gradient, one shot (arXiv 2402.02834)"
     ),
     "llm-drop": Static(llm_drop, "modules", "input-output similarity (arXiv 2406.15786)"),
+    "llm-drop-attn": Static(
+        partial(llm_drop, modules="attn"), "modules", "the same, attention only"
+    ),
+    "llm-drop-mlp": Static(partial(llm_drop, modules="mlp"), "modules", "the same, MLPs only"),
     "blockpruner": Static(blockpruner, "modules", "perplexity, one by one (arXiv 2406.10594)"),
     "laco": Static(laco, "layers", "merging of layers (arXiv 2402.11187)", changes_weights=True),
 }

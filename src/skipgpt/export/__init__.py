@@ -1,10 +1,13 @@
-"""A checkpoint as one ordinary transformers folder: with its routers, or for good without modules.
+"""A checkpoint as one transformers folder, its LoRA merged.
 
-merged.py    base, merged LoRA and routers; still decides token by token, needs skipgpt
-static.py    modules that hardly any token keeps are gone; plain transformers loads it
-pairing.py   which modules can go, and how the others form layers; no tensor in sight
-smaller.py   config and weights of those layers, as a model of the same family
-checks.py    what neither kind of export takes
+Either with its routers, or without the modules that hardly any token keeps:
+
+    merged.py         base and routers; still decides token by token, needs skipgpt
+    static.py         modules that are rarely kept are gone; plain transformers loads it
+    static_result.py  what was removed, and the losses
+    pairing.py        which modules can go, and how the others form layers; no tensor in sight
+    smaller.py        config and weights of those layers, as a model of the same family
+    checks.py         what neither kind of export takes
 """
 
 from __future__ import annotations
