@@ -17,7 +17,7 @@ import zoo
 from conftest import LONG
 from skipgpt.config import RouterConfig
 from skipgpt.model.families import FAMILIES
-from skipgpt.model.surgery import add_routers
+from skipgpt.model.surgery import add_routers, stand_ins
 from skipgpt.routing.decision import Decision, ModuleDecision, Site
 
 # Float32 has a relative precision of 1.2e-7. Logits here reach 10, residual streams 30, and a few
@@ -39,10 +39,14 @@ def base(family: str = "llama", attention: str | None = None) -> nn.Module:
 
 
 def routed(family: str = "llama", attention: str | None = None, **router: object) -> nn.Module:
-    """The same with routers that skip about half; executes `sparse`."""
+    """The same with routers that skip about half; executes `sparse`. Stand-ins matter, too."""
     model = base(family, attention)  # draws the first time it is asked for
     torch.default_generator.manual_seed(1)  # torch.manual_seed takes longer than the model
-    return add_routers(model, RouterConfig(**router)).eval()
+    add_routers(model, RouterConfig(**router))
+    for stand_in in stand_ins(model).values():
+        for parameter in stand_in.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return model.eval()
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ PRELOADED = [
     "typer._adapters",
     "typer.testing",
     "skipgpt.cli",
+    "skipgpt.comparison.compare",
     "skipgpt.convert",
     "skipgpt.export",
     "skipgpt.generation",

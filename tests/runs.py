@@ -21,10 +21,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from conftest import byte_tokenizer, tiny_base
 from skipgpt.checkpoint import CheckpointInfo, describe, save
+from skipgpt.comparison.compare import compare
+from skipgpt.comparison.result import Comparison
 from skipgpt.config import RouterConfig, Stage, TrainConfig, recipe
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
+from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import override
 from skipgpt.training.arguments import training_arguments
 from skipgpt.training.callbacks import StopRequest
@@ -81,6 +84,35 @@ def run(base: Path, out: Path, config: TrainConfig | None = None, **options: Any
         return train(str(base), [str(data)], out, config or tiny_config(), **options)
 
 
+COMPARED = TINY | {
+    "router_stage.steps": 3,
+    "lora_stage.steps": 2,
+    "router_stage.fit_tokens": 64,
+}
+
+
+def short_curve() -> None:
+    """Calibrate three points only, for the rest of this process."""
+    mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)).start()
+
+
+def compared(
+    base: Path,
+    out: Path,
+    *methods: str,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Compare methods on a tiny base and the documents beside it, in a few steps each."""
+    data = base.parent / "stories.jsonl"
+    if not data.exists():
+        write_documents(base.parent)
+    gc.freeze()
+    given = {key: value for key, value in COMPARED.items() if key != "stages"} | (settings or {})
+    with mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)):
+        return compare(str(base), [str(data)], out, methods, settings=given, **options)
+
+
 @contextmanager
 def stopping_at(step: int, stage: str = "router") -> Iterator[None]:
     """A signal arrives during this step of this stage."""
@@ -96,7 +128,12 @@ def stopping_at(step: int, stage: str = "router") -> Iterator[None]:
 
 
 def stage_trainer(
-    model: nn.Module, stage: Stage, config: TrainConfig, data: Tensor, folder: Path
+    model: nn.Module,
+    stage: Stage,
+    config: TrainConfig,
+    data: Tensor,
+    folder: Path,
+    rule: RuleAt | None = None,
 ) -> RoutingTrainer:
     """The trainer of one stage, ready to train a routed model on token ids [N, T]."""
     gc.freeze()
@@ -104,6 +141,7 @@ def stage_trainer(
     trainer = RoutingTrainer(
         plan=stage_plan,
         config=config,
+        rule=rule,
         model=prepare(model, stage, config),
         args=training_arguments(stage_plan, config, folder, torch.device("cpu")),
         train_dataset=[{"input_ids": row, "labels": row} for row in data],

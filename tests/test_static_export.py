@@ -37,7 +37,7 @@ from skipgpt.export import StaticExport, smaller
 from skipgpt.export.pairing import Pair, pair_up, sites_in
 from skipgpt.export.smaller import module_parameters, moves_whole_layers, smaller_model
 from skipgpt.model.base import load_base
-from skipgpt.model.surgery import add_routers, routed_layers, routers
+from skipgpt.model.surgery import add_routers, routed_layers, routers, stand_ins
 from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.routing.router import set_constant
@@ -67,7 +67,9 @@ def make(folder: Path, skipped: list[Site], base: nn.Module | None = None, **fac
     (base or tiny_base(initializer_range=0.2)).save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
     model, _ = load_base(str(folder / "base"))
-    add_routers(model, RouterConfig(normalize=True))
+    add_routers(model, RouterConfig(normalize=True, stand_in=facts.pop("stand_in", 0)))
+    for stand_in in stand_ins(model).values():
+        nn.init.normal_(stand_in.up.weight)
     for site in skipped:
         set_constant(routers(model)[site], -1.0)
     if facts.pop("lora", False):
@@ -425,14 +427,12 @@ def test_a_model_whose_logits_would_differ_is_not_written(
     assert list((tmp_path / "small").iterdir()) == []
 
 
-def test_stand_ins_are_refused(tmp_path: Path) -> None:
-    checkpoint = make(tmp_path, [M0, A1])
-    path = checkpoint / "skipgpt_config.json"
-    info = json.loads(path.read_text())
-    info["router"]["stand_in"] = 4
-    path.write_text(json.dumps(info))
-    with pytest.raises(ConfigError, match="stand-ins of rank 4"):
-        export(checkpoint)
+def test_stand_ins_are_left_out(tmp_path: Path) -> None:
+    with_them = export(make(tmp_path / "with", [M0, A1], stand_in=4))
+    without = export(make(tmp_path / "without", [M0, A1]))
+    assert with_them.parameters_after == without.parameters_after
+    assert with_them.losses["static"] == pytest.approx(without.losses["static"])
+    assert with_them.losses["routed"] != pytest.approx(without.losses["routed"])
 
 
 def test_a_quantised_base_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skipgpt.checkpoint import load as load
     from skipgpt.checkpoint import push_to_hub as push_to_hub
+    from skipgpt.comparison.compare import compare as compare
     from skipgpt.config import RouterConfig as RouterConfig
     from skipgpt.config import TrainConfig as TrainConfig
     from skipgpt.config import recipe as recipe
@@ -40,6 +41,7 @@ _HOMES = {
     "TrainConfig": "config",
     "add_routers": "model.surgery",
     "calibrate": "evaluation.calibrate",
+    "compare": "comparison.compare",
     "execution": "model.trace",
     "export_merged": "export",
     "export_static": "export",

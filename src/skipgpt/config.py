@@ -134,6 +134,8 @@ class RouterStage:
         schedule: shape of the rate over the stage; any scheduler name of transformers.
         warmup: share of the steps that warm up.
         alpha: weight of the budget term in the loss.
+        estimator: of the gradient through sampled decisions: `straight_through` with a Gumbel
+            temperature (paper), or `second_order` (ReinMax), which has none.
         temperature_start: Gumbel temperature at the first step.
         temperature_end: Gumbel temperature at the last step.
         ramp: share of the stage over which the target rises from 0; 0 aims at it from the start.
@@ -154,6 +156,7 @@ class RouterStage:
     schedule: str = "constant"
     warmup: float = 0.0
     alpha: float = 8.0
+    estimator: Literal["straight_through", "second_order"] = "straight_through"
     temperature_start: float = 5.0
     temperature_end: float = 1.0
     ramp: float = 0.0

@@ -76,6 +76,18 @@ def override(config: C, changes: dict[str, Any]) -> C:
     return from_dict(type(config), values, "applying settings")
 
 
+def parse_pair(pair: str) -> tuple[str, str]:
+    """The key and value of `key=value`.
+
+    Raises:
+        ConfigError: there is no equals sign.
+    """
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise ConfigError("reading --set", got=repr(pair), expected="key=value")
+    return key, value
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The dotted settings of a TOML file, for `override`.
 

@@ -1,13 +1,25 @@
+import pytest
 import torch
+from torch import nn
 
-from cases import BATCHES, every_family, routed
+from cases import BATCHES, every_family, families, routed
 from skipgpt.model.trace import execution, record_routing
 
 
 @every_family
-@torch.no_grad()
 def test_a_batch_equals_its_rows(family: str) -> None:
-    model, inputs = routed(family), BATCHES["three-rows"]
+    _compare(routed(family))
+
+
+@pytest.mark.parametrize("decides", ["module", "layer", "sequence"])
+@families(["llama", "gemma3_text", "cohere2", "mixtral"])
+def test_a_batch_equals_its_rows_with_stand_ins_whoever_decides(family: str, decides: str) -> None:
+    _compare(routed(family, stand_in=3, decides=decides))
+
+
+@torch.no_grad()
+def _compare(model: nn.Module) -> None:
+    inputs = BATCHES["three-rows"]
     for kind in ("gated", "sparse"):
         with execution(model, kind), record_routing(model) as trace:
             together = model(inputs.ids).logits

@@ -9,7 +9,9 @@ from cases import (
     assert_same_gradients,
     base,
     every_family,
+    every_layout,
     families,
+    routed,
 )
 from reference import hooked_logits, reference_logits
 from skipgpt.model.surgery import add_routers
@@ -34,6 +36,16 @@ def test_all_keep_equals_the_base_model_bit_for_bit_in_every_execution(family: s
             assert torch.equal(logits[inputs.real], expected[name][inputs.real]), (name, kind)
         # The routers do skip: the rule is what made them equal.
         assert (model(**inputs.given).logits - expected[name])[inputs.real].abs().max() > 0.1
+
+
+@every_layout
+@torch.no_grad()
+def test_all_keep_equals_the_base_model_bit_for_bit_with_stand_ins(family: str) -> None:
+    expected = base(family)(**LEFT_PADDED.given).logits[LEFT_PADDED.real]
+    model = routed(family, stand_in=3)
+    for kind in ("gated", "sparse"):
+        with deciding(model, KEEP_ALL), execution(model, kind):
+            assert torch.equal(model(**LEFT_PADDED.given).logits[LEFT_PADDED.real], expected), kind
 
 
 @every_family

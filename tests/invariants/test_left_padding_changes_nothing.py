@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from cases import CLOSE, LEFT_PADDED, Inputs, every_family, routed
+from cases import CLOSE, LEFT_PADDED, Inputs, every_family, every_layout, routed
 from skipgpt.model.trace import execution, record_routing
 
 
@@ -13,6 +14,18 @@ def test_left_padding_changes_nothing(family: str) -> None:
             padded = model(**LEFT_PADDED.given).logits
             for row, real, ids in zip(padded, LEFT_PADDED.real, LEFT_PADDED.rows(), strict=True):
                 torch.testing.assert_close(row[real], model(ids[None]).logits[0], **CLOSE)
+
+
+@pytest.mark.parametrize("decides", ["module", "layer", "sequence"])
+@every_layout
+@torch.no_grad()
+def test_left_padding_changes_nothing_with_stand_ins_whoever_decides(
+    family: str, decides: str
+) -> None:
+    model = routed(family, stand_in=3, decides=decides)
+    padded = model(**LEFT_PADDED.given).logits
+    for row, real, ids in zip(padded, LEFT_PADDED.real, LEFT_PADDED.rows(), strict=True):
+        torch.testing.assert_close(row[real], model(ids[None]).logits[0], **CLOSE)
 
 
 @torch.no_grad()

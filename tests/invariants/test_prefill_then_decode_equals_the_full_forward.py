@@ -32,6 +32,25 @@ def test_prefill_then_decode_equals_the_full_forward(family: str) -> None:
             torch.testing.assert_close(stepwise[inputs.real], full[inputs.real], **CLOSE)
 
 
+@every_layout
+@torch.no_grad()
+def test_prefill_then_decode_equals_the_full_forward_with_stand_ins(family: str) -> None:
+    model = routed(family, stand_in=3)
+    for kind in ("gated", "sparse"):
+        with execution(model, kind):
+            full = model(**LEFT_PADDED.given).logits
+            stepwise = _in_chunks(model, LEFT_PADDED, [8, 1, 1, 1], _dynamic(model))
+        torch.testing.assert_close(stepwise[LEFT_PADDED.real], full[LEFT_PADDED.real], **CLOSE)
+
+
+@torch.no_grad()
+def test_prefill_then_decode_equals_the_full_forward_where_layers_decide_whole() -> None:
+    model, inputs = routed(decides="layer", stand_in=3), LEFT_PADDED
+    full = model(**inputs.given).logits
+    stepwise = _in_chunks(model, inputs, [8, 1, 1, 1], _dynamic(model))
+    torch.testing.assert_close(stepwise[inputs.real], full[inputs.real], **CLOSE)
+
+
 # A first chunk longer than the window of 5, and chunks that straddle its edge.
 @pytest.mark.parametrize("chunks", [[7, 4], [3, 4, 3, 1]])
 @every_layout

@@ -51,6 +51,32 @@ def test_sparse_equals_gated_where_the_mlps_router_reads_what_the_mlp_reads(fami
 
 @every_family
 @torch.no_grad()
+def test_sparse_equals_gated_where_stand_ins_run_for_skipped_tokens(family: str) -> None:
+    model = routed(family, stand_in=3)
+    _compare_values(model, LEFT_PADDED)
+    with_them = model(**LEFT_PADDED.given).logits
+    for layer in routed_layers(model):
+        layer.attn_stand_in = layer.mlp_stand_in = None
+    moved = model(**LEFT_PADDED.given).logits - with_them
+    assert moved[LEFT_PADDED.real].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "router",
+    [{"input": "module_input"}, {"kv": "skip"}, {"decides": "layer"}, {"decides": "sequence"}],
+    ids=str,
+)
+@pytest.mark.parametrize("stand_in", [0, 3])
+@families(["llama", "gemma3_text", "gpt_neox", "cohere2"])
+@torch.no_grad()
+def test_sparse_equals_gated_for_every_kind_of_decision(
+    family: str, router: dict[str, str], stand_in: int
+) -> None:
+    _compare_values(routed(family, stand_in=stand_in, **router), LEFT_PADDED)
+
+
+@every_family
+@torch.no_grad()
 def test_sparse_equals_gated_however_unevenly_rows_are_kept(family: str) -> None:
     model, inputs = routed(family), BATCHES["three-rows"]
     for shape in ("uneven", "one row keeps all", "one row skips all", "one token"):
@@ -68,6 +94,17 @@ def test_sparse_equals_gated_in_every_parameters_gradient(family: str) -> None:
     for inputs in (ONE_ROW, LEFT_PADDED):
         expected, actual = (_gradients(model, inputs, kind) for kind in ("gated", "sparse"))
         assert_same_gradients(actual, expected)
+
+
+@every_family
+def test_sparse_equals_gated_in_every_gradient_of_base_and_stand_ins(family: str) -> None:
+    model = routed(family, stand_in=3)
+    for router in routers(model).values():
+        router.requires_grad_(False)
+    expected, actual = (_gradients(model, LEFT_PADDED, kind) for kind in ("gated", "sparse"))
+    assert sum("_stand_in." in name for name in expected) == 3 * 2 * len(routed_layers(model))
+    assert all(grad.abs().max() > 0 for name, grad in expected.items() if "_stand_in." in name)
+    assert_same_gradients(actual, expected)
 
 
 @every_family

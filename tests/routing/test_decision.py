@@ -131,6 +131,28 @@ def test_random_routes_skip_the_share_asked_for(sparsity: float) -> None:
     assert 1 - keep.float().mean().item() == pytest.approx(sparsity, abs=tolerance)
 
 
+def test_random_routes_take_a_rate_for_each_site() -> None:
+    rates = {Site(0, "attn"): 0.0, Site(0, "mlp"): 0.7, Site(1, "attn"): 1.0}
+    margin = torch.zeros(1, DRAWS)
+    skipped = {
+        site: 1 - RandomRoutes(rates)(margin, site).keep.float().mean().item() for site in rates
+    }
+    assert skipped[Site(0, "attn")] == 0
+    assert skipped[Site(1, "attn")] == 1
+    assert skipped[Site(0, "mlp")] == pytest.approx(0.7, abs=SAMPLING)
+
+
+def test_the_decision_of_a_row_expands_to_all_its_tokens_with_its_gradient() -> None:
+    margin = torch.tensor([[1.0], [-2.0]], requires_grad=True)
+    decision = StraightThrough(2.0)(margin, SITE).expanded(torch.Size((2, 3)))
+    assert decision.keep.tolist() == [[True] * 3, [False] * 3]
+    assert decision.gate.tolist() == [[1.0] * 3, [0.0] * 3]
+    assert decision.margin.tolist() == [[1.0] * 3, [-2.0] * 3]
+    (gradient,) = torch.autograd.grad(decision.gate.sum(), margin)
+    soft = torch.sigmoid(margin.detach() / 2)
+    torch.testing.assert_close(gradient, 3 * soft * (1 - soft) / 2)
+
+
 keeps = (
     st.integers(1, 4)
     .flatmap(

@@ -11,6 +11,7 @@ from skipgpt.routing.router import (
     Router,
     build_router,
     margins,
+    mean_of_rows,
     router_input,
     set_constant,
 )
@@ -122,3 +123,10 @@ def test_a_float32_router_reads_a_bfloat16_stream_in_float32(head: str) -> None:
     assert torch.equal(made.margin(hidden), made.margin(hidden.float()))
     both = margins(made, LinearRouter(32), hidden)
     assert [each.dtype for each in both] == [torch.float32] * 2
+
+
+def test_the_mean_margin_of_a_row_leaves_out_its_padding() -> None:
+    margin = torch.tensor([[1.0, 2.0, 6.0], [900.0, 1.0, 2.0], [9.0, 9.0, -4.0], [5.0, 5.0, 5.0]])
+    assert mean_of_rows(margin[:1], None).tolist() == [[3.0]]
+    real = torch.tensor([[True] * 3, [False, True, True], [False, False, True], [False] * 3])
+    assert mean_of_rows(margin, real).tolist() == [[3.0], [1.5], [-4.0], [0.0]]

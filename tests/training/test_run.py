@@ -245,7 +245,7 @@ def test_an_unknown_schedule_is_an_error_of_the_config(base_folder: Path, tmp_pa
         run(base_folder, tmp_path / "out", tiny_config(router_stage__schedule="zigzag"))
 
 
-@pytest.mark.parametrize("at", ["calibrate", "_blend"])
+@pytest.mark.parametrize("at", ["calibrate", "blend_with_static"])
 def test_a_run_interrupted_after_training_ends_where_a_straight_one_does(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:

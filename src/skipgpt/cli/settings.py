@@ -24,24 +24,26 @@ def gathered(config: Path | None, pairs: list[str] | None, named: dict[str, Any]
     Raises:
         ConfigError: the file cannot be read, or a pair has no equals sign.
     """
-    from skipgpt.settings import read_toml
+    from skipgpt.settings import parse_pair, read_toml
 
     found: dict[str, Any] = read_toml(config) if config else {}
-    found |= dict(_pair(pair) for pair in pairs or [])
+    found |= dict(parse_pair(pair) for pair in pairs or [])
     return found | {key: value for key, value in named.items() if value is not None}
 
 
-def for_stages(name: str, values: str | None) -> dict[str, str]:
-    """`200,100` for `steps` as the settings of both stages.
+def for_stages(name: str, values: str | None, stages: str | None = None) -> dict[str, str]:
+    """`200,100` for `steps` as the settings of both stages; of `lora` alone, its only one.
 
     Raises:
         ConfigError: more than two values.
     """
     given = values.split(",") if values else []
-    keys = (f"router_stage.{name}", f"lora_stage.{name}")
+    keys = [f"router_stage.{name}", f"lora_stage.{name}"]
+    if stages == "lora":
+        keys = keys[1:]
     if len(given) > len(keys):
         raise ConfigError(
-            f"reading {name}", got=repr(values), expected="one value, or two with a comma"
+            f"reading {name}", got=repr(values), expected="a value for each stage, with a comma"
         )
     return dict(zip(keys, given, strict=False))
 
@@ -58,10 +60,3 @@ def numbers(name: str, values: str) -> list[float]:
         raise ConfigError(
             f"reading {name}", got=repr(values), expected="numbers with commas, as in 0.25,0.4"
         ) from error
-
-
-def _pair(pair: str) -> tuple[str, str]:
-    key, equals, value = pair.partition("=")
-    if not equals:
-        raise ConfigError("reading --set", got=repr(pair), expected="key=value")
-    return key, value

@@ -68,8 +68,8 @@ def run(
         "data.block_size": block_size,
         "report_to": report_to,
         "seed": seed,
-        **settings.for_stages("steps", steps),
-        **settings.for_stages("learning_rate", lr),
+        **settings.for_stages("steps", steps, stages),
+        **settings.for_stages("learning_rate", lr, stages),
     }
     given = settings.gathered(config, set_, named)
     if is_checkpoint(base):

@@ -26,6 +26,7 @@ from skipgpt.export.smaller import (
 )
 from skipgpt.export.static_result import StaticExport, site_name
 from skipgpt.model.names import is_routing
+from skipgpt.model.surgery import drop_stand_ins
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, Site
 
@@ -73,7 +74,7 @@ def export_static(
     Raises:
         CheckpointError: a model is there already, the base is quantised, or loading or writing
             fails.
-        ConfigError: nothing can be removed, the keep rate is no share, or routers have stand-ins.
+        ConfigError: nothing can be removed, or the keep rate is no share.
         UnsupportedModelError: layers of this model compute something else in another place.
         DataError: the text cannot be read, or there is too little.
 
@@ -82,18 +83,10 @@ def export_static(
         AutoModelForCausalLM.from_pretrained("out/8b-small")
     """
     out = Path(out)
-    info = exportable(folder, out, overwrite)
+    exportable(folder, out, overwrite)
     doing = f"exporting {folder} with modules removed"
     if not 0 < keep_rate <= 1:
         raise ConfigError(doing, got=f"keep_rate {keep_rate}", expected="above 0, at most 1")
-    if info.router.stand_in:
-        raise ConfigError(
-            doing,
-            got=f"routers with stand-ins of rank {info.router.stand_in}",
-            expected="skipped modules that leave the residual stream as it is; an ordinary model "
-            "has no place for stand-ins",
-            todo="use --merged, or train without stand-ins",
-        )
     model, tokenizer = load(
         folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
     )
@@ -107,6 +100,8 @@ def export_static(
     with execution(model, "dense"):
         losses = {"dense": _loss(model, held_out)}
     losses["routed"] = _loss(model, held_out)
+    # An ordinary model has no place for them: healing has to make up for what they added.
+    drop_stand_ins(model)
     with staged(out) as stage:
         smaller_model(model, pairs).save_pretrained(stage)
         tokenizer.save_pretrained(stage)

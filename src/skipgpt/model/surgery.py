@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
 
     Raises:
         UnsupportedModelError: the family has no row.
-        ConfigError: the model has routers already.
+        ConfigError: the model has routers already, or stand-ins would be wider than it.
 
     Example:
         model = AutoModelForCausalLM.from_pretrained(name)
@@ -54,6 +55,11 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             "adding routers", got="a model that has routers", todo="call remove_routers first"
         )
     family = family_of(model)
+    width, rank = _hidden_size(model), config.stand_in if config else 0
+    if rank > width:
+        raise ConfigError(
+            "reading stand_in", got=str(rank), expected=f"at most {width}, the width of the model"
+        )
     make_safe(model, "adding routers to a quantised model")
     state = RoutingState(config or RouterConfig())
     layer_class: Any = family.layer_class
@@ -64,10 +70,9 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         layer.index, layer.family, layer.routing = index, family, state
         layer.attn_arguments = attention_arguments(getattr(layer, family.attn))
         for module in MODULES:
-            router = build_router(state.config, _hidden_size(model)).to(device, torch.float32)
+            router = build_router(state.config, width).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)
-            rank = state.config.stand_in
-            stand_in = StandIn(_hidden_size(model), rank).to(device) if rank else None
+            stand_in = StandIn(width, rank).to(device, torch.float32) if rank else None
             setattr(layer, f"{module}_stand_in", stand_in)
     decoder = _decoder(model, layers[0])
     begin = functools.partial(begin_forward, state, len(layers))
@@ -112,6 +117,13 @@ def stand_ins(model: nn.Module) -> dict[Site, StandIn]:
         for module in MODULES
     }
     return {site: stand_in for site, stand_in in found.items() if stand_in is not None}
+
+
+def drop_stand_ins(model: nn.Module) -> None:
+    """Take the stand-ins out, in place: skipped modules leave only the residual again."""
+    for layer in routed_layers(model):
+        layer.attn_stand_in = layer.mlp_stand_in = None
+        layer.routing.config = dataclasses.replace(layer.routing.config, stand_in=0)
 
 
 def router_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -114,6 +114,27 @@ class StraightThrough:
 
 
 @dataclass(frozen=True)
+class SecondOrderSample:
+    """Training: the same samples with a gradient of second order (ReinMax, arXiv 2304.08612).
+
+    What a module is worth is the loss without it minus the loss with it. The straight-through
+    gradient takes the slope at the sampled gate for it, which is near zero at a kept module of a
+    converged model however much it matters. The mean of the slopes at both ends is exact to second
+    order; one sample estimates it if either end is weighted by the inverse of its chance:
+    `d gate / d margin = abs(keep - p) / 2` with `p = sigmoid(margin)`, so that a rare skip, which
+    shows what the module is worth, counts for as much as all the keeps around it.
+    """
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        chance = torch.sigmoid(margin.float())
+        keep = torch.rand_like(chance) < chance
+        gate = keep.to(chance.dtype)
+        slope = ((gate - chance).abs() / 2).detach()
+        return ModuleDecision(keep, gate + slope * (margin - margin.detach()), margin)
+
+
+@dataclass(frozen=True)
 class Forced:
     """Routes given from outside: by site, a bool for all tokens or a [B, T] tensor.
 

@@ -16,7 +16,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.budget import budget_loss, linear_between, target_at
-from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
+from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt, SecondOrderSample
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
 WEIGHTS = "trained.safetensors"
@@ -80,6 +80,8 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         stage = self.config.router_stage
         if self._rule_at is not None:
             return self._rule_at(self.progress)
+        if stage.estimator == "second_order":
+            return SecondOrderSample()
         return GumbelSample(
             linear_between(stage.temperature_start, stage.temperature_end, self.progress)
         )

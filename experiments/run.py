@@ -1,0 +1,67 @@
+"""Run one of the experiments beside this file and write its table into docs/results.md.
+
+    python experiments/run.py retention --base nano --data stdlib
+    python experiments/run.py two_stages --base llama-8b --data corpus --device cuda --out out/8b
+
+What an experiment compares, its budgets, seeds and training are in its TOML file; `--set` changes
+them. Results are cached in `--out`, so a second call, or one with more methods, is cheap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import skipgpt
+from skipgpt.comparison.page import write_section
+from skipgpt.settings import parse_pair
+
+HERE = Path(__file__).parent
+NAMES = sorted(path.stem for path in HERE.glob("*.toml"))
+
+
+def main() -> None:
+    """Read the experiment, compare, write the section."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--base", required=True, help="hub id, folder, or nano")
+    parser.add_argument("--data", required=True, nargs="+", help="text, as skipgpt reads it")
+    parser.add_argument("--out", type=Path, help="default: out/NAME-BASE")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--set", nargs="*", default=[], help="settings, as key=value")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
+    options = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("skipgpt").setLevel(logging.INFO)
+
+    plan: dict[str, Any] = tomllib.loads((HERE / f"{options.name}.toml").read_text())
+    base = Path(options.base).name
+    out = options.out or Path("out") / f"{options.name}-{base}"
+    result = skipgpt.compare(
+        options.base,
+        options.data,
+        out,
+        plan["methods"],
+        sparsities=plan["sparsity"],
+        seeds=plan["seeds"],
+        dial=plan.get("dial", ()),
+        settings=plan["settings"] | dict(parse_pair(pair) for pair in options.set),
+        device=options.device,
+        dtype=options.dtype,
+    )
+    command = f"python experiments/run.py {options.name} --base {base} --data " + " ".join(
+        Path(source).name for source in options.data
+    )
+    changed = "".join(f" --set {pair}" for pair in options.set)
+    title = f"{plan['title']}: {base}"
+    write_section(options.page, f"{options.name} {base}", title, command + changed, result)
+    sys.stdout.write(result.to_terminal() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A comparison as a section of a Markdown page, between two markers that a later run finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skipgpt.atomic import staged
+from skipgpt.comparison.result import Comparison
+
+
+def write_section(page: Path, name: str, title: str, command: str, comparison: Comparison) -> None:
+    """Put a comparison into a page: in place of the section of this name, or at the end.
+
+    Args:
+        page: a Markdown file; made if absent.
+        name: of the section, in its markers.
+        title: of the section.
+        command: that makes the table.
+        comparison: what to show.
+    """
+    begin, end = f"<!-- comparison: {name} -->", f"<!-- end: {name} -->"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    section = "\n".join([begin, *_lines(title, command, comparison), end])
+    before, found, rest = text.partition(begin)
+    if found:
+        text = before + section + rest.partition(end)[2]
+    else:
+        text = text.rstrip("\n") + "\n\n" * bool(text) + section + "\n"
+    with staged(page.parent) as stage:
+        (stage / page.name).write_text(text, encoding="utf-8")
+
+
+def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
+    facts = comparison.facts
+    run = facts["settings"]
+    steps = [f"{run['router_stage']['steps']} router steps"]
+    if any("lora" in row.method or row.method.startswith("joint") for row in comparison.rows):
+        steps.append(f"{run['lora_stage']['steps']} LoRA steps")
+    seeds = sorted({row.seed for row in comparison.rows})
+    return [
+        f"## {title}",
+        "",
+        f"    {command}",
+        "",
+        f"{' and '.join(steps)} of {run['batch_size']} x {run['data']['block_size']} tokens; "
+        f"{facts['tokens']:,} held-out tokens; seeds {', '.join(map(str, seeds))}, ± half their "
+        f"range. Dense: {facts['dense_nll_per_token']:.4f} nats a token. *x router*: excess in "
+        "units of `router`'s at the same FLOPs.",
+        "",
+        comparison.to_markdown(),
+    ]

@@ -1,0 +1,129 @@
+"""How a method is written down, and what settings it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from conftest import byte_tokenizer, tiny_base
+from runs import COMPARED, write_documents
+from skipgpt.comparison.job import Job, prepare
+from skipgpt.comparison.method import KINDS, TRAINED, Method, parse_method
+from skipgpt.config import recipe
+from skipgpt.errors import ConfigError
+
+WRITTEN = {
+    "router": Method("router"),
+    "sleb+lora": Method("sleb", lora=True),
+    "dense+lora": Method("dense", lora=True),
+    "router@paper": Method("router", recipe="paper"),
+    "router+lora@paper": Method("router", lora=True, recipe="paper"),
+    "router:router.input=module_input": Method(
+        "router", settings=(("router.input", "module_input"),)
+    ),
+    "d-llm@paper:batch_size=3:seed=1": Method(
+        "d-llm", recipe="paper", settings=(("batch_size", "3"), ("seed", "1"))
+    ),
+}
+REFUSED = {
+    "roter": "did you mean router?",
+    "blockprunner": "did you mean blockpruner?",
+    "shortgtp+lora": "did you mean shortgpt?",
+    "xyz": "skipgpt compare --help",
+    "": "expected one of dense, random, router",
+    "router+lorra": "+lora may follow",
+    "router+": "+lora may follow",
+    "mod+lora": "+lora after dense, router or a static method",
+    "random+lora": "+lora after dense, router or a static method",
+    "router:alpha": "got 'alpha'; expected key=value after the colon",
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_a_method_is_read_and_written_alike(text: str) -> None:
+    assert parse_method(text) == WRITTEN[text]
+    assert str(WRITTEN[text]) == text
+    assert parse_method(f" {text} ") == WRITTEN[text]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_known_by_its_name_and_described(kind: str) -> None:
+    assert parse_method(kind) == Method(kind)
+    assert KINDS[kind]
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_is_no_method_is_refused_with_the_nearest_one(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_method(text)
+    assert REFUSED[text] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# What they stand for.
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("job")
+    tiny_base().save_pretrained(folder / "base")
+    byte_tokenizer().save_pretrained(folder / "base")
+    settings = COMPARED | {"router_stage.alpha": "5", "batch_size": "3"}
+    data = [str(write_documents(folder))]
+    return prepare(str(folder / "base"), data, "default", settings, device="cpu", dtype="auto")
+
+
+def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(job: Job) -> None:
+    config = job.config(Method("router"), 0.4, 7)
+    assert (config.target_sparsity, config.seed, config.stages) == (0.4, 7, ("router",))
+    assert (config.recipe, config.router) == ("default", recipe("default").router)
+    assert config.router_stage.alpha == 5
+    assert config.batch_size == 3
+
+
+def test_a_recipe_of_its_own_trains_on_as_much_as_the_others(job: Job) -> None:
+    ours, paper = (job.config(parse_method(text), 0.25, 0) for text in ("router", "router@paper"))
+    assert paper.recipe == "paper"
+    assert paper.router == recipe("paper").router != ours.router
+    stage = dataclasses.replace(recipe("paper").router_stage, steps=3)
+    assert paper.router_stage == stage
+    assert paper.data == ours.data
+    assert paper.lora_stage == ours.lora_stage
+    assert (paper.batch_size, paper.accumulation) == (ours.batch_size, ours.accumulation) == (3, 1)
+
+
+def test_a_methods_own_settings_win(job: Job) -> None:
+    config = job.config(parse_method("router:router_stage.alpha=9:batch_size=5"), 0.25, 0)
+    assert (config.router_stage.alpha, config.batch_size) == (9, 5)
+    config = job.config(parse_method("coupled:router.kv=skip"), 0.25, 0)
+    assert (config.router.decides, config.router.kv) == ("layer", "skip")
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_every_learned_kind_has_settings_that_exist(job: Job, kind: str) -> None:
+    config = job.config(Method(kind), 0.25, 0)
+    assert config.stages == (("joint",) if kind == "joint" else ("router",))
+    decides = {"coupled": "layer", "d-llm": "layer", "mod": "layer", "sequence": "sequence"}
+    assert config.router.decides == decides.get(kind, "module")
+    assert config.router.kv == ("skip" if kind == "d-llm" else "dense")
+    rival = kind in ("d-llm", "mod", "mod-d")
+    assert config.router_stage.start == ("keep" if rival else recipe("default").router_stage.start)
+    if rival:
+        assert config.router.stand_in == 0
+        assert not config.router_stage.static_blend
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("router@papper", "paper or default"),
+        ("router:router.inptu=x", "did you mean 'router.input'?"),
+        ("router:router.input=x", "layer_input, module_input"),
+        ("sleb:batch_size=many", "'many'"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_refused(job: Job, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job.config(parse_method(text), 0.25, 0)
+    assert words in str(caught.value)

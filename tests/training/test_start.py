@@ -1,0 +1,285 @@
+"""Where training begins: fitted stand-ins, constant routers, the greedy static removal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cases import CLOSE, SITES, base, routed
+from runs import metrics, rows, run, stage_trainer, stopping_at, tiny_config, weights
+from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.units import sites_of, units_of
+from skipgpt.checkpoint import load, read_info
+from skipgpt.config import TrainConfig
+from skipgpt.errors import TrainingError
+from skipgpt.evaluation.perplexity import perplexity, total_loss
+from skipgpt.model.surgery import router_state_dict, routers, stand_ins
+from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.routing.decision import (
+    DecisionRule,
+    GumbelSample,
+    ModuleDecision,
+    Site,
+    StraightThrough,
+    Threshold,
+)
+from skipgpt.routing.stand_in import Moments, StandIn, fit
+from skipgpt.training.start import fit_stand_ins, start_routers, static_solution
+
+RANK = 3
+
+
+def settings(start: str = "static", **changes: object) -> TrainConfig:
+    changes = {"router_stage__static_tokens": 64, "router_stage__fit_tokens": 96} | changes
+    return tiny_config(router_stage__start=start, target_sparsity=0.33, **changes)
+
+
+# Stand-ins are fitted.
+
+# Of attention and of the MLP: what the stream enters, and what leaves for the residual add.
+ENDS = {
+    "llama": (("input_layernorm", "self_attn"), ("post_attention_layernorm", "mlp")),
+    "gemma3_text": (
+        ("input_layernorm", "post_attention_layernorm"),
+        ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ),
+    "cohere2": (("input_layernorm", "self_attn"), ("input_layernorm", "mlp")),
+    "mixtral": (("input_layernorm", "self_attn"), ("post_attention_layernorm", "mlp")),
+}
+
+
+@torch.no_grad()
+def fitted_by_hooks(family: str, text: Tensor) -> dict[Site, StandIn]:
+    """From what enters and leaves the modules of the base model, which knows of no routers."""
+    model, seen = base(family), dict[tuple[int, str, str], Tensor]()
+
+    def watch(n: int, name: str) -> None:
+        def keep(_: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+            if args:
+                seen[n, name, "in"] = args[0]
+            seen[n, name, "out"] = output[0] if isinstance(output, tuple) else output
+
+        model.model.layers[n].get_submodule(name).register_forward_hook(keep)
+
+    for n in range(3):
+        for name in {end for ends in ENDS[family] for end in ends}:
+            watch(n, name)
+    model(input_ids=text, use_cache=False)
+    made = {}
+    for n in range(3):
+        for module, (entered, left) in zip(("attn", "mlp"), ENDS[family], strict=True):
+            moments = Moments(32)
+            moments.add(seen[n, entered, "in"], seen[n, left, "out"])
+            made[Site(n, module)] = StandIn(32, RANK)
+            fit(made[Site(n, module)], moments)
+    return made
+
+
+@pytest.mark.parametrize("family", ENDS)
+def test_stand_ins_are_fitted_to_what_modules_add_in_the_dense_model(family: str) -> None:
+    model, text = routed(family, stand_in=RANK), rows(12)
+    fit_stand_ins(model, text)
+    expected, entering = fitted_by_hooks(family, text), torch.randn(2, 7, 32)
+    assert stand_ins(model).keys() == expected.keys()
+    for site, stand_in in stand_ins(model).items():
+        # Batches of 8 rows in one case, all rows in the other; ridge solutions of 32 unknowns.
+        torch.testing.assert_close(
+            stand_in(entering), expected[site](entering), rtol=1e-3, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    "router",
+    [{"kv": "skip"}, {"decides": "layer"}, {"decides": "sequence"}, {"input": "module_input"}],
+    ids=str,
+)
+def test_the_fit_is_the_same_whatever_the_routers_are(router: dict[str, str]) -> None:
+    entering, text, models = torch.randn(2, 7, 32), rows(8), []
+    for options in ({}, router):
+        models.append(routed(stand_in=RANK, **options))
+        fit_stand_ins(models[-1], text)
+    plain, other = map(stand_ins, models)
+    for site in plain:
+        torch.testing.assert_close(other[site](entering), plain[site](entering), **CLOSE)
+
+
+def test_fitting_changes_nothing_but_stand_ins() -> None:
+    model = routed(stand_in=RANK).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fit_stand_ins(model, rows(8))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == ("_stand_in." not in name), name
+    assert routing_state(model).rule == Threshold()
+    assert routing_state(model).execution == "sparse"
+    assert model.training
+    assert not any(m._forward_hooks for m in model.modules())
+    assert [m for m in model.modules() if m._forward_pre_hooks] == [model.model]
+
+
+def test_fitted_stand_ins_make_skipping_cheaper() -> None:
+    text = rows(64)
+    text[:, 1:] = text[:, :1]  # a text that repeats itself can be predicted
+    model = routed(stand_in=16)
+    dense = static_loss(model, text, [])
+    fit_stand_ins(model, text)
+    bare = routed()
+    costs, bare_costs = (
+        [abs(static_loss(each, text, [site]) - dense) for site in SITES] for each in (model, bare)
+    )
+    assert sum(costs) < 0.5 * sum(bare_costs)
+
+
+# Routers start.
+
+
+def test_a_random_start_leaves_routers_as_they_were() -> None:
+    model = routed()
+    before = {name: tensor.clone() for name, tensor in router_state_dict(model).items()}
+    assert start_routers(model, settings("random"), rows(8)) == []
+    assert all(torch.equal(t, before[name]) for name, t in router_state_dict(model).items())
+
+
+@pytest.mark.parametrize("margin", [1.0, 3.0])
+def test_a_start_from_keep_keeps_everything_by_this_margin(margin: float) -> None:
+    model = routed()
+    config = settings("keep", router_stage__start_margin=margin)
+    assert start_routers(model, config, rows(8)) == []
+    assert _margins(model) == dict.fromkeys(SITES, margin)
+
+
+@pytest.mark.parametrize("stand_in", [0, RANK])
+@pytest.mark.parametrize("decides", ["module", "layer", "sequence"])
+def test_a_static_start_loses_exactly_what_the_static_removal_loses(
+    decides: str, stand_in: int
+) -> None:
+    model, text = routed(decides=decides, stand_in=stand_in), rows(16)
+    order = start_routers(model, settings(router_stage__start_margin=2.0), text)
+    removed = set(sites_of(order))
+    assert len(removed) == 2
+    if decides == "layer":
+        assert len({site.layer for site in removed}) == len(order) == 1
+    assert _margins(model) == {site: -2.0 if site in removed else 2.0 for site in SITES}
+    nll, tokens = total_loss(model, text)
+    assert nll / tokens == static_loss(model, text, list(removed))
+    with record_routing(model) as trace, torch.no_grad():
+        model(text)
+    assert {site for site, kept in trace.keep_ratios().items() if kept == 0} == removed
+
+
+@pytest.mark.parametrize("stand_in", [0, RANK])
+def test_the_static_solution_is_greedy_with_stand_ins_in_place(stand_in: int) -> None:
+    model, text = routed(stand_in=stand_in), rows(8)
+    units, order = units_of(model, "modules"), []
+    for _ in range(3):
+        left = [unit for unit in units if unit not in order]
+        best = min(left, key=lambda u: static_loss(model, text, sites_of([*order, u])))
+        order.append(best)
+    assert static_solution(model, text, 0.5) == order
+
+
+def test_the_static_start_is_chosen_after_the_fit() -> None:
+    config, text = settings(), rows(16)
+    model, other = routed(stand_in=RANK), routed(stand_in=RANK)
+    order = start_routers(model, config, text)
+    start_routers(other, settings("random"), text)  # fits only
+    found = routers(other)
+    assert order == static_solution(other, text[[0, 5, 10, 15]], 0.33)  # 64 tokens of 16 rows
+    assert all(torch.equal(t, stand_ins(model)[s].up.bias) for s, t in _biases(other).items())
+    assert len(found) == len(SITES)
+
+
+def _biases(model: nn.Module) -> dict[Site, Tensor]:
+    return {site: stand_in.up.bias for site, stand_in in stand_ins(model).items()}
+
+
+def _margins(model: nn.Module) -> dict[Site, float]:
+    """Of constant routers, whatever they read."""
+    entering = torch.randn(5, 32)
+    found = {site: router.margin(entering).unique() for site, router in routers(model).items()}
+    return {site: margin.item() for site, margin in found.items()}
+
+
+# Runs.
+
+
+def test_a_run_from_a_static_start_begins_at_it_and_names_it(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    still = {"router_stage__learning_rate": 0, "router_stage__stand_in_rate": 0}
+    config = settings(router__stand_in=RANK, **still)
+    result = run(base_folder, tmp_path / "out", config)
+    assert len(result.static_order) == 2
+    tensors = load_file(tmp_path / "out" / "routers.safetensors")
+    margins = {
+        Site(n, module): torch.sub(*tensors[f"layers.{n}.{module}_router.bias"]).item()
+        for n in range(3)
+        for module in ("attn", "mlp")
+    }
+    assert {site for site, margin in margins.items() if margin == -1} == set(
+        sites_of(result.static_order)
+    )
+    assert set(margins.values()) == {-1.0, 1.0}
+    assert all(t.any() for name, t in tensors.items() if "stand_in" in name)
+    assert read_info(tmp_path / "out").router.stand_in == RANK
+    loaded, _ = load(tmp_path / "out")
+    measured = perplexity(loaded, rows(4))
+    assert measured.sparsity["module"] == pytest.approx(1 / 3)
+
+
+def test_an_interrupted_run_with_stand_ins_ends_where_a_straight_one_does(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    config = settings(router__stand_in=RANK, save_every=2)
+    run(base_folder, tmp_path / "straight", config)
+    with stopping_at(3), pytest.raises(TrainingError):
+        run(base_folder, tmp_path / "stopped", config)
+    run(base_folder, tmp_path / "stopped", config, resume=True)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
+
+
+def test_stand_ins_train_at_a_rate_of_their_own(tmp_path: Path) -> None:
+    config = settings(router_stage__learning_rate=0.5, router_stage__stand_in_rate=0.25)
+    trainer = stage_trainer(routed(stand_in=RANK), "joint", config, rows(), tmp_path)
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    seen = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in trainer.create_optimizer().param_groups
+        for p in group["params"]
+    }
+    for name, (rate, decay) in seen.items():
+        kind = "stand_in" if "_stand_in." in name else "lora" if "lora_" in name else "router"
+        assert rate == {"stand_in": 0.25, "router": 0.5, "lora": 2e-4}[kind], name
+        assert (decay == 0) == name.endswith("bias"), name
+    assert len(seen) == 6 * (2 + 3) + 18
+
+
+def test_a_rule_of_ones_own_decides_while_routers_train(base_folder: Path, tmp_path: Path) -> None:
+    shares: list[float] = []
+
+    def one_mlp_skipped(margin: Tensor, site: Site) -> ModuleDecision:
+        soft = torch.sigmoid(margin)
+        keep = torch.full_like(soft, site != Site(1, "mlp"))
+        return ModuleDecision(keep.bool(), keep + soft - soft.detach(), margin)
+
+    def rule(share: float) -> DecisionRule:
+        shares.append(share)
+        return one_mlp_skipped if share < 0.5 else StraightThrough()
+
+    config = tiny_config(stages="router,lora", lora_stage__steps=2)
+    run(base_folder, tmp_path / "out", config, rule=rule)
+    assert sorted(set(shares)) == [step / 6 for step in range(6)]
+    lines = [line for line in metrics(tmp_path / "out") if line["stage"] == "router"]
+    assert [line["sparsity"] == pytest.approx(1 / 6) for line in lines[:3]] == [True] * 3
+    assert lines[3]["sparsity"] != pytest.approx(1 / 6)
+
+
+def test_the_rule_of_the_paper_may_be_given_by_hand(base_folder: Path, tmp_path: Path) -> None:
+    run(base_folder, tmp_path / "none")
+    run(base_folder, tmp_path / "given", rule=lambda share: GumbelSample(5 - 4 * share))
+    run(base_folder, tmp_path / "other", rule=lambda _: GumbelSample(1.0))
+    assert weights(tmp_path / "given") == weights(tmp_path / "none")
+    assert weights(tmp_path / "other") != weights(tmp_path / "none")
