@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -101,6 +101,7 @@ def compared(
     out: Path,
     *methods: str,
     settings: dict[str, Any] | None = None,
+    draw: bool = False,
     **options: Any,
 ) -> Comparison:
     """Compare methods on a tiny base and the documents beside it, in a few steps each."""
@@ -109,7 +110,10 @@ def compared(
         write_documents(base.parent)
     gc.freeze()
     given = {key: value for key, value in COMPARED.items() if key != "stages"} | (settings or {})
-    with mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)):
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)))
+        if not draw:  # a picture takes as long as a training
+            stack.enter_context(mock.patch("skipgpt.comparison.compare.plot"))
         return compare(str(base), [str(data)], out, methods, settings=given, **options)
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cases import ONE_ROW, SITES, every_family, routed
 from conftest import tiny_base, tiny_routed
 from skipgpt.config import RouterConfig
-from skipgpt.cost import ModuleCosts, layer_costs, sparsities
+from skipgpt.cost import ModuleCosts, flops_per_token, layer_costs, sparsities
 from skipgpt.model.surgery import add_routers, routed_layers, routers
 from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import KEEP_ALL, DecisionRule, Forced, Site
@@ -42,6 +42,15 @@ def flops(attn: float, mlp: float) -> float:
 def test_a_layers_counts() -> None:
     layer = routed_layers(tiny_routed())[0]
     assert layer_costs(layer) == ModuleCosts(kv=KV, qo=QO, mlp=MLP, core_width=32)
+
+
+def test_the_flops_of_a_token_are_those_of_the_base_model() -> None:
+    model = tiny_routed()
+    assert flops_per_token(model, CONTEXT) == flops(1, 1) - 2 * ROUTERS
+    without_head = flops(1, 1) - 2 * ROUTERS - 2 * 0.75 * HEAD
+    assert flops_per_token(model, CONTEXT, head_tokens=0.25) == without_head
+    stood_in = tiny_routed(router=RouterConfig(stand_in=4))
+    assert flops_per_token(stood_in, CONTEXT) == flops_per_token(model, CONTEXT)
 
 
 def costs(family: str) -> list[ModuleCosts]:

@@ -17,6 +17,7 @@ from skipgpt.errors import ConfigError
 
 Stage = Literal["router", "lora", "joint"]
 MAX_SPARSITY = 0.95
+ALL_LINEAR = ("all-linear",)
 
 
 def check_sparsity(value: float, name: str = "sparsity") -> float:
@@ -185,7 +186,8 @@ class LoraStage:
         rank: rank of the update matrices.
         alpha: LoRA scale; the update is multiplied by alpha / rank.
         dropout: on the input of the update matrices.
-        targets: names of the linear layers that get an update.
+        targets: names of the linear layers that get an update, or `all-linear`: every one inside
+            attention and MLP.
     """
 
     steps: int = 10_000

@@ -14,14 +14,14 @@ from typing import Any
 
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.greedy import greedy_order
-from skipgpt.baselines.units import sites_of
 from skipgpt.checkpoint import load
 from skipgpt.config import recipe
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.generation import generate
-from skipgpt.model.surgery import routers
+from skipgpt.model.base import load_base
+from skipgpt.model.surgery import add_routers, routers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.report.routing_map import RoutingMap, routing_map
 from skipgpt.routing.decision import Forced
@@ -129,9 +129,9 @@ def demo(
     model, tokenizer = load(out / "checkpoint", merge=True, **where)
     blocks = load_blocks(["stdlib"], tokenizer, config.data)
     held = cut(blocks.held_out, config.data.evaluation_tokens)
-    removed = sites_of(trained.static_order) or _static(model, blocks.train, config)
-    base, _ = load(out / "checkpoint", merge=False, **where)
-    with base.disable_adapter(), deciding(base, Forced.without(removed)):
+    base = add_routers(load_base("nano", **where)[0])
+    removed = _static(base, blocks.train, config)
+    with deciding(base, Forced.without(removed)):
         static = perplexity(base, held)
     rows = {
         "dense": trained.held_out["dense"],
@@ -140,7 +140,7 @@ def demo(
         "router+lora": trained.held_out["lora"],
     }
     logger.info("generating")
-    with base.disable_adapter(), execution(base, "dense"):
+    with execution(base, "dense"):
         dense_text = generate(base, tokenizer, PROMPT, max_new_tokens=48).text
     result = DemoResult(
         rows=rows,

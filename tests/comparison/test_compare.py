@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,34 @@ import pytest
 import torch
 
 from conftest import byte_tokenizer, tiny_base
-from runs import compared, write_documents
+from runs import COMPARED, compared, stopping_at, write_documents
 from skipgpt.baselines.registry import STATIC
 from skipgpt.baselines.units import sites_of
 from skipgpt.checkpoint import load, read_info
 from skipgpt.comparison import compare as comparing
 from skipgpt.comparison import static, trained
-from skipgpt.comparison.job import Job
+from skipgpt.comparison.job import Job, prepare
 from skipgpt.comparison.result import Comparison, Row
-from skipgpt.errors import ConfigError
+from skipgpt.config import TrainConfig
+from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.evaluation.perplexity import perplexity
-from skipgpt.model.trace import deciding, execution
+from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import Forced
+from skipgpt.settings import from_dict
 from skipgpt.training.run import train
 
 SENSES = {"module", "attn", "mlp", "params", "flops"}
 ALL = (
-    *("dense", "router", "router+lora", "router@paper", "joint", "coupled", "sequence", "random"),
+    *(
+        "dense",
+        "router",
+        "router+lora",
+        "router@paper",
+        "joint",
+        "coupled",
+        "sequence",
+        "random@paper",
+    ),
     *("mod", "mod-d", "d-llm", "sleb", "llm-drop", "laco", "sleb+lora", "dense+lora"),
 )
 WHOLE = 1 / 3
@@ -48,11 +58,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def everything(base: Path) -> Comparison:
     """One comparison of every kind; its folder is `all` beside the base."""
     torch.manual_seed(0)
-    return compared(base, base.parent / "all", *ALL, sparsities=(WHOLE,))
+    return compared(base, base.parent / "all", *ALL, sparsities=(WHOLE,), draw=True)
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is trained or searched from now on, in order."""
     done: list[str] = []
 
@@ -71,7 +81,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     counted(static, "_removed", "search")
     counted(trained, "random_routes", "random")
     counted(trained, "read_dial", "dial")
-    yield done
+    return done
 
 
 def _by_method(comparison: Comparison) -> dict[str, Row]:
@@ -86,7 +96,7 @@ def test_rows_come_in_the_order_of_methods_with_other_evaluations_beside(
 ) -> None:
     assert [row.method for row in everything.rows] == [
         *("dense", "router", "router+lora", "router@paper", "router@paper (sampled)", "joint"),
-        *("coupled", "sequence", "random", "mod", "mod (causal)", "mod-d", "mod-d (causal)"),
+        *("coupled", "sequence", "random@paper", "mod", "mod (causal)", "mod-d", "mod-d (causal)"),
         *("d-llm", "sleb", "llm-drop", "laco", "sleb+lora", "dense+lora"),
     ]
 
@@ -145,9 +155,6 @@ def test_router_is_what_train_makes_of_the_same_settings(
 ) -> None:
     row = _by_method(everything)["router"]
     config = json.loads((Path(str(row.checkpoint)) / "run.json").read_text())["config"]
-    from skipgpt.config import TrainConfig
-    from skipgpt.settings import from_dict
-
     monkeypatch.setattr("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5))
     data = [str(base.parent / "stories.jsonl")]
     result = train(str(base), data, tmp_path / "out", from_dict(TrainConfig, config))
@@ -173,16 +180,16 @@ def test_a_checkpoint_lies_where_its_row_says(everything: Comparison) -> None:
 def test_random_routes_skip_as_much_as_the_routers_they_copy(everything: Comparison) -> None:
     rows = _by_method(everything)
     for sense in ("module", "attn", "mlp"):
-        ours, theirs = rows["random"].sparsity[sense], rows["router"].sparsity[sense]
+        ours, theirs = (rows[f"{kind}@paper"].sparsity[sense] for kind in ("random", "router"))
         assert ours == pytest.approx(theirs, abs=0.12)
-    assert rows["random"].nll_per_token != rows["router"].nll_per_token
+    assert rows["random@paper"].nll_per_token != rows["router@paper"].nll_per_token
 
 
 def test_whole_layers_skip_attention_and_mlp_alike(everything: Comparison) -> None:
     rows = _by_method(everything)
     for name in ("coupled", "d-llm", "mod", "mod (causal)", "sleb"):
         assert rows[name].sparsity["attn"] == rows[name].sparsity["mlp"]
-    assert rows["router"].sparsity["attn"] != rows["router"].sparsity["mlp"]
+    assert rows["router@paper"].sparsity["attn"] != rows["router@paper"].sparsity["mlp"]
 
 
 # Static methods.
@@ -222,9 +229,6 @@ def _between(rows: list[Row], name: str, share: float) -> float:
 
 
 def _job(base: Path) -> Job:
-    from runs import COMPARED
-    from skipgpt.comparison.job import prepare
-
     data = [str(base.parent / "stories.jsonl")]
     return prepare(str(base), data, "default", dict(COMPARED), device="cpu", dtype="auto")
 
@@ -286,11 +290,10 @@ def test_what_stands_on_routers_that_were_not_asked_for_trains_them_once(
 @pytest.mark.parametrize(
     "changed",
     [
-        {"settings": {"router_stage.alpha": 3.0}},
+        {"settings": {"router_stage.static_tokens": 32}},
         {"settings": {"data.block_size": 15}},
         {"recipe": "paper"},
         {"sparsities": (0.3,)},
-        {"seeds": (1,)},
         {"dtype": "float32"},
     ],
     ids=str,
@@ -298,12 +301,24 @@ def test_what_stands_on_routers_that_were_not_asked_for_trains_them_once(
 def test_whatever_changes_a_method_makes_it_anew(
     base: Path, tmp_path: Path, made: list[str], changed: dict[str, Any]
 ) -> None:
-    compared(base, tmp_path / "out", "router")
-    compared(base, tmp_path / "out", "router", **changed)
+    compared(base, tmp_path / "out", "sleb")
+    compared(base, tmp_path / "out", "sleb", **changed)
+    assert made == ["search", "search"] * 2
+    compared(base, tmp_path / "out", "sleb")
+    compared(base, tmp_path / "out", "sleb", **changed)
+    assert made == ["search", "search"] * 2
+
+
+def test_a_setting_of_training_makes_routers_anew(
+    base: Path, tmp_path: Path, made: list[str]
+) -> None:
+    first, second, third = (
+        compared(base, tmp_path / "out", "router", settings=settings).rows[0]
+        for settings in ({}, {"router_stage.learning_rate": 0.5}, {})
+    )
     assert made == ["train", "train"]
-    compared(base, tmp_path / "out", "router")
-    compared(base, tmp_path / "out", "router", **changed)
-    assert made == ["train", "train"]
+    assert first == third != second
+    assert first.checkpoint != second.checkpoint
 
 
 @pytest.mark.parametrize("what", ["base", "text"])
@@ -360,9 +375,7 @@ def test_a_comparison_is_found_again_from_another_folder(
 # Budgets, seeds, dial.
 
 
-def test_seeds_give_rows_of_their_own_where_something_is_random(
-    base: Path, tmp_path: Path
-) -> None:
+def test_seeds_give_rows_of_their_own_where_something_is_random(base: Path, tmp_path: Path) -> None:
     found = compared(base, tmp_path / "out", "dense", "router", "sleb", seeds=(0, 1))
     assert [(row.method, row.seed) for row in found.rows] == [
         *(("dense", 0), ("router", 0), ("router", 1), ("sleb", 0)),
@@ -405,9 +418,7 @@ def test_several_budgets_come_in_order(base: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_sampled_routes_are_the_same_routers_drawn_anew(
-    base: Path, everything: Comparison
-) -> None:
+def test_sampled_routes_are_the_same_routers_drawn_anew(base: Path, everything: Comparison) -> None:
     rows = _by_method(everything)
     row, sampled = rows["router@paper"], rows["router@paper (sampled)"]
     assert (sampled.checkpoint, sampled.seed) == (row.checkpoint, row.seed)
@@ -453,20 +464,9 @@ def test_no_method_is_nothing_to_compare(base: Path, tmp_path: Path) -> None:
         compared(base, tmp_path / "out")
 
 
-def test_an_interrupted_training_goes_on(
-    base: Path, tmp_path: Path, made: list[str]
-) -> None:
-    from runs import stopping_at
-    from skipgpt.errors import TrainingError
-
+def test_an_interrupted_training_goes_on(base: Path, tmp_path: Path, made: list[str]) -> None:
     (straight,) = compared(base, tmp_path / "straight", "router").rows
     with stopping_at(2), pytest.raises(TrainingError):
         compared(base, tmp_path / "out", "router")
     (resumed,) = compared(base, tmp_path / "out", "router").rows
     assert resumed.nll_per_token == straight.nll_per_token
-
-
-def test_no_method_leaves_the_model_in_dense_execution(base: Path) -> None:
-    model = _job(base).routed()
-    with execution(model, "dense"):
-        assert perplexity(model, _job(base).held_out()).sparsity["module"] == 0

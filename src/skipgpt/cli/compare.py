@@ -67,11 +67,11 @@ def run(
         out,
         methods.split(","),
         sparsities=settings.numbers("--sparsity", sparsity),
-        seeds=[int(seed) for seed in settings.numbers("--seeds", seeds)],
+        seeds=settings.whole_numbers("--seeds", seeds),
         dial=settings.numbers("--dial", dial) if dial else (),
         recipe=name,
         settings=given,
         device=device,
         dtype=dtype,
     )
-    options.emit(result.to_dict(), as_json, f"{result.to_terminal()}\n{out}/comparison.svg")
+    options.emit(result.to_dict(), as_json, f"{result.to_terminal()}\n{out}")

@@ -60,3 +60,17 @@ def numbers(name: str, values: str) -> list[float]:
         raise ConfigError(
             f"reading {name}", got=repr(values), expected="numbers with commas, as in 0.25,0.4"
         ) from error
+
+
+def whole_numbers(name: str, values: str) -> list[int]:
+    """The whole numbers of a list by commas.
+
+    Raises:
+        ConfigError: one of them is none.
+    """
+    try:
+        return [int(value) for value in values.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"reading {name}", got=repr(values), expected="whole numbers with commas, as in 0,1"
+        ) from error

@@ -66,7 +66,7 @@ def compare(
     budgets = [check_sparsity(sparsity) for sparsity in (*sparsities, *dial)][: len(sparsities)]
     if not wanted or not budgets or not seeds:
         raise ConfigError("comparing", got="nothing to compare", expected="methods and budgets")
-    out = Path(out)
+    out = Path(out).absolute()  # rows name checkpoints; they are found from any folder
     job = prepare(base, data, recipe, dict(settings or {}), device=device, dtype=dtype)
     for method in wanted:  # a wrong setting of the last method is found before the first one runs
         job.config(method, budgets[0], seeds[0])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+Kind = Literal["router", "stand_in", "lora", "base"]
+
 ROUTING_PARTS = ("attn_router", "mlp_router", "attn_stand_in", "mlp_stand_in")
 
 
@@ -13,3 +17,15 @@ def is_routing(name: str) -> bool:
         True
     """
     return any(f"{part}." in name for part in ROUTING_PARTS)
+
+
+def kind_of(name: str) -> Kind:
+    """What a parameter of this name belongs to.
+
+    Example:
+        >>> kind_of("model.layers.3.mlp_stand_in.up.weight")
+        'stand_in'
+    """
+    if is_routing(name):
+        return "stand_in" if "_stand_in." in name else "router"
+    return "lora" if "lora_" in name else "base"

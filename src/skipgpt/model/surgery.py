@@ -14,7 +14,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.entry import begin_forward
 from skipgpt.model.families import family_of
 from skipgpt.model.layer import RoutedLayer, routed_class
-from skipgpt.model.names import ROUTING_PARTS, is_routing
+from skipgpt.model.names import ROUTING_PARTS, kind_of
 from skipgpt.model.parts import attention_arguments
 from skipgpt.model.quantized import make_safe
 from skipgpt.model.trace import MODULES, RoutingState
@@ -138,14 +138,10 @@ def router_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def train_only(model: nn.Module, *kinds: str) -> list[nn.Parameter]:
-    """Freeze everything but the named kinds, `router` (with stand-ins) and `lora`.
-
-    Returns:
-        What will train.
-    """
+    """Freeze everything but the named kinds: `router`, `stand_in`, `lora`; returns what trains."""
     trained = []
     for name, parameter in model.named_parameters():
-        kind = "router" if is_routing(name) else "lora" if "lora_" in name else "base"
+        kind = kind_of(name)
         parameter.requires_grad_(kind in kinds)
         if kind in kinds:
             trained.append(parameter)

@@ -16,7 +16,7 @@ import torch
 from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint import describe, is_checkpoint, load, read_info, save
 from skipgpt.checkpoint_info import CheckpointInfo
-from skipgpt.config import Stage, TrainConfig, recipe
+from skipgpt.config import ALL_LINEAR, Stage, TrainConfig, recipe
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate, cut
@@ -211,7 +211,8 @@ def _with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
 def _check_lora_targets(model: Any, config: TrainConfig) -> None:
     """Refuse names that no linear layer has before hours of training, not after."""
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    unknown = [target for target in config.lora_stage.targets if target not in names]
+    targets = config.lora_stage.targets
+    unknown = [target for target in targets if target not in names] * (targets != ALL_LINEAR)
     if unknown and set(config.stages) != {"router"}:
         raise ConfigError(
             "planning stage lora",

@@ -15,13 +15,14 @@ from torch import nn
 
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.model.lora import with_lora
+from skipgpt.model.names import kind_of
 from skipgpt.model.surgery import train_only
 from skipgpt.model.trace import Execution
 
 TRAINS: dict[Stage, tuple[str, ...]] = {
-    "router": ("router",),
-    "lora": ("lora",),
-    "joint": ("router", "lora"),
+    "router": ("router", "stand_in"),
+    "lora": ("lora", "stand_in"),
+    "joint": ("router", "stand_in", "lora"),
 }
 
 
@@ -79,7 +80,7 @@ def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "lora" if "lora_" in name else "stand_in" if "_stand_in." in name else "router"
+            kind = kind_of(name)
             groups.setdefault((kind, name.endswith("bias")), []).append(parameter)
     return [
         {

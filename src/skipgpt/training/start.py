@@ -1,7 +1,9 @@
 """Where training begins: fitted stand-ins, and routers at constant margins.
 
 A router with a constant margin decides the same for every token, so it can copy any static
-removal. Training that begins at the greedy one only has to improve on it.
+removal. Training that begins at the greedy one only has to improve on it. Margins rise from one
+removed module to the next, so that every threshold is a static removal, too, and the modules
+around the budget are those that noise overrules most.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.baselines.search import one_by_one
+from skipgpt.baselines.search import lazily
 from skipgpt.baselines.static import static_loss
 from skipgpt.baselines.units import Unit, sites_of, units_of
 from skipgpt.config import TrainConfig
@@ -27,6 +29,8 @@ from skipgpt.routing.router import set_constant
 from skipgpt.routing.stand_in import Moments, fit
 
 OnStep = Callable[[int, int], None]
+DIAL_DEPTH = 0.6
+"""Share of modules that the static order reaches at least, for budgets beyond the trained one."""
 
 
 def start_routers(
@@ -41,21 +45,25 @@ def start_routers(
         on_step: called with steps of the search done and in all.
 
     Returns:
-        The greedy static removal, first removed first, where the start is that.
+        The greedy static removal, first removed first and beyond the target, where the start is
+        that.
     """
     stage = config.router_stage
     if stand_ins(model):
         fit_stand_ins(model, cut(text, stage.fit_tokens))
     if stage.start == "random":
         return []
-    order = []
-    if stage.start == "static":
-        order = static_solution(
-            model, cut(text, stage.static_tokens), config.target_sparsity, on_step
-        )
-    removed = set(sites_of(order))
+    if stage.start == "keep":
+        for router in routers(model).values():
+            set_constant(router, stage.start_margin)
+        return []
+    depth = max(config.target_sparsity, DIAL_DEPTH)
+    order = static_solution(model, cut(text, stage.static_tokens), depth, on_step)
+    share = config.target_sparsity * len(routers(model))
+    rank = {site: n * len(unit) for n, unit in enumerate(order) for site in unit}
+    last = len(sites_of(order))
     for site, router in routers(model).items():
-        set_constant(router, -stage.start_margin if site in removed else stage.start_margin)
+        set_constant(router, stage.start_margin * (rank.get(site, last) + 0.5 - share))
     return order
 
 
@@ -76,9 +84,7 @@ def static_solution(
     whole = routing_state(model).config.decides == "layer"
     units = units_of(model, "layers" if whole else "modules")
     removals = max(1, round(sparsity * len(units)))
-    return one_by_one(
-        lambda sites: static_loss(model, text, sites), units, removals, on_step=on_step
-    )
+    return lazily(lambda sites: static_loss(model, text, sites), units, removals, on_step=on_step)
 
 
 @torch.no_grad()

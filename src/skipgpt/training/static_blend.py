@@ -22,7 +22,7 @@ from skipgpt.routing.calibration import calibrate as find_threshold
 from skipgpt.routing.calibration import quantile_threshold
 from skipgpt.routing.router import add_to_margin
 
-STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 64.0)
+STRENGTHS = (0.0, 1.0, 64.0)
 """In standard deviations of the trained margins."""
 
 
