@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bases import DEEP, EMPTY, deep, layer, own_words, shallow
+from bases import DEEP, EMPTY, deep, own_words, shallow
 from cases import every_layout
 from skipgpt.baselines.registry import STATIC
 from skipgpt.baselines.static import static_loss
@@ -29,25 +29,33 @@ def _text() -> Tensor:
     return own_words(deep())
 
 
+def _candidates(name: str, model: nn.Module) -> list[Unit]:
+    """What a method may remove: LLM-Drop has variants that know one kind of module only."""
+    units, kind = units_of(model, STATIC[name].units), name.removeprefix("llm-drop-")
+    return [unit for unit in units if kind not in ("attn", "mlp") or unit[0].module == kind]
+
+
+def _of_layer(name: str, model: nn.Module, index: int) -> list[Unit]:
+    return [unit for unit in _candidates(name, model) if unit[0].layer == index]
+
+
 @functools.cache
 def _full_order(name: str) -> list[Unit]:
     model = deep()
-    return STATIC[name].order(model, _text(), len(units_of(model, STATIC[name].units)))
+    return STATIC[name].order(model, _text(), len(_candidates(name, model)))
 
 
 def test_the_names_of_the_command_line() -> None:
-    names = "shortgpt sleb shortened-ppl shortened-taylor llm-drop blockpruner laco"
-    assert list(STATIC) == names.split()
-    assert {name for name in STATIC if STATIC[name].units == "modules"} == {
-        "llm-drop",
-        "blockpruner",
-    }
-    assert all("arXiv 24" in method.source for method in STATIC.values())
+    names = "shortgpt sleb shortened-ppl shortened-taylor llm-drop llm-drop-attn llm-drop-mlp"
+    assert list(STATIC) == [*names.split(), "blockpruner", "laco"]
+    of_modules = {name for name in STATIC if STATIC[name].units == "modules"}
+    assert of_modules == {"llm-drop", "llm-drop-attn", "llm-drop-mlp", "blockpruner"}
+    assert all("arXiv 24" in STATIC[name].source for name in STATIC if "llm-drop-" not in name)
 
 
 @every_choosing_method
 def test_all_units_go_in_the_end_each_once(name: str) -> None:
-    assert sorted(_full_order(name)) == units_of(deep(), STATIC[name].units)
+    assert sorted(_full_order(name)) == _candidates(name, deep())
 
 
 @every_choosing_method
@@ -58,26 +66,23 @@ def test_a_prefix_is_the_answer_for_a_smaller_budget(name: str, removals: int) -
 
 @every_choosing_method
 def test_a_layer_that_does_nothing_goes_first(name: str) -> None:
-    if STATIC[name].units == "layers":
-        assert _full_order(name)[0] == layer(EMPTY)
-    else:
-        assert sorted(sites_of(_full_order(name)[:2])) == list(layer(EMPTY))
+    empty = _of_layer(name, deep(), EMPTY)
+    assert sorted(_full_order(name)[: len(empty)]) == empty
 
 
 @every_layout
 @every_choosing_method
 def test_a_layer_that_does_nothing_goes_first_in_families(name: str, family: str) -> None:
     model = shallow(family)
-    removals = 1 if STATIC[name].units == "layers" else 2
-    removed = STATIC[name].order(model, own_words(model), removals)
-    assert sorted(sites_of(removed)) == list(layer(1))
+    empty = _of_layer(name, model, 1)
+    assert sorted(STATIC[name].order(model, own_words(model), len(empty))) == empty
 
 
 @every_method
 def test_a_layer_that_does_nothing_is_gone_without_loss(name: str) -> None:
     model, text = deep(), _text()
     dense = static_loss(model, text, [])
-    removals = 1 if STATIC[name].units == "layers" else 2
+    removals = len(_of_layer(name, model, EMPTY))
     removed = STATIC[name].order(model, text, removals)
     assert len(removed) == removals
     # An empty module adds exact zeros; roundings of float32 losses are near 1e-7.
@@ -136,8 +141,8 @@ def test_progress_ends_at_its_total(name: str) -> None:
 @every_method
 def test_more_removals_than_there_are_units_are_refused(name: str) -> None:
     model = deep()
-    count = len(units_of(model, STATIC[name].units))
-    assert count == (DEEP if STATIC[name].units == "layers" else 2 * DEEP)
+    count = len(_candidates(name, model))
+    assert count == (2 * DEEP if name in ("llm-drop", "blockpruner") else DEEP)
     with pytest.raises(ConfigError, match=f"got {count + 1} removals; expected 0 to {count}"):
         STATIC[name].order(model, _text(), count + 1)
 

@@ -418,6 +418,14 @@ def test_several_budgets_come_in_order(base: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_what_skips_nothing_is_trained_once_for_all_budgets(
+    base: Path, tmp_path: Path, made: list[str]
+) -> None:
+    found = compared(base, tmp_path / "out", "dense", "dense+lora", sparsities=(0.25, 0.5))
+    assert made == ["heal"]
+    assert [(row.method, row.target) for row in found.rows] == [("dense", 0), ("dense+lora", 0)]
+
+
 def test_sampled_routes_are_the_same_routers_drawn_anew(base: Path, everything: Comparison) -> None:
     rows = _by_method(everything)
     row, sampled = rows["router@paper"], rows["router@paper (sampled)"]

@@ -121,6 +121,7 @@ def test_every_learned_kind_has_settings_that_exist(job: Job, kind: str) -> None
         ("router:router.inptu=x", "did you mean 'router.input'?"),
         ("router:router.input=x", "layer_input, module_input"),
         ("sleb:batch_size=many", "'many'"),
+        ("router:stages=router,lora", "router or joint; +lora heals"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_refused(job: Job, text: str, words: str) -> None:

@@ -115,7 +115,7 @@ class _Work:
         """The rows of one method; nothing is random about the base or about a static removal."""
         if not method.lora and method.kind not in TRAINED and method.kind != RANDOM:
             seed = 0
-        if method == Method(DENSE):
+        if method.kind == DENSE:
             sparsity = 0.0
         key = self._key(method, sparsity, seed)
         if (cached := self._read(key)) is not None:

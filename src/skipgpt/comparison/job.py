@@ -15,6 +15,7 @@ from skipgpt.comparison.result import Row
 from skipgpt.config import RouterConfig, TrainConfig, recipe
 from skipgpt.cost import flops_per_token
 from skipgpt.data import Blocks, load_blocks
+from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import fingerprint, load_base
@@ -54,6 +55,9 @@ class Job:
 
         Equal training is the point of a comparison, so a recipe brings everything but how much
         it trains on.
+
+        Raises:
+            ConfigError: a setting that does not exist, or stages that no row could stand for.
         """
         main = override(recipe(self.recipe), self.settings)
         chosen = recipe(method.recipe or self.recipe)
@@ -69,9 +73,16 @@ class Job:
         own.setdefault("stages", ["router"])
         if method.recipe is None:
             shared = override(shared, self.settings)
-        return override(
+        config = override(
             shared, own | dict(method.settings) | {"target_sparsity": sparsity, "seed": seed}
         )
+        if config.stages not in (("router",), ("joint",)):
+            raise ConfigError(
+                "choosing what to compare",
+                got=f"stages {', '.join(config.stages)} of {method}",
+                expected="router or joint; +lora heals",
+            )
+        return config
 
     def routed(self, router: RouterConfig | None = None, seed: int = 0) -> Any:
         """The base model, loaded again, with new routers."""
