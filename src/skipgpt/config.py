@@ -132,6 +132,9 @@ class RouterStage:
     Attributes:
         steps: optimizer steps.
         learning_rate: peak rate of AdamW.
+        rate_width: the hidden size that the rate is meant for; at another D it is scaled by
+            rate_width / D, since AdamW moves every weight alike and a margin sums D of them. 0
+            takes the rate as it is.
         schedule: shape of the rate over the stage; any scheduler name of transformers.
         warmup: share of the steps that warm up.
         alpha: weight of the budget term in the loss.
@@ -154,6 +157,7 @@ class RouterStage:
 
     steps: int = 10_000
     learning_rate: float = 2e-3
+    rate_width: int = 0
     schedule: str = "constant"
     warmup: float = 0.0
     alpha: float = 8.0
@@ -273,9 +277,15 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     elif name == "default":
         config = TrainConfig(
             recipe="default",
-            router=RouterConfig(normalize=True),
+            router=RouterConfig(normalize=True, stand_in=16),
             router_stage=RouterStage(
-                steps=1_000, learning_rate=1e-2, start="keep", static_blend=True
+                steps=1_000,
+                learning_rate=2e-2,
+                rate_width=64,
+                schedule="cosine",
+                start="static",
+                start_margin=0.5,
+                static_blend=True,
             ),
             lora_stage=LoraStage(steps=1_000, learning_rate=1e-3),
         )

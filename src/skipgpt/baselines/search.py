@@ -123,7 +123,7 @@ def lazily(
         _, number = heapq.heappop(queue)
         found = _orderly(loss(sites_of([*removed, units[number]])))
         cost = found - so_far
-        if queue and cost > queue[0][0]:
+        if queue and (cost, number) > queue[0]:
             heapq.heappush(queue, (cost, number))
             continue
         removed.append(units[number])

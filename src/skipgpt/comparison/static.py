@@ -29,7 +29,7 @@ def remove(job: Job, method: Method, sparsity: float, seed: int) -> list[Row]:
     """
     low, high, share = _counts(job, method, sparsity)
     began = time.perf_counter()
-    measured = [_without(job, method, count) for count in sorted({low, high})]
+    measured = _without(job, method, sorted({low, high}))
     seconds = time.perf_counter() - began
     mixed = measured[0] if low == high else _mixture(measured[0], measured[1], share)
     kind = STATIC[method.kind].units
@@ -67,10 +67,18 @@ def _removed(job: Job, method: Method, count: int) -> tuple[Any, list[Unit]]:
     return model, STATIC[method.kind].order(model, job.searched(), count) if count else []
 
 
-def _without(job: Job, method: Method, count: int) -> Perplexity:
-    model, removed = _removed(job, method, count)
-    with deciding(model, Forced.without(sites_of(removed))):
-        return perplexity(model, job.held_out())
+def _without(job: Job, method: Method, counts: list[int]) -> list[Perplexity]:
+    """The losses without so many units, given in rising order."""
+    model, removed = _removed(job, method, counts[-1])
+    measured = []
+    for count in counts:
+        if count < len(removed) and STATIC[method.kind].changes_weights:
+            changed, fewer = _removed(job, method, count)
+        else:
+            changed, fewer = model, removed[:count]
+        with deciding(changed, Forced.without(sites_of(fewer))):
+            measured.append(perplexity(changed, job.held_out()))
+    return measured
 
 
 def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from skipgpt.config import Stage, TrainConfig
+from skipgpt.config import RouterStage, Stage, TrainConfig
 from skipgpt.model.lora import with_lora
 from skipgpt.model.names import kind_of
 from skipgpt.model.surgery import train_only
@@ -73,7 +73,7 @@ def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Parameter groups of what trains, each with its stage's rate; biases do not decay."""
     rates = {
-        "router": config.router_stage.learning_rate,
+        "router": _router_rate(model, config.router_stage),
         "stand_in": config.router_stage.stand_in_rate,
         "lora": config.lora_stage.learning_rate,
     }
@@ -90,3 +90,10 @@ def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         }
         for (kind, is_bias), parameters in groups.items()
     ]
+
+
+def _router_rate(model: nn.Module, stage: RouterStage) -> float:
+    if not stage.rate_width:
+        return stage.learning_rate
+    width: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+    return stage.learning_rate * stage.rate_width / width
