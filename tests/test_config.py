@@ -46,13 +46,14 @@ def test_the_paper_recipe_is_every_number_of_the_paper() -> None:
     assert config.recipe == "paper"
 
 
-def test_the_default_recipe_normalises_and_starts_from_keep() -> None:
+def test_the_default_recipe_normalises_has_stand_ins_and_starts_at_the_static_solution() -> None:
     config = recipe("default")
     assert config.recipe == "default"
     assert config.router.normalize
     assert config.router.input == "layer_input"
-    assert config.router_stage.start == "keep"
-    assert config.router_stage.learning_rate == 1e-2
+    assert config.router.stand_in == 16
+    assert config.router_stage.start == "static"
+    assert config.router_stage.static_blend
     assert config.target_sparsity == 0.25
 
 

@@ -24,12 +24,14 @@ class Static:
         order: the function that chooses; see `search.Method`.
         units: what it removes.
         source: whose idea it is, in a line.
+        most: the largest share of all modules that it can remove.
         changes_weights: whether it must be given a copy, and a budget's answer is no other's.
     """
 
     order: Method
     units: Kind
     source: str
+    most: float = 1.0
     changes_weights: bool = False
 
 
@@ -42,9 +44,11 @@ STATIC: Mapping[str, Static] = {
     ),
     "llm-drop": Static(llm_drop, "modules", "input-output similarity (arXiv 2406.15786)"),
     "llm-drop-attn": Static(
-        partial(llm_drop, modules="attn"), "modules", "the same, attention only"
+        partial(llm_drop, modules="attn"), "modules", "the same, attention only", most=0.5
     ),
-    "llm-drop-mlp": Static(partial(llm_drop, modules="mlp"), "modules", "the same, MLPs only"),
+    "llm-drop-mlp": Static(
+        partial(llm_drop, modules="mlp"), "modules", "the same, MLPs only", most=0.5
+    ),
     "blockpruner": Static(blockpruner, "modules", "perplexity, one by one (arXiv 2406.10594)"),
     "laco": Static(laco, "layers", "merging of layers (arXiv 2402.11187)", changes_weights=True),
 }

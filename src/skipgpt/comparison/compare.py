@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.atomic import staged, to_json
+from skipgpt.baselines.registry import STATIC
 from skipgpt.comparison import static, trained
 from skipgpt.comparison.job import Job, prepare, run_folder
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
@@ -70,6 +71,7 @@ def compare(
     job = prepare(base, data, recipe, dict(settings or {}), device=device, dtype=dtype)
     for method in wanted:  # a wrong setting of the last method is found before the first one runs
         job.config(method, budgets[0], seeds[0])
+        _check_reach(method, max(budgets))
     work = _Work(job, out)
     rows: list[Row] = []
     bar = progress_bar(len(wanted) * len(budgets) * len(seeds), "methods")
@@ -98,6 +100,18 @@ def compare(
         (stage / "comparison.md").write_text(result.to_markdown() + "\n", encoding="utf-8")
         plot(result, stage / "comparison.svg")
     return result
+
+
+def _check_reach(method: Method, sparsity: float) -> None:
+    """Refuse a budget that a method cannot reach, before any other has run."""
+    most = STATIC[method.kind].most if method.kind in STATIC else 1.0
+    if sparsity > most:
+        raise ConfigError(
+            f"comparing {method}",
+            got=f"a budget of {sparsity:g}",
+            expected=f"at most {most:g}, all that it can remove",
+            todo="leave out the method or the budget",
+        )
 
 
 class _Work:

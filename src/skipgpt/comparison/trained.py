@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import TrainConfig
 from skipgpt.evaluation.perplexity import perplexity, total_loss
-from skipgpt.model.trace import deciding, execution, record_routing, set_sparsity
+from skipgpt.model.trace import deciding, execution, record_routing, routing_state, set_sparsity
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
 from skipgpt.training.run import TrainResult, train
 from skipgpt.training.run_folder import RUN
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.start import start_routers
+
+logger = logging.getLogger("skipgpt")
 
 
 def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
@@ -76,7 +79,11 @@ def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, .
     """One checkpoint at other budgets than its own."""
     model, _ = load(str(trained.checkpoint), base=job.base, **job.where)
     rows = []
+    curve = routing_state(model).curve
     for sparsity in sparsities:
+        if curve is not None and not curve.reaches(sparsity):
+            logger.info("%s reaches %.2f, not %g", method, curve.largest, sparsity)
+            continue
         set_sparsity(model, sparsity)
         row = job.row(method, sparsity, trained.seed, perplexity(model, job.held_out()))
         name = f"{method} (dial of {trained.target:g})"

@@ -203,7 +203,7 @@ def set_sparsity(model: nn.Module, sparsity: float) -> None:
             todo="train it with `skipgpt train`, or call skipgpt.calibrate(model, blocks)",
         )
     threshold = state.curve.threshold(sparsity)
-    if sparsity > state.curve.largest + 0.025:
+    if not state.curve.reaches(sparsity):
         raise ConfigError(
             "setting the sparsity",
             got=f"{sparsity}",

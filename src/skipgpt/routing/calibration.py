@@ -48,6 +48,10 @@ class CalibrationCurve:
         # honest answer: constant margins can only be skipped together.
         return min(self.points, key=lambda point: abs(point[0] - sparsity))[1]
 
+    def reaches(self, sparsity: float) -> bool:
+        """Whether a sparsity lies on the curve, or no further than half a step beyond its end."""
+        return sparsity <= self.largest + 0.025
+
     @property
     def largest(self) -> float:
         """The highest sparsity that was reached."""
