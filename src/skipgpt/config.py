@@ -112,7 +112,7 @@ class DataConfig:
     held_out: float = 0.05
     max_documents: int = 0
     text_field: str = "text"
-    calibration_tokens: int = 8192
+    calibration_tokens: int = 32768
     evaluation_tokens: int = 32768
 
     def __post_init__(self) -> None:

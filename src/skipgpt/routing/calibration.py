@@ -48,6 +48,13 @@ class CalibrationCurve:
         # honest answer: constant margins can only be skipped together.
         return min(self.points, key=lambda point: abs(point[0] - sparsity))[1]
 
+    def through(self, sparsity: float, threshold: float) -> CalibrationCurve:
+        """The curve with one more point; points that contradict it are left out."""
+        kept = [
+            point for point in self.points if (point[0] - sparsity) * (point[1] - threshold) > 0
+        ]
+        return CalibrationCurve(tuple(sorted([*kept, (sparsity, threshold)])))
+
     def reaches(self, sparsity: float) -> bool:
         """Whether a sparsity lies on the curve, or no further than half a step beyond its end."""
         return sparsity <= self.largest + 0.025
