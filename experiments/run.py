@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -24,6 +25,18 @@ HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.toml"))
 
 
+def _portable(arguments: list[str]) -> list[str]:
+    """The arguments as another machine can give them: no folders, no place for the output."""
+    kept: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument in ("--out", "--page"):
+            next(left)
+        else:
+            kept.append(Path(argument).name if "/" in argument else argument)
+    return kept
+
+
 def main() -> None:
     """Read the experiment, compare, write the section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -33,6 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: out/NAME-BASE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--sparsity", nargs="+", type=float, help="other budgets")
     parser.add_argument("--set", nargs="*", default=[], help="settings, as key=value")
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
     options = parser.parse_args()
@@ -47,19 +61,16 @@ def main() -> None:
         options.data,
         out,
         plan["methods"],
-        sparsities=plan["sparsity"],
+        sparsities=options.sparsity or plan["sparsity"],
         seeds=plan["seeds"],
         dial=plan.get("dial", ()),
         settings=plan["settings"] | dict(parse_pair(pair) for pair in options.set),
         device=options.device,
         dtype=options.dtype,
     )
-    command = f"python experiments/run.py {options.name} --base {base} --data " + " ".join(
-        Path(source).name for source in options.data
-    )
-    changed = "".join(f" --set {pair}" for pair in options.set)
+    command = f"python experiments/run.py {shlex.join(_portable(sys.argv[1:]))}"
     title = f"{plan['title']}: {base}"
-    write_section(options.page, f"{options.name} {base}", title, command + changed, result)
+    write_section(options.page, f"{options.name} {base}", title, command, result)
     sys.stdout.write(result.to_terminal() + "\n")
 
 
