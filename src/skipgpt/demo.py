@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.atomic import staged, to_json
-from skipgpt.baselines.greedy import greedy_order
+from skipgpt.baselines.units import sites_of
 from skipgpt.checkpoint import load
 from skipgpt.config import recipe
 from skipgpt.data import load_blocks
@@ -21,13 +21,14 @@ from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
-from skipgpt.model.surgery import add_routers, routers
+from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.report.routing_map import RoutingMap, routing_map
-from skipgpt.routing.decision import Forced
+from skipgpt.routing.decision import Forced, Site
 from skipgpt.settings import override
 from skipgpt.training.callbacks import progress_bar
 from skipgpt.training.run import train
+from skipgpt.training.start import static_solution
 
 logger = logging.getLogger("skipgpt")
 
@@ -37,6 +38,8 @@ SETTINGS = {
     "batch_size": 8,
     "data.block_size": 256,
     "data.calibration_tokens": 4096,
+    "router_stage.static_tokens": 2048,
+    "router_stage.fit_tokens": 8192,
     "data.evaluation_tokens": 32768,
     "save_every": 1000,
 }
@@ -157,15 +160,15 @@ def demo(
     return result
 
 
-def _static(model: Any, blocks: Any, config: Any) -> list[Any]:
-    removals = max(1, round(config.target_sparsity * len(routers(model))))
+def _static(model: Any, blocks: Any, config: Any) -> list[Site]:
+    text = cut(blocks, config.router_stage.static_tokens)
     with progress_bar(0, "greedy static removal") as bar:
-        return greedy_order(
-            model,
-            cut(blocks, config.router_stage.static_tokens),
-            removals,
-            on_step=lambda done, _: bar.update(done - bar.n),
-        )
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return sites_of(static_solution(model, text, config.target_sparsity, advance))
 
 
 def _continue(model: Any, tokenizer: Any) -> str:
