@@ -26,7 +26,7 @@ from skipgpt.model.trace import deciding, execution
 from skipgpt.report.routing_map import RoutingMap, routing_map
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.settings import override
-from skipgpt.training.callbacks import progress_bar
+from skipgpt.training.callbacks import search_bar
 from skipgpt.training.run import train
 from skipgpt.training.start import static_solution
 
@@ -162,12 +162,7 @@ def demo(
 
 def _static(model: Any, blocks: Any, config: Any) -> list[Site]:
     text = cut(blocks, config.router_stage.static_tokens)
-    with progress_bar(0, "greedy static removal") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with search_bar() as advance:
         return sites_of(static_solution(model, text, config.target_sparsity, advance))
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -120,3 +120,15 @@ def progress_bar(total: int, label: str, initial: int = 0) -> Any:
         disable=not sys.stderr.isatty(),
         dynamic_ncols=True,
     )
+
+
+@contextmanager
+def search_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for the greedy search, as a function of what is done and there is to do."""
+    with progress_bar(0, "greedy static removal") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import execution, routing_state, set_sparsity
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
-from skipgpt.training.callbacks import progress_bar
+from skipgpt.training.callbacks import search_bar
 from skipgpt.training.run_folder import (
     RESUME,
     begin_run,
@@ -131,7 +129,7 @@ def train(
     measured: dict[str, Perplexity] = {}
     static_order: list[Unit] = []
     if not is_checkpoint(base) and not done:
-        with _search_bar() as advance:
+        with search_bar() as advance:
             static_order = start_routers(model, config, blocks.train, advance)
     with execution(model, "dense"):
         measured["dense"] = perplexity(model, held)
@@ -245,17 +243,5 @@ def _save_stage(
 
 def _search_static(model: Any, config: TrainConfig, blocks: Blocks) -> list[Unit]:
     text = cut(blocks.train, config.router_stage.static_tokens)
-    with _search_bar() as advance:
+    with search_bar() as advance:
         return static_solution(model, text, config.target_sparsity, advance)
-
-
-@contextmanager
-def _search_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for the greedy search, as a function of what is done and there is to do."""
-    with progress_bar(0, "greedy static removal") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield advance
