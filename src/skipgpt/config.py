@@ -152,6 +152,8 @@ class RouterStage:
         static_blend: after training, pull the biases towards the greedy static removal as far as
             that lowers the loss on calibration text; the result is never worse than static.
         static_tokens: training tokens a candidate of the greedy search is measured on.
+        static_depth: share of modules that the search of the start `static` ranks at least, so
+            that the dial has a good order beyond the target, too.
         fit_tokens: training tokens that stand-ins are fitted on before they train.
     """
 
@@ -170,11 +172,12 @@ class RouterStage:
     stand_in_rate: float = 6e-3
     static_blend: bool = False
     static_tokens: int = 4096
+    static_depth: float = 0.6
     fit_tokens: int = 32768
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_shares(self, "warmup", "ramp")
+        _check_shares(self, "warmup", "ramp", "static_depth")
         _check_counts(self, "steps", "static_tokens", "fit_tokens")
 
 

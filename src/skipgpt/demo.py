@@ -39,6 +39,7 @@ SETTINGS = {
     "data.block_size": 256,
     "data.calibration_tokens": 4096,
     "router_stage.static_tokens": 2048,
+    "router_stage.static_depth": 0.25,
     "router_stage.fit_tokens": 8192,
     "data.evaluation_tokens": 32768,
     "save_every": 1000,

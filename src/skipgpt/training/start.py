@@ -29,8 +29,6 @@ from skipgpt.routing.router import set_constant
 from skipgpt.routing.stand_in import Moments, fit
 
 OnStep = Callable[[int, int], None]
-DIAL_DEPTH = 0.6
-"""Share of modules that the static order reaches at least, for budgets beyond the trained one."""
 
 
 def start_routers(
@@ -57,7 +55,7 @@ def start_routers(
         for router in routers(model).values():
             set_constant(router, stage.start_margin)
         return []
-    depth = max(config.target_sparsity, DIAL_DEPTH)
+    depth = max(config.target_sparsity, stage.static_depth)
     order = static_solution(model, cut(text, stage.static_tokens), depth, on_step)
     share = config.target_sparsity * len(routers(model))
     rank = {site: n * len(unit) for n, unit in enumerate(order) for site in unit}
