@@ -26,14 +26,14 @@ NAMES = sorted(path.stem for path in HERE.glob("*.toml"))
 
 
 def _portable(arguments: list[str]) -> list[str]:
-    """The arguments as another machine can give them: no folders, no place for the output."""
+    """The arguments as another machine can give them: names of files, no place for the output."""
     kept: list[str] = []
     left = iter(arguments)
     for argument in left:
         if argument in ("--out", "--page"):
             next(left)
         else:
-            kept.append(Path(argument).name if "/" in argument else argument)
+            kept.append(Path(argument).name if Path(argument).exists() else argument)
     return kept
 
 

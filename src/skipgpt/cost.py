@@ -14,7 +14,7 @@ two FLOPs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +103,11 @@ def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) 
 
 
 def sparsities(
-    model: nn.Module, keep: Mapping[Site, float], context: float, head_tokens: float = 1.0
+    model: nn.Module,
+    keep: Mapping[Site, float],
+    context: float,
+    head_tokens: float = 1.0,
+    gone: Collection[Site] = (),
 ) -> dict[str, float]:
     """All the senses of sparsity, of one set of keep ratios.
 
@@ -112,6 +116,7 @@ def sparsities(
         keep: share of tokens that each site runs.
         context: mean number of tokens that a token attends to.
         head_tokens: share of tokens whose logits are computed.
+        gone: attention that is removed for good, keys and values included.
 
     Returns:
         `module`, `attn` and `mlp` count decisions; `params` and `flops` count what a token does
@@ -126,6 +131,7 @@ def sparsities(
         attn, mlp = keep[Site(layer.index, "attn")], keep[Site(layer.index, "mlp")]
         dense_params += cost.kv + cost.qo + cost.mlp
         keys = attn if layer.routing.config.kv == "skip" else 1.0
+        keys = 0.0 if Site(layer.index, "attn") in gone else keys
         run_params += keys * cost.kv + attn * cost.qo + mlp * cost.mlp
         core_dense += 4 * cost.core_width * context
         core_run += attn * 4 * cost.core_width * keys * context

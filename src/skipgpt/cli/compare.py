@@ -13,9 +13,10 @@ NAME = "compare"
 HELP = """Train or compute methods on one base and one text, and measure them at the same budget.
 
 Methods, by commas: dense router joint coupled sequence random mod mod-d d-llm shortgpt sleb
-shortened-ppl shortened-taylor llm-drop blockpruner laco. +lora after dense, router or a static one
-heals it; @paper takes that recipe; :key=value changes a setting. Steps, batch and data are those
-of the comparison for all. Results are cached in --out: one more method costs one method.
+shortened-ppl shortened-taylor llm-drop llm-drop-attn llm-drop-mlp blockpruner laco. +lora after
+dense, router or a static one heals it; @paper takes that recipe; :key=value changes a setting of
+training. Steps, batch and data are those of the comparison for all. Results are cached in --out:
+one more method costs one method.
 """ + options.examples(
     "skipgpt compare nano --data stdlib --methods dense,router,router@paper,sleb --steps 200 "
     "--out out/compare",

@@ -31,7 +31,7 @@ def gathered(config: Path | None, pairs: list[str] | None, named: dict[str, Any]
     return found | {key: value for key, value in named.items() if value is not None}
 
 
-def for_stages(name: str, values: str | None, stages: str | None = None) -> dict[str, str]:
+def for_stages(name: str, values: str | None, stages: Any = None) -> dict[str, str]:
     """`200,100` for `steps` as the settings of both stages; of `lora` alone, its only one.
 
     Raises:
@@ -39,7 +39,7 @@ def for_stages(name: str, values: str | None, stages: str | None = None) -> dict
     """
     given = values.split(",") if values else []
     keys = [f"router_stage.{name}", f"lora_stage.{name}"]
-    if stages == "lora":
+    if stages in ("lora", ["lora"]):
         keys = keys[1:]
     if len(given) > len(keys):
         raise ConfigError(

@@ -68,10 +68,11 @@ def run(
         "data.block_size": block_size,
         "report_to": report_to,
         "seed": seed,
-        **settings.for_stages("steps", steps, stages),
-        **settings.for_stages("learning_rate", lr, stages),
     }
     given = settings.gathered(config, set_, named)
+    only = given.get("stages")
+    for name, values in (("steps", steps), ("learning_rate", lr)):
+        given |= settings.for_stages(name, values, only)
     if is_checkpoint(base):
         given.setdefault("target_sparsity", read_info(base).target_sparsity)
     name = recipe or str(given.get("recipe", "default"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from skipgpt.training.callbacks import progress_bar
 
 logger = logging.getLogger("skipgpt")
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Counted up when a change of the code changes what methods give."""
 
 
@@ -181,15 +182,22 @@ class _Work:
         if not path.is_file():
             return None
         rows = [from_dict(Row, row, f"reading {path}") for row in json.loads(path.read_text())]
+        rows = [_placed(row, lambda folder: str(self.out / folder)) for row in rows]
         # A checkpoint may have been deleted since to save room; whoever needs it makes it again.
         gone = any(row.checkpoint and not Path(row.checkpoint).is_dir() for row in rows)
         return None if gone else rows
 
     def _write(self, key: str, rows: list[Row]) -> list[Row]:
         with staged(self.out / "cache") as stage:
-            text = to_json([to_dict(row) for row in rows])
+            # Relative, so that the folder may move.
+            kept = [_placed(row, lambda f: str(Path(f).relative_to(self.out))) for row in rows]
+            text = to_json([to_dict(row) for row in kept])
             (stage / f"{key}.json").write_text(text, encoding="utf-8")
         return rows
+
+
+def _placed(row: Row, place: Callable[[str], str]) -> Row:
+    return replace(row, checkpoint=place(row.checkpoint)) if row.checkpoint else row
 
 
 def _once(rows: list[Row]) -> list[Row]:

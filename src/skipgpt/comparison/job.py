@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skipgpt.checkpoint import is_checkpoint, read_info
 from skipgpt.comparison.method import TRAINED, Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import RouterConfig, TrainConfig, recipe
@@ -22,6 +23,12 @@ from skipgpt.model.base import fingerprint, load_base
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import execution
 from skipgpt.settings import override
+
+OWNED = ("target_sparsity", "seed", "stages", "recipe")
+"""Settings that a comparison gives out itself."""
+
+SHARED = (*OWNED, "batch_size", "accumulation", "router_stage.steps", "lora_stage.steps")
+"""Settings that no method may have to itself; nor any of `data`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,14 @@ class Job:
         Raises:
             ConfigError: a setting that does not exist, or stages that no row could stand for.
         """
+        for key, _ in method.settings:
+            if key in SHARED or key.startswith("data."):
+                raise ConfigError(
+                    f"comparing {method}",
+                    got=f"a {key} of its own",
+                    expected="one for all methods, or rows could not be compared",
+                    todo="set it for the comparison",
+                )
         main = override(recipe(self.recipe), self.settings)
         chosen = recipe(method.recipe or self.recipe)
         shared = dataclasses.replace(
@@ -69,10 +84,15 @@ class Job:
             router_stage=dataclasses.replace(chosen.router_stage, steps=main.router_stage.steps),
             lora_stage=main.lora_stage,
         )
+        if method.kind == "joint":  # one stage in the time of two
+            both = main.router_stage.steps + main.lora_stage.steps
+            stage = dataclasses.replace(shared.router_stage, steps=both)
+            shared = dataclasses.replace(shared, router_stage=stage)
         own = dict(TRAINED[method.kind].settings) if method.kind in TRAINED else {}
         own.setdefault("stages", ["router"])
         if method.recipe is None:
-            shared = override(shared, self.settings)
+            mine = {key: value for key, value in self.settings.items() if key not in SHARED}
+            shared = override(shared, mine)
         config = override(
             shared, own | dict(method.settings) | {"target_sparsity": sparsity, "seed": seed}
         )
@@ -129,6 +149,19 @@ def prepare(
     Raises:
         SkipGPTError: base, text or settings cannot be used.
     """
+    if taken := [key for key in settings if key in OWNED]:
+        raise ConfigError(
+            "comparing",
+            got=f"the setting {taken[0]}",
+            expected="budgets, seeds, methods and recipe as arguments (--sparsity, --seeds, "
+            "--methods, --recipe)",
+        )
+    if is_checkpoint(base):
+        raise ConfigError(
+            "comparing",
+            got=f"{base}, a checkpoint",
+            expected=f"its base model, {read_info(base).base}",
+        )
     config = override(recipe(recipe_name), settings)
     model, tokenizer = load_base(base, **where)
     print_of_base = fingerprint(model)

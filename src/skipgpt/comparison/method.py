@@ -19,6 +19,7 @@ from skipgpt.errors import ConfigError
 _NO_WARM_START: Mapping[str, Any] = {
     "router_stage.static_blend": False,
     "router_stage.start": "keep",
+    "router_stage.start_margin": 1.0,
     "router.stand_in": 0,
 }
 _WHOLE_LAYERS: Mapping[str, Any] = {"router.decides": "layer"}
@@ -124,4 +125,11 @@ def parse_method(text: str) -> Method:
             "choosing what to compare", got=repr(bad[0]), expected="key=value after the colon"
         )
     settings = tuple((key, value) for key, _, value in pairs)
+    if (recipe or settings) and not plus and kind not in (*TRAINED, RANDOM):
+        raise ConfigError(
+            "choosing what to compare",
+            got=repr(text),
+            expected=f"{kind} alone: nothing of it is trained, so no setting changes it",
+            todo="the text that static methods choose on is set for all, with --set",
+        )
     return Method(kind, bool(plus), recipe or None, settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from skipgpt.atomic import staged
 from skipgpt.comparison.result import Comparison
+from skipgpt.errors import ConfigError
 
 
 def write_section(page: Path, name: str, title: str, command: str, comparison: Comparison) -> None:
@@ -17,13 +18,24 @@ def write_section(page: Path, name: str, title: str, command: str, comparison: C
         title: of the section.
         command: that makes the table.
         comparison: what to show.
+
+    Raises:
+        ConfigError: the section of this name has no end.
     """
     begin, end = f"<!-- comparison: {name} -->", f"<!-- end: {name} -->"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     section = "\n".join([begin, *_lines(title, command, comparison), end])
     before, found, rest = text.partition(begin)
     if found:
-        text = before + section + rest.partition(end)[2]
+        _, closed, after = rest.partition(end)
+        if not closed:
+            raise ConfigError(
+                f"writing the section {name} into {page}",
+                got=f"a beginning, {begin}, without an end",
+                expected=end,
+                todo="put the end marker back by hand; nothing was changed",
+            )
+        text = before + section + after
     else:
         text = text.rstrip("\n") + "\n\n" * bool(text) + section + "\n"
     with staged(page.parent) as stage:

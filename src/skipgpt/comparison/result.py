@@ -99,10 +99,10 @@ class Comparison:
             for other in self.lines()
             if other.rows[0].method == "router"
         ]
-        curve = sorted([(0.0, 0.0), *points])
+        curve = sorted({0.0: 0.0, **dict(points)}.items())
         wanted = line.share("flops")
         for (low, at_low), (high, at_high) in pairwise(curve):
-            if low < wanted <= high + 0.01:
+            if low < wanted <= high + (0.01 if high == curve[-1][0] else 0.0):
                 ours = at_low + (at_high - at_low) * (wanted - low) / (high - low)
                 return line.excess / ours if ours > 0 else None
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import DENSE, Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import TrainConfig
+from skipgpt.cost import sparsities
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.model.surgery import routers
 from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import Forced
 from skipgpt.training.run_stage import run_stage
@@ -50,7 +53,8 @@ def heal(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Ro
     folder.mkdir(parents=True, exist_ok=True)
     model = run_stage(model, "lora", config, job.blocks, folder)
     seconds = time.perf_counter() - began
-    measured = perplexity(model, job.held_out())
+    shutil.rmtree(folder, ignore_errors=True)  # what it would be resumed from
+    measured = _pruned(job, model, removed)
     return [job.row(method, sparsity, config.seed, measured, note=note, seconds=seconds)]
 
 
@@ -77,8 +81,20 @@ def _without(job: Job, method: Method, counts: list[int]) -> list[Perplexity]:
         else:
             changed, fewer = model, removed[:count]
         with deciding(changed, Forced.without(sites_of(fewer))):
-            measured.append(perplexity(changed, job.held_out()))
+            measured.append(_pruned(job, changed, fewer))
     return measured
+
+
+def _pruned(job: Job, model: Any, removed: list[Unit]) -> Perplexity:
+    """Loss, with the costs of a model in which the units are gone, keys and values included.
+
+    The skipping model that is measured computes those for every token.
+    """
+    measured = perplexity(model, job.held_out())
+    gone = set(sites_of(removed))
+    keep = {site: float(site not in gone) for site in routers(model)}
+    shares = sparsities(model, keep, (job.blocks.held_out.shape[1] + 1) / 2, gone=gone)
+    return dataclasses.replace(measured, sparsity=shares)
 
 
 def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:

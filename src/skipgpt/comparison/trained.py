@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import TrainConfig
+from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state, set_sparsity
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
@@ -100,6 +102,7 @@ def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     model = run_stage(model, "router", config, job.blocks, folder, rule=lambda _: rule)
     seconds = time.perf_counter() - began
+    shutil.rmtree(folder, ignore_errors=True)  # what it would be resumed from
     ranked = "selects among all tokens of a row, later ones included"
     causal = "selects by a threshold a layer, set on calibration text"
     rows = []
@@ -140,5 +143,9 @@ def _like(job: Job, row: Row, measured: Any) -> Row:
 
 def _trained(job: Job, base: str, config: TrainConfig, folder: Path) -> TrainResult:
     """Train into a folder, or go on where an interrupted comparison left off."""
-    begun = (folder / RUN).exists() and not is_checkpoint(folder)
-    return train(base, job.data, folder, config, resume=begun, overwrite=not begun, **job.where)
+    if (folder / RUN).exists() and not is_checkpoint(folder):
+        try:
+            return train(base, job.data, folder, config, resume=True, **job.where)
+        except ConfigError:  # the same text by other names, which a resumed run does not take
+            logger.info("%s cannot be resumed and starts over", folder.name)
+    return train(base, job.data, folder, config, overwrite=True, **job.where)

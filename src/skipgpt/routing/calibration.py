@@ -49,9 +49,12 @@ class CalibrationCurve:
         return min(self.points, key=lambda point: abs(point[0] - sparsity))[1]
 
     def through(self, sparsity: float, threshold: float) -> CalibrationCurve:
-        """The curve with one more point; points that contradict it are left out."""
+        """The curve with one more point, in place of those near it and any that contradict it."""
         kept = [
-            point for point in self.points if (point[0] - sparsity) * (point[1] - threshold) > 0
+            point
+            for point in self.points
+            if (point[0] - sparsity) * (point[1] - threshold) > 0
+            and (abs(point[0] - sparsity) > 0.025 or not math.isfinite(point[1]))
         ]
         return CalibrationCurve(tuple(sorted([*kept, (sparsity, threshold)])))
 

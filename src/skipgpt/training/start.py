@@ -60,8 +60,9 @@ def start_routers(
     share = config.target_sparsity * len(routers(model))
     rank = {site: n * len(unit) for n, unit in enumerate(order) for site in unit}
     last = len(sites_of(order))
+    middle = len(order[0]) / 2
     for site, router in routers(model).items():
-        set_constant(router, stage.start_margin * (rank.get(site, last) + 0.5 - share))
+        set_constant(router, stage.start_margin * (rank.get(site, last) + middle - share))
     return order
 
 
