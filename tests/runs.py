@@ -84,7 +84,7 @@ def run(base: Path, out: Path, config: TrainConfig | None = None, **options: Any
         return train(str(base), [str(data)], out, config or tiny_config(), **options)
 
 
-COMPARED = TINY | {
+COMPARED = {key: value for key, value in TINY.items() if key != "stages"} | {
     "router_stage.steps": 3,
     "lora_stage.steps": 2,
     "router_stage.fit_tokens": 64,
@@ -109,7 +109,7 @@ def compared(
     if not data.exists():
         write_documents(base.parent)
     gc.freeze()
-    given = {key: value for key, value in COMPARED.items() if key != "stages"} | (settings or {})
+    given = COMPARED | (settings or {})
     with ExitStack() as stack:
         stack.enter_context(mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)))
         if not draw:  # a picture takes as long as a training

@@ -17,6 +17,7 @@ from cases import CLOSE, ONE_ROW, SITES, routed
 from conftest import tiny_base
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
+from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import DecisionRule, Site
@@ -67,7 +68,6 @@ def test_dense_layers_and_sites_without_a_threshold_run_everything_unscaled() ->
     [
         (6, 0.25, TopK(0.375, frozenset({0, 5}))),
         (3, 0.25, TopK(0.75, frozenset({0, 2}))),
-        (3, 0.5, TopK(0.95, frozenset({0, 2}))),  # as much as there is
         (2, 0.25, TopK(0.25)),
     ],
 )
@@ -75,6 +75,11 @@ def test_the_first_and_the_last_layer_stay_dense_and_the_others_skip_the_more(
     layers: int, sparsity: float, expected: TopK
 ) -> None:
     assert top_k_rule(add_routers(tiny_base(num_hidden_layers=layers)), sparsity) == expected
+
+
+def test_a_budget_beyond_the_layers_that_may_skip_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"0\.5 over 3 layers.*at most 0\.33"):
+        top_k_rule(add_routers(tiny_base(num_hidden_layers=3)), 0.5)
 
 
 def test_the_budget_is_met_over_all_layers() -> None:

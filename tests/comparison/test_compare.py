@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,10 @@ def test_static_methods_are_exact_at_whole_numbers_and_linear_between(
         with deciding(model, Forced.without(sites_of(order))):
             measured = perplexity(model, job.held_out())
         assert row.nll_per_token == measured.nll_per_token
-        assert row.sparsity == measured.sparsity
+        shares = ("module", "attn", "mlp")
+        assert [row.sparsity[n] for n in shares] == [measured.sparsity[n] for n in shares]
+        # Gone for good, attention takes its keys and values along.
+        assert row.sparsity["flops"] >= measured.sparsity["flops"]
         assert row.note == f"{count} {kind.units} removed"
     for row, share in ((rows[1], 0.25), (rows[2], 0.5)):
         assert row.nll_per_token == pytest.approx(_between(rows, "nll_per_token", share))
@@ -274,7 +278,10 @@ def test_one_more_method_costs_one_method(
     assert made == ["search"]
     ours, rows = _by_method(more), _by_method(everything)
     assert list(ours) == ["router", "shortgpt", "sleb", "router+lora"]
-    assert all(ours[name] == rows[name] for name in ("router", "sleb", "router+lora"))
+    for name in ("router", "sleb", "router+lora"):  # checkpoints moved along with their folder
+        moved, first = ours[name], rows[name]
+        assert replace(moved, checkpoint=None) == replace(first, checkpoint=None)
+        assert moved.checkpoint is None or Path(moved.checkpoint).is_relative_to(out)
 
 
 def test_what_stands_on_routers_that_were_not_asked_for_trains_them_once(

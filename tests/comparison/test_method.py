@@ -94,8 +94,8 @@ def test_a_recipe_of_its_own_trains_on_as_much_as_the_others(job: Job) -> None:
 
 
 def test_a_methods_own_settings_win(job: Job) -> None:
-    config = job.config(parse_method("router:router_stage.alpha=9:batch_size=5"), 0.25, 0)
-    assert (config.router_stage.alpha, config.batch_size) == (9, 5)
+    config = job.config(parse_method("router:router_stage.alpha=9"), 0.25, 0)
+    assert config.router_stage.alpha == 9
     config = job.config(parse_method("coupled:router.kv=skip"), 0.25, 0)
     assert (config.router.decides, config.router.kv) == ("layer", "skip")
 
@@ -120,8 +120,10 @@ def test_every_learned_kind_has_settings_that_exist(job: Job, kind: str) -> None
         ("router@papper", "paper or default"),
         ("router:router.inptu=x", "did you mean 'router.input'?"),
         ("router:router.input=x", "layer_input, module_input"),
-        ("sleb:batch_size=many", "'many'"),
-        ("router:stages=router,lora", "router or joint; +lora heals"),
+        ("router:router_stage.steps=9", "a router_stage.steps of its own"),
+        ("router:data.block_size=9", "one for all methods"),
+        ("router:seed=7", "set it for the comparison"),
+        ("router:stages=lora", "one for all methods"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_refused(job: Job, text: str, words: str) -> None:

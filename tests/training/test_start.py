@@ -183,7 +183,7 @@ def test_margins_of_a_static_start_rise_around_the_budget(
     expected = dict(zip(sites_of(order), of_units, strict=True))
     for site, margin in _margins(model).items():
         rank = expected.get(site, length * step)
-        assert margin == pytest.approx(2 * (rank + 0.5 - 6 * target), abs=1e-5)
+        assert margin == pytest.approx(2 * (rank + step / 2 - 6 * target), abs=1e-5)
 
 
 def test_every_threshold_of_a_static_start_is_a_static_removal() -> None:

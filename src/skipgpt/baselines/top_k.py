@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skipgpt.config import MAX_SPARSITY
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.surgery import routed_layers
@@ -67,18 +66,18 @@ def top_k_rule(model: nn.Module, sparsity: float) -> TopK:
     """The rule that reaches a sparsity over all layers with the first and the last one dense.
 
     Raises:
-        ConfigError: the other layers would have to skip more than 95 %.
+        ConfigError: the other layers would have to skip more than everything.
     """
     layers = len(routed_layers(model))
     dense = frozenset({0, layers - 1}) if layers > 2 else frozenset[int]()
     free = (layers - len(dense)) / layers
-    if sparsity > MAX_SPARSITY * free:
+    if sparsity > free + 1e-9:
         raise ConfigError(
             "choosing the best tokens of each layer",
             got=f"a sparsity of {sparsity:g} over {layers} layers",
-            expected=f"at most {MAX_SPARSITY * free:.2f}, as the first and last one stay dense",
+            expected=f"at most {free:.2f}, as the first and last one stay dense",
         )
-    return TopK(sparsity / free, dense)
+    return TopK(min(1.0, sparsity / free), dense)
 
 
 @torch.no_grad()

@@ -85,16 +85,24 @@ def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int 
         start: a first guess.
         rounds: the most measurements.
     """
-    guess, best, error = start, start, math.inf
+    return _closest(margins_at, sparsity, start, rounds)[0]
+
+
+def _closest(
+    margins_at: MarginsAt, sparsity: float, start: float, rounds: int
+) -> tuple[float, Tensor]:
+    """The threshold, and the margins that were seen there."""
+    guess, error = start, math.inf
+    best, at_best = start, torch.empty(0)
     for _ in range(rounds):
         seen = margins_at(guess)
         miss = abs(skipped_share(seen, guess) - sparsity)
         if miss < error:
-            best, error = guess, miss
+            best, at_best, error = guess, seen, miss
         if miss <= 0.0025:
             break
         guess = quantile_threshold(seen, sparsity)
-    return best
+    return best, at_best
 
 
 def calibrate_curve(
@@ -106,8 +114,8 @@ def calibrate_curve(
     for sparsity in sparsities:
         if sparsity == 0:
             continue
-        threshold = calibrate(margins_at, sparsity, quantile_threshold(seen, sparsity), rounds)
-        seen = margins_at(threshold)
+        guess = quantile_threshold(seen, sparsity)
+        threshold, seen = _closest(margins_at, sparsity, guess, rounds)
         if (reached := skipped_share(seen, threshold)) > points[-1][0]:
             points.append((reached, threshold))
     return CalibrationCurve(tuple(points))
