@@ -2,7 +2,9 @@
 
 Llamas that are deep and narrow on purpose: redundancy across depth is what skipgpt studies.
 Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is flat and
-then falls to zero. The weights that are kept are those with the lowest held-out loss.
+then falls to zero. The weights that are kept are those with the lowest held-out loss. Muon
+computes in bfloat16, which takes most of the time on a CPU without such products; `--muon-lr 0`
+leaves it out.
 
     python scripts/pretrain.py --out build/nano --minutes 80
     python scripts/pretrain.py --out build/novels --shape deep16 --data novels.txt --bf16
@@ -38,10 +40,11 @@ from skipgpt.data import (
 SHAPES = {
     # name: (vocabulary, layers, width, MLP width, heads, key heads)
     "nano": (4096, 12, 160, 448, 5, 1),
+    "deep12": (1024, 12, 64, 176, 4, 2),
     "deep16": (2048, 16, 128, 352, 4, 2),
     "deep24": (16384, 24, 512, 1536, 8, 4),
 }
-"""24, 32 and 48 modules in 4.0 M, 3.2 M and 84 M parameters; the last wants a GPU."""
+"""24, 24, 32 and 48 modules in 4.0 M, 0.6 M, 3.2 M and 84 M parameters; the last wants a GPU."""
 END_OF_TEXT = "<|endoftext|>"
 BLOCK = 512
 HELD_OUT = 0.05
@@ -155,7 +158,9 @@ def is_test(document: Document) -> bool:
 def optimizers(
     model: LlamaForCausalLM, muon_lr: float, adam_lr: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside layers, AdamW for embeddings and norms."""
+    """Muon for the matrices inside layers unless its rate is 0, AdamW for all else."""
+    if not muon_lr:
+        return [torch.optim.AdamW(model.parameters(), lr=adam_lr, betas=(0.9, 0.95))]
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
@@ -173,7 +178,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["stdlib"], help="text, as skipgpt reads it")
     parser.add_argument("--minutes", type=float, default=80, help="training time")
     parser.add_argument("--batch-size", type=int, default=16, help=f"blocks of {BLOCK} a step")
-    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--muon-lr", type=float, default=0.02, help="0: AdamW alone")
     parser.add_argument("--adam-lr", type=float, default=4e-3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16")

@@ -23,7 +23,7 @@ MLP = 3 * 32 * 48
 CORE = 4 * 32
 ROUTERS = 6 * (32 * 2 + 2)
 HEAD = 257 * 32
-DENSE = 3 * (KV + QO + MLP) + ROUTERS + HEAD
+DENSE = 3 * (KV + QO + MLP) + HEAD
 CONTEXT = 8.5
 
 
@@ -33,10 +33,13 @@ def keep(attn: float, mlp: float) -> dict[Site, float]:
     }
 
 
-def flops(attn: float, mlp: float) -> float:
+def flops(attn: float, mlp: float, routers: int = ROUTERS) -> float:
     """Per token, by hand."""
-    parameters = 3 * (KV + attn * QO + mlp * MLP) + ROUTERS + HEAD
+    parameters = 3 * (KV + attn * QO + mlp * MLP) + routers + HEAD
     return 2 * parameters + 3 * attn * 4 * 32 * CONTEXT
+
+
+DENSE_FLOPS = flops(1, 1, routers=0)
 
 
 def test_a_layers_counts() -> None:
@@ -46,8 +49,8 @@ def test_a_layers_counts() -> None:
 
 def test_the_flops_of_a_token_are_those_of_the_base_model() -> None:
     model = tiny_routed()
-    assert flops_per_token(model, CONTEXT) == flops(1, 1) - 2 * ROUTERS
-    without_head = flops(1, 1) - 2 * ROUTERS - 2 * 0.75 * HEAD
+    assert flops_per_token(model, CONTEXT) == DENSE_FLOPS
+    without_head = DENSE_FLOPS - 2 * 0.75 * HEAD
     assert flops_per_token(model, CONTEXT, head_tokens=0.25) == without_head
     stood_in = tiny_routed(router=RouterConfig(stand_in=4))
     assert flops_per_token(stood_in, CONTEXT) == flops_per_token(model, CONTEXT)
@@ -128,41 +131,49 @@ def test_the_counts_are_what_torch_counts_and_only_kept_tokens_cost(family: str)
         assert part * tokens == saved * (tokens - kept)
 
 
-def test_keeping_all_skips_nothing_in_any_sense() -> None:
+def test_keeping_all_skips_nothing_and_costs_the_routers() -> None:
     result = sparsities(tiny_routed(), keep(1, 1), CONTEXT)
+    assert (result["module"], result["attn"], result["mlp"]) == (0, 0, 0)
+    assert result["params"] == pytest.approx(-ROUTERS / DENSE)
+    assert result["flops"] == pytest.approx(-2 * ROUTERS / DENSE_FLOPS)
+
+
+def test_a_static_removal_has_no_routers() -> None:
+    result = sparsities(tiny_routed(), keep(1, 1), CONTEXT, routed=False)
     assert result == {"module": 0, "attn": 0, "mlp": 0, "params": 0, "flops": 0}
 
 
 def test_skipping_all_still_runs_keys_values_routers_and_head() -> None:
     result = sparsities(tiny_routed(), keep(0, 0), CONTEXT)
     assert (result["module"], result["attn"], result["mlp"]) == (1, 1, 1)
-    assert result["params"] == pytest.approx(3 * (QO + MLP) / DENSE)
-    assert result["params"] == pytest.approx(19_968 / (3 * 7_680 + 396 + 8_224))
-    assert result["flops"] == pytest.approx(1 - flops(0, 0) / flops(1, 1))
+    assert result["params"] == pytest.approx((3 * (QO + MLP) - ROUTERS) / DENSE)
+    assert result["params"] == pytest.approx((19_968 - 396) / (3 * 7_680 + 8_224))
+    assert result["flops"] == pytest.approx(1 - flops(0, 0) / DENSE_FLOPS)
     assert result["flops"] < 1
 
 
 def test_skipping_attention_alone() -> None:
     result = sparsities(tiny_routed(), keep(0, 1), CONTEXT)
     assert (result["module"], result["attn"], result["mlp"]) == (0.5, 1, 0)
-    assert result["params"] == pytest.approx(3 * QO / DENSE)
-    assert result["flops"] == pytest.approx(1 - flops(0, 1) / flops(1, 1))
-    saved = 3 * (2 * QO + CORE * CONTEXT)
+    assert result["params"] == pytest.approx((3 * QO - ROUTERS) / DENSE)
+    assert result["flops"] == pytest.approx(1 - flops(0, 1) / DENSE_FLOPS)
+    saved = 3 * (2 * QO + CORE * CONTEXT) - 2 * ROUTERS
     assert result["flops"] == pytest.approx(saved / (2 * DENSE + 3 * CORE * CONTEXT))
 
 
 def test_skipping_mlps_alone_saves_no_attention_core() -> None:
     result = sparsities(tiny_routed(), keep(1, 0), CONTEXT)
     assert (result["attn"], result["mlp"]) == (0, 1)
-    assert result["params"] == pytest.approx(3 * MLP / DENSE)
-    assert result["flops"] == pytest.approx(3 * 2 * MLP / (2 * DENSE + 3 * CORE * CONTEXT))
+    assert result["params"] == pytest.approx((3 * MLP - ROUTERS) / DENSE)
+    saved = 2 * (3 * MLP - ROUTERS)
+    assert result["flops"] == pytest.approx(saved / (2 * DENSE + 3 * CORE * CONTEXT))
 
 
 def test_shares_lie_between_the_ends() -> None:
     result = sparsities(tiny_routed(), keep(0.75, 0.5), CONTEXT)
     assert result["module"] == pytest.approx(0.375)
-    assert result["params"] == pytest.approx(3 * (0.25 * QO + 0.5 * MLP) / DENSE)
-    assert result["flops"] == pytest.approx(1 - flops(0.75, 0.5) / flops(1, 1))
+    assert result["params"] == pytest.approx((3 * (0.25 * QO + 0.5 * MLP) - ROUTERS) / DENSE)
+    assert result["flops"] == pytest.approx(1 - flops(0.75, 0.5) / DENSE_FLOPS)
 
 
 def test_a_longer_context_makes_skipped_attention_worth_more() -> None:
@@ -175,7 +186,7 @@ def test_a_tied_head_counts_once_and_a_skipped_head_less() -> None:
     tied = tiny_routed(tie_word_embeddings=True)
     assert sparsities(tied, keep(0, 0), CONTEXT) == sparsities(tiny_routed(), keep(0, 0), CONTEXT)
     few = sparsities(tied, keep(0, 0), CONTEXT, head_tokens=0.0)
-    assert few["params"] == pytest.approx(3 * (QO + MLP) / (DENSE - HEAD))
+    assert few["params"] == pytest.approx((3 * (QO + MLP) - ROUTERS) / (DENSE - HEAD))
 
 
 def test_lora_changes_no_count() -> None:
@@ -191,4 +202,4 @@ def test_two_layer_routers_count_in_full() -> None:
     size = sum(p.numel() for router in routers(model).values() for p in router.parameters())
     assert size == 6 * (32 * 8 + 8 + 8 * 2 + 2)
     result = sparsities(model, keep(0, 0), CONTEXT)
-    assert result["params"] == pytest.approx(3 * (QO + MLP) / (DENSE - ROUTERS + size))
+    assert result["params"] == pytest.approx((3 * (QO + MLP) - size) / DENSE)

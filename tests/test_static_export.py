@@ -28,7 +28,7 @@ from conftest import LONG, byte_tokenizer, examples, tiny_base
 from runs import logits, rows, tiny_config, write_documents
 from skipgpt.baselines.static import static_loss
 from skipgpt.checkpoint import describe, load, save
-from skipgpt.config import DataConfig, RouterConfig
+from skipgpt.config import DataConfig, LoraStage, RouterConfig
 from skipgpt.data import load_blocks
 from skipgpt.errors import CheckpointError, ConfigError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
@@ -308,6 +308,25 @@ def test_losses_are_those_of_held_out_text(tmp_path: Path) -> None:
     assert result.tokens == dense.tokens
 
 
+def test_the_rest_is_healed_if_so_wished(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1], lora=True)
+    heal = LoraStage(steps=12, learning_rate=1e-2, rank=4)
+    data = [str(tmp_path / "stories.jsonl")]
+    plain = export(checkpoint)
+    torch.manual_seed(0)
+    result = skipgpt.export_static(
+        checkpoint, tmp_path / "healed", data=data, cutting=CUTTING, heal=heal
+    )
+    assert (result.removed, result.layers) == (plain.removed, plain.layers)
+    assert result.losses["static"] == pytest.approx(plain.losses["static"], rel=1e-6)
+    assert result.losses["healed"] < result.losses["static"] - 0.01
+    static = AutoModelForCausalLM.from_pretrained(result.out)
+    assert static.num_parameters() == plain.parameters_after
+    blocks = load_blocks(data, AutoTokenizer.from_pretrained(result.out), CUTTING).held_out
+    measured = static(cut(blocks, 128), labels=cut(blocks, 128)).loss.item()
+    assert result.losses["healed"] == pytest.approx(measured, rel=1e-5)
+
+
 def test_only_what_fewer_tokens_keep_than_the_rate_goes(tmp_path: Path) -> None:
     checkpoint = make(tmp_path, [M1])
     with pytest.raises(ConfigError, match="an attention and an MLP"):
@@ -462,7 +481,8 @@ def test_the_command_prints_what_the_library_returns(tmp_path: Path) -> None:
     assert document == json.loads((tmp_path / "small" / "static_export.json").read_text())
     assert document["removed"] == ["0.mlp", "1.attn"]
     assert list(document["losses"]) == ["dense", "routed", "static"]
-    for_people = command(*arguments, tmp_path / "again").stdout
+    for_people = command(*arguments, tmp_path / "again", "--heal-steps", 1).stdout
+    assert ", healed " in for_people
     assert "removed 0.mlp, 1.attn\nlayers 3 -> 2, parameters " in for_people
 
 

@@ -143,6 +143,9 @@ class RouterStage:
         temperature_start: Gumbel temperature at the first step.
         temperature_end: Gumbel temperature at the last step.
         ramp: share of the stage over which the target rises from 0; 0 aims at it from the start.
+        target_spread: each step aims at a sparsity drawn from the target give or take this much,
+            and decides by a threshold that moves along, so that one checkpoint is trained for many
+            budgets; 0 aims at the target alone.
         start: `random` weights (Kaiming, the authors' code); `keep`: constant margins above 0, so
             that training begins near the dense model; or `static`: constant margins that copy the
             greedy static removal, so that training only has to improve on it.
@@ -167,6 +170,7 @@ class RouterStage:
     temperature_start: float = 5.0
     temperature_end: float = 1.0
     ramp: float = 0.0
+    target_spread: float = 0.0
     start: Literal["random", "keep", "static"] = "random"
     start_margin: float = 1.0
     stand_in_rate: float = 6e-3
@@ -177,7 +181,7 @@ class RouterStage:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_shares(self, "warmup", "ramp", "static_depth")
+        _check_shares(self, "warmup", "ramp", "target_spread", "static_depth")
         _check_counts(self, "steps", "static_tokens", "fit_tokens")
 
 

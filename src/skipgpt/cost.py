@@ -1,8 +1,8 @@
 """What a forward costs, given how much is kept: parameters and FLOPs.
 
 Under `kv="dense"` keys and values are computed for every token; queries, attention core and
-output projection for tokens that keep attention; the MLP for tokens that keep the MLP. Embedding
-table, language-model head, routers, K and V are always counted as run.
+output projection for tokens that keep attention; the MLP for tokens that keep the MLP.
+Language-model head, K and V are always counted as run, routers too, which the dense model has not.
 
     parameters a token   routers + head + sum over layers (kv + keep_attn * qo + keep_mlp * mlp)
     FLOPs a token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
@@ -108,6 +108,7 @@ def sparsities(
     context: float,
     head_tokens: float = 1.0,
     gone: Collection[Site] = (),
+    routed: bool = True,
 ) -> dict[str, float]:
     """All the senses of sparsity, of one set of keep ratios.
 
@@ -117,12 +118,15 @@ def sparsities(
         context: mean number of tokens that a token attends to.
         head_tokens: share of tokens whose logits are computed.
         gone: attention that is removed for good, keys and values included.
+        routed: whether routers run; False for a static removal.
 
     Returns:
-        `module`, `attn` and `mlp` count decisions; `params` and `flops` count what a token does
-        not use of the whole model, K/V, head and routers included.
+        `module`, `attn` and `mlp` count decisions; `params` and `flops` are one minus what a token
+        uses, routers and stand-ins included, over what it uses in the dense model, so that a
+        routed model that skips nothing is a little below 0.
     """
-    dense_params = run_params = _always(model, head_tokens)
+    dense_params = run_params = head_tokens * _head(model)
+    run_params += routed * sum(_size(router) for router in routers(model).values())
     run_params += sum((1 - keep[site]) * _size(each) for site, each in stand_ins(model).items())
     core_dense = core_run = 0.0
     layers = routed_layers(model)
@@ -145,12 +149,7 @@ def sparsities(
     }
 
 
-def _always(model: nn.Module, head_tokens: float) -> float:
-    """Parameters that every token uses: head and routers (an embedding look-up is free)."""
-    routing = sum(_size(router) for router in routers(model).values())
-    return routing + head_tokens * _head(model)
-
-
 def _head(model: nn.Module) -> int:
+    """Parameters of the language-model head; an embedding look-up is free."""
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     return size(head.weight)

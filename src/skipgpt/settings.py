@@ -113,6 +113,18 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """The dotted settings of a config that differ from its type's defaults.
+
+    Example:
+        >>> from skipgpt.config import RouterConfig
+        >>> changed(RouterConfig(head="mlp"))
+        {'head': 'mlp'}
+    """
+    usual = flatten(to_dict(type(config)()))
+    return {key: value for key, value in flatten(to_dict(config)).items() if value != usual[key]}
+
+
 def _dotted(values: dict[str, Any]) -> list[str]:
     return list(flatten(values))
 

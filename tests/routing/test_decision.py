@@ -79,6 +79,21 @@ def test_the_gumbel_gates_gradient_is_the_analytic_one(temperature: float) -> No
     assert torch.equal(decision.keep, soft > 0.5)
 
 
+@pytest.mark.parametrize("kind", [GumbelSample, SecondOrderSample])
+def test_a_threshold_of_samples_is_a_shift_of_the_margins(
+    kind: type[GumbelSample] | type[SecondOrderSample],
+) -> None:
+    margins = torch.randn(2, 7)
+    found = []
+    for margin, rule in ((margins, kind(threshold=0.75)), (margins - 0.75, kind())):
+        torch.manual_seed(0)
+        leaf = margin.clone().requires_grad_()
+        decision = rule(leaf, SITE)
+        decision.gate.sum().backward()
+        found.append((decision.keep, leaf.grad))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("margin", [-2.0, 0.0, 0.7])
 def test_the_second_order_gradient_is_exact_for_a_loss_that_is_quadratic_in_the_gate(
     margin: float,

@@ -19,6 +19,7 @@ from skipgpt.errors import TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.surgery import router_state_dict, routers, stand_ins
 from skipgpt.model.trace import deciding, record_routing, routing_state
+from skipgpt.routing.budget import drawn_target
 from skipgpt.routing.decision import (
     DecisionRule,
     GumbelSample,
@@ -105,6 +106,21 @@ def test_the_fit_is_the_same_whatever_the_routers_are(router: dict[str, str]) ->
     plain, other = map(stand_ins, models)
     for site in plain:
         torch.testing.assert_close(other[site](entering), plain[site](entering), **CLOSE)
+
+
+def test_the_fit_is_the_same_in_one_pass_over_the_text_or_in_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entering, text, models = torch.randn(2, 7, 32), rows(8), []
+    for room in (2**31, 1):
+        monkeypatch.setattr("skipgpt.training.start.SUMS_BYTES", room)
+        models.append(routed(stand_in=RANK))
+        fit_stand_ins(models[-1], text)
+    at_once, one_by_one = map(stand_ins, models)
+    for site in at_once:
+        torch.testing.assert_close(
+            one_by_one[site](entering), at_once[site](entering), rtol=0, atol=0
+        )
 
 
 def test_fitting_changes_nothing_but_stand_ins() -> None:
@@ -305,3 +321,19 @@ def test_the_rule_of_the_paper_may_be_given_by_hand(base_folder: Path, tmp_path:
     run(base_folder, tmp_path / "other", rule=lambda _: GumbelSample(1.0))
     assert weights(tmp_path / "given") == weights(tmp_path / "none")
     assert weights(tmp_path / "other") != weights(tmp_path / "none")
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_drawn_target_is_met_from_the_first_step_of_a_static_start(
+    step: int, tmp_path: Path
+) -> None:
+    config = settings(router_stage__target_spread=0.3, router_stage__static_depth=1.0)
+    model = routed()
+    order = start_routers(model, config, rows(8))
+    trainer = stage_trainer(model, "router", config, rows(8), tmp_path)
+    trainer.state.global_step = step
+    assert trainer.target == drawn_target(config.target_sparsity, 0.3, step, config.seed)
+    with deciding(model, Threshold(trainer.rule().threshold)), record_routing(model) as trace:
+        model(rows(2))
+    skipped = sites_of(order)[: round(6 * trainer.target)]
+    assert {site for site, kept in trace.keep_ratios().items() if kept == 0} == set(skipped)

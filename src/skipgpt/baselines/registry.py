@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from skipgpt.baselines.greedy import blockpruner
+from skipgpt.baselines.blockpruner import blockpruner
 from skipgpt.baselines.laco import laco
 from skipgpt.baselines.llm_drop import llm_drop
 from skipgpt.baselines.search import Method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,12 @@ HELP = """Write a checkpoint and its base model as one transformers folder, LoRA
 `skipgpt.register()`, or with trust_remote_code=True, and takes sparsity= there.
 
 --static removes for good what hardly any token keeps, as measured on --data: an ordinary, smaller
-model of the base's family, which plain transformers loads and which `skipgpt train` takes as a
-base to heal it further. Prints what went, and the loss before and after.
+model of the base's family, which plain transformers loads. --heal-steps trains LoRA around what is
+gone and merges it. Prints what went, and the loss before and after.
 """ + options.examples(
     "skipgpt export out/nano-25 --merged --out out/nano-25-merged",
-    "skipgpt export out/nano-25 --static --data stdlib --keep-rate 0.05 --out out/nano-small",
+    "skipgpt export out/nano-25 --static --data stdlib --keep-rate 0.05 --heal-steps 200 "
+    "--out out/nano-small",
 )
 
 
@@ -39,6 +41,9 @@ def run(
     keep_rate: Annotated[
         float, typer.Option(help="For --static: remove what a smaller share of tokens keeps.")
     ] = 0.05,
+    heal_steps: Annotated[
+        int, typer.Option(help="For --static: LoRA steps of 16 rows around what is gone.")
+    ] = 0,
     block_size: Annotated[int, typer.Option(help="For --static: tokens a row.")] = 256,
     sparsity: options.Sparsity = None,
     base: options.BaseOverride = None,
@@ -61,7 +66,7 @@ def run(
         got = "--static without --data" if static else "--merged with --data"
         raise ConfigError("exporting", got=got, expected="text to measure on, for --static alone")
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.config import DataConfig
+    from skipgpt.config import DataConfig, recipe
     from skipgpt.export import export_merged, export_static
 
     if merged:
@@ -76,6 +81,7 @@ def run(
         )
         options.emit({"out": str(out)}, as_json, f"{out}\nload it: see `skipgpt export --help`")
         return
+    lora = recipe("default").lora_stage
     result = export_static(
         folder,
         out,
@@ -83,6 +89,7 @@ def run(
         keep_rate=keep_rate,
         sparsity=sparsity,
         cutting=DataConfig(block_size=block_size),
+        heal=dataclasses.replace(lora, steps=heal_steps) if heal_steps else None,
         base=base,
         overwrite=overwrite,
         device=device,

@@ -19,12 +19,12 @@ from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
-from skipgpt.settings import from_dict, to_dict
+from skipgpt.settings import changed, from_dict, to_dict
 from skipgpt.training.callbacks import progress_bar
 
 logger = logging.getLogger("skipgpt")
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Counted up when a change of the code changes what methods give."""
 
 
@@ -169,7 +169,8 @@ class _Work:
         made_of = {
             "version": CACHE_VERSION,
             "method": str(method),
-            "config": to_dict(self.job.config(method, sparsity, seed)),
+            # Without defaults, so that an option that is new changes no key.
+            "config": changed(self.job.config(method, sparsity, seed)),
             "base": self.job.fingerprint,
             "text": self.job.blocks.fingerprint,
             "where": self.job.where,

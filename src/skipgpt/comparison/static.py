@@ -93,7 +93,8 @@ def _pruned(job: Job, model: Any, removed: list[Unit]) -> Perplexity:
     measured = perplexity(model, job.held_out())
     gone = set(sites_of(removed))
     keep = {site: float(site not in gone) for site in routers(model)}
-    shares = sparsities(model, keep, (job.blocks.held_out.shape[1] + 1) / 2, gone=gone)
+    context = (job.blocks.held_out.shape[1] + 1) / 2
+    shares = sparsities(model, keep, context, gone=gone, routed=False)
     return dataclasses.replace(measured, sparsity=shares)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.atomic import staged, to_json
+from skipgpt.baselines.static import constant_routes
 from skipgpt.checkpoint import load
-from skipgpt.config import DataConfig
-from skipgpt.data import load_blocks
+from skipgpt.config import DataConfig, LoraStage, recipe
+from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
@@ -29,6 +31,7 @@ from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import drop_stand_ins
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, Site
+from skipgpt.training.run_stage import run_stage
 
 RECORD = "static_export.json"
 
@@ -41,6 +44,7 @@ def export_static(
     keep_rate: float = 0.05,
     sparsity: float | None = None,
     cutting: DataConfig | None = None,
+    heal: LoraStage | None = None,
     base: str | None = None,
     overwrite: bool = False,
     device: str = "cpu",
@@ -54,7 +58,7 @@ def export_static(
     What stays is paired into layers again, see `pairing.py`; in parallel families whole layers go.
     Keep rates are measured on calibration text, losses on other held-out text. In the end the
     folder is loaded with transformers and its logits are compared with those of the routed model
-    that is forced to skip the same modules; where they differ nothing is written.
+    that is forced to skip the same modules, healed or not; where they differ nothing is written.
 
     Args:
         folder: a checkpoint, or a hub id of one.
@@ -63,6 +67,8 @@ def export_static(
         keep_rate: sites that a smaller share of tokens keeps are removed.
         sparsity: at which keep rates are measured; the trained target where None.
         cutting: how to cut and split the text.
+        heal: train LoRA on the training side of the text around what is removed, and merge it;
+            not at all where None.
         base: where the base model lies, if it has moved.
         overwrite: replace a model that is already there.
         device: where to measure.
@@ -72,6 +78,7 @@ def export_static(
         What was removed, and the losses before and after.
 
     Raises:
+        TrainingError: healing went wrong.
         CheckpointError: a model is there already, the base is quantised, or loading or writing
             fails.
         ConfigError: nothing can be removed, or the keep rate is no share.
@@ -102,12 +109,17 @@ def export_static(
     losses["routed"] = _loss(model, held_out)
     # An ordinary model has no place for them: healing has to make up for what they added.
     drop_stand_ins(model)
+    with deciding(model, Forced.without(list(removed))):
+        losses["static"] = _loss(model, held_out)
+    if heal:
+        model = _healed(model, removed, blocks, heal, cutting)
     with staged(out) as stage:
         smaller_model(model, pairs).save_pretrained(stage)
         tokenizer.save_pretrained(stage)
         static = _load_plainly(stage, device)
         _check_same(static, model, removed, held_out[:2])
-        losses["static"] = _loss(static, held_out)
+        if heal:
+            losses["healed"] = _loss(static, held_out)
         result = StaticExport(
             out=str(out),
             keep_rate=keep_rate,
@@ -162,6 +174,16 @@ def _choose(
         expected=wanted,
         todo="raise --keep-rate (keep_rate=) or --sparsity (sparsity=)",
     )
+
+
+def _healed(
+    model: Any, removed: Sequence[Site], blocks: Blocks, heal: LoraStage, cutting: DataConfig
+) -> Any:
+    """The model after stage `lora` around what is removed, its adapter merged."""
+    constant_routes(model, [(site,) for site in removed])
+    config = recipe("default", stages=("lora",), lora_stage=heal, data=cutting)
+    with tempfile.TemporaryDirectory() as folder:  # for what it would be resumed from
+        return run_stage(model, "lora", config, blocks, Path(folder)).merge_and_unload()
 
 
 def _loss(model: nn.Module, blocks: Tensor) -> float:

@@ -27,7 +27,7 @@ class StaticExport:
         parameters_before: of the base model, routers and LoRA left out.
         parameters_after: of the result.
         losses: nats a token on held-out text: `dense` (all modules, LoRA merged), `routed` (the
-            checkpoint), `static` (the result).
+            checkpoint), `static` (without what is removed) and, if so wished, `healed`.
         tokens: how many tokens were predicted for each loss.
     """
 

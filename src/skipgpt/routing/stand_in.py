@@ -49,6 +49,11 @@ class Moments:
         self.read, self.update = torch.zeros(2, hidden_size, dtype=wide)
         self.read_read, self.read_update = torch.zeros(2, hidden_size, hidden_size, dtype=wide)
 
+    @staticmethod
+    def bytes_at(hidden_size: int) -> int:
+        """What the sums of one module take up: two D x D matrices of float64."""
+        return 16 * hidden_size**2
+
     def add(self, entering: Tensor, update: Tensor) -> None:
         """Count the streams [B, T, D] that entered a module and what it added to them."""
         read = divided_by_rms(entering).flatten(0, 1).cpu().double()

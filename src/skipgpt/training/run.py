@@ -33,6 +33,8 @@ from skipgpt.training.run_folder import (
     compare_run,
     finish_stage,
     finished_stages,
+    note_static_order,
+    static_order,
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import plan
@@ -127,10 +129,11 @@ def train(
         begin_run(out, facts, *(["bitsandbytes"] if quantization_of(model) else []))
     held = cut(blocks.held_out, config.data.evaluation_tokens)
     measured: dict[str, Perplexity] = {}
-    static_order: list[Unit] = []
+    order: list[Unit] = static_order(out)
     if not is_checkpoint(base) and not done:
         with search_bar() as advance:
-            static_order = start_routers(model, config, blocks.train, advance)
+            order = start_routers(model, config, blocks.train, advance, order)
+        note_static_order(out, order)
     with execution(model, "dense"):
         measured["dense"] = perplexity(model, held)
     for stage in config.stages:
@@ -138,17 +141,15 @@ def train(
             model = run_stage(model, stage, config, blocks, out, rule)
             calibration = cut(blocks.calibration, config.data.calibration_tokens)
             if stage != "lora" and config.router_stage.static_blend:
-                static_order = static_order or _search_static(model, config, blocks)
-                strength = blend_with_static(
-                    model, static_order, calibration, config.target_sparsity
-                )
+                order = order or _search_static(model, config, blocks)
+                strength = blend_with_static(model, order, calibration, config.target_sparsity)
                 logger.info("stage router: blended with static removal at strength %g", strength)
             calibrate(model, calibration, target=config.target_sparsity)
             measured[stage] = perplexity(model, held)
             info = _save_stage(model, stage, config, out, info, measured[stage].sparsity)
             finish_stage(out, stage)
     shutil.rmtree(out / RESUME, ignore_errors=True)
-    return TrainResult(info, measured, str(out), tuple(static_order))
+    return TrainResult(info, measured, str(out), tuple(order))
 
 
 def _start(

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.atomic import staged, to_json
+from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint import refuse_existing
 from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.routing.decision import Site
 
 RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
 
@@ -92,10 +94,18 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
 
 def finish_stage(out: Path, stage: str) -> None:
     """Note in run.json that a stage is over and its checkpoint written."""
-    run = _read_run(out)
-    run["finished"] = [*run.get("finished", []), stage]
-    with staged(out) as folder:
-        (folder / RUN).write_text(to_json(run), encoding="utf-8")
+    _note(out, {"finished": [*finished_stages(out), stage]})
+
+
+def note_static_order(out: Path, order: list[Unit]) -> None:
+    """Note in run.json what the greedy search found, so that a resumed run need not search."""
+    _note(out, {"static_order": order})
+
+
+def static_order(out: Path) -> list[Unit]:
+    """The greedy static removal that a run starts from; empty where it has not searched yet."""
+    units = _read_run(out).get("static_order", [])
+    return [tuple(Site(layer, module) for layer, module in unit) for unit in units]
 
 
 def finished_stages(out: Path) -> tuple[str, ...]:
@@ -105,6 +115,11 @@ def finished_stages(out: Path) -> tuple[str, ...]:
         CheckpointError: run.json is damaged.
     """
     return tuple(_read_run(out).get("finished", []))
+
+
+def _note(out: Path, facts: dict[str, Any]) -> None:
+    with staged(out) as folder:
+        (folder / RUN).write_text(to_json(_read_run(out) | facts), encoding="utf-8")
 
 
 def _read_run(out: Path) -> dict[str, Any]:

@@ -23,16 +23,22 @@ from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model import parts
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
-from skipgpt.model.trace import deciding, execution, routing_state
+from skipgpt.model.trace import MODULES, deciding, execution, routing_state
 from skipgpt.routing.decision import KEEP_ALL, Site
 from skipgpt.routing.router import set_constant
 from skipgpt.routing.stand_in import Moments, fit
 
 OnStep = Callable[[int, int], None]
+SUMS_BYTES = 2**31
+"""What the sums that stand-ins are fitted from may take up at once."""
 
 
 def start_routers(
-    model: Any, config: TrainConfig, text: Tensor, on_step: OnStep | None = None
+    model: Any,
+    config: TrainConfig,
+    text: Tensor,
+    on_step: OnStep | None = None,
+    order: list[Unit] | None = None,
 ) -> list[Unit]:
     """Set new routers and stand-ins to what the stage starts from.
 
@@ -41,6 +47,7 @@ def start_routers(
         config: says which start, and on how much text it is chosen.
         text: [N, T] token ids of training text.
         on_step: called with steps of the search done and in all.
+        order: what an earlier call returned, to save the search.
 
     Returns:
         The greedy static removal, first removed first and beyond the target, where the start is
@@ -55,8 +62,9 @@ def start_routers(
         for router in routers(model).values():
             set_constant(router, stage.start_margin)
         return []
-    depth = max(config.target_sparsity, stage.static_depth)
-    order = static_solution(model, cut(text, stage.static_tokens), depth, on_step)
+    if not order:
+        depth = max(config.target_sparsity, stage.static_depth)
+        order = static_solution(model, cut(text, stage.static_tokens), depth, on_step)
     share = config.target_sparsity * len(routers(model))
     rank = {site: n * len(unit) for n, unit in enumerate(order) for site in unit}
     last = len(sites_of(order))
@@ -94,20 +102,28 @@ def fit_stand_ins(model: nn.Module, text: Tensor) -> None:
         model: with stand-ins, in place.
         text: [N, T] token ids.
     """
-    moments = {
-        site: Moments(stand_in.up.out_features) for site, stand_in in stand_ins(model).items()
-    }
-    with _watched(model, moments), execution(model, "gated"), deciding(model, KEEP_ALL):
+    layers: list[Any] = [*routed_layers(model)]
+    width = layers[0].attn_stand_in.up.out_features
+    # Sums of two modules a layer; as many layers a pass over the text as fit.
+    at_once = max(1, SUMS_BYTES // (2 * Moments.bytes_at(width)))
+    for first in range(0, len(layers), at_once):
+        _fit_layers(model, text, layers[first : first + at_once])
+
+
+def _fit_layers(model: nn.Module, text: Tensor, layers: list[Any]) -> None:
+    moments: dict[Site, Moments] = {}
+    with _watched(layers, moments), execution(model, "gated"), deciding(model, KEEP_ALL):
         total_loss(model, text)
-    for site, stand_in in stand_ins(model).items():
-        fit(stand_in, moments[site])
+    for layer in layers:
+        for module in MODULES:
+            fit(getattr(layer, f"{module}_stand_in"), moments[Site(layer.index, module)])
 
 
 @contextmanager
-def _watched(model: nn.Module, moments: dict[Site, Moments]) -> Iterator[None]:
-    """Count what enters and leaves each module while the model runs `gated`."""
+def _watched(layers: list[Any], moments: dict[Site, Moments]) -> Iterator[None]:
+    """Count what enters and leaves each module of these layers while the model runs `gated`."""
     handles = []
-    for layer in routed_layers(model):
+    for layer in layers:
         for module, name in (("attn", layer.family.attn), ("mlp", layer.family.mlp)):
             site, held = Site(layer.index, module), dict[str, Tensor]()  # type: ignore[arg-type]
 
@@ -119,6 +135,8 @@ def _watched(model: nn.Module, moments: dict[Site, Moments]) -> Iterator[None]:
                 _: Any, arguments: Any, layer: Any = layer, site: Site = site, held: Any = held
             ) -> None:
                 update = parts.added(layer, site.module, held.pop("output"))
+                if site not in moments:
+                    moments[site] = Moments(update.shape[-1])
                 moments[site].add(arguments[0], update)
 
             handles.append(getattr(layer, name).register_forward_hook(keep))

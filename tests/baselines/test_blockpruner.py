@@ -4,7 +4,9 @@ from torch import nn
 
 from conftest import tiny_base, tiny_routed
 from runs import rows
-from skipgpt.baselines.greedy import greedy_order, static_loss, static_margins
+from skipgpt.baselines.blockpruner import blockpruner
+from skipgpt.baselines.static import constant_margins, static_loss
+from skipgpt.baselines.units import sites_of
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.surgery import add_routers, routers
@@ -34,7 +36,7 @@ def fitted() -> nn.Module:
 
 
 def test_the_planted_useless_modules_are_found_first(fitted: nn.Module) -> None:
-    order = greedy_order(fitted, rows(8), 3)
+    order = sites_of(blockpruner(fitted, rows(8), 3))
     assert sorted(order[:2]) == PLANTED
     assert order[2] not in PLANTED
     dense = static_loss(fitted, rows(8), [])
@@ -44,7 +46,7 @@ def test_the_planted_useless_modules_are_found_first(fitted: nn.Module) -> None:
 
 
 def test_each_removal_is_the_cheapest_one_left(fitted: nn.Module) -> None:
-    order = greedy_order(fitted, rows(8), 4)
+    order = sites_of(blockpruner(fitted, rows(8), 4))
     for n, site in enumerate(order):
         others = [other for other in routers(fitted) if other not in order[:n]]
         losses = {o: static_loss(fitted, rows(8), [*order[:n], o]) for o in others}
@@ -52,12 +54,12 @@ def test_each_removal_is_the_cheapest_one_left(fitted: nn.Module) -> None:
 
 
 def test_what_the_routers_say_does_not_matter(fitted: nn.Module) -> None:
-    before = greedy_order(fitted, rows(8), 3)
+    before = sites_of(blockpruner(fitted, rows(8), 3))
     state = [{k: t.clone() for k, t in r.state_dict().items()} for r in routers(fitted).values()]
     rule = routing_state(fitted).rule
     for n, router in enumerate(routers(fitted).values()):
         set_constant(router, -float(n))
-    assert greedy_order(fitted, rows(8), 3) == before
+    assert sites_of(blockpruner(fitted, rows(8), 3)) == before
     assert routing_state(fitted).rule == rule
     for router, tensors in zip(routers(fitted).values(), state, strict=True):
         router.load_state_dict(tensors)
@@ -65,14 +67,15 @@ def test_what_the_routers_say_does_not_matter(fitted: nn.Module) -> None:
 
 def test_progress_counts_every_trial() -> None:
     seen: list[tuple[int, int]] = []
-    greedy_order(tiny_routed(), rows(1), 2, on_step=lambda *pair: seen.append(pair))
+    blockpruner(tiny_routed(), rows(1), 2, on_step=lambda *pair: seen.append(pair))
     assert seen == [(n, 11) for n in range(1, 12)]
 
 
 def test_constant_margins_let_the_dial_copy_the_removal(fitted: nn.Module) -> None:
     state = [{k: t.clone() for k, t in r.state_dict().items()} for r in routers(fitted).values()]
-    order = greedy_order(fitted, rows(8), 3)
-    for site, margin in static_margins(fitted, order).items():
+    units = blockpruner(fitted, rows(8), 3)
+    order = sites_of(units)
+    for site, margin in constant_margins(fitted, units).items():
         set_constant(routers(fitted)[site], margin)
     for removed in (1, 3):
         calibrate(fitted, rows(4), target=removed / 6)

@@ -10,15 +10,11 @@ that we are given. Their option to search among modules of low block influence o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from skipgpt.baselines.search import OnStep, one_by_one
-from skipgpt.baselines.static import constant_margins
-from skipgpt.baselines.static import static_loss as static_loss
-from skipgpt.baselines.units import Unit, sites_of, units_of
-from skipgpt.routing.decision import Site
+from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.units import Unit, units_of
 
 
 def blockpruner(
@@ -53,23 +49,3 @@ def blockpruner(
         removals,
         on_step=on_step,
     )
-
-
-def greedy_order(
-    model: nn.Module,
-    blocks: Tensor,
-    removals: int,
-    *,
-    batch_size: int = 8,
-    on_step: Callable[[int, int], None] | None = None,
-) -> list[Site]:
-    """The sites that `blockpruner` removes, first removed first; takes what it takes."""
-    return sites_of(blockpruner(model, blocks, removals, batch_size=batch_size, on_step=on_step))
-
-
-def static_margins(model: nn.Module, removed: list[Site]) -> dict[Site, float]:
-    """Constant margins from -1 to +1 whose thresholds remove sites in the given order.
-
-    The first removed gets -1, the next ones more; all that were not removed share +1.
-    """
-    return constant_margins(model, [(site,) for site in removed])
