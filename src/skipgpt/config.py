@@ -138,6 +138,8 @@ class RouterStage:
         schedule: shape of the rate over the stage; any scheduler name of transformers.
         warmup: share of the steps that warm up.
         alpha: weight of the budget term in the loss.
+        budget_softness: within this distance of the target the budget term pulls in proportion to
+            the distance (Huber); 0 pulls with all of alpha however near (paper).
         estimator: of the gradient through sampled decisions: `straight_through` with a Gumbel
             temperature (paper), or `second_order` (ReinMax), which has none.
         temperature_start: Gumbel temperature at the first step.
@@ -166,6 +168,7 @@ class RouterStage:
     schedule: str = "constant"
     warmup: float = 0.0
     alpha: float = 8.0
+    budget_softness: float = 0.0
     estimator: Literal["straight_through", "second_order"] = "straight_through"
     temperature_start: float = 5.0
     temperature_end: float = 1.0

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch.nn.functional import huber_loss
 
 from skipgpt.routing.budget import budget_loss, drawn_target, keep_ratio, linear_between, target_at
 
@@ -71,6 +72,35 @@ def test_the_parts_of_a_batch_add_up_to_the_whole_in_value_and_gradient(
         *(torch.autograd.grad(value, sparsities)[0] for value in (actual, expected)),
         rtol=0,
         atol=1e-14,
+    )
+
+
+@given(
+    parts=st.lists(shares, min_size=1, max_size=4),
+    target=shares,
+    softness=st.sampled_from([0.0, 0.05, 0.5]),
+)
+def test_parts_add_up_to_the_whole_however_soft(
+    parts: list[float], target: float, softness: float
+) -> None:
+    leaf = torch.tensor(parts, requires_grad=True)
+    mean = leaf.mean()
+    whole = budget_loss(mean, target, softness=softness)
+    (expected,) = torch.autograd.grad(whole, leaf, retain_graph=True)
+    together = sum(budget_loss(part, target, mean, softness) for part in leaf) / len(parts)
+    (found,) = torch.autograd.grad(together, leaf)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(together, whole)
+
+
+@given(sparsity=shares, target=shares, softness=st.floats(0.01, 0.5))
+def test_a_soft_budget_is_hubers_loss(sparsity: float, target: float, softness: float) -> None:
+    leaf = torch.tensor(sparsity, requires_grad=True)
+    ours = budget_loss(leaf, target, softness=softness)
+    theirs = huber_loss(leaf, torch.tensor(target), delta=softness) / softness
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(each, leaf)[0] for each in (ours, theirs)), rtol=1e-4, atol=1e-5
     )
 
 

@@ -37,24 +37,30 @@ def _kept(gate: Tensor, real: Tensor | None) -> Tensor:
     return gate.sum() if real is None else (gate * real).sum()
 
 
-def budget_loss(sparsity: Tensor, target: float, whole: Tensor | None = None) -> Tensor:
-    """`abs(target - sparsity)` (paper), exact when a batch comes in parts.
+def budget_loss(
+    sparsity: Tensor, target: float, whole: Tensor | None = None, softness: float = 0.0
+) -> Tensor:
+    """`abs(target - sparsity)` (paper) or its Huber form, exact when a batch comes in parts.
 
-    The distance of a mean is not the mean of distances, so a part must be pulled in the direction
-    that the whole batch needs. Given the sparsity of the whole, the parts' terms, weighted by
-    their shares, add up to the whole's term in value and in gradient.
+    The distance of a mean is not the mean of distances, so a part must be pulled as the whole
+    batch needs. Given the sparsity of the whole, the parts' terms, weighted by their shares, add
+    up to the whole's term in value and in gradient.
 
     Args:
         sparsity: of this part, a scalar with gradient.
         target: the sparsity wanted.
         whole: of the whole batch, without gradient; None where this part is the whole.
+        softness: the distance within which the term is quadratic and its slope below 1. Where the
+            slope is always 1 the sparsity swings around the target, and the swings drown what the
+            language-model loss says.
 
     Example:
         >>> budget_loss(torch.tensor(0.1), target=0.25)
         tensor(0.1500)
     """
-    direction = (sparsity.detach() if whole is None else whole.detach()).sub(target).sign()
-    return direction * (sparsity - target)
+    miss = (sparsity if whole is None else whole).detach() - target
+    slope = (miss / softness).clamp(-1, 1) if softness else miss.sign()
+    return slope * (sparsity - target) - softness / 2 * slope**2
 
 
 def linear_between(start: float, end: float, progress: float) -> float:

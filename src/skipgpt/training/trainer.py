@@ -70,10 +70,11 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
             return loss
         with record_routing(model) as trace:
             lm_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        alpha, share = self.config.router_stage.alpha, self._share(inputs)
+        stage, share = self.config.router_stage, self._share(inputs)
         sparsity = trace.steps[0].sparsity()
         self._note(lm_loss=lm_loss, sparsity=share * sparsity)
-        return lm_loss + alpha * share * budget_loss(sparsity, self.target, self._whole_sparsity)
+        miss = budget_loss(sparsity, self.target, self._whole_sparsity, stage.budget_softness)
+        return lm_loss + stage.alpha * share * miss
 
     @property
     def target(self) -> float:
