@@ -140,14 +140,9 @@ class RouterStage:
         alpha: weight of the budget term in the loss.
         budget_softness: within this distance of the target the budget term pulls in proportion to
             the distance (Huber); 0 pulls with all of alpha however near (paper).
-        estimator: of the gradient through sampled decisions: `straight_through` with a Gumbel
-            temperature (paper), or `second_order` (ReinMax), which has none.
         temperature_start: Gumbel temperature at the first step.
         temperature_end: Gumbel temperature at the last step.
         ramp: share of the stage over which the target rises from 0; 0 aims at it from the start.
-        target_spread: each step aims at a sparsity drawn from the target give or take this much,
-            and decides by a threshold that moves along, so that one checkpoint is trained for many
-            budgets; 0 aims at the target alone.
         start: `random` weights (Kaiming, the authors' code); `keep`: constant margins above 0, so
             that training begins near the dense model; or `static`: constant margins that copy the
             greedy static removal, so that training only has to improve on it.
@@ -169,11 +164,9 @@ class RouterStage:
     warmup: float = 0.0
     alpha: float = 8.0
     budget_softness: float = 0.0
-    estimator: Literal["straight_through", "second_order"] = "straight_through"
     temperature_start: float = 5.0
     temperature_end: float = 1.0
     ramp: float = 0.0
-    target_spread: float = 0.0
     start: Literal["random", "keep", "static"] = "random"
     start_margin: float = 1.0
     stand_in_rate: float = 6e-3
@@ -184,7 +177,7 @@ class RouterStage:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_shares(self, "warmup", "ramp", "target_spread", "static_depth")
+        _check_shares(self, "warmup", "ramp", "static_depth")
         _check_counts(self, "steps", "static_tokens", "fit_tokens")
 
 
@@ -293,6 +286,7 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
                 learning_rate=2e-2,
                 rate_width=64,
                 schedule="cosine",
+                budget_softness=0.1,
                 start="static",
                 start_margin=0.5,
                 static_blend=True,

@@ -15,7 +15,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "paper": {"name": "paper"},
     "default": {"name": "default"},
     "accumulating": {"name": "paper", "accumulation": 2, "batch_size": 1},
-    "spread": {"name": "default", "router_stage__target_spread": 0.2},
     "joint": {"name": "paper", "stages": "joint"},
 }
 

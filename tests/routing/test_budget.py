@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn.functional import huber_loss
 
-from skipgpt.routing.budget import budget_loss, drawn_target, keep_ratio, linear_between, target_at
+from skipgpt.routing.budget import budget_loss, keep_ratio, linear_between, target_at
 
 shares = st.floats(0.0, 1.0, width=32)
 
@@ -132,19 +132,3 @@ def test_a_schedule_is_linear_between() -> None:
 def test_the_target_rises_over_the_ramp_and_then_stays() -> None:
     assert [target_at(0.4, p, 0.5) for p in (0, 0.25, 0.5, 1)] == [0.0, 0.2, 0.4, 0.4]
     assert [target_at(0.4, p, 0.0) for p in (0, 1)] == [0.4, 0.4]
-
-
-@given(target=st.floats(0, 0.95), spread=st.floats(0, 1), step=st.integers(0, 10**6))
-def test_a_drawn_target_is_a_share_near_the_target(target: float, spread: float, step: int) -> None:
-    drawn = drawn_target(target, spread, step, seed=0)
-    assert 0 <= drawn <= 0.95
-    assert abs(drawn - target) <= spread + 1e-9
-
-
-def test_drawn_targets_fill_the_range_and_depend_on_step_and_seed_alone() -> None:
-    draws = [drawn_target(0.4, 0.3, step, seed=0) for step in range(1000)]
-    assert min(draws) == pytest.approx(0.1, abs=0.01)
-    assert max(draws) == pytest.approx(0.7, abs=0.01)
-    assert sum(draws) / 1000 == pytest.approx(0.4, abs=0.03)  # 5 x 0.6 / sqrt(12 x 1000)
-    assert draws == [drawn_target(0.4, 0.3, step, seed=0) for step in range(1000)]
-    assert draws != [drawn_target(0.4, 0.3, step, seed=1) for step in range(1000)]

@@ -14,7 +14,6 @@ from skipgpt.routing.decision import (
     Forced,
     GumbelSample,
     RandomRoutes,
-    SecondOrderSample,
     Site,
     StraightThrough,
     Threshold,
@@ -79,40 +78,7 @@ def test_the_gumbel_gates_gradient_is_the_analytic_one(temperature: float) -> No
     assert torch.equal(decision.keep, soft > 0.5)
 
 
-@pytest.mark.parametrize("kind", [GumbelSample, SecondOrderSample])
-def test_a_threshold_of_samples_is_a_shift_of_the_margins(
-    kind: type[GumbelSample] | type[SecondOrderSample],
-) -> None:
-    margins = torch.randn(2, 7)
-    found = []
-    for margin, rule in ((margins, kind(threshold=0.75)), (margins - 0.75, kind())):
-        torch.manual_seed(0)
-        leaf = margin.clone().requires_grad_()
-        decision = rule(leaf, SITE)
-        decision.gate.sum().backward()
-        found.append((decision.keep, leaf.grad))
-    torch.testing.assert_close(*found)
-
-
-@pytest.mark.parametrize("margin", [-2.0, 0.0, 0.7])
-def test_the_second_order_gradient_is_exact_for_a_loss_that_is_quadratic_in_the_gate(
-    margin: float,
-) -> None:
-    margins = torch.full((1, DRAWS), margin, requires_grad=True)
-    decision = SecondOrderSample()(margins, SITE)
-    chance = 1 / (1 + math.exp(-margin))
-    assert decision.keep.float().mean().item() == pytest.approx(chance, abs=SAMPLING)
-    # Of a loss 3 g^2 - g the mean is 2 p, so its slope by the margin is 2 p (1 - p).
-    gate = decision.gate
-    (gradient,) = torch.autograd.grad((3 * gate**2 - gate).sum(), margins)
-    exact = 2 * chance * (1 - chance)
-    # Single gradients, 5 (1 - p) / 2 and p / 2, lie up to 2.5 apart, kept and skipped 1 apart.
-    assert gradient.mean().item() == pytest.approx(exact, abs=2.5 * SAMPLING)
-
-
-@pytest.mark.parametrize(
-    "rule", [GumbelSample(0.7), StraightThrough(0.7), SecondOrderSample()], ids=str
-)
+@pytest.mark.parametrize("rule", [GumbelSample(0.7), StraightThrough(0.7)], ids=str)
 def test_training_gates_are_exactly_zero_or_one(rule: DecisionRule) -> None:
     margin = torch.randn(20, 50, requires_grad=True)
     decision = rule(margin, SITE)

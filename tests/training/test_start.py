@@ -19,7 +19,6 @@ from skipgpt.errors import TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.surgery import router_state_dict, routers, stand_ins
 from skipgpt.model.trace import deciding, record_routing, routing_state
-from skipgpt.routing.budget import drawn_target
 from skipgpt.routing.decision import (
     DecisionRule,
     GumbelSample,
@@ -321,19 +320,3 @@ def test_the_rule_of_the_paper_may_be_given_by_hand(base_folder: Path, tmp_path:
     run(base_folder, tmp_path / "other", rule=lambda _: GumbelSample(1.0))
     assert weights(tmp_path / "given") == weights(tmp_path / "none")
     assert weights(tmp_path / "other") != weights(tmp_path / "none")
-
-
-@pytest.mark.parametrize("step", range(4))
-def test_a_drawn_target_is_met_from_the_first_step_of_a_static_start(
-    step: int, tmp_path: Path
-) -> None:
-    config = settings(router_stage__target_spread=0.3, router_stage__static_depth=1.0)
-    model = routed()
-    order = start_routers(model, config, rows(8))
-    trainer = stage_trainer(model, "router", config, rows(8), tmp_path)
-    trainer.state.global_step = step
-    assert trainer.target == drawn_target(config.target_sparsity, 0.3, step, config.seed)
-    with deciding(model, Threshold(trainer.rule().threshold)), record_routing(model) as trace:
-        model(rows(2))
-    skipped = sites_of(order)[: round(6 * trainer.target)]
-    assert {site for site, kept in trace.keep_ratios().items() if kept == 0} == set(skipped)

@@ -6,11 +6,7 @@ run: padding does not count, attention and MLP count the same.
 
 from __future__ import annotations
 
-import random
-
 from torch import Tensor
-
-from skipgpt.config import MAX_SPARSITY
 
 
 def keep_ratio(gates: list[Tensor], real: Tensor | None = None) -> Tensor:
@@ -76,12 +72,3 @@ def linear_between(start: float, end: float, progress: float) -> float:
 def target_at(target: float, progress: float, ramp: float) -> float:
     """The sparsity aimed at after this share of a stage: rises from 0 over the first `ramp`."""
     return target if ramp <= 0 else linear_between(0.0, target, progress / ramp)
-
-
-def drawn_target(target: float, spread: float, step: int, seed: int) -> float:
-    """The sparsity that a step aims at: uniform within `spread` of the target, from 0 up to 0.95.
-
-    The same for every part of a step and in a resumed run, as it depends on nothing else.
-    """
-    chance = random.Random(f"{seed} {step}").uniform(-spread, spread)
-    return min(MAX_SPARSITY, max(0.0, target + chance))

@@ -87,21 +87,15 @@ class GumbelSample:
     """Training: a Gumbel-softmax sample with a straight-through gradient (paper).
 
     The difference of two Gumbel variables is logistic, so one draw a decision suffices. The gate
-    is 0 or 1 forwards; backwards it is `sigmoid((margin - threshold + noise) / temperature)`.
-
-    Attributes:
-        temperature: of the backward pass; higher spreads the gradient over surer decisions.
-        threshold: the margin that is kept half of the time.
+    is 0 or 1 forwards; backwards it is `sigmoid((margin + noise) / temperature)`.
     """
 
     temperature: float = 1.0
-    threshold: float = 0.0
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
         uniform = torch.rand_like(margin, dtype=torch.float32).clamp(1e-7, 1 - 1e-7)
-        noisy = margin - self.threshold + torch.logit(uniform)
-        soft = torch.sigmoid(noisy / self.temperature)
+        soft = torch.sigmoid((margin + torch.logit(uniform)) / self.temperature)
         keep = soft > 0.5
         return ModuleDecision(keep, keep.to(soft.dtype) + (soft - soft.detach()), margin)
 
@@ -117,32 +111,6 @@ class StraightThrough:
         soft = torch.sigmoid(margin / self.temperature)
         keep = margin > 0
         return ModuleDecision(keep, keep.to(soft.dtype) + (soft - soft.detach()), margin)
-
-
-@dataclass(frozen=True)
-class SecondOrderSample:
-    """Training: the same samples with a gradient of second order (ReinMax, arXiv 2304.08612).
-
-    What a module is worth is the loss without it minus the loss with it. The straight-through
-    gradient takes the slope at the sampled gate for it, which is near zero at a kept module of a
-    converged model however much it matters. The mean of the slopes at both ends is exact to second
-    order; one sample estimates it if either end is weighted by the inverse of its chance:
-    `d gate / d margin = abs(keep - p) / 2` with `p = sigmoid(margin)`, so that a rare skip, which
-    shows what the module is worth, counts for as much as all the keeps around it.
-
-    Attributes:
-        threshold: the margin that is kept half of the time.
-    """
-
-    threshold: float = 0.0
-
-    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
-        """Decide for one module."""
-        chance = torch.sigmoid(margin.float() - self.threshold)
-        keep = torch.rand_like(chance) < chance
-        gate = keep.to(chance.dtype)
-        slope = ((gate - chance).abs() / 2).detach()
-        return ModuleDecision(keep, gate + slope * (margin - margin.detach()), margin)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from transformers import Trainer
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
-from skipgpt.model.surgery import routers
 from skipgpt.model.trace import deciding, execution, record_routing
-from skipgpt.routing.budget import budget_loss, drawn_target, linear_between, target_at
-from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt, SecondOrderSample
+from skipgpt.routing.budget import budget_loss, linear_between, target_at
+from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
 WEIGHTS = "trained.safetensors"
@@ -71,42 +70,20 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         with record_routing(model) as trace:
             lm_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         stage, share = self.config.router_stage, self._share(inputs)
+        target = target_at(self.config.target_sparsity, self.progress, stage.ramp)
         sparsity = trace.steps[0].sparsity()
         self._note(lm_loss=lm_loss, sparsity=share * sparsity)
-        miss = budget_loss(sparsity, self.target, self._whole_sparsity, stage.budget_softness)
+        miss = budget_loss(sparsity, target, self._whole_sparsity, stage.budget_softness)
         return lm_loss + stage.alpha * share * miss
-
-    @property
-    def target(self) -> float:
-        """The sparsity that this step aims at."""
-        stage, step = self.config.router_stage, self.state.global_step
-        aim = self.config.target_sparsity
-        if stage.target_spread:
-            aim = drawn_target(aim, stage.target_spread, step, self.config.seed)
-        return target_at(aim, self.progress, stage.ramp)
 
     def rule(self) -> DecisionRule:
         """How decisions are made at this point of the stage."""
         stage = self.config.router_stage
         if self._rule_at is not None:
             return self._rule_at(self.progress)
-        threshold = self._threshold()
-        if stage.estimator == "second_order":
-            return SecondOrderSample(threshold)
-        temperature = linear_between(stage.temperature_start, stage.temperature_end, self.progress)
-        return GumbelSample(temperature, threshold)
-
-    def _threshold(self) -> float:
-        """Where margins are cut in this step: 0 at the target, more where it is to skip more.
-
-        As far as the start `static` puts margins apart, so that the threshold of every sparsity is
-        right before the first step; the budget term keeps it so.
-        """
-        stage = self.config.router_stage
-        if not stage.target_spread:
-            return 0.0
-        sites = len(routers(self.model))
-        return stage.start_margin * sites * (self.target - self.config.target_sparsity)
+        return GumbelSample(
+            linear_between(stage.temperature_start, stage.temperature_end, self.progress)
+        )
 
     @property
     def progress(self) -> float:
