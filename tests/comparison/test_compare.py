@@ -379,6 +379,16 @@ def test_a_comparison_is_found_again_from_another_folder(
     assert made == ["train"]
 
 
+def test_settings_of_healing_make_no_difference_to_what_is_not_healed(
+    base: Path, tmp_path: Path, made: list[str]
+) -> None:
+    compared(base, tmp_path / "out", "router", "router+lora", "joint")
+    assert made == ["train"] * 3
+    longer = {"lora_stage.steps": 3}
+    compared(base, tmp_path / "out", "router", "router+lora", "joint", settings=longer)
+    assert made == ["train"] * 5
+
+
 # Budgets, seeds, dial.
 
 

@@ -166,11 +166,14 @@ class _Work:
         return trained.train_router(job, method, config, folder)
 
     def _key(self, method: Method, sparsity: float, seed: int, dial: tuple[float, ...] = ()) -> str:
+        # Without defaults, so that an option that is new changes no key.
+        config = changed(self.job.config(method, sparsity, seed))
+        if not method.lora and method.kind != "joint":
+            config = {key: each for key, each in config.items() if "lora_stage" not in key}
         made_of = {
             "version": CACHE_VERSION,
             "method": str(method),
-            # Without defaults, so that an option that is new changes no key.
-            "config": changed(self.job.config(method, sparsity, seed)),
+            "config": config,
             "base": self.job.fingerprint,
             "text": self.job.blocks.fingerprint,
             "where": self.job.where,
