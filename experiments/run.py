@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: out/NAME-BASE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--methods", nargs="+", help="others, or some only")
     parser.add_argument("--sparsity", nargs="+", type=float, help="other budgets")
+    parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--set", nargs="*", default=[], help="settings, as key=value")
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
     options = parser.parse_args()
@@ -60,9 +62,9 @@ def main() -> None:
         options.base,
         options.data,
         out,
-        plan["methods"],
+        options.methods or plan["methods"],
         sparsities=options.sparsity or plan["sparsity"],
-        seeds=plan["seeds"],
+        seeds=options.seeds or plan["seeds"],
         dial=plan.get("dial", ()),
         settings=plan["settings"] | dict(parse_pair(pair) for pair in options.set),
         device=options.device,

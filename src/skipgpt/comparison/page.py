@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from skipgpt.atomic import staged
+from skipgpt.comparison.method import KINDS
 from skipgpt.comparison.result import Comparison
 from skipgpt.errors import ConfigError
 
@@ -60,4 +62,11 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
         "units of `router`'s at the same FLOPs.",
         "",
         comparison.to_markdown(),
+        "",
+        "; ".join(f"`{kind}`: {KINDS[kind]}" for kind in _kinds(comparison)) + ".",
     ]
+
+
+def _kinds(comparison: Comparison) -> list[str]:
+    """The kinds of methods that rows belong to, in their order."""
+    return list(dict.fromkeys(re.split(r"[+@: ]", row.method)[0] for row in comparison.rows))
