@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 from skipgpt.comparison.result import Comparison, Line
@@ -29,7 +30,8 @@ def plot(comparison: Comparison, path: Path) -> bool:
     for line in comparison.lines():
         groups.setdefault(line.rows[0].method, []).append(line)
     dense = comparison.facts["dense_nll_per_token"]
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    # Below the axes the legend takes a line for two methods, and leaves them their width.
+    figure = Figure(figsize=(9, 6 + 0.12 * len(groups)), layout="constrained")
     axes = figure.subplots()
     for number, (name, lines) in enumerate(groups.items()):
         if name == "dense":
@@ -39,7 +41,7 @@ def plot(comparison: Comparison, path: Path) -> bool:
             [100 * (1 - line.share("flops")) for line in lines],
             [dense + line.excess for line in lines],
             [line.spread for line in lines],
-            label=name,
+            label=re.sub(r":\w+\.", ":", name),
             marker="osD^vP*X"[number % 8],
             color=f"C{number % 10}",
             linestyle=("-", "--", ":")[number // 10 % 3],
@@ -49,7 +51,10 @@ def plot(comparison: Comparison, path: Path) -> bool:
     axes.axhline(dense, color="black", linewidth=1, linestyle=":", label="dense")
     axes.set_xlabel("FLOPs a token, % of dense")
     axes.set_ylabel("held-out loss, nats a token")
-    axes.set_title(f"{comparison.facts['base']} on {', '.join(comparison.facts['data'])}")
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+    base, *data = (
+        Path(name).name for name in (comparison.facts["base"], *comparison.facts["data"])
+    )
+    axes.set_title(f"{base} on {', '.join(data)}")
+    figure.legend(fontsize="small", loc="outside lower left", ncols=2)
     figure.savefig(path)
     return True
