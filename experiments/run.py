@@ -3,8 +3,9 @@
     python experiments/run.py retention --base nano --data stdlib
     python experiments/run.py two_stages --base llama-8b --data corpus --device cuda --out out/8b
 
-What an experiment compares, its budgets, seeds and training are in its TOML file; `--set` changes
-them. Results are cached in `--out`, so a second call, or one with more methods, is cheap.
+What an experiment compares, its budgets, seeds and training are in its TOML file; options change
+them. With `--methods`, `--sparsity` or `--seeds` the table is printed only, unless `--page` names a
+page. Results are cached in `--out`, so a second call, or one with more methods, is cheap.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _portable(arguments: list[str]) -> list[str]:
     for argument in left:
         if argument in ("--out", "--page"):
             next(left)
-        else:
+        elif not argument.startswith(("--out=", "--page=")):
             kept.append(Path(argument).name if Path(argument).exists() else argument)
     return kept
 
@@ -50,7 +51,9 @@ def main() -> None:
     parser.add_argument("--sparsity", nargs="+", type=float, help="other budgets")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     parser.add_argument("--set", nargs="*", default=[], help="settings, as key=value")
-    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
+    parser.add_argument(
+        "--page", type=Path, help="default: docs/results.md, unless the experiment is narrowed"
+    )
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("skipgpt").setLevel(logging.INFO)
@@ -72,9 +75,14 @@ def main() -> None:
     )
     command = f"python experiments/run.py {shlex.join(_portable(sys.argv[1:]))}"
     title = f"{plan['title']}: {base}"
-    write_section(options.page, f"{options.name} {base}", title, command, result)
+    narrowed = options.methods or options.sparsity or options.seeds
+    if page := options.page or (None if narrowed else HERE.parent / "docs" / "results.md"):
+        write_section(page, f"{options.name} {base}", title, command, result)
     sys.stdout.write(result.to_terminal() + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except skipgpt.SkipGPTError as error:
+        sys.exit(f"experiments/run.py: {error}")

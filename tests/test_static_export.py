@@ -25,12 +25,12 @@ import zoo
 from cases import CLOSE, ONE_ROW, SITES, base, families, routed
 from command import skipgpt as command
 from conftest import LONG, byte_tokenizer, examples, tiny_base
-from runs import logits, rows, tiny_config, write_documents
+from runs import logits, rows, stopping_at, tiny_config, write_documents
 from skipgpt.baselines.static import static_loss
 from skipgpt.checkpoint import describe, load, save
 from skipgpt.config import DataConfig, LoraStage, RouterConfig
 from skipgpt.data import load_blocks
-from skipgpt.errors import CheckpointError, ConfigError, UnsupportedModelError
+from skipgpt.errors import CheckpointError, ConfigError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.export import StaticExport, smaller
@@ -327,6 +327,45 @@ def test_the_rest_is_healed_if_so_wished(tmp_path: Path) -> None:
     assert result.losses["healed"] == pytest.approx(measured, rel=1e-5)
 
 
+def test_healing_follows_its_seed_and_is_written_down(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    heal, losses = LoraStage(steps=2, rank=4), []
+    for seed in (0, 0, 1):
+        out = tmp_path / f"healed-{len(losses)}"
+        result = skipgpt.export_static(
+            checkpoint,
+            out,
+            data=[str(tmp_path / "stories.jsonl")],
+            cutting=CUTTING,
+            heal=heal,
+            seed=seed,
+        )
+        losses.append(result.losses["healed"])
+        assert json.loads((out / "static_export.json").read_text())["heal"]["steps"] == 2
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_stop_while_healing_writes_nothing(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    with stopping_at(1, "lora"), pytest.raises(TrainingError, match="nothing was written"):
+        skipgpt.export_static(
+            checkpoint,
+            tmp_path / "healed",
+            data=[str(tmp_path / "stories.jsonl")],
+            cutting=CUTTING,
+            heal=LoraStage(steps=2, rank=4),
+        )
+    assert list((tmp_path / "healed").glob("*")) == []
+
+
+def test_a_file_in_the_place_of_the_export_is_refused(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, [M0, A1])
+    (tmp_path / "small").write_text("mine")
+    with pytest.raises(CheckpointError, match="expected a folder"):
+        export(checkpoint)
+    assert (tmp_path / "small").read_text() == "mine"
+
+
 def test_only_what_fewer_tokens_keep_than_the_rate_goes(tmp_path: Path) -> None:
     checkpoint = make(tmp_path, [M1])
     with pytest.raises(ConfigError, match="an attention and an MLP"):
@@ -493,6 +532,7 @@ def test_the_command_prints_what_the_library_returns(tmp_path: Path) -> None:
         (("--merged", "--static", "--data", "stdlib"), "both forms"),
         (("--static",), "--static without --data"),
         (("--merged", "--data", "stdlib"), "--merged with --data"),
+        (("--merged", "--heal-steps", "5"), "--merged with --keep-rate, --heal-steps"),
     ],
 )
 def test_the_command_wants_one_form_and_text_for_static_alone(

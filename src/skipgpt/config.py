@@ -251,6 +251,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         check_sparsity(self.target_sparsity, "target_sparsity")
+        if self.seed >= 2**32:
+            raise ConfigError("reading seed", got=str(self.seed), expected="below 4294967296")
         for stage in self.stages:
             if stage not in typing.get_args(Stage):
                 raise ConfigError(

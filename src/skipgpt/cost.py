@@ -25,6 +25,7 @@ from skipgpt.model.halves import query_width
 from skipgpt.model.linear import in_width, out_width
 from skipgpt.model.quantized import size
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
+from skipgpt.model.trace import MODULES, routing_state
 from skipgpt.routing.decision import Site
 
 
@@ -126,7 +127,7 @@ def sparsities(
         routed model that skips nothing is a little below 0.
     """
     dense_params = run_params = head_tokens * _head(model)
-    run_params += routed * sum(_size(router) for router in routers(model).values())
+    run_params += routed * _deciding(model)
     run_params += sum((1 - keep[site]) * _size(each) for site, each in stand_ins(model).items())
     core_dense = core_run = 0.0
     layers = routed_layers(model)
@@ -147,6 +148,12 @@ def sparsities(
         "params": 1 - run_params / dense_params,
         "flops": 1 - (2 * run_params + core_run) / (2 * dense_params + core_dense),
     }
+
+
+def _deciding(model: nn.Module) -> int:
+    """Parameters of the routers that run: attention's alone where they speak for whole layers."""
+    modules = ("attn",) if routing_state(model).config.decides == "layer" else MODULES
+    return sum(_size(each) for site, each in routers(model).items() if site.module in modules)
 
 
 def _head(model: nn.Module) -> int:

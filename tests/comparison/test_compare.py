@@ -237,7 +237,7 @@ def _job(base: Path) -> Job:
     return prepare(str(base), data, "default", dict(COMPARED), device="cpu", dtype="auto")
 
 
-def test_healing_trains_lora_around_the_nearest_whole_removal(
+def test_healing_trains_lora_around_each_whole_removal_next_to_the_budget(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     healed: list[tuple[Any, dict[str, torch.Tensor]]] = []
@@ -250,8 +250,12 @@ def test_healing_trains_lora_around_the_nearest_whole_removal(
 
     monkeypatch.setattr(static, "run_stage", watched)
     found = compared(base, tmp_path / "out", "sleb+lora", "dense+lora", sparsities=(0.25,))
-    assert [row.note for row in found.rows] == ["1 layers removed", ""]  # 0.75 layers, rounded
-    assert [row.sparsity["module"] for row in found.rows] == [pytest.approx(WHOLE), 0]
+    assert [row.note for row in found.rows] == ["between 0 and 1 layers removed", ""]
+    assert [row.sparsity["module"] for row in found.rows] == [pytest.approx(0.25), 0]
+    (whole,) = compared(base, tmp_path / "out", "sleb+lora", sparsities=(WHOLE,)).rows
+    mixed, dense = (row.nll_per_token for row in found.rows)
+    assert mixed == pytest.approx(dense + 0.75 * (whole.nll_per_token - dense))
+    assert len(healed) == 4
     for model, before in healed:
         after = dict(model.base_model.model.named_parameters())
         plain = {name.replace(".base_layer", ""): p for name, p in after.items()}
@@ -328,13 +332,16 @@ def test_a_setting_of_training_makes_routers_anew(
     assert first.checkpoint != second.checkpoint
 
 
-@pytest.mark.parametrize("what", ["base", "text"])
+@pytest.mark.parametrize("what", ["base", "config", "text"])
 def test_another_base_or_text_of_the_same_name_makes_everything_anew(
     what: str, base_folder: Path, tmp_path: Path, made: list[str]
 ) -> None:
     first = compared(base_folder, tmp_path / "out", "dense", "sleb")
     if what == "base":
         tiny_base(seed=5).save_pretrained(base_folder)
+    elif what == "config":
+        config = json.loads((base_folder / "config.json").read_text())
+        (base_folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     else:
         write_documents(tmp_path, count=50)
     second = compared(base_folder, tmp_path / "out", "dense", "sleb")
@@ -387,6 +394,68 @@ def test_settings_of_healing_make_no_difference_to_what_is_not_healed(
     longer = {"lora_stage.steps": 3}
     compared(base, tmp_path / "out", "router", "router+lora", "joint", settings=longer)
     assert made == ["train"] * 5
+
+
+def test_healing_with_other_settings_heals_the_same_routers(
+    base: Path, tmp_path: Path, made: list[str]
+) -> None:
+    names = ("router+lora", "router+lora:lora_stage.alpha=8")
+    first, second = compared(base, tmp_path / "out", *names).rows
+    assert made == ["train"] * 3
+    assert first.nll_per_token != second.nll_per_token
+
+
+def test_a_checkpoint_that_was_finished_before_its_row_is_measured_again_and_not_trained(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = compared(base, tmp_path / "out", "router").rows
+    shutil.rmtree(tmp_path / "out" / "cache")
+    monkeypatch.setattr("skipgpt.training.run.run_stage", None)
+    (second,) = compared(base, tmp_path / "out", "router").rows
+    assert replace(second, seconds=first.seconds) == first
+
+
+def test_a_damaged_row_is_made_anew(base: Path, tmp_path: Path, made: list[str]) -> None:
+    first = compared(base, tmp_path / "out", "sleb")
+    (row,) = (tmp_path / "out" / "cache").iterdir()
+    row.write_text("[{")
+    second = compared(base, tmp_path / "out", "sleb")
+    assert made == ["search"] * 2
+    assert second.rows[0].nll_per_token == first.rows[0].nll_per_token
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "words"),
+    [
+        (("router", "mod"), {"sparsities": (0.25, 0.5)}, "at most 0.333"),
+        (("router", "laco"), {"sparsities": (0.9,)}, "at most 0.667"),
+        (
+            ("router+lora",),
+            {"settings": {"lora_stage.targets": "nope"}},
+            "targets that the model does not have: nope",
+        ),
+        (("router",), {"seeds": (0, 2**32)}, "below 4294967296"),
+    ],
+    ids=str,
+)
+def test_what_the_last_method_cannot_do_is_said_before_the_first_runs(
+    methods: tuple[str, ...],
+    options: dict[str, Any],
+    words: str,
+    base: Path,
+    tmp_path: Path,
+    made: list[str],
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        compared(base, tmp_path / "out", *methods, **options)
+    assert made == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match="expected a folder"):
+        compared(base, tmp_path / "out", "dense")
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 # Budgets, seeds, dial.

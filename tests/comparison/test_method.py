@@ -9,7 +9,7 @@ import pytest
 from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, write_documents
 from skipgpt.comparison.job import Job, prepare
-from skipgpt.comparison.method import KINDS, TRAINED, Method, parse_method
+from skipgpt.comparison.method import KINDS, TRAINED, Method, parse_method, split_methods
 from skipgpt.config import recipe
 from skipgpt.errors import ConfigError
 
@@ -27,6 +27,8 @@ WRITTEN = {
     ),
 }
 REFUSED = {
+    "sleb+lora@paper": "expected settings of lora_stage after sleb+lora",
+    "dense+lora:router_stage.alpha=2": "expected settings of lora_stage after dense+lora",
     "roter": "did you mean router?",
     "blockprunner": "did you mean blockpruner?",
     "shortgtp+lora": "did you mean shortgpt?",
@@ -59,6 +61,22 @@ def test_what_is_no_method_is_refused_with_the_nearest_one(text: str) -> None:
         parse_method(text)
     assert REFUSED[text] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dense,router", ["dense", "router"]),
+        ("router,nonsense", ["router", "nonsense"]),
+        (
+            "router+lora:lora_stage.targets=q_proj,v_proj,sleb+lora@paper",
+            ["router+lora:lora_stage.targets=q_proj,v_proj", "sleb+lora@paper"],
+        ),
+        ("router:router.stand_in=0,mod:seed=1", ["router:router.stand_in=0", "mod:seed=1"]),
+    ],
+)
+def test_methods_by_commas_may_have_values_with_commas(text: str, expected: list[str]) -> None:
+    assert split_methods(text) == expected
 
 
 # What they stand for.

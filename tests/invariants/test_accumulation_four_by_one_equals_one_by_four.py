@@ -43,20 +43,24 @@ def _logged(trainer: RoutingTrainer) -> list[dict[str, float]]:
     return [line for line in trainer.state.log_history if "loss" in line]
 
 
-@pytest.mark.parametrize("stage", ["router", "lora", "joint"])
+@pytest.mark.parametrize(
+    ("stage", "softness"),
+    [("router", 0.0), ("router", 0.1), ("router", 0.5), ("lora", 0.0), ("joint", 0.0)],
+)
 def test_four_parts_of_one_row_train_as_one_batch_of_four(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, softness: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RoutingTrainer, "rule", lambda self: StraightThrough(2.0))
     sides: list[bool] = []
 
-    def noted(sparsity: Tensor, target: float, whole: Tensor | None = None) -> Tensor:
+    def noted(sparsity: Tensor, target: float, whole: Tensor | None, softness: float) -> Tensor:
         if whole is not None:
             sides.append(bool((sparsity > target) == (whole > target)))
-        return budget_loss(sparsity, target, whole)
+        return budget_loss(sparsity, target, whole, softness)
 
     monkeypatch.setattr(trainer_module, "budget_loss", noted)
-    whole, parts = (_trained(stage, way, tmp_path / way) for way in WAYS)
+    soft = {"router_stage__budget_softness": softness}
+    whole, parts = (_trained(stage, way, tmp_path / way, **soft) for way in WAYS)
     trained = [
         (name, one, four)
         for (name, one), four in zip(
@@ -79,9 +83,9 @@ def test_the_sparsity_measured_beforehand_is_that_of_the_noisy_parts(
 ) -> None:
     seen: list[tuple[float, float]] = []
 
-    def noted(sparsity: Tensor, target: float, whole: Tensor) -> Tensor:
+    def noted(sparsity: Tensor, target: float, whole: Tensor, softness: float) -> Tensor:
         seen.append((sparsity.item(), whole.item()))
-        return budget_loss(sparsity, target, whole)
+        return budget_loss(sparsity, target, whole, softness)
 
     monkeypatch.setattr(trainer_module, "budget_loss", noted)
     _trained(stage, "parts", tmp_path, lora_stage__dropout=0.1)

@@ -62,6 +62,11 @@ class AboveThresholds:
         return ModuleDecision(keep, margin * keep, margin)
 
 
+def top_k_reach(layers: int) -> float:
+    """The most that can be skipped of so many layers: the first and the last one stay dense."""
+    return (layers - 2) / layers if layers > 2 else 1.0
+
+
 def top_k_rule(model: nn.Module, sparsity: float) -> TopK:
     """The rule that reaches a sparsity over all layers with the first and the last one dense.
 
@@ -70,7 +75,7 @@ def top_k_rule(model: nn.Module, sparsity: float) -> TopK:
     """
     layers = len(routed_layers(model))
     dense = frozenset({0, layers - 1}) if layers > 2 else frozenset[int]()
-    free = (layers - len(dense)) / layers
+    free = top_k_reach(layers)
     if sparsity > free + 1e-9:
         raise ConfigError(
             "choosing the best tokens of each layer",

@@ -52,6 +52,7 @@ def run(
     """Parse, compare, print the table."""
     options.begin(quiet=quiet)
     from skipgpt.comparison.compare import compare
+    from skipgpt.comparison.method import split_methods
 
     named = {
         "batch_size": batch_size,
@@ -66,7 +67,7 @@ def run(
         base,
         [*data, *(more or [])],
         out,
-        methods.split(","),
+        split_methods(methods),
         sparsities=settings.numbers("--sparsity", sparsity),
         seeds=settings.whole_numbers("--seeds", seeds),
         dial=settings.numbers("--dial", dial) if dial else (),

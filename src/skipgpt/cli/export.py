@@ -39,12 +39,18 @@ def run(
         typer.Option(help="For --static: text to measure on, as for train. Repeat."),
     ] = None,
     keep_rate: Annotated[
-        float, typer.Option(help="For --static: remove what a smaller share of tokens keeps.")
-    ] = 0.05,
+        float | None,
+        typer.Option(
+            help="For --static: remove what a smaller share of tokens keeps.  [default: 0.05]"
+        ),
+    ] = None,
     heal_steps: Annotated[
-        int, typer.Option(help="For --static: LoRA steps of 16 rows around what is gone.")
-    ] = 0,
-    block_size: Annotated[int, typer.Option(help="For --static: tokens a row.")] = 256,
+        int | None,
+        typer.Option(min=1, help="For --static: LoRA steps of 16 rows around what is gone."),
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="For --static: tokens a row.  [default: 256]")
+    ] = None,
     sparsity: options.Sparsity = None,
     base: options.BaseOverride = None,
     overwrite: options.Overwrite = False,
@@ -65,8 +71,14 @@ def run(
     if static != bool(sources):
         got = "--static without --data" if static else "--merged with --data"
         raise ConfigError("exporting", got=got, expected="text to measure on, for --static alone")
+    if merged and (keep_rate, heal_steps, block_size) != (None, None, None):
+        raise ConfigError(
+            "exporting",
+            got="--merged with --keep-rate, --heal-steps or --block-size",
+            expected="them for --static alone",
+        )
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.config import DataConfig, recipe
+    from skipgpt.config import ALL_LINEAR, DataConfig, recipe
     from skipgpt.export import export_merged, export_static
 
     if merged:
@@ -81,15 +93,16 @@ def run(
         )
         options.emit({"out": str(out)}, as_json, f"{out}\nload it: see `skipgpt export --help`")
         return
-    lora = recipe("default").lora_stage
+    lora = dataclasses.replace(recipe("default").lora_stage, targets=ALL_LINEAR)
     result = export_static(
         folder,
         out,
         data=sources,
-        keep_rate=keep_rate,
+        keep_rate=0.05 if keep_rate is None else keep_rate,
         sparsity=sparsity,
-        cutting=DataConfig(block_size=block_size),
+        cutting=DataConfig(block_size=block_size or 256),
         heal=dataclasses.replace(lora, steps=heal_steps) if heal_steps else None,
+        seed=seed,
         base=base,
         overwrite=overwrite,
         device=device,

@@ -12,6 +12,7 @@ from typing import Any
 
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.registry import STATIC
+from skipgpt.baselines.top_k import top_k_reach
 from skipgpt.comparison import static, trained
 from skipgpt.comparison.job import Job, prepare, run_folder
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
@@ -19,13 +20,14 @@ from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
+from skipgpt.model.lora import check_targets
 from skipgpt.settings import changed, from_dict, to_dict
 from skipgpt.training.callbacks import progress_bar
 
 logger = logging.getLogger("skipgpt")
 
 CACHE_VERSION = 3
-"""Counted up when a change of the code changes what methods give."""
+"""Counted up when a change of the code, or of a default in `config.py`, changes what methods give."""
 
 
 def compare(
@@ -69,10 +71,12 @@ def compare(
     if not wanted or not budgets or not seeds:
         raise ConfigError("comparing", got="nothing to compare", expected="methods and budgets")
     out = Path(out).absolute()  # rows name checkpoints; they are found from any folder
+    if out.exists() and not out.is_dir():
+        raise ConfigError(
+            f"writing to {out}", got="a file", expected="a folder", todo="name another --out"
+        )
     job = prepare(base, data, recipe, dict(settings or {}), device=device, dtype=dtype)
-    for method in wanted:  # a wrong setting of the last method is found before the first one runs
-        job.config(method, budgets[0], seeds[0])
-        _check_reach(method, max(budgets))
+    _check(job, wanted, budgets, seeds)
     work = _Work(job, out)
     rows: list[Row] = []
     bar = progress_bar(len(wanted) * len(budgets) * len(seeds), "methods")
@@ -90,7 +94,7 @@ def compare(
         "base": base,
         "data": data,
         "recipe": recipe,
-        "settings": to_dict(job.config(Method(DENSE), budgets[0], seeds[0])),
+        "settings": to_dict(job.main),
         "tokens": job.dense.tokens,
         "dense_nll_per_token": job.dense.nll_per_token,
         "dense_flops": job.dense_flops,
@@ -103,14 +107,34 @@ def compare(
     return result
 
 
-def _check_reach(method: Method, sparsity: float) -> None:
-    """Refuse a budget that a method cannot reach, before any other has run."""
-    most = STATIC[method.kind].most if method.kind in STATIC else 1.0
-    if sparsity > most:
+def _check(
+    job: Job, methods: Sequence[Method], budgets: Sequence[float], seeds: Sequence[int]
+) -> None:
+    """Find what is wrong with the last method before the first one runs."""
+    for method in methods:
+        for sparsity in budgets:
+            for seed in seeds:
+                job.config(method, sparsity, seed)
+            _check_reach(job, method, sparsity)
+    if healed := [method for method in methods if method.has_lora]:
+        model = job.routed()
+        for method in healed:
+            check_targets(model, job.config(method, budgets[0], seeds[0]).lora_stage)
+
+
+def _check_reach(job: Job, method: Method, sparsity: float) -> None:
+    most = 1.0
+    if method.kind in STATIC:
+        most = STATIC[method.kind].most
+        if STATIC[method.kind].changes_weights:  # into a layer that stays
+            most = 1 - 1 / job.layers
+    elif method.kind in TRAINED and TRAINED[method.kind].top_k:
+        most = top_k_reach(job.layers)
+    if sparsity > most + 1e-9:
         raise ConfigError(
             f"comparing {method}",
             got=f"a budget of {sparsity:g}",
-            expected=f"at most {most:g}, all that it can remove",
+            expected=f"at most {most:.3g}, all that it can skip in this model",
             todo="leave out the method or the budget",
         )
 
@@ -152,7 +176,7 @@ class _Work:
         if method.kind == DENSE and not method.lora:
             return [job.row(method, 0.0, 0, job.dense)]
         if method.kind == RANDOM:
-            routers = Method("router", False, method.recipe, method.settings)
+            routers = replace(method, kind="router")
             return trained.random_routes(job, method, self.rows(routers, sparsity, seed)[0])
         if method.kind not in TRAINED:
             if method.lora:
@@ -161,19 +185,16 @@ class _Work:
         if TRAINED[method.kind].top_k:
             return trained.train_top_k(job, method, config, folder)
         if method.lora:
-            routers = Method(method.kind, False, method.recipe, method.settings)
-            return trained.heal(job, method, config, self.rows(routers, sparsity, seed)[0], folder)
+            routed = self.rows(method.without_lora(), sparsity, seed)[0]
+            return trained.heal(job, method, config, routed, folder)
         return trained.train_router(job, method, config, folder)
 
     def _key(self, method: Method, sparsity: float, seed: int, dial: tuple[float, ...] = ()) -> str:
-        # Without defaults, so that an option that is new changes no key.
-        config = changed(self.job.config(method, sparsity, seed))
-        if not method.lora and method.kind != "joint":
-            config = {key: each for key, each in config.items() if "lora_stage" not in key}
         made_of = {
             "version": CACHE_VERSION,
             "method": str(method),
-            "config": config,
+            # Without defaults, so that an option that is new changes no key.
+            "config": changed(self.job.config(method, sparsity, seed)),
             "base": self.job.fingerprint,
             "text": self.job.blocks.fingerprint,
             "where": self.job.where,
@@ -185,7 +206,11 @@ class _Work:
         path = self.out / "cache" / f"{key}.json"
         if not path.is_file():
             return None
-        rows = [from_dict(Row, row, f"reading {path}") for row in json.loads(path.read_text())]
+        try:
+            rows = [from_dict(Row, row, f"reading {path}") for row in json.loads(path.read_text())]
+        except ValueError as error:  # a ConfigError, too
+            logger.warning("%s is damaged and made anew: %s", path, error)
+            return None
         rows = [_placed(row, lambda folder: str(self.out / folder)) for row in rows]
         # A checkpoint may have been deleted since to save room; whoever needs it makes it again.
         gone = any(row.checkpoint and not Path(row.checkpoint).is_dir() for row in rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,14 @@ from torch import Tensor
 from skipgpt.checkpoint import is_checkpoint, read_info
 from skipgpt.comparison.method import TRAINED, Method
 from skipgpt.comparison.result import Row
-from skipgpt.config import RouterConfig, TrainConfig, recipe
+from skipgpt.config import LoraStage, RouterConfig, TrainConfig, recipe
 from skipgpt.cost import flops_per_token
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import fingerprint, load_base
-from skipgpt.model.surgery import add_routers
+from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.model.trace import execution
 from skipgpt.settings import override
 
@@ -29,6 +31,12 @@ OWNED = ("target_sparsity", "seed", "stages", "recipe")
 
 SHARED = (*OWNED, "batch_size", "accumulation", "router_stage.steps", "lora_stage.steps")
 """Settings that no method may have to itself; nor any of `data`."""
+
+OF_THE_RUN = (
+    *("data", "batch_size", "accumulation"),
+    *("activation_checkpointing", "log_every", "save_every", "report_to"),
+)
+"""Settings that a recipe does not bring along."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +51,8 @@ class Job:
         blocks: the text.
         dense: what the base model reaches on the held-out text.
         dense_flops: FLOPs a token of the base model at this block size.
-        fingerprint: of the base's weights.
+        fingerprint: of the base's weights and config.
+        layers: how many the base has.
         where: `device` and `dtype`.
     """
 
@@ -55,7 +64,13 @@ class Job:
     dense: Perplexity
     dense_flops: float
     fingerprint: str
+    layers: int
     where: dict[str, Any]
+
+    @property
+    def main(self) -> TrainConfig:
+        """The settings of methods that bring none of their own."""
+        return override(recipe(self.recipe), self.settings)
 
     def config(self, method: Method, sparsity: float, seed: int) -> TrainConfig:
         """The settings of one method: its recipe's, with the data, steps and batch of the job.
@@ -74,15 +89,13 @@ class Job:
                     expected="one for all methods, or rows could not be compared",
                     todo="set it for the comparison",
                 )
-        main = override(recipe(self.recipe), self.settings)
+        main = self.main
         chosen = recipe(method.recipe or self.recipe)
         shared = dataclasses.replace(
             chosen,
-            data=main.data,
-            batch_size=main.batch_size,
-            accumulation=main.accumulation,
+            **{name: getattr(main, name) for name in OF_THE_RUN},
             router_stage=dataclasses.replace(chosen.router_stage, steps=main.router_stage.steps),
-            lora_stage=main.lora_stage,
+            lora_stage=main.lora_stage if method.has_lora else LoraStage(),
         )
         if method.kind == "joint":  # one stage in the time of two
             both = main.router_stage.steps + main.lora_stage.steps
@@ -91,7 +104,11 @@ class Job:
         own = dict(TRAINED[method.kind].settings) if method.kind in TRAINED else {}
         own.setdefault("stages", ["router"])
         if method.recipe is None:
-            mine = {key: value for key, value in self.settings.items() if key not in SHARED}
+            mine = {
+                key: value
+                for key, value in self.settings.items()
+                if key not in SHARED and (method.has_lora or not key.startswith("lora_stage."))
+            }
             shared = override(shared, mine)
         config = override(
             shared, own | dict(method.settings) | {"target_sparsity": sparsity, "seed": seed}
@@ -111,16 +128,15 @@ class Job:
 
     def held_out(self) -> Tensor:
         """The text that every row is measured on, [N, T]."""
-        return cut(self.blocks.held_out, self._data().evaluation_tokens)
+        return cut(self.blocks.held_out, self.main.data.evaluation_tokens)
 
     def calibration(self) -> Tensor:
         """The text that thresholds are set on, [N, T]."""
-        return cut(self.blocks.calibration, self._data().calibration_tokens)
+        return cut(self.blocks.calibration, self.main.data.calibration_tokens)
 
     def searched(self) -> Tensor:
         """The training text that static methods choose on, [N, T]."""
-        config = override(recipe(self.recipe), self.settings)
-        return cut(self.blocks.train, config.router_stage.static_tokens)
+        return cut(self.blocks.train, self.main.router_stage.static_tokens)
 
     def row(
         self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any
@@ -136,9 +152,6 @@ class Job:
             flops=self.dense_flops * (1 - measured.sparsity["flops"]),
             **facts,
         )
-
-    def _data(self) -> Any:
-        return override(recipe(self.recipe), self.settings).data
 
 
 def prepare(
@@ -164,13 +177,23 @@ def prepare(
         )
     config = override(recipe(recipe_name), settings)
     model, tokenizer = load_base(base, **where)
-    print_of_base = fingerprint(model)
+    of_base = f"{fingerprint(model)} {_digest_of_config(model)}"
     blocks = load_blocks(data, tokenizer, config.data)
     add_routers(model)
     with execution(model, "dense"):
         dense = perplexity(model, cut(blocks.held_out, config.data.evaluation_tokens))
     flops = flops_per_token(model, context=(blocks.held_out.shape[1] + 1) / 2)
-    return Job(base, data, recipe_name, settings, blocks, dense, flops, print_of_base, where)
+    layers = len(routed_layers(model))
+    return Job(base, data, recipe_name, settings, blocks, dense, flops, of_base, layers, where)
+
+
+def _digest_of_config(model: Any) -> str:
+    """16 hex digits of what the base computes, besides its weights."""
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "dtype", "torch_dtype", "transformers_version"):
+        config.pop(name, None)
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_folder(out: Path, method: Method, sparsity: float, seed: int, key: str) -> Path:

@@ -9,8 +9,9 @@ router:router.input=module_input   with one setting changed; more follow after f
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from skipgpt.baselines.registry import STATIC
@@ -85,10 +86,37 @@ class Method:
     recipe: str | None = None
     settings: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def has_lora(self) -> bool:
+        """Whether LoRA trains at all."""
+        return self.lora or self.kind == "joint"
+
+    def without_lora(self) -> Method:
+        """What stage `lora` heals."""
+        own = tuple(pair for pair in self.settings if not pair[0].startswith("lora_stage."))
+        return replace(self, lora=False, settings=own)
+
     def __str__(self) -> str:
         recipe = f"@{self.recipe}" if self.recipe else ""
         changes = "".join(f":{key}={value}" for key, value in self.settings)
         return f"{self.kind}{'+lora' if self.lora else ''}{recipe}{changes}"
+
+
+def split_methods(text: str) -> list[str]:
+    """The methods of a list by commas; a comma inside a setting's value separates none.
+
+    Example:
+        >>> split_methods("dense,dense+lora:lora_stage.targets=q_proj,v_proj,sleb")
+        ['dense', 'dense+lora:lora_stage.targets=q_proj,v_proj', 'sleb']
+    """
+    found: list[str] = []
+    for piece in text.split(","):
+        is_method = re.split(r"[+@:]", piece.strip())[0] in KINDS
+        if found and ":" in found[-1] and not is_method and "=" not in piece:
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece)
+    return found
 
 
 def parse_method(text: str) -> Method:
@@ -125,6 +153,14 @@ def parse_method(text: str) -> Method:
             "choosing what to compare", got=repr(bad[0]), expected="key=value after the colon"
         )
     settings = tuple((key, value) for key, _, value in pairs)
+    foreign = [key for key, _ in settings if not key.startswith("lora_stage.")]
+    if plus and kind not in TRAINED and (recipe or foreign):
+        raise ConfigError(
+            "choosing what to compare",
+            got=repr(text),
+            expected=f"settings of lora_stage after {kind}+lora: nothing else of it is trained",
+            todo="what else holds for all methods is set with --set and --recipe",
+        )
     if (recipe or settings) and not plus and kind not in (*TRAINED, RANDOM):
         raise ConfigError(
             "choosing what to compare",

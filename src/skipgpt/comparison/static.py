@@ -11,12 +11,14 @@ from typing import Any
 
 from skipgpt.baselines.registry import STATIC
 from skipgpt.baselines.static import constant_routes
-from skipgpt.baselines.units import Unit, sites_of, units_of
+from skipgpt.baselines.units import Unit, sites_of
 from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import DENSE, Method
 from skipgpt.comparison.result import Row
+from skipgpt.comparison.trained import in_comparison
 from skipgpt.config import TrainConfig
 from skipgpt.cost import sparsities
+from skipgpt.errors import TrainingError
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.surgery import routers
 from skipgpt.model.trace import deciding
@@ -35,32 +37,54 @@ def remove(job: Job, method: Method, sparsity: float, seed: int) -> list[Row]:
     measured = _without(job, method, sorted({low, high}))
     seconds = time.perf_counter() - began
     mixed = measured[0] if low == high else _mixture(measured[0], measured[1], share)
-    kind = STATIC[method.kind].units
-    note = f"{low} {kind} removed" if low == high else f"between {low} and {high} {kind} removed"
+    note = _note(method, low, high)
     return [job.row(method, sparsity, seed, mixed, note=note, seconds=seconds)]
 
 
 def heal(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
-    """Stage `lora` around a static removal, or around the whole base model."""
+    """Stage `lora` around a static removal, or around the whole base model.
+
+    A budget between two numbers of removals is mixed from both of them, each healed.
+    """
     sparsity, began = config.target_sparsity, time.perf_counter()
     if method.kind == DENSE:
-        model, removed, note = job.routed(), list[Unit](), ""
+        mixed, note = _healed(job, config, folder, job.routed(), []), ""
     else:
         low, high, share = _counts(job, method, sparsity)
-        model, removed = _removed(job, method, high if share >= 0.5 else low)
-        note = f"{len(removed)} {STATIC[method.kind].units} removed"
+        measured = [
+            _healed(job, config, folder, *_removed(job, method, count))
+            for count in sorted({low, high})
+        ]
+        mixed = measured[0] if low == high else _mixture(measured[0], measured[1], share)
+        note = _note(method, low, high)
+    seconds = time.perf_counter() - began
+    return [job.row(method, sparsity, config.seed, mixed, note=note, seconds=seconds)]
+
+
+def _healed(
+    job: Job, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]
+) -> Perplexity:
+    """The loss after stage `lora` around what is removed."""
     constant_routes(model, removed)
     folder.mkdir(parents=True, exist_ok=True)
-    model = run_stage(model, "lora", config, job.blocks, folder)
-    seconds = time.perf_counter() - began
-    shutil.rmtree(folder, ignore_errors=True)  # what it would be resumed from
-    measured = _pruned(job, model, removed)
-    return [job.row(method, sparsity, config.seed, measured, note=note, seconds=seconds)]
+    try:
+        model = run_stage(model, "lora", config, job.blocks, folder)
+    except TrainingError as error:
+        raise in_comparison(error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what it would be resumed from
+    return _pruned(job, model, removed)
+
+
+def _note(method: Method, low: int, high: int) -> str:
+    kind = STATIC[method.kind].units
+    return f"{low} {kind} removed" if low == high else f"between {low} and {high} {kind} removed"
 
 
 def _counts(job: Job, method: Method, sparsity: float) -> tuple[int, int, float]:
     """The whole numbers of removals around a budget, and the share of the larger."""
-    exact = sparsity * len(units_of(job.routed(), STATIC[method.kind].units))
+    units = job.layers if STATIC[method.kind].units == "layers" else 2 * job.layers
+    exact = sparsity * units
     low, high = math.floor(exact + 1e-9), math.ceil(exact - 1e-9)
     return low, high, exact - low
 

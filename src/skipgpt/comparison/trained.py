@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
-from skipgpt.checkpoint import is_checkpoint, load
+from skipgpt.checkpoint import load
 from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import TrainConfig
-from skipgpt.errors import ConfigError
+from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state, set_sparsity
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
@@ -143,9 +143,22 @@ def _like(job: Job, row: Row, measured: Any) -> Row:
 
 def _trained(job: Job, base: str, config: TrainConfig, folder: Path) -> TrainResult:
     """Train into a folder, or go on where an interrupted comparison left off."""
-    if (folder / RUN).exists() and not is_checkpoint(folder):
-        try:
-            return train(base, job.data, folder, config, resume=True, **job.where)
-        except ConfigError:  # the same text by other names, which a resumed run does not take
-            logger.info("%s cannot be resumed and starts over", folder.name)
-    return train(base, job.data, folder, config, overwrite=True, **job.where)
+    try:
+        if (folder / RUN).exists():
+            try:
+                return train(base, job.data, folder, config, resume=True, **job.where)
+            except ConfigError:  # the same text by other names, which a resumed run does not take
+                logger.info("%s cannot be resumed and starts over", folder.name)
+        return train(base, job.data, folder, config, overwrite=True, **job.where)
+    except TrainingError as error:
+        raise in_comparison(error) from error
+
+
+def in_comparison(error: TrainingError) -> TrainingError:
+    """The same error with the advice that helps here: a comparison goes on by itself."""
+    return TrainingError(
+        error.doing,
+        got=error.got,
+        expected=error.expected,
+        todo="what was finished is kept: the same command goes on from it",
+    )

@@ -13,9 +13,13 @@ def exportable(folder: str | Path, out: Path, overwrite: bool) -> CheckpointInfo
     """The info of a checkpoint that can be written to `out` with its LoRA merged.
 
     Raises:
-        CheckpointError: a model is there already, the base is quantised, or there is no
-            checkpoint.
+        CheckpointError: a model or a file is there already, the base is quantised, or there is
+            no checkpoint.
     """
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(
+            f"writing to {out}", got="a file", expected="a folder", todo="name another --out"
+        )
     if (out / "config.json").exists() and not overwrite:
         raise CheckpointError(
             f"writing to {out}",

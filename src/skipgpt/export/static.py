@@ -15,7 +15,7 @@ from skipgpt.baselines.static import constant_routes
 from skipgpt.checkpoint import load
 from skipgpt.config import DataConfig, LoraStage, recipe
 from skipgpt.data import Blocks, load_blocks
-from skipgpt.errors import ConfigError, UnsupportedModelError
+from skipgpt.errors import ConfigError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.export.checks import exportable
@@ -27,6 +27,7 @@ from skipgpt.export.smaller import (
     smaller_model,
 )
 from skipgpt.export.static_result import StaticExport, site_name
+from skipgpt.model.lora import check_targets
 from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import drop_stand_ins
 from skipgpt.model.trace import deciding, execution, record_routing
@@ -45,6 +46,7 @@ def export_static(
     sparsity: float | None = None,
     cutting: DataConfig | None = None,
     heal: LoraStage | None = None,
+    seed: int = 0,
     base: str | None = None,
     overwrite: bool = False,
     device: str = "cpu",
@@ -69,6 +71,7 @@ def export_static(
         cutting: how to cut and split the text.
         heal: train LoRA on the training side of the text around what is removed, and merge it;
             not at all where None.
+        seed: of healing.
         base: where the base model lies, if it has moved.
         overwrite: replace a model that is already there.
         device: where to measure.
@@ -98,6 +101,8 @@ def export_static(
         folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
     )
     check_movable(model)
+    if heal:
+        check_targets(model, heal)
     cutting = cutting or DataConfig()
     blocks = load_blocks(data, tokenizer, cutting)
     rates = _keep_rates(model, cut(blocks.calibration, cutting.calibration_tokens))
@@ -111,15 +116,13 @@ def export_static(
     drop_stand_ins(model)
     with deciding(model, Forced.without(list(removed))):
         losses["static"] = _loss(model, held_out)
-    if heal:
-        model = _healed(model, removed, blocks, heal, cutting)
     with staged(out) as stage:
-        smaller_model(model, pairs).save_pretrained(stage)
-        tokenizer.save_pretrained(stage)
-        static = _load_plainly(stage, device)
-        _check_same(static, model, removed, held_out[:2])
+        static = _written(model, pairs, removed, held_out[:2], stage)
         if heal:
+            model = _healed(model, removed, blocks, heal, cutting, seed)
+            static = _written(model, pairs, removed, held_out[:2], stage)
             losses["healed"] = _loss(static, held_out)
+        tokenizer.save_pretrained(stage)
         result = StaticExport(
             out=str(out),
             keep_rate=keep_rate,
@@ -134,6 +137,7 @@ def export_static(
             ),
             parameters_after=static.num_parameters(),
             losses=losses,
+            heal=heal,
             tokens=held_out.shape[0] * (held_out.shape[1] - 1),
         )
         (stage / RECORD).write_text(to_json(result.to_dict()), encoding="utf-8")
@@ -176,14 +180,37 @@ def _choose(
     )
 
 
+def _written(
+    model: Any, pairs: list[Pair], removed: Sequence[Site], ids: Tensor, folder: Path
+) -> Any:
+    """The smaller model, written, loaded again and compared with the routed one."""
+    smaller_model(model, pairs).save_pretrained(folder)
+    static = _load_plainly(folder, str(model.device))
+    _check_same(static, model, removed, ids)
+    return static
+
+
 def _healed(
-    model: Any, removed: Sequence[Site], blocks: Blocks, heal: LoraStage, cutting: DataConfig
+    model: Any,
+    removed: Sequence[Site],
+    blocks: Blocks,
+    heal: LoraStage,
+    cutting: DataConfig,
+    seed: int,
 ) -> Any:
     """The model after stage `lora` around what is removed, its adapter merged."""
     constant_routes(model, [(site,) for site in removed])
-    config = recipe("default", stages=("lora",), lora_stage=heal, data=cutting)
+    config = recipe("default", stages=("lora",), lora_stage=heal, data=cutting, seed=seed)
     with tempfile.TemporaryDirectory() as folder:  # for what it would be resumed from
-        return run_stage(model, "lora", config, blocks, Path(folder)).merge_and_unload()
+        try:
+            return run_stage(model, "lora", config, blocks, Path(folder)).merge_and_unload()
+        except TrainingError as error:
+            raise TrainingError(
+                "healing the export",
+                got=error.got,
+                expected=error.expected,
+                todo="nothing was written; the same command starts again",
+            ) from error
 
 
 def _loss(model: nn.Module, blocks: Tensor) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skipgpt.config import LoraStage
 from skipgpt.export.pairing import Pair
 from skipgpt.routing.decision import Site
 
@@ -28,6 +29,7 @@ class StaticExport:
         parameters_after: of the result.
         losses: nats a token on held-out text: `dense` (all modules, LoRA merged), `routed` (the
             checkpoint), `static` (without what is removed) and, if so wished, `healed`.
+        heal: how what stays was healed, if it was.
         tokens: how many tokens were predicted for each loss.
     """
 
@@ -43,6 +45,7 @@ class StaticExport:
     parameters_after: int
     losses: dict[str, float]
     tokens: int
+    heal: LoraStage | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; a site is `3.mlp`."""

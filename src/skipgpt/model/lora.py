@@ -7,14 +7,20 @@ from typing import Any
 from torch import nn
 
 from skipgpt.config import ALL_LINEAR, LoraStage
+from skipgpt.errors import ConfigError
 from skipgpt.model.linear import has_widths
 from skipgpt.model.surgery import routed_layers
 
 
 def with_lora(model: Any, stage: LoraStage) -> Any:
-    """The model with a LoRA adapter through PEFT; unchanged if it has one."""
+    """The model with a LoRA adapter through PEFT; unchanged if it has one.
+
+    Raises:
+        ConfigError: a target is no linear layer of this model.
+    """
     if hasattr(model, "peft_config"):
         return model
+    check_targets(model, stage)
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(
@@ -25,6 +31,23 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapter)
+
+
+def check_targets(model: nn.Module, stage: LoraStage) -> None:
+    """Refuse names that no linear layer has before hours of training, not after.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    unknown = [target for target in stage.targets if target not in names]
+    if stage.targets != ALL_LINEAR and unknown:
+        raise ConfigError(
+            "planning stage lora",
+            got=f"targets that the model does not have: {', '.join(unknown)}",
+            expected="names of linear layers, such as q_proj or down_proj, or all-linear",
+            todo="set them with --set lora_stage.targets=q_proj,v_proj",
+        )
 
 
 def target_names(model: nn.Module, stage: LoraStage) -> list[str]:

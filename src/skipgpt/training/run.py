@@ -14,12 +14,13 @@ import torch
 from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint import describe, is_checkpoint, load, read_info, save
 from skipgpt.checkpoint_info import CheckpointInfo
-from skipgpt.config import ALL_LINEAR, Stage, TrainConfig, recipe
+from skipgpt.config import Stage, TrainConfig, recipe
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
+from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import execution, routing_state, set_sparsity
@@ -33,6 +34,7 @@ from skipgpt.training.run_folder import (
     compare_run,
     finish_stage,
     finished_stages,
+    held_out_of,
     note_static_order,
     static_order,
 )
@@ -50,7 +52,7 @@ class TrainResult:
 
     Attributes:
         info: of the checkpoint that was written.
-        held_out: loss and sparsity on held-out text: `dense`, then one entry a stage that ran.
+        held_out: loss and sparsity on held-out text: `dense`, then one entry a stage.
         folder: where the checkpoint lies.
         static_order: the greedy static removal that routers were blended with, if they were.
     """
@@ -129,6 +131,7 @@ def train(
         begin_run(out, facts, *(["bitsandbytes"] if quantization_of(model) else []))
     held = cut(blocks.held_out, config.data.evaluation_tokens)
     measured: dict[str, Perplexity] = {}
+    found = held_out_of(out)
     order: list[Unit] = static_order(out)
     if not is_checkpoint(base) and not done:
         with search_bar() as advance:
@@ -137,7 +140,9 @@ def train(
     with execution(model, "dense"):
         measured["dense"] = perplexity(model, held)
     for stage in config.stages:
-        if stage not in done:
+        if stage in done:
+            measured[stage] = found[stage]
+        else:
             model = run_stage(model, stage, config, blocks, out, rule)
             calibration = cut(blocks.calibration, config.data.calibration_tokens)
             if stage != "lora" and config.router_stage.static_blend:
@@ -147,7 +152,7 @@ def train(
             calibrate(model, calibration, target=config.target_sparsity)
             measured[stage] = perplexity(model, held)
             info = _save_stage(model, stage, config, out, info, measured[stage].sparsity)
-            finish_stage(out, stage)
+            finish_stage(out, stage, measured[stage])
     shutil.rmtree(out / RESUME, ignore_errors=True)
     return TrainResult(info, measured, str(out), tuple(order))
 
@@ -171,7 +176,8 @@ def _start(
             expected="routers to heal around",
             todo="train stage router first, or give a checkpoint as BASE",
         )
-    _check_lora_targets(model, config)
+    if set(config.stages) != {"router"}:
+        check_targets(model, config.lora_stage)
     add_routers(model, config.router)
     return model, tokenizer, describe(model, base)
 
@@ -205,20 +211,6 @@ def _with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
     if asked.kv != has.kv:
         logger.info('keys and values stay "%s", as the checkpoint was trained', has.kv)
     return dataclasses.replace(config, router=has)
-
-
-def _check_lora_targets(model: Any, config: TrainConfig) -> None:
-    """Refuse names that no linear layer has before hours of training, not after."""
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    targets = config.lora_stage.targets
-    unknown = [target for target in targets if target not in names] * (targets != ALL_LINEAR)
-    if unknown and set(config.stages) != {"router"}:
-        raise ConfigError(
-            "planning stage lora",
-            got=f"targets that the model does not have: {', '.join(unknown)}",
-            expected="names of linear layers, such as q_proj or down_proj",
-            todo="set them with --set lora_stage.targets=q_proj,v_proj",
-        )
 
 
 def _save_stage(

@@ -18,7 +18,9 @@ from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint import refuse_existing
 from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.routing.decision import Site
+from skipgpt.settings import from_dict
 
 RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
 
@@ -92,14 +94,24 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
         )
 
 
-def finish_stage(out: Path, stage: str) -> None:
-    """Note in run.json that a stage is over and its checkpoint written."""
-    _note(out, {"finished": [*finished_stages(out), stage]})
+def finish_stage(out: Path, stage: str, measured: Perplexity) -> None:
+    """Note in run.json that a stage is over, its checkpoint written, and what it measured."""
+    held_out = _read_run(out).get("held_out", {}) | {stage: measured.to_dict()}
+    _note(out, {"finished": [*finished_stages(out), stage], "held_out": held_out})
+
+
+def held_out_of(out: Path) -> dict[str, Perplexity]:
+    """What finished stages measured on held-out text."""
+    noted = _read_run(out).get("held_out", {})
+    return {
+        stage: from_dict(Perplexity, each, f"reading {out / RUN}") for stage, each in noted.items()
+    }
 
 
 def note_static_order(out: Path, order: list[Unit]) -> None:
     """Note in run.json what the greedy search found, so that a resumed run need not search."""
-    _note(out, {"static_order": order})
+    if order:
+        _note(out, {"static_order": order})
 
 
 def static_order(out: Path) -> list[Unit]:

@@ -62,7 +62,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Language-model loss plus alpha times the budget term (paper)."""
+        """Language-model loss plus alpha times the budget term (paper; soft in `default`)."""
         if not self.plan.trains_routers:
             loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             self._note(lm_loss=loss)
