@@ -27,7 +27,7 @@ from skipgpt.training.callbacks import progress_bar
 logger = logging.getLogger("skipgpt")
 
 CACHE_VERSION = 3
-"""Counted up when a change of the code, or of a default in `config.py`, changes what methods give."""
+"""Counted up when the code, or a default in `config.py`, changes what methods give."""
 
 
 def compare(
