@@ -1,0 +1,16 @@
+"""What running a model costs, in numbers that no clock has to give."""
+
+from skipgpt.cost.counts import ModuleCosts, layer_costs
+from skipgpt.cost.forward import Forward, Work, ideal_speedup, work
+from skipgpt.cost.sparsity import flops_per_token, sparsities
+
+__all__ = [
+    "Forward",
+    "ModuleCosts",
+    "Work",
+    "flops_per_token",
+    "ideal_speedup",
+    "layer_costs",
+    "sparsities",
+    "work",
+]

@@ -1,0 +1,135 @@
+"""How many parameters a routed layer has where, by what a token has to run of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from skipgpt.model.family import has
+from skipgpt.model.halves import query_width
+from skipgpt.model.linear import in_width, out_width
+from skipgpt.model.quantized import size
+from skipgpt.model.surgery import routers
+from skipgpt.model.trace import MODULES, routing_state
+
+
+@dataclass(frozen=True)
+class ModuleCosts:
+    """Counts of one layer.
+
+    Attributes:
+        kv: parameters of attention that run for every token: keys, values, their norms.
+        qo: parameters of attention that run for kept tokens: queries and output.
+        mlp: parameters of the MLP that run for a kept token.
+        core_width: heads times head size; the attention core costs 4 FLOPs a unit and attended
+            token.
+        cached: numbers of keys and values that the cache holds for a token.
+    """
+
+    kv: int
+    qo: int
+    mlp: int
+    core_width: int
+    cached: int
+
+
+def layer_costs(layer: Any) -> ModuleCosts:
+    """The counts of a routed layer, LoRA left out; of experts, those that a token runs."""
+    family = layer.family
+    attn, mlp = getattr(layer, family.attn), getattr(layer, family.mlp)
+    queries = sum(parameters_of(getattr(attn, name)) for name in family.query if has(attn, name))
+    if family.fused and (width := query_width(layer)):
+        fused = getattr(attn, family.fused)
+        queries = parameters_of(fused) * width // out_width(fused)
+    output = getattr(attn, family.output)
+    qo = queries + parameters_of(output)
+    experts, active = _experts(layer)
+    return ModuleCosts(
+        kv=parameters_of(attn) - qo,
+        qo=qo,
+        mlp=parameters_of(mlp) - int(experts * (1 - active)),
+        core_width=_core_width(attn, in_width(output)),
+        cached=_cached(layer, in_width(output)),
+    )
+
+
+def _core_width(attn: Any, width: int) -> int:
+    """Heads times head size; the mean of keys' and values' where they differ, as in DeepSeek-V3."""
+    if not has(attn, "qk_head_dim"):
+        return width
+    return int(width * (attn.qk_head_dim + attn.v_head_dim) / (2 * attn.v_head_dim))
+
+
+def _cached(layer: Any, query_width: int) -> int:
+    """Outputs of what makes keys and values; the latent where the cache holds that."""
+    family = layer.family
+    attn = getattr(layer, family.attn)
+    if has(attn, "kv_lora_rank"):
+        return int(attn.kv_lora_rank + attn.qk_rope_head_dim)
+    if getattr(attn, "new_decoder_architecture", False):
+        return 2 * query_width  # Falcon repeats the heads of keys before it caches them
+    if family.fused:
+        return out_width(getattr(attn, family.fused)) - query_width
+    return sum(out_width(getattr(attn, name)) for name in family.key_value)
+
+
+@dataclass(frozen=True)
+class ModuleBytes:
+    """What the weights of a layer take up, by what needs them; all experts counted.
+
+    Attributes:
+        kv: of keys and values.
+        qo: of queries and output.
+        mlp: of the MLP.
+    """
+
+    kv: float
+    qo: float
+    mlp: float
+
+
+def layer_bytes(layer: Any) -> ModuleBytes:
+    """The bytes of a routed layer's weights as they are stored, LoRA left out."""
+    family, costs = layer.family, layer_costs(layer)
+    attn, mlp = getattr(layer, family.attn), getattr(layer, family.mlp)
+    # Quantised or not, attention's projections are stored alike.
+    each = bytes_of(attn) / (costs.kv + costs.qo)
+    return ModuleBytes(kv=costs.kv * each, qo=costs.qo * each, mlp=bytes_of(mlp))
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Memory of a module's parameters as they are stored, LoRA left out."""
+    named = module.named_parameters()
+    return sum(p.numel() * p.element_size() for name, p in named if "lora_" not in name)
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Parameters of a module, LoRA left out."""
+    return sum(size(p) for name, p in module.named_parameters() if "lora_" not in name)
+
+
+def _experts(layer: Any) -> tuple[int, float]:
+    """Parameters of the routed experts of a layer, and the share of them that a token runs."""
+    mlp = getattr(layer, layer.family.mlp)
+    if not has(mlp, "experts"):
+        return 0, 1.0
+    config = getattr(layer, layer.family.attn).config
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    total = next(getattr(config, name) for name in names if has(config, name))
+    return parameters_of(mlp.experts), config.num_experts_per_tok / total
+
+
+def deciding_parameters(model: nn.Module) -> int:
+    """Parameters of the routers that run: attention's alone where they speak for whole layers."""
+    modules = ("attn",) if routing_state(model).config.decides == "layer" else MODULES
+    return sum(
+        parameters_of(each) for site, each in routers(model).items() if site.module in modules
+    )
+
+
+def head_parameters(model: nn.Module) -> int:
+    """Parameters of the language-model head; an embedding look-up is free."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return size(head.weight)
