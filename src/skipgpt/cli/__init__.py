@@ -10,7 +10,18 @@ import sys
 
 import typer
 
-from skipgpt.cli import compare, convert, demo, evaluate, export, families, generate, show, train
+from skipgpt.cli import (
+    bench,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    export,
+    families,
+    generate,
+    show,
+    train,
+)
 from skipgpt.errors import ConfigError, SkipGPTError
 
 app = typer.Typer(
@@ -21,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, train, evaluate, compare, generate, convert, export, show, families):
+for verb in (demo, train, evaluate, compare, bench, generate, convert, export, show, families):
     app.command(verb.NAME, help=verb.HELP)(verb.run)
 
 

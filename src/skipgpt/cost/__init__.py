@@ -1,10 +1,11 @@
 """What running a model costs, in numbers that no clock has to give."""
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
-from skipgpt.cost.forward import Forward, Work, ideal_speedup, work
+from skipgpt.cost.forward import Bound, Forward, Work, ideal_speedup, work
 from skipgpt.cost.sparsity import flops_per_token, sparsities
 
 __all__ = [
+    "Bound",
     "Forward",
     "ModuleCosts",
     "Work",

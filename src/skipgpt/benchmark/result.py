@@ -1,0 +1,141 @@
+"""What was measured, as JSON, as a table, and in a sentence where there is no gain."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+HEAD = (
+    "phase", "batch", "prompt", "new", "sparsity", "run", "dense ms", "ms", "speed-up", "range",
+    "ideal", "efficiency", "tokens/s", "memory",
+)  # fmt: skip
+NOISE = 0.02
+"""A gain below this is none."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the grid: a run of the routed model, or of a rival, against dense.
+
+    Attributes:
+        phase: prefill, decode or generate.
+        batch_size: sequences.
+        prompt_tokens: tokens of the prompt; in decode, those in the cache at first.
+        new_tokens: tokens decoded a sequence; 0 in prefill.
+        execution: sparse, or the name of a rival.
+        sparsity: share of modules that were skipped, measured in this very run.
+        union_sparsity: share of (forward, module) pairs that no token of the forward ran.
+        dense_seconds: median.
+        sparse_seconds: median of this execution.
+        speedup: median over rounds of dense over sparse seconds.
+        speedup_range: the quartiles of the same.
+        ideal_speedup: what skipping can give at best.
+        efficiency: speedup over ideal_speedup.
+        tokens_per_second: of all sequences, processed in prefill, new otherwise.
+        peak_memory_bytes: held at most during one run; None where nobody tells.
+        dense_peak_memory_bytes: likewise.
+    """
+
+    phase: str
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    execution: str
+    sparsity: float
+    union_sparsity: float
+    dense_seconds: float
+    sparse_seconds: float
+    speedup: float
+    speedup_range: tuple[float, float]
+    ideal_speedup: float
+    efficiency: float
+    tokens_per_second: float
+    peak_memory_bytes: int | None
+    dense_peak_memory_bytes: int | None
+
+    @property
+    def no_gain(self) -> str:
+        """Why there is no gain; empty where there is one."""
+        if self.speedup >= 1 + NOISE:
+            return ""
+        if self.execution == "gated":
+            return "gated execution runs every token and multiplies"
+        if self.sparsity < NOISE:
+            return "hardly anything is skipped"
+        if self.ideal_speedup < 1 + NOISE:
+            return (
+                "nearly every module is run by some sequence of the batch, so its weights are read"
+            )
+        return (
+            "choosing and packing tokens takes as long as skipping saves; larger models and longer "
+            "prompts gain"
+        )
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All rows and what they were measured on.
+
+    Attributes:
+        rows: in the order of the grid.
+        facts: subject, routes, dtype, rounds and hardware.
+    """
+
+    rows: tuple[Row, ...]
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        rows = [{**dataclasses.asdict(row), "no_gain": row.no_gain} for row in self.rows]
+        return {"rows": rows, **self.facts}
+
+    def to_markdown(self) -> str:
+        """The table of a page, and the sentences below it."""
+        lines = [f"| {' | '.join(cells)} |" for cells in [list(HEAD), *self._cells()]]
+        lines.insert(1, "|---" * len(HEAD) + "|")
+        return "\n".join([*lines, "", *(f"- {each}" for each in self.sentences())]).strip()
+
+    def to_terminal(self) -> str:
+        """The same in columns."""
+        table = [list(HEAD), *self._cells()]
+        widths = [max(len(row[n]) for row in table) for n in range(len(HEAD))]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in table
+        ]
+        return "\n".join([*lines, *self.sentences()])
+
+    def sentences(self) -> list[str]:
+        """Where there is no gain, and why; cells of one reason together."""
+        groups: dict[tuple[str, str, str], list[str]] = {}
+        for row in self.rows:
+            if row.no_gain:
+                cell = f"{row.batch_size} x {row.prompt_tokens} at {row.sparsity:.0%}"
+                cell += f" ({row.speedup:.2f}x)"
+                groups.setdefault((row.phase, row.execution, row.no_gain), []).append(cell)
+        return [
+            f"No gain in {execution} {phase} of {', '.join(cells)}: {reason}."
+            for (phase, execution, reason), cells in groups.items()
+        ]
+
+    def _cells(self) -> list[list[str]]:
+        return [
+            [
+                row.phase,
+                str(row.batch_size),
+                str(row.prompt_tokens),
+                str(row.new_tokens or ""),
+                f"{row.sparsity:.1%}",
+                row.execution,
+                f"{1000 * row.dense_seconds:.1f}",
+                f"{1000 * row.sparse_seconds:.1f}",
+                f"{row.speedup:.2f}x",
+                f"{row.speedup_range[0]:.2f} to {row.speedup_range[1]:.2f}",
+                f"{row.ideal_speedup:.2f}x",
+                f"{row.efficiency:.1%}",
+                f"{row.tokens_per_second:,.0f}",
+                "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f} MB",
+            ]
+            for row in self.rows
+        ]

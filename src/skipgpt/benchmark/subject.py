@@ -1,0 +1,131 @@
+"""What is measured: a dense model, the same with routers, and the text they read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.benchmark.shapes import shape_config
+from skipgpt.checkpoint import load, local_folder, read_info
+from skipgpt.config import DataConfig
+from skipgpt.data import pack_blocks, read_documents
+from skipgpt.errors import DataError
+from skipgpt.model.base import check_device, choose_dtype, load_base
+from skipgpt.model.surgery import add_routers
+from skipgpt.model.trace import Execution, routing_state, set_sparsity
+from skipgpt.routing.decision import DecisionRule, RandomRoutes
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Two models of one shape.
+
+    Attributes:
+        name: of the shape or the checkpoint.
+        dense: the untouched transformers model.
+        routed: the same with routers.
+        learned: whether routes are the checkpoint's own; else they are drawn at random.
+        ids: [S], the text that prompts are cut from.
+    """
+
+    name: str
+    dense: Any
+    routed: Any
+    learned: bool
+    ids: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where both models are."""
+        device: torch.device = self.dense.device
+        return device
+
+    def rule(self, sparsity: float) -> DecisionRule:
+        """What decides at this module sparsity.
+
+        Raises:
+            ConfigError: the checkpoint's calibrated curve does not reach it.
+        """
+        if not self.learned:
+            return RandomRoutes(sparsity)
+        set_sparsity(self.routed, sparsity)
+        return routing_state(self.routed).rule
+
+    def executing(self, kind: Execution, rule: DecisionRule) -> Any:
+        """The routed model in one execution, as a model of its own on the same weights."""
+        model = _sharing(self.routed)
+        state = routing_state(model)
+        state.execution, state.rule = kind, rule
+        return model
+
+    def prompts(self, batch_size: int, tokens: int) -> Tensor:
+        """Token ids [batch_size, tokens], other ones in every row.
+
+        Raises:
+            DataError: there is not so much text.
+        """
+        wanted = batch_size * tokens
+        if wanted > len(self.ids):
+            raise DataError(
+                f"cutting {batch_size} prompts of {tokens} tokens",
+                got=f"{len(self.ids):,} tokens of text",
+                expected=f"{wanted:,}",
+                todo="give more with --data",
+            )
+        return self.ids[:wanted].view(batch_size, tokens).to(self.device)
+
+
+def subject_of_shape(name: str, *, device: str = "cpu", dtype: str = "auto") -> Subject:
+    """A Llama of this shape with random weights and routers.
+
+    Raises:
+        ConfigError: the shape, device or dtype is unknown.
+
+    Example:
+        subject = subject_of_shape("llama-160m")
+    """
+    from transformers import LlamaForCausalLM
+
+    config = shape_config(name)
+    kind = choose_dtype(dtype, check_device(device))
+    torch.manual_seed(0)
+    with torch.device(device):
+        dense = LlamaForCausalLM(config).to(kind).eval()
+    ids = torch.randint(config.vocab_size, (1 << 18,))
+    return Subject(name, dense, add_routers(_sharing(dense)).eval(), False, ids)
+
+
+def subject_of_checkpoint(
+    folder: str | Path, data: Sequence[str], *, device: str = "cpu", dtype: str = "auto"
+) -> Subject:
+    """A checkpoint beside its base model.
+
+    Args:
+        folder: of the checkpoint, or its hub id.
+        data: text for the prompts; learned routes depend on it.
+        device: where to put both models.
+        dtype: of the base model.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+        DataError: there is no text.
+    """
+    routed, tokenizer = load(folder, merge=True, device=device, dtype=dtype)
+    info = read_info(local_folder(folder))
+    dense, _ = load_base(
+        info.base, revision=info.revision, device=device, dtype=dtype, quantize=info.quantization
+    )
+    blocks = pack_blocks(read_documents(list(data), DataConfig()), tokenizer, 256)
+    return Subject(Path(folder).name, dense, routed, True, blocks.flatten())
+
+
+def _sharing(model: nn.Module) -> Any:
+    """A copy of a model's modules on the same weights."""
+    same = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in same})

@@ -1,0 +1,86 @@
+"""skipgpt bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skipgpt.cli import options, settings
+
+NAME = "bench"
+HELP = """Time the model against its dense base, in turn in one process, and against the ideal.
+
+Of a checkpoint the learned routes run on real text; of a shape routes are drawn at random and so
+are the weights. Prefill, decode and generate, over batch sizes, prompt lengths and sparsities.
+""" + options.examples(
+    "skipgpt bench out/nano-25 --sparsity 0.25,0.4 --prompt-tokens 128,512",
+    "skipgpt bench --shape llama-160m --phases prefill,decode,generate --batch-sizes 1,8 "
+    "--out out/bench",
+)
+
+
+def run(
+    folder: Annotated[
+        str | None, typer.Argument(metavar="[DIR]", help="A checkpoint; or give --shape.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights of this shape, as llama-160m.")
+    ] = None,
+    sparsity: Annotated[str, typer.Option(help="Shares of modules, by commas.")] = "0.25,0.4",
+    batch_sizes: Annotated[str, typer.Option(help="Sequences, by commas.")] = "1",
+    prompt_tokens: Annotated[str, typer.Option(help="Lengths of the prompt, by commas.")] = "512",
+    decode_tokens: Annotated[int, typer.Option(help="Tokens decoded after the prompt.")] = 16,
+    phases: Annotated[
+        str, typer.Option(help="prefill, decode, generate, by commas.")
+    ] = "prefill,decode",
+    executions: Annotated[
+        str, typer.Option(help="sparse, and gated for the authors' way beside it.")
+    ] = "sparse",
+    repeats: Annotated[int, typer.Option(help="Rounds that count.")] = 7,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text for prompts of a checkpoint.  [default: stdlib]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for bench.json, bench.md and bench.svg.")
+    ] = None,
+    as_json: options.Json = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Parse, measure, print."""
+    options.begin(quiet=quiet, seed=seed)
+    from typing import cast
+
+    from skipgpt.benchmark.bench import Grid, Timed, bench
+    from skipgpt.benchmark.pages import write
+    from skipgpt.benchmark.phases import PhaseName
+    from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
+    from skipgpt.errors import ConfigError
+
+    if (folder is None) == (shape is None):
+        raise ConfigError(
+            "choosing what to time", got=f"DIR {folder}, --shape {shape}", expected="one of them"
+        )
+    grid = Grid(
+        phases=cast("tuple[PhaseName, ...]", tuple(phases.split(","))),
+        batch_sizes=tuple(settings.whole_numbers("--batch-sizes", batch_sizes)),
+        prompt_tokens=tuple(settings.whole_numbers("--prompt-tokens", prompt_tokens)),
+        decode_tokens=decode_tokens,
+        sparsities=tuple(settings.numbers("--sparsity", sparsity)),
+        executions=cast("tuple[Timed, ...]", tuple(executions.split(","))),
+        repeats=repeats,
+    )
+    subject = (
+        subject_of_shape(shape, device=device, dtype=dtype)
+        if shape
+        else subject_of_checkpoint(str(folder), data or ["stdlib"], device=device, dtype=dtype)
+    )
+    result = bench(subject, grid)
+    if out:
+        write(result, out)
+    options.emit(result.to_dict(), as_json, result.to_terminal())

@@ -1,0 +1,211 @@
+"""What a benchmark measures, apart from time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from skipgpt.benchmark.bench import Grid, bench
+from skipgpt.benchmark.pages import write
+from skipgpt.benchmark.phases import Cell, keep_and_union
+from skipgpt.benchmark.result import Benchmark, Row
+from skipgpt.benchmark.shapes import SHAPES, shape_config
+from skipgpt.benchmark.subject import Subject, subject_of_shape
+from skipgpt.cost import Forward, work
+from skipgpt.errors import ConfigError, DataError
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import Step, record_routing, routing_state
+from skipgpt.routing.decision import Decision, ModuleDecision, RandomRoutes, Site, Threshold
+
+
+@pytest.fixture
+def subject() -> Subject:
+    return subject_of_shape("llama-tiny")
+
+
+def test_the_dense_model_is_untouched_and_shares_its_weights(subject: Subject) -> None:
+    assert not routed_layers(subject.dense)
+    assert len(routed_layers(subject.routed)) == SHAPES["llama-tiny"]["num_hidden_layers"]
+    ours = dict(subject.routed.named_parameters())
+    assert all(ours[name] is p for name, p in subject.dense.named_parameters())
+
+
+def test_an_execution_is_a_model_of_its_own(subject: Subject) -> None:
+    gated = subject.executing("gated", RandomRoutes(0.5))
+    state, other = routing_state(gated), routing_state(subject.routed)
+    assert (state.execution, state.rule) == ("gated", RandomRoutes(0.5))
+    assert (other.execution, other.rule) == ("sparse", Threshold())
+    with record_routing(gated) as trace:
+        gated(subject.prompts(1, 4))
+    assert len(trace.steps) == 1
+
+
+def test_the_published_sizes() -> None:
+    """Billions of parameters, as the names say."""
+    from transformers import LlamaForCausalLM
+
+    sizes = {}
+    for name in SHAPES:
+        with torch.device("meta"):
+            sizes[name] = LlamaForCausalLM(shape_config(name)).num_parameters() / 1e9
+    expected = {
+        "llama-160m": 0.152,
+        "llama-350m": 0.333,
+        "llama-3.2-1b": 1.236,
+        "llama-3.2-3b": 3.213,
+        "llama-2-7b": 6.738,
+        "llama-3.1-8b": 8.030,
+        "llama-2-13b": 13.016,
+        "llama-3.1-70b": 70.554,
+    }
+    assert {name: sizes[name] for name in expected} == pytest.approx(expected, abs=0.002)
+    with pytest.raises(ConfigError, match="one of llama-tiny"):
+        shape_config("llama-9000b")
+
+
+def test_a_row_for_every_cell_and_execution(subject: Subject) -> None:
+    grid = Grid(
+        phases=("prefill", "decode", "generate"),
+        batch_sizes=(1, 2),
+        prompt_tokens=(8,),
+        decode_tokens=3,
+        sparsities=(0.0, 0.5),
+        executions=("sparse", "gated"),
+        repeats=2,
+    )
+    result = bench(subject, grid)
+    cells = [(row.phase, row.batch_size, row.execution) for row in result.rows]
+    assert cells == [
+        (phase, batch, execution)
+        for phase in grid.phases
+        for batch in grid.batch_sizes
+        for _ in grid.sparsities
+        for execution in grid.executions
+    ]
+    for row in result.rows:
+        assert row.prompt_tokens == 8
+        assert row.new_tokens == (0 if row.phase == "prefill" else 3)
+        assert row.efficiency == pytest.approx(row.speedup / row.ideal_speedup)
+        assert row.dense_seconds > 0
+        assert row.sparse_seconds > 0
+    # Both executions of a cell ran the same routes.
+    pairs = zip(result.rows[::2], result.rows[1::2], strict=True)
+    assert all(a.sparsity == b.sparsity for a, b in pairs)
+    assert all(row.sparsity == 0 for row in result.rows[0::4])
+    assert all(row.sparsity > 0.2 for row in result.rows[2::4])
+    assert {"subject", "routes", "dtype", "attention", "device", "torch"} <= result.facts.keys()
+    assert json.loads(json.dumps(result.to_dict()))["rows"][0]["phase"] == "prefill"
+
+
+def decided(keep: list[list[bool]]) -> ModuleDecision:
+    kept = torch.tensor(keep)
+    return ModuleDecision.hard(kept, torch.zeros(kept.shape))
+
+
+def test_shares_of_tokens_and_of_forwards() -> None:
+    none, one, both = decided([[False], [False]]), decided([[True], [False]]), decided([[True]] * 2)
+    steps = [Step({0: Decision(none, one)}, None), Step({0: Decision(one, both)}, None)]
+    keep, ran = keep_and_union(steps)
+    assert keep == {Site(0, "attn"): 0.25, Site(0, "mlp"): 0.75}
+    assert ran == {Site(0, "attn"): 0.5, Site(0, "mlp"): 1.0}
+
+
+@torch.inference_mode()
+def test_the_ideal_of_each_phase(subject: Subject) -> None:
+    model = subject.executing("sparse", RandomRoutes(0.5))
+    ids = subject.prompts(2, 8)
+    prefill, decode, whole = (Cell(p, ids, 4) for p in ("prefill", "decode", "generate"))
+    traces = {}
+    for name, cell in (("prefill", prefill), ("decode", decode)):
+        task = cell.task(model)
+        with record_routing(model) as trace:
+            task.run(task.prepare())
+        traces[name] = trace.steps
+    assert (len(traces["prefill"]), len(traces["decode"])) == (1, 4)
+
+    def ratio(of: str, forward: Forward, steps: list[Step]) -> float:
+        dense, run = work(model, forward), work(model, forward, *keep_and_union(steps))
+        return getattr(dense, of) / getattr(run, of)
+
+    first = ratio("flops", Forward(2, 8), traces["prefill"])
+    rest = ratio("bytes", Forward(2, 1, cached=10), traces["decode"])
+    assert prefill.ideal(model, traces["prefill"], 0.0) == first
+    assert decode.ideal(model, traces["decode"], 0.0) == rest
+    steps = traces["prefill"] + traces["decode"]
+    assert whole.ideal(model, steps, 0.25) == pytest.approx(1 / (0.25 / first + 0.75 / rest))
+
+
+@torch.inference_mode()
+def test_every_run_of_a_task_takes_the_same_routes(subject: Subject) -> None:
+    model = subject.executing("sparse", RandomRoutes(0.5))
+    for phase in ("prefill", "decode", "generate"):
+        task = Cell(phase, subject.prompts(1, 8), 4).task(model)
+        seen = []
+        for _ in range(2):
+            given = task.prepare()
+            with record_routing(model) as trace:
+                task.run(given)
+            seen.append([keep for step in trace.steps for keep in step.keeps()])
+        assert len(seen[0]) == len(seen[1]) > 0
+        assert all(map(torch.equal, *seen))
+
+
+def row(**changes: object) -> Row:
+    made = Row(
+        phase="decode",
+        batch_size=8,
+        prompt_tokens=128,
+        new_tokens=16,
+        execution="sparse",
+        sparsity=0.4,
+        union_sparsity=0.001,
+        dense_seconds=0.2,
+        sparse_seconds=0.1,
+        speedup=2.0,
+        speedup_range=(1.9, 2.1),
+        ideal_speedup=2.0,
+        efficiency=1.0,
+        tokens_per_second=100.0,
+        peak_memory_bytes=None,
+        dense_peak_memory_bytes=None,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_where_there_is_no_gain_a_sentence_says_why() -> None:
+    assert row().no_gain == ""
+    assert "run by some sequence" in row(speedup=1.0, ideal_speedup=1.001).no_gain
+    assert "choosing and packing" in row(speedup=0.9, ideal_speedup=1.5).no_gain
+    assert "multiplies" in row(speedup=0.9, execution="gated").no_gain
+    assert "hardly anything" in row(speedup=0.9, sparsity=0.0, ideal_speedup=1.0).no_gain
+    result = Benchmark((row(), row(speedup=0.9), row(speedup=0.8, prompt_tokens=64)), {})
+    (sentence,) = result.sentences()
+    assert sentence.startswith("No gain in sparse decode of 8 x 128 at 40% (0.90x), 8 x 64 at 40%")
+    assert sentence in result.to_markdown()
+    assert sentence in result.to_terminal()
+
+
+def test_pages_are_written(subject: Subject, tmp_path) -> None:
+    facts = {"subject": "x", "device": "y"}
+    write(Benchmark((row(), row(phase="prefill", sparsity=0.2)), facts), tmp_path / "out")
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found == {"bench.json", "bench.md", "bench.svg"}
+    assert len(json.loads((tmp_path / "out/bench.json").read_text())["rows"]) == 2
+
+
+def test_what_cannot_be_measured_is_refused(subject: Subject) -> None:
+    for wrong in (
+        {"phases": ("warp",)},
+        {"executions": ("magic",)},
+        {"batch_sizes": (0,)},
+        {"repeats": 0},
+        {"sparsities": (1.5,)},
+        {"prompt_tokens": ()},
+    ):
+        with pytest.raises(ConfigError):
+            Grid(**wrong)
+    with pytest.raises(DataError, match="--data"):
+        subject.prompts(1, 1 << 20)

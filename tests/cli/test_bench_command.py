@@ -1,0 +1,57 @@
+"""skipgpt bench, as a script sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from command import skipgpt
+from runs import shared_checkpoint, write_documents
+
+TINY = ("bench", "--shape", "llama-tiny", "--repeats", "1", "--prompt-tokens", "8")
+
+
+def test_bench_prints_exactly_one_document_and_keeps_it(tmp_path: Path) -> None:
+    more = ("--phases", "prefill,decode", "--decode-tokens", "2", "--sparsity", "0.5", "--json")
+    finished = skipgpt(*TINY, *more, "--out", tmp_path / "out")
+    assert finished.status == 0, finished.stderr
+    document = json.loads(finished.stdout)
+    promised = {
+        "phase", "batch_size", "prompt_tokens", "sparsity", "dense_seconds", "sparse_seconds",
+        "speedup", "ideal_speedup", "efficiency", "tokens_per_second", "peak_memory_bytes",
+    }  # fmt: skip
+    assert [row["phase"] for row in document["rows"]] == ["prefill", "decode"]
+    assert all(promised <= row.keys() for row in document["rows"])
+    assert json.loads((tmp_path / "out/bench.json").read_text()) == document
+
+
+def test_learned_routes_run_at_the_sparsity_that_was_asked_for(tmp_path: Path) -> None:
+    text = write_documents(tmp_path)
+    finished = skipgpt(
+        *(
+            "bench",
+            shared_checkpoint(),
+            "--data",
+            text,
+            "--repeats",
+            "1",
+            "--prompt-tokens",
+            "64",
+            "--json",
+        ),
+        *("--phases", "prefill", "--sparsity", "0,0.3"),
+    )
+    assert finished.status == 0, finished.stderr
+    document = json.loads(finished.stdout)
+    assert document["routes"] == "learned"
+    none, some = (row["sparsity"] for row in document["rows"])
+    assert none == 0.0
+    assert some > 0.0
+
+
+def test_what_is_to_be_timed_has_to_be_one_thing() -> None:
+    for wrong in (("bench",), (*TINY, "out/some")):
+        finished = skipgpt(*wrong)
+        assert finished.status == 2
+        assert "expected one of them" in finished.stderr
+        assert "Traceback" not in finished.stderr
