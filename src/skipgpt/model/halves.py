@@ -54,7 +54,7 @@ def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any])
     """
     family = layer.family
     attn, cache = getattr(layer, family.attn), arguments[family.cache]
-    replaced = _zeros(attn, family.query)
+    replaced = _zeros(layer, family.query)
     fused = _FusedKeys(layer) if family.fused else None
     if fused is not None:
         replaced[family.fused] = fused
@@ -90,7 +90,7 @@ def kept_queries(
     """
     family = layer.family
     attn = getattr(layer, family.attn)
-    replaced = _zeros(attn, family.key_value)
+    replaced = _zeros(layer, family.key_value)
     if family.fused:
         whole = found.fused
         replaced[family.fused] = (
@@ -184,13 +184,31 @@ def _fused_queries(layer: RoutedLayer, rows: Tensor) -> Tensor:
     return nn.functional.pad(queries, (0, out_width(projection) - queries.shape[-1]))
 
 
-def _zeros(attn: nn.Module, names: tuple[str, ...]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Stand-ins for projections, of the same output shape."""
+def blank_widths(layer: RoutedLayer) -> dict[str, int]:
+    """How wide the zeros are that take the place of each projection: one head where that will do.
+
+    They are turned by rotary embeddings and thrown away, so their width is time lost. All heads
+    are needed where a norm spans them or each has its own, or where heads are of several sizes.
+    """
+    attn, family = getattr(layer, layer.family.attn), layer.family
+    lists = any(isinstance(module, nn.ModuleList) for module in attn.modules())
+    size = 0 if lists or has(attn, "qk_head_dim") else getattr(attn, "head_dim", 0)
+    weights = [p for name, p in attn.named_parameters() if name.endswith("weight")]
+    norms = {len(p) for p in weights if p.ndim == 1}
+    names = [name for name in (*family.query, *family.key_value) if has(attn, name)]
+    widths = {name: out_width(getattr(attn, name)) for name in names}
+    narrow = {w for w in widths.values() if size and w % size == 0 and w not in norms}
+    return {name: size if width in narrow else width for name, width in widths.items()}
+
+
+def _zeros(layer: RoutedLayer, names: tuple[str, ...]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Stand-ins for projections."""
 
     def blank(width: int) -> Callable[[Tensor], Tensor]:
         return lambda rows: rows.new_zeros(*rows.shape[:-1], width)
 
-    return {name: blank(out_width(getattr(attn, name))) for name in names if has(attn, name)}
+    widths = layer.attn_blanks
+    return {name: blank(widths[name]) for name in names if name in widths}
 
 
 def query_width(layer: RoutedLayer) -> int:

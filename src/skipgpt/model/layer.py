@@ -39,6 +39,7 @@ class RoutedLayer(nn.Module):
     family: Family
     routing: RoutingState
     attn_arguments: frozenset[str] | None
+    attn_blanks: dict[str, int]
     attn_router: Router
     mlp_router: Router
     attn_stand_in: StandIn | None

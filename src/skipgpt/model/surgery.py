@@ -13,6 +13,7 @@ from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.model.entry import begin_forward
 from skipgpt.model.families import family_of
+from skipgpt.model.halves import blank_widths
 from skipgpt.model.layer import RoutedLayer, routed_class
 from skipgpt.model.names import ROUTING_PARTS, kind_of
 from skipgpt.model.parts import attention_arguments
@@ -22,7 +23,7 @@ from skipgpt.routing.decision import Site
 from skipgpt.routing.router import Router, build_router
 from skipgpt.routing.stand_in import StandIn
 
-_ADDED = ("index", "family", "routing", "attn_arguments", *ROUTING_PARTS)
+_ADDED = ("index", "family", "routing", "attn_arguments", "attn_blanks", *ROUTING_PARTS)
 """What a routed layer has beside what its family's layer has."""
 
 M = TypeVar("M", bound=nn.Module)
@@ -69,6 +70,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         layer.__class__ = routed_class(layer_class)
         layer.index, layer.family, layer.routing = index, family, state
         layer.attn_arguments = attention_arguments(getattr(layer, family.attn))
+        layer.attn_blanks = blank_widths(layer)
         for module in MODULES:
             router = build_router(state.config, width).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)
