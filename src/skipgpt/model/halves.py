@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from skipgpt.model import parts
+from skipgpt.model.causal_blocks import BlockwiseConfig, CausalQueries
 from skipgpt.model.family import has
 from skipgpt.model.linear import in_width, is_plain, out_width, some_outputs
 
@@ -54,7 +55,7 @@ def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any])
     """
     family = layer.family
     attn, cache = getattr(layer, family.attn), arguments[family.cache]
-    replaced = _zeros(layer, family.query)
+    replaced: dict[str, Any] = dict(_zeros(layer, family.query))
     fused = _FusedKeys(layer) if family.fused else None
     if fused is not None:
         replaced[family.fused] = fused
@@ -90,12 +91,14 @@ def kept_queries(
     """
     family = layer.family
     attn = getattr(layer, family.attn)
-    replaced = _zeros(layer, family.key_value)
+    replaced: dict[str, Any] = dict(_zeros(layer, family.key_value))
     if family.fused:
         whole = found.fused
         replaced[family.fused] = (
             functools.partial(_fused_queries, layer) if whole is None else lambda _: take(whole)
         )
+    if isinstance(arguments["attention_mask"], CausalQueries):
+        replaced["config"] = BlockwiseConfig(attn.config)
     supply = _Supply(arguments[family.cache], found)
     return parts.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, replaced))
 
@@ -113,9 +116,9 @@ def _caught_update(
 
 
 class _Half:
-    """An attention module some of whose children are replaced; everything else is its own."""
+    """An attention module some of whose attributes are replaced; everything else is its own."""
 
-    def __init__(self, attn: nn.Module, replaced: dict[str, Callable[[Tensor], Tensor]]) -> None:
+    def __init__(self, attn: nn.Module, replaced: dict[str, Any]) -> None:
         self.__dict__.update(_attn=attn, **replaced)
 
     def __getattr__(self, name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from skipgpt.model import kept_keys, parts
+from skipgpt.model import causal_blocks, kept_keys, parts
 from skipgpt.model.halves import kept_queries, keys_and_values
 from skipgpt.model.packing import (
     add_packed,
@@ -94,7 +94,11 @@ def _attend_all(
     if columns.shape[1] == 0:
         return None
     packed = take_arguments(arguments, columns)
-    packed["attention_mask"] = take_mask(arguments["attention_mask"], columns, found.keys.shape[2])
+    mask = arguments["attention_mask"]
+    if causal_blocks.suits(layer, mask):
+        packed["attention_mask"] = causal_blocks.CausalQueries(columns)
+    else:
+        packed["attention_mask"] = take_mask(mask, columns, found.keys.shape[2])
     return kept_queries(layer, take(read, columns), packed, found, lambda rows: take(rows, columns))
 
 

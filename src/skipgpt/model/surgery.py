@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
+from skipgpt.model import causal_blocks
 from skipgpt.model.entry import begin_forward
 from skipgpt.model.families import family_of
 from skipgpt.model.halves import blank_widths
@@ -62,6 +63,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             "reading stand_in", got=str(rank), expected=f"at most {width}, the width of the model"
         )
     make_safe(model, "adding routers to a quantised model")
+    causal_blocks.register()
     state = RoutingState(config or RouterConfig())
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]

@@ -1,0 +1,80 @@
+"""Attention of packed queries in blocks, against the same with a mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cases import CLOSE, ONE_ROW, SITES, base, every_family, routed
+from skipgpt.model import causal_blocks, sparse
+from skipgpt.model.causal_blocks import CausalQueries, attend, suits
+from skipgpt.model.surgery import remove_routers, routed_layers
+from skipgpt.model.trace import deciding, execution
+from skipgpt.routing.decision import Forced
+
+
+def test_blocks_need_the_keys_up_to_their_last_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal_blocks, "BLOCK", 2)
+    columns = torch.tensor([[1, 4, 5], [0, 2, 9]])
+    first, second = CausalQueries(columns).blocks()
+    assert (first[0], first[1]) == (slice(0, 2), 5)
+    assert (second[0], second[1]) == (slice(2, 3), 10)
+    assert first[2].shape == (2, 1, 2, 5)
+    assert first[2][0, 0].tolist() == [[True, True, False, False, False], [True] * 5]
+    assert second[2][1, 0, 0].all()
+    assert second[2][0, 0, 0].tolist() == [True] * 6 + [False] * 4
+
+
+@pytest.mark.parametrize("block", [1, 3, 64])
+def test_blocks_equal_one_mask(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal_blocks, "BLOCK", block)
+    torch.manual_seed(0)
+    columns = torch.tensor([[0, 1, 4, 5, 9], [2, 3, 7, 8, 0]])  # the last fills up a shorter row
+    query, key, value = (torch.randn(2, n, t, 8) for n, t in ((4, 5), (2, 10), (2, 10)))
+    got, _ = attend(None, query, key, value, CausalQueries(columns), scaling=0.3)
+    mask = (torch.arange(10) <= columns[..., None])[:, None]
+    scores = 0.3 * query @ key.repeat_interleave(2, 1).mT
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    wanted = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    torch.testing.assert_close(got, wanted, rtol=0.0, atol=1e-6)
+
+
+@every_family
+@torch.no_grad()
+def test_a_familys_sparse_prefill_in_blocks_equals_gated(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = routed(family)
+    keep = torch.rand(1, ONE_ROW.tokens, generator=torch.Generator().manual_seed(3)) < 0.6
+    ids = ONE_ROW.given["input_ids"]
+    logits = []
+    for block in (3, 64):
+        monkeypatch.setattr(causal_blocks, "BLOCK", block)
+        with deciding(model, Forced(dict.fromkeys(SITES, keep))), execution(model, "sparse"):
+            logits.append(model(ids).logits)
+    with deciding(model, Forced(dict.fromkeys(SITES, keep))), execution(model, "gated"):
+        logits.append(model(ids).logits)
+    torch.testing.assert_close(logits[0], logits[2], **CLOSE)
+    torch.testing.assert_close(logits[1], logits[2], **CLOSE)
+
+
+def test_blocks_are_for_plainly_causal_attention_without_gradients() -> None:
+    layer, mask = routed_layers(routed("llama"))[0], torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    with torch.no_grad():
+        assert suits(layer, None)
+        assert not suits(layer, mask)
+        assert not suits(routed_layers(routed("llama", "eager"))[0], None)
+    assert not suits(layer, None)
+
+
+@torch.no_grad()
+def test_blocks_run_where_they_suit_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(sparse, "take_mask", lambda *given: seen.append(given) or None)
+    model = routed("llama")
+    model(ONE_ROW.given["input_ids"])
+    assert not seen
+    remove_routers(model)
+    torch.testing.assert_close(
+        model(ONE_ROW.given["input_ids"]).logits, base("llama")(ONE_ROW.given["input_ids"]).logits
+    )
