@@ -4,8 +4,8 @@
     python experiments/run.py two_stages --base llama-8b --data corpus --device cuda --out out/8b
 
 What an experiment compares, its budgets, seeds and training are in its TOML file; options change
-them. With `--methods`, `--sparsity` or `--seeds` the table is printed only, unless `--page` names a
-page. Results are cached in `--out`, so a second call, or one with more methods, is cheap.
+them. Narrowed or changed by one of these, the table is printed only, unless `--page` names a page.
+Results are cached in `--out`, so a second call, or one with more methods, is cheap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import skipgpt
 from skipgpt.comparison.page import write_section
 from skipgpt.settings import parse_pair
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 NAMES = sorted(path.stem for path in HERE.glob("*.toml"))
 
 
@@ -31,11 +32,19 @@ def _portable(arguments: list[str]) -> list[str]:
     kept: list[str] = []
     left = iter(arguments)
     for argument in left:
-        if argument in ("--out", "--page"):
+        if argument == "--out":
             next(left)
-        elif not argument.startswith(("--out=", "--page=")):
+        elif argument == "--page":
+            kept += [argument, _of_repository(next(left))]
+        elif not argument.startswith("--out="):
             kept.append(Path(argument).name if Path(argument).exists() else argument)
     return kept
+
+
+def _of_repository(page: str) -> str:
+    """A page's path as it is below the repository, or its name."""
+    path = Path(page).resolve()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name)
 
 
 def main() -> None:
@@ -50,9 +59,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="others, or some only")
     parser.add_argument("--sparsity", nargs="+", type=float, help="other budgets")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds")
+    parser.add_argument("--dial", nargs="+", type=float, help="other budgets to read at")
     parser.add_argument("--set", nargs="*", default=[], help="settings, as key=value")
     parser.add_argument(
-        "--page", type=Path, help="default: docs/results.md, unless the experiment is narrowed"
+        "--page", type=Path, help="default: docs/results.md, unless the experiment is changed"
     )
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
@@ -68,15 +78,15 @@ def main() -> None:
         options.methods or plan["methods"],
         sparsities=options.sparsity or plan["sparsity"],
         seeds=options.seeds or plan["seeds"],
-        dial=plan.get("dial", ()),
+        dial=options.dial or plan.get("dial", ()),
         settings=plan["settings"] | dict(parse_pair(pair) for pair in options.set),
         device=options.device,
         dtype=options.dtype,
     )
     command = f"python experiments/run.py {shlex.join(_portable(sys.argv[1:]))}"
     title = f"{plan['title']}: {base}"
-    narrowed = options.methods or options.sparsity or options.seeds
-    if page := options.page or (None if narrowed else HERE.parent / "docs" / "results.md"):
+    changed = options.methods or options.sparsity or options.seeds or options.set or options.dial
+    if page := options.page or (None if changed else ROOT / "docs" / "results.md"):
         write_section(page, f"{options.name} {base}", title, command, result)
     sys.stdout.write(result.to_terminal() + "\n")
 

@@ -35,7 +35,7 @@ def test_the_paper_recipe_is_every_number_of_the_paper() -> None:
     stage = config.router_stage
     assert (stage.steps, stage.learning_rate, stage.alpha) == (10_000, 2e-3, 8.0)
     assert (stage.temperature_start, stage.temperature_end) == (5.0, 1.0)
-    assert (stage.start, stage.ramp, stage.static_blend) == ("random", 0.0, False)
+    assert (stage.start, stage.static_blend) == ("random", False)
     lora = config.lora_stage
     assert (lora.rank, lora.alpha, lora.dropout) == (16, 32, 0.1)
     assert lora.targets == ("q_proj", "v_proj", "gate_proj")
@@ -261,9 +261,7 @@ def test_a_sparsity_outside_its_range_is_refused(value: float) -> None:
         recipe("default", target_sparsity=value)
 
 
-@pytest.mark.parametrize(
-    "key", ["router_stage.warmup", "router_stage.ramp", "lora_stage.warmup", "lora_stage.dropout"]
-)
+@pytest.mark.parametrize("key", ["router_stage.warmup", "lora_stage.warmup", "lora_stage.dropout"])
 def test_a_share_above_one_is_refused(key: str) -> None:
     with pytest.raises(ConfigError):
         override(recipe("default"), {key: 10})

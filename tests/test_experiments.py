@@ -46,14 +46,31 @@ def test_a_narrowed_experiment_prints_its_table_and_writes_the_page_it_is_given(
     settings = [f"{key}={value}" for key, value in COMPARED.items()]
     finished = run(
         *("retention", "--base", base_folder, "--data", data, "--out", tmp_path / "out"),
-        *("--methods", "dense", "sleb", "--seeds", 0, f"--page={page}", "--set", *settings),
+        *("--methods", "dense", "sleb", "--seeds", 0, "--page", page, "--set", *settings),
     )
     assert finished.returncode == 0, finished.stderr
     assert "sleb" in finished.stdout
     text = page.read_text()
     assert "## Router-only retention: base" in text
     assert str(tmp_path) not in text
+    assert "--page page.md" in text
     assert "--methods dense sleb" in text
+
+
+def test_a_changed_experiment_leaves_the_page_of_results_alone(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    results = FOLDER.parent / "docs" / "results.md"
+    before = results.read_bytes()
+    data = write_documents(tmp_path)
+    settings = [f"{key}={value}" for key, value in COMPARED.items()]
+    finished = run(
+        *("dial", "--base", base_folder, "--data", data, "--out", tmp_path / "out"),
+        *("--set", *settings, "router_stage.steps=1", "router_stage.static_tokens=64"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "router (dial of 0.4)" in finished.stdout
+    assert results.read_bytes() == before
 
 
 def test_an_unknown_method_is_one_line(base_folder: Path, tmp_path: Path) -> None:

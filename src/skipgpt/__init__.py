@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from skipgpt.model.surgery import add_routers as add_routers
     from skipgpt.model.surgery import remove_routers as remove_routers
     from skipgpt.model.surgery import routed_layers as routed_layers
+    from skipgpt.model.trace import at_sparsity as at_sparsity
     from skipgpt.model.trace import execution as execution
     from skipgpt.model.trace import record_routing as record_routing
     from skipgpt.model.trace import set_sparsity as set_sparsity
@@ -40,6 +41,7 @@ _HOMES = {
     "SkipGPTError": "errors",
     "TrainConfig": "config",
     "add_routers": "model.surgery",
+    "at_sparsity": "model.trace",
     "calibrate": "evaluation.calibrate",
     "compare": "comparison.compare",
     "execution": "model.trace",

@@ -142,7 +142,6 @@ class RouterStage:
             the distance (Huber); 0 pulls with all of alpha however near (paper).
         temperature_start: Gumbel temperature at the first step.
         temperature_end: Gumbel temperature at the last step.
-        ramp: share of the stage over which the target rises from 0; 0 aims at it from the start.
         start: `random` weights (Kaiming, the authors' code); `keep`: constant margins above 0, so
             that training begins near the dense model; or `static`: constant margins that copy the
             greedy static removal, so that training only has to improve on it.
@@ -166,7 +165,6 @@ class RouterStage:
     budget_softness: float = 0.0
     temperature_start: float = 5.0
     temperature_end: float = 1.0
-    ramp: float = 0.0
     start: Literal["random", "keep", "static"] = "random"
     start_margin: float = 1.0
     stand_in_rate: float = 6e-3
@@ -177,7 +175,7 @@ class RouterStage:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_shares(self, "warmup", "ramp", "static_depth")
+        _check_shares(self, "warmup", "static_depth")
         _check_counts(self, "steps", "static_tokens", "fit_tokens")
 
 
@@ -284,7 +282,7 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
             recipe="default",
             router=RouterConfig(normalize=True, stand_in=16),
             router_stage=RouterStage(
-                steps=1_000,
+                steps=2_000,
                 learning_rate=2e-2,
                 rate_width=64,
                 schedule="cosine",

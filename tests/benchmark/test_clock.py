@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from skipgpt.benchmark.clock import Task, alternate, hardware, peak_memory
+from skipgpt.benchmark.clock import Task, alternate, peak_memory
+from skipgpt.hardware import hardware
 
 CPU = torch.device("cpu")
 

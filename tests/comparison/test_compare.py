@@ -564,3 +564,31 @@ def test_an_interrupted_training_goes_on(base: Path, tmp_path: Path, made: list[
         compared(base, tmp_path / "out", "router")
     (resumed,) = compared(base, tmp_path / "out", "router").rows
     assert resumed.nll_per_token == straight.nll_per_token
+
+
+@pytest.mark.parametrize("method", ["sleb+lora", "dense+lora", "mod"])
+def test_an_interrupted_method_of_another_kind_goes_on_too(
+    method: str, base: Path, tmp_path: Path, made: list[str]
+) -> None:
+    straight = compared(base, tmp_path / "straight", method).rows
+    stage = "lora" if method.endswith("+lora") else "router"
+    refused = pytest.raises(TrainingError, match="the same command goes on from it")
+    with stopping_at(1, stage), refused:
+        compared(base, tmp_path / "out", method)
+    assert list((tmp_path / "out").rglob("checkpoint-1"))
+    resumed = compared(base, tmp_path / "out", method).rows
+    assert [row.nll_per_token for row in resumed] == [row.nll_per_token for row in straight]
+    assert not list((tmp_path / "out").rglob("checkpoint-*"))
+
+
+def test_a_schedule_that_does_not_exist_is_found_before_anything_runs(
+    base: Path, tmp_path: Path, made: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match="reading schedule"):
+        compared(base, tmp_path / "out", "router", "coupled:router_stage.schedule=zigzag")
+    assert made == []
+
+
+def test_the_recipe_paper_is_sampled_after_healing_too(base: Path, tmp_path: Path) -> None:
+    rows = compared(base, tmp_path / "out", "router+lora@paper").rows
+    assert [row.method for row in rows] == ["router+lora@paper", "router+lora@paper (sampled)"]

@@ -70,6 +70,15 @@ def test_every_line_is_told_in_excesses_of_router_at_its_flops(
     assert found.times_router(line) == (None if expected is None else pytest.approx(expected))
 
 
+def test_beyond_its_largest_budget_routers_dial_is_read() -> None:
+    dial = (row("router (dial of 0.5)", 0.6, 1.5, 0.7), row("router (dial of 0.5)", 0.3, 9.0, 0.25))
+    found = comparison(*ROUTERS, *dial, row("sleb", 0.5, 3.0))
+    assert found.times_router(found.lines()[-1]) == pytest.approx(3.0)
+    assert [found.times_router(line) for line in found.lines()[:2]] == [
+        *map(pytest.approx, (1.0, 1.0))
+    ]
+
+
 def test_router_itself_is_once_itself() -> None:
     found = comparison(*ROUTERS, row("router@paper", 0.2, 0.4))
     assert [found.times_router(line) for line in found.lines()] == [

@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn.functional import huber_loss
 
-from skipgpt.routing.budget import budget_loss, keep_ratio, linear_between, target_at
+from skipgpt.routing.budget import budget_loss, keep_ratio, linear_between
 
 shares = st.floats(0.0, 1.0, width=32)
 
@@ -127,8 +127,3 @@ def test_a_schedule_stays_between_its_ends_and_starts_and_stops_there(
 
 def test_a_schedule_is_linear_between() -> None:
     assert [linear_between(5.0, 1.0, p) for p in (0, 0.25, 0.5, 1)] == [5.0, 4.0, 3.0, 1.0]
-
-
-def test_the_target_rises_over_the_ramp_and_then_stays() -> None:
-    assert [target_at(0.4, p, 0.5) for p in (0, 0.25, 0.5, 1)] == [0.0, 0.2, 0.4, 0.4]
-    assert [target_at(0.4, p, 0.0) for p in (0, 1)] == [0.4, 0.4]

@@ -34,9 +34,13 @@ class TopK:
     sparsity: float
     dense: frozenset[int] = frozenset()
 
+    def skips(self, site: Site) -> bool:
+        """Whether a token may skip there."""
+        return site.layer not in self.dense
+
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module; margins are [B, T]."""
-        if site.layer in self.dense:
+        if not self.skips(site):
             return ModuleDecision.hard(torch.ones_like(margin, dtype=torch.bool), margin)
         count = max(1, round((1 - self.sparsity) * margin.shape[1]))
         best = margin.topk(count, dim=1).indices
@@ -54,9 +58,13 @@ class AboveThresholds:
 
     values: Mapping[Site, float]
 
+    def skips(self, site: Site) -> bool:
+        """Whether a token may skip there."""
+        return site in self.values
+
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module; margins are [B, T]."""
-        if site not in self.values:
+        if not self.skips(site):
             return ModuleDecision.hard(torch.ones_like(margin, dtype=torch.bool), margin)
         keep = margin > self.values[site]
         return ModuleDecision(keep, margin * keep, margin)
@@ -86,16 +94,32 @@ def top_k_rule(model: nn.Module, sparsity: float) -> TopK:
 
 
 @torch.no_grad()
-def layer_thresholds(model: nn.Module, blocks: Tensor, rule: TopK) -> AboveThresholds:
-    """Thresholds that keep as many tokens of blocks [N, T] at each site as the ranks do."""
+def layer_thresholds(
+    model: nn.Module, blocks: Tensor, rule: TopK, rounds: int = 4
+) -> AboveThresholds:
+    """Thresholds that keep as many tokens of blocks [N, T] at each site as the ranks do.
+
+    Tokens above a threshold are others than the best of each row, and move what later layers
+    read; so thresholds are set again on the states that they themselves lead to.
+    """
+    found = _quantiles(model, blocks, rule, rule.sparsity)
+    for _ in range(rounds - 1):
+        found = _quantiles(model, blocks, found, rule.sparsity)
+    return found
+
+
+def _quantiles(
+    model: nn.Module, blocks: Tensor, rule: TopK | AboveThresholds, sparsity: float
+) -> AboveThresholds:
+    """For each site that the rule lets skip, the margin below which this share of tokens is."""
     with execution(model, "gated"), deciding(model, rule), record_routing(model) as trace:
         total_loss(model, blocks)
     values = {}
     for layer in routed_layers(model):
-        if layer.index in rule.dense:
-            continue
         for module in MODULES:
+            if not rule.skips(Site(layer.index, module)):
+                continue
             seen = [getattr(step.decisions[layer.index], module).margin for step in trace.steps]
             margins = torch.cat([margin.flatten() for margin in seen])
-            values[Site(layer.index, module)] = margins.quantile(rule.sparsity).item()
+            values[Site(layer.index, module)] = margins.quantile(sparsity).item()
     return AboveThresholds(values)

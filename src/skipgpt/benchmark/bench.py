@@ -11,12 +11,13 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from skipgpt.benchmark.clock import Task, alternate, hardware, peak_memory
+from skipgpt.benchmark.clock import Task, alternate, peak_memory
 from skipgpt.benchmark.phases import Cell, PhaseName, keep_and_union
 from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.subject import Subject
 from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
+from skipgpt.hardware import hardware
 from skipgpt.model.trace import Trace, record_routing
 
 logger = logging.getLogger("skipgpt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,22 +81,3 @@ def peak_memory(task: Task, device: torch.device) -> int | None:
     except OSError:
         return None
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What a figure was measured on."""
-    import transformers
-
-    found = {"torch": torch.__version__, "transformers": transformers.__version__}
-    if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device), **found}
-    return {"device": _processor(), "threads": torch.get_num_threads(), **found}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())

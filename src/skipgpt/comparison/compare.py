@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -9,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.registry import STATIC
@@ -20,8 +23,10 @@ from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
+from skipgpt.hardware import hardware
 from skipgpt.model.lora import check_targets
 from skipgpt.settings import changed, from_dict, to_dict
+from skipgpt.training.arguments import check_schedule
 from skipgpt.training.callbacks import progress_bar
 
 logger = logging.getLogger("skipgpt")
@@ -98,6 +103,12 @@ def compare(
         "tokens": job.dense.tokens,
         "dense_nll_per_token": job.dense.nll_per_token,
         "dense_flops": job.dense_flops,
+        "sparsities": budgets,
+        "seeds": list(seeds),
+        "dial": list(dial),
+        "overhead": job.overhead,
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(torch.device(device)),
     }
     result = Comparison(tuple(_once(rows)), facts)
     with staged(out) as stage:
@@ -114,7 +125,9 @@ def _check(
     for method in methods:
         for sparsity in budgets:
             for seed in seeds:
-                job.config(method, sparsity, seed)
+                config = job.config(method, sparsity, seed)
+                check_schedule(config.router_stage.schedule)
+                check_schedule(config.lora_stage.schedule)
             _check_reach(job, method, sparsity)
     if healed := [method for method in methods if method.has_lora]:
         model = job.routed()

@@ -16,7 +16,7 @@ from skipgpt.checkpoint import is_checkpoint, read_info
 from skipgpt.comparison.method import TRAINED, Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import LoraStage, RouterConfig, TrainConfig, recipe
-from skipgpt.cost import flops_per_token
+from skipgpt.cost import flops_per_token, overhead
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import cut
@@ -53,6 +53,7 @@ class Job:
         dense_flops: FLOPs a token of the base model at this block size.
         fingerprint: of the base's weights and config.
         layers: how many the base has.
+        overhead: of routers and stand-ins, as shares of the base's parameters.
         where: `device` and `dtype`.
     """
 
@@ -65,6 +66,7 @@ class Job:
     dense_flops: float
     fingerprint: str
     layers: int
+    overhead: dict[str, float]
     where: dict[str, Any]
 
     @property
@@ -179,12 +181,24 @@ def prepare(
     model, tokenizer = load_base(base, **where)
     of_base = f"{fingerprint(model)} {_digest_of_config(model)}"
     blocks = load_blocks(data, tokenizer, config.data)
-    add_routers(model)
+    add_routers(model, config.router)
     with execution(model, "dense"):
         dense = perplexity(model, cut(blocks.held_out, config.data.evaluation_tokens))
     flops = flops_per_token(model, context=(blocks.held_out.shape[1] + 1) / 2)
     layers = len(routed_layers(model))
-    return Job(base, data, recipe_name, settings, blocks, dense, flops, of_base, layers, where)
+    return Job(
+        base,
+        data,
+        recipe_name,
+        settings,
+        blocks,
+        dense,
+        flops,
+        of_base,
+        layers,
+        overhead(model),
+        where,
+    )
 
 
 def _digest_of_config(model: Any) -> str:

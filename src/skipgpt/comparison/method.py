@@ -131,7 +131,7 @@ def parse_method(text: str) -> Method:
         'paper'
     """
     name, *changes = text.strip().split(":")
-    name, _, recipe = name.partition("@")
+    name, at, recipe = name.partition("@")
     kind, plus, healed = name.partition("+")
     if kind not in KINDS or (plus and healed != "lora"):
         near = difflib.get_close_matches(kind, KINDS, n=1)
@@ -141,6 +141,8 @@ def parse_method(text: str) -> Method:
             expected=f"one of {', '.join(KINDS)}; +lora may follow",
             todo=f"did you mean {near[0]}?" if near else "see `skipgpt compare --help`",
         )
+    if at and not recipe:
+        raise ConfigError("choosing what to compare", got=repr(text), expected="a recipe after @")
     if plus and kind not in (DENSE, "router", *STATIC):
         raise ConfigError(
             "choosing what to compare",

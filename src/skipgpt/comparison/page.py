@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from skipgpt.atomic import staged
 from skipgpt.comparison.method import KINDS
@@ -56,6 +57,8 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
         "",
         f"    {command}",
         "",
+        _where(facts),
+        "",
         f"{' and '.join(steps)} of {run['batch_size']} x {run['data']['block_size']} tokens; "
         f"{facts['tokens']:,} held-out tokens; seeds {', '.join(map(str, seeds))}, ± half their "
         f"range. Dense: {facts['dense_nll_per_token']:.4f} nats a token. *x router*: excess in "
@@ -65,6 +68,17 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
         "",
         "; ".join(f"`{kind}`: {KINDS[kind]}" for kind in _kinds(comparison)) + ".",
     ]
+
+
+def _where(facts: dict[str, Any]) -> str:
+    """Day and machine, and what routing adds to the base."""
+    hardware, added = facts["hardware"], facts["overhead"]
+    threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
+    text = f"{facts['date']}, {hardware['device']}{threads}, torch {hardware['torch']}. "
+    text += f"Routers add {added['routers']:.2%} to the parameters that a token uses"
+    return text + (
+        f", stand-ins at most {added['stand_ins']:.1%}." * bool(added["stand_ins"]) or "."
+    )
 
 
 def _kinds(comparison: Comparison) -> list[str]:

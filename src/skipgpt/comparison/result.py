@@ -92,13 +92,18 @@ class Comparison:
     def times_router(self, line: Line) -> float | None:
         """How many times the excess of `router` at the same FLOPs, or None where that is unknown.
 
-        The excess of `router` is interpolated between its budgets, and 0 at dense.
+        The excess of `router` is interpolated between its budgets, and 0 at dense. Beyond its
+        largest budget, that checkpoint read at larger ones stands in, where the dial was read.
         """
-        points = [
-            (other.share("flops"), other.excess)
+        own = [other for other in self.lines() if other.rows[0].method == "router"]
+        largest = max((other.rows[0].target for other in own), default=0.0)
+        beyond = [
+            other
             for other in self.lines()
-            if other.rows[0].method == "router"
+            if other.rows[0].method == f"router (dial of {largest:g})"
+            and other.rows[0].target > largest
         ]
+        points = [(other.share("flops"), other.excess) for other in own + beyond]
         curve = sorted({0.0: 0.0, **dict(points)}.items())
         wanted = line.share("flops")
         for (low, at_low), (high, at_high) in pairwise(curve):

@@ -52,11 +52,12 @@ def heal(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Ro
     else:
         low, high, share = _counts(job, method, sparsity)
         measured = [
-            _healed(job, config, folder, *_removed(job, method, count))
+            _healed(job, config, folder / str(count), *_removed(job, method, count))
             for count in sorted({low, high})
         ]
         mixed = measured[0] if low == high else _mixture(measured[0], measured[1], share)
         note = _note(method, low, high)
+    shutil.rmtree(folder, ignore_errors=True)  # what it would have been resumed from
     seconds = time.perf_counter() - began
     return [job.row(method, sparsity, config.seed, mixed, note=note, seconds=seconds)]
 
@@ -71,8 +72,6 @@ def _healed(
         model = run_stage(model, "lora", config, job.blocks, folder)
     except TrainingError as error:
         raise in_comparison(error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what it would be resumed from
     return _pruned(job, model, removed)
 
 

@@ -43,14 +43,7 @@ def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) ->
         seconds=seconds,
         checkpoint=str(folder),
     )
-    if config.recipe != "paper":
-        return [row]
-    sampled = _measure(job, folder, GumbelSample(1.0), config.seed)
-    note = "routes drawn anew in evaluation, as the authors' code does"
-    return [
-        row,
-        dataclasses.replace(_like(job, row, sampled), note=note, method=f"{method} (sampled)"),
-    ]
+    return _also_sampled(job, row) if config.recipe == "paper" else [row]
 
 
 def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Path) -> list[Row]:
@@ -62,7 +55,8 @@ def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Pat
     seconds = routed.seconds + time.perf_counter() - began
     measured = result.held_out["lora"]
     sparsity, seed = config.target_sparsity, config.seed
-    return [job.row(method, sparsity, seed, measured, seconds=seconds, checkpoint=str(folder))]
+    row = job.row(method, sparsity, seed, measured, seconds=seconds, checkpoint=str(folder))
+    return _also_sampled(job, row) if config.recipe == "paper" else [row]
 
 
 def random_routes(job: Job, method: Method, routed: Row) -> list[Row]:
@@ -100,9 +94,12 @@ def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> 
     rule = top_k_rule(model, config.target_sparsity)
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    model = run_stage(model, "router", config, job.blocks, folder, rule=lambda _: rule)
+    try:
+        model = run_stage(model, "router", config, job.blocks, folder, rule=lambda _: rule)
+    except TrainingError as error:
+        raise in_comparison(error) from error
     seconds = time.perf_counter() - began
-    shutil.rmtree(folder, ignore_errors=True)  # what it would be resumed from
+    shutil.rmtree(folder, ignore_errors=True)  # what it would have been resumed from
     ranked = "selects among all tokens of a row, later ones included"
     causal = "selects by a threshold a layer, set on calibration text"
     rows = []
@@ -128,6 +125,12 @@ def _measure(job: Job, folder: Path, rule: DecisionRule, seed: int) -> Any:
     torch.manual_seed(seed)
     with deciding(model, rule):
         return perplexity(model, job.held_out())
+
+
+def _also_sampled(job: Job, row: Row) -> list[Row]:
+    sampled = _like(job, row, _measure(job, Path(str(row.checkpoint)), GumbelSample(1.0), row.seed))
+    note = "routes drawn anew in evaluation, as the authors' code does"
+    return [row, dataclasses.replace(sampled, note=note, method=f"{row.method} (sampled)")]
 
 
 def _like(job: Job, row: Row, measured: Any) -> Row:

@@ -2,7 +2,7 @@
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Bound, Forward, Work, ideal_speedup, work
-from skipgpt.cost.sparsity import flops_per_token, sparsities
+from skipgpt.cost.sparsity import flops_per_token, overhead, sparsities
 
 __all__ = [
     "Bound",
@@ -12,6 +12,7 @@ __all__ = [
     "flops_per_token",
     "ideal_speedup",
     "layer_costs",
+    "overhead",
     "sparsities",
     "work",
 ]

@@ -23,6 +23,23 @@ from skipgpt.model.surgery import routed_layers, stand_ins
 from skipgpt.routing.decision import Site
 
 
+def overhead(model: nn.Module) -> dict[str, float]:
+    """What routing adds, as shares of the parameters that a token uses in the dense model.
+
+    Args:
+        model: with routers.
+
+    Returns:
+        `routers`, which every token runs, and `stand_ins`, which it would if it skipped everything.
+    """
+    dense = head_parameters(model)
+    for layer in routed_layers(model):
+        cost = layer_costs(layer)
+        dense += cost.kv + cost.qo + cost.mlp
+    added = sum(parameters_of(each) for each in stand_ins(model).values())
+    return {"routers": deciding_parameters(model) / dense, "stand_ins": added / dense}
+
+
 def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) -> float:
     """FLOPs a token of the model with everything kept, routers left out.
 

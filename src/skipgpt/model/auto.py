@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 from skipgpt.config import RouterConfig
@@ -15,7 +16,7 @@ from skipgpt.model.families import FAMILIES, MERGED_PREFIX
 from skipgpt.model.family import Family
 from skipgpt.model.names import ROUTING_PARTS
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import routing_state, set_sparsity
+from skipgpt.model.trace import at_sparsity, routing_state, set_sparsity
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.settings import from_dict
 
@@ -68,6 +69,10 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
                 routing_state(self).curve = CalibrationCurve(points)
             if config.sparsity is not None:
                 set_sparsity(self, config.sparsity)
+
+        def generate(self, *args: Any, sparsity: float | None = None, **kwargs: Any) -> Any:
+            with nullcontext() if sparsity is None else at_sparsity(self, sparsity):
+                return super().generate(*args, **kwargs)
 
     for made, suffix in ((SkipGPTConfig, "Config"), (SkipGPTForCausalLM, "ForCausalLM")):
         made.__name__ = made.__qualname__ = f"SkipGPT{family.prefix}{suffix}"

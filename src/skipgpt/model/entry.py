@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import RoutingState
+from skipgpt.model.trace import RoutingState, dialled
 
 _PACKABLE = ("eager", "sdpa", "flex_attention")
 
@@ -58,6 +58,27 @@ def begin_forward(
 
     fit = fitting_cache(cache, state.config.kv, config, layers, len(inputs))
     return (args, kwargs) if fit is cache else ((), given | {"past_key_values": fit})
+
+
+def take_sparsity(
+    state: RoutingState, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """Take `sparsity` out of the arguments of a forward: it holds for that one.
+
+    Raises:
+        ConfigError: the checkpoint has no such sparsity.
+    """
+    if "sparsity" in kwargs:
+        kwargs = dict(kwargs)
+        rule = dialled(state, kwargs.pop("sparsity"))
+        state.rule, state.outer_rule = rule, state.outer_rule or state.rule
+    return args, kwargs
+
+
+def give_back_sparsity(state: RoutingState, *_: Any) -> None:
+    """What decides is again what it was before a forward that was given a sparsity."""
+    if state.outer_rule is not None:
+        state.rule, state.outer_rule = state.outer_rule, None
 
 
 def _refuse_what_skipping_cannot_give(

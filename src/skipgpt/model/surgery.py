@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.model import causal_blocks
-from skipgpt.model.entry import begin_forward
+from skipgpt.model.entry import begin_forward, give_back_sparsity, take_sparsity
 from skipgpt.model.families import family_of
 from skipgpt.model.halves import blank_widths
 from skipgpt.model.layer import RoutedLayer, routed_class
@@ -26,6 +26,8 @@ from skipgpt.routing.stand_in import StandIn
 
 _ADDED = ("index", "family", "routing", "attn_arguments", "attn_blanks", *ROUTING_PARTS)
 """What a routed layer has beside what its family's layer has."""
+
+_HOOKS = ("take_hook", "back_hook", "begin_hook")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -80,7 +82,12 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             setattr(layer, f"{module}_stand_in", stand_in)
     decoder = _decoder(model, layers[0])
     begin = functools.partial(begin_forward, state, len(layers))
-    decoder.routing_hook = decoder.register_forward_pre_hook(begin, with_kwargs=True)
+    # Some families pass on to the decoder what they do not know, some do not.
+    for module in {model, decoder}:
+        take, back = (functools.partial(f, state) for f in (take_sparsity, give_back_sparsity))
+        module.take_hook = module.register_forward_pre_hook(take, with_kwargs=True)
+        module.back_hook = module.register_forward_hook(back, always_call=True)
+    decoder.begin_hook = decoder.register_forward_pre_hook(begin, with_kwargs=True)
     _rename_unsplit(model, layer_class.__name__, routed_class(layer_class).__name__)
     return model
 
@@ -94,8 +101,9 @@ def remove_routers(model: M) -> M:
         name = type(layer).__name__
         _rename_unsplit(model, f"Routed{name}", name)
     for module in model.modules():
-        if hook := module.__dict__.pop("routing_hook", None):
-            hook.remove()
+        for name in _HOOKS:
+            if hook := module.__dict__.pop(name, None):
+                hook.remove()
     return model
 
 

@@ -36,6 +36,7 @@ class RoutingState:
         curve: thresholds by sparsity, once calibrated.
         real: [B, T] bool of the forward under way, False at padding; None where all are real.
         trace: where decisions are recorded; None where nobody asked.
+        outer_rule: what decides again after a forward that was given a sparsity of its own.
     """
 
     config: RouterConfig
@@ -44,6 +45,7 @@ class RoutingState:
     curve: CalibrationCurve | None = None
     real: Tensor | None = None
     trace: Trace | None = None
+    outer_rule: DecisionRule | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +191,21 @@ def deciding(model: nn.Module, rule: DecisionRule) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def at_sparsity(model: nn.Module, sparsity: float) -> Iterator[None]:
+    """Turn the budget dial inside the block only.
+
+    Raises:
+        ConfigError: no routers, not calibrated, outside 0 to 0.95, or beyond the stored curve.
+
+    Example:
+        with skipgpt.at_sparsity(model, 0.4):
+            model.generate(**inputs)
+    """
+    with deciding(model, dialled(routing_state(model), sparsity)):
+        yield
+
+
 def set_sparsity(model: nn.Module, sparsity: float) -> None:
     """Turn the budget dial: from now on the model skips this share of its modules.
 
@@ -196,6 +213,18 @@ def set_sparsity(model: nn.Module, sparsity: float) -> None:
         ConfigError: no routers, not calibrated, outside 0 to 0.95, or beyond the stored curve.
     """
     state = routing_state(model)
+    state.rule = dialled(state, sparsity)
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "sparsity"):  # of a merged export, which would be saved with it
+        config.sparsity = sparsity
+
+
+def dialled(state: RoutingState, sparsity: float) -> Threshold:
+    """The rule that skips this share of modules.
+
+    Raises:
+        ConfigError: not calibrated, outside 0 to 0.95, or beyond the stored curve.
+    """
     if state.curve is None:
         raise ConfigError(
             "setting the sparsity",
@@ -209,10 +238,7 @@ def set_sparsity(model: nn.Module, sparsity: float) -> None:
             got=f"{sparsity}",
             expected=f"at most {state.curve.largest:.2f}, the end of the calibrated curve",
         )
-    state.rule = Threshold(threshold)
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "sparsity"):  # of a merged export, which would be saved with it
-        config.sparsity = sparsity
+    return Threshold(threshold)
 
 
 def refuse_reentrant_checkpointing(model: nn.Module) -> None:

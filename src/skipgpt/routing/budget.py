@@ -67,8 +67,3 @@ def linear_between(start: float, end: float, progress: float) -> float:
         3.0
     """
     return start + (end - start) * min(1.0, max(0.0, progress))
-
-
-def target_at(target: float, progress: float, ramp: float) -> float:
-    """The sparsity aimed at after this share of a stage: rises from 0 over the first `ramp`."""
-    return target if ramp <= 0 else linear_between(0.0, target, progress / ramp)

@@ -13,6 +13,22 @@ from skipgpt.errors import ConfigError
 from skipgpt.training.stages import StagePlan
 
 
+def check_schedule(name: str) -> None:
+    """Raise if transformers has no such schedule of the learning rate.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    try:
+        SchedulerType(name)
+    except ValueError as error:
+        raise ConfigError(
+            "reading schedule",
+            got=repr(name),
+            expected="one of " + ", ".join(kind.value for kind in SchedulerType),
+        ) from error
+
+
 def training_arguments(
     plan: StagePlan, config: TrainConfig, folder: Path, device: torch.device
 ) -> TrainingArguments:
@@ -24,14 +40,7 @@ def training_arguments(
         folder: where resume states go.
         device: where the model lies.
     """
-    try:
-        SchedulerType(plan.schedule)
-    except ValueError as error:
-        raise ConfigError(
-            "reading schedule",
-            got=repr(plan.schedule),
-            expected="one of " + ", ".join(kind.value for kind in SchedulerType),
-        ) from error
+    check_schedule(plan.schedule)
     try:
         get_reporting_integration_callbacks(list(config.report_to))
     except (ValueError, ImportError, RuntimeError) as error:

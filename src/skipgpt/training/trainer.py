@@ -15,7 +15,7 @@ from transformers import Trainer
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
 from skipgpt.model.trace import deciding, execution, record_routing
-from skipgpt.routing.budget import budget_loss, linear_between, target_at
+from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
@@ -70,10 +70,11 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         with record_routing(model) as trace:
             lm_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         stage, share = self.config.router_stage, self._share(inputs)
-        target = target_at(self.config.target_sparsity, self.progress, stage.ramp)
         sparsity = trace.steps[0].sparsity()
         self._note(lm_loss=lm_loss, sparsity=share * sparsity)
-        miss = budget_loss(sparsity, target, self._whole_sparsity, stage.budget_softness)
+        miss = budget_loss(
+            sparsity, self.config.target_sparsity, self._whole_sparsity, stage.budget_softness
+        )
         return lm_loss + stage.alpha * share * miss
 
     def rule(self) -> DecisionRule:

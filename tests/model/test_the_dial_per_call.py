@@ -1,0 +1,94 @@
+"""One model at several budgets: for one forward, for a block, from now on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import CLOSE, ONE_ROW, base, every_family, routed
+from skipgpt import at_sparsity, remove_routers, set_sparsity
+from skipgpt.config import ALL_LINEAR, LoraStage
+from skipgpt.errors import ConfigError
+from skipgpt.model.lora import with_lora
+from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.routing.decision import Threshold
+
+IDS = ONE_ROW.given["input_ids"]
+CURVE = CalibrationCurve(((0.0, -float("inf")), (0.3, -0.2), (0.6, 0.2)))
+
+
+def calibrated(family: str = "llama") -> nn.Module:
+    model = routed(family)
+    routing_state(model).curve = CURVE
+    return model
+
+
+def skipped(model: nn.Module, **given: float) -> tuple[Tensor, float]:
+    with record_routing(model) as trace:
+        logits = model(IDS, **given).logits
+    return logits, trace.sparsity()
+
+
+@every_family
+@torch.no_grad()
+def test_a_forward_takes_a_sparsity_of_its_own(family: str) -> None:
+    model = calibrated(family)
+    usual, at_zero = skipped(model), skipped(model, sparsity=0.0)
+    assert at_zero[1] == 0.0
+    for sparsity in (0.3, 0.6):
+        given = skipped(model, sparsity=sparsity)
+        assert torch.equal(skipped(model)[0], usual[0])
+        with at_sparsity(model, sparsity):
+            inside = skipped(model)
+        assert torch.equal(given[0], inside[0])
+        assert given[1] == inside[1] > 0
+    set_sparsity(model, 0.6)
+    assert torch.equal(skipped(model)[0], given[0])
+
+
+@torch.no_grad()
+def test_a_block_holds_for_generate() -> None:
+    model = calibrated()
+    with at_sparsity(model, 0.6), record_routing(model) as trace:
+        model.generate(IDS, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert trace.sparsity() > 0
+    assert routing_state(model).rule == Threshold()
+
+
+def test_a_sparsity_that_is_refused_changes_nothing() -> None:
+    model = routed()
+    for wrong in (0.3, 1.5, "much"):
+        with pytest.raises(ConfigError):
+            model(IDS, sparsity=wrong)
+        routing_state(model).curve = CURVE
+    with pytest.raises(ConfigError, match="end of the calibrated curve"):
+        model(IDS, sparsity=0.9)
+    state = routing_state(model)
+    assert (state.rule, state.outer_rule) == (Threshold(), None)
+
+
+def test_a_forward_that_fails_puts_the_dial_back() -> None:
+    model = calibrated()
+    with pytest.raises(IndexError):
+        model(torch.full((1, 3), 10_000), sparsity=0.6)
+    assert routing_state(model).rule == Threshold()
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom", "falcon", "gpt_neox", "phi3"])
+@torch.no_grad()
+def test_lora_around_the_model_passes_it_on(family: str) -> None:
+    model = calibrated(family)
+    plain = skipped(model, sparsity=0.6)
+    wrapped = with_lora(model, LoraStage(targets=ALL_LINEAR)).eval()
+    again = skipped(wrapped, sparsity=0.6)
+    torch.testing.assert_close(again[0], plain[0], **CLOSE)
+    assert again[1] == plain[1]
+
+
+def test_without_routers_there_is_no_dial() -> None:
+    model = remove_routers(routed())
+    plain = base()
+    assert torch.equal(model(IDS).logits, plain(IDS).logits)
+    assert not any(module._forward_hooks for module in model.modules())
