@@ -111,6 +111,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     norm = model.model.norm.weight
     norm.grad = torch.ones_like(norm)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    hooks = [_hooks(module) for module in model.modules()]
     STATIC[name].order(model, _text(), 2)
     after = model.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -121,13 +122,13 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     assert all(p.requires_grad for p in model.parameters() if p is not head)
     assert [p for p in model.parameters() if p.grad is not None] == [norm]
     assert torch.equal(norm.grad, torch.ones_like(norm))
-    assert not any(_hooks(module) for module in model.modules() if module is not model.model)
+    assert [_hooks(module) for module in model.modules()] == hooks
     assert routing_state(model).rule == Threshold()
     assert routing_state(model).execution == "sparse"
 
 
-def _hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _hooks(module: nn.Module) -> tuple[int, int]:
+    return len(module._forward_hooks), len(module._forward_pre_hooks)
 
 
 @every_method

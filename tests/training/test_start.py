@@ -125,14 +125,15 @@ def test_the_fit_is_the_same_in_one_pass_over_the_text_or_in_several(
 def test_fitting_changes_nothing_but_stand_ins() -> None:
     model = routed(stand_in=RANK).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     fit_stand_ins(model, rows(8))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) == ("_stand_in." not in name), name
     assert routing_state(model).rule == Threshold()
     assert routing_state(model).execution == "sparse"
     assert model.training
-    assert not any(m._forward_hooks for m in model.modules())
-    assert [m for m in model.modules() if m._forward_pre_hooks] == [model.model]
+    after = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    assert after == hooks
 
 
 def test_fitted_stand_ins_make_skipping_cheaper() -> None:
