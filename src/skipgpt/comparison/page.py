@@ -73,7 +73,8 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
 def _where(facts: dict[str, Any]) -> str:
     """Day and machine, and what routing adds to the base."""
     hardware, added = facts["hardware"], facts["overhead"]
-    threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
+    count = hardware.get("threads", 0)
+    threads = f", {count} thread{'s' * (count > 1)}" if count else ""
     text = f"{facts['date']}, {hardware['device']}{threads}, torch {hardware['torch']}. "
     text += f"Routers add {added['routers']:.2%} to the parameters that a token uses"
     return text + (
