@@ -113,7 +113,10 @@ def test_the_flops_of_a_prefill_are_what_torch_counts(kept: int) -> None:
     # logits only their difference is computed. This Llama has no biases.
     core = got.core * tokens / ((tokens + 1) / 2)
     margins = 2 * tokens * len(SITES) * 32
-    assert counter.get_total_flops() == round(got.linear + core + got.head + margins)
+    # Some releases of transformers make the angles of rotary embeddings by a product.
+    angles = sum(counter.get_flop_counts().get("LlamaForCausalLM.model.rotary_emb", {}).values())
+    counted = counter.get_total_flops() - angles
+    assert counted == round(got.linear + core + got.head + margins)
 
 
 @every_family

@@ -9,7 +9,8 @@ from torch import nn
 from skipgpt.config import ALL_LINEAR, LoraStage
 from skipgpt.errors import ConfigError
 from skipgpt.model.linear import has_widths
-from skipgpt.model.surgery import routed_layers
+from skipgpt.model.surgery import routed_layers, take_the_dial
+from skipgpt.model.trace import routing_state
 
 
 def with_lora(model: Any, stage: LoraStage) -> Any:
@@ -30,7 +31,11 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
         target_modules=target_names(model, stage),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapter)
+    wrapped = get_peft_model(model, adapter)
+    if routed_layers(model):
+        # PEFT calls the forward of the model in it, past its hooks.
+        take_the_dial(wrapped, routing_state(model))
+    return wrapped
 
 
 def check_targets(model: nn.Module, stage: LoraStage) -> None:
