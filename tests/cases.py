@@ -18,6 +18,7 @@ from conftest import LONG
 from skipgpt.config import RouterConfig
 from skipgpt.model.families import FAMILIES
 from skipgpt.model.surgery import add_routers, stand_ins
+from skipgpt.model.trace import routing_state
 from skipgpt.routing.decision import Decision, ModuleDecision, Site
 
 # Float32 has a relative precision of 1.2e-7. Logits here reach 10, residual streams 30, and a few
@@ -46,6 +47,8 @@ def routed(family: str = "llama", attention: str | None = None, **router: object
     for stand_in in stand_ins(model).values():
         for parameter in stand_in.parameters():
             nn.init.normal_(parameter, std=0.2)
+    # Where nothing is said: what is made to be fast is what is tested.
+    routing_state(model).execution = "sparse"
     return model.eval()
 
 

@@ -30,6 +30,7 @@ settings.load_profile("long" if LONG else "seeded")
 def _seeded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.manual_seed(0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SKIPGPT_CACHE", str(tmp_path / "cache"))
 
 
 def tiny_base(model_type: str = "llama", seed: int = 0, **changes: object) -> torch.nn.Module:

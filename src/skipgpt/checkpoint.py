@@ -96,7 +96,7 @@ def load(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> tuple[Any, Any]:
-    """A checkpoint's model, in evaluation mode and `sparse` execution, and its tokenizer.
+    """A checkpoint's model, in evaluation mode and execution `auto`, and its tokenizer.
 
     Args:
         folder: a checkpoint folder, or a hub id of one.

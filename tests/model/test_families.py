@@ -286,7 +286,7 @@ def test_an_unknown_execution_is_refused() -> None:
     with pytest.raises(ConfigError) as caught, execution(routed(), "fast"):
         pytest.fail("the block must not be entered")
     assert str(caught.value) == (
-        "choosing the execution: got 'fast'; expected dense, gated or sparse"
+        "choosing the execution: got 'fast'; expected dense, gated, sparse or auto"
     )
 
 

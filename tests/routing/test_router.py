@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from skipgpt.config import RouterConfig
+from skipgpt.routing.collapsed import CollapsedRouters
 from skipgpt.routing.router import (
     KEEP,
     SKIP,
@@ -10,7 +11,6 @@ from skipgpt.routing.router import (
     MLPRouter,
     Router,
     build_router,
-    margins,
     mean_of_rows,
     router_input,
     set_constant,
@@ -37,15 +37,6 @@ def test_the_margin_is_the_keep_logit_minus_the_skip_logit(head: str) -> None:
     torch.testing.assert_close(
         made.margin(hidden), logits[..., 0] - logits[..., 1], rtol=1e-5, atol=2e-5
     )
-
-
-@pytest.mark.parametrize("heads", [(a, b) for a in HEADS for b in HEADS])
-def test_two_routers_together_answer_as_each_alone(heads: tuple[str, str]) -> None:
-    first, second = map(router, heads)
-    hidden = torch.randn(2, 7, 32)
-    together = margins(first, second, hidden)
-    for both, alone in zip(together, (first, second), strict=True):
-        torch.testing.assert_close(both, alone.margin(hidden), rtol=1e-5, atol=2e-5)
 
 
 def test_the_linear_head_is_one_map_and_the_mlp_head_the_authors_two() -> None:
@@ -121,7 +112,7 @@ def test_a_float32_router_reads_a_bfloat16_stream_in_float32(head: str) -> None:
     made, hidden = router(head), torch.randn(2, 7, 32).bfloat16()
     assert made.margin(hidden).dtype == torch.float32
     assert torch.equal(made.margin(hidden), made.margin(hidden.float()))
-    both = margins(made, LinearRouter(32), hidden)
+    both = CollapsedRouters().margins(hidden, made, LinearRouter(32))
     assert [each.dtype for each in both] == [torch.float32] * 2
 
 

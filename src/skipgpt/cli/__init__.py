@@ -19,6 +19,7 @@ from skipgpt.cli import (
     export,
     families,
     generate,
+    profile,
     show,
     train,
 )
@@ -32,7 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, train, evaluate, compare, bench, generate, convert, export, show, families):
+for verb in (
+    demo, train, evaluate, compare, bench, profile, generate, convert, export, show, families,
+):  # fmt: skip
     app.command(verb.NAME, help=verb.HELP)(verb.run)
 
 

@@ -26,7 +26,7 @@ def run(
     block_size: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
     max_documents: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
-    execution: Annotated[str, typer.Option(help="dense, gated or sparse.")] = "sparse",
+    execution: Annotated[str, typer.Option(help="dense, gated, sparse or auto.")] = "auto",
     base: options.BaseOverride = None,
     as_json: options.Json = False,
     seed: options.Seed = 0,

@@ -22,24 +22,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from skipgpt.model.family import has
+from skipgpt.model import packed_attention
+from skipgpt.model.packed_attention import PackedQueries
 
 if TYPE_CHECKING:
     from skipgpt.model.layer import RoutedLayer
 
-NAME = "skipgpt_causal_blocks"
 BLOCK = 64
 """Queries a block: small wastes less, large calls less. Best on a CPU at 512 and 2,048 keys."""
 
 
 @dataclass(frozen=True, eq=False)
-class CausalQueries:
+class CausalQueries(PackedQueries):
     """In the place of a mask: each query sees the keys up to its own position.
 
     Attributes:
         columns: [B, N], the positions.
     """
 
+    attention = "skipgpt_causal_blocks"
     columns: Tensor
 
     def blocks(self) -> Iterator[tuple[slice, int, Tensor]]:
@@ -53,37 +54,9 @@ class CausalQueries:
             start += part.shape[1]
 
 
-class BlockwiseConfig:
-    """The config of an attention module, except that it asks for attention in blocks."""
-
-    _attn_implementation = NAME
-
-    def __init__(self, config: Any) -> None:
-        self._config = config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
-
-
 def suits(layer: RoutedLayer, mask: Any) -> bool:
-    """Whether attention of a layer can run in blocks: with sdpa, plainly causal, on a CPU.
-
-    On other devices the number of keys of each block would have to be waited for.
-    """
-    attn = getattr(layer, layer.family.attn)
-    if mask is not None or torch.is_grad_enabled() or not has(attn, "config"):
-        return False
-    asks = "ALL_ATTENTION_FUNCTIONS" in type(attn).forward.__code__.co_names
-    weight: Tensor = next(attn.parameters())
-    return asks and weight.device.type == "cpu" and attn.config._attn_implementation == "sdpa"
-
-
-def register() -> None:
-    """Make the name known to transformers; again and again does no harm."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+    """Whether attention of a layer can run in blocks: a function of ours, plainly causal."""
+    return mask is None and packed_attention.suits(layer)
 
 
 def attend(
@@ -93,6 +66,7 @@ def attend(
     value: Tensor,
     attention_mask: CausalQueries,
     scaling: float | None = None,
+    dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention [B, N, H, size] of queries [B, H, N, size] to keys [B, heads, S, size]."""
@@ -102,6 +76,7 @@ def attend(
             key[:, :, :end],
             value[:, :, :end],
             attn_mask=mask,
+            dropout_p=dropout,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )

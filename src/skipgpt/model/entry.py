@@ -41,7 +41,7 @@ def begin_forward(
     given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
     mask, inputs = given.get("attention_mask"), given.get("input_ids")
     inputs = given.get("inputs_embeds") if inputs is None else inputs
-    state.real = None
+    state.real, state.may_pack = None, True
     if not isinstance(inputs, Tensor):
         return args, kwargs
     if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -49,14 +49,21 @@ def begin_forward(
     if state.execution == "dense":
         return args, kwargs
     config: Any = decoder.config
-    _refuse_what_skipping_cannot_give(state, config, given)
+    _refuse_unmasked(config, given)
+    if obstacle := _obstacle(state, config, given):
+        if state.execution != "auto" or state.config.kv == "skip":
+            raise obstacle
+        state.may_pack = False
     cache, used = given.get("past_key_values"), given.get("use_cache")
     caches = getattr(config, "use_cache", False) if used is None else used
     if cache is None and not (caches and state.config.kv == "skip"):
         return args, kwargs
     from skipgpt.model.cache_policy import fitting_cache
+    from skipgpt.model.roomy_cache import make_room
 
     fit = fitting_cache(cache, state.config.kv, config, layers, len(inputs))
+    if state.execution in ("sparse", "auto"):
+        make_room(fit)
     return (args, kwargs) if fit is cache else ((), given | {"past_key_values": fit})
 
 
@@ -81,57 +88,64 @@ def give_back_sparsity(state: RoutingState, *_: Any) -> None:
         state.rule, state.outer_rule = state.outer_rule, None
 
 
-def _refuse_what_skipping_cannot_give(
-    state: RoutingState, config: Any, given: dict[str, Any]
-) -> None:
-    """Raise where a result would be silently wrong or empty.
+def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> ConfigError | None:
+    """What was asked for that only a run of all tokens can give, if anything."""
+    packs = state.execution in ("sparse", "auto")
+    skips = packs or state.config.kv == "skip"
 
-    Raises:
-        ConfigError: it would.
-    """
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    def asked(name: str) -> bool:
+        wish = given.get(name)
+        return bool(getattr(config, name, False) if wish is None else wish)
 
-    skips = state.execution == "sparse" or state.config.kv == "skip"
-    # A paged cache comes under this name, and with a mask of its own; attention itself writes it.
-    paged = given.get("cache") is not None
-    if paged and skips:
-        raise ConfigError(
+    if skips and _is_paged(given):
+        return ConfigError(
             "running kept tokens only",
             got="continuous batching, whose cache attention itself writes",
             expected="a cache that is written for all tokens",
             todo='use `generate`, or execution "gated" with kv="dense"',
         )
-    if not paged and config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
-        # Transformers would make no mask at all, and padding would be attended to.
-        raise ConfigError(
-            "running a routed model",
-            got=f"attn_implementation {config._attn_implementation!r} without a mask function",
-            expected="one that AttentionMaskInterface knows",
-            todo="register its mask with transformers.AttentionMaskInterface.register",
-        )
-    asked = given.get("output_attentions")
-    if state.execution == "sparse" and (
-        getattr(config, "output_attentions", False) if asked is None else asked
-    ):
-        raise ConfigError(
+    if packs and asked("output_attentions"):
+        return ConfigError(
             "running kept tokens only",
             got="output_attentions=True",
             expected="weights of all tokens to exist",
             todo='run the model with execution "gated" or "dense" for that',
         )
-    if state.execution == "sparse" and given.get(
-        "output_router_logits", getattr(config, "output_router_logits", False)
-    ):
-        raise ConfigError(
+    if packs and asked("output_router_logits"):
+        return ConfigError(
             "running kept tokens only",
             got="output_router_logits=True",
             expected="experts to be chosen for all tokens",
             todo='run the model with execution "gated" or "dense" for that',
         )
     if skips and config._attn_implementation not in _PACKABLE:
-        raise ConfigError(
+        return ConfigError(
             "running attention for kept tokens only",
             got=f"attn_implementation {config._attn_implementation!r}",
             expected="one whose masks have rows to take: " + ", ".join(_PACKABLE),
             todo='load the model with attn_implementation="sdpa"',
         )
+    return None
+
+
+def _refuse_unmasked(config: Any, given: dict[str, Any]) -> None:
+    """Raise where transformers would make no mask at all, and padding would be attended to.
+
+    Raises:
+        ConfigError: it would.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    known = ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()
+    if not _is_paged(given) and config._attn_implementation not in known:
+        raise ConfigError(
+            "running a routed model",
+            got=f"attn_implementation {config._attn_implementation!r} without a mask function",
+            expected="one that AttentionMaskInterface knows",
+            todo="register its mask with transformers.AttentionMaskInterface.register",
+        )
+
+
+def _is_paged(given: dict[str, Any]) -> bool:
+    """Whether a paged cache comes, under a name and with a mask of its own."""
+    return given.get("cache") is not None

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from skipgpt.model import parts
-from skipgpt.model.causal_blocks import BlockwiseConfig, CausalQueries
 from skipgpt.model.family import has
 from skipgpt.model.linear import in_width, is_plain, out_width, some_outputs
+from skipgpt.model.packed_attention import PackedConfig, PackedQueries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any])
     """
     family = layer.family
     attn, cache = getattr(layer, family.attn), arguments[family.cache]
-    replaced: dict[str, Any] = dict(_zeros(layer, family.query))
+    replaced = _blank(layer, family.query)
     fused = _FusedKeys(layer) if family.fused else None
     if fused is not None:
         replaced[family.fused] = fused
@@ -91,14 +91,14 @@ def kept_queries(
     """
     family = layer.family
     attn = getattr(layer, family.attn)
-    replaced: dict[str, Any] = dict(_zeros(layer, family.key_value))
+    replaced = _blank(layer, family.key_value)
     if family.fused:
         whole = found.fused
         replaced[family.fused] = (
             functools.partial(_fused_queries, layer) if whole is None else lambda _: take(whole)
         )
-    if isinstance(arguments["attention_mask"], CausalQueries):
-        replaced["config"] = BlockwiseConfig(attn.config)
+    if isinstance(queries := arguments["attention_mask"], PackedQueries):
+        replaced["config"] = PackedConfig(attn.config, queries.attention)
     supply = _Supply(arguments[family.cache], found)
     return parts.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, replaced))
 
@@ -187,8 +187,19 @@ def _fused_queries(layer: RoutedLayer, rows: Tensor) -> Tensor:
     return nn.functional.pad(queries, (0, out_width(projection) - queries.shape[-1]))
 
 
-def blank_widths(layer: RoutedLayer) -> dict[str, int]:
-    """How wide the zeros are that take the place of each projection: one head where that will do.
+class Blank:
+    """Takes the place of a projection: zeros, of fewer outputs."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Zeros [..., width] for rows [..., D]."""
+        return rows.new_zeros(*rows.shape[:-1], self.width)
+
+
+def blanks(layer: RoutedLayer) -> dict[str, Blank]:
+    """What takes the place of each projection of a half: zeros one head wide where that will do.
 
     They are turned by rotary embeddings and thrown away, so their width is time lost. All heads
     are needed where a norm spans them or each has its own, or where heads are of several sizes.
@@ -201,17 +212,11 @@ def blank_widths(layer: RoutedLayer) -> dict[str, int]:
     names = [name for name in (*family.query, *family.key_value) if has(attn, name)]
     widths = {name: out_width(getattr(attn, name)) for name in names}
     narrow = {w for w in widths.values() if size and w % size == 0 and w not in norms}
-    return {name: size if width in narrow else width for name, width in widths.items()}
+    return {name: Blank(size if each in narrow else each) for name, each in widths.items()}
 
 
-def _zeros(layer: RoutedLayer, names: tuple[str, ...]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Stand-ins for projections."""
-
-    def blank(width: int) -> Callable[[Tensor], Tensor]:
-        return lambda rows: rows.new_zeros(*rows.shape[:-1], width)
-
-    widths = layer.attn_blanks
-    return {name: blank(widths[name]) for name in names if name in widths}
+def _blank(layer: RoutedLayer, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: layer.attn_blanks[name] for name in names if name in layer.attn_blanks}
 
 
 def query_width(layer: RoutedLayer) -> int:

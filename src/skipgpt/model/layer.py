@@ -21,10 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.model import gated, sparse
+from skipgpt.model.adaptive import Packing, packs
 from skipgpt.model.family import Family
+from skipgpt.model.halves import Blank
 from skipgpt.model.trace import RoutingState, Step
+from skipgpt.routing.collapsed import CollapsedRouters
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
-from skipgpt.routing.router import Router, margins, mean_of_rows, router_input
+from skipgpt.routing.router import Router, mean_of_rows, router_input
 from skipgpt.routing.stand_in import StandIn
 
 TWINS = {"gated": gated, "sparse": sparse}
@@ -39,7 +42,9 @@ class RoutedLayer(nn.Module):
     family: Family
     routing: RoutingState
     attn_arguments: frozenset[str] | None
-    attn_blanks: dict[str, int]
+    attn_blanks: dict[str, Blank]
+    packing: Packing
+    collapsed: CollapsedRouters
     attn_router: Router
     mlp_router: Router
     attn_stand_in: StandIn | None
@@ -61,18 +66,19 @@ class RoutedLayer(nn.Module):
         arguments = dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
-        twin = TWINS[self.routing.execution]
         parallel = self.family.is_parallel(self)
         apart = parallel and self.family.sums_first
         entering = hidden_states
 
         attn, mlp = self._decide(entering)
         stream = torch.zeros_like(entering) if apart else entering
+        twin = self._twin("attn", entering, attn, arguments)
         stream = twin.attention(self, stream, entering, attn, arguments)
         if self.attn_stand_in:
             stream = twin.stand_in(self.attn_stand_in, stream, entering, attn)
         read = entering if parallel else stream
         mlp = mlp or self._decide_mlp(read)
+        twin = self._twin("mlp", read, mlp, arguments)
         stream = twin.mlp(self, stream, read, mlp)
         if self.mlp_stand_in:
             stream = twin.stand_in(self.mlp_stand_in, stream, read, mlp)
@@ -80,6 +86,16 @@ class RoutedLayer(nn.Module):
 
         self._record(Decision(attn, mlp))
         return (stream, None) if self.family.returns_tuple else stream
+
+    def _twin(
+        self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]
+    ) -> Any:
+        """The execution of one module."""
+        kind: str = self.routing.execution
+        if kind == "auto":
+            saves = packs(self, module, entering, decision.keep, arguments)
+            kind = "sparse" if saves else "gated"
+        return TWINS[kind]
 
     def _decide(self, entering: Tensor) -> tuple[ModuleDecision, ModuleDecision | None]:
         """Both decisions from the stream that enters the layer, or attention's alone."""
@@ -90,7 +106,7 @@ class RoutedLayer(nn.Module):
             return both, both
         if config.input == "module_input":
             return self._rule(self.attn_router.margin(read), "attn"), None
-        attn, mlp = margins(self.attn_router, self.mlp_router, read)
+        attn, mlp = self.collapsed.margins(read, self.attn_router, self.mlp_router)
         return self._rule(attn, "attn"), self._rule(mlp, "mlp")
 
     def _decide_mlp(self, read: Tensor) -> ModuleDecision:

@@ -11,20 +11,32 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
-from skipgpt.model import causal_blocks
+from skipgpt.model import batch_rows, causal_blocks, packed_attention
+from skipgpt.model.adaptive import Packing
+from skipgpt.model.batch_rows import RowQueries
+from skipgpt.model.causal_blocks import CausalQueries
 from skipgpt.model.entry import begin_forward, give_back_sparsity, take_sparsity
 from skipgpt.model.families import family_of
-from skipgpt.model.halves import blank_widths
+from skipgpt.model.halves import blanks
 from skipgpt.model.layer import RoutedLayer, routed_class
 from skipgpt.model.names import ROUTING_PARTS, kind_of
 from skipgpt.model.parts import attention_arguments
 from skipgpt.model.quantized import make_safe
 from skipgpt.model.trace import MODULES, RoutingState
+from skipgpt.routing.collapsed import CollapsedRouters
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import Router, build_router
 from skipgpt.routing.stand_in import StandIn
 
-_ADDED = ("index", "family", "routing", "attn_arguments", "attn_blanks", *ROUTING_PARTS)
+_ADDED = (
+    "index",
+    "family",
+    "routing",
+    "attn_arguments",
+    "attn_blanks",
+    "collapsed",
+    *ROUTING_PARTS,
+)
 """What a routed layer has beside what its family's layer has."""
 
 _HOOKS = ("take_hook", "back_hook", "begin_hook")
@@ -65,7 +77,11 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             "reading stand_in", got=str(rank), expected=f"at most {width}, the width of the model"
         )
     make_safe(model, "adding routers to a quantised model")
-    causal_blocks.register()
+    for queries, function in (
+        (CausalQueries, causal_blocks.attend),
+        (RowQueries, batch_rows.attend),
+    ):
+        packed_attention.register(queries.attention, function)
     state = RoutingState(config or RouterConfig())
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]
@@ -74,7 +90,8 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         layer.__class__ = routed_class(layer_class)
         layer.index, layer.family, layer.routing = index, family, state
         layer.attn_arguments = attention_arguments(getattr(layer, family.attn))
-        layer.attn_blanks = blank_widths(layer)
+        layer.attn_blanks = blanks(layer)
+        layer.packing, layer.collapsed = Packing(layer), CollapsedRouters()
         for module in MODULES:
             router = build_router(state.config, width).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)

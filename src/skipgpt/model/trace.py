@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
+from skipgpt.machine import Machine, known
 from skipgpt.routing.budget import keep_ratio
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.routing.decision import Decision, DecisionRule, Module, Site, Threshold
 
-Execution = Literal["dense", "gated", "sparse"]
+Execution = Literal["dense", "gated", "sparse", "auto"]
 MODULES: tuple[Module, Module] = ("attn", "mlp")
 
 
@@ -32,20 +33,32 @@ class RoutingState:
         config: what the routers are.
         rule: how margins become decisions.
         execution: `dense` ignores the routers, `gated` runs all and multiplies, `sparse` runs
-            kept tokens only.
+            kept tokens only, `auto` is `gated` or `sparse` in each module as time is saved.
         curve: thresholds by sparsity, once calibrated.
         real: [B, T] bool of the forward under way, False at padding; None where all are real.
         trace: where decisions are recorded; None where nobody asked.
         outer_rule: what decides again after a forward that was given a sparsity of its own.
+        may_pack: False where something was asked of the forward under way that only a run of all
+            tokens can give.
+        machines: what is known of each device and dtype that a forward ran in.
     """
 
     config: RouterConfig
     rule: DecisionRule = field(default_factory=Threshold)
-    execution: Execution = "sparse"
+    execution: Execution = "auto"
     curve: CalibrationCurve | None = None
     real: Tensor | None = None
     trace: Trace | None = None
     outer_rule: DecisionRule | None = None
+    may_pack: bool = True
+    machines: dict[tuple[torch.device, torch.dtype], Machine] = field(default_factory=dict)
+
+    def machine(self, read: Tensor) -> Machine:
+        """What is known of the device that a tensor is on; looked up once."""
+        key = read.device, read.dtype
+        if key not in self.machines:
+            self.machines[key] = known(*key)
+        return self.machines[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,14 +184,14 @@ def record_routing(model: nn.Module) -> Iterator[Trace]:
 
 @contextmanager
 def execution(model: nn.Module, kind: Execution) -> Iterator[None]:
-    """Run the model `dense`, `gated` or `sparse` inside the block.
+    """Run the model `dense`, `gated`, `sparse` or `auto` inside the block.
 
     Raises:
         ConfigError: the model has no routers, or the kind is unknown.
     """
-    if kind not in ("dense", "gated", "sparse"):
+    if kind not in get_args(Execution):
         raise ConfigError(
-            "choosing the execution", got=repr(kind), expected="dense, gated or sparse"
+            "choosing the execution", got=repr(kind), expected="dense, gated, sparse or auto"
         )
     with _changed(routing_state(model), execution=kind):
         yield

@@ -144,10 +144,10 @@ class RandomRoutes:
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
-        uniform = torch.rand(margin.shape, device=margin.device)
         given = self.sparsity
         share = given[site] if isinstance(given, Mapping) else given
-        return ModuleDecision.hard(uniform >= share, margin)
+        keep = torch.empty(margin.shape, dtype=torch.bool, device=margin.device)
+        return ModuleDecision.hard(keep.bernoulli_(1 - share), margin)
 
 
 RuleAt = Callable[[float], DecisionRule]

@@ -99,16 +99,6 @@ def divided_by_rms(hidden: Tensor) -> Tensor:
     return (hidden.float() * scale).to(hidden.dtype)
 
 
-def margins(first: Router, second: Router, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Margins of two routers that read the same input, in one product where both are linear."""
-    if isinstance(first, MLPRouter) or isinstance(second, MLPRouter):
-        return first.margin(hidden), second.margin(hidden)
-    weight = torch.stack([r.weight[KEEP] - r.weight[SKIP] for r in (first, second)])
-    bias = torch.stack([r.bias[KEEP] - r.bias[SKIP] for r in (first, second)])
-    both = linear(hidden.to(weight.dtype), weight, bias)
-    return both[..., 0], both[..., 1]
-
-
 def mean_of_rows(margin: Tensor, real: Tensor | None) -> Tensor:
     """The mean margin [B, 1] of the real tokens of each row of margins [B, T]."""
     if real is None:

@@ -1,0 +1,46 @@
+"""skipgpt profile."""
+
+from __future__ import annotations
+
+from skipgpt.cli import options
+
+NAME = "profile"
+HELP = """Measure this machine once, so that models know where packing tokens pays.
+
+Takes a few seconds; the figures go to the cache folder of the user ($SKIPGPT_CACHE, else
+$XDG_CACHE_HOME/skipgpt, else ~/.cache/skipgpt), one file a device, dtype and number of threads.
+Without them execution `auto` goes by the figures of a common machine. Nothing else should run
+meanwhile.
+""" + options.examples("skipgpt profile", "skipgpt profile --device cuda --dtype bfloat16 --json")
+
+
+def run(
+    as_json: options.Json = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Measure, keep, print."""
+    options.begin(quiet=quiet, seed=seed)
+    import dataclasses
+
+    import torch
+
+    from skipgpt.benchmark.profile import profile_machine
+    from skipgpt.machine import keep
+    from skipgpt.model.base import check_device, choose_dtype
+
+    kind = choose_dtype(dtype, check_device(device))
+    where = torch.device(device)
+    machine = profile_machine(where, kind)
+    path = keep(machine, where, kind)
+    lines = [
+        f"products       {machine.flops / 1e9:,.0f} GFLOP/s",
+        f"weights        {machine.bandwidth / 1e9:,.1f} GB/s",
+        f"packing        {machine.attn_packing * 1e6:,.0f} µs for attention, "
+        f"{machine.mlp_packing * 1e6:,.0f} µs for an MLP",
+        f"kept in {path}",
+    ]
+    options.emit({**dataclasses.asdict(machine), "path": str(path)}, as_json, "\n".join(lines))

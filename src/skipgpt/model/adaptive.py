@@ -1,0 +1,87 @@
+"""Execution `auto`: each module packs its kept tokens where that saves time, else runs them all.
+
+The result is the same, since its twins agree. A token alone is never packed: it runs a module or
+it does not. Of several tokens, packing saves the products of those that skip and costs looking
+them up, taking and putting back rows. Few tokens, small modules, and batches whose weights are
+read for one token anyway do not pay.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from skipgpt.model.family import has
+from skipgpt.routing.decision import Module
+
+if TYPE_CHECKING:
+    from skipgpt.machine import Machine
+    from skipgpt.model.layer import RoutedLayer
+
+
+class Packing:
+    """What packing is worth in one layer.
+
+    Args:
+        layer: whose modules are counted.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        family, attn = layer.family, getattr(layer, layer.family.attn)
+        projections = (*family.query, family.fused, family.output)
+        parts = {
+            "attn": [getattr(attn, name) for name in projections if name and has(attn, name)],
+            "mlp": [getattr(layer, family.mlp)],
+        }
+        self._weights = {
+            module: sum(p.numel() for each in chosen for p in each.parameters())
+            for module, chosen in parts.items()
+        }
+
+    def pays(
+        self, machine: Machine, module: Module, entering: Tensor, keep: Tensor, cached: int = 0
+    ) -> bool:
+        """Whether running only the tokens of keep [B, T] is worth packing them.
+
+        Args:
+            machine: where it runs.
+            module: whose tokens they are.
+            entering: [B, T, D], what would be packed.
+            keep: [B, T] bool.
+            cached: bytes of keys and values that are read if all tokens attend.
+        """
+        tokens, number_bytes = keep.numel(), entering.element_size()
+        # Elsewhere counting would have to be waited for; some tokens will skip.
+        kept = int(keep.sum()) if keep.device.type == "cpu" else tokens // 2
+        if kept in (0, tokens):
+            return True
+        weights = self._weights[module]
+        saved = machine.product_seconds(weights, tokens, number_bytes)
+        saved -= machine.product_seconds(weights, kept, number_bytes)
+        saved += cached * (1 - kept / tokens) / machine.bandwidth
+        moved = 2 * (tokens + kept) * entering.shape[-1] * number_bytes / machine.bandwidth
+        fixed = machine.mlp_packing if module == "mlp" else machine.attn_packing
+        return saved > fixed + moved
+
+
+def packs(
+    layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
+) -> bool:
+    """Whether a layer in execution `auto` runs only the tokens of keep [B, T]."""
+    state = layer.routing
+    if not state.may_pack:
+        return False
+    if keep.numel() == 1 or state.config.kv == "skip":
+        return True
+    cached = 0
+    if module == "attn" and keep.shape[1] == 1:
+        cached = _cached_bytes(arguments[layer.family.cache], layer.index)
+    return layer.packing.pays(state.machine(entering), module, entering, keep, cached)
+
+
+def _cached_bytes(cache: Any, index: int) -> int:
+    """Of a layer's keys and values, where the cache has them as tensors."""
+    layers = getattr(cache, "layers", ())
+    keys = getattr(layers[index], "keys", None) if index < len(layers) else None
+    return 2 * keys.numel() * keys.element_size() if isinstance(keys, Tensor) else 0

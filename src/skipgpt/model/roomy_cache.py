@@ -1,0 +1,90 @@
+"""A cache layer that leaves room for the tokens to come.
+
+`DynamicLayer` copies all keys and values of a layer for each new token. That takes as long whether
+a token skips attention or not: at 2,048 tokens as long as a module of a small model. With room at
+the end only the new ones are written; what is read, cropped or reordered is a view as before.
+
+Shapes: B batch, S cached tokens, n new tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+STEP = 64
+"""Tokens of room at least; an eighth of what is held where that is more."""
+
+
+class Room:
+    """One tensor with space after its rows."""
+
+    def __init__(self) -> None:
+        self._whole: Tensor | None = None
+        self._held: Tensor | None = None
+
+    def append(self, held: Tensor, new: Tensor) -> Tensor:
+        """Keys [B, heads, S + n, size], in place where `held` is what this returned last.
+
+        Args:
+            held: [B, heads, S, size].
+            new: [B, heads, n, size].
+        """
+        start, end = held.shape[2], held.shape[2] + new.shape[2]
+        whole = self._whole
+        if (
+            whole is None
+            # Cropped, reordered or moved since: what is left of it may be seen elsewhere.
+            or held is not self._held
+            or end > whole.shape[2]
+            or (whole.is_inference() and not torch.is_inference_mode_enabled())
+        ):
+            room = end + max(STEP, end // 8)
+            whole = held.new_empty(*held.shape[:2], room, held.shape[3])
+            whole[:, :, :start] = held
+        whole[:, :, start:end] = new
+        self._whole, self._held = whole, whole[:, :, :end]
+        return self._held
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A `DynamicLayer` in all but how it grows."""
+
+    keys: Tensor
+    values: Tensor
+    rooms: tuple[Room, Room]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, heads, n, size]; returns all of them."""
+        # A tensor that autograd has recorded must not be written to. What does not fit is left
+        # to torch.cat to complain of.
+        if torch.is_grad_enabled() or not _fits(self, key_states):
+            held: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return held
+        keys, values = self.rooms
+        self.keys = keys.append(self.keys, key_states)
+        self.values = values.append(self.values, value_states)
+        return self.keys, self.values
+
+
+def _fits(layer: DynamicLayer, new: Tensor) -> bool:
+    if not layer.get_seq_length():
+        return False
+    held: Tensor = layer.keys
+    alike = held.dtype == new.dtype and held.shape[:2] == new.shape[:2]
+    return alike and held.shape[3] == new.shape[3]
+
+
+def make_room(cache: Any) -> None:
+    """Turn the plain layers of a `DynamicCache` into layers with room, in place."""
+    if type(cache) is not DynamicCache or cache.offloading:
+        return
+    for layer in cache.layers:
+        if type(layer) is DynamicLayer:
+            layer.__class__ = RoomyLayer
+            layer.rooms = Room(), Room()

@@ -1,0 +1,152 @@
+"""Execution `auto`: whichever twin is faster, and the same result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import CLOSE, ONE_ROW, Inputs, base, every_batch, every_layout, routed
+from skipgpt.errors import ConfigError
+from skipgpt.machine import Machine
+from skipgpt.model import layer as layers
+from skipgpt.model.adaptive import Packing
+from skipgpt.model.surgery import add_routers, routed_layers
+from skipgpt.model.trace import deciding, execution, record_routing, routing_state
+from skipgpt.routing.decision import Forced, Site
+
+SLOW = Machine(flops=1.0, bandwidth=1e12, mlp_packing=0.0, attn_packing=0.0)
+"""Products take all the time there is: packing pays."""
+QUICK = Machine(flops=1e30, bandwidth=1e30, mlp_packing=1.0, attn_packing=1.0)
+"""Products take none: it does not."""
+
+
+def auto(family: str, machine: Machine) -> nn.Module:
+    model = routed(family)
+    state = routing_state(model)
+    state.execution = "auto"
+    state.machines[torch.device("cpu"), torch.float32] = machine
+    return model
+
+
+class Watch:
+    """A twin that counts its calls."""
+
+    def __init__(self, twin: object) -> None:
+        self.calls, self._twin = 0, twin
+
+    def __getattr__(self, name: str) -> object:
+        self.calls += 1
+        return getattr(self._twin, name)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Watch]:
+    twins = {name: Watch(twin) for name, twin in layers.TWINS.items()}
+    monkeypatch.setattr(layers, "TWINS", twins)
+    return twins
+
+
+def test_auto_is_what_a_model_gets() -> None:
+    assert routing_state(add_routers(base())).execution == "auto"
+
+
+@every_layout
+@every_batch
+@pytest.mark.parametrize("machine", [SLOW, QUICK])
+@torch.no_grad()
+def test_it_gives_what_its_twins_give(family: str, inputs: Inputs, machine: Machine) -> None:
+    model = auto(family, machine)
+    got = model(**inputs.given).logits
+    with execution(model, "gated"):
+        expected = model(**inputs.given).logits
+    for row, real in enumerate(inputs.real):
+        chosen = real.bool()
+        torch.testing.assert_close(got[row, chosen], expected[row, chosen], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("machine", "used", "unused"), [(SLOW, "sparse", "gated"), (QUICK, "gated", "sparse")]
+)
+@torch.no_grad()
+def test_it_packs_where_products_take_long(
+    machine: Machine, used: str, unused: str, watched: dict[str, Watch]
+) -> None:
+    model = auto("llama", machine)
+    model(ONE_ROW.given["input_ids"])
+    assert watched[used].calls
+    assert not watched[unused].calls
+
+
+@torch.no_grad()
+def test_a_token_alone_is_never_packed_or_multiplied(watched: dict[str, Watch]) -> None:
+    model = auto("llama", QUICK)
+    model(ONE_ROW.given["input_ids"][:, :1])
+    assert not watched["gated"].calls
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@torch.no_grad()
+def test_all_or_none_needs_no_packing(keep: bool, watched: dict[str, Watch]) -> None:
+    model = auto("llama", QUICK)
+    with deciding(model, Forced(default=keep)):
+        model(ONE_ROW.given["input_ids"])
+    assert not watched["gated"].calls
+
+
+def keeping(kept: int, tokens: int) -> Tensor:
+    return torch.arange(tokens)[None] < kept
+
+
+def test_packing_pays_from_some_share_of_skipped_tokens_on() -> None:
+    layer = routed_layers(routed("llama"))[0]
+    packing, read = Packing(layer), torch.zeros(1, 64, 32)
+    # 64 rows of the MLP take 2 * 64 * its weights; the fixed price is that of a quarter of them.
+    weights = sum(p.numel() for p in layer.mlp.parameters())
+    machine = Machine(1.0, 1e30, mlp_packing=2 * 16 * weights, attn_packing=0.0)
+    pays = [packing.pays(machine, "mlp", read, keeping(kept, 64)) for kept in (63, 50, 46, 10)]
+    assert pays == [False, False, True, True]
+    moving = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
+    assert not packing.pays(moving, "mlp", read, keeping(10, 64))
+
+
+def test_weights_that_are_read_for_one_token_are_read_for_all() -> None:
+    layer = routed_layers(routed("llama"))[0]
+    packing, read = Packing(layer), torch.zeros(8, 1, 32)
+    bound_by_reading = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
+    keep = torch.tensor([[True], *[[False]] * 7])
+    assert not packing.pays(bound_by_reading, "mlp", read, keep)
+    assert packing.pays(bound_by_reading, "mlp", read, torch.zeros_like(keep))
+
+
+def test_what_only_a_run_of_all_tokens_can_give_is_given() -> None:
+    model = routed("llama", "eager")
+    ids = ONE_ROW.given["input_ids"]
+    with pytest.raises(ConfigError, match="output_attentions"):
+        model(ids, output_attentions=True)
+    routing_state(model).execution = "auto"
+    with torch.no_grad(), record_routing(model) as trace:
+        output = model(ids, output_attentions=True)
+        assert trace.sparsity() > 0
+        torch.testing.assert_close(model(ids).logits, output.logits, **CLOSE)
+    assert output.attentions[0].shape[-2:] == (ids.shape[1], ids.shape[1])
+    assert routing_state(model).may_pack
+
+
+@torch.no_grad()
+def test_forced_sites_are_skipped_in_auto() -> None:
+    model = auto("llama", SLOW)
+    with deciding(model, Forced({Site(0, "mlp"): False})), record_routing(model) as trace:
+        model(ONE_ROW.given["input_ids"])
+    assert trace.keep_ratios()[Site(0, "mlp")] == 0.0
+
+
+@torch.no_grad()
+def test_sequences_that_skip_attention_pay_where_their_keys_are_many() -> None:
+    layer = routed_layers(routed("llama"))[0]
+    packing, read = Packing(layer), torch.zeros(4, 1, 32)
+    keep = torch.tensor([[True], [False], [True], [False]])
+    machine = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
+    moved = 2 * 6 * 32 * 4
+    for cached, expected in ((2 * moved - 8, False), (2 * moved + 8, True)):
+        assert packing.pays(machine, "attn", read, keep, cached) is expected
