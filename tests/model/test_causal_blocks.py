@@ -58,13 +58,18 @@ def test_a_familys_sparse_prefill_in_blocks_equals_gated(
     torch.testing.assert_close(logits[1], logits[2], **CLOSE)
 
 
-def test_blocks_are_for_plainly_causal_attention_without_gradients() -> None:
+def test_blocks_are_for_plainly_causal_attention() -> None:
     layer, mask = routed_layers(routed("llama"))[0], torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    with torch.no_grad():
-        assert suits(layer, None)
-        assert not suits(layer, mask)
-        assert not suits(routed_layers(routed("llama", "eager"))[0], None)
-    assert not suits(layer, None)
+    assert suits(layer, None)
+    assert not suits(layer, mask)
+    assert not suits(routed_layers(routed("llama", "eager"))[0], None)
+
+
+def test_blocks_pass_on_dropout() -> None:
+    columns = torch.tensor([[0, 2, 3]])
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 4, 8)
+    got, _ = attend(None, query, key, key, CausalQueries(columns), dropout=1.0)
+    assert not got.any()
 
 
 @torch.no_grad()
