@@ -45,14 +45,14 @@ class Field:
     Attributes:
         dense: what they are compared with.
         contenders: they.
-        prefill: dense prefill, where it has to be known how dense divides its time.
         left_out: a sentence for each that cannot take part.
+        prefill: dense prefill, where it has to be known how dense divides its time.
     """
 
     dense: Task
     contenders: tuple[Contender, ...]
-    prefill: Task | None = None
     left_out: tuple[str, ...] = ()
+    prefill: Task | None = None
 
 
 class LeftOut(Exception):  # noqa: N818 - the rest goes on without it

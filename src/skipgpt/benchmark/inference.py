@@ -25,10 +25,12 @@ def field(subject: Subject, cell: Cell, rule: DecisionRule, executions: Collecti
         return _routed(subject, cell, rule, kind, dense)
 
     prefill = Cell("prefill", cell.ids, 0) if cell.phase == "generate" else None
+    contenders, left_out = gathered(make, executions)
     return Field(
         cell.task(subject.dense),
-        *gathered(make, executions),
-        prefill=prefill.task(subject.dense) if prefill else None,
+        contenders,
+        left_out,
+        prefill.task(subject.dense) if prefill else None,
     )
 
 

@@ -67,8 +67,8 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
     except UnsupportedModelError as error:
         raise LeftOut(str(error)) from error
     note = (
-        f"static is a model of {len(kept)} of the {len(layers)} layers, chosen at random: a forward "
-        f"of it takes {flops[gone] / dense:.1%} of the dense FLOPs, a sparse one "
+        f"static is a model of {len(kept)} of the {len(layers)} layers, chosen at random: its "
+        f"forward takes {flops[gone] / dense:.1%} of the dense FLOPs, a sparse one "
         f"{run.flops / dense:.1%}"
     )
     return Static(model, add_routers(sharing(model)), kept, gone / len(layers), note)

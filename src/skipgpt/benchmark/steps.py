@@ -52,7 +52,8 @@ class StepCell:
         return Forward(batch, tokens, logits=tokens)
 
     def task(self, model: Any, stage: Stage = "lora", kind: Execution | None = None) -> Task:
-        """The step of one model, which is changed by it; the same noise is drawn in every run."""
+        """The step of one model, which is changed by it; LoRA starts and draws alike in all."""
+        seeded()
         step = single_step(model, stage, CONFIG, self.ids, kind)
         return Task(lambda _: step(), seeded)
 
@@ -121,8 +122,8 @@ def _routers(subject: Subject, cell: StepCell, dense: float) -> Contender:
         union_sparsity(trace),
         run / dense,
         lambda _: dense / run,
-        "in router_step routers decide by Gumbel samples and every token runs every module, so that "
-        "the asked sparsity plays no part; dense is the LoRA step",
+        "in router_step routers decide by Gumbel samples and every token runs every module, "
+        "whatever sparsity is asked for; dense is the LoRA step",
     )
 
 
