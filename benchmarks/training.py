@@ -115,6 +115,9 @@ def main() -> None:
     """Measure both stages and write them beside what they ran on."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--stages", nargs="+", choices=["router", "lora"], default=["router", "lora"]
+    )
     parser.add_argument("--shape", default="llama-160m")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=1)
@@ -125,9 +128,8 @@ def main() -> None:
     options = parser.parse_args()
     subject = subject_of_shape(options.shape, device=options.device, dtype=options.dtype)
     ids = subject.prompts(options.batch_size, options.tokens)
-    stages: tuple[Stage, ...] = ("router", "lora")
     rows = []
-    for stage in stages:
+    for stage in options.stages:
         for row in measure(subject, stage, ids, options.sparsity, options.repeats):
             rows.append(row)
             print(
