@@ -17,6 +17,7 @@ from skipgpt.config import DataConfig
 from skipgpt.data import pack_blocks, read_documents
 from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
+from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state, set_sparsity
 from skipgpt.routing.decision import DecisionRule, RandomRoutes
@@ -57,9 +58,15 @@ class Subject:
         set_sparsity(self.routed, sparsity)
         return routing_state(self.routed).rule
 
-    def executing(self, kind: Execution, rule: DecisionRule) -> Any:
-        """The routed model in one execution, as a model of its own on the same weights."""
-        model = _sharing(self.routed)
+    def executing(self, kind: Execution, rule: DecisionRule, *, trains: bool = False) -> Any:
+        """The routed model in one execution, as a model of its own on the same weights.
+
+        Args:
+            kind: the execution.
+            rule: what decides.
+            trains: whether it needs routers and stand-ins that nobody else reads.
+        """
+        model = sharing(self.routed, but_routers=trains)
         state = routing_state(model)
         state.execution, state.rule = kind, rule
         return model
@@ -98,7 +105,7 @@ def subject_of_shape(name: str, *, device: str = "cpu", dtype: str = "auto") -> 
     with torch.device(device):
         dense = LlamaForCausalLM(config).to(kind).eval()
     ids = torch.randint(config.vocab_size, (1 << 18,))
-    return Subject(name, dense, add_routers(_sharing(dense)).eval(), False, ids)
+    return Subject(name, dense, add_routers(sharing(dense)).eval(), False, ids)
 
 
 def subject_of_checkpoint(
@@ -125,7 +132,8 @@ def subject_of_checkpoint(
     return Subject(Path(folder).name, dense, routed, True, blocks.flatten())
 
 
-def _sharing(model: nn.Module) -> Any:
-    """A copy of a model's modules on the same weights."""
-    same = [*model.parameters(), *model.buffers()]
+def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:
+    """A copy of a model's modules on the same weights, those of routers copied if asked for."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    same = [tensor for name, tensor in named if not (but_routers and is_routing(name))]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in same})
