@@ -37,7 +37,7 @@ def test_an_execution_is_a_model_of_its_own(subject: Subject) -> None:
     gated = subject.executing("gated", RandomRoutes(0.5))
     state, other = routing_state(gated), routing_state(subject.routed)
     assert (state.execution, state.rule) == ("gated", RandomRoutes(0.5))
-    assert (other.execution, other.rule) == ("sparse", Threshold())
+    assert (other.execution, other.rule) == ("auto", Threshold())
     with record_routing(gated) as trace:
         gated(subject.prompts(1, 4))
     assert len(trace.steps) == 1

@@ -41,8 +41,9 @@ class Grid:
             sequences of a training step.
         decode_tokens: tokens decoded after it.
         sparsities: shares of modules to skip.
-        executions: sparse, and rivals beside it: gated (the authors' way of running), static (a
-            model of fewer layers with the same FLOPs), compiled (dense by `torch.compile`).
+        executions: auto and sparse, and rivals beside them: gated (the authors' way of running),
+            static (a model of fewer layers with the same FLOPs), compiled (dense by
+            `torch.compile`).
         repeats: rounds that count.
     """
 

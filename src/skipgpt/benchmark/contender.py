@@ -10,7 +10,7 @@ import torch
 
 from skipgpt.benchmark.clock import Task
 
-Timed = Literal["sparse", "gated", "static", "compiled"]
+Timed = Literal["auto", "sparse", "gated", "static", "compiled"]
 """Ways to run the routed model, and rivals."""
 
 

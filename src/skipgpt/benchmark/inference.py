@@ -38,7 +38,7 @@ def _routed(
     subject: Subject,
     cell: Cell,
     rule: DecisionRule,
-    kind: Literal["sparse", "gated"],
+    kind: Literal["auto", "sparse", "gated"],
     dense: Price,
 ) -> Contender:
     model = subject.executing(kind, rule)

@@ -90,7 +90,7 @@ def _healing(
     subject: Subject,
     cell: StepCell,
     trace: Trace,
-    kind: Literal["sparse", "gated"],
+    kind: Literal["auto", "sparse", "gated"],
     dense: float,
 ) -> Contender:
     decisions = trace.steps[0].decisions

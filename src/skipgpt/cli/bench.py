@@ -40,7 +40,7 @@ def run(
     executions: Annotated[
         str,
         typer.Option(
-            help="sparse, and rivals: gated (the authors' way), static (fewer layers, same FLOPs), "
+            help="auto and sparse, and rivals: gated (the authors' way), static (fewer layers, same FLOPs), "
             "compiled (dense by torch.compile)."
         ),
     ] = "sparse",
