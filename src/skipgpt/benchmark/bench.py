@@ -7,14 +7,14 @@ import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from skipgpt.benchmark.clock import Task, alternate, peak_memory
 from skipgpt.benchmark.phases import Cell, PhaseName, keep_and_union
 from skipgpt.benchmark.result import Benchmark, Row
-from skipgpt.benchmark.subject import Subject
+from skipgpt.benchmark.subject import INT8, Subject, Timed
 from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
 from skipgpt.hardware import hardware
@@ -22,7 +22,6 @@ from skipgpt.model.trace import Trace, record_routing
 
 logger = logging.getLogger("skipgpt")
 
-Timed = Literal["sparse", "gated"]
 PREFILL = "dense prefill"
 """Timed beside `generate`, whose ideal depends on how the dense seconds divide."""
 
@@ -37,7 +36,8 @@ class Grid:
         prompt_tokens: lengths of the prompt, which is in the cache when decoding starts.
         decode_tokens: tokens decoded after it.
         sparsities: shares of modules to skip.
-        executions: sparse, and gated if the authors' way of running shall stand beside it.
+        executions: sparse, and gated if the authors' way of running shall stand beside it;
+            sparse-int8 on 8-bit weights, which brings dense-int8 with it.
         repeats: rounds that count.
     """
 
@@ -122,7 +122,9 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
 def _rows(subject: Subject, cell: Cell, sparsity: float, grid: Grid) -> Iterator[Row]:
     """A row for each execution of one cell, all timed in the same rounds."""
     rule = subject.rule(sparsity)
-    models = {name: subject.executing(name, rule) for name in grid.executions}
+    beside: tuple[Timed, ...] = ("dense-int8",) if "sparse-int8" in grid.executions else ()
+    names = dict.fromkeys((*beside, *grid.executions))
+    models = {name: subject.executing(name, rule) for name in names}
     tasks = {"dense": cell.task(subject.dense)}
     tasks |= {name: cell.task(model) for name, model in models.items()}
     if cell.phase == "generate":
@@ -134,8 +136,13 @@ def _rows(subject: Subject, cell: Cell, sparsity: float, grid: Grid) -> Iterator
     for name, model in models.items():
         trace = _traced(model, tasks[name])
         _, ran = keep_and_union(trace.steps)
-        ratios = [a / b for a, b in zip(seconds["dense"], seconds[name], strict=True)]
-        ideal = cell.ideal(model, trace.steps, min(share, 1.0))
+        ratios = _ratios(seconds["dense"], seconds[name])
+        int8 = (
+            statistics.median(_ratios(seconds["dense"], seconds["dense-int8"]))
+            if name.endswith(INT8)
+            else 1.0
+        )
+        ideal = cell.ideal(model, trace.steps, min(share, 1.0)) if trace.steps else 1.0
         speedup, median = statistics.median(ratios), statistics.median(seconds[name])
         yield Row(
             phase=cell.phase,
@@ -143,14 +150,15 @@ def _rows(subject: Subject, cell: Cell, sparsity: float, grid: Grid) -> Iterator
             prompt_tokens=cell.ids.shape[1],
             new_tokens=cell.new_tokens,
             execution=name,
-            sparsity=trace.sparsity(),
-            union_sparsity=1 - statistics.mean(ran.values()),
+            sparsity=trace.sparsity() if trace.steps else 0.0,
+            union_sparsity=1 - statistics.mean(ran.values()) if ran else 0.0,
             dense_seconds=dense,
             sparse_seconds=median,
             speedup=speedup,
             speedup_range=_quartiles(ratios),
-            ideal_speedup=ideal,
-            efficiency=speedup / ideal,
+            int8_speedup=int8,
+            ideal_speedup=int8 * ideal,
+            efficiency=speedup / (int8 * ideal),
             tokens_per_second=len(cell.ids) * (cell.new_tokens or cell.ids.shape[1]) / median,
             peak_memory_bytes=memory[name],
             dense_peak_memory_bytes=memory["dense"],
@@ -163,6 +171,11 @@ def _traced(model: Any, task: Task) -> Trace:
     with record_routing(model) as trace:
         task.run(given)
     return trace
+
+
+def _ratios(dense: Sequence[float], other: Sequence[float]) -> list[float]:
+    """How much faster the other was, round by round."""
+    return [a / b for a, b in zip(dense, other, strict=True)]
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

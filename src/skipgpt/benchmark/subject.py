@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,13 @@ from skipgpt.config import DataConfig
 from skipgpt.data import pack_blocks, read_documents
 from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
+from skipgpt.model.int8 import quantize_int8
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state, set_sparsity
 from skipgpt.routing.decision import DecisionRule, RandomRoutes
+
+Timed = Literal["sparse", "gated", "dense-int8", "sparse-int8"]
+INT8 = "-int8"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +62,22 @@ class Subject:
         set_sparsity(self.routed, sparsity)
         return routing_state(self.routed).rule
 
-    def executing(self, kind: Execution, rule: DecisionRule) -> Any:
-        """The routed model in one execution, as a model of its own on the same weights."""
-        model = _sharing(self.routed)
+    def executing(self, kind: Timed, rule: DecisionRule) -> Any:
+        """The routed model in one execution, as a model of its own on the same weights.
+
+        Raises:
+            ConfigError: the model cannot be held in 8 bits, as one on a GPU.
+        """
+        model = _sharing(self.in_int8 if kind.endswith(INT8) else self.routed)
         state = routing_state(model)
-        state.execution, state.rule = kind, rule
+        state.execution, state.rule = cast("Execution", kind.removesuffix(INT8)), rule
         return model
+
+    @functools.cached_property
+    def in_int8(self) -> Any:
+        """The routed model with 8-bit weights; what stays as it is shares its memory."""
+        own = {id(p): nn.Parameter(p.detach(), False) for p in self.routed.parameters()}
+        return quantize_int8(copy.deepcopy(self.routed, own))
 
     def prompts(self, batch_size: int, tokens: int) -> Tensor:
         """Token ids [batch_size, tokens], other ones in every row.

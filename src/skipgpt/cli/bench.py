@@ -36,7 +36,11 @@ def run(
         str, typer.Option(help="prefill, decode, generate, by commas.")
     ] = "prefill,decode",
     executions: Annotated[
-        str, typer.Option(help="sparse, and gated for the authors' way beside it.")
+        str,
+        typer.Option(
+            help="sparse; gated for the authors' way beside it; sparse-int8, dense-int8 on a CPU "
+            "in 8-bit weights."
+        ),
     ] = "sparse",
     repeats: Annotated[int, typer.Option(help="Rounds that count.")] = 7,
     data: Annotated[
@@ -56,10 +60,10 @@ def run(
     options.begin(quiet=quiet, seed=seed)
     from typing import cast
 
-    from skipgpt.benchmark.bench import Grid, Timed, bench
+    from skipgpt.benchmark.bench import Grid, bench
     from skipgpt.benchmark.pages import write
     from skipgpt.benchmark.phases import PhaseName
-    from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
+    from skipgpt.benchmark.subject import Timed, subject_of_checkpoint, subject_of_shape
     from skipgpt.errors import ConfigError
 
     if (folder is None) == (shape is None):
