@@ -10,7 +10,7 @@ import torch
 
 from skipgpt.benchmark.bench import Grid, bench
 from skipgpt.benchmark.pages import write
-from skipgpt.benchmark.phases import Cell, keep_and_union
+from skipgpt.benchmark.phases import Cell, keep_and_union, traced
 from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.shapes import SHAPES, shape_config
 from skipgpt.benchmark.subject import Subject, subject_of_shape
@@ -123,6 +123,17 @@ def test_8_bit_weights_are_timed_beside_plain_ones(subject: Subject) -> None:
     assert [p.requires_grad for p in subject.routed.parameters()] == flags
 
 
+def test_who_cannot_be_held_in_8_bits_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skipgpt.model.int8.products_are_exact", lambda: False)
+    kinds = ("sparse", "sparse-int8")
+    grid = Grid(prompt_tokens=(8,), sparsities=(0.5,), executions=kinds, repeats=1)
+    for phase, reason in (("prefill", "8-bit products overflow"), ("lora_step", "no gradient")):
+        result = bench(subject_of_shape("llama-tiny"), dataclasses.replace(grid, phases=(phase,)))
+        assert [row.execution for row in result.rows] == ["sparse"]
+        assert any(each.startswith("sparse-int8 is left out: ") for each in result.left_out)
+        assert all(reason in each for each in result.left_out)
+
+
 def test_8_bit_models_hold_nothing_twice_but_what_is_8_bit(subject: Subject) -> None:
     if not products_are_exact():
         pytest.skip("8-bit products overflow on this CPU")
@@ -151,25 +162,37 @@ def test_shares_of_tokens_and_of_forwards() -> None:
 def test_the_ideal_of_each_phase(subject: Subject) -> None:
     model = subject.executing("sparse", RandomRoutes(0.5))
     ids = subject.prompts(2, 8)
-    prefill, decode, whole = (Cell(p, ids, 4) for p in ("prefill", "decode", "generate"))
-    traces = {}
-    for name, cell in (("prefill", prefill), ("decode", decode)):
-        task = cell.task(model)
-        with record_routing(model) as trace:
-            task.run(task.prepare())
-        traces[name] = trace.steps
-    assert (len(traces["prefill"]), len(traces["decode"])) == (1, 4)
+    cells = {p: Cell(p, ids, 0 if p == "prefill" else 4) for p in ("prefill", "decode", "generate")}
+    traces = {name: traced(model, cell.task(model)).steps for name, cell in cells.items()}
+    assert [len(traces[name]) for name in cells] == [1, 4, 4]
 
     def ratio(of: str, forward: Forward, steps: list[Step]) -> float:
         dense, run = work(model, forward), work(model, forward, *keep_and_union(steps))
         return getattr(dense, of) / getattr(run, of)
 
+    def ideal(name: str, steps: list[Step]) -> float:
+        cell = cells[name]
+        return cell.ideal(cell.price(model), cell.price(model, steps), prefill_share=0.25)
+
     first = ratio("flops", Forward(2, 8), traces["prefill"])
     rest = ratio("bytes", Forward(2, 1, cached=10), traces["decode"])
-    assert prefill.ideal(model, traces["prefill"], 0.0) == first
-    assert decode.ideal(model, traces["decode"], 0.0) == rest
-    steps = traces["prefill"] + traces["decode"]
-    assert whole.ideal(model, steps, 0.25) == pytest.approx(1 / (0.25 / first + 0.75 / rest))
+    assert ideal("prefill", traces["prefill"]) == pytest.approx(first)
+    assert ideal("decode", traces["decode"]) == pytest.approx(rest)
+    both = traces["prefill"] + traces["decode"]
+    assert ideal("generate", both) == pytest.approx(1 / (0.25 / first + 0.75 / rest))
+
+
+@torch.inference_mode()
+def test_the_flops_of_each_phase(subject: Subject) -> None:
+    model, ids = subject.routed, subject.prompts(2, 8)
+    prompt, token = Forward(2, 8), Forward(2, 1, cached=10)
+    flops = {}
+    for phase in ("prefill", "decode", "generate"):
+        cell = Cell(phase, ids, 0 if phase == "prefill" else 4)
+        flops[phase] = cell.flops(cell.price(model))
+    assert flops["prefill"] == work(model, prompt).flops
+    assert flops["decode"] == 4 * work(model, token).flops
+    assert flops["generate"] == flops["prefill"] + flops["decode"]
 
 
 @torch.inference_mode()
@@ -196,6 +219,7 @@ def row(**changes: object) -> Row:
         execution="sparse",
         sparsity=0.4,
         union_sparsity=0.001,
+        flops_share=0.6,
         dense_seconds=0.2,
         sparse_seconds=0.1,
         speedup=2.0,
@@ -215,6 +239,9 @@ def test_where_there_is_no_gain_a_sentence_says_why() -> None:
     assert "run by some sequence" in row(speedup=1.0, ideal_speedup=1.001).no_gain
     assert "choosing and packing" in row(speedup=0.9, ideal_speedup=1.5).no_gain
     assert "multiplies" in row(speedup=0.9, execution="gated").no_gain
+    assert "torch.compile" in row(speedup=0.9, execution="compiled").no_gain
+    assert "a head and the calls" in row(speedup=0.9, execution="static").no_gain
+    assert "trains on it" in row(speedup=0.9, phase="router_step", execution="gated").no_gain
     assert "hardly anything" in row(speedup=0.9, sparsity=0.0, ideal_speedup=1.0).no_gain
     assert row(speedup=4.0, execution="dense-int8", int8_speedup=4.0).no_gain == ""
     assert "8-bit products" in row(speedup=0.9, execution="dense-int8", int8_speedup=0.9).no_gain
@@ -227,6 +254,13 @@ def test_where_there_is_no_gain_a_sentence_says_why() -> None:
     assert sentence.startswith("No gain in sparse decode of 8 x 128 at 40% (0.90x), 8 x 64 at 40%")
     assert sentence in result.to_markdown()
     assert sentence in result.to_terminal()
+
+
+def test_notes_and_who_is_left_out_are_said_once() -> None:
+    rows = (row(note="static is small"), row(note="static is small"), row())
+    result = Benchmark(rows, {}, ("compiled is left out: no compiler.",))
+    assert result.sentences() == ["Static is small.", "compiled is left out: no compiler."]
+    assert result.to_dict()["left_out"] == ["compiled is left out: no compiler."]
 
 
 def test_pages_are_written(subject: Subject, tmp_path) -> None:

@@ -30,13 +30,23 @@ def test_blocks_equal_one_mask(block: int, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(causal_blocks, "BLOCK", block)
     torch.manual_seed(0)
     columns = torch.tensor([[0, 1, 4, 5, 9], [2, 3, 7, 8, 0]])  # the last fills up a shorter row
-    query, key, value = (torch.randn(2, n, t, 8) for n, t in ((4, 5), (2, 10), (2, 10)))
+    sizes = ((4, 5), (2, 10), (2, 10))
+    given = [torch.randn(2, n, t, 8, requires_grad=True) for n, t in sizes]
+    query, key, value = given
     got, _ = attend(None, query, key, value, CausalQueries(columns), scaling=0.3)
     mask = (torch.arange(10) <= columns[..., None])[:, None]
     scores = 0.3 * query @ key.repeat_interleave(2, 1).mT
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
     wanted = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
     torch.testing.assert_close(got, wanted, rtol=0.0, atol=1e-6)
+    weight = torch.randn_like(wanted)
+    for mine, other in zip(
+        torch.autograd.grad((got * weight).sum(), given),
+        torch.autograd.grad((wanted * weight).sum(), given),
+        strict=True,
+    ):
+        # Sums of up to ten terms near 1.
+        torch.testing.assert_close(mine, other, rtol=0.0, atol=5e-6)
 
 
 @every_family
@@ -58,13 +68,18 @@ def test_a_familys_sparse_prefill_in_blocks_equals_gated(
     torch.testing.assert_close(logits[1], logits[2], **CLOSE)
 
 
-def test_blocks_are_for_plainly_causal_attention_without_gradients() -> None:
+def test_blocks_are_for_plainly_causal_attention() -> None:
     layer, mask = routed_layers(routed("llama"))[0], torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    with torch.no_grad():
-        assert suits(layer, None)
-        assert not suits(layer, mask)
-        assert not suits(routed_layers(routed("llama", "eager"))[0], None)
-    assert not suits(layer, None)
+    assert suits(layer, None)
+    assert not suits(layer, mask)
+    assert not suits(routed_layers(routed("llama", "eager"))[0], None)
+
+
+def test_blocks_pass_on_dropout() -> None:
+    columns = torch.tensor([[0, 2, 3]])
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 4, 8)
+    got, _ = attend(None, query, key, key, CausalQueries(columns), dropout=1.0)
+    assert not got.any()
 
 
 @torch.no_grad()

@@ -7,21 +7,25 @@ import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-from skipgpt.benchmark.clock import Task, alternate, peak_memory
-from skipgpt.benchmark.phases import Cell, PhaseName, keep_and_union
+from skipgpt.benchmark import inference, steps
+from skipgpt.benchmark.clock import alternate, peak_memory
+from skipgpt.benchmark.contender import Field, Timed
+from skipgpt.benchmark.phases import Cell, Inference
 from skipgpt.benchmark.result import Benchmark, Row
-from skipgpt.benchmark.subject import INT8, Subject, Timed
+from skipgpt.benchmark.steps import StepCell, Training
+from skipgpt.benchmark.subject import Subject
 from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
 from skipgpt.hardware import hardware
-from skipgpt.model.trace import Trace, record_routing
 
 logger = logging.getLogger("skipgpt")
 
+PhaseName = Literal["prefill", "decode", "generate", "router_step", "lora_step"]
 PREFILL = "dense prefill"
 """Timed beside `generate`, whose ideal depends on how the dense seconds divide."""
 
@@ -31,13 +35,15 @@ class Grid:
     """What is measured.
 
     Attributes:
-        phases: prefill, decode, generate.
+        phases: prefill, decode, generate, router_step, lora_step.
         batch_sizes: sequences.
-        prompt_tokens: lengths of the prompt, which is in the cache when decoding starts.
+        prompt_tokens: lengths of the prompt, which is in the cache when decoding starts, or of the
+            sequences of a training step.
         decode_tokens: tokens decoded after it.
         sparsities: shares of modules to skip.
-        executions: sparse, and gated if the authors' way of running shall stand beside it;
-            sparse-int8 on 8-bit weights, which brings dense-int8 with it.
+        executions: sparse, and rivals beside it: gated (the authors' way of running), static (a
+            model of fewer layers with the same FLOPs), compiled (dense by `torch.compile`);
+            sparse-int8 in 8-bit weights, which brings dense-int8 with it.
         repeats: rounds that count.
     """
 
@@ -73,7 +79,6 @@ class Grid:
                 )
 
 
-@torch.inference_mode()
 def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
     """Time dense and routed runs of every cell, alternating.
 
@@ -82,7 +87,8 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         grid: where.
 
     Returns:
-        A row for every cell and execution.
+        A row for every cell and execution. Of `router_step`, which no sparsity changes, one for
+        every batch size and length.
 
     Raises:
         ConfigError: a sparsity that the checkpoint does not reach.
@@ -94,20 +100,24 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
     """
     grid = grid or Grid()
     rows: list[Row] = []
-    cells = itertools.product(grid.phases, grid.batch_sizes, grid.prompt_tokens, grid.sparsities)
-    for phase, batch, prompt, sparsity in cells:
-        cell = Cell(
-            phase,
-            subject.prompts(batch, prompt),
-            0 if phase == "prefill" else grid.decode_tokens,
-        )
-        for row in _rows(subject, cell, sparsity, grid):
-            rows.append(row)
-            logger.info(
-                "%s, batch %d, prompt %d, %.0f %%: %s %.2fx of %.2fx",
-                *(phase, batch, prompt, 100 * row.sparsity),
-                *(row.execution, row.speedup, row.ideal_speedup),
-            )
+    left_out: list[str] = []
+    for phase, batch, prompt in itertools.product(
+        grid.phases, grid.batch_sizes, grid.prompt_tokens
+    ):
+        ids = subject.prompts(batch, prompt)
+        new = 0 if phase in ("prefill", *get_args(Training)) else grid.decode_tokens
+        sparsities = grid.sparsities[:1] if phase == "router_step" else grid.sparsities
+        for sparsity in sparsities:
+            with torch.inference_mode(phase in get_args(Inference)):
+                field = _field(subject, phase, ids, new, sparsity, grid)
+                left_out += [each for each in field.left_out if each not in left_out]
+                for row in _rows(subject, field, phase, ids, new, grid):
+                    rows.append(row)
+                    logger.info(
+                        "%s, batch %d, prompt %d, %.0f %%: %s %.2fx of %.2fx",
+                        *(phase, batch, prompt, 100 * row.sparsity),
+                        *(row.execution, row.speedup, row.ideal_speedup),
+                    )
     facts = {
         "subject": subject.name,
         "routes": "learned" if subject.learned else "random",
@@ -116,61 +126,57 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         "repeats": grid.repeats,
         **hardware(subject.device),
     }
-    return Benchmark(tuple(rows), facts)
+    return Benchmark(tuple(rows), facts, tuple(left_out))
 
 
-def _rows(subject: Subject, cell: Cell, sparsity: float, grid: Grid) -> Iterator[Row]:
-    """A row for each execution of one cell, all timed in the same rounds."""
+def _field(
+    subject: Subject, phase: PhaseName, ids: Tensor, new: int, sparsity: float, grid: Grid
+) -> Field:
     rule = subject.rule(sparsity)
-    beside: tuple[Timed, ...] = ("dense-int8",) if "sparse-int8" in grid.executions else ()
-    names = dict.fromkeys((*beside, *grid.executions))
-    models = {name: subject.executing(name, rule) for name in names}
-    tasks = {"dense": cell.task(subject.dense)}
-    tasks |= {name: cell.task(model) for name, model in models.items()}
-    if cell.phase == "generate":
-        tasks[PREFILL] = Cell("prefill", cell.ids, 0).task(subject.dense)
+    if phase == "router_step" or phase == "lora_step":
+        return steps.field(subject, StepCell(phase, ids), rule, grid.executions)
+    return inference.field(subject, Cell(phase, ids, new), rule, grid.executions)
+
+
+def _rows(
+    subject: Subject, field: Field, phase: PhaseName, ids: Tensor, new: int, grid: Grid
+) -> Iterator[Row]:
+    """A row for each contender of one cell, all timed in the same rounds."""
+    tasks = {"dense": field.dense} | {each.execution: each.task for each in field.contenders}
+    if field.prefill:
+        tasks[PREFILL] = field.prefill
     seconds = alternate(tasks, grid.repeats, subject.device)
     memory = {name: peak_memory(task, subject.device) for name, task in tasks.items()}
     dense = statistics.median(seconds["dense"])
     share = statistics.median(seconds.get(PREFILL, [0.0])) / dense
-    for name, model in models.items():
-        trace = _traced(model, tasks[name])
-        _, ran = keep_and_union(trace.steps)
-        ratios = _ratios(seconds["dense"], seconds[name])
-        int8 = (
-            statistics.median(_ratios(seconds["dense"], seconds["dense-int8"]))
-            if name.endswith(INT8)
-            else 1.0
-        )
-        ideal = cell.ideal(model, trace.steps, min(share, 1.0)) if trace.steps else 1.0
-        speedup, median = statistics.median(ratios), statistics.median(seconds[name])
+    for each in field.contenders:
+        own = seconds[each.execution]
+        ratios = _ratios(seconds["dense"], own)
+        before = seconds[each.on_top_of or "dense"]
+        int8 = statistics.median(_ratios(seconds["dense"], before))
+        ideal = int8 * each.ideal(min(share, 1.0))
+        speedup, median = statistics.median(ratios), statistics.median(own)
         yield Row(
-            phase=cell.phase,
-            batch_size=len(cell.ids),
-            prompt_tokens=cell.ids.shape[1],
-            new_tokens=cell.new_tokens,
-            execution=name,
-            sparsity=trace.sparsity() if trace.steps else 0.0,
-            union_sparsity=1 - statistics.mean(ran.values()) if ran else 0.0,
+            phase=phase,
+            batch_size=len(ids),
+            prompt_tokens=ids.shape[1],
+            new_tokens=new,
+            execution=each.execution,
+            sparsity=each.sparsity,
+            union_sparsity=each.union_sparsity,
+            flops_share=each.flops_share,
             dense_seconds=dense,
             sparse_seconds=median,
             speedup=speedup,
             speedup_range=_quartiles(ratios),
             int8_speedup=int8,
-            ideal_speedup=int8 * ideal,
-            efficiency=speedup / (int8 * ideal),
-            tokens_per_second=len(cell.ids) * (cell.new_tokens or cell.ids.shape[1]) / median,
-            peak_memory_bytes=memory[name],
+            ideal_speedup=ideal,
+            efficiency=speedup / ideal,
+            tokens_per_second=len(ids) * (new or ids.shape[1]) / median,
+            peak_memory_bytes=memory[each.execution],
             dense_peak_memory_bytes=memory["dense"],
+            note=each.note,
         )
-
-
-def _traced(model: Any, task: Task) -> Trace:
-    """What was decided in one run; with the seed of every run, so in every run."""
-    given = task.prepare()
-    with record_routing(model) as trace:
-        task.run(given)
-    return trace
 
 
 def _ratios(dense: Sequence[float], other: Sequence[float]) -> list[float]:

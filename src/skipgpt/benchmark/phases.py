@@ -1,4 +1,4 @@
-"""What is timed: prefill, decode, and both in `generate`.
+"""What is timed without gradients: prefill, decode, and both in `generate`.
 
 Each phase makes a `Task` for a model, and says what the same run costs in FLOPs or bytes. Shapes:
 B batch, T prompt tokens.
@@ -15,11 +15,27 @@ import torch
 from torch import Tensor
 
 from skipgpt.benchmark.clock import Task
-from skipgpt.cost import Bound, Forward, ideal_speedup, work
-from skipgpt.model.trace import MODULES, Step
+from skipgpt.benchmark.contender import seeded
+from skipgpt.cost import Forward, work
+from skipgpt.model.trace import MODULES, Step, Trace, record_routing
 from skipgpt.routing.decision import Site
 
-PhaseName = Literal["prefill", "decode", "generate"]
+Inference = Literal["prefill", "decode", "generate"]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a run costs, by what bounds it.
+
+    Attributes:
+        prefill_flops: of the prompt.
+        decode_flops: of one token after it.
+        decode_bytes: read for one token after it.
+    """
+
+    prefill_flops: float
+    decode_flops: float
+    decode_bytes: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +48,7 @@ class Cell:
         new_tokens: decoded after the prompt; 0 in prefill.
     """
 
-    phase: PhaseName
+    phase: Inference
     ids: Tensor
     new_tokens: int
 
@@ -44,25 +60,53 @@ class Cell:
         if self.phase == "decode":
             return Task(lambda given: self._decode(model, given), _from(_filled(model, self.ids)))
         run = self._prefill if self.phase == "prefill" else self._generate
-        return Task(lambda _: run(model), _seeded)
+        return Task(lambda _: run(model), seeded)
 
-    def ideal(self, model: Any, steps: Sequence[Step], prefill_share: float) -> float:
-        """The speed-up that skipping can give at best.
+    @property
+    def prompt(self) -> Forward:
+        """The forward of the prompts."""
+        return Forward(*self.ids.shape)
+
+    @property
+    def between(self) -> Forward:
+        """The forward of a token half way through decoding."""
+        return Forward(len(self.ids), 1, self.ids.shape[1] + self.new_tokens // 2)
+
+    def price(self, model: Any, steps: Sequence[Step] | None = None) -> Price:
+        """What a run costs.
 
         Args:
             model: with routers.
-            steps: decisions of one run.
+            steps: decisions of the run, of the prompt first if that is part of it; None is dense.
+        """
+        steps = steps or ()
+        cut = {"prefill": len(steps), "decode": 0, "generate": 1}[self.phase]
+        prompt, rest = (
+            keep_and_union(each) if each else (None, None) for each in (steps[:cut], steps[cut:])
+        )
+        one = work(model, self.between, *rest)
+        return Price(work(model, self.prompt, *prompt).flops, one.flops, one.bytes)
+
+    def ideal(self, dense: Price, run: Price, prefill_share: float) -> float:
+        """The speed-up that a run can give at best.
+
+        Prefill is bound by FLOPs, decoding by the bytes that are read.
+
+        Args:
+            dense: price of dense.
+            run: its own.
             prefill_share: of the dense seconds of `generate`, what prefill takes.
         """
-        batch, prompt = self.ids.shape
-        if self.phase == "prefill":
-            return _ideal(model, Forward(batch, prompt), steps)
-        between = Forward(batch, 1, prompt + self.new_tokens // 2)
-        if self.phase == "decode":
-            return _ideal(model, between, steps)
-        first = _ideal(model, Forward(batch, prompt), steps[:1])
-        rest = _ideal(model, between, steps[1:]) if steps[1:] else 1.0
-        return 1 / (prefill_share / first + (1 - prefill_share) / rest)
+        shares = {"prefill": 1.0, "decode": 0.0, "generate": prefill_share}
+        first = dense.prefill_flops / run.prefill_flops
+        rest = dense.decode_bytes / run.decode_bytes
+        share = shares[self.phase]
+        return 1 / (share / first + (1 - share) / rest)
+
+    def flops(self, price: Price) -> float:
+        """FLOPs of the whole run."""
+        decoding = self.new_tokens * price.decode_flops
+        return decoding if self.phase == "decode" else price.prefill_flops + decoding
 
     def _prefill(self, model: Any) -> None:
         model(input_ids=self.ids, use_cache=True, logits_to_keep=1)
@@ -84,6 +128,20 @@ class Cell:
         )
 
 
+def traced(model: Any, task: Task) -> Trace:
+    """What was decided in one run; with the seed of every run, so in every run."""
+    given = task.prepare()
+    with record_routing(model) as trace:
+        task.run(given)
+    return trace
+
+
+def union_sparsity(trace: Trace) -> float:
+    """Share of (forward, module) pairs that no token of the forward ran."""
+    ran = keep_and_union(trace.steps)[1]
+    return 1 - sum(ran.values()) / len(ran)
+
+
 def keep_and_union(steps: Sequence[Step]) -> tuple[dict[Site, float], dict[Site, float]]:
     """Share of tokens that ran each site, and share of forwards in which some token did."""
     keep: dict[Site, list[float]] = {}
@@ -97,26 +155,15 @@ def keep_and_union(steps: Sequence[Step]) -> tuple[dict[Site, float], dict[Site,
     return _means(keep), _means(ran)
 
 
-def _ideal(model: Any, forward: Forward, steps: Sequence[Step]) -> float:
-    """Prefill is bound by FLOPs, decoding by the bytes of the weights that are read."""
-    keep, ran = keep_and_union(steps)
-    bound: Bound = "bandwidth" if forward.tokens == 1 else "compute"
-    return ideal_speedup(work(model, forward), work(model, forward, keep, ran), bound)
-
-
 def _means(values: Mapping[Site, list[float]]) -> dict[Site, float]:
     return {site: sum(each) / len(each) for site, each in values.items()}
-
-
-def _seeded() -> None:
-    torch.manual_seed(0)
 
 
 def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:
     """Makes copies, for each run to add to its own."""
 
     def prepare() -> tuple[Any, Tensor]:
-        _seeded()
+        seeded()
         return copy.deepcopy(filled)
 
     return prepare
@@ -124,6 +171,6 @@ def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:
 
 def _filled(model: Any, ids: Tensor) -> tuple[Any, Tensor]:
     """A cache of the prompt's keys and values, and the next token."""
-    _seeded()
+    seeded()
     output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     return output.past_key_values, output.logits[:, -1:].argmax(-1)

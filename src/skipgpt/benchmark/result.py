@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 HEAD = (
-    "phase", "batch", "prompt", "new", "sparsity", "run", "dense ms", "ms", "speed-up", "range",
-    "ideal", "efficiency", "tokens/s", "memory",
+    "phase", "batch", "prompt", "new", "sparsity", "run", "FLOPs", "dense ms", "ms", "speed-up",
+    "range", "ideal", "efficiency", "tokens/s", "memory",
 )  # fmt: skip
 NOISE = 0.02
 """A gain below this is none."""
@@ -19,23 +19,26 @@ class Row:
     """One cell of the grid: a run of the routed model, or of a rival, against dense.
 
     Attributes:
-        phase: prefill, decode or generate.
+        phase: prefill, decode, generate, router_step or lora_step.
         batch_size: sequences.
         prompt_tokens: tokens of the prompt; in decode, those in the cache at first.
         new_tokens: tokens decoded a sequence; 0 in prefill.
         execution: sparse, or the name of a rival.
-        sparsity: share of modules that were skipped, measured in this very run.
+        sparsity: share of modules that were skipped, measured in this very run; of `static`, that
+            are gone.
         union_sparsity: share of (forward, module) pairs that no token of the forward ran.
+        flops_share: FLOPs that ran over those of dense.
         dense_seconds: median.
         sparse_seconds: median of this execution.
         speedup: median over rounds of dense over sparse seconds.
         speedup_range: the quartiles of the same.
-        int8_speedup: of which 8-bit weights alone gave this, in the same rounds; 1 without them.
-        ideal_speedup: what skipping can give at best, on top of int8_speedup.
+        int8_speedup: what 8-bit weights alone gave of it, in the same rounds; 1 without them.
+        ideal_speedup: what skipping, or a rival, can give at best, times int8_speedup.
         efficiency: speedup over ideal_speedup.
         tokens_per_second: of all sequences, processed in prefill, new otherwise.
         peak_memory_bytes: held at most during one run; None where nobody tells.
         dense_peak_memory_bytes: likewise.
+        note: what else is to be known of this execution.
     """
 
     phase: str
@@ -45,6 +48,7 @@ class Row:
     execution: str
     sparsity: float
     union_sparsity: float
+    flops_share: float
     dense_seconds: float
     sparse_seconds: float
     speedup: float
@@ -55,6 +59,7 @@ class Row:
     tokens_per_second: float
     peak_memory_bytes: int | None
     dense_peak_memory_bytes: int | None
+    note: str = ""
 
     @property
     def no_gain(self) -> str:
@@ -64,6 +69,12 @@ class Row:
             return "8-bit products take as long as reading fewer bytes saves" if slow else ""
         if self.speedup / self.int8_speedup >= 1 + NOISE:
             return ""
+        if self.phase == "router_step":
+            return "stage router runs every module for every token and trains on it"
+        if self.execution == "compiled":
+            return "torch.compile gains nothing on this machine"
+        if self.execution == "static":
+            return "what every model has, a head and the calls, takes the time"
         if self.execution == "gated":
             return "gated execution runs every token and multiplies"
         if self.sparsity < NOISE:
@@ -85,15 +96,17 @@ class Benchmark:
     Attributes:
         rows: in the order of the grid.
         facts: subject, routes, dtype, rounds and hardware.
+        left_out: a sentence for each rival that could not run here.
     """
 
     rows: tuple[Row, ...]
     facts: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         rows = [{**dataclasses.asdict(row), "no_gain": row.no_gain} for row in self.rows]
-        return {"rows": rows, **self.facts}
+        return {"rows": rows, "left_out": list(self.left_out), **self.facts}
 
     def to_markdown(self) -> str:
         """The table of a page, and the sentences below it."""
@@ -112,7 +125,7 @@ class Benchmark:
         return "\n".join([*lines, *self.sentences()])
 
     def sentences(self) -> list[str]:
-        """Where there is no gain, and why; cells of one reason together."""
+        """Notes, who was left out, and where there is no gain; cells of one reason together."""
         groups: dict[tuple[str, str, str], list[str]] = {}
         for row in self.rows:
             if row.no_gain:
@@ -120,10 +133,14 @@ class Benchmark:
                 over = f" after {row.int8_speedup:.2f}x" if row.int8_speedup != 1 else ""
                 cell += f" ({row.speedup:.2f}x{over})"
                 groups.setdefault((row.phase, row.execution, row.no_gain), []).append(cell)
-        return [
+        notes = dict.fromkeys(
+            f"{row.note[0].upper()}{row.note[1:]}." for row in self.rows if row.note
+        )
+        no_gain = [
             f"No gain in {execution} {phase} of {', '.join(cells)}: {reason}."
             for (phase, execution, reason), cells in groups.items()
         ]
+        return [*notes, *self.left_out, *no_gain]
 
     def _cells(self) -> list[list[str]]:
         return [
@@ -134,6 +151,7 @@ class Benchmark:
                 str(row.new_tokens or ""),
                 f"{row.sparsity:.1%}",
                 row.execution,
+                f"{row.flops_share:.1%}",
                 f"{1000 * row.dense_seconds:.1f}",
                 f"{1000 * row.sparse_seconds:.1f}",
                 f"{row.speedup:.2f}x",

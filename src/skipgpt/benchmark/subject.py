@@ -19,12 +19,12 @@ from skipgpt.data import pack_blocks, read_documents
 from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
 from skipgpt.model.int8 import quantize_int8
+from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state, set_sparsity
 from skipgpt.routing.decision import DecisionRule, RandomRoutes
 
-Timed = Literal["sparse", "gated", "dense-int8", "sparse-int8"]
-INT8 = "-int8"
+InInt8 = Literal["dense-int8", "sparse-int8"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,22 +62,32 @@ class Subject:
         set_sparsity(self.routed, sparsity)
         return routing_state(self.routed).rule
 
-    def executing(self, kind: Timed, rule: DecisionRule) -> Any:
-        """The routed model in one execution, as a model of its own on the same weights.
-
-        Raises:
-            ConfigError: the model cannot be held in 8 bits, as one on a GPU.
-        """
-        model = _sharing(self.in_int8 if kind.endswith(INT8) else self.routed)
-        state = routing_state(model)
-        state.execution, state.rule = cast("Execution", kind.removesuffix(INT8)), rule
-        return model
-
     @functools.cached_property
     def in_int8(self) -> Any:
-        """The routed model with 8-bit weights; what stays as it is shares its memory."""
+        """The routed model in 8-bit weights; what stays as it was shares its memory.
+
+        Raises:
+            ConfigError: it cannot be quantised, as on a GPU.
+            UnsupportedModelError: likewise, for the family that it is of.
+        """
         own = {id(p): nn.Parameter(p.detach(), False) for p in self.routed.parameters()}
         return quantize_int8(copy.deepcopy(self.routed, own))
+
+    def executing(
+        self, kind: Execution | InInt8, rule: DecisionRule, *, trains: bool = False
+    ) -> Any:
+        """The routed model in one execution, as a model of its own on the same weights.
+
+        Args:
+            kind: the execution, which may be one in 8-bit weights.
+            rule: what decides.
+            trains: whether it needs routers and stand-ins that nobody else reads.
+        """
+        execution, _, held = kind.partition("-")
+        model = sharing(self.in_int8 if held else self.routed, but_routers=trains)
+        state = routing_state(model)
+        state.execution, state.rule = cast("Execution", execution), rule
+        return model
 
     def prompts(self, batch_size: int, tokens: int) -> Tensor:
         """Token ids [batch_size, tokens], other ones in every row.
@@ -113,7 +123,7 @@ def subject_of_shape(name: str, *, device: str = "cpu", dtype: str = "auto") -> 
     with torch.device(device):
         dense = LlamaForCausalLM(config).to(kind).eval()
     ids = torch.randint(config.vocab_size, (1 << 18,))
-    return Subject(name, dense, add_routers(_sharing(dense)).eval(), False, ids)
+    return Subject(name, dense, add_routers(sharing(dense)).eval(), False, ids)
 
 
 def subject_of_checkpoint(
@@ -140,7 +150,8 @@ def subject_of_checkpoint(
     return Subject(Path(folder).name, dense, routed, True, blocks.flatten())
 
 
-def _sharing(model: nn.Module) -> Any:
-    """A copy of a model's modules on the same weights."""
-    same = [*model.parameters(), *model.buffers()]
+def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:
+    """A copy of a model's modules on the same weights, those of routers copied if asked for."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    same = [tensor for name, tensor in named if not (but_routers and is_routing(name))]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in same})

@@ -13,11 +13,13 @@ NAME = "bench"
 HELP = """Time the model against its dense base, in turn in one process, and against the ideal.
 
 Of a checkpoint the learned routes run on real text; of a shape routes are drawn at random and so
-are the weights. Prefill, decode and generate, over batch sizes, prompt lengths and sparsities.
+are the weights. Prefill, decode, generate and the training step of each stage, over batch sizes,
+prompt lengths and sparsities.
 """ + options.examples(
     "skipgpt bench out/nano-25 --sparsity 0.25,0.4 --prompt-tokens 128,512",
     "skipgpt bench --shape llama-160m --phases prefill,decode,generate --batch-sizes 1,8 "
     "--out out/bench",
+    "skipgpt bench --shape llama-160m --phases lora_step --executions sparse,gated,static",
 )
 
 
@@ -33,13 +35,14 @@ def run(
     prompt_tokens: Annotated[str, typer.Option(help="Lengths of the prompt, by commas.")] = "512",
     decode_tokens: Annotated[int, typer.Option(help="Tokens decoded after the prompt.")] = 16,
     phases: Annotated[
-        str, typer.Option(help="prefill, decode, generate, by commas.")
+        str,
+        typer.Option(help="prefill, decode, generate, router_step, lora_step, by commas."),
     ] = "prefill,decode",
     executions: Annotated[
         str,
         typer.Option(
-            help="sparse; gated for the authors' way beside it; sparse-int8, dense-int8 on a CPU "
-            "in 8-bit weights."
+            help="sparse, and rivals: gated (the authors' way), static (fewer layers, same FLOPs), "
+            "compiled (dense by torch.compile), sparse-int8 and dense-int8 (8-bit weights, CPU)."
         ),
     ] = "sparse",
     repeats: Annotated[int, typer.Option(help="Rounds that count.")] = 7,
@@ -60,10 +63,10 @@ def run(
     options.begin(quiet=quiet, seed=seed)
     from typing import cast
 
-    from skipgpt.benchmark.bench import Grid, bench
+    from skipgpt.benchmark.bench import Grid, PhaseName, bench
+    from skipgpt.benchmark.contender import Timed
     from skipgpt.benchmark.pages import write
-    from skipgpt.benchmark.phases import PhaseName
-    from skipgpt.benchmark.subject import Timed, subject_of_checkpoint, subject_of_shape
+    from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
     from skipgpt.errors import ConfigError
 
     if (folder is None) == (shape is None):

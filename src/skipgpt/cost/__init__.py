@@ -3,6 +3,7 @@
 from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Bound, Forward, Work, ideal_speedup, work
 from skipgpt.cost.sparsity import flops_per_token, overhead, sparsities
+from skipgpt.cost.training import lora_flops, training_flops
 
 __all__ = [
     "Bound",
@@ -12,7 +13,9 @@ __all__ = [
     "flops_per_token",
     "ideal_speedup",
     "layer_costs",
+    "lora_flops",
     "overhead",
     "sparsities",
+    "training_flops",
     "work",
 ]

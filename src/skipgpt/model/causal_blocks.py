@@ -71,7 +71,7 @@ def suits(layer: RoutedLayer, mask: Any) -> bool:
     On other devices the number of keys of each block would have to be waited for.
     """
     attn = getattr(layer, layer.family.attn)
-    if mask is not None or torch.is_grad_enabled() or not has(attn, "config"):
+    if mask is not None or not has(attn, "config"):
         return False
     asks = "ALL_ATTENTION_FUNCTIONS" in type(attn).forward.__code__.co_names
     weight: Tensor = next(attn.parameters())
@@ -93,6 +93,7 @@ def attend(
     value: Tensor,
     attention_mask: CausalQueries,
     scaling: float | None = None,
+    dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention [B, N, H, size] of queries [B, H, N, size] to keys [B, heads, S, size]."""
@@ -102,6 +103,7 @@ def attend(
             key[:, :, :end],
             value[:, :, :end],
             attn_mask=mask,
+            dropout_p=dropout,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )

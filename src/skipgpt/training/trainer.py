@@ -17,6 +17,7 @@ from skipgpt.errors import TrainingError
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
+from skipgpt.training.labelled import NO_LABEL, labelled_rows
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
 WEIGHTS = "trained.safetensors"
@@ -64,11 +65,11 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Language-model loss plus alpha times the budget term (paper; soft in `default`)."""
         if not self.plan.trains_routers:
-            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            loss = self._lm_loss(model, inputs, num_items_in_batch)
             self._note(lm_loss=loss)
             return loss
         with record_routing(model) as trace:
-            lm_loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            lm_loss = self._lm_loss(model, inputs, num_items_in_batch)
         stage, share = self.config.router_stage, self._share(inputs)
         sparsity = trace.steps[0].sparsity()
         self._note(lm_loss=lm_loss, sparsity=share * sparsity)
@@ -76,6 +77,13 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
             sparsity, self.config.target_sparsity, self._whole_sparsity, stage.budget_softness
         )
         return lm_loss + stage.alpha * share * miss
+
+    def _lm_loss(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        with labelled_rows(self.model, inputs) as given:
+            loss: Tensor = super().compute_loss(model, given, num_items_in_batch=num_items_in_batch)
+        return loss
 
     def rule(self) -> DecisionRule:
         """How decisions are made at this point of the stage."""
@@ -119,8 +127,13 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         ):
             for sample in samples:
                 inputs = self._prepare_inputs(sample)
-                with record_routing(self.model) as trace:
-                    self.model(**inputs)
+                # Routers are asked, logits are not: no token has a label here.
+                unlabelled = inputs | {"labels": torch.full_like(inputs["input_ids"], NO_LABEL)}
+                with (
+                    labelled_rows(self.model, unlabelled) as given,
+                    record_routing(self.model) as trace,
+                ):
+                    self.model(**given)
                 sparsity += trace.steps[0].sparsity() * self._share(inputs)
         return sparsity
 

@@ -1,0 +1,91 @@
+"""Who takes part where nothing is trained: dense, the routed model, and rivals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Literal
+
+from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered
+from skipgpt.benchmark.phases import Cell, Price, keep_and_union, traced, union_sparsity
+from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
+from skipgpt.benchmark.subject import InInt8, Subject, sharing
+from skipgpt.cost import work
+from skipgpt.errors import SkipGPTError
+from skipgpt.routing.decision import DecisionRule
+
+
+def field(subject: Subject, cell: Cell, rule: DecisionRule, executions: Collection[Timed]) -> Field:
+    """Dense and its contenders in one cell."""
+    dense = cell.price(subject.routed)
+
+    def make(kind: Timed) -> Contender:
+        if kind == "compiled":
+            return compiled(cell.task(to_compile(sharing(subject.dense))))
+        if kind == "static":
+            return _static(subject, cell, rule, dense)
+        if kind == "dense-int8" or kind == "sparse-int8":
+            return _in_int8(subject, cell, rule, kind)
+        return _routed(subject, cell, rule, kind, dense)
+
+    prefill = Cell("prefill", cell.ids, 0) if cell.phase == "generate" else None
+    beside: tuple[Timed, ...] = ("dense-int8",) if "sparse-int8" in executions else ()
+    contenders, left_out = gathered(make, dict.fromkeys((*beside, *executions)))
+    return Field(
+        cell.task(subject.dense),
+        contenders,
+        left_out,
+        prefill.task(subject.dense) if prefill else None,
+    )
+
+
+def _routed(
+    subject: Subject,
+    cell: Cell,
+    rule: DecisionRule,
+    kind: Literal["sparse", "gated", "sparse-int8"],
+    dense: Price,
+) -> Contender:
+    model = subject.executing(kind, rule)
+    task = cell.task(model)
+    trace = traced(model, task)
+    price = cell.price(model, trace.steps)
+    return Contender(
+        kind,
+        task,
+        trace.sparsity(),
+        union_sparsity(trace),
+        1.0 if kind == "gated" else cell.flops(price) / cell.flops(dense),
+        lambda share: cell.ideal(dense, price, share),
+    )
+
+
+def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> Contender:
+    """Of the sparse one the ideal is what skipping can give beyond dense in the same weights."""
+    try:
+        held = subject.in_int8
+    except SkipGPTError as error:
+        raise LeftOut(str(error)) from error
+    if kind == "sparse-int8":
+        made = _routed(subject, cell, rule, kind, cell.price(held))
+    else:
+        task = cell.task(subject.executing(kind, rule))
+        made = Contender(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0)
+    return dataclasses.replace(made, on_top_of="dense-int8")
+
+
+def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Price) -> Contender:
+    model = subject.executing("sparse", rule)
+    keep, _ = keep_and_union(traced(model, cell.task(model)).steps)
+    forward = cell.between if cell.phase == "decode" else cell.prompt
+    static = static_depth(subject, forward, work(subject.routed, forward, keep))
+    price = cell.price(static.counted)
+    return Contender(
+        "static",
+        cell.task(static.model),
+        static.sparsity,
+        static.sparsity,
+        cell.flops(price) / cell.flops(dense),
+        lambda share: cell.ideal(dense, price, share),
+        static.note,
+    )

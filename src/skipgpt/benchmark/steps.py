@@ -1,0 +1,147 @@
+"""What is timed with gradients: the training step of each stage.
+
+A step is what `train` takes: forward, loss, backward, clipping, optimizer. The batch has the size
+and length of the grid, every token is a label.
+
+lora_step      the healing step, routed, against the same LoRA on the dense model
+router_step    the routers' step, always gated, against the same dense LoRA step: on the dense model
+               there are no routers to train, and LoRA is what one would train there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from skipgpt.benchmark.clock import Task
+from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered, seeded
+from skipgpt.benchmark.phases import keep_and_union, traced, union_sparsity
+from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
+from skipgpt.benchmark.subject import Subject, sharing
+from skipgpt.config import Stage, recipe
+from skipgpt.cost import Forward, lora_flops, training_flops, work
+from skipgpt.model.trace import MODULES, Execution, Trace
+from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site
+from skipgpt.training.single_step import single_step
+from skipgpt.training.stages import prepare
+
+Training = Literal["router_step", "lora_step"]
+CONFIG = recipe("default")
+
+
+@dataclass(frozen=True, eq=False)
+class StepCell:
+    """One cell of the grid.
+
+    Attributes:
+        phase: what is timed.
+        ids: [B, T], the batch.
+    """
+
+    phase: Training
+    ids: Tensor
+
+    @property
+    def forward(self) -> Forward:
+        """What the model is given."""
+        batch, tokens = self.ids.shape
+        return Forward(batch, tokens, logits=tokens)
+
+    def task(self, model: Any, stage: Stage = "lora", kind: Execution | None = None) -> Task:
+        """The step of one model, which is changed by it; LoRA starts and draws alike in all."""
+        seeded()
+        step = single_step(model, stage, CONFIG, self.ids, kind)
+        return Task(lambda _: step(), seeded)
+
+
+def field(
+    subject: Subject, cell: StepCell, rule: DecisionRule, executions: Collection[Timed]
+) -> Field:
+    """Dense and its contenders in one cell."""
+    model = sharing(subject.dense)
+    task, forward = cell.task(model), cell.forward
+    dense = training_flops(subject.routed, forward, None, lora=lora_flops(model, forward))
+    if cell.phase == "router_step":
+        return Field(task, (_routers(subject, cell, dense),))
+    trace = _seen(subject, cell, rule)
+
+    def make(kind: Timed) -> Contender:
+        if kind == "compiled":
+            return compiled(cell.task(to_compile(prepare(sharing(subject.dense), "lora", CONFIG))))
+        if kind == "static":
+            return _static(subject, cell, trace, dense)
+        if kind == "dense-int8" or kind == "sparse-int8":
+            raise LeftOut("8-bit layers have no gradient")
+        return _healing(subject, cell, trace, kind, dense)
+
+    return Field(task, *gathered(make, executions))
+
+
+@torch.no_grad()
+def _seen(subject: Subject, cell: StepCell, rule: DecisionRule) -> Trace:
+    """The routes of a forward; steps take them by force, since LoRA and dropout would move them."""
+    model = subject.executing("sparse", rule)
+    return traced(model, Task(lambda _: model(input_ids=cell.ids, use_cache=False), seeded))
+
+
+def _healing(
+    subject: Subject,
+    cell: StepCell,
+    trace: Trace,
+    kind: Literal["sparse", "gated"],
+    dense: float,
+) -> Contender:
+    decisions = trace.steps[0].decisions
+    kept = {Site(n, m): getattr(decisions[n], m).keep for n in decisions for m in MODULES}
+    model = subject.executing(kind, Forced(kept), trains=True)
+    task = cell.task(model, "lora", kind)
+    keep, _ = keep_and_union(trace.steps)
+    forward = cell.forward
+    run = training_flops(model, forward, "lora", keep, lora_flops(model, forward, keep))
+    return Contender(
+        kind,
+        task,
+        trace.sparsity(),
+        union_sparsity(trace),
+        1.0 if kind == "gated" else run / dense,
+        lambda _: dense / run,
+    )
+
+
+def _routers(subject: Subject, cell: StepCell, dense: float) -> Contender:
+    rule = GumbelSample(CONFIG.router_stage.temperature_start)
+    trace = _seen(subject, cell, rule)
+    model = subject.executing("gated", rule, trains=True)
+    run = training_flops(model, cell.forward, "router")
+    return Contender(
+        "gated",
+        cell.task(model, "router"),
+        trace.sparsity(),
+        union_sparsity(trace),
+        run / dense,
+        lambda _: dense / run,
+        "in router_step routers decide by Gumbel samples and every token runs every module, "
+        "whatever sparsity is asked for; dense is the LoRA step",
+    )
+
+
+def _static(subject: Subject, cell: StepCell, trace: Trace, dense: float) -> Contender:
+    forward = cell.forward
+    keep, _ = keep_and_union(trace.steps)
+    static = static_depth(subject, forward, work(subject.routed, forward, keep))
+    task = cell.task(static.model)
+    lora = lora_flops(static.model, forward)
+    run = training_flops(static.counted, forward, None, lora=lora)
+    return Contender(
+        "static",
+        task,
+        static.sparsity,
+        static.sparsity,
+        run / dense,
+        lambda _: dense / run,
+        static.note,
+    )

@@ -1,0 +1,70 @@
+"""One optimizer step of a stage, outside a run: for benchmarks, which time what `train` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from skipgpt.config import Stage, TrainConfig
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import Execution
+from skipgpt.training.stages import optimizer_groups, plan, prepare
+
+
+def single_step(
+    model: Any, stage: Stage, config: TrainConfig, ids: Tensor, kind: Execution | None = None
+) -> Callable[[], Tensor]:
+    """Prepare a model for a stage; returns its optimizer step on one batch, to be called at will.
+
+    The learning rate stays where the stage's schedule has its peak; nothing is logged or saved.
+
+    Args:
+        model: with routers; without, stage `lora` trains the dense model. Changed in place.
+        stage: what trains.
+        config: of the run.
+        ids: [B, T], the batch and its labels, on the model's device.
+        kind: execution of the forward; that of the stage where None.
+
+    Returns:
+        A function that takes a step and returns its loss.
+
+    Example:
+        step = single_step(model, "lora", recipe("default"), ids)
+        losses = [step().item() for _ in range(10)]
+    """
+    import torch
+    from transformers import Trainer
+
+    from skipgpt.training.arguments import training_arguments
+    from skipgpt.training.trainer import RoutingTrainer
+
+    stage_plan = plan(stage, config)
+    stage_plan = dataclasses.replace(stage_plan, execution=kind or stage_plan.execution)
+    model = prepare(model, stage, config)
+    with tempfile.TemporaryDirectory() as folder:  # which transformers wants and does not use
+        given: dict[str, Any] = {
+            "model": model,
+            "args": training_arguments(stage_plan, config, Path(folder), model.device),
+        }
+        if routed_layers(model):
+            trainer = RoutingTrainer(plan=stage_plan, config=config, **given)
+        else:
+            trainer = Trainer(**given)
+    optimizer = torch.optim.AdamW(optimizer_groups(model, config))
+    batch = {"input_ids": ids, "labels": ids}
+
+    def step() -> Tensor:
+        samples, items = trainer.get_batch_samples(iter([batch]), 1, ids.device)
+        loss: Tensor = trainer.training_step(model, samples[0], items)
+        if config.max_grad_norm > 0:
+            trainer.accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return step

@@ -1,0 +1,104 @@
+"""What is timed of training, apart from time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skipgpt.benchmark import steps
+from skipgpt.benchmark.bench import Grid, bench
+from skipgpt.benchmark.clock import Task
+from skipgpt.benchmark.contender import Field
+from skipgpt.benchmark.steps import StepCell
+from skipgpt.benchmark.subject import Subject, subject_of_shape
+from skipgpt.cost import training_flops
+from skipgpt.model.surgery import routers
+from skipgpt.routing.decision import RandomRoutes
+
+
+@pytest.fixture
+def subject() -> Subject:
+    return subject_of_shape("llama-tiny")
+
+
+def field(subject: Subject, phase: str, *executions: str, sparsity: float = 0.5) -> Field:
+    cell = StepCell(phase, subject.prompts(2, 8))
+    return steps.field(subject, cell, RandomRoutes(sparsity), executions)
+
+
+def loss(task: Task) -> float:
+    return float(task.run(task.prepare()))
+
+
+def test_a_step_trains_lora_alone(subject: Subject) -> None:
+    before = {name: p.detach().clone() for name, p in subject.routed.named_parameters()}
+    made = field(subject, "lora_step", "sparse", "gated")
+    for task in (made.dense, *(each.task for each in made.contenders)):
+        first, *_, last = (loss(task) for _ in range(20))
+        assert last < first
+    assert all(torch.equal(p, before[name]) for name, p in subject.routed.named_parameters())
+
+
+def test_a_routers_step_leaves_the_subjects_own_routers_alone(subject: Subject) -> None:
+    before = {
+        site: router.weight.detach().clone() for site, router in routers(subject.routed).items()
+    }
+    (contender,) = field(subject, "router_step", "sparse").contenders
+    assert contender.execution == "gated"
+    first = loss(contender.task)
+    assert loss(contender.task) != first
+    for site, router in routers(subject.routed).items():
+        assert torch.equal(router.weight, before[site])
+
+
+def test_sparse_and_gated_take_the_same_step(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dropout draws for the tokens that run, so without it.
+    config = steps.CONFIG
+    without = type(config.lora_stage)(steps=1, dropout=0.0)
+    monkeypatch.setattr(steps, "CONFIG", type(config)(lora_stage=without))
+    made = field(subject, "lora_step", "sparse", "gated")
+    sparse, gated = ([loss(each.task) for _ in range(3)] for each in made.contenders)
+    # Losses near 5.5; equal sums in another order.
+    assert sparse == pytest.approx(gated, abs=1e-5)
+    assert sparse != pytest.approx([loss(made.dense) for _ in range(3)], abs=1e-4)
+
+
+def test_the_ideal_is_that_of_the_routes_that_run(subject: Subject) -> None:
+    nothing = field(subject, "lora_step", "sparse", sparsity=0.0).contenders[0]
+    half = field(subject, "lora_step", "sparse", "gated").contenders
+    assert nothing.sparsity == 0
+    # Routers alone come on top of dense.
+    assert 0.98 < nothing.ideal(0.0) < 1
+    assert half[0].ideal(0.0) == half[1].ideal(0.0) == 1 / half[0].flops_share > 1.2
+
+
+def test_a_routers_step_is_compared_with_the_dense_lora_step(subject: Subject) -> None:
+    made = field(subject, "router_step")
+    cell = StepCell("router_step", subject.prompts(2, 8))
+    run = training_flops(subject.routed, cell.forward, "router")
+    (contender,) = made.contenders
+    assert contender.flops_share == pytest.approx(1 / contender.ideal(0.0))
+    lora = contender.flops_share * training_flops(subject.routed, cell.forward, None)
+    # What LoRA costs is all that is between the two.
+    assert lora < run
+    assert loss(made.dense) > 0
+
+
+def test_a_routers_step_has_a_row_a_length_whatever_the_sparsities(subject: Subject) -> None:
+    grid = Grid(
+        phases=("router_step", "lora_step"),
+        prompt_tokens=(8, 12),
+        sparsities=(0.0, 0.5),
+        repeats=1,
+    )
+    rows = bench(subject, grid).rows
+    assert [(row.phase, row.execution, row.prompt_tokens) for row in rows] == [
+        ("router_step", "gated", 8),
+        ("router_step", "gated", 12),
+        *[("lora_step", "sparse", tokens) for tokens in (8, 12) for _ in grid.sparsities],
+    ]
+    assert [row.sparsity for row in rows if row.phase == "lora_step"][::2] == [0.0, 0.0]
+    assert all(row.new_tokens == 0 for row in rows)
+    assert all(row.tokens_per_second == row.prompt_tokens / row.sparse_seconds for row in rows)
