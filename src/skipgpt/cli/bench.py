@@ -17,9 +17,8 @@ are the weights. Prefill, decode, generate and the training step of each stage, 
 prompt lengths and sparsities.
 """ + options.examples(
     "skipgpt bench out/nano-25 --sparsity 0.25,0.4 --prompt-tokens 128,512",
-    "skipgpt bench --shape llama-160m --phases prefill,decode,generate --batch-sizes 1,8 "
-    "--out out/bench",
-    "skipgpt bench --shape llama-160m --phases lora_step --executions sparse,gated,static",
+    "skipgpt bench --shape llama-160m --phases prefill,decode,lora_step --executions "
+    "sparse,gated,static --out out/bench",
 )
 
 
