@@ -27,6 +27,7 @@ from skipgpt.checkpoint_info import FORMAT_VERSION, LORA, CheckpointInfo, has_ad
 from skipgpt.config import check_sparsity
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import base_location, fingerprint, load_base
+from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers, router_state_dict
 from skipgpt.model.trace import routing_state, set_sparsity
@@ -37,7 +38,18 @@ CONFIG, ROUTERS = "skipgpt_config.json", "routers.safetensors"
 
 
 def describe(model: nn.Module, base: str, **facts: Any) -> CheckpointInfo:
-    """The info of a routed model; what can be read off the model is: all but the `facts`."""
+    """The info of a routed model; what can be read off the model is: all but the `facts`.
+
+    Raises:
+        ConfigError: the model is int8, which is how a checkpoint is run and not what it is.
+    """
+    if is_int8(model):
+        raise ConfigError(
+            "describing a model for its checkpoint",
+            got="one that is quantised to int8",
+            expected="the base as the routers were trained on it",
+            todo="save it before quantising",
+        )
     state = routing_state(model)
     points = state.curve.points if state.curve else None
     curve = None if points is None else tuple((s, t if abs(t) < 1e30 else None) for s, t in points)
@@ -95,6 +107,7 @@ def load(
     trainable: bool = False,
     device: str = "cpu",
     dtype: str = "auto",
+    quantize: str | None = None,
 ) -> tuple[Any, Any]:
     """A checkpoint's model, in evaluation mode and execution `auto`, and its tokenizer.
 
@@ -108,16 +121,21 @@ def load(
         device: where to put the model.
         dtype: of the base model; routers are always float32. A base is quantised as it was
             when the routers were trained.
+        quantize: `int8` holds linear layers in 8 bits from now on, for speed on a CPU; needs
+            `merge` where there is LoRA. The checkpoint is what it was.
 
     Raises:
         CheckpointError: files are missing or damaged, keys do not match, or the base model is
             another one than the checkpoint was made from.
-        ConfigError: the sparsity is outside 0 to 0.95 or the checkpoint is not calibrated.
+        ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated, or the
+            model cannot be quantised so.
+        UnsupportedModelError: likewise, for the family that it is of.
         MissingExtraError: the base is quantised and the extra `quantize` is not installed.
 
     Example:
         model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4)
     """
+    check_loaded_as(quantize)
     folder = local_folder(folder)
     info = read_info(folder)
     verify_files(folder, info)
@@ -149,7 +167,8 @@ def load(
 
         model = PeftModel.from_pretrained(model, str(folder / LORA), is_trainable=trainable)
         model = model.merge_and_unload() if merge and kind is None else model
-    return model.eval(), tokenizer
+    model = model.eval()
+    return (quantize_int8(model) if quantize else model), tokenizer
 
 
 def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -> None:

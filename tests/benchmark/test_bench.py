@@ -16,6 +16,7 @@ from skipgpt.benchmark.shapes import SHAPES, shape_config
 from skipgpt.benchmark.subject import Subject, subject_of_shape
 from skipgpt.cost import Forward, work
 from skipgpt.errors import ConfigError, DataError
+from skipgpt.model.int8 import products_are_exact
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Step, record_routing, routing_state
 from skipgpt.routing.decision import Decision, ModuleDecision, RandomRoutes, Site, Threshold
@@ -100,6 +101,50 @@ def test_a_row_for_every_cell_and_execution(subject: Subject) -> None:
     assert json.loads(json.dumps(result.to_dict()))["rows"][0]["phase"] == "prefill"
 
 
+def test_8_bit_weights_are_timed_beside_plain_ones(subject: Subject) -> None:
+    if not products_are_exact():
+        pytest.skip("8-bit products overflow on this CPU")
+    flags = [p.requires_grad for p in subject.routed.parameters()]
+    grid = Grid(prompt_tokens=(8,), decode_tokens=3, sparsities=(0.5,), repeats=2)
+    plain = bench(subject, grid)
+    result = bench(subject, dataclasses.replace(grid, executions=("sparse", "sparse-int8")))
+    assert [row.execution for row in result.rows] == 2 * ["dense-int8", "sparse", "sparse-int8"]
+    for alone, *rows in zip(plain.rows, *(result.rows[n::3] for n in range(3)), strict=True):
+        dense, sparse, both = rows
+        assert (dense.sparsity, dense.union_sparsity, dense.efficiency) == (0.0, 0.0, 1.0)
+        assert (sparse.int8_speedup, sparse.ideal_speedup) == (1.0, alone.ideal_speedup)
+        assert both.int8_speedup == dense.speedup
+        assert both.sparsity == sparse.sparsity
+        assert both.efficiency == pytest.approx(both.speedup / both.ideal_speedup)
+        skipping = both.ideal_speedup / both.int8_speedup
+        # As many operations; bytes of weights shrink, those of caches and routers do not.
+        near = 1e-6 if both.phase == "prefill" else 0.05
+        assert skipping == pytest.approx(sparse.ideal_speedup, rel=near)
+    assert [p.requires_grad for p in subject.routed.parameters()] == flags
+
+
+def test_who_cannot_be_held_in_8_bits_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skipgpt.model.int8.products_are_exact", lambda: False)
+    kinds = ("sparse", "sparse-int8")
+    grid = Grid(prompt_tokens=(8,), sparsities=(0.5,), executions=kinds, repeats=1)
+    for phase, reason in (("prefill", "8-bit products overflow"), ("lora_step", "no gradient")):
+        result = bench(subject_of_shape("llama-tiny"), dataclasses.replace(grid, phases=(phase,)))
+        assert [row.execution for row in result.rows] == ["sparse"]
+        assert any(each.startswith("sparse-int8 is left out: ") for each in result.left_out)
+        assert all(reason in each for each in result.left_out)
+
+
+def test_8_bit_models_hold_nothing_twice_but_what_is_8_bit(subject: Subject) -> None:
+    if not products_are_exact():
+        pytest.skip("8-bit products overflow on this CPU")
+    held = {p.data_ptr() for p in subject.routed.parameters()}
+    models = [subject.executing(kind, RandomRoutes(0.5)) for kind in ("dense-int8", "sparse-int8")]
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert one is other
+        assert (one.dtype == torch.int8) == (one.data_ptr() not in held)
+    assert [routing_state(model).execution for model in models] == ["dense", "sparse"]
+
+
 def decided(keep: list[list[bool]]) -> ModuleDecision:
     kept = torch.tensor(keep)
     return ModuleDecision.hard(kept, torch.zeros(kept.shape))
@@ -179,6 +224,7 @@ def row(**changes: object) -> Row:
         sparse_seconds=0.1,
         speedup=2.0,
         speedup_range=(1.9, 2.1),
+        int8_speedup=1.0,
         ideal_speedup=2.0,
         efficiency=1.0,
         tokens_per_second=100.0,
@@ -197,6 +243,12 @@ def test_where_there_is_no_gain_a_sentence_says_why() -> None:
     assert "a head and the calls" in row(speedup=0.9, execution="static").no_gain
     assert "trains on it" in row(speedup=0.9, phase="router_step", execution="gated").no_gain
     assert "hardly anything" in row(speedup=0.9, sparsity=0.0, ideal_speedup=1.0).no_gain
+    assert row(speedup=4.0, execution="dense-int8", int8_speedup=4.0).no_gain == ""
+    assert "8-bit products" in row(speedup=0.9, execution="dense-int8", int8_speedup=0.9).no_gain
+    lost = row(speedup=3.9, execution="sparse-int8", int8_speedup=4.0, ideal_speedup=5.0)
+    assert "choosing and packing" in lost.no_gain
+    assert "(3.90x after 4.00x)" in Benchmark((lost,), {}).sentences()[0]
+    assert dataclasses.replace(lost, speedup=4.4).no_gain == ""
     result = Benchmark((row(), row(speedup=0.9), row(speedup=0.8, prompt_tokens=64)), {})
     (sentence,) = result.sentences()
     assert sentence.startswith("No gain in sparse decode of 8 x 128 at 40% (0.90x), 8 x 64 at 40%")

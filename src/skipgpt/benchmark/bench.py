@@ -43,7 +43,7 @@ class Grid:
         sparsities: shares of modules to skip.
         executions: auto and sparse, and rivals beside them: gated (the authors' way of running),
             static (a model of fewer layers with the same FLOPs), compiled (dense by
-            `torch.compile`).
+            `torch.compile`); sparse-int8 in 8-bit weights, which brings dense-int8 with it.
         repeats: rounds that count.
     """
 
@@ -151,8 +151,10 @@ def _rows(
     share = statistics.median(seconds.get(PREFILL, [0.0])) / dense
     for each in field.contenders:
         own = seconds[each.execution]
-        ratios = [a / b for a, b in zip(seconds["dense"], own, strict=True)]
-        ideal = each.ideal(min(share, 1.0))
+        ratios = _ratios(seconds["dense"], own)
+        before = seconds[each.on_top_of or "dense"]
+        int8 = statistics.median(_ratios(seconds["dense"], before))
+        ideal = int8 * each.ideal(min(share, 1.0))
         speedup, median = statistics.median(ratios), statistics.median(own)
         yield Row(
             phase=phase,
@@ -167,6 +169,7 @@ def _rows(
             sparse_seconds=median,
             speedup=speedup,
             speedup_range=_quartiles(ratios),
+            int8_speedup=int8,
             ideal_speedup=ideal,
             efficiency=speedup / ideal,
             tokens_per_second=len(ids) * (new or ids.shape[1]) / median,
@@ -174,6 +177,11 @@ def _rows(
             dense_peak_memory_bytes=memory["dense"],
             note=each.note,
         )
+
+
+def _ratios(dense: Sequence[float], other: Sequence[float]) -> list[float]:
+    """How much faster the other was, round by round."""
+    return [a / b for a, b in zip(dense, other, strict=True)]
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

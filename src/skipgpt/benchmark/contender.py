@@ -10,8 +10,8 @@ import torch
 
 from skipgpt.benchmark.clock import Task
 
-Timed = Literal["auto", "sparse", "gated", "static", "compiled"]
-"""Ways to run the routed model, and rivals."""
+Timed = Literal["auto", "sparse", "gated", "static", "compiled", "dense-int8", "sparse-int8"]
+"""Ways to run the routed model, rivals, and both dense and sparse in 8-bit weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,7 @@ class Contender:
         ideal: the speed-up that it can give at best, from the share of the dense seconds that
             prefill takes.
         note: what else is to be known of it.
+        on_top_of: the contender whose gain comes first; its ideal is beyond that.
     """
 
     execution: Timed
@@ -36,6 +37,7 @@ class Contender:
     flops_share: float
     ideal: Callable[[float], float]
     note: str = ""
+    on_top_of: Timed | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from typing import Literal
 
-from skipgpt.benchmark.contender import Contender, Field, Timed, gathered
+from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered
 from skipgpt.benchmark.phases import Cell, Price, keep_and_union, traced, union_sparsity
 from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
-from skipgpt.benchmark.subject import Subject, sharing
+from skipgpt.benchmark.subject import InInt8, Subject, sharing
 from skipgpt.cost import work
+from skipgpt.errors import SkipGPTError
 from skipgpt.routing.decision import DecisionRule
 
 
@@ -22,10 +24,13 @@ def field(subject: Subject, cell: Cell, rule: DecisionRule, executions: Collecti
             return compiled(cell.task(to_compile(sharing(subject.dense))))
         if kind == "static":
             return _static(subject, cell, rule, dense)
+        if kind == "dense-int8" or kind == "sparse-int8":
+            return _in_int8(subject, cell, rule, kind)
         return _routed(subject, cell, rule, kind, dense)
 
     prefill = Cell("prefill", cell.ids, 0) if cell.phase == "generate" else None
-    contenders, left_out = gathered(make, executions)
+    beside: tuple[Timed, ...] = ("dense-int8",) if "sparse-int8" in executions else ()
+    contenders, left_out = gathered(make, dict.fromkeys((*beside, *executions)))
     return Field(
         cell.task(subject.dense),
         contenders,
@@ -38,7 +43,7 @@ def _routed(
     subject: Subject,
     cell: Cell,
     rule: DecisionRule,
-    kind: Literal["auto", "sparse", "gated"],
+    kind: Literal["auto", "sparse", "gated", "sparse-int8"],
     dense: Price,
 ) -> Contender:
     model = subject.executing(kind, rule)
@@ -53,6 +58,20 @@ def _routed(
         1.0 if kind == "gated" else cell.flops(price) / cell.flops(dense),
         lambda share: cell.ideal(dense, price, share),
     )
+
+
+def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> Contender:
+    """Of the sparse one the ideal is what skipping can give beyond dense in the same weights."""
+    try:
+        held = subject.in_int8
+    except SkipGPTError as error:
+        raise LeftOut(str(error)) from error
+    if kind == "sparse-int8":
+        made = _routed(subject, cell, rule, kind, cell.price(held))
+    else:
+        task = cell.task(subject.executing(kind, rule))
+        made = Contender(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0)
+    return dataclasses.replace(made, on_top_of="dense-int8")
 
 
 def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Price) -> Contender:

@@ -32,7 +32,8 @@ class Row:
         sparse_seconds: median of this execution.
         speedup: median over rounds of dense over sparse seconds.
         speedup_range: the quartiles of the same.
-        ideal_speedup: what skipping, or a rival, can give at best.
+        int8_speedup: what 8-bit weights alone gave of it, in the same rounds; 1 without them.
+        ideal_speedup: what skipping, or a rival, can give at best, times int8_speedup.
         efficiency: speedup over ideal_speedup.
         tokens_per_second: of all sequences, processed in prefill, new otherwise.
         peak_memory_bytes: held at most during one run; None where nobody tells.
@@ -52,6 +53,7 @@ class Row:
     sparse_seconds: float
     speedup: float
     speedup_range: tuple[float, float]
+    int8_speedup: float
     ideal_speedup: float
     efficiency: float
     tokens_per_second: float
@@ -62,7 +64,10 @@ class Row:
     @property
     def no_gain(self) -> str:
         """Why there is no gain; empty where there is one."""
-        if self.speedup >= 1 + NOISE:
+        if self.execution == "dense-int8":
+            slow = self.speedup < 1 + NOISE
+            return "8-bit products take as long as reading fewer bytes saves" if slow else ""
+        if self.speedup / self.int8_speedup >= 1 + NOISE:
             return ""
         if self.phase == "router_step":
             return "stage router runs every module for every token and trains on it"
@@ -74,7 +79,7 @@ class Row:
             return "gated execution runs every token and multiplies"
         if self.sparsity < NOISE:
             return "hardly anything is skipped"
-        if self.ideal_speedup < 1 + NOISE:
+        if self.ideal_speedup / self.int8_speedup < 1 + NOISE:
             return (
                 "nearly every module is run by some sequence of the batch, so its weights are read"
             )
@@ -125,7 +130,8 @@ class Benchmark:
         for row in self.rows:
             if row.no_gain:
                 cell = f"{row.batch_size} x {row.prompt_tokens} at {row.sparsity:.0%}"
-                cell += f" ({row.speedup:.2f}x)"
+                over = f" after {row.int8_speedup:.2f}x" if row.int8_speedup != 1 else ""
+                cell += f" ({row.speedup:.2f}x{over})"
                 groups.setdefault((row.phase, row.execution, row.no_gain), []).append(cell)
         notes = dict.fromkeys(
             f"{row.note[0].upper()}{row.note[1:]}." for row in self.rows if row.note

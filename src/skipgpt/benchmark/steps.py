@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.benchmark.clock import Task
-from skipgpt.benchmark.contender import Contender, Field, Timed, gathered, seeded
+from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered, seeded
 from skipgpt.benchmark.phases import keep_and_union, traced, union_sparsity
 from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import Subject, sharing
@@ -74,6 +74,8 @@ def field(
             return compiled(cell.task(to_compile(prepare(sharing(subject.dense), "lora", CONFIG))))
         if kind == "static":
             return _static(subject, cell, trace, dense)
+        if kind == "dense-int8" or kind == "sparse-int8":
+            raise LeftOut("8-bit layers have no gradient")
         return _healing(subject, cell, trace, kind, dense)
 
     return Field(task, *gathered(make, executions))

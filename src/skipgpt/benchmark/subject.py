@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,13 @@ from skipgpt.config import DataConfig
 from skipgpt.data import pack_blocks, read_documents
 from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
+from skipgpt.model.int8 import quantize_int8
 from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state, set_sparsity
 from skipgpt.routing.decision import DecisionRule, RandomRoutes
+
+InInt8 = Literal["dense-int8", "sparse-int8"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +62,31 @@ class Subject:
         set_sparsity(self.routed, sparsity)
         return routing_state(self.routed).rule
 
-    def executing(self, kind: Execution, rule: DecisionRule, *, trains: bool = False) -> Any:
+    @functools.cached_property
+    def in_int8(self) -> Any:
+        """The routed model in 8-bit weights; what stays as it was shares its memory.
+
+        Raises:
+            ConfigError: it cannot be quantised, as on a GPU.
+            UnsupportedModelError: likewise, for the family that it is of.
+        """
+        own = {id(p): nn.Parameter(p.detach(), False) for p in self.routed.parameters()}
+        return quantize_int8(copy.deepcopy(self.routed, own))
+
+    def executing(
+        self, kind: Execution | InInt8, rule: DecisionRule, *, trains: bool = False
+    ) -> Any:
         """The routed model in one execution, as a model of its own on the same weights.
 
         Args:
-            kind: the execution.
+            kind: the execution, which may be one in 8-bit weights.
             rule: what decides.
             trains: whether it needs routers and stand-ins that nobody else reads.
         """
-        model = sharing(self.routed, but_routers=trains)
+        execution, _, held = kind.partition("-")
+        model = sharing(self.in_int8 if held else self.routed, but_routers=trains)
         state = routing_state(model)
-        state.execution, state.rule = kind, rule
+        state.execution, state.rule = cast("Execution", execution), rule
         return model
 
     def prompts(self, batch_size: int, tokens: int) -> Tensor:

@@ -40,8 +40,9 @@ def run(
     executions: Annotated[
         str,
         typer.Option(
-            help="auto and sparse, and rivals: gated (the authors' way), static (fewer layers, same FLOPs), "
-            "compiled (dense by torch.compile)."
+            help="auto and sparse, and rivals: gated (the authors' way), static (fewer layers, "
+            "same FLOPs), compiled (dense by torch.compile), sparse-int8 and dense-int8 (8-bit "
+            "weights, CPU)."
         ),
     ] = "sparse",
     repeats: Annotated[int, typer.Option(help="Rounds that count.")] = 7,

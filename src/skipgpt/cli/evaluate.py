@@ -32,6 +32,7 @@ def run(
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
+    quantize: options.QuantizeLoaded = None,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
 ) -> None:
@@ -48,7 +49,13 @@ def run(
     from skipgpt.model.trace import execution as executing
 
     model, tokenizer = load(
-        folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+        folder,
+        sparsity=sparsity,
+        base=base,
+        merge=True,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
     )
     config = DataConfig(block_size=block_size, max_documents=max_documents)
     blocks = pack_blocks(read_documents([*text, *(more or [])], config), tokenizer, block_size)

@@ -29,6 +29,7 @@ def run(
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
+    quantize: options.QuantizeLoaded = None,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
 ) -> None:
@@ -46,7 +47,13 @@ def run(
     from skipgpt.generation import generate
 
     model, tokenizer = load(
-        folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+        folder,
+        sparsity=sparsity,
+        base=base,
+        merge=True,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
     )
     result = generate(
         model,

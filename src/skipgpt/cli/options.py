@@ -19,6 +19,10 @@ Quantize = Annotated[
     str | None,
     typer.Option("--quantize", help="Hold the base in 8bit or 4bit, through bitsandbytes."),
 ]
+QuantizeLoaded = Annotated[
+    str | None,
+    typer.Option("--quantize", help="int8 runs linear layers in 8 bits, faster on a CPU."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
 Data = Annotated[
