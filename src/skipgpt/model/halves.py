@@ -76,6 +76,7 @@ def kept_queries(
     arguments: dict[str, Any],
     found: KeysValues,
     take: Callable[[Tensor], Tensor],
+    instead: dict[str, Any] | None = None,
 ) -> Tensor:
     """Attention's output for some tokens, given the keys and values of all.
 
@@ -85,13 +86,14 @@ def kept_queries(
         arguments: of attention, with masks and positions of the kept tokens.
         found: of `keys_and_values`.
         take: takes the kept rows out of [B, T, width].
+        instead: what else of the attention module is to be replaced.
 
     Returns:
         [B, N, D].
     """
     family = layer.family
     attn = getattr(layer, family.attn)
-    replaced: dict[str, Any] = dict(_zeros(layer, family.key_value))
+    replaced: dict[str, Any] = dict(_zeros(layer, family.key_value)) | (instead or {})
     if family.fused:
         whole = found.fused
         replaced[family.fused] = (

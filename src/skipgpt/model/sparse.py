@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from skipgpt.model import causal_blocks, kept_keys, parts
+from skipgpt.model import causal_blocks, kept_keys, on_device, parts
 from skipgpt.model.halves import kept_queries, keys_and_values
 from skipgpt.model.packing import (
     add_packed,
@@ -47,6 +47,8 @@ def _not_compiled(twin: _Twin) -> _Twin:
 @_not_compiled
 def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
     """Stream [B, T, D] plus the MLP of the kept tokens of `entering` [B, T, D]."""
+    if (done := on_device.mlp(layer, stream, entering, decision)) is not None:
+        return done
     rows = decision.keep.flatten().nonzero().squeeze(-1)
     if len(rows) == 0:
         return stream
@@ -65,6 +67,8 @@ def attention(
     arguments: dict[str, Any],
 ) -> Tensor:
     """Stream [B, T, D] plus attention of the kept tokens of `entering` [B, T, D]."""
+    if (done := on_device.attention(layer, stream, entering, decision, arguments)) is not None:
+        return done
     columns, filled = pack_columns(decision.keep)
     run = _attend_kept if layer.routing.config.kv == "skip" else _attend_all
     update = run(layer, entering, columns, filled, arguments)
@@ -76,6 +80,8 @@ def attention(
 @_not_compiled
 def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
     """Stream [B, T, D] plus the stand-in's output for the skipped tokens of `entering`."""
+    if (done := on_device.stand_in(module, stream, entering, decision)) is not None:
+        return done
     rows = (~decision.keep).flatten().nonzero().squeeze(-1)
     if len(rows) == 0:
         return stream

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
-from skipgpt.model import causal_blocks
+from skipgpt.model import causal_blocks, on_device
 from skipgpt.model.entry import begin_forward, give_back_sparsity, take_sparsity
 from skipgpt.model.families import family_of
 from skipgpt.model.halves import blank_widths
@@ -66,6 +66,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         )
     make_safe(model, "adding routers to a quantised model")
     causal_blocks.register()
+    on_device.register()
     state = RoutingState(config or RouterConfig())
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]
