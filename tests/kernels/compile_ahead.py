@@ -79,7 +79,7 @@ def launches(batch: int, tokens: int, dtype: torch.dtype) -> None:
         return
     mask = empty(batch, 1, tokens, 2048, kind=torch.bool)
     packed = (whole(batch, tokens), whole(batch))
-    kernels.gather_linear(stream, whole(rows), whole(rows), count, square, None)
+    kernels.row_linear(stream, whole(rows), count, square, None)
     for size in (64, 256):  # of Llama-3.2-1B, of Gemma
         heads = empty(batch, 8, 2048, size)
         kernels.attend(heads[:, :, :tokens], heads, heads, *packed, None, 0, 0.1)
@@ -90,7 +90,7 @@ def launches(batch: int, tokens: int, dtype: torch.dtype) -> None:
         kernels.gate_up(stream, whole(rows), count, gate, gate, None, None, activation)
     kernels.add_linear(stream, opened, None, whole(rows), count, down, None, 1.0)
     biased = (square, empty(WIDTH))
-    kernels.gather_linear(stream, whole(rows), whole(rows), count, *biased)
+    kernels.row_linear(stream, whole(rows), count, *biased)
 
 
 def described(compiled: Any) -> dict[str, Any]:

@@ -29,19 +29,19 @@ def test_each_sequence_is_packed_to_the_left(share: float) -> None:
     for columns, places in zip(found.columns.tolist(), packed, strict=True):
         assert columns[: len(places)] == places
         assert not any(columns[len(places) :])
-    slots = [8 * b + n for b, places in enumerate(packed) for n in range(len(places))]
-    assert found.slots[: len(slots)].tolist() == slots
-    assert found.rows[: len(slots)].tolist() == keep.flatten().nonzero().squeeze(-1).tolist()
+    rows = keep.flatten().nonzero().squeeze(-1)
+    assert found.rows[: len(rows)].tolist() == rows.tolist()
+    assert found.count.tolist() == [len(rows)]
 
 
 def test_an_expanded_flag_is_packed_like_any_other() -> None:
     found = kept_queries(torch.tensor([[True]]).expand(2, 3))
     assert found.columns.tolist() == [[0, 1, 2], [0, 1, 2]]
-    assert found.slots.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.rows.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_worked_example_of_the_module() -> None:
     found = kept_queries(torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]]).bool())
     assert found.rows[:4].tolist() == [0, 2, 3, 6]
-    assert found.slots[:4].tolist() == [0, 1, 2, 4]
+    assert found.columns[:, :3].tolist() == [[0, 2, 3], [2, 0, 0]]
     assert found.counts.tolist() == [3, 1]

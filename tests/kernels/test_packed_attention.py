@@ -13,8 +13,7 @@ from skipgpt.kernels.plain import PLAIN
 
 def used(attended: torch.Tensor, found: KeptQueries) -> torch.Tensor:
     """Rows [N, H, size] that a kernel has to write."""
-    places = torch.arange(attended.shape[1]) < found.counts[:, None]
-    return attended[places]
+    return attended.flatten(0, 1)[found.rows[: int(found.count)].long()]
 
 
 def states(
@@ -77,6 +76,6 @@ def test_what_lies_behind_the_last_query_is_not_read() -> None:
     query, key, value = (each[:1].clone() for each in states(2, 2, 30, 30, 16, torch.float32))
     for each in (key, value):
         each[:, :, 13:] = torch.nan
-    query[:, :, 3:] = torch.nan
+    query[~keep[:, None].expand(-1, 2, -1)] = torch.nan
     made = FAST.attend(query, key, value, found.columns, found.counts, None, 0, 0.25)
     assert used(made, found).isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from twins import FAST, every_dtype, keep_some, normal, same, weights
 
-from skipgpt.kernels.compaction import kept_queries, kept_rows
+from skipgpt.kernels.compaction import kept_rows
 from skipgpt.kernels.plain import PLAIN
 
 # Of 3 x 50 rows: none, one, a part of a tile, one more than a tile of 64 or 128, all.
@@ -43,26 +43,26 @@ def test_an_activation_is_applied_to_the_gate_only() -> None:
 @every_dtype
 @every_count
 @pytest.mark.parametrize("biased", [False, True])
-def test_gather_linear(kept: int, biased: bool, dtype: torch.dtype) -> None:
-    read, found = normal(150, INPUTS, dtype=dtype), kept_queries(keep_some(3, 50, kept))
+def test_row_linear(kept: int, biased: bool, dtype: torch.dtype) -> None:
+    read, found = normal(150, INPUTS, dtype=dtype), kept_rows(keep_some(3, 50, kept))
     bias = normal(OUTPUTS, dtype=dtype) if biased else None
-    given = (read, found.rows, found.slots, found.count, weights(OUTPUTS, INPUTS, dtype), bias)
-    used = found.slots[:kept].long()
-    same(FAST.gather_linear(*given)[used], PLAIN.gather_linear(*given)[used])
+    given = (read, found.rows, found.count, weights(OUTPUTS, INPUTS, dtype), bias)
+    used = found.rows[:kept].long()
+    same(FAST.row_linear(*given)[used], PLAIN.row_linear(*given)[used])
 
 
 @every_dtype
 @every_count
 @pytest.mark.parametrize("biased", [False, True])
 def test_add_linear(kept: int, biased: bool, dtype: torch.dtype) -> None:
-    found = kept_queries(keep_some(3, 50, kept))
+    found = kept_rows(keep_some(3, 50, kept))
     stream, packed = normal(150, OUTPUTS, dtype=dtype), normal(150, INPUTS, dtype=dtype)
     bias = normal(OUTPUTS, dtype=dtype) if biased else None
     rest = (found.rows, found.count, weights(OUTPUTS, INPUTS, dtype), bias, 0.75)
     before = stream.clone()
-    for slots in (None, found.slots):
-        made = FAST.add_linear(stream, packed, slots, *rest)
-        same(made, PLAIN.add_linear(stream, packed, slots, *rest))
+    for sources in (None, found.rows):
+        made = FAST.add_linear(stream, packed, sources, *rest)
+        same(made, PLAIN.add_linear(stream, packed, sources, *rest))
         skipped = torch.ones(150, dtype=torch.bool)
         skipped[found.rows[:kept].long()] = False
         assert torch.equal(made[skipped], stream[skipped])
@@ -71,15 +71,16 @@ def test_add_linear(kept: int, biased: bool, dtype: torch.dtype) -> None:
 
 def test_rows_that_skip_are_not_read() -> None:
     keep = keep_some(2, 10, 9)
-    found, skipped = kept_queries(keep), ~keep.flatten()
+    found, skipped = kept_rows(keep), ~keep.flatten()
     read, packed = normal(20, 16), normal(20, 16)
     read[skipped] = torch.nan
     packed[9:] = torch.nan
     weight = weights(16, 16)
-    queries = FAST.gather_linear(read, found.rows, found.slots, found.count, weight, None)
-    assert queries[found.slots[:9].long()].isfinite().all()
+    queries = FAST.row_linear(read, found.rows, found.count, weight, None)
+    assert queries[~skipped].isfinite().all()
     opened = FAST.gate_up(read, found.rows, found.count, weight, weight, None, None, "gelu")
     assert opened[:9].isfinite().all()
     stream = normal(20, 16)
-    made = FAST.add_linear(stream, packed, None, found.rows, found.count, weight, None, 1.0)
-    assert made.isfinite().all()
+    rest = (found.rows, found.count, weight, None, 1.0)
+    assert FAST.add_linear(stream, packed, None, *rest).isfinite().all()
+    assert FAST.add_linear(stream, read, found.rows, *rest).isfinite().all()

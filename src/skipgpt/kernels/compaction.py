@@ -2,8 +2,7 @@
 
     keep      1 0 1 1 | 0 0 1 0        two sequences of four tokens
     rows      0 2 3 6                  of the flat [B·T]; four are in use
-    slots     0 1 2 4                  the same tokens, each sequence packed to the left
-    columns   0 2 3 · | 2 · · ·        their places within the sequences
+    columns   0 2 3 · | 2 · · ·        each sequence by itself
     counts    3       | 1
 
 Shapes: B batch, T query tokens. The host waits for nothing, and every shape follows from [B, T].
@@ -35,13 +34,11 @@ class KeptQueries(KeptRows):
     """The same, and each sequence by itself.
 
     Attributes:
-        slots: [B·T] int32, where each of `rows` goes when its sequence is packed to the left.
-        columns: [B, T] int32, places of the packed tokens within their sequences, in order; 0
-            behind the first `counts` of each.
+        columns: [B, T] int32, places within their sequences, in order; 0 behind the first
+            `counts` of each.
         counts: [B] int32.
     """
 
-    slots: Tensor
     columns: Tensor
     counts: Tensor
 
@@ -72,12 +69,11 @@ def kept_queries(keep: Tensor) -> KeptQueries:
     flat, ends = keep.flatten(), keep.cumsum(1, dtype=torch.int32)
     everything = torch.arange(batch * tokens, dtype=torch.int32, device=keep.device)
     first = torch.arange(batch, dtype=torch.int32, device=keep.device)[:, None] * tokens
-    slots, whole = (ends - 1 + first).flatten(), flat.cumsum(0, dtype=torch.int32)
+    packed, whole = (ends - 1 + first).flatten(), flat.cumsum(0, dtype=torch.int32)
     return KeptQueries(
         rows=_packed(everything, flat, whole - 1),
         count=whole[-1:],
-        slots=_packed(slots, flat, whole - 1),
-        columns=_packed(everything % tokens, flat, slots).view(batch, tokens),
+        columns=_packed(everything % tokens, flat, packed).view(batch, tokens),
         counts=ends[:, -1].contiguous(),
     )
 

@@ -1,8 +1,9 @@
 """Attention of packed queries, `attend`: the keys behind a tile's last query are never loaded.
 
-Each program has a tile of packed queries of one head of one sequence and goes through the keys with
-an online softmax; see `plain.attend` for what is computed. Tiles are taken from the end, since the
-last ones see the most keys. Packed queries are in order, so the last of a tile sees furthest.
+Each program packs a tile of queries of one head of one sequence and goes through the keys with an
+online softmax; see `plain.attend` for what is computed. Queries are loaded from their places and
+outputs stored there. Tiles are taken from the end, since the last ones see the most keys; queries
+are in order, so the last of a tile sees furthest.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def attend_kernel(
         query
         + sequence * query_batch
         + head * query_head
-        + packed.to(tl.int64)[:, None] * query_token
+        + column.to(tl.int64)[:, None] * query_token
         + width[None, :],
         mask=kept_query,
         other=0.0,
@@ -117,7 +118,7 @@ def attend_kernel(
 
     total = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
     heads = tl.num_programs(1)
-    place_out = ((sequence * T + packed.to(tl.int64)) * heads + head)[:, None] * SIZE
+    place_out = ((sequence * T + column.to(tl.int64)) * heads + head)[:, None] * SIZE
     tl.store(out + place_out + width[None, :], total.to(out.dtype.element_ty), mask=kept_query)
 
 
@@ -133,13 +134,14 @@ def tiles(tokens: int, size: int, dtype: torch.dtype, limit: Limits) -> dict[str
     width = power_of_two(size)
     single = dtype == torch.float32  # no tensor cores at full precision, and twice the bytes
     queries = power_of_two(tokens, largest=32 if single else 64 if width > 128 else 128)
-    keys = 32 if single or width > 128 else 64
+    # Before Hopper scores share the registers with what is summed.
+    keys = 32 if single or width > (128 if limit.sums_aside else 64) else 64
     each, held = 2 * keys * width * dtype.itemsize, queries * width * dtype.itemsize
     return {
         "WIDTH": width,
         "QUERIES": queries,
         "KEYS": keys,
-        "num_warps": 8 if queries * width >= 128 * 128 else 4,
+        "num_warps": 8 if queries * width >= 128 * 64 else 4,
         "num_stages": limit.stages(each, held, most=3),
     }
 

@@ -1,4 +1,4 @@
-"""Products with kept rows only: `gate_up`, `gather_linear`, `add_linear`.
+"""Products with kept rows only: `gate_up`, `row_linear`, `add_linear`.
 
 The grid is as large as for all rows. The first programs share the tiles of the rows that are
 there, and the others return at once. Rows are gathered where they are loaded, and put, or added,
@@ -185,19 +185,19 @@ def gate_up(
     return out
 
 
-def gather_linear(
-    read: Tensor, rows: Tensor, slots: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
+def row_linear(
+    read: Tensor, rows: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """See `plain.gather_linear`."""
+    """See `plain.row_linear`."""
     out = read.new_empty(len(read), len(weight))
-    _linear(read, rows, weight, bias, None, out, slots, count, 1.0)
+    _linear(read, rows, weight, bias, None, out, rows, count, 1.0)
     return out
 
 
 def add_linear(
     stream: Tensor,
-    packed: Tensor,
-    slots: Tensor | None,
+    given: Tensor,
+    sources: Tensor | None,
     rows: Tensor,
     count: Tensor,
     weight: Tensor,
@@ -207,7 +207,7 @@ def add_linear(
     """See `plain.add_linear`."""
     stream = stream.contiguous()
     out = stream.clone()
-    _linear(packed, slots, weight, bias, stream, out, rows, count, scale)
+    _linear(given, sources, weight, bias, stream, out, rows, count, scale)
     return out
 
 

@@ -55,43 +55,42 @@ def gate_up(
     return _first(opened * functional.linear(packed, up, up_bias), count)
 
 
-def gather_linear(
-    read: Tensor, rows: Tensor, slots: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
+def row_linear(
+    read: Tensor, rows: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """A linear layer of some rows, each put where it is told.
+    """A linear layer of some rows, which stay in their places.
 
     Args:
         read: [M, K].
         rows: [M] int32, which rows run, packed.
-        slots: [M] int32, where each of their outputs goes.
         count: [1] int32, how many.
         weight: [N, K].
         bias: [N], or None.
 
     Returns:
-        [M, N]; rows that are no slot are arbitrary.
+        [M, N]; other rows are arbitrary.
     """
     made = read.new_zeros(len(read) + 1, len(weight))
-    made[_used(slots, count)] = functional.linear(read.index_select(0, rows), weight, bias)
+    made[_used(rows, count)] = functional.linear(read.index_select(0, rows), weight, bias)
     return made[:-1]
 
 
 def add_linear(
     stream: Tensor,
-    packed: Tensor,
-    slots: Tensor | None,
+    given: Tensor,
+    sources: Tensor | None,
     rows: Tensor,
     count: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """The stream plus `scale` times a linear layer of packed rows.
+    """The stream plus `scale` times a linear layer of some rows.
 
     Args:
         stream: [M, D].
-        packed: [M, K].
-        slots: [M] int32, where in `packed` the input of each of `rows` is; None where in order.
+        given: [M, K].
+        sources: [M] int32, which row of `given` is for each of `rows`; None where it is packed.
         rows: [M] int32, which rows of the stream are added to.
         count: [1] int32, how many.
         weight: [D, K].
@@ -101,8 +100,8 @@ def add_linear(
     Returns:
         [M, D], a new tensor; other rows are those of `stream`.
     """
-    given = packed if slots is None else packed.index_select(0, slots)
-    update = _first(functional.linear(given, weight, bias) * scale, count)
+    packed = given if sources is None else given.index_select(0, sources)
+    update = _first(functional.linear(packed, weight, bias) * scale, count)
     summed = torch.cat([stream, stream.new_zeros(1, stream.shape[1])])
     return summed.index_add(0, _used(rows, count), update.to(stream.dtype))[:-1]
 
@@ -117,29 +116,30 @@ def attend(
     offset: int,
     scaling: float,
 ) -> Tensor:
-    """Causal attention of packed queries to the keys of all tokens.
+    """Causal attention of some queries to the keys of all tokens.
 
     Args:
-        query: [B, H, T, size], each sequence packed to the left.
+        query: [B, H, T, size].
         key: [B, key heads, S, size].
         value: likewise.
-        columns: [B, T] int32, places of the queries, in order. The query at place p sees the
-            first p + 1 + offset keys.
-        counts: [B] int32, how many queries each sequence has.
-        mask: [B or 1, 1, T, S] bool, by places, of what else has to hold; or None.
+        columns: [B, T] int32, places of the queries that run, packed and in order. The query at
+            place p sees the first p + 1 + offset keys.
+        counts: [B] int32, how many each sequence has.
+        mask: [B or 1, 1, T, S] bool, what else has to hold; or None.
         offset: how many keys are ahead of place 0.
         scaling: of the scores.
 
     Returns:
-        [B, T, H, size]; queries behind `counts` are arbitrary, those that see no key give 0.
+        [B, T, H, size]; other queries are arbitrary, those that see no key give 0.
     """
-    places = columns.long()
-    visible = torch.arange(key.shape[2], device=key.device) <= places[..., None] + offset
-    if mask is not None:
-        shown = mask[:, 0].expand(len(columns), -1, -1)
-        visible = visible & shown.gather(1, places[..., None].expand(-1, -1, key.shape[2]))
-    used = torch.arange(columns.shape[1], device=key.device) < counts[:, None]
-    return _attention(query, key, value, (visible & used[..., None])[:, None], scaling)
+    tokens = columns.shape[1]
+    places = torch.arange(tokens, device=key.device)
+    used = torch.where(places < counts[:, None], columns, tokens).long()
+    runs = torch.zeros(len(columns), tokens + 1, dtype=torch.bool, device=key.device)
+    runs = runs.scatter_(1, used, True)[:, None, :-1, None]
+    visible = torch.arange(key.shape[2], device=key.device) <= places[:, None] + offset
+    seen = runs & visible if mask is None else runs & visible & mask
+    return _attention(query, key, value, seen, scaling)
 
 
 def decode_gate_up(
@@ -239,7 +239,7 @@ def _first(packed: Tensor, count: Tensor) -> Tensor:
 
 PLAIN = Kernels(
     gate_up=gate_up,
-    gather_linear=gather_linear,
+    row_linear=row_linear,
     add_linear=add_linear,
     attend=attend,
     decode_gate_up=decode_gate_up,

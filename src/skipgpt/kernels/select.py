@@ -28,7 +28,7 @@ class Kernels:
     """One way to compute with kept tokens; what each does is said in `plain.py`."""
 
     gate_up: Callable[..., Tensor]
-    gather_linear: Callable[..., Tensor]
+    row_linear: Callable[..., Tensor]
     add_linear: Callable[..., Tensor]
     attend: Callable[..., Tensor]
     decode_gate_up: Callable[..., Tensor]
@@ -63,7 +63,7 @@ def triton_kernels() -> Kernels:
 
     return Kernels(
         gate_up=packed_linear.gate_up,
-        gather_linear=packed_linear.gather_linear,
+        row_linear=packed_linear.row_linear,
         add_linear=packed_linear.add_linear,
         attend=packed_attention.attend,
         decode_gate_up=decode_linear.decode_gate_up,

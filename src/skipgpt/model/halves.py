@@ -76,7 +76,6 @@ def kept_queries(
     arguments: dict[str, Any],
     found: KeysValues,
     take: Callable[[Tensor], Tensor],
-    instead: dict[str, Any] | None = None,
 ) -> Tensor:
     """Attention's output for some tokens, given the keys and values of all.
 
@@ -86,14 +85,13 @@ def kept_queries(
         arguments: of attention, with masks and positions of the kept tokens.
         found: of `keys_and_values`.
         take: takes the kept rows out of [B, T, width].
-        instead: what else of the attention module is to be replaced.
 
     Returns:
         [B, N, D].
     """
     family = layer.family
     attn = getattr(layer, family.attn)
-    replaced: dict[str, Any] = dict(_zeros(layer, family.key_value)) | (instead or {})
+    replaced: dict[str, Any] = dict(_zeros(layer, family.key_value))
     if family.fused:
         whole = found.fused
         replaced[family.fused] = (
@@ -103,6 +101,23 @@ def kept_queries(
         replaced["config"] = BlockwiseConfig(attn.config)
     supply = _Supply(arguments[family.cache], found)
     return parts.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, replaced))
+
+
+def with_replaced(
+    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], instead: dict[str, Any]
+) -> Tensor:
+    """Attention's output with some attributes of its module replaced.
+
+    Args:
+        layer: whose attention it is.
+        read: [B, T, D], what attention reads.
+        arguments: of attention, by name.
+        instead: what is to be found in the module, by name.
+
+    Returns:
+        [B, T, D].
+    """
+    return parts.attend(layer, read, arguments, _Half(getattr(layer, layer.family.attn), instead))
 
 
 def _caught_update(

@@ -1,13 +1,14 @@
 """Execution `sparse` on a GPU: how many tokens are kept stays on the device.
 
-    read [B, T, D] ──▶ [ Q projection of kept rows ] ──▶ queries, packed to the left, still [B, T]
-    keys, values   ──▶ [ attention of packed queries ]
-                       [ O projection, added where its tokens are ] ──▶ stream [B, T, D]
+    read [B, T, D] ──▶ Q projection of kept rows      ─┐
+                   ──▶ K and V projections, cache      ├─▶ attention of kept queries
+                                                       │
+    stream [B, T, D] ◀── O projection of kept rows, added where they are ◀┘
 
-The seam is that of `halves.py`: a family's own attention runs with its projections of queries and
-outputs replaced by kernels, and its attention function by one of ours. All shapes are those of all
-tokens. What lies behind the kept ones is arbitrary, flows through rotary embeddings and norms,
-which work row by row, and is read by nobody.
+A family's own attention runs once, with its projections of queries and outputs replaced by kernels,
+and its attention function by one of ours. All shapes are those of all tokens and every token stays
+in its place, so positions, masks and caches are as the family knows them. The rows of tokens that
+skip are arbitrary; rotary embeddings and norms work row by row, and nothing reads them in the end.
 
 Each function gives None where the kernels do not suit; then kept tokens are packed in PyTorch.
 
@@ -27,7 +28,6 @@ from skipgpt.kernels.plain import Activation
 from skipgpt.kernels.select import MOST_SEQUENCES, WIDEST_HEAD, Kernels, kernels_for
 from skipgpt.model import halves, parts
 from skipgpt.model.causal_blocks import BlockwiseConfig
-from skipgpt.model.packing import take_arguments
 from skipgpt.routing.decision import ModuleDecision
 from skipgpt.routing.stand_in import StandIn
 
@@ -56,7 +56,7 @@ class PackedQueries:
 
     Attributes:
         kernels: to attend with.
-        kept: the packed queries; None in a one-token step, where nothing moves.
+        kept: the queries, packed; None in a one-token step.
         keep: [B, T] bool.
         mask: [B or 1, 1, T, S] bool, of all T queries; None where plainly causal.
     """
@@ -120,30 +120,21 @@ def attention(
         if kept is None:
             made = kernels.decode_linear(rows, keep[:, 0], query.weight, query.bias)
         else:
-            made = kernels.gather_linear(
-                rows, kept.rows, kept.slots, kept.count, query.weight, query.bias
-            )
+            made = kernels.row_linear(rows, kept.rows, kept.count, query.weight, query.bias)
         return made.view(*keep.shape, -1)
 
     def add(attended: Tensor) -> Tensor:
-        rows = attended.flatten(0, 1)
+        rows, weights = attended.flatten(0, 1), (output.weight, output.bias)
         if kept is None:
-            made = kernels.decode_add_linear(
-                flat, rows, keep[:, 0], output.weight, output.bias, scale
-            )
+            made = kernels.decode_add_linear(flat, rows, keep[:, 0], *weights, scale)
         else:
-            made = kernels.add_linear(
-                flat, rows, kept.slots, kept.rows, kept.count, output.weight, output.bias, scale
-            )
+            made = kernels.add_linear(flat, rows, kept.rows, kept.rows, kept.count, *weights, scale)
         return made.view_as(stream)
 
-    read = parts.normed(layer, "attn", entering)
-    found = halves.keys_and_values(layer, read, arguments)
-    given = arguments if kept is None else take_arguments(arguments, kept.columns.long())
     mask = PackedQueries(kernels, kept, keep, arguments["attention_mask"])
     instead = {family.query[0]: project, family.output: add, "config": _PackedConfig(attn.config)}
-    given = given | {"attention_mask": mask}
-    return halves.kept_queries(layer, read, given, found, lambda rows: rows, instead)
+    read = parts.normed(layer, "attn", entering)
+    return halves.with_replaced(layer, read, arguments | {"attention_mask": mask}, instead)
 
 
 def stand_in(
@@ -226,14 +217,9 @@ def attention_kernels(
     attn = getattr(layer, family.attn)
     if layer.routing.config.kv == "skip" or family.fused or len(family.query) != 1:
         return None
-    # Any other product would read rows that are not packed.
-    products = {name for name, p in attn.named_parameters() if p.ndim > 1}
-    known = {*family.query, *family.key_value, family.output}
-    suits = (
-        products == {f"{name}.weight" for name in known}
-        and all(_is_bare(getattr(attn, name), stream) for name in (*family.query, family.output))
-        and _is_plainly_causal(attn, arguments)
-    )
+    suits = all(
+        _is_bare(getattr(attn, name), stream) for name in (*family.query, family.output)
+    ) and _is_plainly_causal(attn, arguments)
     return kernels if suits else None
 
 
