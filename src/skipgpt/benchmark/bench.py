@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import statistics
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from skipgpt.benchmark.captured import can_capture
 from skipgpt.benchmark.clock import Task, alternate, peak_memory
 from skipgpt.benchmark.phases import Cell, PhaseName, keep_and_union
 from skipgpt.benchmark.result import Benchmark, Row
@@ -94,26 +96,35 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
     """
     grid = grid or Grid()
     rows: list[Row] = []
+    # On both sides or on none: a graph alone speeds up decoding.
+    graphs = can_capture(subject.dense) and can_capture(subject.routed)
     cells = itertools.product(grid.phases, grid.batch_sizes, grid.prompt_tokens, grid.sparsities)
     for phase, batch, prompt, sparsity in cells:
         cell = Cell(
             phase,
             subject.prompts(batch, prompt),
             0 if phase == "prefill" else grid.decode_tokens,
+            captured=graphs and phase == "decode",
         )
-        for row in _rows(subject, cell, sparsity, grid):
-            rows.append(row)
+        try:
+            measured = list(_rows(subject, cell, sparsity, grid))
+        except torch.OutOfMemoryError:
+            logger.warning("%s, batch %d, prompt %d: out of memory, left out", phase, batch, prompt)
+            continue
+        for row in measured:
             logger.info(
                 "%s, batch %d, prompt %d, %.0f %%: %s %.2fx of %.2fx",
                 *(phase, batch, prompt, 100 * row.sparsity),
                 *(row.execution, row.speedup, row.ideal_speedup),
             )
+        rows += measured
     facts = {
         "subject": subject.name,
         "routes": "learned" if subject.learned else "random",
         "dtype": str(subject.dense.dtype).removeprefix("torch."),
         "attention": subject.dense.config._attn_implementation,
         "repeats": grid.repeats,
+        "decode": "as a CUDA graph" if graphs else "launched by the host",
         **hardware(subject.device),
     }
     return Benchmark(tuple(rows), facts)
@@ -132,7 +143,9 @@ def _rows(subject: Subject, cell: Cell, sparsity: float, grid: Grid) -> Iterator
     dense = statistics.median(seconds["dense"])
     share = statistics.median(seconds.get(PREFILL, [0.0])) / dense
     for name, model in models.items():
-        trace = _traced(model, tasks[name])
+        # Where a graph is replayed, none of the model's own code runs and nothing is recorded.
+        launched = dataclasses.replace(cell, captured=False)
+        trace = _traced(model, launched.task(model) if cell.captured else tasks[name])
         _, ran = keep_and_union(trace.steps)
         ratios = [a / b for a, b in zip(seconds["dense"], seconds[name], strict=True)]
         ideal = cell.ideal(model, trace.steps, min(share, 1.0))

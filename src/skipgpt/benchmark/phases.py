@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from skipgpt.benchmark.captured import StaticDecode, captured
 from skipgpt.benchmark.clock import Task
 from skipgpt.cost import Bound, Forward, ideal_speedup, work
 from skipgpt.model.trace import MODULES, Step
@@ -30,17 +31,21 @@ class Cell:
         phase: what is timed.
         ids: [B, T], the prompts.
         new_tokens: decoded after the prompt; 0 in prefill.
+        captured: whether decoding runs as a CUDA graph.
     """
 
     phase: PhaseName
     ids: Tensor
     new_tokens: int
+    captured: bool = False
 
     def task(self, model: Any) -> Task:
         """The run of one model; routes drawn at random are the same in every run.
 
         A cache to decode from is filled here, once, under the rule that is in force.
         """
+        if self.captured:
+            return _replayed(model, self.ids, self.new_tokens)
         if self.phase == "decode":
             return Task(lambda given: self._decode(model, given), _from(_filled(model, self.ids)))
         run = self._prefill if self.phase == "prefill" else self._generate
@@ -106,6 +111,23 @@ def _ideal(model: Any, forward: Forward, steps: Sequence[Step]) -> float:
 
 def _means(values: Mapping[Site, list[float]]) -> dict[Site, float]:
     return {site: sum(each) / len(each) for site, each in values.items()}
+
+
+def _replayed(model: Any, ids: Tensor, new_tokens: int) -> Task:
+    """Steps of decoding as a CUDA graph, from the end of the prompt each time."""
+    _seeded()
+    decode = StaticDecode(model, ids, new_tokens)
+    step = captured(decode)
+
+    def prepare() -> None:
+        _seeded()
+        decode.reset()
+
+    def run() -> None:
+        for _ in range(new_tokens):
+            step()
+
+    return Task(lambda _: run(), prepare)
 
 
 def _seeded() -> None:
