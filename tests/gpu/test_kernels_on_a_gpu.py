@@ -90,7 +90,7 @@ def test_attend(kept: int, heads: int, key_heads: int, size: int, masked: bool) 
     same(made.flatten(0, 1)[used], wanted.flatten(0, 1)[used])
 
 
-@pytest.mark.parametrize("flags", [[True], [False, True, False], [n % 3 == 0 for n in range(16)]])
+@pytest.mark.parametrize("flags", [[True], [False, True, False], [n % 3 == 0 for n in range(64)]])
 @pytest.mark.parametrize("biased", [False, True])
 def test_products_of_a_step(flags: list[bool], biased: bool) -> None:
     keep = torch.tensor(flags, device=CUDA)

@@ -54,7 +54,7 @@ def test_prefill_with_kernels_equals_gated(family: str, inputs: Inputs, keep: fl
     torch.testing.assert_close(logits[1], logits[0], **CLOSE)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 17])
+@pytest.mark.parametrize("batch", [1, 3, 17, 65])
 def test_steps_with_kernels_equal_gated(batch: int) -> None:
     model, ids = routed("llama").to(CUDA), torch.randint(1, 257, (batch, 9), device=CUDA)
     steps = [routes(batch, 6), *(routes(batch, 1) for _ in range(3))]

@@ -41,4 +41,4 @@ def test_every_launch_of_an_8b_llama_fits(capability: int, dtype: str, tmp_path:
         assert (row["products"] == "fma") == (row["kernel"] in SINGLE), row
     if (capability, dtype) == (90, "bfloat16"):
         hopper = {row["kernel"] for row in found["rows"] if row["products"].startswith("wgmma")}
-        assert hopper == {"linear_kernel", "gate_up_kernel", "attend_kernel"}
+        assert {"linear_kernel", "gate_up_kernel", "attend_kernel"} <= hopper

@@ -15,7 +15,7 @@ KEEPS = {
     "one": [False, True, False],
     "all": [True, True, True],
     "alone": [True],
-    "sixteen": [n % 3 == 0 for n in range(16)],
+    "seventeen": [n % 3 == 0 for n in range(17)],
 }
 every_keep = pytest.mark.parametrize("flags", KEEPS.values(), ids=KEEPS)
 INPUTS, OUTPUTS = 330, 40  # no multiple of a tile

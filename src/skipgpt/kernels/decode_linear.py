@@ -1,6 +1,6 @@
 """Products of one-token steps: `decode_linear`, `decode_gate_up`, `decode_add_linear`.
 
-A step of up to 16 sequences is bound by reading weights. Each program reads the weights of a few
+A step of up to 64 sequences is bound by reading weights. Each program reads the weights of a few
 outputs once, for all sequences, and none at all where every sequence skips: it reads the flags
 itself, so the same launches serve any routes and a whole step can be captured as one CUDA graph.
 
@@ -14,9 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from skipgpt.kernels.launch import Limits, activate, as_bytes, limits, on
+from skipgpt.kernels.launch import (
+    SMALLEST,
+    Limits,
+    activate,
+    as_bytes,
+    limits,
+    on,
+    power_of_two,
+)
 from skipgpt.kernels.plain import Activation
-from skipgpt.kernels.select import MOST_SEQUENCES
 
 
 @triton.jit
@@ -121,18 +128,20 @@ def decode_gate_up_kernel(
     tl.store(out + places, product.to(out.dtype.element_ty), mask=stored)
 
 
-def tiles(dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
+def tiles(batch: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
     """Tiles: few outputs a program, so that there are programs enough, and much depth a step.
 
     Args:
+        batch: B.
         dtype: of what is multiplied.
         limit: what a program may use.
         weights: 1, or 2 of a gated MLP.
     """
-    features, depth = 16, 512 // dtype.itemsize
-    each = (MOST_SEQUENCES + weights * features) * depth * dtype.itemsize
+    sequences, features = power_of_two(batch), SMALLEST
+    depth = (512 if sequences == SMALLEST else 256) // dtype.itemsize
+    each = (sequences + weights * features) * depth * dtype.itemsize
     return {
-        "SEQUENCES": MOST_SEQUENCES,
+        "SEQUENCES": sequences,
         "FEATURES": features,
         "DEPTH": depth,
         "num_warps": 4,
@@ -153,7 +162,7 @@ def decode_gate_up(
     read = read.contiguous()
     (batch, inputs), outputs = read.shape, len(gate)
     out = read.new_empty(batch, outputs)
-    chosen = tiles(read.dtype, limits(read.device), weights=2)
+    chosen = tiles(batch, read.dtype, limits(read.device), weights=2)
     with on(read):
         decode_gate_up_kernel[(triton.cdiv(outputs, chosen["FEATURES"]),)](
             *(
@@ -202,7 +211,7 @@ def _linear(
     read = read.contiguous()
     (batch, inputs), outputs = read.shape, len(weight)
     out = read.new_empty(batch, outputs)
-    chosen = tiles(read.dtype, limits(read.device), weights=1)
+    chosen = tiles(batch, read.dtype, limits(read.device), weights=1)
     with on(read):
         decode_linear_kernel[(triton.cdiv(outputs, chosen["FEATURES"]),)](
             *(

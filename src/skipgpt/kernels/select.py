@@ -17,7 +17,7 @@ OLDEST = (8, 0)
 """Compute capability of the first GPUs with bfloat16 products (Ampere)."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_SEQUENCES = 16
+MOST_SEQUENCES = 64
 """The largest batch of one-token steps that the decode kernels take: one tile of rows."""
 
 WIDEST_HEAD = 256
