@@ -15,7 +15,7 @@ from skipgpt.benchmark.bench import Grid, bench
 from skipgpt.benchmark.captured import StaticDecode, can_capture
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.kernels.plain import PLAIN
-from skipgpt.model import on_device
+from skipgpt.model import kernel_fit
 from skipgpt.model.surgery import add_routers
 
 
@@ -67,7 +67,7 @@ def test_what_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_capture(dense), "it is on a CPU"
     assert can_capture(_OnGpu(dense))
     assert not can_capture(_OnGpu(sparse)), "it packs in PyTorch, which asks the host"
-    monkeypatch.setattr(on_device, "kernels_for", lambda _: PLAIN)
+    monkeypatch.setattr(kernel_fit, "kernels_for", lambda _: PLAIN)
     assert can_capture(_OnGpu(sparse))
     assert not can_capture(_OnGpu(routed("llama", kv="skip")))
     assert not can_capture(_OnGpu(add_routers(base("gpt2")).eval()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from twins import FAST
 from cases import CLOSE, LEFT_PADDED, ONE_ROW, SITES, Inputs, every_batch, every_family, routed
 from skipgpt.kernels.plain import PLAIN
 from skipgpt.kernels.select import Kernels, kernels_for
-from skipgpt.model import on_device, sparse
+from skipgpt.model import kernel_fit, on_device, sparse
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, RandomRoutes
@@ -29,9 +30,50 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
+def poisoned() -> Kernels:
+    """The plain twins, except that what they may leave arbitrary is no number."""
+
+    def packed(read: Tensor, rows: Tensor, count: Tensor, *rest: Any) -> Tensor:
+        made = PLAIN.gate_up(read, rows, count, *rest)
+        made[int(count) :] = torch.nan
+        return made
+
+    def in_place(read: Tensor, rows: Tensor, count: Tensor, *rest: Any) -> Tensor:
+        made = PLAIN.row_linear(read, rows, count, *rest)
+        return torch.full_like(made, torch.nan).index_copy(
+            0, rows[: int(count)].long(), made[rows[: int(count)].long()]
+        )
+
+    def attend(*given: Any) -> Tensor:
+        made, (columns, counts) = PLAIN.attend(*given), given[3:5]
+        for sequence, places, count in zip(made, columns, counts, strict=True):
+            skipped = torch.ones(len(places), dtype=torch.bool)
+            skipped[places[:count].long()] = False
+            sequence[skipped] = torch.nan
+        return made
+
+    def flagged(run: Callable[..., Tensor], place: int) -> Callable[..., Tensor]:
+        def step(*given: Any) -> Tensor:
+            made = run(*given)
+            made[~given[place]] = torch.nan
+            return made
+
+        return step
+
+    return dataclasses.replace(
+        PLAIN,
+        gate_up=packed,
+        row_linear=in_place,
+        attend=attend,
+        decode_gate_up=flagged(PLAIN.decode_gate_up, 1),
+        decode_linear=flagged(PLAIN.decode_linear, 1),
+        decode_attend=flagged(PLAIN.decode_attend, 3),
+    )
+
+
 def with_kernels(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """Let layers on a CPU run with these."""
-    monkeypatch.setattr(on_device, "kernels_for", lambda _: kernels)
+    monkeypatch.setattr(kernel_fit, "kernels_for", lambda _: kernels)
 
 
 def without_packing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +105,7 @@ def test_every_familys_prefill_equals_gated(
 ) -> None:
     model, rule = routed(family), routes(11, len(inputs.pads), 0.6)
     wanted = full(model, inputs, rule, "gated")
-    with_kernels(monkeypatch, PLAIN)
+    with_kernels(monkeypatch, poisoned())
     torch.testing.assert_close(full(model, inputs, rule, "sparse"), wanted, **CLOSE)
 
 
@@ -71,7 +113,7 @@ def test_every_familys_prefill_equals_gated(
 def test_every_familys_steps_equal_gated(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rule = routed(family), routes(11, 3, 0.5)
     wanted = full(model, LEFT_PADDED, rule, "gated")
-    with_kernels(monkeypatch, PLAIN)
+    with_kernels(monkeypatch, poisoned())
     logits = in_steps(model, LEFT_PADDED, rule, DynamicCache(config=model.config))
     torch.testing.assert_close(logits[LEFT_PADDED.real], wanted, **CLOSE)
 
@@ -91,7 +133,7 @@ def test_which_families_run_with_kernels_alone(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_kernels(monkeypatch, PLAIN)
-    asking = any(on_device.asks_the_host(layer) for layer in routed_layers(routed(family)))
+    asking = any(kernel_fit.asks_the_host(layer) for layer in routed_layers(routed(family)))
     if family in WHOLE:
         assert not asking
     if family in {"bloom", "gpt2", "mixtral", "gemma2", "phi3", "deepseek_v3", "gpt_oss"}:
@@ -205,8 +247,8 @@ def test_where_kernels_do_not_suit_tokens_are_packed_in_pytorch(
 
     def suited(model: Any, given: dict[str, Any] = plain) -> tuple[bool, bool]:
         layer = routed_layers(model)[0]
-        attention = on_device.attention_kernels(layer, stream, given)
-        return attention is not None, on_device.mlp_kernels(layer, stream) is not None
+        attention = kernel_fit.attention_kernels(layer, stream, given)
+        return attention is not None, kernel_fit.mlp_kernels(layer, stream) is not None
 
     model = routed("llama")
     assert suited(model) == (True, True)

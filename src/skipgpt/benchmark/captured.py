@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.model.on_device import asks_the_host
+from skipgpt.model.kernel_fit import asks_the_host
 from skipgpt.model.surgery import routed_layers
 
 _WARMUP = 3

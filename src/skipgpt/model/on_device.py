@@ -10,7 +10,8 @@ and its attention function by one of ours. All shapes are those of all tokens an
 in its place, so positions, masks and caches are as the family knows them. The rows of tokens that
 skip are arbitrary; rotary embeddings and norms work row by row, and nothing reads them in the end.
 
-Each function gives None where the kernels do not suit; then kept tokens are packed in PyTorch.
+Each function gives None where kernels do not suit (`kernel_fit.py`); then kept tokens are packed in
+PyTorch.
 
 Shapes: B batch, T query tokens, S keys, D hidden.
 """
@@ -21,12 +22,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from skipgpt.kernels.compaction import KeptQueries, kept_queries, kept_rows
-from skipgpt.kernels.plain import Activation
-from skipgpt.kernels.select import MOST_SEQUENCES, WIDEST_HEAD, Kernels, kernels_for
-from skipgpt.model import halves, parts
+from skipgpt.kernels.select import MOST_SEQUENCES, Kernels
+from skipgpt.model import halves, kernel_fit, parts
 from skipgpt.model.causal_blocks import BlockwiseConfig
 from skipgpt.routing.decision import ModuleDecision
 from skipgpt.routing.stand_in import StandIn
@@ -35,19 +35,6 @@ if TYPE_CHECKING:
     from skipgpt.model.layer import RoutedLayer
 
 NAME = "skipgpt_packed_queries"
-
-ACTIVATIONS: dict[str, Activation] = {
-    "SiLU": "silu",
-    "SiLUActivation": "silu",
-    "GELU": "gelu",
-    "GELUActivation": "gelu",
-    "GELUTanh": "gelu_tanh",
-}
-"""By class, of torch and of transformers."""
-
-_GATED_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-_OWN_SCORES = ("sinks", "attn_logit_softcapping")
-"""What attention may have that changes its scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +64,13 @@ def mlp(
     layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision
 ) -> Tensor | None:
     """Stream [B, T, D] plus the MLP of the kept tokens of `entering`, or None."""
-    kernels = mlp_kernels(layer, stream)
+    kernels = kernel_fit.mlp_kernels(layer, stream)
     if kernels is None:
         return None
     module, keep = getattr(layer, layer.family.mlp), decision.keep
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
     weights = (gate.weight, up.weight, gate.bias, up.bias)
-    activation, scale = ACTIVATIONS[type(module.act_fn).__name__], _scale(layer)
+    activation, scale = kernel_fit.ACTIVATIONS[type(module.act_fn).__name__], _scale(layer)
     read, flat = parts.normed(layer, "mlp", entering).flatten(0, 1), stream.flatten(0, 1)
     if _is_step(keep):
         flags = keep[:, 0]
@@ -106,7 +93,7 @@ def attention(
     arguments: dict[str, Any],
 ) -> Tensor | None:
     """Stream [B, T, D] plus attention of the kept tokens of `entering` to all, or None."""
-    kernels = attention_kernels(layer, stream, arguments)
+    kernels = kernel_fit.attention_kernels(layer, stream, arguments)
     if kernels is None:
         return None
     family, keep = layer.family, decision.keep
@@ -144,7 +131,7 @@ def stand_in(
 
     It is computed for all: it is small, and there is nothing to wait for.
     """
-    if torch.is_grad_enabled() or kernels_for(stream) is None:
+    if kernel_fit.stand_in_kernels(stream) is None:
         return None
     return torch.where(decision.keep[..., None], stream, stream + module(entering))
 
@@ -178,90 +165,6 @@ def attend(
     offset = 0 if mask is None and tokens > 1 else keys - tokens
     attended = kernels.attend(query, key, value, kept.columns, kept.counts, mask, offset, scale)
     return attended, None
-
-
-def asks_the_host(layer: RoutedLayer) -> bool:
-    """Whether a one-token step of this layer has to wait for the device.
-
-    If not, a step can be captured as a CUDA graph.
-    """
-    norm = next(layer.parameters())
-    probe = norm.new_empty(1, 1, 1)
-    given: dict[str, Any] = {"attention_mask": None}
-    suited = mlp_kernels(layer, probe), attention_kernels(layer, probe, given)
-    return any(kernels is None for kernels in suited)
-
-
-def mlp_kernels(layer: RoutedLayer, stream: Tensor) -> Kernels | None:
-    """The kernels that can run this layer's MLP, if any: gated, of plain linear layers."""
-    kernels = kernels_for(stream)
-    if kernels is None or not _plain_residual(layer, layer.family.mlp_after, stream):
-        return None
-    module = getattr(layer, layer.family.mlp)
-    names = set(type(module).forward.__code__.co_names)
-    suits = (
-        names == _GATED_MLP
-        and type(module.act_fn).__name__ in ACTIVATIONS
-        and all(_is_bare(getattr(module, name), stream) for name in _GATED_MLP - {"act_fn"})
-    )
-    return kernels if suits else None
-
-
-def attention_kernels(
-    layer: RoutedLayer, stream: Tensor, arguments: dict[str, Any]
-) -> Kernels | None:
-    """The kernels that can run this layer's attention, if any: of sdpa, causal, nothing fused."""
-    kernels, family = kernels_for(stream), layer.family
-    if kernels is None or not _plain_residual(layer, family.attn_after, stream):
-        return None
-    attn = getattr(layer, family.attn)
-    if layer.routing.config.kv == "skip" or family.fused or len(family.query) != 1:
-        return None
-    suits = all(
-        _is_bare(getattr(attn, name), stream) for name in (*family.query, family.output)
-    ) and _is_plainly_causal(attn, arguments)
-    return kernels if suits else None
-
-
-def _is_plainly_causal(attn: Any, arguments: dict[str, Any]) -> bool:
-    """Whether attention is softmax over earlier keys, and asks transformers to compute it."""
-    mask = arguments["attention_mask"]
-    return (
-        "ALL_ATTENTION_FUNCTIONS" in type(attn).forward.__code__.co_names
-        and attn.config._attn_implementation == "sdpa"
-        and getattr(attn, "is_causal", True) is True
-        and arguments.get("is_causal") in (None, True)
-        and all(getattr(attn, name, None) is None for name in _OWN_SCORES)
-        and getattr(attn, "head_dim", WIDEST_HEAD + 1) <= WIDEST_HEAD
-        and (mask is None or (isinstance(mask, Tensor) and _is_shared_bool(mask)))
-    )
-
-
-def _is_shared_bool(mask: Tensor) -> bool:
-    return mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1] == 1
-
-
-def _plain_residual(layer: RoutedLayer, after: tuple[str, ...], stream: Tensor) -> bool:
-    """Whether a module's output is added as it is, or scaled, and nobody wants a gradient."""
-    return (
-        not after
-        and not layer.family.adds_residual
-        and not layer.training
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled(stream.device.type)
-    )
-
-
-def _is_bare(linear: Any, stream: Tensor) -> bool:
-    """Whether a layer is nothing but a product with weights like the stream."""
-    return (
-        type(linear) is nn.Linear
-        and type(linear.weight) is nn.Parameter
-        and (linear.weight.dtype, linear.weight.device) == (stream.dtype, stream.device)
-        and linear.weight.is_contiguous()
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
-    )
 
 
 def _is_step(keep: Tensor) -> bool:
