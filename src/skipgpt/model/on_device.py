@@ -27,18 +27,17 @@ from torch import Tensor
 from skipgpt.kernels.compaction import KeptQueries, kept_queries, kept_rows
 from skipgpt.kernels.select import MOST_SEQUENCES, Kernels
 from skipgpt.model import halves, kernel_fit, parts
-from skipgpt.model.causal_blocks import BlockwiseConfig
 from skipgpt.routing.decision import ModuleDecision
 from skipgpt.routing.stand_in import StandIn
 
 if TYPE_CHECKING:
     from skipgpt.model.layer import RoutedLayer
 
-NAME = "skipgpt_packed_queries"
+NAME = "skipgpt_on_device"
 
 
 @dataclass(frozen=True, eq=False)
-class PackedQueries:
+class QueriesOnDevice:
     """In the place of a mask: where the queries are, and how to attend with them.
 
     Attributes:
@@ -54,10 +53,16 @@ class PackedQueries:
     mask: Tensor | None
 
 
-class _PackedConfig(BlockwiseConfig):
-    """The config of an attention module, except that it asks for attention of packed queries."""
+class _ConfigOnDevice:
+    """The config of an attention module, except that it asks for attention of kept queries."""
 
     _attn_implementation = NAME
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
 
 
 def mlp(
@@ -118,8 +123,8 @@ def attention(
             made = kernels.add_linear(flat, rows, kept.rows, kept.rows, kept.count, *weights, scale)
         return made.view_as(stream)
 
-    mask = PackedQueries(kernels, kept, keep, arguments["attention_mask"])
-    instead = {family.query[0]: project, family.output: add, "config": _PackedConfig(attn.config)}
+    mask = QueriesOnDevice(kernels, kept, keep, arguments["attention_mask"])
+    instead = {family.query[0]: project, family.output: add, "config": _ConfigOnDevice(attn.config)}
     read = parts.normed(layer, "attn", entering)
     return halves.with_replaced(layer, read, arguments | {"attention_mask": mask}, instead)
 
@@ -149,7 +154,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: PackedQueries,
+    attention_mask: QueriesOnDevice,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
