@@ -9,7 +9,7 @@ PYTEST := pytest -n auto --dist worksteal
 # Long text for the base of `compare-gpu`, one document a line or file.
 TEXT ?= novels.txt
 
-.PHONY: demo test test-long test-lowest test-matrix check format clean compare-gpu
+.PHONY: demo test test-long test-lowest test-matrix check format clean compare-gpu test-gpu bench-gpu
 
 demo: $(READY)
 	$(BIN)/skipgpt demo
@@ -42,7 +42,17 @@ $(READY) $(LOWEST)/.ready: %/.ready: pyproject.toml
 	$*/bin/pip install --quiet --constraint $(filter constraints%,$^) --editable '.[dev]'
 	touch $@
 
-# On a machine with a GPU, and with torch for it: a base of 84 M parameters and 24 layers, made in
+# On a machine with a GPU, and with torch for it.
+test-gpu: $(READY)
+	TRITON_INTERPRET=0 $(BIN)/pytest tests/gpu -rs
+
+bench-gpu: test-gpu
+	$(BIN)/python benchmarks/kernels.py --out build/kernels-gpu.json
+	$(BIN)/skipgpt bench --shape llama-3.1-8b --device cuda --dtype bfloat16 \
+		--sparsity 0.25,0.4,0.5 --batch-sizes 1,8,32 --prompt-tokens 512,2048,8192 \
+		--out build/bench-gpu
+
+# Likewise: a base of 84 M parameters and 24 layers, made in
 # minutes, and every method on it; the table goes into docs/results.md.
 compare-gpu: build/deep24/pretraining.json
 	$(BIN)/python experiments/run.py retention --base build/deep24 --data stdlib $(TEXT) \

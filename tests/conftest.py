@@ -7,6 +7,11 @@ range over all of them, and random ones try many more examples.
 from __future__ import annotations
 
 import os
+
+# Triton decides at its import whether kernels are interpreted on the CPU, and torch imports it. For
+# tests on a GPU, `make test-gpu` says 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from pathlib import Path
 
 import pytest

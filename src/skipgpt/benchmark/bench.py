@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.benchmark import inference, steps
+from skipgpt.benchmark.captured import can_capture
 from skipgpt.benchmark.clock import alternate, peak_memory
 from skipgpt.benchmark.contender import Field, Timed
 from skipgpt.benchmark.phases import Cell, Inference
@@ -101,6 +102,8 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
     grid = grid or Grid()
     rows: list[Row] = []
     left_out: list[str] = []
+    # On both sides or on none: a graph alone speeds up decoding.
+    graphs = can_capture(subject.dense) and can_capture(subject.routed)
     for phase, batch, prompt in itertools.product(
         grid.phases, grid.batch_sizes, grid.prompt_tokens
     ):
@@ -108,34 +111,47 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         new = 0 if phase in ("prefill", *get_args(Training)) else grid.decode_tokens
         sparsities = grid.sparsities[:1] if phase == "router_step" else grid.sparsities
         for sparsity in sparsities:
-            with torch.inference_mode(phase in get_args(Inference)):
-                field = _field(subject, phase, ids, new, sparsity, grid)
-                left_out += [each for each in field.left_out if each not in left_out]
-                for row in _rows(subject, field, phase, ids, new, grid):
-                    rows.append(row)
-                    logger.info(
-                        "%s, batch %d, prompt %d, %.0f %%: %s %.2fx of %.2fx",
-                        *(phase, batch, prompt, 100 * row.sparsity),
-                        *(row.execution, row.speedup, row.ideal_speedup),
-                    )
+            try:
+                with torch.inference_mode(phase in get_args(Inference)):
+                    field = _field(subject, phase, ids, new, sparsity, grid, graphs)
+                    measured = list(_rows(subject, field, phase, ids, new, grid))
+            except torch.OutOfMemoryError:
+                left_out.append(f"{phase} of {batch} x {prompt} is left out: out of memory.")
+                continue
+            left_out += [each for each in field.left_out if each not in left_out]
+            for row in measured:
+                logger.info(
+                    "%s, batch %d, prompt %d, %.0f %%: %s %.2fx of %.2fx",
+                    *(phase, batch, prompt, 100 * row.sparsity),
+                    *(row.execution, row.speedup, row.ideal_speedup),
+                )
+            rows += measured
     facts = {
         "subject": subject.name,
         "routes": "learned" if subject.learned else "random",
         "dtype": str(subject.dense.dtype).removeprefix("torch."),
         "attention": subject.dense.config._attn_implementation,
         "repeats": grid.repeats,
+        "decode": "as a CUDA graph" if graphs else "launched by the host",
         **hardware(subject.device),
     }
     return Benchmark(tuple(rows), facts, tuple(left_out))
 
 
 def _field(
-    subject: Subject, phase: PhaseName, ids: Tensor, new: int, sparsity: float, grid: Grid
+    subject: Subject,
+    phase: PhaseName,
+    ids: Tensor,
+    new: int,
+    sparsity: float,
+    grid: Grid,
+    graphs: bool,
 ) -> Field:
     rule = subject.rule(sparsity)
     if phase == "router_step" or phase == "lora_step":
         return steps.field(subject, StepCell(phase, ids), rule, grid.executions)
-    return inference.field(subject, Cell(phase, ids, new), rule, grid.executions)
+    cell = Cell(phase, ids, new, captured=graphs and phase == "decode")
+    return inference.field(subject, cell, rule, grid.executions)
 
 
 def _rows(

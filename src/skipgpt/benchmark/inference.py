@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered
-from skipgpt.benchmark.phases import Cell, Price, keep_and_union, traced, union_sparsity
+from skipgpt.benchmark.phases import Cell, Price, keep_and_union, launched, traced, union_sparsity
 from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import InInt8, Subject, sharing
 from skipgpt.cost import work
@@ -48,7 +48,7 @@ def _routed(
 ) -> Contender:
     model = subject.executing(kind, rule)
     task = cell.task(model)
-    trace = traced(model, task)
+    trace = traced(model, launched(cell, model) if cell.captured else task)
     price = cell.price(model, trace.steps)
     return Contender(
         kind,
@@ -76,7 +76,7 @@ def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> 
 
 def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Price) -> Contender:
     model = subject.executing("sparse", rule)
-    keep, _ = keep_and_union(traced(model, cell.task(model)).steps)
+    keep, _ = keep_and_union(traced(model, launched(cell, model)).steps)
     forward = cell.between if cell.phase == "decode" else cell.prompt
     static = static_depth(subject, forward, work(subject.routed, forward, keep))
     price = cell.price(static.counted)

@@ -7,6 +7,7 @@ B batch, T prompt tokens.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from skipgpt.benchmark.captured import StaticDecode, captured
 from skipgpt.benchmark.clock import Task
 from skipgpt.benchmark.contender import seeded
 from skipgpt.cost import Forward, work
@@ -46,17 +48,21 @@ class Cell:
         phase: what is timed.
         ids: [B, T], the prompts.
         new_tokens: decoded after the prompt; 0 in prefill.
+        captured: whether decoding runs as a CUDA graph.
     """
 
     phase: Inference
     ids: Tensor
     new_tokens: int
+    captured: bool = False
 
     def task(self, model: Any) -> Task:
         """The run of one model; routes drawn at random are the same in every run.
 
         A cache to decode from is filled here, once, under the rule that is in force.
         """
+        if self.captured:
+            return _replayed(model, self.ids, self.new_tokens)
         if self.phase == "decode":
             return Task(lambda given: self._decode(model, given), _from(_filled(model, self.ids)))
         run = self._prefill if self.phase == "prefill" else self._generate
@@ -128,6 +134,11 @@ class Cell:
         )
 
 
+def launched(cell: Cell, model: Any) -> Task:
+    """The same run step by step: where a graph is replayed, nothing can be recorded."""
+    return dataclasses.replace(cell, captured=False).task(model)
+
+
 def traced(model: Any, task: Task) -> Trace:
     """What was decided in one run; with the seed of every run, so in every run."""
     given = task.prepare()
@@ -157,6 +168,23 @@ def keep_and_union(steps: Sequence[Step]) -> tuple[dict[Site, float], dict[Site,
 
 def _means(values: Mapping[Site, list[float]]) -> dict[Site, float]:
     return {site: sum(each) / len(each) for site, each in values.items()}
+
+
+def _replayed(model: Any, ids: Tensor, new_tokens: int) -> Task:
+    """Steps of decoding as a CUDA graph, from the end of the prompt each time."""
+    seeded()
+    decode = StaticDecode(model, ids, new_tokens)
+    step = captured(decode)
+
+    def prepare() -> None:
+        seeded()
+        decode.reset()
+
+    def run() -> None:
+        for _ in range(new_tokens):
+            step()
+
+    return Task(lambda _: run(), prepare)
 
 
 def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:

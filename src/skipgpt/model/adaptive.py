@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from skipgpt.model import kernel_fit
 from skipgpt.model.family import has
 from skipgpt.routing.decision import Module
 
@@ -74,10 +75,21 @@ def packs(
         return False
     if keep.numel() == 1 or state.config.kv == "skip":
         return True
+    if _has_kernels(layer, module, entering, arguments):
+        return True
     cached = 0
     if module == "attn" and keep.shape[1] == 1:
         cached = _cached_bytes(arguments[layer.family.cache], layer.index)
     return layer.packing.pays(state.machine(entering), module, entering, keep, cached)
+
+
+def _has_kernels(
+    layer: RoutedLayer, module: Module, entering: Tensor, arguments: dict[str, Any]
+) -> bool:
+    """Whether kernels take kept tokens where they are, so that nothing is packed."""
+    if module == "mlp":
+        return kernel_fit.mlp_kernels(layer, entering) is not None
+    return kernel_fit.attention_kernels(layer, entering, arguments) is not None
 
 
 def _cached_bytes(cache: Any, index: int) -> int:

@@ -90,13 +90,20 @@ def _refuse_misfit(cache: Any, doing: str, config: Any, layers: int, batch: int)
                 got=f"a cache with windows {windows}",
                 expected=f"{expected}, as the layers of this model have them",
             )
-    held = _batch(cache.layers[0]) if cache.layers and cache.get_seq_length() else None
+    held = _batch(cache.layers[0]) if cache.layers and _is_filled(cache) else None
     if held not in (None, batch):
         raise ConfigError(
             doing,
             got=f"a cache of {held} sequences",
             expected=f"as many as there are inputs, {batch}",
         )
+
+
+def _is_filled(cache: Any) -> bool:
+    """Whether the cache holds tokens, or room for those of a certain batch."""
+    length = cache.get_seq_length()
+    # A static cache has its length on the device, where it would have to be waited for.
+    return bool(cache.layers[0].is_initialized if isinstance(length, Tensor) else length)
 
 
 def _batch(layer: Any) -> int | None:

@@ -103,6 +103,23 @@ def kept_queries(
     return parts.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, replaced))
 
 
+def with_replaced(
+    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], instead: dict[str, Any]
+) -> Tensor:
+    """Attention's output with some attributes of its module replaced.
+
+    Args:
+        layer: whose attention it is.
+        read: [B, T, D], what attention reads.
+        arguments: of attention, by name.
+        instead: what is to be found in the module, by name.
+
+    Returns:
+        [B, T, D].
+    """
+    return parts.attend(layer, read, arguments, _Half(getattr(layer, layer.family.attn), instead))
+
+
 def _caught_update(
     layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: _Half
 ) -> tuple[Any, ...]:

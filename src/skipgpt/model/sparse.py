@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from skipgpt.model import batch_rows, causal_blocks, kept_keys, parts
+from skipgpt.model import batch_rows, causal_blocks, kept_keys, on_device, parts
 from skipgpt.model.halves import kept_queries, keys_and_values
 from skipgpt.model.packing import (
     add_packed,
@@ -51,6 +51,8 @@ def _not_compiled(twin: _Twin) -> _Twin:
 @_not_compiled
 def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
     """Stream [B, T, D] plus the MLP of the kept tokens of `entering` [B, T, D]."""
+    if (done := on_device.mlp(layer, stream, entering, decision)) is not None:
+        return done
     ran = lone(decision.keep)
     if ran is not None:
         return stream + _feed_forward(layer, entering) if ran else stream
@@ -84,6 +86,8 @@ def attention(
     arguments: dict[str, Any],
 ) -> Tensor:
     """Stream [B, T, D] plus attention of the kept tokens of `entering` [B, T, D]."""
+    if (done := on_device.attention(layer, stream, entering, decision, arguments)) is not None:
+        return done
     skips_keys = layer.routing.config.kv == "skip"
     ran = None if skips_keys else lone(decision.keep)
     if ran is not None:
@@ -103,6 +107,8 @@ def attention(
 @_not_compiled
 def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
     """Stream [B, T, D] plus the stand-in's output for the skipped tokens of `entering`."""
+    if (done := on_device.stand_in(module, stream, entering, decision)) is not None:
+        return done
     ran = lone(decision.keep)
     if ran is not None:
         return stream if ran else stream + module(entering)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
-from skipgpt.model import batch_rows, causal_blocks, packed_attention
+from skipgpt.model import batch_rows, causal_blocks, on_device, packed_attention
 from skipgpt.model.adaptive import Packing
 from skipgpt.model.batch_rows import RowQueries
 from skipgpt.model.causal_blocks import CausalQueries
@@ -20,6 +20,7 @@ from skipgpt.model.families import family_of
 from skipgpt.model.halves import blanks
 from skipgpt.model.layer import RoutedLayer, routed_class
 from skipgpt.model.names import ROUTING_PARTS, kind_of
+from skipgpt.model.on_device import QueriesOnDevice
 from skipgpt.model.parts import attention_arguments
 from skipgpt.model.quantized import make_safe
 from skipgpt.model.trace import MODULES, RoutingState
@@ -80,6 +81,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
     for queries, function in (
         (CausalQueries, causal_blocks.attend),
         (RowQueries, batch_rows.attend),
+        (QueriesOnDevice, on_device.attend),
     ):
         packed_attention.register(queries.attention, function)
     state = RoutingState(config or RouterConfig())

@@ -1,0 +1,86 @@
+"""Where kept tokens are, found on the device.
+
+    keep      1 0 1 1 | 0 0 1 0        two sequences of four tokens
+    rows      0 2 3 6                  of the flat [B·T]; four are in use
+    columns   0 2 3 · | 2 · · ·        each sequence by itself
+    counts    3       | 1
+
+Shapes: B batch, T query tokens. The host waits for nothing, and every shape follows from [B, T].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """Kept tokens of the whole batch.
+
+    Attributes:
+        rows: [B·T] int32, their places in order; 0 behind the first `count`.
+        count: [1] int32.
+    """
+
+    rows: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class KeptQueries(KeptRows):
+    """The same, and each sequence by itself.
+
+    Attributes:
+        columns: [B, T] int32, places within their sequences, in order; 0 behind the first
+            `counts` of each.
+        counts: [B] int32.
+    """
+
+    columns: Tensor
+    counts: Tensor
+
+
+def kept_rows(keep: Tensor) -> KeptRows:
+    """Pack a whole batch.
+
+    Args:
+        keep: [B, T] bool.
+
+    Example:
+        >>> kept_rows(torch.tensor([[True, False, True]])).count
+        tensor([2], dtype=torch.int32)
+    """
+    flat = keep.flatten()
+    ends = flat.cumsum(0, dtype=torch.int32)
+    everything = torch.arange(len(flat), dtype=torch.int32, device=keep.device)
+    return KeptRows(_packed(everything, flat, ends - 1), ends[-1:])
+
+
+def kept_queries(keep: Tensor) -> KeptQueries:
+    """Pack a whole batch, and each of its sequences.
+
+    Args:
+        keep: [B, T] bool.
+    """
+    batch, tokens = keep.shape
+    flat, ends = keep.flatten(), keep.cumsum(1, dtype=torch.int32)
+    everything = torch.arange(batch * tokens, dtype=torch.int32, device=keep.device)
+    first = torch.arange(batch, dtype=torch.int32, device=keep.device)[:, None] * tokens
+    packed, whole = (ends - 1 + first).flatten(), flat.cumsum(0, dtype=torch.int32)
+    return KeptQueries(
+        rows=_packed(everything, flat, whole - 1),
+        count=whole[-1:],
+        columns=_packed(everything % tokens, flat, packed).view(batch, tokens),
+        counts=ends[:, -1].contiguous(),
+    )
+
+
+def _packed(values: Tensor, keep: Tensor, places: Tensor) -> Tensor:
+    """Kept values [M] at their places [M], 0 elsewhere."""
+    made = values.new_zeros(len(values) + 1)
+    # Those that skip all go to one place behind the end, which is cut off.
+    target = torch.where(keep, places, len(values)).long()
+    return made.scatter_(0, target, values)[:-1]

@@ -1,0 +1,96 @@
+"""What all Triton kernels share: where they run, how much shared memory they may ask for.
+
+Tiles are chosen by dtype and by the most rows there can be, never by how many there are: the host
+does not know. Names of tiles: ROWS x FEATURES of a result, DEPTH at a time of what is summed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+SMALLEST = 16
+"""Rows, columns and depth of the smallest product that tensor cores take."""
+
+
+@triton.jit
+def activate(gate, ACTIVATION: tl.constexpr):
+    """An activation by its name, of float32."""
+    if ACTIVATION == "silu":
+        return gate * tl.sigmoid(gate)
+    elif ACTIVATION == "gelu":
+        return 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    else:
+        tl.static_assert(ACTIVATION == "gelu_tanh")
+        # tanh(x) = 2 sigmoid(2 x) - 1
+        return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+
+
+@triton.jit
+def tile_of(program, row_tiles, feature_tiles, GROUP: tl.constexpr):
+    """Tile of a program: GROUP tiles of rows go through all features, and share weights in L2."""
+    in_group = GROUP * feature_tiles
+    first = program // in_group * GROUP
+    rows = tl.minimum(row_tiles - first, GROUP)
+    return first + program % in_group % rows, program % in_group // rows
+
+
+def on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Launch on the device of this tensor, whichever is current."""
+    if tensor.device.type == "cuda":
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use.
+
+    Attributes:
+        capability: of the device, as (9, 0).
+        shared: bytes of shared memory.
+    """
+
+    capability: tuple[int, int]
+    shared: int
+
+    @property
+    def sums_aside(self) -> bool:
+        """Whether four warps multiply as one (Hopper and the larger Blackwell), in less room."""
+        return self.capability[0] in (9, 10)
+
+    def stages(self, bytes_each: int, held: int = 0, most: int = 4) -> int:
+        """How many tiles may be on their way at once.
+
+        Args:
+            bytes_each: of what is loaded in one step.
+            held: bytes that are there all the time.
+            most: more of them bring nothing.
+        """
+        return max(1, min(most, (self.shared - held) // bytes_each))
+
+
+@functools.cache
+def limits(device: torch.device) -> Limits:
+    """What a program may use on this device; next to nothing where it is only interpreted."""
+    if device.type != "cuda":
+        return Limits((0, 0), 0)
+    found: Any = torch.cuda.get_device_properties(device)
+    return Limits((found.major, found.minor), int(found.shared_memory_per_block_optin))
+
+
+def power_of_two(number: int, smallest: int = SMALLEST, largest: int = 1 << 30) -> int:
+    """The next power of two, within bounds."""
+    return max(smallest, min(largest, 1 << max(0, number - 1).bit_length()))
+
+
+def as_bytes(flags: Tensor) -> Tensor:
+    """A bool tensor as the bytes it is stored in."""
+    return flags.view(torch.uint8)

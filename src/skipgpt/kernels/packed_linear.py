@@ -1,0 +1,236 @@
+"""Products with kept rows only: `gate_up`, `row_linear`, `add_linear`.
+
+The grid is as large as for all rows. The first programs share the tiles of the rows that are
+there, and the others return at once. Rows are gathered where they are loaded, and put, or added,
+where they belong when they are stored; nothing is packed in between.
+
+Shapes: M rows, K inputs, N outputs. Sums are float32, in float32 with full precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from skipgpt.kernels.launch import Limits, activate, limits, on, power_of_two, tile_of
+from skipgpt.kernels.plain import Activation
+
+
+@triton.jit
+def linear_kernel(
+    read,
+    sources,
+    weight,
+    bias,
+    stream,
+    out,
+    targets,
+    count,
+    scale,
+    N,
+    K,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """out[targets[n]] = read[sources[n]] @ weight.T + bias; scaled and added where `stream` is."""
+    kept = tl.load(count)
+    row_tiles, feature_tiles = tl.cdiv(kept, ROWS), tl.cdiv(N, FEATURES)
+    program = tl.program_id(0)
+    if program >= row_tiles * feature_tiles:
+        return
+    row_tile, feature_tile = tile_of(program, row_tiles, feature_tiles, GROUP)
+
+    packed = row_tile * ROWS + tl.arange(0, ROWS)
+    there = packed < kept
+    source = packed if sources is None else tl.load(sources + packed, mask=there, other=0)
+    features = feature_tile * FEATURES + tl.arange(0, FEATURES)
+    wanted = features < N
+    depth = tl.arange(0, DEPTH)
+    rows = read + source.to(tl.int64)[:, None] * K
+    columns = weight + features.to(tl.int64)[None, :] * K
+    total = tl.zeros((ROWS, FEATURES), tl.float32)
+    for start in range(0, K, DEPTH):
+        inside = start + depth < K
+        left = tl.load(
+            rows + (start + depth)[None, :], mask=there[:, None] & inside[None, :], other=0.0
+        )
+        right = tl.load(
+            columns + (start + depth)[:, None], mask=inside[:, None] & wanted[None, :], other=0.0
+        )
+        total = tl.dot(left, right, total, input_precision="ieee")
+
+    if bias is not None:
+        total += tl.load(bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    target = tl.load(targets + packed, mask=there, other=0).to(tl.int64)
+    places = target[:, None] * N + features[None, :]
+    stored = there[:, None] & wanted[None, :]
+    if stream is not None:
+        before = tl.load(stream + places, mask=stored, other=0.0).to(tl.float32)
+        total = before + total * scale
+    tl.store(out + places, total.to(out.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def gate_up_kernel(
+    read,
+    sources,
+    gate,
+    up,
+    gate_bias,
+    up_bias,
+    out,
+    count,
+    N,
+    K,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """out[n] = activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias), x = read[sources[n]]."""
+    kept = tl.load(count)
+    row_tiles, feature_tiles = tl.cdiv(kept, ROWS), tl.cdiv(N, FEATURES)
+    program = tl.program_id(0)
+    if program >= row_tiles * feature_tiles:
+        return
+    row_tile, feature_tile = tile_of(program, row_tiles, feature_tiles, GROUP)
+
+    packed = row_tile * ROWS + tl.arange(0, ROWS)
+    there = packed < kept
+    source = tl.load(sources + packed, mask=there, other=0)
+    features = feature_tile * FEATURES + tl.arange(0, FEATURES)
+    wanted = features < N
+    depth = tl.arange(0, DEPTH)
+    rows = read + source.to(tl.int64)[:, None] * K
+    columns = features.to(tl.int64)[None, :] * K
+    opened = tl.zeros((ROWS, FEATURES), tl.float32)
+    raised = tl.zeros((ROWS, FEATURES), tl.float32)
+    for start in range(0, K, DEPTH):
+        inside = start + depth < K
+        left = tl.load(
+            rows + (start + depth)[None, :], mask=there[:, None] & inside[None, :], other=0.0
+        )
+        places = columns + (start + depth)[:, None]
+        both = inside[:, None] & wanted[None, :]
+        opened = tl.dot(
+            left, tl.load(gate + places, mask=both, other=0.0), opened, input_precision="ieee"
+        )
+        raised = tl.dot(
+            left, tl.load(up + places, mask=both, other=0.0), raised, input_precision="ieee"
+        )
+
+    if gate_bias is not None:
+        opened += tl.load(gate_bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    if up_bias is not None:
+        raised += tl.load(up_bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    product = activate(opened, ACTIVATION) * raised
+    places = packed.to(tl.int64)[:, None] * N + features[None, :]
+    stored = there[:, None] & wanted[None, :]
+    tl.store(out + places, product.to(out.dtype.element_ty), mask=stored)
+
+
+def tiles(rows: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
+    """Tiles for at most so many rows, and so many weights that are multiplied with each row.
+
+    Args:
+        rows: M.
+        dtype: of what is multiplied.
+        limit: what a program may use.
+        weights: 1, or 2 of a gated MLP.
+    """
+    # Float32 has no tensor cores at full precision, and twice the bytes.
+    largest, depth = (64, 32) if dtype == torch.float32 else (128, 64)
+    height = power_of_two(rows, largest=largest)
+    # Before Hopper two sums of this size do not fit into registers.
+    width = largest if weights == 1 or limit.sums_aside else largest // 2
+    each = (height + weights * width) * depth * dtype.itemsize
+    return {
+        "ROWS": height,
+        "FEATURES": width,
+        "DEPTH": depth,
+        "GROUP": 8,
+        "num_warps": 8 if height * largest >= 128 * 128 else 4,
+        "num_stages": limit.stages(each),
+    }
+
+
+def gate_up(
+    read: Tensor,
+    rows: Tensor,
+    count: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    gate_bias: Tensor | None,
+    up_bias: Tensor | None,
+    activation: Activation,
+) -> Tensor:
+    """See `plain.gate_up`."""
+    read = read.contiguous()
+    (most, inputs), outputs = read.shape, len(gate)
+    out = read.new_empty(most, outputs)
+    chosen = tiles(most, read.dtype, limits(read.device), weights=2)
+    with on(read):
+        gate_up_kernel[_grid(most, outputs, chosen)](
+            *(read, rows, gate, up, gate_bias, up_bias, out, count, outputs, inputs),
+            ACTIVATION=activation,
+            **chosen,
+        )
+    return out
+
+
+def row_linear(
+    read: Tensor, rows: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """See `plain.row_linear`."""
+    out = read.new_empty(len(read), len(weight))
+    _linear(read, rows, weight, bias, None, out, rows, count, 1.0)
+    return out
+
+
+def add_linear(
+    stream: Tensor,
+    given: Tensor,
+    sources: Tensor | None,
+    rows: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """See `plain.add_linear`."""
+    stream = stream.contiguous()
+    out = stream.clone()
+    _linear(given, sources, weight, bias, stream, out, rows, count, scale)
+    return out
+
+
+def _linear(
+    read: Tensor,
+    sources: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stream: Tensor | None,
+    out: Tensor,
+    targets: Tensor,
+    count: Tensor,
+    scale: float,
+) -> None:
+    read = read.contiguous()
+    (most, inputs), outputs = read.shape, len(weight)
+    chosen = tiles(most, read.dtype, limits(read.device), weights=1)
+    with on(read):
+        linear_kernel[_grid(most, outputs, chosen)](
+            *(read, sources, weight, bias, stream, out, targets, count, scale, outputs, inputs),
+            **chosen,
+        )
+
+
+def _grid(rows: int, outputs: int, chosen: dict[str, int]) -> tuple[Any]:
+    return (triton.cdiv(rows, chosen["ROWS"]) * triton.cdiv(outputs, chosen["FEATURES"]),)

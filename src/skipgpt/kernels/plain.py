@@ -1,0 +1,249 @@
+"""What each kernel computes, in plain PyTorch: the definition that kernels are tested against.
+
+Packed functions compute all rows and leave zeros where a kernel leaves what was there. Shapes: B
+batch, T query tokens, S keys, M = B·T rows, D hidden, F width of the MLP, H heads, K and N inputs
+and outputs of a product.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from skipgpt.kernels.select import Kernels
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+
+def activate(gate: Tensor, activation: Activation) -> Tensor:
+    """The activation of a gated MLP."""
+    if activation == "silu":
+        return functional.silu(gate)
+    return functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def gate_up(
+    read: Tensor,
+    rows: Tensor,
+    count: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    gate_bias: Tensor | None,
+    up_bias: Tensor | None,
+    activation: Activation,
+) -> Tensor:
+    """`activation(x @ gate.T) * (x @ up.T)` of some rows.
+
+    Args:
+        read: [M, D], what the MLP reads.
+        rows: [M] int32, which rows run, packed.
+        count: [1] int32, how many.
+        gate: [F, D].
+        up: [F, D].
+        gate_bias: [F], or None.
+        up_bias: [F], or None.
+        activation: by name.
+
+    Returns:
+        [M, F], packed; rows behind `count` are arbitrary.
+    """
+    packed = read.index_select(0, rows)
+    opened = activate(functional.linear(packed, gate, gate_bias), activation)
+    return _first(opened * functional.linear(packed, up, up_bias), count)
+
+
+def row_linear(
+    read: Tensor, rows: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """A linear layer of some rows, which stay in their places.
+
+    Args:
+        read: [M, K].
+        rows: [M] int32, which rows run, packed.
+        count: [1] int32, how many.
+        weight: [N, K].
+        bias: [N], or None.
+
+    Returns:
+        [M, N]; other rows are arbitrary.
+    """
+    made = read.new_zeros(len(read) + 1, len(weight))
+    made[_used(rows, count)] = functional.linear(read.index_select(0, rows), weight, bias)
+    return made[:-1]
+
+
+def add_linear(
+    stream: Tensor,
+    given: Tensor,
+    sources: Tensor | None,
+    rows: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """The stream plus `scale` times a linear layer of some rows.
+
+    Args:
+        stream: [M, D].
+        given: [M, K].
+        sources: [M] int32, which row of `given` is for each of `rows`; None where it is packed.
+        rows: [M] int32, which rows of the stream are added to.
+        count: [1] int32, how many.
+        weight: [D, K].
+        bias: [D], or None.
+        scale: of what is added.
+
+    Returns:
+        [M, D], a new tensor; other rows are those of `stream`.
+    """
+    packed = given if sources is None else given.index_select(0, sources)
+    update = _first(functional.linear(packed, weight, bias) * scale, count)
+    summed = torch.cat([stream, stream.new_zeros(1, stream.shape[1])])
+    return summed.index_add(0, _used(rows, count), update.to(stream.dtype))[:-1]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    columns: Tensor,
+    counts: Tensor,
+    mask: Tensor | None,
+    offset: int,
+    scaling: float,
+) -> Tensor:
+    """Causal attention of some queries to the keys of all tokens.
+
+    Args:
+        query: [B, H, T, size].
+        key: [B, key heads, S, size].
+        value: likewise.
+        columns: [B, T] int32, places of the queries that run, packed and in order. The query at
+            place p sees the first p + 1 + offset keys.
+        counts: [B] int32, how many each sequence has.
+        mask: [B or 1, 1, T, S] bool, what else has to hold; or None.
+        offset: how many keys are ahead of place 0.
+        scaling: of the scores.
+
+    Returns:
+        [B, T, H, size]; other queries are arbitrary, those that see no key give 0.
+    """
+    tokens = columns.shape[1]
+    places = torch.arange(tokens, device=key.device)
+    used = torch.where(places < counts[:, None], columns, tokens).long()
+    runs = torch.zeros(len(columns), tokens + 1, dtype=torch.bool, device=key.device)
+    runs = runs.scatter_(1, used, True)[:, None, :-1, None]
+    visible = torch.arange(key.shape[2], device=key.device) <= places[:, None] + offset
+    seen = runs & visible if mask is None else runs & visible & mask
+    return _attention(query, key, value, seen, scaling)
+
+
+def decode_gate_up(
+    read: Tensor,
+    keep: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    gate_bias: Tensor | None,
+    up_bias: Tensor | None,
+    activation: Activation,
+) -> Tensor:
+    """`activation(x @ gate.T) * (x @ up.T)` of the sequences that keep.
+
+    Args:
+        read: [B, D], what the MLP reads.
+        keep: [B] bool.
+        gate: [F, D].
+        up: [F, D].
+        gate_bias: [F], or None.
+        up_bias: [F], or None.
+        activation: by name.
+
+    Returns:
+        [B, F]; the rows of other sequences are arbitrary.
+    """
+    opened = activate(functional.linear(read, gate, gate_bias), activation)
+    return (opened * functional.linear(read, up, up_bias)).masked_fill(~keep[:, None], 0)
+
+
+def decode_linear(read: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer [N, K] of the sequences of `read` [B, K] that keep.
+
+    Returns:
+        [B, N]; the rows of other sequences are arbitrary.
+    """
+    return functional.linear(read, weight, bias).masked_fill(~keep[:, None], 0)
+
+
+def decode_add_linear(
+    stream: Tensor,
+    given: Tensor,
+    keep: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """The stream [B, D], plus `scale` times a linear layer of `given` [B, K] where it keeps.
+
+    Returns:
+        [B, D], a new tensor.
+    """
+    update = functional.linear(given, weight, bias) * scale
+    # What skips was never written, so that it may be anything: times 0 would not do.
+    return stream + update.masked_fill(~keep[:, None], 0).to(stream.dtype)
+
+
+def decode_attend(
+    query: Tensor, key: Tensor, value: Tensor, keep: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Attention of one query a sequence, where it keeps.
+
+    Args:
+        query: [B, H, 1, size].
+        key: [B, key heads, S, size].
+        value: likewise.
+        keep: [B] bool.
+        mask: [B or 1, 1, 1, S] bool, which keys are seen; None where all are.
+        scaling: of the scores.
+
+    Returns:
+        [B, 1, H, size]; other sequences are arbitrary.
+    """
+    visible = keep[:, None, None, None].expand(-1, 1, 1, key.shape[2])
+    return _attention(query, key, value, visible if mask is None else visible & mask, scaling)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
+    """[B, N, H, size]; 0 where nothing is seen, whatever the query holds."""
+    group = query.shape[1] // key.shape[1]
+    keys, values = (each.repeat_interleave(group, 1).float() for each in (key, value))
+    scores = (scaling * query.float() @ keys.mT).masked_fill(~seen, -torch.inf)
+    weights = scores.softmax(-1).masked_fill(~seen, 0)
+    return (weights @ values).to(query.dtype).transpose(1, 2).contiguous()
+
+
+def _used(places: Tensor, count: Tensor) -> Tensor:
+    """Places [M] of which the first `count` are meant, the others behind the end."""
+    there = torch.arange(len(places), device=places.device) < count
+    return torch.where(there, places, len(places)).long()
+
+
+def _first(packed: Tensor, count: Tensor) -> Tensor:
+    """Packed rows, 0 behind the first `count`."""
+    there = torch.arange(len(packed), device=packed.device) < count
+    return packed.masked_fill(~there[:, None], 0)
+
+
+PLAIN = Kernels(
+    gate_up=gate_up,
+    row_linear=row_linear,
+    add_linear=add_linear,
+    attend=attend,
+    decode_gate_up=decode_gate_up,
+    decode_linear=decode_linear,
+    decode_add_linear=decode_add_linear,
+    decode_attend=decode_attend,
+)

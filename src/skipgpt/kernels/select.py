@@ -1,0 +1,81 @@
+"""Which kernels run where: Triton's on a CUDA device that has them, none elsewhere.
+
+Without any, execution `sparse` packs in plain PyTorch; see `model/packing.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OLDEST = (8, 0)
+"""Compute capability of the first GPUs with bfloat16 products (Ampere)."""
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MOST_SEQUENCES = 64
+"""The largest batch of one-token steps that the decode kernels take: one tile of rows."""
+
+WIDEST_HEAD = 256
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One way to compute with kept tokens; what each does is said in `plain.py`."""
+
+    gate_up: Callable[..., Tensor]
+    row_linear: Callable[..., Tensor]
+    add_linear: Callable[..., Tensor]
+    attend: Callable[..., Tensor]
+    decode_gate_up: Callable[..., Tensor]
+    decode_linear: Callable[..., Tensor]
+    decode_add_linear: Callable[..., Tensor]
+    decode_attend: Callable[..., Tensor]
+
+
+def kernels_for(stream: Tensor) -> Kernels | None:
+    """The kernels that can compute with this tensor; None where there are none.
+
+    Args:
+        stream: of any shape; its device and dtype count.
+
+    Example:
+        >>> kernels_for(torch.zeros(2, 7, 32)) is None
+        True
+    """
+    if stream.device.type != "cuda" or stream.dtype not in DTYPES:
+        return None
+    return triton_kernels() if _capable(stream.device.index) else None
+
+
+@functools.cache
+def triton_kernels() -> Kernels:
+    """The Triton kernels; imports Triton.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    from skipgpt.kernels import decode_attention, decode_linear, packed_attention, packed_linear
+
+    return Kernels(
+        gate_up=packed_linear.gate_up,
+        row_linear=packed_linear.row_linear,
+        add_linear=packed_linear.add_linear,
+        attend=packed_attention.attend,
+        decode_gate_up=decode_linear.decode_gate_up,
+        decode_linear=decode_linear.decode_linear,
+        decode_add_linear=decode_linear.decode_add_linear,
+        decode_attend=decode_attention.decode_attend,
+    )
+
+
+@functools.cache
+def _capable(index: int) -> bool:
+    """Whether there is Triton, and an NVIDIA GPU that is new enough."""
+    if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(index) >= OLDEST
