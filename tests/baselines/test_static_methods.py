@@ -124,7 +124,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     assert torch.equal(norm.grad, torch.ones_like(norm))
     assert [_hooks(module) for module in model.modules()] == hooks
     assert routing_state(model).rule == Threshold()
-    assert routing_state(model).execution == "sparse"
+    assert routing_state(model).execution == "auto"
 
 
 def _hooks(module: nn.Module) -> tuple[int, int]:

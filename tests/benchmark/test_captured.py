@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -80,19 +79,18 @@ def test_on_a_cpu_the_host_launches() -> None:
     assert bench(subject_of_shape("llama-tiny"), grid).facts["decode"] == "launched by the host"
 
 
-def test_a_cell_without_memory_is_left_out_and_said(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cell_without_memory_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = bench_module._rows
 
-    def too_large(subject: object, cell: object, *rest: object) -> object:
-        if len(cell.ids) > 1:
+    def too_large(
+        subject: object, field: object, phase: str, ids: torch.Tensor, *rest: object
+    ) -> object:
+        if len(ids) > 1:
             raise torch.OutOfMemoryError
-        return rows(subject, cell, *rest)
+        return rows(subject, field, phase, ids, *rest)
 
     monkeypatch.setattr(bench_module, "_rows", too_large)
     grid = Grid(("prefill",), (1, 2), prompt_tokens=(4,), sparsities=(0.5,), repeats=1)
-    with caplog.at_level(logging.WARNING, logger="skipgpt"):
-        result = bench(subject_of_shape("llama-tiny"), grid)
+    result = bench(subject_of_shape("llama-tiny"), grid)
     assert [row.batch_size for row in result.rows] == [1]
-    assert "prefill, batch 2, prompt 4: out of memory, left out" in caplog.text
+    assert result.left_out == ("prefill of 2 x 4 is left out: out of memory.",)

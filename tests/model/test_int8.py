@@ -28,7 +28,7 @@ from skipgpt.model.families import FAMILIES
 from skipgpt.model.int8 import Int8Linear, is_int8, products_are_exact, quantize_int8
 from skipgpt.model.linear import in_width, is_plain, out_width
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers
-from skipgpt.model.trace import execution, record_routing
+from skipgpt.model.trace import execution, record_routing, routing_state
 
 pytestmark = pytest.mark.skipif(
     not products_are_exact(), reason="8-bit products overflow on this CPU"
@@ -149,6 +149,7 @@ def test_dense_models_are_quantised_too_and_routers_may_come_and_go() -> None:
         assert torch.equal(logits(model), logits(dense))
     torch.default_generator.manual_seed(1)  # as `routed` draws its routers
     later = add_routers(quantize_int8(base())).eval()
+    routing_state(later).execution = "sparse"
     assert torch.equal(logits(later), logits(model))
     assert torch.equal(logits(remove_routers(model)), logits(dense))
 

@@ -35,6 +35,28 @@ def test_two_routers_together_answer_as_each_alone(heads: tuple[str, str]) -> No
     check(CollapsedRouters().margins(HIDDEN, *routers), routers)
 
 
+@torch.no_grad()
+def test_a_token_alone_gets_the_same_margins_as_numbers() -> None:
+    routers = pair("linear", "linear")
+    collapsed, hidden = CollapsedRouters(), HIDDEN[:1, :1]
+    for scale in (1.0, 0.2):
+        expected = [router.margin(hidden, scale).item() for router in routers]
+        assert collapsed.alone(hidden, *routers, scale=scale) == pytest.approx(expected, abs=2e-5)
+    assert collapsed.alone(hidden, *pair("linear", "mlp")) is None
+    with torch.inference_mode():
+        routers = pair("linear", "linear")
+        expected = [router.margin(hidden).item() for router in routers]
+        assert collapsed.alone(hidden, *routers) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("scale", [0.3, torch.rand(2, 7, 1)])
+def test_a_scale_is_that_of_the_input(scale: float | Tensor) -> None:
+    routers = pair("linear", "linear")
+    got = CollapsedRouters().margins(HIDDEN, *routers, scale=scale)
+    for margin, router in zip(got, routers, strict=True):
+        torch.testing.assert_close(margin, router.margin(HIDDEN, scale), rtol=1e-5, atol=2e-5)
+
+
 def test_gradients_reach_both_routers() -> None:
     routers = pair("linear", "linear")
     sum(CollapsedRouters().margins(HIDDEN, *routers)).sum().backward()

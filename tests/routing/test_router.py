@@ -11,8 +11,11 @@ from skipgpt.routing.router import (
     MLPRouter,
     Router,
     build_router,
+    divided_by_rms,
+    input_scale,
+    inverse_rms,
+    inverse_rms_of_one,
     mean_of_rows,
-    router_input,
     set_constant,
 )
 
@@ -87,24 +90,41 @@ def test_a_constant_router_answers_the_same_whatever_it_reads(head: str, margin:
 
 
 def test_the_router_reads_the_hidden_state_as_it_is_unless_told_to_normalize() -> None:
-    hidden = torch.randn(2, 7, 32)
-    assert router_input(hidden, RouterConfig()) is hidden
+    assert input_scale(torch.randn(2, 7, 32), RouterConfig()) == 1.0
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 1000.0])
 def test_a_normalized_input_has_unit_rms_and_its_direction(scale: float) -> None:
     hidden = torch.randn(2, 7, 32) * scale
-    read = router_input(hidden, RouterConfig(normalize=True))
+    read = divided_by_rms(hidden)
     # The 1e-6 under the root shrinks an RMS of 0.1 by 5e-5.
     torch.testing.assert_close(read.square().mean(-1), torch.ones(2, 7), rtol=0, atol=2e-4)
     alike = torch.cosine_similarity(read, hidden, dim=-1)
     torch.testing.assert_close(alike, torch.ones(2, 7), **EXACT)
+    given = input_scale(hidden, RouterConfig(normalize=True))
+    torch.testing.assert_close(hidden * given, read)
 
 
 def test_a_normalized_input_keeps_its_dtype_and_survives_zero() -> None:
-    read = router_input(torch.zeros(1, 1, 8, dtype=torch.bfloat16), RouterConfig(normalize=True))
+    read = divided_by_rms(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
     assert read.dtype == torch.bfloat16
     assert not read.any()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_scale_acts_as_if_the_input_were_scaled(head: str) -> None:
+    made, hidden = router(head), torch.randn(2, 7, 32)
+    for scale in (0.3, torch.rand(2, 7, 1)):
+        torch.testing.assert_close(
+            made.margin(hidden, scale), made.margin(hidden * scale), rtol=1e-5, atol=2e-5
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rms_of_one_token_is_the_same_as_a_number(dtype: torch.dtype) -> None:
+    hidden = torch.randn(1, 1, 32, dtype=dtype)
+    assert inverse_rms_of_one(hidden) == pytest.approx(inverse_rms(hidden).item(), rel=1e-6)
+    assert inverse_rms_of_one(torch.zeros(1, 1, 32)) == pytest.approx(1000.0)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -5,7 +5,6 @@ A hook on the module that runs the layers; see `surgery.py`.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 def begin_forward(
     state: RoutingState,
     layers: int,
+    names: tuple[str, ...],
     decoder: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -30,6 +30,7 @@ def begin_forward(
     Args:
         state: of the model; learns which tokens are real, from a 2-D attention mask [B, S].
         layers: how many the model has.
+        names: of the decoder's arguments, in order.
         decoder: the module that runs the layers.
         args: of its forward.
         kwargs: of its forward.
@@ -38,7 +39,7 @@ def begin_forward(
         ConfigError: the cache does not fit, or something was asked for that only a forward of all
             tokens can give.
     """
-    given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
+    given = dict(zip(names, args, strict=False)) | kwargs
     mask, inputs = given.get("attention_mask"), given.get("input_ids")
     inputs = given.get("inputs_embeds") if inputs is None else inputs
     state.real, state.may_pack = None, True

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.model import gated, sparse
+from skipgpt.model import alone, gated, sparse
 from skipgpt.model.adaptive import Packing, packs
 from skipgpt.model.family import Family
 from skipgpt.model.halves import Blank
 from skipgpt.model.trace import RoutingState, Step
 from skipgpt.routing.collapsed import CollapsedRouters
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
-from skipgpt.routing.router import Router, mean_of_rows, router_input
+from skipgpt.routing.router import Router, input_scale, mean_of_rows
 from skipgpt.routing.stand_in import StandIn
 
 TWINS = {"gated": gated, "sparse": sparse}
@@ -63,9 +63,12 @@ class RoutedLayer(nn.Module):
         """
         if self.routing.execution == "dense":
             return super().forward(hidden_states, *args, **kwargs)
-        arguments = dict(zip(self.positional, args, strict=False)) | kwargs
+        arguments = kwargs if not args else dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
+        if (ran := alone.decide(self, hidden_states)) is not None:
+            stream = alone.run(self, hidden_states, ran, arguments)
+            return (stream, None) if self.family.returns_tuple else stream
         parallel = self.family.is_parallel(self)
         apart = parallel and self.family.sums_first
         entering = hidden_states
@@ -100,18 +103,18 @@ class RoutedLayer(nn.Module):
     def _decide(self, entering: Tensor) -> tuple[ModuleDecision, ModuleDecision | None]:
         """Both decisions from the stream that enters the layer, or attention's alone."""
         config = self.routing.config
-        read = router_input(entering, config)
+        scale = input_scale(entering, config)
         if config.decides == "layer":
-            both = self._rule(self.attn_router.margin(read), "attn")
+            both = self._rule(self.attn_router.margin(entering, scale), "attn")
             return both, both
         if config.input == "module_input":
-            return self._rule(self.attn_router.margin(read), "attn"), None
-        attn, mlp = self.collapsed.margins(read, self.attn_router, self.mlp_router)
+            return self._rule(self.attn_router.margin(entering, scale), "attn"), None
+        attn, mlp = self.collapsed.margins(entering, self.attn_router, self.mlp_router, scale=scale)
         return self._rule(attn, "attn"), self._rule(mlp, "mlp")
 
     def _decide_mlp(self, read: Tensor) -> ModuleDecision:
         """The MLP's decision from the stream that enters the MLP."""
-        margin = self.mlp_router.margin(router_input(read, self.routing.config))
+        margin = self.mlp_router.margin(read, input_scale(read, self.routing.config))
         return self._rule(margin, "mlp")
 
     def _rule(self, margin: Tensor, module: Module) -> ModuleDecision:

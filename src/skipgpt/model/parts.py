@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from skipgpt.errors import ConfigError
-from skipgpt.model.family import has
 from skipgpt.routing.decision import Module
 
 if TYPE_CHECKING:
@@ -22,9 +21,10 @@ def normed(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
     """What the module reads of the residual stream [B, T, D]."""
     family = layer.family
     names = family.attn_norm if module == "attn" else family.mlp_norm
+    # Looked up where torch keeps children, which takes a tenth of the time of an attribute.
     for name in names:
-        if has(layer, name):
-            read: Tensor = getattr(layer, name)(stream)
+        if (norm := layer._modules.get(name)) is not None:
+            read: Tensor = norm(stream)
             return read
     return stream
 
@@ -33,13 +33,14 @@ def added(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
     """What is added to the residual stream [B, T, D], from the module's output."""
     family = layer.family
     for name in family.attn_after if module == "attn" else family.mlp_after:
-        update = getattr(layer, name)(update)
+        after: Any = layer._modules[name]
+        update = after(update)
     return update * getattr(layer, family.scale) if family.scale else update
 
 
 def attend(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: Any = None) -> Tensor:
     """Attention's output [B, T, D]; `half` stands in for the module where only a part shall run."""
-    attn = getattr(layer, layer.family.attn)
+    attn: Any = layer._modules[layer.family.attn]
     kind, known = type(attn), layer.attn_arguments
     given = {name: value for name, value in arguments.items() if known is None or name in known}
     if layer.family.adds_residual:
@@ -55,7 +56,7 @@ def attend(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: An
 
 def feed_forward(layer: RoutedLayer, read: Tensor) -> Tensor:
     """The MLP's output [B, T, D]; mixtures of experts may return their scores beside it."""
-    mlp = getattr(layer, layer.family.mlp)
+    mlp: Any = layer._modules[layer.family.mlp]
     output = mlp(read, read.new_zeros(())) if layer.family.adds_residual else mlp(read)
     update: Tensor = output[0] if isinstance(output, tuple) else output
     return update

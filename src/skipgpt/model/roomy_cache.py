@@ -33,21 +33,24 @@ class Room:
             held: [B, heads, S, size].
             new: [B, heads, n, size].
         """
-        start, end = held.shape[2], held.shape[2] + new.shape[2]
+        start, count = held.shape[2], new.shape[2]
         whole = self._whole
-        if (
-            whole is None
-            # Cropped, reordered or moved since: what is left of it may be seen elsewhere.
-            or held is not self._held
-            or end > whole.shape[2]
-            or (whole.is_inference() and not torch.is_inference_mode_enabled())
-        ):
-            room = end + max(STEP, end // 8)
+        if whole is None or not self._has_room(whole, held, count):
+            room = start + count + max(STEP, (start + count) // 8)
             whole = held.new_empty(*held.shape[:2], room, held.shape[3])
-            whole[:, :, :start] = held
-        whole[:, :, start:end] = new
-        self._whole, self._held = whole, whole[:, :, :end]
+            whole.narrow(2, 0, start).copy_(held)
+            self._whole = whole
+        whole.narrow(2, start, count).copy_(new)
+        self._held = whole.narrow(2, 0, start + count)
         return self._held
+
+    def _has_room(self, whole: Tensor, held: Tensor, count: int) -> bool:
+        return (
+            # Cropped, reordered or moved since: what is left of it may be seen elsewhere.
+            held is self._held
+            and held.shape[2] + count <= whole.shape[2]
+            and (torch.is_inference_mode_enabled() or not whole.is_inference())
+        )
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -73,11 +76,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _fits(layer: DynamicLayer, new: Tensor) -> bool:
-    if not layer.get_seq_length():
+    held: Tensor | None = layer.keys
+    if held is None or held.ndim < 4 or held.dtype != new.dtype:
         return False
-    held: Tensor = layer.keys
-    alike = held.dtype == new.dtype and held.shape[:2] == new.shape[:2]
-    return alike and held.shape[3] == new.shape[3]
+    (batch, heads, tokens, size), given = held.shape, new.shape
+    return tokens > 0 and (batch, heads, size) == (given[0], given[1], given[3])
 
 
 def make_room(cache: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,7 @@ _ADDED = (
     "routing",
     "attn_arguments",
     "attn_blanks",
+    "packing",
     "collapsed",
     *ROUTING_PARTS,
 )
@@ -100,7 +102,8 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             stand_in = StandIn(width, rank).to(device, torch.float32) if rank else None
             setattr(layer, f"{module}_stand_in", stand_in)
     decoder = _decoder(model, layers[0])
-    begin = functools.partial(begin_forward, state, len(layers))
+    names = tuple(inspect.signature(type(decoder).forward).parameters)[1:]
+    begin = functools.partial(begin_forward, state, len(layers), names)
     # Some families pass on to the decoder what they do not know, some do not.
     for module in {model, decoder}:
         take_the_dial(module, state)

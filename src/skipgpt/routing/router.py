@@ -14,6 +14,10 @@ from torch.nn.functional import linear, relu
 from skipgpt.config import RouterConfig
 
 KEEP, SKIP = 0, 1
+EPSILON = 1e-6
+
+Scale = Tensor | float
+"""Of hidden states [B, T, D]: [B, T, 1], or one number."""
 
 
 class LinearRouter(nn.Linear):
@@ -27,10 +31,10 @@ class LinearRouter(nn.Linear):
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size, 2)
 
-    def margin(self, hidden: Tensor) -> Tensor:
-        """Keep logit minus skip logit, [B, T, D] -> [B, T]."""
+    def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
+        """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
         weight, bias = self.weight[KEEP] - self.weight[SKIP], self.bias[KEEP] - self.bias[SKIP]
-        return linear(hidden.to(weight.dtype), weight[None], bias[None]).squeeze(-1)
+        return (linear(hidden.to(weight.dtype), weight[None]) * scale).squeeze(-1) + bias
 
 
 class MLPRouter(nn.Module):
@@ -46,9 +50,9 @@ class MLPRouter(nn.Module):
         logits: Tensor = self.out(relu(self.up(hidden.to(self.up.weight.dtype))))
         return logits
 
-    def margin(self, hidden: Tensor) -> Tensor:
-        """Keep logit minus skip logit, [B, T, D] -> [B, T]."""
-        logits: Tensor = self(hidden)
+    def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
+        """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
+        logits: Tensor = self(hidden.to(self.up.weight.dtype) * scale)
         return logits[..., KEEP] - logits[..., SKIP]
 
 
@@ -88,15 +92,28 @@ def _last(router: Router) -> nn.Linear:
     return router if isinstance(router, LinearRouter) else router.out
 
 
-def router_input(hidden: Tensor, config: RouterConfig) -> Tensor:
-    """What a router reads: the hidden states [B, T, D], divided by their RMS if configured."""
-    return divided_by_rms(hidden) if config.normalize else hidden
+def input_scale(hidden: Tensor, config: RouterConfig) -> Scale:
+    """What a router's input [B, T, D] is multiplied by: one over its RMS if so configured.
+
+    Where that happens after a linear map, no normalised copy of the input is made.
+    """
+    return inverse_rms(hidden) if config.normalize else 1.0
+
+
+def inverse_rms(hidden: Tensor) -> Tensor:
+    """One over the root mean square of hidden states [B, T, D], float32 [B, T, 1]."""
+    return hidden.float().pow(2).mean(-1, keepdim=True).add(EPSILON).rsqrt()
+
+
+def inverse_rms_of_one(hidden: Tensor) -> float:
+    """The same of one token [1, 1, D], as a number."""
+    length = torch.linalg.vector_norm(hidden, dtype=torch.float32).item()
+    return float((length * length / hidden.shape[-1] + EPSILON) ** -0.5)
 
 
 def divided_by_rms(hidden: Tensor) -> Tensor:
     """Hidden states [B, T, D] divided by their root mean square, without parameters."""
-    scale = hidden.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
-    return (hidden.float() * scale).to(hidden.dtype)
+    return (hidden.float() * inverse_rms(hidden)).to(hidden.dtype)
 
 
 def mean_of_rows(margin: Tensor, real: Tensor | None) -> Tensor:

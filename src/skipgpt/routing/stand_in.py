@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from skipgpt.routing.router import divided_by_rms
+from skipgpt.routing.router import Scale, divided_by_rms, inverse_rms
 
 
 class StandIn(nn.Module):
@@ -29,11 +30,17 @@ class StandIn(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, entering: Tensor) -> Tensor:
-        """What to add [B, T, D] for the stream [B, T, D] that enters the skipped module."""
-        read = divided_by_rms(entering).to(self.down.weight.dtype)
-        update: Tensor = self.up(self.down(read))
-        return update.to(entering.dtype)
+    def forward(self, entering: Tensor, scale: Scale | None = None) -> Tensor:
+        """What to add [B, T, D] for the stream [B, T, D] that enters the skipped module.
+
+        Args:
+            entering: [B, T, D].
+            scale: one over its RMS, where that is known.
+        """
+        scale = inverse_rms(entering) if scale is None else scale
+        down, up = self.down.weight, self.up
+        few = linear(entering.to(down.dtype), down) * scale
+        return linear(few, up.weight, up.bias).to(entering.dtype)
 
 
 class Moments:
