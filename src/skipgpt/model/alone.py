@@ -1,8 +1,7 @@
 """One token alone, as in decoding one sequence: each module runs or it does not.
 
-Nothing is packed, and decisions are Python bools: at this size handling tensors takes longer than
-computing with them. The result is that of the twins, of which `sparse` does the same for any
-number of tokens. Shapes: D hidden.
+Nothing is packed, and margins are Python numbers: at this size handling tensors takes longer than
+computing with them. The result is that of the twins. Shapes: D hidden.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from skipgpt.model import kernel_fit, parts
 from skipgpt.model.halves import keys_and_values
-from skipgpt.routing.decision import Threshold
+from skipgpt.routing.decision import Site
 from skipgpt.routing.router import inverse_rms_of_one
 
 if TYPE_CHECKING:
@@ -28,31 +27,40 @@ class Ran(NamedTuple):
     mlp: bool
 
 
-def decide(layer: RoutedLayer, entering: Tensor) -> Ran | None:
-    """What the token entering [1, 1, D] runs; None where `layer.py` has to decide.
+def suits(layer: RoutedLayer, entering: Tensor) -> bool:
+    """Whether this is one token, and both decisions of a sequential layer can be waited for."""
+    state = layer.routing
+    return (
+        entering.numel() == entering.shape[-1]
+        and state.execution in ("auto", "sparse")
+        and state.may_pack
+        and (state.config.input, state.config.kv) == ("layer_input", "dense")
+        and not layer.family.is_parallel(layer)
+        and entering.device.type == "cpu"
+        and kernel_fit.stand_in_kernels(entering) is None
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
 
-    It has to for several tokens, elsewhere than on a CPU, under rules other than a threshold,
-    where margins are recorded, and for routers that are not one product of the same input.
+
+def decide(layer: RoutedLayer, entering: Tensor) -> Ran | None:
+    """What the token entering [1, 1, D] runs.
+
+    None where tensors have to decide: under rules that know no other way, where margins are
+    recorded, and where routers are not one product.
     """
     state = layer.routing
     config, rule = state.config, state.rule
-    if (
-        entering.numel() != entering.shape[-1]
-        or state.execution not in ("auto", "sparse")
-        or not state.may_pack
-        or state.trace is not None
-        or type(rule) is not Threshold
-        or (config.decides, config.input, config.kv) != ("module", "layer_input", "dense")
-        or layer.family.is_parallel(layer)
-        or entering.device.type != "cpu"
-        or kernel_fit.stand_in_kernels(entering) is not None
-        or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-    ):
+    keeps = getattr(rule, "keeps", None)
+    if state.trace is not None or keeps is None or config.decides != "module":
         return None
     scale = inverse_rms_of_one(entering) if config.normalize else 1.0
     margins = layer.collapsed.alone(entering, layer.attn_router, layer.mlp_router, scale=scale)
-    return None if margins is None else Ran(*(margin > rule.value for margin in margins))
+    if margins is None:
+        return None
+    attn, mlp = margins
+    index = layer.index
+    return Ran(keeps(attn, Site(index, "attn")), keeps(mlp, Site(index, "mlp")))
 
 
 def run(layer: RoutedLayer, entering: Tensor, ran: Ran, arguments: dict[str, Any]) -> Tensor:

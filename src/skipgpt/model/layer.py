@@ -66,8 +66,8 @@ class RoutedLayer(nn.Module):
         arguments = kwargs if not args else dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
-        if (ran := alone.decide(self, hidden_states)) is not None:
-            stream = alone.run(self, hidden_states, ran, arguments)
+        if alone.suits(self, hidden_states):
+            stream = self._run_alone(hidden_states, arguments)
             return (stream, None) if self.family.returns_tuple else stream
         parallel = self.family.is_parallel(self)
         apart = parallel and self.family.sums_first
@@ -89,6 +89,16 @@ class RoutedLayer(nn.Module):
 
         self._record(Decision(attn, mlp))
         return (stream, None) if self.family.returns_tuple else stream
+
+    def _run_alone(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """The stream after this layer of the one token of a decoding step."""
+        ran = alone.decide(self, entering)
+        if ran is None:
+            attn, mlp = self._decide(entering)
+            mlp = mlp or attn
+            self._record(Decision(attn, mlp))
+            ran = alone.Ran(bool(attn.keep), bool(mlp.keep))
+        return alone.run(self, entering, ran, arguments)
 
     def _twin(
         self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]

@@ -14,11 +14,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from skipgpt.errors import ConfigError
 
 
-def lone(keep: Tensor) -> bool | None:
-    """Whether the one token of a decoding step is kept; None where there are several tokens."""
-    return bool(keep) if keep.numel() == 1 else None
-
-
 def pack_columns(keep: Tensor) -> tuple[Tensor, Tensor]:
     """Positions of kept tokens, packed to the left of each row.
 

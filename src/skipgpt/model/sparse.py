@@ -19,7 +19,6 @@ from skipgpt.model.halves import kept_queries, keys_and_values
 from skipgpt.model.packing import (
     add_packed,
     add_rows,
-    lone,
     pack_columns,
     take,
     take_arguments,
@@ -53,9 +52,6 @@ def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDe
     """Stream [B, T, D] plus the MLP of the kept tokens of `entering` [B, T, D]."""
     if (done := on_device.mlp(layer, stream, entering, decision)) is not None:
         return done
-    ran = lone(decision.keep)
-    if ran is not None:
-        return stream + _feed_forward(layer, entering) if ran else stream
     rows = decision.keep.flatten().nonzero().squeeze(-1)
     if len(rows) == 0:
         return stream
@@ -89,10 +85,6 @@ def attention(
     if (done := on_device.attention(layer, stream, entering, decision, arguments)) is not None:
         return done
     skips_keys = layer.routing.config.kv == "skip"
-    ran = None if skips_keys else lone(decision.keep)
-    if ran is not None:
-        update = _attend_one(layer, entering, ran, arguments)
-        return stream if update is None else stream + parts.added(layer, "attn", update)
     if not skips_keys and batch_rows.suits(layer, decision.keep, arguments["attention_mask"]):
         update, rows = _attend_rows(layer, entering, decision.keep, arguments)
         return stream if update is None else add_rows(stream, update, rows)
@@ -109,24 +101,10 @@ def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: Module
     """Stream [B, T, D] plus the stand-in's output for the skipped tokens of `entering`."""
     if (done := on_device.stand_in(module, stream, entering, decision)) is not None:
         return done
-    ran = lone(decision.keep)
-    if ran is not None:
-        return stream if ran else stream + module(entering)
     rows = (~decision.keep).flatten().nonzero().squeeze(-1)
     if len(rows) == 0:
         return stream
     return add_rows(stream, module(entering.flatten(0, 1).index_select(0, rows)), rows)
-
-
-def _attend_one(
-    layer: RoutedLayer, entering: Tensor, ran: bool, arguments: dict[str, Any]
-) -> Tensor | None:
-    """Attention [1, 1, D] of the one token of a decoding step; None where it only leaves keys."""
-    read = parts.normed(layer, "attn", entering)
-    if ran:
-        return parts.attend(layer, read, arguments)
-    keys_and_values(layer, read, arguments)
-    return None
 
 
 def _attend_rows(

@@ -61,7 +61,11 @@ class Decision:
 
 
 class DecisionRule(Protocol):
-    """Turns the margins [B, T] of one module into its decision."""
+    """Turns the margins [B, T] of one module into its decision.
+
+    A rule may also have `keeps(margin, site)`, which decides the same about one token without
+    tensors.
+    """
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
@@ -80,6 +84,10 @@ class Threshold:
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
         return ModuleDecision.hard(margin > self.value, margin)
+
+    def keeps(self, margin: float, site: Site) -> bool:
+        """Decide about one token."""
+        return margin > self.value
 
 
 @dataclass(frozen=True)
@@ -144,10 +152,16 @@ class RandomRoutes:
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
-        given = self.sparsity
-        share = given[site] if isinstance(given, Mapping) else given
         keep = torch.empty(margin.shape, dtype=torch.bool, device=margin.device)
-        return ModuleDecision.hard(keep.bernoulli_(1 - share), margin)
+        return ModuleDecision.hard(keep.bernoulli_(1 - self._share(site)), margin)
+
+    def keeps(self, margin: float, site: Site) -> bool:
+        """Decide about one token, by the same draw."""
+        return bool(torch.empty(1, 1, dtype=torch.bool).bernoulli_(1 - self._share(site)))
+
+    def _share(self, site: Site) -> float:
+        given = self.sparsity
+        return given[site] if isinstance(given, Mapping) else given
 
 
 RuleAt = Callable[[float], DecisionRule]
