@@ -9,7 +9,8 @@ PYTEST := pytest -n auto --dist worksteal
 # Long text for the base of `compare-gpu`, one document a line or file.
 TEXT ?= novels.txt
 
-.PHONY: demo test test-long test-lowest test-matrix check format clean compare-gpu test-gpu bench-gpu
+.PHONY: demo test test-long test-lowest test-matrix check format clean compare-gpu test-gpu bench-gpu \
+	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals
 
 demo: $(READY)
 	$(BIN)/skipgpt demo
@@ -52,8 +53,8 @@ bench-gpu: test-gpu
 		--sparsity 0.25,0.4,0.5 --batch-sizes 1,8,32 --prompt-tokens 512,2048,8192 \
 		--out build/bench-gpu
 
-# Likewise: a base of 84 M parameters and 24 layers, made in
-# minutes, and every method on it; the table goes into docs/results.md.
+# Likewise: a base of 84 M parameters and 24 layers, made in minutes, and every method on it; the
+# table goes into docs/results.md.
 compare-gpu: build/deep24/pretraining.json
 	$(BIN)/python experiments/run.py retention --base build/deep24 --data stdlib $(TEXT) \
 		--device cuda --sparsity 0.25 0.4 0.6 --page docs/results.md
@@ -61,6 +62,41 @@ compare-gpu: build/deep24/pretraining.json
 build/deep24/pretraining.json: | $(READY)
 	$(BIN)/python scripts/pretrain.py --shape deep24 --data stdlib $(TEXT) --bf16 --device cuda \
 		--batch-size 64 --minutes 15 --out build/deep24
+
+# The figures of docs/benchmarking.md, one folder each; about an hour on two cores, which have to be
+# free. Each may be made alone.
+CPU := benchmarks/results/cpu
+BENCH := $(BIN)/skipgpt bench --quiet --executions auto
+LEARNED ?= demo-out/checkpoint
+
+bench-cpu: bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals
+
+bench-160m bench-350m: bench-%: $(READY)
+	$(BENCH) --shape llama-$* --phases prefill --sparsity 0,0.25,0.4,0.6 \
+		--prompt-tokens 512 --batch-sizes 1,4 --out $(CPU)/prefill-512-$*
+	$(BENCH) --shape llama-$* --phases prefill --sparsity 0.25,0.4,0.6 \
+		--prompt-tokens 2048 --batch-sizes 1,4 --out $(CPU)/prefill-2048-$*
+	$(BENCH) --shape llama-$* --phases decode --sparsity 0,0.25,0.4,0.6 \
+		--prompt-tokens 128,2048 --batch-sizes 1,8 --out $(CPU)/decode-$*
+	$(BENCH) --shape llama-$* --phases generate --sparsity 0.4 \
+		--prompt-tokens 128 --decode-tokens 128 --out $(CPU)/generate-$*
+
+bench-profile: $(READY)
+	$(BIN)/skipgpt profile
+
+bench-nano: $(READY)
+	$(BENCH) $(LEARNED) --sparsity 0.25 --phases prefill,decode,generate \
+		--prompt-tokens 32,128,256 --batch-sizes 1,4 --repeats 15 --out $(CPU)/nano
+
+bench-lora: $(READY)
+	$(BENCH),gated --shape llama-160m --phases lora_step --sparsity 0.4 --out $(CPU)/lora-160m
+
+bench-int8: $(READY)
+	$(BENCH),sparse-int8 --shape llama-160m --sparsity 0.4 --prompt-tokens 512 --out $(CPU)/int8-160m
+
+bench-rivals: $(READY)
+	$(BENCH),gated,static,compiled --shape llama-160m --phases prefill --sparsity 0.25,0.4 \
+		--out $(CPU)/rivals-160m
 
 clean:
 	rm -rf .venv $(LOWEST) demo-out

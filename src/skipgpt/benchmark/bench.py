@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import logging
 import statistics
@@ -127,6 +128,7 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
                 )
             rows += measured
     facts = {
+        "date": datetime.date.today().isoformat(),
         "subject": subject.name,
         "routes": "learned" if subject.learned else "random",
         "dtype": str(subject.dense.dtype).removeprefix("torch."),
