@@ -119,6 +119,14 @@ def test_weights_that_are_read_for_one_token_are_read_for_all() -> None:
     assert packing.pays(bound_by_reading, "mlp", read, torch.zeros_like(keep))
 
 
+def test_weights_that_are_buffers_count() -> None:
+    plain, held = (routed_layers(each)[0] for each in (routed("llama"), routed("llama")))
+    down = held.mlp.down_proj
+    del held.mlp.down_proj.weight
+    down.register_buffer("weight", plain.mlp.down_proj.weight.detach())
+    assert Packing(held)._weights == Packing(plain)._weights
+
+
 def test_what_only_a_run_of_all_tokens_can_give_is_given() -> None:
     model = routed("llama", "eager")
     ids = ONE_ROW.given["input_ids"]

@@ -100,6 +100,18 @@ def test_gradients_pass_through_an_update() -> None:
     assert torch.equal(new.grad, torch.ones_like(new))
 
 
+@torch.no_grad()
+def test_a_compiled_graph_appends_as_a_plain_cache_does() -> None:
+    plain, roomy = pair()
+    roomy.update(states(1, 2, 1.0), states(1, 2, 1.0), 0)
+    plain.update(states(1, 2, 1.0), states(1, 2, 1.0), 0)
+    compiled = torch.compile(lambda new: roomy.layers[0].update(new, new)[0], backend="eager")
+    got = [compiled(states(1, 2, fill)) for fill in (2.0, 3.0)]
+    wanted = [plain.layers[0].update(new, new)[0] for new in (states(1, 2, 2.0), states(1, 2, 3.0))]
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("wrong", [states(1, 3, 0.0), torch.zeros(2, 3, 1, 4)])
 @torch.no_grad()
 def test_what_does_not_fit_is_refused_as_by_a_plain_cache(wrong: Tensor) -> None:

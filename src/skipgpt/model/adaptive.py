@@ -8,9 +8,10 @@ read for one token anyway do not pay.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipgpt.model import kernel_fit
 from skipgpt.model.family import has
@@ -36,7 +37,7 @@ class Packing:
             "mlp": [getattr(layer, family.mlp)],
         }
         self._weights = {
-            module: sum(p.numel() for each in chosen for p in each.parameters())
+            module: sum(held.numel() for each in chosen for held in _held(each))
             for module, chosen in parts.items()
         }
 
@@ -64,6 +65,12 @@ class Packing:
         moved = 2 * (tokens + kept) * entering.shape[-1] * number_bytes / machine.bandwidth
         fixed = machine.mlp_packing if module == "mlp" else machine.attn_packing
         return saved > fixed + moved
+
+
+def _held(module: nn.Module) -> Iterator[Tensor]:
+    """Weights, of which quantised layers may make buffers."""
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def packs(

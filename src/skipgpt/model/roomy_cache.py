@@ -64,9 +64,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, heads, n, size]; returns all of them."""
-        # A tensor that autograd has recorded must not be written to. What does not fit is left
-        # to torch.cat to complain of.
-        if torch.is_grad_enabled() or not _fits(self, key_states):
+        # A tensor that autograd has recorded must not be written to, and a compiled graph has no
+        # room of its own. What does not fit is left to torch.cat to complain of.
+        compiling = torch.compiler.is_compiling()
+        if compiling or torch.is_grad_enabled() or not _fits(self, key_states):
             held: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
             return held
         keys, values = self.rooms

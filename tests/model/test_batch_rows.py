@@ -1,0 +1,105 @@
+"""Sequences that decode one token each attend apart: those that keep, in their own keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from cases import BATCHES, CLOSE, Inputs, every_layout, routed
+from skipgpt.model import batch_rows
+from skipgpt.model.batch_rows import RowQueries, attend, suits
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import deciding, execution
+from skipgpt.routing.decision import Forced, RandomRoutes, Site
+
+
+@given(st.sets(st.integers(0, 12), min_size=1).map(sorted))
+def test_runs_are_neighbours_and_cover_all(rows: list[int]) -> None:
+    runs = list(RowQueries(rows, None).runs())
+    assert [n for chosen, _ in runs for n in range(chosen.start, chosen.stop)] == list(
+        range(len(rows))
+    )
+    assert [row for _, each in runs for row in range(each.start, each.stop)] == rows
+    ends = [each.stop for _, each in runs]
+    starts = [each.start for _, each in runs]
+    assert all(start > end for start, end in zip(starts[1:], ends[:-1], strict=True))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rows", [[0], [1, 2, 4], [0, 1, 2, 3, 4]])
+def test_each_query_attends_in_its_own_keys(rows: list[int], masked: bool) -> None:
+    query, keys, values = torch.randn(1, 4, len(rows), 8), *torch.randn(2, 5, 2, 7, 8)
+    mask = torch.rand(5, 1, 1, 7) > 0.4 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    got, weights = attend(None, query, keys, values, RowQueries(rows, mask), scaling=0.3)
+    assert weights is None
+    for n, row in enumerate(rows):
+        expected = scaled_dot_product_attention(
+            query[:, :, n : n + 1],
+            keys[row : row + 1],
+            values[row : row + 1],
+            attn_mask=None if mask is None else mask[row : row + 1],
+            scale=0.3,
+            enable_gqa=True,
+        )
+        torch.testing.assert_close(got[:, n], expected[:, :, 0], rtol=1e-5, atol=1e-6)
+
+
+def decoded(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Logits of the last three tokens, each after a cache of all before."""
+    torch.manual_seed(5)
+    cache, logits = None, []
+    for start, end in ((0, 8), (8, 9), (9, 10), (10, 11)):
+        output = model(**inputs.chunk(start, end), past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits.append(output.logits[:, -1])
+    return torch.stack(logits[1:], 1)
+
+
+@every_layout
+@pytest.mark.parametrize("batch", ["three-rows", "three-rows-left-padded"])
+@torch.no_grad()
+def test_decoding_gives_what_gated_gives(
+    family: str, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs, apart = routed(family), BATCHES[batch], []
+    take = batch_rows.take_arguments
+
+    def watched(arguments: dict[str, object], rows: Tensor, size: int) -> dict[str, object]:
+        apart.append(rows.tolist())
+        return take(arguments, rows, size)
+
+    monkeypatch.setattr(batch_rows, "take_arguments", watched)
+    with deciding(model, RandomRoutes(0.5)):
+        got = decoded(model, inputs)
+        with execution(model, "gated"):
+            expected = decoded(model, inputs)
+    torch.testing.assert_close(got, expected, **CLOSE)
+    if suits(routed_layers(model)[0], torch.ones(3, 1), None):
+        assert apart
+        assert all(0 < len(rows) < 3 for rows in apart)
+
+
+@torch.no_grad()
+def test_nobody_or_everybody_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_rows, "take_arguments", None)
+    model, inputs = routed("llama"), BATCHES["three-rows"]
+    for keep in (False, True):
+        routes = Forced({Site(layer, "attn"): keep for layer in range(3)})
+        with deciding(model, routes):
+            got = decoded(model, inputs)
+            with execution(model, "gated"):
+                torch.testing.assert_close(got, decoded(model, inputs), **CLOSE)
+
+
+def test_several_tokens_or_other_masks_are_for_packing() -> None:
+    layer = routed_layers(routed("llama"))[0]
+    assert suits(layer, torch.ones(3, 1), None)
+    assert not suits(layer, torch.ones(3, 2), None)
+    assert not suits(layer, torch.ones(3, 1), torch.ones(3, 7))
+    assert not suits(routed_layers(routed("llama", "eager"))[0], torch.ones(3, 1), None)
