@@ -13,6 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+ASKED = (0, 25, 40, 50, 60)
+"""Per cent of modules, of all recorded runs."""
+
 Line = tuple[str, str, str, int, int]
 
 
@@ -25,7 +28,7 @@ def lines_of(folder: Path) -> dict[Line, dict[int, dict[str, Any]]]:
             line = (document["subject"], row["phase"], row["execution"])
             where = (row["batch_size"], row["prompt_tokens"])
             # What was drawn or learned is near what was asked.
-            asked = 5 * round(20 * row["sparsity"])
+            asked = min(ASKED, key=lambda each: abs(each / 100 - row["sparsity"]))
             lines.setdefault((*line, *where), {})[asked] = row
     return lines
 
