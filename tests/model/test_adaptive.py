@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cases import CLOSE, ONE_ROW, Inputs, base, every_batch, every_layout, routed
 from skipgpt.errors import ConfigError
@@ -94,29 +94,24 @@ def test_all_or_none_needs_no_packing(keep: bool, watched: dict[str, Watch]) -> 
     assert not watched["gated"].calls
 
 
-def keeping(kept: int, tokens: int) -> Tensor:
-    return torch.arange(tokens)[None] < kept
-
-
 def test_packing_pays_from_some_share_of_skipped_tokens_on() -> None:
     layer = routed_layers(routed("llama"))[0]
     packing, read = Packing(layer), torch.zeros(1, 64, 32)
     # 64 rows of the MLP take 2 * 64 * its weights; the fixed price is that of a quarter of them.
     weights = sum(p.numel() for p in layer.mlp.parameters())
     machine = Machine(1.0, 1e30, mlp_packing=2 * 16 * weights, attn_packing=0.0)
-    pays = [packing.pays(machine, "mlp", read, keeping(kept, 64)) for kept in (63, 50, 46, 10)]
+    pays = [packing.pays(machine, "mlp", read, kept) for kept in (63, 50, 46, 10)]
     assert pays == [False, False, True, True]
     moving = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
-    assert not packing.pays(moving, "mlp", read, keeping(10, 64))
+    assert not packing.pays(moving, "mlp", read, 10)
 
 
 def test_weights_that_are_read_for_one_token_are_read_for_all() -> None:
     layer = routed_layers(routed("llama"))[0]
     packing, read = Packing(layer), torch.zeros(8, 1, 32)
     bound_by_reading = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
-    keep = torch.tensor([[True], *[[False]] * 7])
-    assert not packing.pays(bound_by_reading, "mlp", read, keep)
-    assert packing.pays(bound_by_reading, "mlp", read, torch.zeros_like(keep))
+    assert not packing.pays(bound_by_reading, "mlp", read, 1)
+    assert packing.pays(bound_by_reading, "mlp", read, 0)
 
 
 def test_weights_that_are_buffers_count() -> None:
@@ -127,14 +122,30 @@ def test_weights_that_are_buffers_count() -> None:
     assert Packing(held)._weights == Packing(plain)._weights
 
 
-def test_what_only_a_run_of_all_tokens_can_give_is_given() -> None:
+def test_of_experts_those_count_that_a_token_runs() -> None:
+    layer = routed_layers(routed("mixtral"))[0]
+    experts = sum(p.numel() for p in layer.mlp.experts.parameters())
+    rest = sum(p.numel() for p in layer.mlp.parameters()) - experts
+    config = layer.self_attn.config
+    share = config.num_experts_per_tok / config.num_local_experts
+    assert share < 1
+    assert Packing(layer)._weights["mlp"] == pytest.approx(rest + experts * share, abs=1)
+
+
+def test_what_only_a_run_of_all_tokens_can_give_is_given(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = routed("llama", "eager")
     ids = ONE_ROW.given["input_ids"]
     with pytest.raises(ConfigError, match="output_attentions"):
         model(ids, output_attentions=True)
     routing_state(model).execution = "auto"
-    with torch.no_grad(), record_routing(model) as trace:
-        output = model(ids, output_attentions=True)
+    with torch.no_grad(), record_routing(model) as trace, caplog.at_level("WARNING", "skipgpt"):
+        for _ in range(2):
+            output = model(ids, output_attentions=True)
+        assert [each.getMessage() for each in caplog.records] == [
+            "every token runs every module, nothing is saved: output_attentions=True"
+        ]
         assert trace.sparsity() > 0
         torch.testing.assert_close(model(ids).logits, output.logits, **CLOSE)
     assert output.attentions[0].shape[-2:] == (ids.shape[1], ids.shape[1])
@@ -153,8 +164,7 @@ def test_forced_sites_are_skipped_in_auto() -> None:
 def test_sequences_that_skip_attention_pay_where_their_keys_are_many() -> None:
     layer = routed_layers(routed("llama"))[0]
     packing, read = Packing(layer), torch.zeros(4, 1, 32)
-    keep = torch.tensor([[True], [False], [True], [False]])
     machine = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
     moved = 2 * 6 * 32 * 4
     for cached, expected in ((2 * moved - 8, False), (2 * moved + 8, True)):
-        assert packing.pays(machine, "attn", read, keep, cached) is expected
+        assert packing.pays(machine, "attn", read, 2, cached) is expected

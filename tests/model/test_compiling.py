@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from cases import Inputs, routed
+from skipgpt.machine import Machine
 from skipgpt.model.surgery import train_only
-from skipgpt.model.trace import deciding, execution
+from skipgpt.model.trace import deciding, execution, routing_state
 from skipgpt.routing.decision import RandomRoutes, StraightThrough
 
 # Not Bloom: Dynamo itself warns about the activation function of its MLP.
@@ -60,6 +61,26 @@ def test_compiled_around_sparse_modules_gives_the_same_logits() -> None:
     with deciding(model, RandomRoutes(1.0)):  # other routes, other shapes, no stale graph
         nothing = compiled(**inputs.given, use_cache=False).logits
     assert (nothing - actual)[inputs.real].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@torch.no_grad()
+def test_auto_breaks_the_graph_where_it_chooses_and_where_it_packs(packs: bool) -> None:
+    model, inputs = routed(), Inputs((0, 0), padded=False)
+    state = routing_state(model)
+    price = 0.0 if packs else 1.0
+    state.machines[torch.device("cpu"), torch.float32] = Machine(1e6, 1e30, price, price)
+    with execution(model, "gated"):
+        expected = model(inputs.ids, use_cache=False).logits
+    state.execution = "auto"
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(2):
+        actual = compiled(inputs.ids, use_cache=False).logits
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(model)(inputs.ids, use_cache=False)
+    reasons = {reason.reason.splitlines()[0] for reason in found.break_reasons}
+    assert reasons == {"Skip calling `torch.compiler.disable()`d function"}
 
 
 def _loss(model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.collapsed import CollapsedRouters
+from skipgpt.routing.collapsed import margins
 from skipgpt.routing.router import (
     KEEP,
     SKIP,
@@ -14,7 +14,7 @@ from skipgpt.routing.router import (
     divided_by_rms,
     input_scale,
     inverse_rms,
-    inverse_rms_of_one,
+    inverse_rms_as_numbers,
     mean_of_rows,
     set_constant,
 )
@@ -121,10 +121,11 @@ def test_a_scale_acts_as_if_the_input_were_scaled(head: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_rms_of_one_token_is_the_same_as_a_number(dtype: torch.dtype) -> None:
-    hidden = torch.randn(1, 1, 32, dtype=dtype)
-    assert inverse_rms_of_one(hidden) == pytest.approx(inverse_rms(hidden).item(), rel=1e-6)
-    assert inverse_rms_of_one(torch.zeros(1, 1, 32)) == pytest.approx(1000.0)
+def test_the_rms_of_few_tokens_is_the_same_as_numbers(dtype: torch.dtype) -> None:
+    hidden = torch.randn(3, 1, 32, dtype=dtype)
+    expected = inverse_rms(hidden).flatten().tolist()
+    assert inverse_rms_as_numbers(hidden) == pytest.approx(expected, rel=1e-6)
+    assert inverse_rms_as_numbers(torch.zeros(1, 1, 32)) == pytest.approx([1000.0])
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -132,7 +133,7 @@ def test_a_float32_router_reads_a_bfloat16_stream_in_float32(head: str) -> None:
     made, hidden = router(head), torch.randn(2, 7, 32).bfloat16()
     assert made.margin(hidden).dtype == torch.float32
     assert torch.equal(made.margin(hidden), made.margin(hidden.float()))
-    both = CollapsedRouters().margins(hidden, made, LinearRouter(32))
+    both = margins(hidden, made, LinearRouter(32))
     assert [each.dtype for each in both] == [torch.float32] * 2
 
 

@@ -45,11 +45,11 @@ def layer_costs(layer: Any) -> ModuleCosts:
         queries = parameters_of(fused) * width // out_width(fused)
     output = getattr(attn, family.output)
     qo = queries + parameters_of(output)
-    experts, active = _experts(layer)
+    experts = parameters_of(mlp.experts) if has(mlp, "experts") else 0
     return ModuleCosts(
         kv=parameters_of(attn) - qo,
         qo=qo,
-        mlp=parameters_of(mlp) - int(experts * (1 - active)),
+        mlp=parameters_of(mlp) - int(experts * (1 - family.share_of_experts(layer))),
         core_width=_core_width(attn, in_width(output)),
         cached=_cached(layer, in_width(output)),
     )
@@ -108,17 +108,6 @@ def bytes_of(module: nn.Module) -> int:
 def parameters_of(module: nn.Module) -> int:
     """Parameters of a module, LoRA left out."""
     return sum(size(p) for name, p in module.named_parameters() if "lora_" not in name)
-
-
-def _experts(layer: Any) -> tuple[int, float]:
-    """Parameters of the routed experts of a layer, and the share of them that a token runs."""
-    mlp = getattr(layer, layer.family.mlp)
-    if not has(mlp, "experts"):
-        return 0, 1.0
-    config = getattr(layer, layer.family.attn).config
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    total = next(getattr(config, name) for name in names if has(config, name))
-    return parameters_of(mlp.experts), config.num_experts_per_tok / total
 
 
 def deciding_parameters(model: nn.Module) -> int:

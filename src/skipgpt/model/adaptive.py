@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from skipgpt.model import kernel_fit
 from skipgpt.model.family import has
+from skipgpt.model.quantized import size
 from skipgpt.routing.decision import Module
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class Packing:
     """What packing is worth in one layer.
 
     Args:
-        layer: whose modules are counted.
+        layer: whose modules are counted, as they are now; of experts, those that a token runs.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -37,25 +39,26 @@ class Packing:
             "mlp": [getattr(layer, family.mlp)],
         }
         self._weights = {
-            module: sum(held.numel() for each in chosen for held in _held(each))
+            module: sum(size(held) for each in chosen for held in _held(each))
             for module, chosen in parts.items()
         }
+        if has(mlp := parts["mlp"][0], "experts"):
+            experts = sum(map(size, _held(mlp.experts)))
+            self._weights["mlp"] -= int(experts * (1 - family.share_of_experts(layer)))
 
     def pays(
-        self, machine: Machine, module: Module, entering: Tensor, keep: Tensor, cached: int = 0
+        self, machine: Machine, module: Module, entering: Tensor, kept: int, cached: int = 0
     ) -> bool:
-        """Whether running only the tokens of keep [B, T] is worth packing them.
+        """Whether running only some tokens is worth packing them.
 
         Args:
             machine: where it runs.
             module: whose tokens they are.
             entering: [B, T, D], what would be packed.
-            keep: [B, T] bool.
+            kept: how many of them run.
             cached: bytes of keys and values that are read if all tokens attend.
         """
-        tokens, number_bytes = keep.numel(), entering.element_size()
-        # Elsewhere counting would have to be waited for; some tokens will skip.
-        kept = int(keep.sum()) if keep.device.type == "cpu" else tokens // 2
+        tokens, number_bytes = entering.shape[:2].numel(), entering.element_size()
         if kept in (0, tokens):
             return True
         weights = self._weights[module]
@@ -73,6 +76,8 @@ def _held(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
+# How many tokens are kept is data, which a compiled graph cannot have.
+@torch.compiler.disable(reason="whether packing pays depends on the data")  # type: ignore[no-untyped-call, untyped-decorator]
 def packs(
     layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> bool:
@@ -84,10 +89,20 @@ def packs(
         return True
     if _has_kernels(layer, module, entering, arguments):
         return True
+    # Elsewhere counting would have to be waited for; some tokens will skip.
+    kept = int(keep.sum()) if keep.device.type == "cpu" else keep.numel() // 2
+    return pays(layer, module, entering, kept, arguments)
+
+
+def pays(
+    layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
+) -> bool:
+    """Whether packing pays for so many kept tokens of entering [B, T, D]."""
     cached = 0
-    if module == "attn" and keep.shape[1] == 1:
+    if module == "attn" and entering.shape[1] == 1:
         cached = _cached_bytes(arguments[layer.family.cache], layer.index)
-    return layer.packing.pays(state.machine(entering), module, entering, keep, cached)
+    machine = layer.routing.machine(entering)
+    return layer.packing.pays(machine, module, entering, kept, cached)
 
 
 def _has_kernels(

@@ -5,12 +5,15 @@ A hook on the module that runs the layers; see `surgery.py`.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import Tensor, nn
 
 from skipgpt.errors import ConfigError
 from skipgpt.model.trace import RoutingState, dialled
+
+logger = logging.getLogger("skipgpt")
 
 _PACKABLE = ("eager", "sdpa", "flex_attention")
 
@@ -55,6 +58,7 @@ def begin_forward(
         if state.execution != "auto" or state.config.kv == "skip":
             raise obstacle
         state.may_pack = False
+        _say_once(state, obstacle)
     cache, used = given.get("past_key_values"), given.get("use_cache")
     caches = getattr(config, "use_cache", False) if used is None else used
     if cache is None and not (caches and state.config.kv == "skip"):
@@ -127,6 +131,13 @@ def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> Config
             todo='load the model with attn_implementation="sdpa"',
         )
     return None
+
+
+def _say_once(state: RoutingState, obstacle: ConfigError) -> None:
+    """Warn that nothing is skipped, whoever chose `auto` for its speed."""
+    if obstacle.got not in state.said:
+        state.said.add(obstacle.got)
+        logger.warning("every token runs every module, nothing is saved: %s", obstacle.got)
 
 
 def _refuse_unmasked(config: Any, given: dict[str, Any]) -> None:

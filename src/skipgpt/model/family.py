@@ -112,6 +112,15 @@ class Family:
             return self.parallel
         return bool(_at(layer, self.parallel))
 
+    def share_of_experts(self, layer: nn.Module) -> float:
+        """The share of its experts that a token runs; 1 for a layer that has none."""
+        if not has(getattr(layer, self.mlp), "experts"):
+            return 1.0
+        config = getattr(layer, self.attn).config
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        total: int = next(getattr(config, name) for name in names if has(config, name))
+        return float(config.num_experts_per_tok / total)
+
     def missing_parts(self, layer: nn.Module) -> list[str]:
         """What the row names and the layer lacks, as paths."""
         attn = getattr(layer, self.attn, None)

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.model import alone, gated, sparse
+from skipgpt.model import gated, one_each, sparse
 from skipgpt.model.adaptive import Packing, packs
 from skipgpt.model.family import Family
 from skipgpt.model.halves import Blank
 from skipgpt.model.trace import RoutingState, Step
-from skipgpt.routing.collapsed import CollapsedRouters
+from skipgpt.routing.collapsed import margins
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
 from skipgpt.routing.router import Router, input_scale, mean_of_rows
 from skipgpt.routing.stand_in import StandIn
@@ -44,7 +44,6 @@ class RoutedLayer(nn.Module):
     attn_arguments: frozenset[str] | None
     attn_blanks: dict[str, Blank]
     packing: Packing
-    collapsed: CollapsedRouters
     attn_router: Router
     mlp_router: Router
     attn_stand_in: StandIn | None
@@ -66,8 +65,8 @@ class RoutedLayer(nn.Module):
         arguments = kwargs if not args else dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
-        if alone.suits(self, hidden_states):
-            stream = self._run_alone(hidden_states, arguments)
+        if one_each.suits(self, hidden_states):
+            stream = self._run_one_each(hidden_states, arguments)
             return (stream, None) if self.family.returns_tuple else stream
         parallel = self.family.is_parallel(self)
         apart = parallel and self.family.sums_first
@@ -90,15 +89,15 @@ class RoutedLayer(nn.Module):
         self._record(Decision(attn, mlp))
         return (stream, None) if self.family.returns_tuple else stream
 
-    def _run_alone(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """The stream after this layer of the one token of a decoding step."""
-        ran = alone.decide(self, entering)
-        if ran is None:
+    def _run_one_each(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """The stream after this layer of a decoding step, one token of each sequence."""
+        keeps = one_each.decide(self, entering)
+        if keeps is None:
             attn, mlp = self._decide(entering)
             mlp = mlp or attn
             self._record(Decision(attn, mlp))
-            ran = alone.Ran(bool(attn.keep), bool(mlp.keep))
-        return alone.run(self, entering, ran, arguments)
+            keeps = one_each.Keeps(*(each.keep[:, 0].tolist() for each in (attn, mlp)))
+        return one_each.run(self, entering, keeps, arguments)
 
     def _twin(
         self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]
@@ -119,7 +118,7 @@ class RoutedLayer(nn.Module):
             return both, both
         if config.input == "module_input":
             return self._rule(self.attn_router.margin(entering, scale), "attn"), None
-        attn, mlp = self.collapsed.margins(entering, self.attn_router, self.mlp_router, scale=scale)
+        attn, mlp = margins(entering, self.attn_router, self.mlp_router, scale=scale)
         return self._rule(attn, "attn"), self._rule(mlp, "mlp")
 
     def _decide_mlp(self, read: Tensor) -> ModuleDecision:

@@ -21,10 +21,10 @@ def is_plain(projection: Any) -> bool:
     """Whether the layer is its weight and its bias and nothing else, so that it can be sliced."""
     kind = type(projection)
     bare = kind is nn.Linear or is_transposed(projection) or kind.__name__ == "FalconLinear"
-    # Quantised weights are of other types, or hold other numbers.
-    return (
-        bare and type(projection.weight) is nn.Parameter and projection.weight.is_floating_point()
-    )
+    if not bare or type(weight := projection.weight) is not nn.Parameter:
+        return False  # as quantised weights are, which may also hold other numbers
+    # Offloaded weights come only while the layer itself is called.
+    return weight.is_floating_point() and not weight.is_meta
 
 
 def is_transposed(projection: nn.Module) -> bool:

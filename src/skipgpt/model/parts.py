@@ -41,17 +41,29 @@ def added(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
 def attend(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: Any = None) -> Tensor:
     """Attention's output [B, T, D]; `half` stands in for the module where only a part shall run."""
     attn: Any = layer._modules[layer.family.attn]
-    kind, known = type(attn), layer.attn_arguments
+    known = layer.attn_arguments
     given = {name: value for name, value in arguments.items() if known is None or name in known}
     if layer.family.adds_residual:
         given["residual"] = read.new_zeros(())
     try:
-        output = attn(read, **given) if half is None else kind.forward(half, read, **given)
+        output = attn(read, **given) if half is None else _run_half(attn, half, read, given)
     except RuntimeError as error:
         explain_misfit(error, layer.index)
         raise
     update: Tensor = output[0]
     return update
+
+
+def _run_half(attn: Any, half: Any, read: Tensor, given: dict[str, Any]) -> Any:
+    run = type(attn).forward
+    if "_hf_hook" not in attn.__dict__:
+        return run(half, read, **given)
+    # Offloaded: parameters of its own, such as sinks, come only for a call of the module.
+    attn._hf_hook.pre_forward(attn)
+    try:
+        return run(half, read, **given)
+    finally:
+        attn._hf_hook.post_forward(attn, None)
 
 
 def feed_forward(layer: RoutedLayer, read: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skipgpt.errors import ConfigError, MissingExtraError, UnsupportedModelError
 
@@ -123,7 +123,7 @@ def make_safe(model: nn.Module, doing: str) -> None:
         )
 
 
-def size(parameter: nn.Parameter) -> int:
+def size(parameter: Tensor) -> int:
     """How many weights a parameter holds; packed ones are two a byte."""
     packed = getattr(parameter, "quant_state", None)
     return parameter.numel() if packed is None else math.prod(packed.shape)

@@ -25,7 +25,6 @@ from skipgpt.model.on_device import QueriesOnDevice
 from skipgpt.model.parts import attention_arguments
 from skipgpt.model.quantized import make_safe
 from skipgpt.model.trace import MODULES, RoutingState
-from skipgpt.routing.collapsed import CollapsedRouters
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import Router, build_router
 from skipgpt.routing.stand_in import StandIn
@@ -95,7 +94,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         layer.index, layer.family, layer.routing = index, family, state
         layer.attn_arguments = attention_arguments(getattr(layer, family.attn))
         layer.attn_blanks = blanks(layer)
-        layer.packing, layer.collapsed = Packing(layer), CollapsedRouters()
+        layer.packing = Packing(layer)
         for module in MODULES:
             router = build_router(state.config, width).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)

@@ -40,6 +40,7 @@ class RoutingState:
         outer_rule: what decides again after a forward that was given a sparsity of its own.
         may_pack: False where something was asked of the forward under way that only a run of all
             tokens can give.
+        said: why nothing was saved in some forward; said once.
         machines: what is known of each device and dtype that a forward ran in.
     """
 
@@ -51,6 +52,7 @@ class RoutingState:
     trace: Trace | None = None
     outer_rule: DecisionRule | None = None
     may_pack: bool = True
+    said: set[str] = field(default_factory=set)
     machines: dict[tuple[torch.device, torch.dtype], Machine] = field(default_factory=dict)
 
     def machine(self, read: Tensor) -> Machine:

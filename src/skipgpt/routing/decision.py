@@ -9,6 +9,7 @@ Shapes: B batch, T query tokens.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -63,8 +64,8 @@ class Decision:
 class DecisionRule(Protocol):
     """Turns the margins [B, T] of one module into its decision.
 
-    A rule may also have `keeps(margin, site)`, which decides the same about one token without
-    tensors.
+    A rule may also have `keeps(margins, site)`, which decides the same about few tokens, one of
+    each sequence, without tensors.
     """
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
@@ -85,9 +86,10 @@ class Threshold:
         """Decide for one module."""
         return ModuleDecision.hard(margin > self.value, margin)
 
-    def keeps(self, margin: float, site: Site) -> bool:
-        """Decide about one token."""
-        return margin > self.value
+    def keeps(self, margins: list[float], site: Site) -> list[bool]:
+        """Decide about few tokens."""
+        value = as_float32(self.value)
+        return [as_float32(margin) > value for margin in margins]
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,19 @@ class RandomRoutes:
         keep = torch.empty(margin.shape, dtype=torch.bool, device=margin.device)
         return ModuleDecision.hard(keep.bernoulli_(1 - self._share(site)), margin)
 
-    def keeps(self, margin: float, site: Site) -> bool:
-        """Decide about one token, by the same draw."""
-        return bool(torch.empty(1, 1, dtype=torch.bool).bernoulli_(1 - self._share(site)))
+    def keeps(self, margins: list[float], site: Site) -> list[bool]:
+        """Decide about few tokens, by the same draw."""
+        keep = torch.empty(len(margins), 1, dtype=torch.bool).bernoulli_(1 - self._share(site))
+        return keep.flatten().tolist()
 
     def _share(self, site: Site) -> float:
         given = self.sparsity
         return given[site] if isinstance(given, Mapping) else given
+
+
+def as_float32(number: float) -> float:
+    """A number as a tensor of float32 holds it, so that both ways of comparing agree."""
+    return ctypes.c_float(number).value
 
 
 RuleAt = Callable[[float], DecisionRule]

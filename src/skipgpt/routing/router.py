@@ -7,6 +7,8 @@ is above the threshold.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
@@ -33,8 +35,12 @@ class LinearRouter(nn.Linear):
 
     def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
         """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
-        weight, bias = self.weight[KEEP] - self.weight[SKIP], self.bias[KEEP] - self.bias[SKIP]
-        return (linear(hidden.to(weight.dtype), weight[None]) * scale).squeeze(-1) + bias
+        with in_full_precision(hidden):
+            if self.weight.is_meta:  # offloaded: weights come while the module itself is called
+                logits: Tensor = self(hidden.to(self.weight.dtype) * scale)
+                return logits[..., KEEP] - logits[..., SKIP]
+            weight, bias = self.weight[KEEP] - self.weight[SKIP], self.bias[KEEP] - self.bias[SKIP]
+            return (linear(hidden.to(weight.dtype), weight[None]) * scale).squeeze(-1) + bias
 
 
 class MLPRouter(nn.Module):
@@ -52,11 +58,20 @@ class MLPRouter(nn.Module):
 
     def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
         """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
-        logits: Tensor = self(hidden.to(self.up.weight.dtype) * scale)
-        return logits[..., KEEP] - logits[..., SKIP]
+        with in_full_precision(hidden):
+            logits: Tensor = self(hidden.to(self.up.weight.dtype) * scale)
+            return logits[..., KEEP] - logits[..., SKIP]
 
 
 Router = LinearRouter | MLPRouter
+
+
+def in_full_precision(hidden: Tensor) -> AbstractContextManager[object]:
+    """Margins are not rounded by autocast, whose 8 bits would swap decisions near the threshold."""
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def build_router(config: RouterConfig, hidden_size: int) -> Router:
@@ -105,10 +120,11 @@ def inverse_rms(hidden: Tensor) -> Tensor:
     return hidden.float().pow(2).mean(-1, keepdim=True).add(EPSILON).rsqrt()
 
 
-def inverse_rms_of_one(hidden: Tensor) -> float:
-    """The same of one token [1, 1, D], as a number."""
-    length = torch.linalg.vector_norm(hidden, dtype=torch.float32).item()
-    return float((length * length / hidden.shape[-1] + EPSILON) ** -0.5)
+def inverse_rms_as_numbers(hidden: Tensor) -> list[float]:
+    """The same of few tokens [B, 1, D], one number each."""
+    lengths = torch.linalg.vector_norm(hidden, dim=(1, 2), dtype=torch.float32).tolist()
+    size = hidden.shape[-1]
+    return [(length * length / size + EPSILON) ** -0.5 for length in lengths]
 
 
 def divided_by_rms(hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One token alone runs or skips each module, without tensors of decisions: the same result."""
+"""One token of each sequence: modules run or not, without tensors of decisions; the same result."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from cases import CLOSE, every_layout, routed
-from skipgpt.model import alone
-from skipgpt.model.alone import Ran, decide, suits
+from skipgpt.machine import Machine
+from skipgpt.model import one_each
+from skipgpt.model.one_each import Keeps, decide, suits
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import DecisionRule, Forced, RandomRoutes, Site, Threshold
+from skipgpt.routing.router import set_constant
 
 ROUTERS = {"plain": {}, "normalized": {"normalize": True}, "stand-ins": {"stand_in": 3}}
 ONE = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
+MACHINES = {
+    "packs": Machine(flops=1.0, bandwidth=1e12, mlp_packing=0.0, attn_packing=0.0),
+    "runs all": Machine(flops=1e30, bandwidth=1e30, mlp_packing=1.0, attn_packing=1.0),
+    "packs attention": Machine(flops=1e30, bandwidth=1e3, mlp_packing=1.0, attn_packing=0.0),
+}
 
 
 def decoded(model: nn.Module, ids: Tensor) -> Tensor:
@@ -29,39 +36,63 @@ def decoded(model: nn.Module, ids: Tensor) -> Tensor:
 
 @every_layout
 @pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("machine", [None, *MACHINES])
 @torch.no_grad()
 def test_token_by_token_it_gives_what_gated_gives(
-    family: str, router: str, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    router: str,
+    batch: int,
+    machine: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = routed(family, **ROUTERS[router])
-    ids = torch.randint(1, 257, (1, 9), generator=torch.Generator().manual_seed(3))
-    seen: list[Ran] = []
-    run = alone.run
+    state = routing_state(model)
+    if machine is not None:
+        state.execution = "auto"
+        state.machines[torch.device("cpu"), torch.float32] = MACHINES[machine]
+    ids = torch.randint(1, 257, (batch, 9), generator=torch.Generator().manual_seed(3))
+    seen: list[Keeps] = []
+    run = one_each.run
 
-    def watched(layer: nn.Module, entering: Tensor, ran: Ran, arguments: object) -> Tensor:
-        seen.append(ran)
-        return run(layer, entering, ran, arguments)
+    def watched(layer: nn.Module, entering: Tensor, keeps: Keeps, arguments: object) -> Tensor:
+        seen.append(keeps)
+        return run(layer, entering, keeps, arguments)
 
-    monkeypatch.setattr(alone, "run", watched)
+    monkeypatch.setattr(one_each, "run", watched)
     got = decoded(model, ids)
     with execution(model, "gated"):
         expected = model(ids).logits
     torch.testing.assert_close(got, expected, **CLOSE)
     if not routed_layers(model)[0].family.is_parallel(routed_layers(model)[0]):
         assert len(seen) == 9 * 3
-        assert len(set(seen)) > 2
+        counts = {sum(keep) for keeps in seen for keep in keeps}
+        assert {0, batch} <= counts
+        assert len(counts) > 1 + (batch > 1)
 
 
 @torch.no_grad()
 def test_it_decides_as_the_threshold_does() -> None:
     model = routed("llama", normalize=True)
     layer = routed_layers(model)[0]
-    hidden = torch.randn(200, 1, 1, 32)
+    hidden = torch.randn(50, 4, 1, 32)
     for threshold in (-1.0, 0.0, 0.7):
         with deciding(model, Threshold(threshold)):
-            for token in hidden:
-                attn, mlp = layer._decide(token)
-                assert decide(layer, token) == Ran(bool(attn.keep), bool(mlp.keep))
+            for tokens in hidden:
+                attn, mlp = (each.keep[:, 0].tolist() for each in layer._decide(tokens))
+                assert decide(layer, tokens) == Keeps(attn, mlp)
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.3, -0.7])
+@torch.no_grad()
+def test_a_margin_at_the_threshold_is_below_it_in_numbers_as_in_tensors(margin: float) -> None:
+    model = routed("llama")
+    layer = routed_layers(model)[0]
+    for router in (layer.attn_router, layer.mlp_router):
+        set_constant(router, margin)
+    with deciding(model, Threshold(margin)):
+        attn, mlp = (each.keep[:, 0].tolist() for each in layer._decide(ONE))
+        assert decide(layer, ONE) == Keeps(attn, mlp)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +123,8 @@ def test_it_stands_back_where_more_than_bools_are_wanted() -> None:
     model = routed("llama")
     layer, state = routed_layers(model)[0], routing_state(model)
     assert suits(layer, ONE)
-    assert not suits(layer, torch.cat([ONE, ONE]))
+    assert suits(layer, ONE.expand(one_each.MOST, 1, 32))
+    assert not suits(layer, ONE.expand(one_each.MOST + 1, 1, 32))
     assert not suits(layer, torch.cat([ONE, ONE], 1))
     with torch.enable_grad():
         assert not suits(layer, ONE)
@@ -119,20 +151,22 @@ def test_rules_other_than_a_threshold_decide_by_tensors() -> None:
 
 
 @pytest.mark.parametrize("rule", [Threshold(0.3), RandomRoutes(0.4)])
+@pytest.mark.parametrize("batch", [1, 4])
 @torch.no_grad()
-def test_a_rule_decides_the_same_with_and_without_tensors(rule: DecisionRule) -> None:
-    margins = torch.randn(50, 1, 1)
+def test_a_rule_decides_the_same_with_and_without_tensors(rule: DecisionRule, batch: int) -> None:
+    margins, site = torch.randn(50, batch, 1), Site(0, "mlp")
     torch.manual_seed(1)
-    expected = [bool(rule(margin, Site(0, "mlp")).keep) for margin in margins]
+    expected = [rule(margin, site).keep.flatten().tolist() for margin in margins]
     torch.manual_seed(1)
-    assert [rule.keeps(margin.item(), Site(0, "mlp")) for margin in margins] == expected
-    assert 0 < sum(expected) < 50
+    assert [rule.keeps(margin.flatten().tolist(), site) for margin in margins] == expected
+    assert 0 < sum(map(sum, expected)) < 50 * batch
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
-def test_recording_changes_no_logit_of_decoding() -> None:
+def test_recording_changes_no_logit_of_decoding(batch: int) -> None:
     model = routed("llama", normalize=True, stand_in=3)
-    ids = torch.randint(1, 257, (1, 9), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(1, 257, (batch, 9), generator=torch.Generator().manual_seed(3))
     plain = decoded(model, ids)
     with record_routing(model) as trace:
         recorded = decoded(model, ids)

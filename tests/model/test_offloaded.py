@@ -1,0 +1,25 @@
+"""Weights that come only while their module is called, as accelerate's offloading has it."""
+
+from __future__ import annotations
+
+import accelerate
+import pytest
+import torch
+
+from cases import CLOSE, every_layout, routed
+from skipgpt.model.trace import execution
+
+
+@every_layout
+@pytest.mark.parametrize("kind", ["gated", "sparse", "auto"])
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.no_grad()
+def test_an_offloaded_model_gives_the_same_logits(family: str, kind: str, batch: int) -> None:
+    model = routed(family, stand_in=3, normalize=True)
+    ids = torch.randint(1, 257, (batch, 9), generator=torch.Generator().manual_seed(3))
+    with execution(model, kind):
+        expected = model(ids).logits, model(ids[:, :1]).logits
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+        got = model(ids).logits, model(ids[:, :1]).logits
+    for each, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(each, right, **CLOSE)
