@@ -129,6 +129,30 @@ def test_the_cache_holds_what_is_counted(family: str) -> None:
     assert cache_bytes(cache) == 4 * 2 * 3 * counted
 
 
+@pytest.mark.parametrize(("cached", "tokens"), [(0, 3), (0, 5), (0, 12), (2, 9), (7, 1), (4, 1)])
+def test_a_window_cuts_off_what_is_attended_to_and_held(cached: int, tokens: int) -> None:
+    model = routed("mistral")
+    window = model.config.sliding_window
+    assert window == 5
+    seen = [min(cached + n, window) for n in range(1, tokens + 1)]
+    got = work(model, Forward(tokens=tokens, cached=cached))
+    assert got.core == pytest.approx(4 * 3 * 32 * sum(seen))
+    held = min(cached, window - 1) + min(tokens, window - 1)
+    assert got.cache_bytes == 4 * 3 * 32 * held
+    mixed = [layer_costs(layer).window for layer in routed_layers(routed("gemma2"))]
+    assert mixed == [5, None, 5]
+
+
+@torch.no_grad()
+def test_a_cache_of_sliding_layers_holds_what_is_counted() -> None:
+    model = routed("gemma2")
+    with execution(model, "dense"):
+        cache = model(torch.ones(2, 9, dtype=torch.long), use_cache=True).past_key_values
+    sizes = [layer.keys.numel() + layer.values.numel() for layer in cache.layers]
+    costs = [layer_costs(layer) for layer in routed_layers(model)]
+    assert sizes == [2 * each.cached * each.held(9) for each in costs]
+
+
 def test_bytes_are_those_of_the_weights() -> None:
     model = tiny_routed()
     dense = work(model, Forward())

@@ -50,6 +50,12 @@ def test_each_query_attends_in_its_own_keys(rows: list[int], masked: bool) -> No
         torch.testing.assert_close(got[:, n], expected[:, :, 0], rtol=1e-5, atol=1e-6)
 
 
+def test_dropout_drops() -> None:
+    query, keys, values = torch.randn(1, 4, 2, 8), *torch.randn(2, 2, 2, 7, 8)
+    nothing, _ = attend(None, query, keys, values, RowQueries([0, 1], None), dropout=1.0)
+    assert not nothing.any()
+
+
 def decoded(model: nn.Module, inputs: Inputs) -> Tensor:
     """Logits of the last three tokens, each after a cache of all before."""
     torch.manual_seed(5)

@@ -93,3 +93,20 @@ def test_blocks_run_where_they_suit_and_only_there(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(
         model(ONE_ROW.given["input_ids"]).logits, base("llama")(ONE_ROW.given["input_ids"]).logits
     )
+
+
+@pytest.mark.parametrize("given", [True, False])
+@torch.no_grad()
+def test_attention_that_is_not_causal_sees_all_keys(given: bool) -> None:
+    model = routed("llama")
+    arguments = {"is_causal": False} if given else {}
+    for layer in routed_layers(model):
+        layer.self_attn.is_causal = given
+    ids = ONE_ROW.given["input_ids"]
+    with execution(model, "gated"):
+        expected = model(ids, use_cache=False, **arguments).logits
+    got = model(ids, use_cache=False, **arguments).logits
+    torch.testing.assert_close(got, expected, **CLOSE)
+    first = ids.clone()
+    first[:, -1] += 1
+    assert not torch.equal(model(first, use_cache=False, **arguments).logits[:, 0], got[:, 0])

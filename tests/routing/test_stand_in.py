@@ -2,12 +2,14 @@
 
 import math
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor
 
 from skipgpt.routing.router import divided_by_rms
-from skipgpt.routing.stand_in import Moments, StandIn, fit
+from skipgpt.routing.stand_in import StandIn
+from skipgpt.routing.stand_in_fit import Moments, fit
 
 WIDE, TOKENS = 6, 200
 # Weights are float32; what they predict is of size 1 to 10.
@@ -63,6 +65,15 @@ def test_a_stand_in_answers_in_the_dtype_of_the_stream_and_computes_in_its_own()
     wide = stand_in.up(stand_in.down(divided_by_rms(entering.float())))
     # One rounding, at the end: half a unit of 8 bits.
     torch.testing.assert_close(stand_in(entering).float(), wide, rtol=2**-8, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_stand_in_may_be_offloaded() -> None:
+    stand_in, entering = fitted(*pairs(), rank=3), torch.randn(2, 7, WIDE)
+    expected = stand_in(entering)
+    accelerate.cpu_offload(stand_in, execution_device=torch.device("cpu"))
+    assert stand_in.up.weight.is_meta
+    torch.testing.assert_close(stand_in(entering), expected, **CLOSE)
 
 
 def test_a_fit_of_full_rank_is_the_plain_least_squares_solution() -> None:

@@ -27,7 +27,8 @@ from skipgpt.routing.decision import (
     StraightThrough,
     Threshold,
 )
-from skipgpt.routing.stand_in import Moments, StandIn, fit
+from skipgpt.routing.stand_in import StandIn
+from skipgpt.routing.stand_in_fit import Moments, fit
 from skipgpt.training.start import fit_stand_ins, start_routers, static_solution
 
 RANK = 3

@@ -98,7 +98,8 @@ def to_compile(model: Any) -> Any:
 def _flops(layer: Any, forward: Forward) -> float:
     costs = layer_costs(layer)
     linear = 2 * (costs.kv + costs.qo + costs.mlp)
-    return forward.rows * (linear + 4 * costs.core_width * forward.attended)
+    attended = costs.attended(forward.cached, forward.tokens)
+    return forward.rows * (linear + 4 * costs.core_width * attended)
 
 
 def _on_weights(subject: Subject, kept: Sequence[int]) -> Any:

@@ -26,6 +26,7 @@ class ModuleCosts:
         core_width: heads times head size; the attention core costs 4 FLOPs a unit and attended
             token.
         cached: numbers of keys and values that the cache holds for a token.
+        window: tokens that a token attends to at most, itself among them; None for all before it.
     """
 
     kv: int
@@ -33,6 +34,26 @@ class ModuleCosts:
     mlp: int
     core_width: int
     cached: int
+    window: int | None = None
+
+    def attended(self, cached: int, tokens: float) -> float:
+        """Mean number of tokens that one of `tokens` attends to, itself among them.
+
+        Args:
+            cached: how many come before all of them.
+            tokens: how many.
+        """
+        whole = cached + (tokens + 1) / 2
+        if self.window is None or cached + tokens <= self.window:
+            return whole
+        if cached >= self.window:
+            return self.window
+        growing = self.window - cached
+        return (growing * (cached + (growing + 1) / 2) + (tokens - growing) * self.window) / tokens
+
+    def held(self, tokens: int) -> int:
+        """Tokens of so many that a cache still holds when the next one comes."""
+        return tokens if self.window is None else min(tokens, self.window - 1)
 
 
 def layer_costs(layer: Any) -> ModuleCosts:
@@ -52,6 +73,7 @@ def layer_costs(layer: Any) -> ModuleCosts:
         mlp=parameters_of(mlp) - int(experts * (1 - family.share_of_experts(layer))),
         core_width=_core_width(attn, in_width(output)),
         cached=_cached(layer, in_width(output)),
+        window=_window(layer),
     )
 
 
@@ -60,6 +82,14 @@ def _core_width(attn: Any, width: int) -> int:
     if not has(attn, "qk_head_dim"):
         return width
     return int(width * (attn.qk_head_dim + attn.v_head_dim) / (2 * attn.v_head_dim))
+
+
+def _window(layer: Any) -> int | None:
+    config = getattr(getattr(layer, layer.family.attn), "config", None)
+    kinds: Any = getattr(config, "layer_types", None)
+    slides = not kinds or kinds[layer.index] == "sliding_attention"
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if slides else None
 
 
 def _cached(layer: Any, query_width: int) -> int:

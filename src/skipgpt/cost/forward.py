@@ -57,11 +57,6 @@ class Forward:
         """Tokens in all."""
         return self.batch_size * self.tokens
 
-    @property
-    def attended(self) -> float:
-        """Mean number of tokens that a token attends to, itself among them."""
-        return self.cached + (self.tokens + 1) / 2
-
 
 @dataclass(frozen=True)
 class Work:
@@ -69,7 +64,8 @@ class Work:
 
     Attributes:
         linear: FLOPs of the projections of attention and of the MLP.
-        core: FLOPs of scores and of weighted values, those that causality leaves out not counted.
+        core: FLOPs of scores and of weighted values, those that causality and sliding windows
+            leave out not counted.
         head: FLOPs of the language-model head.
         routing: FLOPs of routers and stand-ins.
         weight_bytes: weights that are read.
@@ -128,11 +124,12 @@ def work(
         policy = layer.routing.config.kv if keep is not None else "dense"
         keys, keys_ran = (attn, attn_ran) if policy == "skip" else (1.0, 1.0)
         linear += keys * costs.kv + attn * costs.qo + mlp * costs.mlp
-        core += attn * costs.core_width * keys * forward.attended
+        core += attn * costs.core_width * keys * costs.attended(forward.cached, forward.tokens)
         weights += keys_ran * parts.kv + attn_ran * parts.qo + mlp_ran * parts.mlp
         # A row of the cache is read where any of the row's own queries runs.
-        read = forward.batch_size * forward.cached * (1 - (1 - attn) ** forward.tokens)
-        cache += costs.cached * number_bytes * keys * (read + forward.rows)
+        read = costs.held(forward.cached) * (1 - (1 - attn) ** forward.tokens)
+        written = max(1, costs.held(forward.tokens))
+        cache += costs.cached * number_bytes * keys * forward.batch_size * (read + written)
     routing = 0.0
     if keep is not None:
         routing += deciding_parameters(model)

@@ -7,9 +7,9 @@ Language-model head, K and V are always counted as run, routers too, which the d
     parameters a token   routers + head + sum over layers (kv + keep_attn * qo + keep_mlp * mlp)
     FLOPs a token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
 
-with S the mean number of tokens attended to. Under `kv="skip"` both kv and S are multiplied by
-keep_attn too. A stand-in counts for the tokens that skip its module. A multiply and an add are
-two FLOPs.
+with S the mean number of tokens attended to, no more than a sliding window has. Under `kv="skip"`
+both kv and S are multiplied by keep_attn too. A stand-in counts for the tokens that skip its module.
+A multiply and an add are two FLOPs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from skipgpt.cost.counts import deciding_parameters, head_parameters, layer_costs, parameters_of
+from skipgpt.cost.counts import (
+    ModuleCosts,
+    deciding_parameters,
+    head_parameters,
+    layer_costs,
+    parameters_of,
+)
 from skipgpt.model.surgery import routed_layers, stand_ins
 from skipgpt.routing.decision import Site
 
@@ -51,7 +57,7 @@ def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) 
     total = 2 * head_tokens * head_parameters(model)
     for layer in routed_layers(model):
         cost = layer_costs(layer)
-        total += 2 * (cost.kv + cost.qo + cost.mlp) + 4 * cost.core_width * context
+        total += 2 * (cost.kv + cost.qo + cost.mlp) + 4 * cost.core_width * _attended(cost, context)
     return total
 
 
@@ -92,8 +98,9 @@ def sparsities(
         keys = attn if layer.routing.config.kv == "skip" else 1.0
         keys = 0.0 if Site(layer.index, "attn") in gone else keys
         run_params += keys * cost.kv + attn * cost.qo + mlp * cost.mlp
-        core_dense += 4 * cost.core_width * context
-        core_run += attn * 4 * cost.core_width * keys * context
+        core = 4 * cost.core_width * _attended(cost, context)
+        core_dense += core
+        core_run += attn * keys * core
     shares = {kind: [keep[s] for s in keep if s.module == kind] for kind in ("attn", "mlp")}
     return {
         "module": 1 - sum(keep.values()) / len(keep),
@@ -102,3 +109,11 @@ def sparsities(
         "params": 1 - run_params / dense_params,
         "flops": 1 - (2 * run_params + core_run) / (2 * dense_params + core_dense),
     }
+
+
+def _attended(cost: ModuleCosts, context: float) -> float:
+    """The mean number of tokens attended to, in a layer whose window may cut it off.
+
+    Of a text of n tokens it is (n + 1) / 2 where nothing does.
+    """
+    return cost.attended(0, 2 * context - 1)

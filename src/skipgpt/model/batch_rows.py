@@ -79,6 +79,7 @@ def attend(
     value: Tensor,
     attention_mask: RowQueries,
     scaling: float | None = None,
+    dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention [1, N, H, size] of queries [1, H, N, size] to keys [B, heads, S, size]."""
@@ -89,6 +90,7 @@ def attend(
             key[rows],
             value[rows],
             attn_mask=None if attention_mask.mask is None else attention_mask.mask[rows],
+            dropout_p=dropout,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )

@@ -14,12 +14,13 @@ from skipgpt.model.cache import SkipCache, SkipLayer, turn_into_skip_cache
 def cache_bytes(cache: Any) -> int:
     """Memory that a cache of transformers holds, of whatever kind it is.
 
-    A `StaticCache` counts with all the room it has set aside.
+    It counts with all the room it has set aside, as a `StaticCache` has and one that has decoded.
     """
     if isinstance(cache, SkipCache):
         return cache.nbytes
     parts = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-    return sum(p.numel() * p.element_size() for p in parts if isinstance(p, Tensor))
+    held = [part.untyped_storage() for part in parts if isinstance(part, Tensor)]
+    return sum({each.data_ptr(): each.nbytes() for each in held}.values())
 
 
 def dense_cache_bytes(cache: Any) -> int:

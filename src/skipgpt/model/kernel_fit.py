@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from skipgpt.kernels.plain import Activation
 from skipgpt.kernels.select import WIDEST_HEAD, Kernels, kernels_for
+from skipgpt.model import parts
 
 if TYPE_CHECKING:
     from skipgpt.model.layer import RoutedLayer
@@ -83,8 +84,7 @@ def _is_plainly_causal(attn: Any, arguments: dict[str, Any]) -> bool:
     return (
         "ALL_ATTENTION_FUNCTIONS" in type(attn).forward.__code__.co_names
         and attn.config._attn_implementation == "sdpa"
-        and getattr(attn, "is_causal", True) is True
-        and arguments.get("is_causal") in (None, True)
+        and parts.is_causal(attn, arguments)
         and all(getattr(attn, name, None) is None for name in _OWN_SCORES)
         and getattr(attn, "head_dim", WIDEST_HEAD + 1) <= WIDEST_HEAD
         and not hasattr(attn, "v_head_dim")  # values of another size than keys

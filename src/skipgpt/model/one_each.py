@@ -131,10 +131,7 @@ def _added(
     """
     if update is not None and all(keep):
         return stream + update
-    instead = None
-    if stand_in is not None:
-        scale = inverse_rms_as_numbers(stream)[0] if len(stream) == 1 else None
-        instead = stand_in(stream, scale)
+    instead = None if stand_in is None else stand_in(stream)
     if update is None:
         return stream if instead is None else stream + instead
     kept = torch.tensor(keep)[:, None, None]

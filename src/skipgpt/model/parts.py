@@ -74,6 +74,12 @@ def feed_forward(layer: RoutedLayer, read: Tensor) -> Tensor:
     return update
 
 
+def is_causal(attention: Any, arguments: dict[str, Any]) -> bool:
+    """Whether an attention module without a mask is causal, as transformers finds that out."""
+    given = arguments.get("is_causal")
+    return bool(getattr(attention, "is_causal", True) if given is None else given)
+
+
 def attention_arguments(attention: Any) -> frozenset[str] | None:
     """The arguments that an attention module takes by name; None where it takes any."""
     parameters = inspect.signature(type(attention).forward).parameters

@@ -136,7 +136,9 @@ def _attend_all(
     if columns.shape[1] == 0:
         return None
     packed = take_arguments(arguments, columns)
-    if causal_blocks.suits(layer, mask):
+    if mask is None and not parts.is_causal(getattr(layer, layer.family.attn), arguments):
+        packed["attention_mask"] = None  # every query sees every key
+    elif causal_blocks.suits(layer, mask):
         packed["attention_mask"] = causal_blocks.CausalQueries(columns)
     else:
         packed["attention_mask"] = take_mask(mask, columns, found.keys.shape[2])

@@ -26,7 +26,7 @@ from skipgpt.model.surgery import routed_layers, routers, stand_ins
 from skipgpt.model.trace import MODULES, deciding, execution, routing_state
 from skipgpt.routing.decision import KEEP_ALL, Site
 from skipgpt.routing.router import set_constant
-from skipgpt.routing.stand_in import Moments, fit
+from skipgpt.routing.stand_in_fit import Moments, fit
 
 OnStep = Callable[[int, int], None]
 SUMS_BYTES = 2**31

@@ -1,0 +1,60 @@
+"""Fitting a stand-in to what its module adds, by least squares over a text.
+
+Shapes: B batch, T query tokens, D hidden, r rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skipgpt.routing.router import divided_by_rms
+from skipgpt.routing.stand_in import StandIn
+
+
+class Moments:
+    """Running sums over (input, output) pairs of a module, enough for a least-squares fit.
+
+    Args:
+        hidden_size: D.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        self.count = 0
+        wide = torch.float64
+        self.read, self.update = torch.zeros(2, hidden_size, dtype=wide)
+        self.read_read, self.read_update = torch.zeros(2, hidden_size, hidden_size, dtype=wide)
+
+    @staticmethod
+    def bytes_at(hidden_size: int) -> int:
+        """What the sums of one module take up: two D x D matrices of float64."""
+        return 16 * hidden_size**2
+
+    def add(self, entering: Tensor, update: Tensor) -> None:
+        """Count the streams [B, T, D] that entered a module and what it added to them."""
+        read = divided_by_rms(entering).flatten(0, 1).cpu().double()
+        out = update.flatten(0, 1).cpu().double()
+        self.count += len(read)
+        self.read += read.sum(0)
+        self.update += out.sum(0)
+        self.read_read += read.T @ read
+        self.read_update += read.T @ out
+
+
+@torch.no_grad()
+def fit(stand_in: StandIn, moments: Moments, ridge: float = 1e-3) -> None:
+    """Reduced-rank regression: the stand-in of least squared error on what was counted.
+
+    The full ridge solution W is projected onto the r directions of the output in which its
+    predictions vary most (Izenman, 1975).
+    """
+    mean_read, mean_update = moments.read / moments.count, moments.update / moments.count
+    read = moments.read_read / moments.count - torch.outer(mean_read, mean_read)
+    cross = moments.read_update / moments.count - torch.outer(mean_read, mean_update)
+    damping = ridge * read.diagonal().mean() * torch.eye(len(read), dtype=read.dtype)
+    solution = torch.linalg.solve(read + damping, cross)
+    _, directions = torch.linalg.eigh(solution.T @ read @ solution)
+    kept = directions[:, -stand_in.down.out_features :]
+    stand_in.down.weight.copy_((solution @ kept).T)
+    stand_in.up.weight.copy_(kept)
+    stand_in.up.bias.copy_(mean_update - kept @ (kept.T @ (solution.T @ mean_read)))
