@@ -55,7 +55,7 @@ class CausalQueries(PackedQueries):
 
 
 def suits(layer: RoutedLayer, mask: Any) -> bool:
-    """Whether attention of a layer can run in blocks: a function of ours, plainly causal."""
+    """Whether causal attention of a layer can run in blocks: no mask, and a function of ours."""
     return mask is None and packed_attention.suits(layer)
 
 

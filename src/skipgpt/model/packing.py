@@ -61,10 +61,10 @@ def take_arguments(arguments: dict[str, Any], columns: Tensor) -> dict[str, Any]
 
 
 def take_mask(mask: Any, columns: Tensor, keys: int) -> Any:
-    """The mask of packed queries, from that of all T or plain causal.
+    """The mask of packed queries of causal attention, from that of all T.
 
     Args:
-        mask: [B or 1, heads, T, S], a flex attention mask of that shape, or None.
+        mask: [B or 1, heads, T, S], a flex attention mask of that shape, or None: plainly causal.
         columns: [B, N], the places of the queries.
         keys: S.
 
