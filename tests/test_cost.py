@@ -62,7 +62,9 @@ def costs(family: str) -> list[ModuleCosts]:
 
 def test_of_a_fused_projection_the_rows_that_make_queries_are_skipped() -> None:
     # Phi-3: 32 outputs for queries, 16 each for keys and values, no bias.
-    assert costs("phi3")[0] == ModuleCosts(kv=KV, qo=QO, mlp=MLP, core_width=32, cached=32)
+    assert costs("phi3")[0] == ModuleCosts(
+        kv=KV, qo=QO, mlp=MLP, core_width=32, cached=32, window=5
+    )
     # GPT-2: three times 32 outputs with bias, transposed; an MLP of two layers with biases.
     linear = 32 * 32 + 32
     assert costs("gpt2")[0] == ModuleCosts(
@@ -80,7 +82,7 @@ def test_a_fused_projection_whose_rows_are_mixed_runs_whole() -> None:
 def test_of_experts_those_that_a_token_runs_are_counted() -> None:
     # Mixtral: 2 of 4 experts, and what chooses them.
     assert costs("mixtral")[0] == ModuleCosts(
-        kv=KV, qo=QO, mlp=2 * MLP + 4 * 32, core_width=32, cached=32
+        kv=KV, qo=QO, mlp=2 * MLP + 4 * 32, core_width=32, cached=32, window=5
     )
     # Qwen2-MoE: 2 of 4 experts of 24, a shared one of 40 with its gate; layer 1 is dense.
     experts = 2 * 3 * 32 * 24 + 3 * 32 * 40 + 32 + 4 * 32

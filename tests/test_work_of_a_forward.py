@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 from cases import SITES, every_family, routed
 from conftest import tiny_base, tiny_routed
@@ -139,8 +140,42 @@ def test_a_window_cuts_off_what_is_attended_to_and_held(cached: int, tokens: int
     assert got.core == pytest.approx(4 * 3 * 32 * sum(seen))
     held = min(cached, window - 1) + min(tokens, window - 1)
     assert got.cache_bytes == 4 * 3 * 32 * held
-    mixed = [layer_costs(layer).window for layer in routed_layers(routed("gemma2"))]
-    assert mixed == [5, None, 5]
+
+
+@every_family
+@torch.no_grad()
+def test_windows_are_those_of_the_masks_and_of_the_cache(family: str) -> None:
+    model, tokens = routed(family, "eager"), 11
+    layers, seen = routed_layers(model), []
+
+    def watch(_: object, __: object, given: dict[str, torch.Tensor]) -> None:
+        visible = given["attention_mask"] > -1e30
+        seen.append(int(visible.sum(-1).max()))
+
+    for layer in layers:
+        attn = getattr(layer, layer.family.attn)
+        attn.register_forward_pre_hook(watch, with_kwargs=True)
+    with execution(model, "dense"):
+        model(torch.ones(1, tokens, dtype=torch.long), use_cache=False)
+    windows = [layer_costs(layer).window for layer in layers]
+    assert seen == [window or tokens for window in windows]
+    cached = DynamicCache(config=model.config).layers
+    assert windows == [getattr(layer, "sliding_window", None) for layer in cached]
+
+
+def test_far_into_a_text_windows_make_skipping_attention_worth_less() -> None:
+    full, sliding = tiny_routed("mistral", sliding_window=None), tiny_routed("mistral")
+    ideals = []
+    for cached in (0, 1_000):
+        forward, keep = Forward(cached=cached), keeping(attn=0.5, mlp=1.0)
+        for bound in ("compute", "bandwidth"):
+            each = [
+                ideal_speedup(work(model, forward), work(model, forward, keep), bound)
+                for model in (full, sliding)
+            ]
+            ideals.append(each)
+    assert all(whole == cut for whole, cut in ideals[:2])
+    assert all(whole > 1.05 * cut for whole, cut in ideals[2:])
 
 
 @torch.no_grad()

@@ -64,12 +64,13 @@ class Work:
 
     Attributes:
         linear: FLOPs of the projections of attention and of the MLP.
-        core: FLOPs of scores and of weighted values, those that causality and sliding windows
-            leave out not counted.
+        core: FLOPs of scores and of weighted values that causality and sliding windows ask for;
+            a kernel that is given a mask computes the others, too.
         head: FLOPs of the language-model head.
         routing: FLOPs of routers and stand-ins.
         weight_bytes: weights that are read.
-        cache_bytes: keys and values that are read and written.
+        cache_bytes: keys and values that are read and written, of a sliding layer those that its
+            window leaves in the cache.
     """
 
     linear: float
