@@ -19,7 +19,7 @@ class CacheMemory:
 
     Attributes:
         tokens: how many were filled in, of all rows.
-        bytes: what the cache holds.
+        bytes: what the cache holds, room that it has set aside included.
         dense_bytes: what it would hold if no token had skipped attention.
         saved: share of the dense bytes that is not needed.
         attn: attention sparsity of the same prefill, which `kv="skip"` saves and `dense` does not.

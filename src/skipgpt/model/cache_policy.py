@@ -12,13 +12,15 @@ from skipgpt.model.cache import SkipCache, SkipLayer, turn_into_skip_cache
 
 
 def cache_bytes(cache: Any) -> int:
-    """Memory that a cache of transformers holds, of whatever kind it is.
+    """Memory that a cache of transformers holds: all that lies behind its keys and values.
 
-    It counts with all the room it has set aside, as a `StaticCache` has and one that has decoded.
+    So room set aside counts, as a `StaticCache` has and one that has decoded (`RoomyLayer`), and a
+    prompt of which a sliding layer shows the end only. What a quantised cache has packed does not.
     """
     if isinstance(cache, SkipCache):
         return cache.nbytes
     parts = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    parts += [room.whole for layer in cache.layers for room in getattr(layer, "rooms", ())]
     held = [part.untyped_storage() for part in parts if isinstance(part, Tensor)]
     return sum({each.data_ptr(): each.nbytes() for each in held}.values())
 

@@ -20,10 +20,14 @@ STEP = 64
 
 
 class Room:
-    """One tensor with space after its rows."""
+    """One tensor with space after its rows.
+
+    Attributes:
+        whole: [B, heads, room, size]; None before the first token is appended.
+    """
 
     def __init__(self) -> None:
-        self._whole: Tensor | None = None
+        self.whole: Tensor | None = None
         self._held: Tensor | None = None
 
     def append(self, held: Tensor, new: Tensor) -> Tensor:
@@ -34,12 +38,12 @@ class Room:
             new: [B, heads, n, size].
         """
         start, count = held.shape[2], new.shape[2]
-        whole = self._whole
+        whole = self.whole
         if whole is None or not self._has_room(whole, held, count):
             room = start + count + max(STEP, (start + count) // 8)
             whole = held.new_empty(*held.shape[:2], room, held.shape[3])
             whole.narrow(2, 0, start).copy_(held)
-            self._whole = whole
+            self.whole = whole
         whole.narrow(2, start, count).copy_(new)
         self._held = whole.narrow(2, 0, start + count)
         return self._held
