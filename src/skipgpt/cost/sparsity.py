@@ -8,8 +8,8 @@ Language-model head, K and V are always counted as run, routers too, which the d
     FLOPs a token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
 
 with S the mean number of tokens attended to, no more than a sliding window has. Under `kv="skip"`
-both kv and S are multiplied by keep_attn too. A stand-in counts for the tokens that skip its module.
-A multiply and an add are two FLOPs.
+both kv and S are multiplied by keep_attn too. A stand-in counts for the tokens that skip its
+module. A multiply and an add are two FLOPs.
 """
 
 from __future__ import annotations
