@@ -15,8 +15,9 @@ from torch import Tensor
 
 from skipgpt.benchmark import inference, steps
 from skipgpt.benchmark.captured import can_capture
-from skipgpt.benchmark.clock import alternate, peak_memory
+from skipgpt.benchmark.clock import alternate
 from skipgpt.benchmark.contender import Field, Timed
+from skipgpt.benchmark.memory import is_out_of_memory, peak_memory
 from skipgpt.benchmark.phases import Cell, Inference
 from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.steps import StepCell, Training
@@ -116,7 +117,9 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
                 with torch.inference_mode(phase in get_args(Inference)):
                     field = _field(subject, phase, ids, new, sparsity, grid, graphs)
                     measured = list(_rows(subject, field, phase, ids, new, grid))
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 left_out.append(f"{phase} of {batch} x {prompt} is left out: out of memory.")
                 continue
             left_out += [each for each in field.left_out if each not in left_out]
