@@ -7,8 +7,7 @@ import itertools
 import logging
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -16,70 +15,19 @@ from torch import Tensor
 from skipgpt.benchmark import inference, steps
 from skipgpt.benchmark.captured import can_capture
 from skipgpt.benchmark.clock import alternate
-from skipgpt.benchmark.contender import Field, Timed
+from skipgpt.benchmark.contender import Field
+from skipgpt.benchmark.grid import Grid, PhaseName
 from skipgpt.benchmark.memory import is_out_of_memory, peak_memory
 from skipgpt.benchmark.phases import Cell, Inference
 from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
-from skipgpt.config import check_sparsity
-from skipgpt.errors import ConfigError
 from skipgpt.hardware import hardware
 
 logger = logging.getLogger("skipgpt")
 
-PhaseName = Literal["prefill", "decode", "generate", "router_step", "lora_step"]
 PREFILL = "dense prefill"
 """Timed beside `generate`, whose ideal depends on how the dense seconds divide."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What is measured.
-
-    Attributes:
-        phases: prefill, decode, generate, router_step, lora_step.
-        batch_sizes: sequences.
-        prompt_tokens: lengths of the prompt, which is in the cache when decoding starts, or of the
-            sequences of a training step.
-        decode_tokens: tokens decoded after it.
-        sparsities: shares of modules to skip.
-        executions: auto and sparse, and rivals beside them: gated (the authors' way of running),
-            static (a model of fewer layers with the same FLOPs), compiled (dense by
-            `torch.compile`); sparse-int8 in 8-bit weights, which brings dense-int8 with it.
-        repeats: rounds that count.
-    """
-
-    phases: tuple[PhaseName, ...] = ("prefill", "decode")
-    batch_sizes: tuple[int, ...] = (1,)
-    prompt_tokens: tuple[int, ...] = (512,)
-    decode_tokens: int = 16
-    sparsities: tuple[float, ...] = (0.25, 0.4)
-    executions: tuple[Timed, ...] = ("sparse",)
-    repeats: int = 7
-
-    def __post_init__(self) -> None:
-        for name, values, known in (
-            ("phases", self.phases, get_args(PhaseName)),
-            ("executions", self.executions, get_args(Timed)),
-        ):
-            if unknown := [value for value in values if value not in known]:
-                raise ConfigError(
-                    f"reading {name}", got=repr(unknown[0]), expected="one of " + ", ".join(known)
-                )
-        for sparsity in self.sparsities:
-            check_sparsity(sparsity)
-        counts = {
-            "batch sizes": self.batch_sizes,
-            "prompt tokens": self.prompt_tokens,
-            "decode tokens": (self.decode_tokens,),
-            "repeats": (self.repeats,),
-        }
-        for name, numbers in counts.items():
-            if min(numbers, default=0) < 1:
-                raise ConfigError(
-                    f"reading {name}", got=str(min(numbers, default="none")), expected="1 or more"
-                )
 
 
 def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
