@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 import logging
 import statistics
-from collections.abc import Iterator, Sequence
-from typing import get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
 from skipgpt.hardware import hardware
+from skipgpt.machine import measured, typical
 
 logger = logging.getLogger("skipgpt")
 
@@ -64,20 +66,20 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
             try:
                 with torch.inference_mode(phase in get_args(Inference)):
                     field = _field(subject, phase, ids, new, sparsity, grid, graphs)
-                    measured = list(_rows(subject, field, phase, ids, new, grid))
+                    found = list(_rows(subject, field, phase, ids, new, grid))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 left_out.append(f"{phase} of {batch} x {prompt} is left out: out of memory.")
                 continue
             left_out += [each for each in field.left_out if each not in left_out]
-            for row in measured:
+            for row in found:
                 logger.info(
                     "%s, batch %d, prompt %d, %.0f %%: %s %.2fx of %.2fx",
                     *(phase, batch, prompt, 100 * row.sparsity),
                     *(row.execution, row.speedup, row.ideal_speedup),
                 )
-            rows += measured
+            rows += found
     facts = {
         "date": datetime.date.today().isoformat(),
         "subject": subject.name,
@@ -86,6 +88,7 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         "attention": subject.dense.config._attn_implementation,
         "repeats": grid.repeats,
         "decode": "as a CUDA graph" if graphs else "launched by the host",
+        "machine": _machine(subject),
         **hardware(subject.device),
     }
     return Benchmark(tuple(rows), facts, tuple(left_out))
@@ -134,6 +137,7 @@ def _rows(
             sparsity=each.sparsity,
             union_sparsity=each.union_sparsity,
             flops_share=each.flops_share,
+            packed_share=each.packed_share,
             dense_seconds=dense,
             sparse_seconds=median,
             speedup=speedup,
@@ -141,6 +145,7 @@ def _rows(
             int8_speedup=int8,
             ideal_speedup=ideal,
             efficiency=speedup / ideal,
+            over_gated=_over_gated(seconds, each.execution),
             tokens_per_second=len(ids) * (new or ids.shape[1]) / median,
             peak_memory_bytes=memory[each.execution],
             dense_peak_memory_bytes=memory["dense"],
@@ -148,9 +153,23 @@ def _rows(
         )
 
 
-def _ratios(dense: Sequence[float], other: Sequence[float]) -> list[float]:
-    """How much faster the other was, round by round."""
-    return [a / b for a, b in zip(dense, other, strict=True)]
+def _over_gated(seconds: Mapping[str, Sequence[float]], execution: str) -> float | None:
+    """How much faster than gated, where both ran."""
+    if execution == "gated" or "gated" not in seconds:
+        return None
+    return statistics.median(_ratios(seconds["gated"], seconds[execution]))
+
+
+def _machine(subject: Subject) -> dict[str, Any]:
+    """The figures that `auto` goes by, and where they are from."""
+    found = measured(subject.device, subject.dense.dtype)
+    source = "measured by skipgpt profile" if found else "typical"
+    return {"source": source, **dataclasses.asdict(found or typical(subject.device))}
+
+
+def _ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """How much faster the second was, round by round."""
+    return [a / b for a, b in zip(first, second, strict=True)]
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:
