@@ -10,7 +10,8 @@ PYTEST := pytest -n auto --dist worksteal
 TEXT ?= novels.txt
 
 .PHONY: demo test test-long test-lowest test-matrix check format clean compare-gpu test-gpu bench-gpu \
-	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals
+	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
+	bench-routers
 
 demo: $(READY)
 	$(BIN)/skipgpt demo
@@ -69,7 +70,10 @@ CPU := benchmarks/results/cpu
 BENCH := $(BIN)/skipgpt bench --quiet --executions auto
 LEARNED ?= demo-out/checkpoint
 
-bench-cpu: bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals
+# One after the other whatever -j says, the profile first: execution `auto` goes by it.
+.NOTPARALLEL: bench-cpu
+bench-cpu: bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
+	bench-routers
 
 bench-160m bench-350m: bench-%: $(READY)
 	$(BENCH) --shape llama-$* --phases prefill --sparsity 0,0.25,0.4,0.6 \
@@ -84,9 +88,13 @@ bench-160m bench-350m: bench-%: $(READY)
 bench-profile: $(READY)
 	$(BIN)/skipgpt profile
 
-bench-nano: $(READY)
+# Any other checkpoint may be a folder or a hub id, and has to be there.
+bench-nano: $(READY) | $(filter demo-out/checkpoint,$(LEARNED))
 	$(BENCH) $(LEARNED) --sparsity 0.25 --phases prefill,decode,generate \
 		--prompt-tokens 32,128,256 --batch-sizes 1,4 --repeats 15 --out $(CPU)/nano
+
+demo-out/checkpoint: | $(READY)
+	$(BIN)/skipgpt demo
 
 bench-lora: $(READY)
 	$(BENCH),gated --shape llama-160m --phases lora_step --sparsity 0.4 --out $(CPU)/lora-160m
@@ -97,6 +105,9 @@ bench-int8: $(READY)
 bench-rivals: $(READY)
 	$(BENCH),gated,static,compiled --shape llama-160m --phases prefill --sparsity 0.25,0.4 \
 		--out $(CPU)/rivals-160m
+
+bench-routers: $(READY)
+	$(BIN)/python benchmarks/routers.py --out $(CPU)/routers/routers.json
 
 clean:
 	rm -rf .venv $(LOWEST) demo-out

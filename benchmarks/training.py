@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from authors_loop import authors_step, with_authors_layers
-from skipgpt.benchmark.clock import Task, alternate, peak_memory
+from skipgpt.benchmark.clock import Task, alternate
 from skipgpt.benchmark.contender import seeded
+from skipgpt.benchmark.memory import peak_memory
 from skipgpt.benchmark.subject import Subject, sharing, subject_of_shape
 from skipgpt.config import Stage, recipe
 from skipgpt.hardware import hardware

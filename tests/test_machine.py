@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from skipgpt.errors import CheckpointError
-from skipgpt.machine import Machine, keep, known, path_of, typical
+from skipgpt.machine import Machine, keep, known, measured, path_of, typical
 
 CPU = torch.device("cpu")
 MEASURED = Machine(flops=2e11, bandwidth=1e10, mlp_packing=1e-5, attn_packing=3e-5)
@@ -28,13 +29,20 @@ def test_a_machine_that_was_never_measured_is_a_common_one(
 def test_a_measurement_is_found_again_for_its_dtype_alone() -> None:
     path = keep(MEASURED, CPU, torch.float32)
     assert path == path_of(CPU, torch.float32)
-    assert known(CPU, torch.float32) == MEASURED
+    assert known(CPU, torch.float32) == measured(CPU, torch.float32) == MEASURED
     assert known(CPU, torch.bfloat16) == typical(CPU)
+    assert measured(CPU, torch.bfloat16) is None
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+def with_flops(value: object) -> str:
+    return json.dumps(dataclasses.asdict(MEASURED) | {"flops": value})
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", json.dumps(dataclasses.asdict(MEASURED) | {"flops": -1})]
+    "text",
+    ["", "{", "[]", "{}"]
+    + [with_flops(each) for each in (-1, 0, math.nan, math.inf, -math.inf, 10**400, "many")],
 )
 def test_a_damaged_file_is_said_and_passed_over(
     text: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -42,6 +50,7 @@ def test_a_damaged_file_is_said_and_passed_over(
     monkeypatch.setattr(logging.getLogger("skipgpt"), "propagate", True)
     keep(MEASURED, CPU, torch.float32).write_text(text)
     assert known(CPU, torch.float32) == typical(CPU)
+    assert measured(CPU, torch.float32) is None
     assert "skipgpt profile" in caplog.text
 
 
@@ -50,7 +59,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SKIPGPT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(CheckpointError, match="SKIPGPT_CACHE"):
+    with pytest.raises(CheckpointError, match=r"file.*SKIPGPT_CACHE"):
         keep(MEASURED, CPU, torch.float32)
 
 
@@ -63,6 +72,21 @@ def test_the_cache_folder_of_the_user_is_asked_for_last(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert path_of(CPU, torch.float32).parent == tmp_path / ".cache" / "skipgpt"
+
+
+def test_of_a_user_without_a_home_nothing_is_known(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SKIPGPT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert known(CPU, torch.float32) == typical(CPU)
+    assert not caplog.records
+    with pytest.raises(CheckpointError, match=r"home directory.*SKIPGPT_CACHE"):
+        keep(MEASURED, CPU, torch.float32)
 
 
 def test_a_product_takes_as_long_as_its_flops_or_its_bytes() -> None:

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""What a figure was measured on, and when that has done its work."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device), **found}
     return {"device": _processor(), "threads": torch.get_num_threads(), **found}
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU has when a call returns.
+
+    Raises:
+        RuntimeError: torch finds no such device here.
+    """
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _processor() -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,17 +58,25 @@ def typical(device: torch.device) -> Machine:
 
 def known(device: torch.device, dtype: torch.dtype) -> Machine:
     """What was measured of this device in this dtype, or the typical figures."""
-    path = path_of(device, dtype)
+    return measured(device, dtype) or typical(device)
+
+
+def measured(device: torch.device, dtype: torch.dtype) -> Machine | None:
+    """What `skipgpt profile` kept of this device in this dtype; None where nothing can be read."""
+    try:
+        path = path_of(device, dtype)
+    except RuntimeError:  # a user without a home has kept nothing
+        return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         machine = Machine(**{f.name: float(values[f.name]) for f in dataclasses.fields(Machine)})
-        if min(dataclasses.astuple(machine)) <= 0:
-            raise ValueError("a figure is not above 0")
+        if not all(math.isfinite(each) and each > 0 for each in dataclasses.astuple(machine)):
+            raise ValueError("a figure is not a number above 0")
     except FileNotFoundError:
-        return typical(device)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         logger.warning("%s is not read (%s); `skipgpt profile` writes it anew", path, error)
-        return typical(device)
+        return None
     return machine
 
 
@@ -75,18 +84,19 @@ def keep(machine: Machine, device: torch.device, dtype: torch.dtype) -> Path:
     """Write a measurement to where `known` looks for it.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or the user has none.
     """
-    path = path_of(device, dtype)
     facts = dataclasses.asdict(machine) | {"dtype": str(dtype), **hardware(device)}
     try:
+        path = path_of(device, dtype)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # An OSError names the file.
         raise CheckpointError(
-            f"keeping the profile of this machine in {path.parent}",
+            "keeping the profile of this machine",
             got=str(error),
             todo="set SKIPGPT_CACHE to a folder that can be written",
         ) from error
@@ -94,7 +104,11 @@ def keep(machine: Machine, device: torch.device, dtype: torch.dtype) -> Path:
 
 
 def path_of(device: torch.device, dtype: torch.dtype) -> Path:
-    """The file of a device, its threads and versions, and a dtype, in the user's cache folder."""
+    """The file of a device, its threads and versions, and a dtype, in the user's cache folder.
+
+    Raises:
+        RuntimeError: the user has no home folder, and no other is named.
+    """
     given = os.environ.get("SKIPGPT_CACHE") or os.environ.get("XDG_CACHE_HOME")
     home = Path(given or Path.home() / ".cache")
     folder = home if os.environ.get("SKIPGPT_CACHE") else home / "skipgpt"

@@ -8,14 +8,15 @@ import json
 import pytest
 import torch
 
-from skipgpt.benchmark.bench import Grid, bench
-from skipgpt.benchmark.pages import write
+from skipgpt.benchmark import bench as bench_module
+from skipgpt.benchmark.bench import bench
+from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.phases import Cell, keep_and_union, traced
-from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.shapes import SHAPES, shape_config
 from skipgpt.benchmark.subject import Subject, subject_of_shape
 from skipgpt.cost import Forward, work
 from skipgpt.errors import ConfigError, DataError
+from skipgpt.machine import Machine, keep, typical
 from skipgpt.model.int8 import products_are_exact
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Step, record_routing, routing_state
@@ -210,77 +211,49 @@ def test_every_run_of_a_task_takes_the_same_routes(subject: Subject) -> None:
         assert all(map(torch.equal, *seen))
 
 
-def row(**changes: object) -> Row:
-    made = Row(
-        phase="decode",
-        batch_size=8,
-        prompt_tokens=128,
-        new_tokens=16,
-        execution="sparse",
-        sparsity=0.4,
-        union_sparsity=0.001,
-        flops_share=0.6,
-        dense_seconds=0.2,
-        sparse_seconds=0.1,
-        speedup=2.0,
-        speedup_range=(1.9, 2.1),
-        int8_speedup=1.0,
-        ideal_speedup=2.0,
-        efficiency=1.0,
-        tokens_per_second=100.0,
-        peak_memory_bytes=None,
-        dense_peak_memory_bytes=None,
+def seconds_of(monkeypatch: pytest.MonkeyPatch, **seconds: list[float]) -> None:
+    """Let these be the seconds of each round."""
+    monkeypatch.setattr(
+        bench_module, "alternate", lambda tasks, *_: {name: seconds[name] for name in tasks}
     )
-    return dataclasses.replace(made, **changes)
 
 
-def test_where_there_is_no_gain_a_sentence_says_why() -> None:
-    assert row().no_gain == ""
-    assert "run by some sequence" in row(speedup=1.0, ideal_speedup=1.001).no_gain
-    assert "choosing and packing" in row(speedup=0.9, ideal_speedup=1.5).no_gain
-    assert "multiplies" in row(speedup=0.9, execution="gated").no_gain
-    assert "torch.compile" in row(speedup=0.9, execution="compiled").no_gain
-    assert "a head and the calls" in row(speedup=0.9, execution="static").no_gain
-    assert "trains on it" in row(speedup=0.9, phase="router_step", execution="gated").no_gain
-    assert "hardly anything" in row(speedup=0.9, sparsity=0.0, ideal_speedup=1.0).no_gain
-    assert row(speedup=4.0, execution="dense-int8", int8_speedup=4.0).no_gain == ""
-    assert "8-bit products" in row(speedup=0.9, execution="dense-int8", int8_speedup=0.9).no_gain
-    lost = row(speedup=3.9, execution="sparse-int8", int8_speedup=4.0, ideal_speedup=5.0)
-    assert "choosing and packing" in lost.no_gain
-    assert "(3.90x after 4.00x)" in Benchmark((lost,), {}).sentences()[0]
-    assert dataclasses.replace(lost, speedup=4.4).no_gain == ""
-    result = Benchmark((row(), row(speedup=0.9), row(speedup=0.8, prompt_tokens=64)), {})
-    (sentence,) = result.sentences()
-    assert sentence.startswith("No gain in sparse decode of 8 x 128 at 40% (0.90x), 8 x 64 at 40%")
-    assert sentence in result.to_markdown()
-    assert sentence in result.to_terminal()
+def test_ratios_are_medians_over_rounds(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds_of(monkeypatch, dense=[4.0, 6.0, 9.0], gated=[8.0, 6.0, 3.0], sparse=[2.0, 2.0, 4.0])
+    grid = Grid(("prefill",), prompt_tokens=(8,), sparsities=(0.5,), executions=("sparse", "gated"))
+    result = bench(subject, grid)
+    sparse, gated = result.rows
+    # Dense over sparse is 2, 3, 2.25; gated over sparse 4, 3, 0.75.
+    assert (sparse.speedup, sparse.over_gated) == (2.25, 3.0)
+    assert sparse.speedup_range == (2.125, 2.625)
+    assert (sparse.dense_seconds, sparse.sparse_seconds) == (6.0, 2.0)
+    assert sparse.tokens_per_second == 8 / 2.0
+    assert (gated.speedup, gated.over_gated) == (1.0, None)
+    head, _, first, second = result.to_markdown().splitlines()[:4]
+    assert head.endswith("| over gated |")
+    assert first.endswith("| 3.00x |")
+    assert second.endswith("|  |")
+    assert result.to_terminal().splitlines()[0].endswith("over gated")
 
 
-def test_notes_and_who_is_left_out_are_said_once() -> None:
-    rows = (row(note="static is small"), row(note="static is small"), row())
-    result = Benchmark(rows, {}, ("compiled is left out: no compiler.",))
-    assert result.sentences() == ["Static is small.", "compiled is left out: no compiler."]
-    assert result.to_dict()["left_out"] == ["compiled is left out: no compiler."]
+def test_without_gated_nothing_is_said_of_it(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds_of(monkeypatch, dense=[4.0], sparse=[2.0])
+    result = bench(subject, Grid(("prefill",), prompt_tokens=(8,), sparsities=(0.5,), repeats=1))
+    assert [row.over_gated for row in result.rows] == [None]
+    assert "gated" not in result.to_markdown()
 
 
-def test_pages_are_written(subject: Subject, tmp_path) -> None:
-    facts = {"subject": "x", "device": "y"}
-    write(Benchmark((row(), row(phase="prefill", sparsity=0.2)), facts), tmp_path / "out")
-    found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"bench.json", "bench.md", "bench.svg"}
-    assert len(json.loads((tmp_path / "out/bench.json").read_text())["rows"]) == 2
+def test_facts_say_where_the_figures_of_the_machine_are_from(subject: Subject) -> None:
+    device, grid = torch.device("cpu"), Grid(("prefill",), prompt_tokens=(4,), repeats=1)
+    common = bench(subject, grid).facts["machine"]
+    assert common == {"source": "typical", **dataclasses.asdict(typical(device))}
+    keep(machine := Machine(2e11, 1e10, 1e-5, 3e-5), device, torch.float32)
+    found = bench(subject, grid).facts["machine"]
+    assert found == {"source": "measured by skipgpt profile", **dataclasses.asdict(machine)}
 
 
-def test_what_cannot_be_measured_is_refused(subject: Subject) -> None:
-    for wrong in (
-        {"phases": ("warp",)},
-        {"executions": ("magic",)},
-        {"batch_sizes": (0,)},
-        {"repeats": 0},
-        {"sparsities": (1.5,)},
-        {"prompt_tokens": ()},
-    ):
-        with pytest.raises(ConfigError):
-            Grid(**wrong)
+def test_too_little_text_for_a_cell_is_refused(subject: Subject) -> None:
     with pytest.raises(DataError, match="--data"):
         subject.prompts(1, 1 << 20)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from cases import base, routed
-from skipgpt.benchmark import bench as bench_module
-from skipgpt.benchmark.bench import Grid, bench
+from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.captured import StaticDecode, can_capture
+from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.kernels.plain import PLAIN
 from skipgpt.model import kernel_fit
@@ -77,20 +77,3 @@ def test_what_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_cpu_the_host_launches() -> None:
     grid = Grid(("decode",), prompt_tokens=(4,), decode_tokens=2, sparsities=(0.5,), repeats=1)
     assert bench(subject_of_shape("llama-tiny"), grid).facts["decode"] == "launched by the host"
-
-
-def test_a_cell_without_memory_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = bench_module._rows
-
-    def too_large(
-        subject: object, field: object, phase: str, ids: torch.Tensor, *rest: object
-    ) -> object:
-        if len(ids) > 1:
-            raise torch.OutOfMemoryError
-        return rows(subject, field, phase, ids, *rest)
-
-    monkeypatch.setattr(bench_module, "_rows", too_large)
-    grid = Grid(("prefill",), (1, 2), prompt_tokens=(4,), sparsities=(0.5,), repeats=1)
-    result = bench(subject_of_shape("llama-tiny"), grid)
-    assert [row.batch_size for row in result.rows] == [1]
-    assert result.left_out == ("prefill of 2 x 4 is left out: out of memory.",)

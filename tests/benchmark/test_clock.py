@@ -1,37 +1,90 @@
-"""Taking turns on the clock."""
+"""Taking turns on the clock; here the clock is one that only tasks move."""
 
 from __future__ import annotations
 
-import sys
+import itertools
 
 import pytest
 import torch
 
-from skipgpt.benchmark.clock import Task, alternate, peak_memory
-from skipgpt.hardware import hardware
+from skipgpt.benchmark import clock
+from skipgpt.benchmark.clock import Task, alternate
+from skipgpt.hardware import hardware, wait_for
 
 CPU = torch.device("cpu")
 
 
-def test_tasks_take_turns_and_are_prepared_off_the_clock() -> None:
-    calls: list[tuple[str, object]] = []
+class Clock:
+    """Shows the seconds that were spent, and notes who looks and who works, in order."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.seen: list[str] = []
+
+    def __call__(self) -> float:
+        self.seen.append("look")
+        return self.now
+
+    def task(self, name: str, *seconds: float) -> Task:
+        """A task that takes one of these times after another, and as long to prepare."""
+        left = iter(seconds)
+
+        def prepare() -> float:
+            self.now += 100.0
+            return next(left)
+
+        def run(given: float) -> None:
+            self.seen.append(name)
+            self.now += given
+
+        return Task(run, prepare)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(clock.time, "perf_counter", made)
+    return made
+
+
+def test_seconds_are_those_of_the_run_alone_and_of_rounds_that_count(fake: Clock) -> None:
     tasks = {
-        name: Task(lambda given, name=name: calls.append((name, given)), lambda: len(calls))
-        for name in ("dense", "sparse")
+        "dense": fake.task("dense", 50.0, 60.0, 4.0, 5.0),
+        "sparse": fake.task("sparse", 70.0, 80.0, 1.0, 2.0),
     }
-    seconds = alternate(tasks, repeats=2, device=CPU, warmup=1)
-    assert [name for name, _ in calls] == ["dense", "sparse"] * 3
-    assert [given for _, given in calls] == list(range(6))
-    assert {name: len(each) for name, each in seconds.items()} == {"dense": 2, "sparse": 2}
-    assert all(second >= 0 for each in seconds.values() for second in each)
+    assert alternate(tasks, repeats=2, device=CPU, warmup=2) == {
+        "dense": [4.0, 5.0],
+        "sparse": [1.0, 2.0],
+    }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process")
-def test_peak_memory_sees_what_one_run_held() -> None:
-    small = peak_memory(Task(lambda _: None), CPU)
-    large = peak_memory(Task(lambda _: torch.ones(64 << 20, dtype=torch.uint8).sum()), CPU)
-    assert large - small >= 60 << 20
-    assert peak_memory(Task(lambda _: None), CPU) < large
+def test_who_begins_changes_from_round_to_round(fake: Clock) -> None:
+    tasks = {name: fake.task(name, *4 * [1.0]) for name in ("a", "b", "c")}
+    seconds = alternate(tasks, repeats=3, device=CPU, warmup=1)
+    order = "".join(each for each in fake.seen if each != "look")
+    assert order == "abcbcacababc"
+    assert list(seconds) == ["a", "b", "c"]
+    # Nobody always runs after the same one.
+    before = {name: {a for a, b in itertools.pairwise(order) if b == name} for name in tasks}
+    assert all(len(each) > 1 for each in before.values())
+
+
+def test_the_device_is_waited_for_before_each_look_at_the_clock(
+    fake: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "wait_for", lambda device: fake.seen.append(f"wait {device}"))
+    alternate({"a": fake.task("a", 1.0)}, repeats=1, device=CPU, warmup=0)
+    assert fake.seen == ["wait cpu", "look", "a", "wait cpu", "look"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "xpu"])
+def test_every_accelerator_is_waited_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    wait_for(torch.device(name))
+    assert waited == [torch.device(name)]
+    wait_for(CPU)
+    assert len(waited) == 1
 
 
 def test_a_figure_names_its_hardware() -> None:

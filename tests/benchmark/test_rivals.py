@@ -7,9 +7,10 @@ from unittest import mock
 import pytest
 import torch
 
-from skipgpt.benchmark.bench import Grid, bench
+from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.clock import Task
 from skipgpt.benchmark.contender import LeftOut
+from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.rivals import Static, compiled, static_depth
 from skipgpt.benchmark.shapes import SHAPES
 from skipgpt.benchmark.subject import Subject, subject_of_shape

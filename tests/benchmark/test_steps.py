@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from skipgpt.benchmark import steps
-from skipgpt.benchmark.bench import Grid, bench
+from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.clock import Task
 from skipgpt.benchmark.contender import Field
+from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.steps import StepCell
 from skipgpt.benchmark.subject import Subject, subject_of_shape
 from skipgpt.cost import training_flops

@@ -2,83 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 import logging
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from skipgpt.benchmark import inference, steps
 from skipgpt.benchmark.captured import can_capture
-from skipgpt.benchmark.clock import alternate, peak_memory
-from skipgpt.benchmark.contender import Field, Timed
+from skipgpt.benchmark.clock import alternate
+from skipgpt.benchmark.contender import Field
+from skipgpt.benchmark.grid import Grid, PhaseName
+from skipgpt.benchmark.memory import is_out_of_memory, peak_memory
 from skipgpt.benchmark.phases import Cell, Inference
 from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
-from skipgpt.config import check_sparsity
-from skipgpt.errors import ConfigError
 from skipgpt.hardware import hardware
+from skipgpt.machine import measured, typical
 
 logger = logging.getLogger("skipgpt")
 
-PhaseName = Literal["prefill", "decode", "generate", "router_step", "lora_step"]
 PREFILL = "dense prefill"
 """Timed beside `generate`, whose ideal depends on how the dense seconds divide."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What is measured.
-
-    Attributes:
-        phases: prefill, decode, generate, router_step, lora_step.
-        batch_sizes: sequences.
-        prompt_tokens: lengths of the prompt, which is in the cache when decoding starts, or of the
-            sequences of a training step.
-        decode_tokens: tokens decoded after it.
-        sparsities: shares of modules to skip.
-        executions: auto and sparse, and rivals beside them: gated (the authors' way of running),
-            static (a model of fewer layers with the same FLOPs), compiled (dense by
-            `torch.compile`); sparse-int8 in 8-bit weights, which brings dense-int8 with it.
-        repeats: rounds that count.
-    """
-
-    phases: tuple[PhaseName, ...] = ("prefill", "decode")
-    batch_sizes: tuple[int, ...] = (1,)
-    prompt_tokens: tuple[int, ...] = (512,)
-    decode_tokens: int = 16
-    sparsities: tuple[float, ...] = (0.25, 0.4)
-    executions: tuple[Timed, ...] = ("sparse",)
-    repeats: int = 7
-
-    def __post_init__(self) -> None:
-        for name, values, known in (
-            ("phases", self.phases, get_args(PhaseName)),
-            ("executions", self.executions, get_args(Timed)),
-        ):
-            if unknown := [value for value in values if value not in known]:
-                raise ConfigError(
-                    f"reading {name}", got=repr(unknown[0]), expected="one of " + ", ".join(known)
-                )
-        for sparsity in self.sparsities:
-            check_sparsity(sparsity)
-        counts = {
-            "batch sizes": self.batch_sizes,
-            "prompt tokens": self.prompt_tokens,
-            "decode tokens": (self.decode_tokens,),
-            "repeats": (self.repeats,),
-        }
-        for name, numbers in counts.items():
-            if min(numbers, default=0) < 1:
-                raise ConfigError(
-                    f"reading {name}", got=str(min(numbers, default="none")), expected="1 or more"
-                )
 
 
 def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
@@ -115,18 +66,20 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
             try:
                 with torch.inference_mode(phase in get_args(Inference)):
                     field = _field(subject, phase, ids, new, sparsity, grid, graphs)
-                    measured = list(_rows(subject, field, phase, ids, new, grid))
-            except torch.OutOfMemoryError:
+                    found = list(_rows(subject, field, phase, ids, new, grid))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 left_out.append(f"{phase} of {batch} x {prompt} is left out: out of memory.")
                 continue
             left_out += [each for each in field.left_out if each not in left_out]
-            for row in measured:
+            for row in found:
                 logger.info(
                     "%s, batch %d, prompt %d, %.0f %%: %s %.2fx of %.2fx",
                     *(phase, batch, prompt, 100 * row.sparsity),
                     *(row.execution, row.speedup, row.ideal_speedup),
                 )
-            rows += measured
+            rows += found
     facts = {
         "date": datetime.date.today().isoformat(),
         "subject": subject.name,
@@ -135,6 +88,7 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         "attention": subject.dense.config._attn_implementation,
         "repeats": grid.repeats,
         "decode": "as a CUDA graph" if graphs else "launched by the host",
+        "machine": _machine(subject),
         **hardware(subject.device),
     }
     return Benchmark(tuple(rows), facts, tuple(left_out))
@@ -183,6 +137,7 @@ def _rows(
             sparsity=each.sparsity,
             union_sparsity=each.union_sparsity,
             flops_share=each.flops_share,
+            packed_share=each.packed_share,
             dense_seconds=dense,
             sparse_seconds=median,
             speedup=speedup,
@@ -190,6 +145,7 @@ def _rows(
             int8_speedup=int8,
             ideal_speedup=ideal,
             efficiency=speedup / ideal,
+            over_gated=_over_gated(seconds, each.execution),
             tokens_per_second=len(ids) * (new or ids.shape[1]) / median,
             peak_memory_bytes=memory[each.execution],
             dense_peak_memory_bytes=memory["dense"],
@@ -197,9 +153,23 @@ def _rows(
         )
 
 
-def _ratios(dense: Sequence[float], other: Sequence[float]) -> list[float]:
-    """How much faster the other was, round by round."""
-    return [a / b for a, b in zip(dense, other, strict=True)]
+def _over_gated(seconds: Mapping[str, Sequence[float]], execution: str) -> float | None:
+    """How much faster than gated, where both ran."""
+    if execution == "gated" or "gated" not in seconds:
+        return None
+    return statistics.median(_ratios(seconds["gated"], seconds[execution]))
+
+
+def _machine(subject: Subject) -> dict[str, Any]:
+    """The figures that `auto` goes by, and where they are from."""
+    found = measured(subject.device, subject.dense.dtype)
+    source = "measured by skipgpt profile" if found else "typical"
+    return {"source": source, **dataclasses.asdict(found or typical(subject.device))}
+
+
+def _ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """How much faster the second was, round by round."""
+    return [a / b for a, b in zip(first, second, strict=True)]
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

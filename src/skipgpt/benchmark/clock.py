@@ -6,10 +6,11 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from skipgpt.hardware import wait_for
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Task:
 def alternate(
     tasks: Mapping[str, Task], repeats: int, device: torch.device, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every task, run in turn.
+    """Seconds of every task, run in turn; who begins changes from round to round.
 
     Args:
         tasks: by name.
@@ -37,16 +38,20 @@ def alternate(
         warmup: rounds before, that do not count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    names = list(tasks)
     collecting = gc.isenabled()
     gc.disable()
     try:
         for turn in range(warmup + repeats):
-            for name, task in tasks.items():
+            first = turn % len(names)
+            # What ran just before leaves caches and clock rates behind.
+            for name in names[first:] + names[:first]:
+                task = tasks[name]
                 given = task.prepare()
-                wait(device)
+                wait_for(device)
                 started = time.perf_counter()
                 task.run(given)
-                wait(device)
+                wait_for(device)
                 if turn >= warmup:
                     seconds[name].append(time.perf_counter() - started)
             gc.collect()
@@ -54,30 +59,3 @@ def alternate(
         if collecting:
             gc.enable()
     return seconds
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_memory(task: Task, device: torch.device) -> int | None:
-    """The most bytes that are held during one run, all that was held before included.
-
-    On a CPU that is the memory of the process, which Linux alone tells; elsewhere None.
-    """
-    given = task.prepare()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        task.run(given)
-        wait(device)
-        return int(torch.cuda.max_memory_allocated(device))
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    try:
-        reset.write_text("5")
-        task.run(given)
-        lines = status.read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -23,10 +23,12 @@ class Contender:
         task: its run.
         sparsity: share of modules that it skips or lacks.
         union_sparsity: share of (forward, module) pairs that no token of the forward ran.
-        flops_share: FLOPs that it runs over those of dense.
+        flops_share: FLOPs that it runs over those of dense, of modules that ran every token all.
         ideal: the speed-up that it can give at best, from the share of the dense seconds that
             prefill takes.
         note: what else is to be known of it.
+        packed_share: of the module runs in which some tokens kept and others skipped, the share
+            in which only those that kept ran; None where there are no routes.
         on_top_of: the contender whose gain comes first; its ideal is beyond that.
     """
 
@@ -37,6 +39,7 @@ class Contender:
     flops_share: float
     ideal: Callable[[float], float]
     note: str = ""
+    packed_share: float | None = None
     on_top_of: Timed | None = None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered
+from skipgpt.benchmark.packed import traced_as_run
 from skipgpt.benchmark.phases import Cell, Price, keep_and_union, launched, traced, union_sparsity
 from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import InInt8, Subject, sharing
@@ -48,15 +49,17 @@ def _routed(
 ) -> Contender:
     model = subject.executing(kind, rule)
     task = cell.task(model)
-    trace = traced(model, launched(cell, model) if cell.captured else task)
+    trace, run = traced_as_run(model, launched(cell, model) if cell.captured else task)
     price = cell.price(model, trace.steps)
+    spent = cell.flops(cell.price(model, run.steps))
     return Contender(
         kind,
         task,
         trace.sparsity(),
         union_sparsity(trace),
-        1.0 if kind == "gated" else cell.flops(price) / cell.flops(dense),
+        1.0 if kind == "gated" else spent / cell.flops(dense),
         lambda share: cell.ideal(dense, price, share),
+        packed_share=0.0 if kind == "gated" else run.packed_share,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from skipgpt.atomic import staged, to_json
 from skipgpt.benchmark.result import Benchmark, Row
@@ -19,10 +20,15 @@ def write(result: Benchmark, folder: Path) -> None:
     """
     with staged(folder) as stage:
         (stage / "bench.json").write_text(to_json(result.to_dict()), encoding="utf-8")
-        facts = ", ".join(f"{name} {value}" for name, value in result.facts.items())
+        facts = ", ".join(f"{name} {_told(value)}" for name, value in result.facts.items())
         page = f"{facts}\n\n{result.to_markdown()}\n"
         (stage / "bench.md").write_text(page, encoding="utf-8")
         plot(result, stage / "bench.svg")
+
+
+def _told(fact: Any) -> Any:
+    """A fact in a line; of the machine's figures, whether they are measured or typical."""
+    return fact["source"].split()[0] if isinstance(fact, dict) else fact
 
 
 def plot(result: Benchmark, path: Path) -> bool:

@@ -12,6 +12,8 @@ HEAD = (
 )  # fmt: skip
 NOISE = 0.02
 """A gain below this is none."""
+LITTLE = 0.5
+"""Where fewer modules than these are packed, that is why there is no gain."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,11 @@ class Row:
         sparsity: share of modules that were skipped, measured in this very run; of `static`, that
             are gone.
         union_sparsity: share of (forward, module) pairs that no token of the forward ran.
-        flops_share: FLOPs that ran over those of dense.
+        flops_share: FLOPs that ran over those of dense. Modules that ran every token, as in `auto`
+            where packing does not pay, count whole, stand-ins beside them not.
+        packed_share: of the module runs in which some tokens kept and others skipped, the share in
+            which only those that kept ran: 1 in sparse and where there are none, 0 in gated. None
+            where there are no routes.
         dense_seconds: median.
         sparse_seconds: median of this execution.
         speedup: median over rounds of dense over sparse seconds.
@@ -35,6 +41,8 @@ class Row:
         int8_speedup: what 8-bit weights alone gave of it, in the same rounds; 1 without them.
         ideal_speedup: what skipping, or a rival, can give at best, times int8_speedup.
         efficiency: speedup over ideal_speedup.
+        over_gated: median over rounds of gated seconds over those of this execution; None where
+            gated was not timed, and for itself.
         tokens_per_second: of all sequences, processed in prefill, new otherwise.
         peak_memory_bytes: held at most during one run; None where nobody tells.
         dense_peak_memory_bytes: likewise.
@@ -49,6 +57,7 @@ class Row:
     sparsity: float
     union_sparsity: float
     flops_share: float
+    packed_share: float | None
     dense_seconds: float
     sparse_seconds: float
     speedup: float
@@ -56,6 +65,7 @@ class Row:
     int8_speedup: float
     ideal_speedup: float
     efficiency: float
+    over_gated: float | None
     tokens_per_second: float
     peak_memory_bytes: int | None
     dense_peak_memory_bytes: int | None
@@ -83,6 +93,9 @@ class Row:
             return (
                 "nearly every module is run by some sequence of the batch, so its weights are read"
             )
+        if self.packed_share is not None and self.packed_share < LITTLE:
+            which = "most modules" if self.packed_share else "every module"
+            return f"auto ran {which} for all tokens or none: packing does not pay at this size"
         return (
             "choosing and packing tokens takes as long as skipping saves; larger models and longer "
             "prompts gain"
@@ -110,14 +123,15 @@ class Benchmark:
 
     def to_markdown(self) -> str:
         """The table of a page, and the sentences below it."""
-        lines = [f"| {' | '.join(cells)} |" for cells in [list(HEAD), *self._cells()]]
-        lines.insert(1, "|---" * len(HEAD) + "|")
+        table = self._table()
+        lines = [f"| {' | '.join(cells)} |" for cells in table]
+        lines.insert(1, "|---" * len(table[0]) + "|")
         return "\n".join([*lines, "", *(f"- {each}" for each in self.sentences())]).strip()
 
     def to_terminal(self) -> str:
         """The same in columns."""
-        table = [list(HEAD), *self._cells()]
-        widths = [max(len(row[n]) for row in table) for n in range(len(HEAD))]
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             for row in table
@@ -141,6 +155,15 @@ class Benchmark:
             for (phase, execution, reason), cells in groups.items()
         ]
         return [*notes, *self.left_out, *no_gain]
+
+    def _table(self) -> list[list[str]]:
+        """Head and cells; a column against gated only where that was timed."""
+        table = [list(HEAD), *self._cells()]
+        if any(row.over_gated for row in self.rows):
+            told = (f"{row.over_gated:.2f}x" if row.over_gated else "" for row in self.rows)
+            for line, cell in zip(table, ("over gated", *told), strict=True):
+                line.append(cell)
+        return table
 
     def _cells(self) -> list[list[str]]:
         return [

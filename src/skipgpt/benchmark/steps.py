@@ -10,7 +10,7 @@ router_step    the routers' step, always gated, against the same dense LoRA step
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from skipgpt.benchmark.clock import Task
 from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered, seeded
+from skipgpt.benchmark.packed import AsRun, traced_as_run
 from skipgpt.benchmark.phases import keep_and_union, traced, union_sparsity
 from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import Subject, sharing
 from skipgpt.config import Stage, recipe
 from skipgpt.cost import Forward, lora_flops, training_flops, work
-from skipgpt.model.trace import MODULES, Execution, Trace
+from skipgpt.model.trace import MODULES, Execution, Step, Trace
 from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site
 from skipgpt.training.single_step import single_step
 from skipgpt.training.stages import prepare
@@ -98,18 +99,32 @@ def _healing(
     decisions = trace.steps[0].decisions
     kept = {Site(n, m): getattr(decisions[n], m).keep for n in decisions for m in MODULES}
     model = subject.executing(kind, Forced(kept), trains=True)
+    run = AsRun(trace.steps, float(kind == "sparse"))
+    if kind == "auto":
+        run = _carried_out(model, cell)
     task = cell.task(model, "lora", kind)
-    keep, _ = keep_and_union(trace.steps)
-    forward = cell.forward
-    run = training_flops(model, forward, "lora", keep, lora_flops(model, forward, keep))
+    least, spent = (_flops(model, cell.forward, steps) for steps in (trace.steps, run.steps))
     return Contender(
         kind,
         task,
         trace.sparsity(),
         union_sparsity(trace),
-        1.0 if kind == "gated" else run / dense,
-        lambda _: dense / run,
+        1.0 if kind == "gated" else spent / dense,
+        lambda _: dense / least,
+        packed_share=run.packed_share,
     )
+
+
+def _carried_out(model: Any, cell: StepCell) -> AsRun:
+    """What `auto` packs in a forward of training, which has no kernels, before LoRA is there."""
+    model.train()
+    task = Task(lambda _: model(input_ids=cell.ids, use_cache=False), seeded)
+    return traced_as_run(model, task)[1]
+
+
+def _flops(model: Any, forward: Forward, steps: Sequence[Step]) -> float:
+    keep, _ = keep_and_union(steps)
+    return training_flops(model, forward, "lora", keep, lora_flops(model, forward, keep))
 
 
 def _routers(subject: Subject, cell: StepCell, dense: float) -> Contender:
@@ -126,6 +141,7 @@ def _routers(subject: Subject, cell: StepCell, dense: float) -> Contender:
         lambda _: dense / run,
         "in router_step routers decide by Gumbel samples and every token runs every module, "
         "whatever sparsity is asked for; dense is the LoRA step",
+        packed_share=0.0,
     )
 
 

@@ -40,9 +40,9 @@ def run(
     executions: Annotated[
         str,
         typer.Option(
-            help="auto and sparse, and rivals: gated (the authors' way), static (fewer layers, "
-            "same FLOPs), compiled (dense by torch.compile), sparse-int8 and dense-int8 (8-bit "
-            "weights, CPU)."
+            help="auto and sparse, and rivals: gated (the authors' way, without their copies to "
+            "the host), static (fewer layers, same FLOPs), compiled (dense by torch.compile), "
+            "sparse-int8 and dense-int8 (8-bit weights, CPU)."
         ),
     ] = "sparse",
     repeats: Annotated[int, typer.Option(help="Rounds that count.")] = 7,
@@ -63,8 +63,9 @@ def run(
     options.begin(quiet=quiet, seed=seed)
     from typing import cast
 
-    from skipgpt.benchmark.bench import Grid, PhaseName, bench
+    from skipgpt.benchmark.bench import bench
     from skipgpt.benchmark.contender import Timed
+    from skipgpt.benchmark.grid import Grid, PhaseName
     from skipgpt.benchmark.pages import write
     from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
     from skipgpt.errors import ConfigError

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skipgpt.hardware import wait_for
 from skipgpt.model.trace import Execution, execution
 
 
@@ -28,17 +29,12 @@ def training_speedup(model: Any, batch: Tensor, repeats: int = 3) -> float:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for _ in range(repeats + 1):
             for kind, seconds in times.items():
-                _wait(device)
+                wait_for(device)
                 started = time.perf_counter()
                 with execution(model, kind):
                     model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
-                _wait(device)
+                wait_for(device)
                 seconds.append(time.perf_counter() - started)
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     return statistics.median(times["dense"][1:]) / statistics.median(times["sparse"][1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

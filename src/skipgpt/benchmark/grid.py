@@ -1,0 +1,82 @@
+"""What is measured: phases, sizes, sparsities and executions, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from skipgpt.benchmark.contender import Timed
+from skipgpt.config import check_sparsity
+from skipgpt.errors import ConfigError
+
+PhaseName = Literal["prefill", "decode", "generate", "router_step", "lora_step"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is measured.
+
+    Attributes:
+        phases: prefill, decode, generate, router_step, lora_step.
+        batch_sizes: sequences.
+        prompt_tokens: lengths of the prompt, which is in the cache when decoding starts, or of the
+            sequences of a training step.
+        decode_tokens: tokens decoded after it.
+        sparsities: shares of modules to skip.
+        executions: auto and sparse, and rivals beside them: gated (the authors' way of running,
+            without their copies to the host), static (a model of fewer layers with the same
+            FLOPs), compiled (dense by `torch.compile`); sparse-int8 in 8-bit weights, which brings
+            dense-int8 with it.
+        repeats: rounds that count.
+
+    Raises:
+        ConfigError: a name is unknown, a number too small, or of one kind there is none, or one
+            twice.
+    """
+
+    phases: tuple[PhaseName, ...] = ("prefill", "decode")
+    batch_sizes: tuple[int, ...] = (1,)
+    prompt_tokens: tuple[int, ...] = (512,)
+    decode_tokens: int = 16
+    sparsities: tuple[float, ...] = (0.25, 0.4)
+    executions: tuple[Timed, ...] = ("sparse",)
+    repeats: int = 7
+
+    def __post_init__(self) -> None:
+        for name, values in (
+            ("phases", self.phases),
+            ("batch sizes", self.batch_sizes),
+            ("prompt tokens", self.prompt_tokens),
+            ("sparsities", self.sparsities),
+            ("executions", self.executions),
+        ):
+            _check_each_once(name, values)
+        _check_known("phases", self.phases, get_args(PhaseName))
+        _check_known("executions", self.executions, get_args(Timed))
+        for sparsity in self.sparsities:
+            check_sparsity(sparsity)
+        for name, numbers in (
+            ("batch sizes", self.batch_sizes),
+            ("prompt tokens", self.prompt_tokens),
+            ("decode tokens", (self.decode_tokens,)),
+            ("repeats", (self.repeats,)),
+        ):
+            if min(numbers) < 1:
+                raise ConfigError(f"reading {name}", got=str(min(numbers)), expected="1 or more")
+
+
+def _check_each_once(name: str, values: Sequence[object]) -> None:
+    if not values or len(set(values)) < len(values):
+        raise ConfigError(
+            f"reading {name}",
+            got=", ".join(map(str, values)) or "none",
+            expected="one or more, each once",
+        )
+
+
+def _check_known(name: str, values: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [value for value in values if value not in known]:
+        raise ConfigError(
+            f"reading {name}", got=repr(unknown[0]), expected="one of " + ", ".join(known)
+        )

@@ -1,0 +1,39 @@
+"""Grids that cannot be measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from skipgpt.benchmark.grid import Grid
+from skipgpt.errors import ConfigError
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    for wrong in (
+        {"phases": ("warp",)},
+        {"executions": ("magic",)},
+        {"batch_sizes": (0,)},
+        {"repeats": 0},
+        {"decode_tokens": 0},
+        {"sparsities": (1.5,)},
+    ):
+        with pytest.raises(ConfigError):
+            Grid(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("phases", "prefill"),
+        ("batch_sizes", 1),
+        ("prompt_tokens", 8),
+        ("sparsities", 0.4),
+        ("executions", "sparse"),
+    ],
+)
+def test_of_each_kind_there_is_one_at_least_and_none_twice(name: str, value: object) -> None:
+    said = name.replace("_", " ")
+    with pytest.raises(ConfigError, match=f"reading {said}: got none; expected one or more"):
+        Grid(**{name: ()})
+    with pytest.raises(ConfigError, match=f"got {value}, {value}; expected .* each once"):
+        Grid(**{name: (value, value)})
