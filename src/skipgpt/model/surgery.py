@@ -36,7 +36,6 @@ _ADDED = (
     "attn_arguments",
     "attn_blanks",
     "packing",
-    "collapsed",
     *ROUTING_PARTS,
 )
 """What a routed layer has beside what its family's layer has."""
