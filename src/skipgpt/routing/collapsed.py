@@ -22,8 +22,9 @@ def margins(hidden: Tensor, *routers: Router, scale: Scale = 1.0) -> tuple[Tenso
     linears = _at_hand(routers)
     if linears is None:
         return tuple(router.margin(hidden, scale) for router in routers)
-    weight = torch.stack([router.weight[KEEP] - router.weight[SKIP] for router in linears])
-    bias = torch.stack([router.bias[KEEP] - router.bias[SKIP] for router in linears])
+    weights = torch.stack([router.weight for router in linears])
+    biases = torch.stack([router.bias for router in linears])
+    weight, bias = weights[:, KEEP] - weights[:, SKIP], biases[:, KEEP] - biases[:, SKIP]
     with in_full_precision(hidden):
         return (linear(hidden.to(weight.dtype), weight) * scale + bias).unbind(-1)
 
