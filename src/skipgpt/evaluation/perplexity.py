@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from skipgpt.cost import sparsities
+from skipgpt.evaluation.windows import batches, mean_context
 from skipgpt.model.trace import Trace, record_routing
+
+Rows = Tensor | Sequence[Tensor]
+"""Token ids [N, T], or rows that may differ in length."""
+
+SENSES = ("module", "attn", "mlp", "params", "flops")
+"""In which sparsity is told."""
+
+OnBatch = Callable[[Tensor, Tensor], None]
+"""Sees the logits [B, T, V] of each batch, and the loss [B, T - 1] of each predicted token."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,14 @@ class Perplexity:
     tokens: int
     sparsity: dict[str, float]
 
+    @classmethod
+    def of(
+        cls, nll_per_token: float, tokens: int, sparsity: dict[str, float] | None = None
+    ) -> Perplexity:
+        """From a mean loss; skipping nothing where no sparsity is given."""
+        shares = sparsity or dict.fromkeys(SENSES, 0.0)
+        return cls(nll_per_token, math.exp(min(nll_per_token, 700.0)), tokens, shares)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
@@ -45,12 +64,12 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, blocks: Tensor, *, batch_size: int = 8) -> Perplexity:
+def perplexity(model: nn.Module, blocks: Rows, *, batch_size: int = 8) -> Perplexity:
     """Loss of a routed model over blocks, each predicted from nothing before it.
 
     Args:
         model: with routers, in whatever execution and sparsity is set.
-        blocks: [N, T] token ids.
+        blocks: [N, T] token ids, or rows that may differ in length.
         batch_size: blocks a forward.
 
     Example:
@@ -59,29 +78,42 @@ def perplexity(model: nn.Module, blocks: Tensor, *, batch_size: int = 8) -> Perp
     """
     with record_routing(model) as trace:
         nll, tokens = total_loss(model, blocks, batch_size)
-    mean = nll / tokens
-    measured = _measured(model, trace, context=(blocks.shape[1] + 1) / 2)
-    return Perplexity(mean, math.exp(min(mean, 700.0)), tokens, measured)
+    return summed_up(model, trace, nll, tokens, mean_context(blocks))
 
 
 @torch.no_grad()
-def total_loss(model: nn.Module, blocks: Tensor, batch_size: int = 8) -> tuple[float, int]:
+def total_loss(
+    model: nn.Module, blocks: Rows, batch_size: int = 8, on_batch: OnBatch | None = None
+) -> tuple[float, int]:
     """Summed loss in nats and number of predicted tokens of blocks [N, T]."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    nll = 0.0
-    for start in range(0, len(blocks), batch_size):
-        ids = blocks[start : start + batch_size].to(device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        nll += cross_entropy(
-            logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
-        ).item()
+    nll, tokens = 0.0, 0
+    for batch in batches(blocks, batch_size):
+        ids = batch.to(device)
+        logits = model(input_ids=ids, use_cache=False).logits
+        predicted = logits[:, :-1].flatten(0, 1).float()
+        losses = cross_entropy(predicted, ids[:, 1:].flatten(), reduction="none")
+        nll += losses.double().sum().item()
+        tokens += losses.numel()
+        if on_batch:
+            on_batch(logits, losses.view(len(ids), -1))
     model.train(was_training)
-    return nll, blocks.shape[0] * (blocks.shape[1] - 1)
+    return nll, tokens
 
 
-def _measured(model: nn.Module, trace: Trace, context: float) -> dict[str, float]:
-    if not trace.steps:  # dense execution makes no decisions
-        return dict.fromkeys(("module", "attn", "mlp", "params", "flops"), 0.0)
-    return sparsities(model, trace.keep_ratios(), context)
+def summed_up(
+    model: nn.Module, trace: Trace, nll: float, tokens: int, context: float
+) -> Perplexity:
+    """What a run over some text comes to.
+
+    Args:
+        model: with routers.
+        trace: of that run; empty in dense execution, which makes no decisions.
+        nll: summed loss in nats.
+        tokens: how many were predicted.
+        context: mean number of tokens that a token attended to.
+    """
+    shares = sparsities(model, trace.keep_ratios(), context) if trace.steps else None
+    return Perplexity.of(nll / tokens, tokens, shares)

@@ -1,0 +1,41 @@
+"""From a trace of a text to tables: what is skipped, where, for which tokens, and at what cost.
+
+Trace first, then ask; every question is a pure function from traces to a `Table`:
+
+    rows = rows_of(encode_documents(documents, tokenizer), 256)
+    trace, dense = trace_text(model, tokenizer, rows), trace_dense(model, tokenizer, rows)
+    for table in (keep_by_module(trace), routing_health(trace), keep_by_token(trace, dense)):
+        print(table.to_markdown())
+"""
+
+from __future__ import annotations
+
+from skipgpt.analysis.health import routing_health
+from skipgpt.analysis.modules import keep_by_module
+from skipgpt.analysis.positions import keep_by_position
+from skipgpt.analysis.redundancy import redundancy
+from skipgpt.analysis.stress import norms_by_layer, stress
+from skipgpt.analysis.table import Table
+from skipgpt.analysis.text import Text
+from skipgpt.analysis.tokens import keep_by_token
+from skipgpt.analysis.trace import DenseTrace, Reading, TextTrace, trace_dense, trace_text
+from skipgpt.analysis.transfer import depth_profiles, side_by_side
+
+__all__ = [
+    "trace_text",
+    "trace_dense",
+    "Text",
+    "Reading",
+    "TextTrace",
+    "DenseTrace",
+    "Table",
+    "redundancy",
+    "keep_by_module",
+    "keep_by_position",
+    "keep_by_token",
+    "routing_health",
+    "stress",
+    "norms_by_layer",
+    "depth_profiles",
+    "side_by_side",
+]

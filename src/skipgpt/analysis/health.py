@@ -1,0 +1,82 @@
+"""Whether routing decides anything, token by token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from skipgpt.analysis.statistics import entropy_bits
+from skipgpt.analysis.table import Table
+from skipgpt.analysis.trace import TextTrace
+
+ALWAYS = 0.99
+"""A module that this share of tokens treats alike is on or off, not routed."""
+COLLAPSED = 0.9
+"""Where this share of modules is always on or always off, routing has become static removal."""
+
+
+def routing_health(trace: TextTrace) -> Table:
+    """Entropy over tokens of each module's decision, modules that never change, and neighbours.
+
+    Entropy is that of the keep rate, 1 bit where half of the tokens run the module. Agreement is
+    the share of neighbouring tokens that decide alike; by chance it would be p² + (1 - p)².
+    """
+    keep = trace.keep.flatten(0, 1)
+    rates = keep.double().mean(-1)
+    entropy = entropy_bits(rates)
+    neighbours = trace.text.row[1:] == trace.text.row[:-1]
+    alike = (keep[:, 1:] == keep[:, :-1])[:, neighbours].double().mean(-1)
+    chance = rates.square() + (1 - rates).square()
+    rows = tuple(
+        (
+            n // 2 + 1,
+            ("attn", "mlp")[n % 2],
+            rates[n].item(),
+            entropy[n].item(),
+            alike[n].item(),
+            chance[n].item(),
+            _state(rates[n]),
+        )
+        for n in range(len(rates))
+    )
+    on, off = ((rates >= ALWAYS).double().mean().item(), (rates <= 1 - ALWAYS).double().mean().item())
+    facts = {
+        "entropy": entropy.mean().item(),
+        "always on": on,
+        "always off": off,
+        "agreement": alike.mean().item(),
+        "agreement by chance": chance.mean().item(),
+    }
+    return Table(
+        "health",
+        "Does routing depend on the token, or has it collapsed?",
+        ("layer", "module", "keep rate", "entropy, bits", "neighbours agree", "by chance", "state"),
+        rows,
+        (
+            f"{on:.0%} of modules are always on and {off:.0%} always off (for {ALWAYS:.0%} of "
+            f"tokens or more); the mean entropy is {facts['entropy']:.2f} bits of at most 1.",
+            f"Neighbouring tokens decide alike in {facts['agreement']:.1%} of cases, by chance it "
+            f"would be {facts['agreement by chance']:.1%}.",
+        ),
+        facts,
+        _warnings(on, off),
+    )
+
+
+def _state(rate: Tensor) -> str:
+    return "always on" if rate >= ALWAYS else "always off" if rate <= 1 - ALWAYS else "routed"
+
+
+def _warnings(on: float, off: float) -> tuple[str, ...]:
+    fixed = f"a module counts as fixed where at least {ALWAYS:.0%} of tokens decide alike"
+    if on == 1:
+        return ("Every module is always on: nothing is skipped. Turn the dial (--sparsity) up.",)
+    if off == 1:
+        return ("Every module is always off: nothing runs. Turn the dial (--sparsity) down.",)
+    if on + off >= COLLAPSED:
+        return (
+            f"{on + off:.0%} of modules are always on or always off ({fixed}; more than "
+            f"{COLLAPSED:.0%} is a collapse): routing is static removal. Train the routers longer, "
+            "at a higher learning rate or a higher temperature, or use `skipgpt export --static`, "
+            "which is as good here and faster.",
+        )
+    return ()

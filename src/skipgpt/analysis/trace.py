@@ -1,0 +1,215 @@
+"""What a model did with a text, token by token; every analysis starts from it.
+
+Shapes: N tokens of all rows, L layers, M = 2 modules of a layer (attention, MLP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from skipgpt.analysis.text import Text, text_of
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
+from skipgpt.evaluation.windows import mean_context
+from skipgpt.model.stream import first_of, watching_stream
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import MODULES, Trace, record_routing
+from skipgpt.routing.decision import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What any model made of a text.
+
+    Attributes:
+        text: what was read.
+        surprisal: [N] nats of each token under the model; nan at the first of a row.
+        entropy: [N] nats of the distribution of the next token.
+        norm: [L + 1, N] root mean square of the residual stream, entering each layer and leaving
+            the last.
+    """
+
+    text: Text
+    surprisal: Tensor
+    entropy: Tensor
+    norm: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DenseTrace(Reading):
+    """A text under a model that skips nothing.
+
+    Attributes:
+        cosine: [L, M, N] of the residual stream before and after each module.
+        layer_cosine: [L, N] of the stream before and after each layer.
+        nll_per_token: mean loss.
+    """
+
+    cosine: Tensor
+    layer_cosine: Tensor
+    nll_per_token: float
+
+
+@dataclass(frozen=True, eq=False)
+class TextTrace(Reading):
+    """A text under a model with routers.
+
+    Attributes:
+        keep: [L, M, N] bool, which token ran which module.
+        margin: [L, M, N] keep logit minus skip logit.
+        measured: loss and sparsity, as `skipgpt eval` gives them for the same rows.
+    """
+
+    keep: Tensor
+    margin: Tensor
+    measured: Perplexity
+
+    @property
+    def compute(self) -> Tensor:
+        """[N] share of its modules that each token ran."""
+        return self.keep.float().mean((0, 1))
+
+
+def trace_text(
+    model: nn.Module, tokenizer: Any, rows: Tensor | Sequence[Tensor], *, batch_size: int = 8
+) -> TextTrace:
+    """Read a text with a routed model, as it is dialled.
+
+    Args:
+        model: with routers; in `gated`, `sparse` or `auto` execution.
+        tokenizer: of the base model.
+        rows: of token ids, each read from nothing; from `skipgpt.evaluation.windows.rows_of`.
+        batch_size: rows a forward.
+
+    Raises:
+        ConfigError: the model has no routers, or runs dense and decides nothing.
+
+    Example:
+        with skipgpt.at_sparsity(model, 0.4):
+            trace = trace_text(model, tokenizer, rows)
+        print(trace.measured)
+    """
+    reading = _Reader(model)
+    with record_routing(model) as trace, reading.following():
+        nll, tokens = total_loss(model, rows, batch_size, reading.on_batch)
+    if not trace.steps:
+        raise ConfigError(
+            "tracing a text",
+            got="a model in dense execution, which decides nothing",
+            expected="gated, sparse or auto execution",
+        )
+    return TextTrace(
+        text_of(rows, tokenizer),
+        *reading.read(),
+        keep=_stacked(trace, lambda decision: decision.keep),
+        margin=_stacked(trace, lambda decision: decision.margin.float()),
+        measured=summed_up(model, trace, nll, tokens, mean_context(rows)),
+    )
+
+
+def trace_dense(
+    model: nn.Module, tokenizer: Any, rows: Tensor | Sequence[Tensor], *, batch_size: int = 8
+) -> DenseTrace:
+    """Read a text with everything kept, and see what each module does to the residual stream.
+
+    Args:
+        model: with routers; what they say does not matter.
+        tokenizer: of the base model.
+        rows: of token ids, each read from nothing.
+        batch_size: rows a forward.
+
+    Raises:
+        ConfigError: the model has no routers.
+    """
+    cosines: dict[tuple[Site, ...], list[Tensor]] = {}
+
+    def turned(unit: tuple[Site, ...], before: Tensor, after: Tensor) -> None:
+        cosine = cosine_similarity(before.float(), after.float(), dim=-1)
+        cosines.setdefault(unit, []).append(cosine.flatten().cpu())
+
+    reading = _Reader(model)
+    with watching_stream(model, turned), reading.following():
+        nll, tokens = total_loss(model, rows, batch_size, reading.on_batch)
+    each = {unit: torch.cat(parts) for unit, parts in cosines.items()}
+    layers = [layer.index for layer in routed_layers(model)]
+    cosine = [torch.stack([each[(Site(n, kind),)] for kind in MODULES]) for n in layers]
+    whole = [each[tuple(Site(n, kind) for kind in MODULES)] for n in layers]
+    return DenseTrace(
+        text_of(rows, tokenizer),
+        *reading.read(),
+        cosine=torch.stack(cosine),
+        layer_cosine=torch.stack(whole),
+        nll_per_token=nll / tokens,
+    )
+
+
+class _Reader:
+    """Collects what a `Reading` holds, batch by batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = routed_layers(model)
+        self.surprisal: list[Tensor] = []
+        self.entropy: list[Tensor] = []
+        self.norms: list[list[Tensor]] = [[] for _ in range(len(self.layers) + 1)]
+
+    def on_batch(self, logits: Tensor, losses: Tensor) -> None:
+        for row, loss in zip(logits, losses, strict=True):  # a row's logits at a time are enough
+            scores = row.float().log_softmax(-1)
+            self.entropy.append(-(scores.exp() * scores).sum(-1).cpu())
+            self.surprisal.append(torch.cat([loss.new_full((1,), torch.nan), loss]).cpu())
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Measure the stream at every layer inside the block."""
+
+        def entering(n: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                self._measure(n, args[0] if args else kwargs["hidden_states"])
+
+            return hook
+
+        def leaving(_: nn.Module, args: Any, output: Any) -> None:
+            self._measure(len(self.layers), first_of(output))
+
+        handles: list[Any] = [
+            layer.register_forward_pre_hook(entering(n), with_kwargs=True)
+            for n, layer in enumerate(self.layers)
+        ]
+        if self.layers:
+            handles.append(self.layers[-1].register_forward_hook(leaving))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _measure(self, n: int, stream: Tensor) -> None:
+        self.norms[n].append(stream.float().square().mean(-1).sqrt().flatten().cpu())
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Surprisal and entropy [N], norms [L + 1, N]."""
+        norm = torch.stack([torch.cat(each) for each in self.norms])
+        return torch.cat(self.surprisal), torch.cat(self.entropy), norm
+
+
+def _stacked(trace: Trace, of: Callable[[Any], Tensor]) -> Tensor:
+    """Something of every decision, [L, M, N]."""
+    steps = []
+    for step in trace.steps:
+        layers = [step.decisions[n] for n in sorted(step.decisions)]
+        each = [torch.stack([of(getattr(d, kind)).flatten() for kind in MODULES]) for d in layers]
+        steps.append(torch.stack(each).cpu())
+    return torch.cat(steps, dim=-1)
+
+
+def same_text(first: Reading, second: Reading) -> bool:
+    """Whether two traces are of the same tokens in the same rows."""
+    one, other = first.text, second.text
+    return torch.equal(one.ids, other.ids) and torch.equal(one.row, other.row)

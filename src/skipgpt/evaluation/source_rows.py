@@ -1,0 +1,83 @@
+"""Sources of text -> rows that a model is measured on: the same for every command that reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from skipgpt.config import DataConfig
+from skipgpt.data import encode_documents, read_documents
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.windows import rows_of
+
+logger = logging.getLogger("skipgpt")
+
+
+@dataclass(frozen=True, eq=False)
+class SourceRows:
+    """What is read of some sources.
+
+    Attributes:
+        rows: of token ids, each read from nothing.
+        length: tokens a row; the last one may be shorter.
+        tokens: how many there were in all.
+        said: how the text was cut, in a sentence.
+    """
+
+    rows: list[Tensor]
+    length: int
+    tokens: int
+    said: str
+
+
+def source_rows(
+    sources: Sequence[str],
+    tokenizer: Any,
+    model: Any,
+    config: DataConfig,
+    *,
+    max_tokens: int = 0,
+) -> SourceRows:
+    """Read sources and cut them into rows no longer than the model's context.
+
+    Args:
+        sources: as for `skipgpt.data.read_documents`.
+        tokenizer: of the base model.
+        model: that will read them.
+        config: `block_size` tokens a row, `max_documents` and `text_field`.
+        max_tokens: read no more than this; 0 reads all.
+
+    Raises:
+        ConfigError: a negative `max_tokens`.
+        DataError: a source cannot be read, or holds fewer than two tokens.
+
+    Example:
+        rows = source_rows(["README.md"], tokenizer, model, DataConfig(block_size=512)).rows
+    """
+    if max_tokens < 0:
+        raise ConfigError("reading max_tokens", got=str(max_tokens), expected="0 (all) or more")
+    ids = encode_documents(read_documents(sources, config), tokenizer)
+    length = min(config.block_size, context_of(model) or config.block_size)
+    if length < config.block_size:
+        logger.warning(
+            "rows of %d tokens are longer than the model's context: cut to %d",
+            config.block_size,
+            length,
+        )
+    found = len(ids)
+    ids = ids[:max_tokens] if max_tokens else ids
+    rows = rows_of(ids, length)
+    said = f"{len(ids):,} tokens" + f", the first of {found:,}" * (len(ids) < found)
+    if len(rows) > 1:
+        said += f", in {len(rows):,} rows of {length}, each read from nothing"
+    return SourceRows(rows, length, found, said)
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens a model was made to read at once; None where its config does not say."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(longest) if longest else None

@@ -1,0 +1,55 @@
+"""A stream of tokens cut into rows that are each read from nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from skipgpt.errors import DataError
+
+
+def rows_of(ids: Tensor, length: int) -> list[Tensor]:
+    """Rows of at most this length that hold all tokens; a last one of a single token is left out.
+
+    Args:
+        ids: [S] token ids.
+        length: tokens a row, 2 or more.
+
+    Raises:
+        DataError: fewer than two tokens, of which none could be predicted.
+
+    Example:
+        >>> [len(row) for row in rows_of(torch.arange(10), 4)]
+        [4, 4, 2]
+    """
+    rows = [row for row in ids.split(length) if len(row) > 1]
+    if not rows:
+        raise DataError(
+            "cutting the text into rows",
+            got=f"{len(ids)} token{'s' * (len(ids) != 1)}",
+            expected="2 or more: the first predicts the second",
+            todo="give more text",
+        )
+    return rows
+
+
+def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Rows of one length stacked to [B, T], in their order; none is padded.
+
+    Args:
+        rows: [N, T], or rows that may differ in length.
+        batch_size: the most rows a batch.
+    """
+    for _, alike in itertools.groupby(rows, len):
+        same = list(alike)
+        for start in range(0, len(same), batch_size):
+            yield torch.stack(same[start : start + batch_size])
+
+
+def mean_context(rows: Tensor | Sequence[Tensor]) -> float:
+    """How many tokens a token attends to in the mean, itself included."""
+    lengths = [len(row) for row in rows]
+    return sum(n * (n + 1) / 2 for n in lengths) / sum(lengths)

@@ -1,0 +1,154 @@
+"""What a report says: one value that the page, Markdown, JSON and figures are made of."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.analysis.table import Table
+from skipgpt.analysis.text import Text
+from skipgpt.analysis.trace import TextTrace
+from skipgpt.evaluation.perplexity import Perplexity
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """The text at one place of the budget dial.
+
+    Attributes:
+        asked: share of modules to skip.
+        keep: [L, M, N] bool, which token ran which module.
+        measured: loss and sparsity there.
+    """
+
+    asked: float
+    keep: Tensor
+    measured: Perplexity
+
+    @classmethod
+    def of(cls, asked: float, trace: TextTrace) -> Stop:
+        """The stop that a trace was made at."""
+        return cls(asked, trace.keep, trace.measured)
+
+    def to_dict(self, tokens: int) -> dict[str, Any]:
+        """Plain JSON types, with the decisions of the first tokens as packed bits."""
+        return {
+            "asked": self.asked,
+            **self.measured.to_dict(),
+            "keep": packed_bits(self.keep[..., :tokens]),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything about one checkpoint on one text.
+
+    Attributes:
+        title: of the page.
+        facts: when, where and of what: `date`, `hardware`, `sources`, `read` (how the text was
+            cut), `command`.
+        checkpoint: what `skipgpt_config.json` says.
+        cost: parameters, FLOPs and bytes, dense and routed, and the ideal speed-ups.
+        dense: loss of the base model on the same text.
+        stops: of the dial, by what was asked; one where the checkpoint is not calibrated.
+        at: index of the stop that the checkpoint is set to, and that the tables are of.
+        text: what was read.
+        surprisal: [N] nats under the dense model, nan at the first token of a row.
+        tables: the analyses, in the order of the page.
+        run: how the checkpoint was made: `run` (run.json) and `metrics` (metrics.jsonl); empty
+            where the folder does not say.
+        shown: tokens whose decisions are in the page.
+    """
+
+    title: str
+    facts: dict[str, Any]
+    checkpoint: dict[str, Any]
+    cost: dict[str, Any]
+    dense: Perplexity
+    stops: tuple[Stop, ...]
+    at: int
+    text: Text
+    surprisal: Tensor
+    tables: tuple[Table, ...]
+    run: dict[str, Any] = field(default_factory=dict)
+    shown: int = 4096
+
+    @property
+    def measured(self) -> Perplexity:
+        """Loss and sparsity at the checkpoint's own place of the dial."""
+        return self.stops[self.at].measured
+
+    def table(self, name: str) -> Table:
+        """An analysis by its name.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        return {table.name: table for table in self.tables}[name]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of all analyses."""
+        return tuple(warning for table in self.tables for warning in table.warnings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `read_bits` reads the packed decisions of `dial`."""
+        shown = min(self.shown, len(self.text))
+        layers, modules = self.stops[0].keep.shape[:2]
+        return {
+            "format": FORMAT,
+            "title": self.title,
+            "facts": self.facts,
+            "checkpoint": self.checkpoint,
+            "cost": self.cost,
+            "dense": self.dense.to_dict(),
+            "routed": self.measured.to_dict(),
+            "excess_nll": self.measured.nll_per_token - self.dense.nll_per_token,
+            "layers": layers,
+            "modules": modules,
+            "dial": [stop.to_dict(shown) for stop in self.stops],
+            "at": self.at,
+            "text": {
+                "tokens": len(self.text),
+                "shown": shown,
+                "pieces": list(self.text.pieces[:shown]),
+                "row": self.text.row[:shown].tolist(),
+                "surprisal": [_rounded(value) for value in self.surprisal[:shown].tolist()],
+            },
+            "tables": {table.name: table.to_dict() for table in self.tables},
+            "warnings": list(self.warnings),
+            "run": self.run,
+        }
+
+
+def packed_bits(keep: Tensor) -> str:
+    """Decisions [L, M, N] as base64: bit i of the flat sequence is bit i % 8 of byte i // 8."""
+    flat = keep.flatten().to(torch.uint8)
+    flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8)
+    weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8)
+    return base64.b64encode((flat * weights).sum(1, dtype=torch.uint8).numpy().tobytes()).decode()
+
+
+def read_bits(packed: str, shape: Sequence[int]) -> Tensor:
+    """The other way: bools of a shape.
+
+    Example:
+        >>> read_bits(packed_bits(torch.tensor([[[True, False, True]]])), (1, 1, 3)).tolist()
+        [[[True, False, True]]]
+    """
+    data = torch.frombuffer(bytearray(base64.b64decode(packed)), dtype=torch.uint8)
+    bits = data[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    count = int(torch.tensor(shape).prod())
+    return bits.flatten()[:count].bool().view(*shape)
+
+
+def _rounded(value: float) -> float | None:
+    """Nats to three digits; what is no number is null."""
+    return None if value != value else round(value, 3)

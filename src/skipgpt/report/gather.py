@@ -1,0 +1,174 @@
+"""Everything that a report says, measured on one text."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from skipgpt.analysis import (
+    DenseTrace,
+    Table,
+    TextTrace,
+    keep_by_module,
+    keep_by_position,
+    keep_by_token,
+    norms_by_layer,
+    redundancy,
+    routing_health,
+    stress,
+    trace_dense,
+    trace_text,
+)
+from skipgpt.checkpoint import load, local_folder, read_info
+from skipgpt.checkpoint_info import CheckpointInfo, has_adapter
+from skipgpt.config import DataConfig
+from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
+from skipgpt.evaluation.cache_memory import cache_memory
+from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.evaluation.source_rows import SourceRows, source_rows
+from skipgpt.evaluation.windows import mean_context
+from skipgpt.hardware import hardware
+from skipgpt.model.base import load_base
+from skipgpt.model.surgery import add_routers
+from skipgpt.model.trace import MODULES, at_sparsity, routing_state
+from skipgpt.report.content import Report, Stop
+from skipgpt.report.run_files import read_run
+from skipgpt.routing.decision import Site
+
+DIAL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""The sparsities of the stress test and of the page's slider."""
+
+OnStep = Callable[[int, int], None]
+
+
+def gather(
+    folder: str | Path,
+    sources: Sequence[str],
+    config: DataConfig,
+    *,
+    sparsity: float | None = None,
+    dial: Sequence[float] = DIAL,
+    max_tokens: int = 8192,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+    **where: Any,
+) -> Report:
+    """Measure a checkpoint on a text, in every way that the report shows.
+
+    Args:
+        folder: a checkpoint.
+        sources: of text.
+        config: how it is cut; see `source_rows`.
+        sparsity: share of modules to skip; the trained target where None.
+        dial: further sparsities, as far as the checkpoint's curve reaches.
+        max_tokens: read no more than this; 0 reads all.
+        batch_size: rows a forward.
+        on_step: called with readings done and readings in all.
+        where: `base`, `device`, `dtype` and `quantize`, as `skipgpt.load` takes them.
+
+    Raises:
+        SkipGPTError: the checkpoint or a source cannot be read, or the dial does not reach
+            `sparsity`.
+
+    Example:
+        page = to_html(gather("out/nano-25", ["README.md"], DataConfig()))
+    """
+    folder = local_folder(folder)
+    info = read_info(folder)
+    model, tokenizer = load(folder, sparsity=sparsity, merge=True, **where)
+    read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
+    own = info.target_sparsity if sparsity is None else sparsity
+    asked = _reached(model, own, dial)
+    traces: dict[float, TextTrace] = {}
+    for n, each in enumerate(asked):
+        with at_sparsity(model, each) if len(asked) > 1 else nullcontext():
+            traces[each] = trace_text(model, tokenizer, read.rows, batch_size=batch_size)
+        if on_step:
+            on_step(n + 1, len(asked) + 1)
+    trace = traces[own]
+    cost = _cost(model, trace, read)
+    dense = trace_dense(_base_of(info, model, where), tokenizer, read.rows, batch_size=batch_size)
+    if on_step:
+        on_step(len(asked) + 1, len(asked) + 1)
+    return Report(
+        title=f"{Path(info.base).name} on {', '.join(Path(source).name for source in sources)}",
+        facts={
+            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+            "hardware": hardware(next(model.parameters()).device),
+            "sources": list(sources),
+            "read": read.said,
+        },
+        checkpoint=dataclasses.asdict(info),
+        cost=cost,
+        dense=Perplexity.of(dense.nll_per_token, trace.measured.tokens),
+        stops=tuple(Stop.of(each, traces[each]) for each in asked),
+        at=asked.index(own),
+        text=trace.text,
+        surprisal=dense.surprisal,
+        tables=_tables(trace, dense, traces),
+        run=read_run(folder),
+    )
+
+
+def _reached(model: nn.Module, own: float, dial: Sequence[float]) -> list[float]:
+    """The checkpoint's own sparsity, and those of the dial that its curve reaches, in order."""
+    curve = routing_state(model).curve
+    return sorted({own, *(each for each in dial if curve and curve.reaches(each))})
+
+
+def _base_of(info: CheckpointInfo, model: nn.Module, where: dict[str, Any]) -> nn.Module:
+    """The base model with routers, which a dense run does not ask; LoRA is not part of it."""
+    if not has_adapter(info):
+        return model
+    kinds = {name: where[name] for name in ("device", "dtype") if name in where}
+    name = where.get("base") or info.base
+    base, _ = load_base(name, revision=info.revision, quantize=info.quantization, **kinds)
+    return add_routers(base.eval())
+
+
+def _tables(
+    trace: TextTrace, dense: DenseTrace, traces: dict[float, TextTrace]
+) -> tuple[Table, ...]:
+    tables = [
+        keep_by_module(trace),
+        keep_by_position(trace),
+        keep_by_token(trace, dense),
+        routing_health(trace),
+        redundancy(dense),
+    ]
+    return (*tables, stress(dense, traces), norms_by_layer(dense, traces))
+
+
+def _cost(model: Any, trace: TextTrace, read: SourceRows) -> dict[str, Any]:
+    """Active compute, resident memory and what skipping can save, apart from each other."""
+    keep = {
+        Site(n, kind): trace.keep[n, m].float().mean().item()
+        for n in range(len(trace.keep))
+        for m, kind in enumerate(MODULES)
+    }
+    prefill = Forward(tokens=read.length)
+    decode = Forward(tokens=1, cached=read.length)
+    ideal = {
+        "prefill": ideal_speedup(work(model, prefill), work(model, prefill, keep)),
+        "decode": ideal_speedup(work(model, decode), work(model, decode, keep), "bandwidth"),
+    }
+    cache = cache_memory(model, read.rows[0][None])
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "added": overhead(model),
+        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "flops_per_token": {
+            "dense": flops_per_token(model, mean_context(read.rows)),
+            "routed": flops_per_token(model, mean_context(read.rows))
+            * (1 - trace.measured.sparsity["flops"]),
+        },
+        "cache": cache.to_dict(),
+        "ideal_speedup": ideal,
+        "ideal_of": {"prompt_tokens": read.length, "batch_size": 1},
+    }
