@@ -38,7 +38,10 @@ def routing_health(trace: TextTrace) -> Table:
         )
         for n in range(len(rates))
     )
-    on, off = ((rates >= ALWAYS).double().mean().item(), (rates <= 1 - ALWAYS).double().mean().item())
+    on, off = (
+        (rates >= ALWAYS).double().mean().item(),
+        (rates <= 1 - ALWAYS).double().mean().item(),
+    )
     facts = {
         "entropy": entropy.mean().item(),
         "always on": on,

@@ -31,7 +31,7 @@ def keep_by_position(trace: TextTrace, width: int = 100, points: int = 64) -> Ta
     starts = torch.linspace(0, len(curves[0]) - 1, min(points, len(curves[0]))).round().long()
     rows = tuple(
         (n + width // 2, curves[0][n].item(), curves[1][n].item())
-        for n in starts.unique().tolist()
+        for n in sorted(set(starts.tolist()))
     )
     facts, findings = {"width": float(width)}, []
     place = torch.arange(len(attn)).double()

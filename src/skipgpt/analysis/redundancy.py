@@ -21,7 +21,9 @@ def redundancy(dense: DenseTrace) -> Table:
         (n + 1, attn[n].item(), mlp[n].item(), influence[n].item()) for n in range(len(attn))
     )
     facts = {"attn": attn.mean().item(), "mlp": mlp.mean().item()}
-    more, less = ("attention", "the MLP") if facts["attn"] > facts["mlp"] else ("MLP", "attention")
+    more, less = (
+        ("attention", "the MLP") if facts["attn"] > facts["mlp"] else ("the MLP", "attention")
+    )
     nearer = (attn > mlp).sum().item()
     least, most = influence.argmin().item() + 1, influence.argmax().item() + 1
     return Table(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,8 @@ def _ranks(values: Tensor) -> Tensor:
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     means = ends - (counts.double() - 1) / 2
-    return means[place]
+    ranks: Tensor = means[place]
+    return ranks
 
 
 def sliding_mean(values: Tensor, width: int) -> Tensor:
@@ -45,6 +48,5 @@ def sliding_mean(values: Tensor, width: int) -> Tensor:
 def entropy_bits(share: Tensor) -> Tensor:
     """Bits of a yes or no that is yes with this probability; 1 at one half, 0 at 0 and 1."""
     p = share.double()
-    return -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / torch.log(
-        torch.tensor(2.0, dtype=torch.float64)
-    )
+    nats: Tensor = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p))
+    return nats / math.log(2)

@@ -33,8 +33,10 @@ def stress(
     before = dense.norm.mean(-1)
     points = [(0.0, dense.nll_per_token)]
     rows: list[tuple[Cell, ...]] = [
-        (0.0, 0.0, dense.nll_per_token, 0.0, dense.entropy.mean().item(), 1.0, 1.0)
-        + tuple(scores.get(0.0) for scores in tasks.values())
+        (
+            *(0.0, 0.0, dense.nll_per_token, 0.0, dense.entropy.mean().item(), 1.0, 1.0),
+            *(scores.get(0.0) for scores in tasks.values()),
+        )
     ]
     for asked, trace in sorted(traces.items()):
         measured, ratio = trace.measured, trace.norm.mean(-1) / before
@@ -48,8 +50,8 @@ def stress(
                 trace.entropy.mean().item(),
                 ratio[-1].item(),
                 ratio.log().abs().exp().max().item(),
+                *(scores.get(asked) for scores in tasks.values()),
             )
-            + tuple(scores.get(asked) for scores in tasks.values())
         )
     knee = knee_of(points)
     facts = {"knee": points[knee][0]} if knee is not None else {}

@@ -57,8 +57,7 @@ class Table:
         lines = [f"**{self.question}**", ""]
         lines.append("| " + " | ".join(self.columns) + " |")
         lines.append("|" + "---|" * len(self.columns))
-        for row in self.rows:
-            lines.append("| " + " | ".join(shown(cell) for cell in row) + " |")
+        lines += ["| " + " | ".join(shown(cell) for cell in row) + " |" for row in self.rows]
         for sentence in self.findings:
             lines += ["", sentence]
         for sentence in self.warnings:

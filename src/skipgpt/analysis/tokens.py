@@ -67,12 +67,7 @@ def keep_by_token(trace: TextTrace, dense: DenseTrace) -> Table:
         "Which tokens get compute, and is it the surprising ones?",
         ("grouped by", "group", "tokens", "attn keep rate", "mlp keep rate", "mean surprisal"),
         tuple(rows),
-        (
-            f"Compute and a token's own surprisal correlate by {facts['pearson with own surprisal']:.2f}"
-            f" (ranks: {facts['spearman with own surprisal']:.2f}), with that of the next token by "
-            f"{facts['pearson with next surprisal']:.2f} "
-            f"({facts['spearman with next surprisal']:.2f}).",
-        ),
+        (_finding(facts),),
         facts,
     )
 
@@ -81,8 +76,8 @@ def kinds_of(pieces: Sequence[str]) -> list[int]:
     """What part of the text each token is, as an index into `KINDS`.
 
     Example:
-        >>> [KINDS[n] for n in kinds_of(["def", " read", "er", "(", "12", "\\n"])]
-        ['start of a word', 'start of a word', 'inside a word', 'punctuation', 'number', 'white space']
+        >>> [KINDS[n] for n in kinds_of(["read", "er", "(", "12"])]
+        ['start of a word', 'inside a word', 'punctuation', 'number']
     """
     kinds, before = [], " "
     for piece in pieces:
@@ -103,6 +98,18 @@ def kinds_of(pieces: Sequence[str]) -> list[int]:
         kinds.append(KINDS.index(kind))
         before = piece[-1:] or before
     return kinds
+
+
+def _finding(facts: dict[str, float]) -> str:
+    own, following = (
+        f"{facts[f'pearson with {what} surprisal']:.2f} "
+        f"(ranks: {facts[f'spearman with {what} surprisal']:.2f})"
+        for what in ("own", "next")
+    )
+    return (
+        f"Compute and a token's own surprisal correlate by {own}, compute and that of the next "
+        f"token by {following}."
+    )
 
 
 def _frequency(trace: TextTrace) -> Tensor:

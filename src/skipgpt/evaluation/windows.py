@@ -25,7 +25,8 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
         >>> [len(row) for row in rows_of(torch.arange(10), 4)]
         [4, 4, 2]
     """
-    rows = [row for row in ids.split(length) if len(row) > 1]
+    starts = range(0, len(ids) - 1, length)  # none is left for a token alone
+    rows = [ids[start : start + length] for start in starts]
     if not rows:
         raise DataError(
             "cutting the text into rows",

@@ -129,7 +129,8 @@ def _base_of(info: CheckpointInfo, model: nn.Module, where: dict[str, Any]) -> n
     kinds = {name: where[name] for name in ("device", "dtype") if name in where}
     name = where.get("base") or info.base
     base, _ = load_base(name, revision=info.revision, quantize=info.quantization, **kinds)
-    return add_routers(base.eval())
+    routed: nn.Module = add_routers(base.eval())
+    return routed
 
 
 def _tables(

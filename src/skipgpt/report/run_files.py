@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     A line that is being written is left out.
     """
     found: dict[str, Any] = {}
-    try:
+    with contextlib.suppress(OSError, ValueError):
         found["run"] = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        pass
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     except OSError:
