@@ -41,7 +41,7 @@ from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
 from skipgpt.routing.decision import Site
 
-DIAL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+DIAL = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """The sparsities of the stress test and of the page's slider."""
 
 OnStep = Callable[[int, int], None]
