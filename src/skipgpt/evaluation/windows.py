@@ -25,7 +25,8 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
         >>> [len(row) for row in rows_of(torch.arange(10), 4)]
         [4, 4, 2]
     """
-    rows = [row for row in ids.split(length) if len(row) > 1]
+    cuts = range(0, len(ids), length)
+    rows = [ids[n : n + length] for n in cuts if len(ids) - n > 1]
     if not rows:
         raise DataError(
             "cutting the text into rows",
@@ -34,6 +35,34 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
             todo="give more text",
         )
     return rows
+
+
+def full_windows(ids: Tensor, length: int) -> Tensor:
+    """Rows of exactly this length; the remainder is left out, as pruning papers do it.
+
+    Args:
+        ids: [S] token ids.
+        length: tokens a row.
+
+    Returns:
+        [N, T], with N at least 1.
+
+    Raises:
+        DataError: too short for one row.
+
+    Example:
+        >>> full_windows(torch.arange(10), 4).shape
+        torch.Size([2, 4])
+    """
+    count = len(ids) // length
+    if not count:
+        raise DataError(
+            "cutting the text into full windows",
+            got=f"{len(ids)} tokens",
+            expected=f"{length} or more, the length of one",
+            todo="give more text, or a smaller window (--window)",
+        )
+    return ids[: count * length].view(count, length)
 
 
 def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:

@@ -9,9 +9,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from skipgpt.checkpoint import load, local_folder, read_info
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
@@ -37,6 +39,9 @@ class Setting:
         device: where models are put.
         dtype: of the base model.
         quantize: `int8`, as for `skipgpt.load`; holds for the checkpoint.
+
+    Raises:
+        ConfigError: an unknown execution, or numbers below their range.
     """
 
     task_dir: str | Path | None = None
@@ -48,6 +53,19 @@ class Setting:
     device: str = "cpu"
     dtype: str = "auto"
     quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.execution not in get_args(Execution):
+            raise ConfigError(
+                "choosing the execution", got=repr(self.execution), expected="auto, sparse, gated"
+            )
+        rows = self.batch_size
+        if self.limit < 0 or (rows != "auto" and int(rows) < 1):
+            raise ConfigError(
+                "reading the setting",
+                got=f"limit {self.limit}, batch_size {rows}",
+                expected="0 or more, and auto or 1 or more",
+            )
 
 
 def benchmark(
@@ -75,7 +93,7 @@ def benchmark(
     Example:
         print(benchmark("out/nano-25", ["piqa", "arc_easy@25"]).to_terminal())
     """
-    dense, sparse = _runs(folder, named(tasks, suite), [sparsity], setting or Setting())
+    sparse, dense = _runs(folder, named(tasks, suite), [sparsity], setting or Setting())
     return Benchmark(dense, sparse)
 
 
@@ -112,45 +130,36 @@ def task_scores(
 def _runs(
     folder: str | Path, names: Sequence[Any], sparsities: Sequence[float | None], setting: Setting
 ) -> Iterator[Run]:
-    """The base model's run, then the checkpoint's at each sparsity."""
+    """The checkpoint's run at each sparsity, then the base model's: never both in memory."""
     require_harness()
     folder = local_folder(folder)
     info = read_info(folder)
+    tasks = load_tasks(names, setting.task_dir)
     where: dict[str, Any] = {"device": setting.device, "dtype": setting.dtype}
     model, tokenizer = load(
-        folder,
-        sparsity=sparsities[0] if sparsities else None,
-        base=setting.base,
-        merge=True,
-        quantize=setting.quantize,
-        **where,
+        folder, base=setting.base, merge=True, quantize=setting.quantize, **where
     )
-    for sparsity in sparsities:  # before an hour of the dense model
+    say_if_uncalibrated(model)
+    for sparsity in sparsities:  # before an hour at the first of them
         if sparsity is not None:
             set_sparsity(model, sparsity)
-    tasks = load_tasks(names, setting.task_dir)
-    del model
-    gc.collect()
-    name = setting.base or info.base
     key: dict[str, Any] = {
         "base": info.fingerprint,
         "dtype": str(choose_dtype(setting.dtype, setting.device)),
     }
-    base, tokenizer = load_base(name, revision=info.revision, quantize=info.quantization, **where)
-    add_routers(base)
-    yield _run(base, tokenizer, tasks, setting, 0.0, "dense", key)
-    del base
-    gc.collect()
-    model, tokenizer = load(
-        folder, base=setting.base, merge=True, quantize=setting.quantize, **where
-    )
-    key |= {"files": info.files, "quantize": setting.quantize, "target": info.target_sparsity}
+    of_checkpoint = key | {"files": info.files, "quantize": setting.quantize}
     for sparsity in sparsities:
-        if sparsity is not None:
-            set_sparsity(model, sparsity)
-        yield _run(
-            model, tokenizer, tasks, setting, sparsity, setting.execution, key | {"at": sparsity}
-        )
+        at = info.target_sparsity if sparsity is None else sparsity
+        if routing_state(model).curve is not None:
+            set_sparsity(model, at)
+        of_run = of_checkpoint | {"at": at, "curve": info.curve}
+        yield _run(model, tokenizer, tasks, setting, sparsity, setting.execution, of_run)
+    del model
+    gc.collect()
+    base, tokenizer = load_base(
+        setting.base or info.base, revision=info.revision, quantize=info.quantization, **where
+    )
+    yield _run(add_routers(base), tokenizer, tasks, setting, 0.0, "dense", key)
 
 
 def _run(
