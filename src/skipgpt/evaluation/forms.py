@@ -21,7 +21,7 @@ from torch import Tensor
 from skipgpt.config import DataConfig
 from skipgpt.data import read_documents
 from skipgpt.data.decoding import read_text
-from skipgpt.data.documents import split_text
+from skipgpt.data.documents import Document, split_text
 from skipgpt.data.sources import ROWS
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
@@ -209,10 +209,10 @@ def _texts(sources: Sequence[str], config: DataConfig) -> list[str]:
     texts: list[str] = []
     for source in sources:
         path = Path(source).expanduser()
+        pieces: list[Document] = []
         if source != "stdlib" and path.is_file() and path.suffix.lower() not in ROWS:
-            pieces = split_text(path.name, read_text(path), lone=False)
-        else:
-            pieces = read_documents([source], config)
+            pieces = list(split_text(path.name, read_text(path), lone=False))
+        pieces = pieces or list(read_documents([source], config))
         texts += [document.text for document in pieces]
     texts = texts[: config.max_documents or None]
     if not texts:

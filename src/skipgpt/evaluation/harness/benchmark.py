@@ -60,10 +60,11 @@ class Setting:
                 "choosing the execution", got=repr(self.execution), expected="auto, sparse, gated"
             )
         rows = self.batch_size
-        if self.limit < 0 or (rows != "auto" and int(rows) < 1):
+        fits = rows == "auto" or (isinstance(rows, int) and rows >= 1)
+        if self.limit < 0 or not fits:
             raise ConfigError(
                 "reading the setting",
-                got=f"limit {self.limit}, batch_size {rows}",
+                got=f"limit {self.limit}, batch_size {rows!r}",
                 expected="0 or more, and auto or 1 or more",
             )
 

@@ -74,6 +74,9 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         if isinstance(pretrained, str):
             from skipgpt.checkpoint import load
 
+            # The harness's command asks for a GPU unless told otherwise, and then takes what is.
+            if device.startswith("cuda") and not torch.cuda.is_available():
+                device = "cpu"
             model, tokenizer = load(
                 pretrained,
                 sparsity=sparsity,
@@ -198,10 +201,17 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Tensor:
         with self.scorer.recording() as trace:
             out: Tensor = super()._model_generate(context, *args, **options)
-        ends = torch.tensor([self.eot_token_id, self.tokenizer.pad_token_id])
+        ends = self.model.generation_config.eos_token_id
+        ends = [*(ends if isinstance(ends, list) else [ends]), self.tokenizer.pad_token_id]
         new = out[:, context.shape[1] :].cpu()
         # The last token of a row is decoded, but not read again.
-        read = (~torch.isin(new, ends)).int().cumprod(-1).sum(-1).clamp(max=new.shape[1] - 1)
+        read = (
+            (~torch.isin(new, torch.tensor([end for end in ends if end is not None])))
+            .int()
+            .cumprod(-1)
+            .sum(-1)
+            .clamp(max=new.shape[1] - 1)
+        )
         prompts: list[int] = options["attention_mask"].sum(-1).tolist()
         self._decoded = ran_by_row(trace, prompts, read.tolist()) if trace else []
         return out

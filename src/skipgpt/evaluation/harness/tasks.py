@@ -139,6 +139,10 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
                     found = dict(manager.load([name.name]))  # type: ignore[union-attr]
         except SkipGPTError:
             raise
+        except IndexError as error:  # the harness looks at the first item without asking
+            raise DataError(
+                doing, got=f"no item ({error})", expected="one or more", todo="check its data"
+            ) from error
         except Exception as error:  # of the harness, of data sets and of task files
             raise DataError(
                 doing,
