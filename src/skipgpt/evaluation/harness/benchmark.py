@@ -57,7 +57,9 @@ class Setting:
     def __post_init__(self) -> None:
         if self.execution not in get_args(Execution):
             raise ConfigError(
-                "choosing the execution", got=repr(self.execution), expected="auto, sparse, gated"
+                "choosing the execution",
+                got=repr(self.execution),
+                expected="auto, sparse, gated, dense",
             )
         rows = self.batch_size
         fits = rows == "auto" or (isinstance(rows, int) and rows >= 1)

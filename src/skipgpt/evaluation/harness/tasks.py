@@ -127,6 +127,8 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
     """
     local = LocalTasks(Path(task_dir)) if task_dir else None
     missing = [task.name for task in names if local is None or task.name not in local]
+    if local is not None and {path.stem for path in local.broken} & set(missing):
+        raise local.complaint()
     manager = _manager(task_dir, missing, local) if missing else None
     loaded = []
     for name in names:
