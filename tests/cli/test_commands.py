@@ -86,7 +86,7 @@ def test_the_later_source_of_a_setting_wins(base_folder: Path, tmp_path: Path) -
 
 
 def test_eval_prints_the_promised_keys(checkpoint: Path, text: Path) -> None:
-    document = done("eval", checkpoint, "--text", text, "--block-size", 32)
+    document = done("eval", checkpoint, "--text", text, "--block-size", 32, "--quiet")
     assert {"perplexity", "nll_per_token", "tokens", "sparsity"} <= document.keys()
     assert set(document["sparsity"]) == {"module", "attn", "mlp", "params", "flops"}
     assert document["tokens"] > 0
@@ -94,7 +94,7 @@ def test_eval_prints_the_promised_keys(checkpoint: Path, text: Path) -> None:
 
 def test_eval_turns_the_dial_and_runs_as_told(checkpoint: Path, text: Path) -> None:
     found = [
-        done("eval", checkpoint, "--text", text, "--block-size", 32, *more)
+        done("eval", checkpoint, "--text", text, "--block-size", 32, "--quiet", *more)
         for more in ((), ("--sparsity", 0.5), ("--sparsity", 0), ("--execution", "dense"))
     ]
     target, half, none, dense = (each["sparsity"]["module"] for each in found)

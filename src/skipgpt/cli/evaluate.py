@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from skipgpt.cli import options
 
 NAME = "eval"
-HELP = """Measure loss and perplexity of a checkpoint on text, and the sparsity of that very run.
+HELP = """Measure a checkpoint on text or on published tasks, and the sparsity of that very run.
+
+Text: loss and perplexity, or bits a byte, in one of four forms (docs/evaluation.md). Tasks: through
+lm-evaluation-harness, the dense base model beside the checkpoint.
 """ + options.examples(
-    "skipgpt eval out/nano-25 --text README.md",
-    "skipgpt eval out/nano-25 --text corpus/held_out.jsonl --sparsity 0.4 --json",
+    "skipgpt eval out/nano-25 --text README.md --sparsity 0.4 --json",
+    "skipgpt eval out/8b-25 --suite paper --use-cache out/answers --device cuda",
 )
+
+Tasks = Annotated[
+    str | None, typer.Option(help="Of lm-evaluation-harness, by commas; arc_easy@25 has 25 shots.")
+]
+Suite = Annotated[
+    str | None, typer.Option(help="paper, its seven tasks with its shots; or zero-shot.")
+]
+TaskDir = Annotated[
+    Path | None, typer.Option(help="Folder of task files, YAML or JSONL, with local data.")
+]
+UseCache = Annotated[
+    Path | None, typer.Option(help="Folder that keeps answers: an interrupted run goes on.")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Rows a forward.  [default: 8 of text, automatic of tasks]"),
+]
 
 
 def run(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     text: Annotated[
-        list[str], typer.Option(help="Text, JSONL or parquet files, a folder, stdlib. Repeat.")
-    ],
+        list[str] | None,
+        typer.Option(help="Text, JSONL or parquet files, a folder, stdlib. Repeat."),
+    ] = None,
     more: options.More = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="wikitext2 or ptb, from the hub, or its file by --text.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(help="blocks, fixed, sliding or bits.  [default: blocks; fixed of a corpus]"),
+    ] = None,
+    window: Annotated[
+        int, typer.Option(help="Tokens a row of fixed, sliding and bits; 0 is the form's own.")
+    ] = 0,
+    stride: Annotated[int, typer.Option(help="Of sliding; 0 is half a window.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
+    tasks: Tasks = None,
+    suite: Suite = None,
+    task_dir: TaskDir = None,
+    limit: Annotated[int, typer.Option(min=0, help="First items of each task; 0 is all.")] = 0,
+    use_cache: UseCache = None,
     sparsity: options.Sparsity = None,
-    block_size: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
+    block_size: Annotated[int, typer.Option(help="Tokens a row of blocks.")] = 256,
+    batch_size: BatchSize = None,
     max_documents: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
     execution: Annotated[str, typer.Option(help="dense, gated, sparse or auto.")] = "auto",
     base: options.BaseOverride = None,
@@ -38,29 +77,69 @@ def run(
 ) -> None:
     """Parse, evaluate, print."""
     options.begin(quiet=quiet, seed=seed)
+    import logging
     from typing import cast
 
-    from skipgpt.checkpoint import load
-    from skipgpt.config import DataConfig
-    from skipgpt.data import pack_blocks, read_documents
-    from skipgpt.evaluation.cache_memory import cache_memory
-    from skipgpt.evaluation.perplexity import perplexity
+    from skipgpt.errors import ConfigError
     from skipgpt.model.trace import Execution
     from skipgpt.model.trace import execution as executing
 
-    model, tokenizer = load(
-        folder,
-        sparsity=sparsity,
-        base=base,
-        merge=True,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-    )
+    sources = [*(text or []), *(more or [])]
+    of_text, of_tasks = bool(sources or corpus), bool(tasks or suite)
+    if of_text == of_tasks:
+        raise ConfigError(
+            "choosing what to measure on",
+            got="text and tasks" if of_text else "neither text nor tasks",
+            expected="--text or --corpus, or else --tasks or --suite",
+        )
+    where: dict[str, Any] = {
+        "base": base, "device": device, "dtype": dtype, "quantize": quantize
+    }  # fmt: skip
+    if of_tasks:
+        from skipgpt.evaluation.harness.benchmark import Setting, benchmark
+
+        setting = Setting(
+            task_dir=task_dir,
+            limit=limit,
+            batch_size=batch_size or "auto",
+            cache=use_cache,
+            execution=cast("Execution", execution),
+            **where,
+        )
+        found = benchmark(
+            folder,
+            tasks.split(",") if tasks else [],
+            suite=suite,
+            sparsity=sparsity,
+            setting=setting,
+        )
+        options.emit(found.to_dict(), as_json, found.to_terminal())
+        return
+
+    from skipgpt.checkpoint import load
+    from skipgpt.config import DataConfig
+    from skipgpt.evaluation.cache_memory import cache_memory
+    from skipgpt.evaluation.calibrate import say_if_uncalibrated
+    from skipgpt.evaluation.forms import Form, FormName, cut_text
+    from skipgpt.evaluation.text_result import measure_text
+
+    name = cast("FormName", form or ("fixed" if corpus else "blocks"))
+    model, tokenizer = load(folder, sparsity=sparsity, merge=True, **where)
+    say_if_uncalibrated(model)
     config = DataConfig(block_size=block_size, max_documents=max_documents)
-    blocks = pack_blocks(read_documents([*text, *(more or [])], config), tokenizer, block_size)
+    rows = batch_size or 8
     with executing(model, cast("Execution", execution)):
-        result = perplexity(model, blocks, batch_size=batch_size)
-        cache = cache_memory(model, blocks[:batch_size])
+        cut = cut_text(
+            sources,
+            tokenizer,
+            model,
+            Form(name, window, stride),
+            corpus=corpus,
+            config=config,
+            max_tokens=max_tokens,
+        )
+        logging.getLogger("skipgpt").info(cut.said)
+        result = measure_text(model, cut, batch_size=rows)
+        cache = cache_memory(model, cut.first_rows(rows))
     document = {**result.to_dict(), "cache": cache.to_dict()}
     options.emit(document, as_json, f"{result}\n{cache}")

@@ -18,7 +18,7 @@ Row = tuple[int, dict[str, Any]]
 
 def json_documents(path: Path, name: str, field: str) -> Iterator[Document]:
     """The documents of a file with one JSON object a line."""
-    return _row_documents(_json_rows(path), f"reading {path}", f"{name}, line", field)
+    return _row_documents(json_rows(path), f"reading {path}", f"{name}, line", field)
 
 
 def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
@@ -46,7 +46,7 @@ def hub_documents(source: str, field: str) -> Iterator[Document]:
     return _row_documents(rows, doing, f"{source}, row", field)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def json_rows(path: Path) -> Iterator[Row]:
     """The objects of a JSON lines file with their line numbers; blank lines are passed over."""
     offset = 0
     try:

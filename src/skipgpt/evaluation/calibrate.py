@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from skipgpt.model.trace import deciding, execution, record_routing, routing_sta
 from skipgpt.routing.calibration import CURVE, CalibrationCurve, calibrate_curve, skipped_share
 from skipgpt.routing.calibration import calibrate as find_threshold
 from skipgpt.routing.decision import Threshold
+
+logger = logging.getLogger("skipgpt")
 
 CURVE_TOKENS = 8192
 
@@ -92,6 +95,12 @@ def calibrate_checkpoint(
         before, curve=describe(model, before.base).curve, target_sparsity=target, sparsity=measured
     )
     return save(model, folder, info, overwrite=True)
+
+
+def say_if_uncalibrated(model: nn.Module) -> None:
+    """Warn where no threshold was ever set, so that sparsity is what the routers make of it."""
+    if routing_state(model).curve is None:
+        logger.warning("never calibrated: a module runs where its router's margin is above 0")
 
 
 def cut(blocks: Tensor, tokens: int) -> Tensor:

@@ -37,6 +37,34 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
     return rows
 
 
+def full_windows(ids: Tensor, length: int) -> Tensor:
+    """Rows of exactly this length; the remainder is left out, as pruning papers do it.
+
+    Args:
+        ids: [S] token ids.
+        length: tokens a row.
+
+    Returns:
+        [N, T], with N at least 1.
+
+    Raises:
+        DataError: too short for one row.
+
+    Example:
+        >>> full_windows(torch.arange(10), 4).shape
+        torch.Size([2, 4])
+    """
+    count = len(ids) // length
+    if not count:
+        raise DataError(
+            "cutting the text into full windows",
+            got=f"{len(ids)} tokens",
+            expected=f"{length} or more, the length of one",
+            todo="give more text, or a smaller window (--window)",
+        )
+    return ids[: count * length].view(count, length)
+
+
 def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
     """Rows of one length stacked to [B, T], in their order; none is padded.
 

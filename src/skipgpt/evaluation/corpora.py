@@ -1,0 +1,144 @@
+"""The two corpora whose perplexity papers quote, joined as those papers join them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipgpt.data.decoding import read_text
+from skipgpt.data.rows import json_rows
+from skipgpt.data.sources import JSON_LINES
+from skipgpt.errors import ConfigError, DataError, MissingExtraError
+
+PARQUET = (
+    "hf://datasets/ptb-text-only/ptb_text_only@refs/convert/parquet/penn_treebank/test/*.parquet"
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where a corpus lies on the hub, and how its rows become one text.
+
+    Attributes:
+        hub: for people.
+        load: arguments of `datasets.load_dataset` for its test split.
+        field: of a row, that holds text.
+        glue: between rows.
+        bare: whether rows have no white space around them; else line ends belong to them.
+    """
+
+    hub: str
+    load: dict[str, Any]
+    field: str
+    glue: str
+    bare: bool
+
+    def row(self, line: str) -> str:
+        """The row that the hub's data set makes of a line of the original file."""
+        return line.strip() if self.bare else line if line.strip() else ""
+
+    def join(self, rows: Iterable[str]) -> str:
+        """All rows as the text that is tokenised."""
+        return self.glue.join(rows)
+
+
+CORPORA = {
+    "wikitext2": Corpus(
+        "Salesforce/wikitext, wikitext-2-raw-v1, test",
+        {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "test"},
+        field="text",
+        glue="\n\n",
+        bare=False,
+    ),
+    "ptb": Corpus(
+        "ptb-text-only/ptb_text_only, penn_treebank, test",
+        {"path": "parquet", "data_files": {"test": PARQUET}, "split": "test"},
+        field="sentence",
+        glue=" ",
+        bare=True,
+    ),
+}
+
+
+def corpus_of(name: str) -> Corpus:
+    """The corpus of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in CORPORA:
+        raise ConfigError("choosing the corpus", got=repr(name), expected=" or ".join(CORPORA))
+    return CORPORA[name]
+
+
+def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
+    """A corpus as one text, and where it came from.
+
+    Args:
+        name: `wikitext2` or `ptb`.
+        files: none to take it from the hub, or one: the original text file, or JSONL or parquet
+            with the field of the hub's data set.
+
+    Raises:
+        ConfigError: no such corpus, or several files.
+        DataError: it cannot be had.
+        MissingExtraError: the hub or parquet without the extra `data`.
+
+    Example:
+        text, source = corpus_text("wikitext2", ["wiki.test.raw"])
+    """
+    corpus = corpus_of(name)
+    if len(files) > 1:
+        raise ConfigError(
+            f"reading the corpus {name}", got=f"{len(files)} files", expected="its test split alone"
+        )
+    if not files:
+        return corpus.join(_from_hub(corpus, name)), f"{name}, hub: {corpus.hub}"
+    path = Path(files[0]).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"reading the corpus {name}", got=f"no file {path}", expected="its test split"
+        )
+    return corpus.join(_rows(corpus, path)), f"{name}, local file: {path.name}"
+
+
+def _rows(corpus: Corpus, path: Path) -> list[str]:
+    if path.suffix.lower() in JSON_LINES:
+        return [_text(corpus, row, path) for _, row in json_rows(path)]
+    if path.suffix.lower() == ".parquet":
+        return _loaded(
+            corpus, f"reading {path}", path="parquet", data_files=str(path), split="train"
+        )
+    return [corpus.row(line) for line in read_text(path).splitlines(keepends=True)]
+
+
+def _text(corpus: Corpus, row: dict[str, Any], path: Path) -> str:
+    if not isinstance(row.get(corpus.field), str):
+        raise DataError(
+            f"reading {path}",
+            got=f"a row with the fields {', '.join(row) or '(none)'}",
+            expected=f"text in a field {corpus.field!r}",
+        )
+    return str(row[corpus.field])
+
+
+def _from_hub(corpus: Corpus, name: str) -> list[str]:
+    return _loaded(corpus, f"fetching the corpus {name}", **corpus.load)
+
+
+def _loaded(corpus: Corpus, doing: str, **arguments: Any) -> list[str]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "data", doing) from error
+    try:
+        return list(datasets.load_dataset(**arguments)[corpus.field])
+    except Exception as error:  # of the hub's client, of readers and of missing columns
+        raise DataError(
+            doing,
+            got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            expected=f"{corpus.hub}, with the field {corpus.field!r}",
+            todo="check the network and HF_HUB_OFFLINE, or give its file with --text",
+        ) from error

@@ -1,0 +1,249 @@
+"""Dense beside sparse on published tasks; each task's score along the dial."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from skipgpt.checkpoint import load, local_folder, read_info
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.calibrate import say_if_uncalibrated
+from skipgpt.evaluation.harness.quiet import quietly, require_harness
+from skipgpt.evaluation.harness.result import Benchmark, Run, Score
+from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
+from skipgpt.evaluation.perplexity import SENSES
+from skipgpt.model.base import choose_dtype, load_base
+from skipgpt.model.surgery import add_routers
+from skipgpt.model.trace import Execution, routing_state, set_sparsity
+
+logger = logging.getLogger("skipgpt")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How benchmarks are run.
+
+    Attributes:
+        task_dir: a folder of local tasks.
+        limit: items of each task, the first ones; 0 is all.
+        batch_size: requests a forward, or `auto`.
+        cache: a folder in which answers are kept, so that an interrupted run goes on.
+        base: where the base model lies, if not where the checkpoint says.
+        execution: of the checkpoint.
+        device: where models are put.
+        dtype: of the base model.
+        quantize: `int8`, as for `skipgpt.load`; holds for the checkpoint.
+
+    Raises:
+        ConfigError: an unknown execution, or numbers below their range.
+    """
+
+    task_dir: str | Path | None = None
+    limit: int = 0
+    batch_size: int | str = "auto"
+    cache: str | Path | None = None
+    base: str | None = None
+    execution: Execution = "auto"
+    device: str = "cpu"
+    dtype: str = "auto"
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.execution not in get_args(Execution):
+            raise ConfigError(
+                "choosing the execution",
+                got=repr(self.execution),
+                expected="auto, sparse, gated, dense",
+            )
+        rows = self.batch_size
+        fits = rows == "auto" or (isinstance(rows, int) and rows >= 1)
+        if self.limit < 0 or not fits:
+            raise ConfigError(
+                "reading the setting",
+                got=f"limit {self.limit}, batch_size {rows!r}",
+                expected="0 or more, and auto or 1 or more",
+            )
+
+
+def benchmark(
+    folder: str | Path,
+    tasks: Sequence[str] = (),
+    *,
+    suite: str | None = None,
+    sparsity: float | None = None,
+    setting: Setting | None = None,
+) -> Benchmark:
+    """Score a checkpoint and its base model, without LoRA, on the same items.
+
+    Args:
+        folder: a checkpoint, or a hub id of one.
+        tasks: of lm-evaluation-harness or of `setting.task_dir`, with shots as `arc_easy@25`.
+        suite: `paper` or `zero-shot`, further tasks.
+        sparsity: share of modules to skip; the trained target where None.
+        setting: how it is run.
+
+    Raises:
+        ConfigError: no such task or suite, or the dial does not reach the sparsity.
+        DataError: a task's data cannot be had, is empty, or an item does not fit the model.
+        MissingExtraError: without the extra `eval`.
+
+    Example:
+        print(benchmark("out/nano-25", ["piqa", "arc_easy@25"]).to_terminal())
+    """
+    sparse, dense = _runs(folder, named(tasks, suite), [sparsity], setting or Setting())
+    return Benchmark(dense, sparse)
+
+
+def task_scores(
+    folder: str | Path,
+    tasks: Sequence[str],
+    sparsities: Sequence[float],
+    *,
+    setting: Setting | None = None,
+) -> dict[str, dict[float, float]]:
+    """Each task's score by sparsity asked for, with 0 for the dense base model.
+
+    Made for `skipgpt.analysis.stress(dense, traces, tasks)`.
+
+    Args:
+        folder: a checkpoint, or a hub id of one.
+        tasks: as for `benchmark`.
+        sparsities: more than 0, each once.
+        setting: how it is run.
+
+    Raises:
+        SkipGPTError: as `benchmark`.
+
+    Example:
+        stress(dense, traces, task_scores("out/nano-25", ["piqa"], [0.25, 0.5]))
+    """
+    found: dict[str, dict[float, float]] = {}
+    for run in _runs(folder, named(tasks), list(sparsities), setting or Setting()):
+        for score in run.scores:
+            found.setdefault(score.task, {})[run.asked or 0.0] = score.value
+    return found
+
+
+def _runs(
+    folder: str | Path, names: Sequence[Any], sparsities: Sequence[float | None], setting: Setting
+) -> Iterator[Run]:
+    """The checkpoint's run at each sparsity, then the base model's: never both in memory."""
+    require_harness()
+    folder = local_folder(folder)
+    info = read_info(folder)
+    tasks = load_tasks(names, setting.task_dir)
+    where: dict[str, Any] = {"device": setting.device, "dtype": setting.dtype}
+    model, tokenizer = load(
+        folder, base=setting.base, merge=True, quantize=setting.quantize, **where
+    )
+    say_if_uncalibrated(model)
+    for sparsity in sparsities:  # before an hour at the first of them
+        if sparsity is not None:
+            set_sparsity(model, sparsity)
+    key: dict[str, Any] = {
+        "base": info.fingerprint,
+        "dtype": str(choose_dtype(setting.dtype, setting.device)),
+    }
+    of_checkpoint = key | {"files": info.files, "quantize": setting.quantize}
+    for sparsity in sparsities:
+        at = info.target_sparsity if sparsity is None else sparsity
+        if routing_state(model).curve is not None:
+            set_sparsity(model, at)
+        of_run = of_checkpoint | {"at": at, "curve": info.curve}
+        yield _run(model, tokenizer, tasks, setting, sparsity, setting.execution, of_run)
+    del model
+    gc.collect()
+    base, tokenizer = load_base(
+        setting.base or info.base, revision=info.revision, quantize=info.quantization, **where
+    )
+    yield _run(add_routers(base), tokenizer, tasks, setting, 0.0, "dense", key)
+
+
+def _run(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[LoadedTask],
+    setting: Setting,
+    asked: float | None,
+    execution: Execution,
+    key: dict[str, Any],
+) -> Run:
+    """Score one model on all tasks."""
+    from lm_eval.api.model import CachingLM
+    from lm_eval.evaluator import evaluate
+
+    from skipgpt.evaluation.harness.model import RoutedLM
+
+    routing_state(model).execution = execution
+    lm = RoutedLM(model, tokenizer, batch_size=setting.batch_size)
+    answering: Any = lm
+    if setting.cache:
+        digest = hashlib.sha256(json.dumps(key | {"runs": execution}, sort_keys=True).encode())
+        path = Path(setting.cache) / f"answers-{digest.hexdigest()[:16]}.db"
+        answering = CachingLM(lm, str(path))
+    scores: list[Score] = []
+    by_task: dict[str, dict[str, float]] = {}
+    requests: list[Any] = []
+    for task in tasks:
+        task.prepare()
+        with quietly():
+            found = evaluate(
+                lm=answering,
+                task_dict=task.loaded,
+                limit=setting.limit or None,
+                log_samples=False,
+            )
+        scores += _scores(task, found)
+        requests += task.requests()
+        by_task[task.name.name] = lm.sparsity_over(task.requests()) or _nothing()
+        logger.info(
+            "%s %s: %s",
+            "dense" if execution == "dense" else "sparse",
+            task.name.name,
+            ", ".join(f"{score.metric} {score.value:.4f}" for score in scores[-1:]),
+        )
+    return Run(
+        asked,
+        tuple(scores),
+        lm.sparsity_over(requests) or _nothing(),
+        by_task,
+        lm.cut_off(requests),
+    )
+
+
+def _nothing() -> dict[str, float]:
+    return dict.fromkeys(SENSES, 0.0)
+
+
+def _scores(task: LoadedTask, found: Any) -> list[Score]:
+    """A score for each task, or the one of a group that has one."""
+    results: dict[str, dict[str, Any]] = found["results"]
+    chosen = [task.name.name] if task.name.name in results else list(task.loaded["tasks"])
+    return [_score(name, results[name], found) for name in chosen]
+
+
+def _score(name: str, values: dict[str, Any], found: Any) -> Score:
+    metrics = {
+        key: float(value)
+        for key, value in values.items()
+        if "," in key and isinstance(value, int | float)
+    }
+    plain = [key for key in metrics if "_stderr," not in key]
+    metric = metric_of(name, [key.partition(",")[0] for key in plain])
+    key = next(key for key in plain if key.partition(",")[0] == metric)
+    of, _, kind = key.partition(",")
+    return Score(
+        task=name,
+        shots=int(found["n-shot"].get(name, 0) or 0),
+        items=int(values.get("sample_len", 0)),
+        metric=metric,
+        value=metrics[key],
+        stderr=metrics.get(f"{of}_stderr,{kind}"),
+        metrics=metrics,
+    )

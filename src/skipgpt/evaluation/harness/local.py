@@ -1,0 +1,166 @@
+r"""Tasks of a folder: YAML of the harness with local data, and plain JSONL.
+
+A JSONL file is a task of its name, multiple choice, scored as the harness scores such:
+
+    {"query": "Question: …", "choices": ["…", "…"], "gold": 0}      an item a line
+    {"ctx_a": …, "ctx_b": …, "activity_label": …, "endings": […], "label": 0}      HellaSwag's own
+
+After a query that has "Question:" in it stands "\nAnswer:", then each choice; any other query is
+continued by its choices directly. HellaSwag's fields are cleaned as the harness cleans them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from skipgpt.data.rows import json_rows
+from skipgpt.errors import DataError
+
+HELLASWAG = {"ctx_a", "ctx_b", "activity_label", "endings", "label"}
+_STRUCTURE = ("tag", "group", "task_list")
+
+
+class LocalTasks:
+    """The tasks of a folder by name.
+
+    Args:
+        folder: of YAML files, at any depth, and JSONL files.
+
+    Attributes:
+        broken: by path, why a YAML file could not be read.
+
+    Raises:
+        DataError: there is no such folder.
+
+    Example:
+        LocalTasks(Path("tasks")).load("my_task")
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        if not folder.is_dir():
+            raise DataError(
+                "reading the task files", got=f"{str(folder)!r}, no folder", expected="a folder"
+            )
+        self.folder = folder
+        self.broken: dict[Path, str] = {}
+        self._files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                config = load_yaml(path, resolve_func=False)
+            except Exception as error:  # of YAML, of files and of the harness
+                self.broken[path] = " ".join(str(error).split())
+            else:
+                if isinstance(config.get("task"), str) and "class" not in config:
+                    self._files[config["task"]] = path
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def complaint(self) -> DataError:
+        """What is wrong with the files that could not be read."""
+        return DataError(
+            f"reading the task files in {self.folder}",
+            got="; ".join(f"{path.name}: {why}" for path, why in self.broken.items()),
+            expected="YAML with a `task`, as lm-evaluation-harness has it",
+        )
+
+    def load(self, name: str) -> Any:
+        """The harness's task of this name.
+
+        Raises:
+            DataError: a line of JSONL is not an item.
+        """
+        from lm_eval.api.task import ConfigurableTask
+
+        path = self._files[name]
+        config = _of_jsonl(name, path) if path.suffix == ".jsonl" else _of_yaml(path)
+        return ConfigurableTask(config=config)
+
+
+def _of_yaml(path: Path) -> dict[str, Any]:
+    """A task's settings, its data files found from the folder of the task file."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = {k: v for k, v in load_yaml(path).items() if k not in _STRUCTURE}
+    options = dict(config.get("dataset_kwargs") or {})
+    if "data_files" in options:
+        options["data_files"] = _from(path.parent, options["data_files"])
+        config["dataset_kwargs"] = options
+    return config
+
+
+def _from(folder: Path, files: Any) -> Any:
+    if isinstance(files, dict):
+        return {split: _from(folder, each) for split, each in files.items()}
+    if isinstance(files, list):
+        return [_from(folder, each) for each in files]
+    return str(folder / files) if (folder / str(files)).exists() else files
+
+
+def _of_jsonl(name: str, path: Path) -> dict[str, Any]:
+    """Settings of a task of one split, which a JSONL file holds."""
+    items = [_item(row, number, path) for number, row in json_rows(path)]
+    if not items:
+        raise DataError(f"loading the task {name}", got=f"no item in {path}", expected="items")
+
+    def splits(**_: Any) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list(items)}
+
+    return {
+        "task": name,
+        "custom_dataset": splits,
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{query}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+
+
+def _item(row: dict[str, Any], number: int, path: Path) -> dict[str, Any]:
+    """A line as `query`, `choices` and `gold`."""
+    if row.keys() >= HELLASWAG:
+        row = _of_hellaswag(row)
+    query, choices, gold = row.get("query"), row.get("choices"), row.get("gold")
+    fits = (
+        isinstance(query, str)
+        and isinstance(choices, list)
+        and len(choices) > 1
+        and all(isinstance(choice, str) and choice for choice in choices)
+        and isinstance(gold, int)
+        and not isinstance(gold, bool)
+        and 0 <= gold < len(choices)
+    )
+    if not fits:
+        raise DataError(
+            f"reading the task file {path}",
+            got=f"line {number} with the fields {', '.join(row) or '(none)'}",
+            expected="query (text), choices (two or more texts) and gold (the index of one)",
+        )
+    asked = str(query).rstrip()
+    return {
+        "query": f"{asked}\nAnswer:" if "Question:" in asked else asked,
+        "choices": choices,
+        "gold": gold,
+    }
+
+
+def _of_hellaswag(row: dict[str, Any]) -> dict[str, Any]:
+    from lm_eval.tasks.hellaswag.utils import preprocess
+
+    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return {
+        "query": preprocess(context),
+        "choices": [preprocess(ending) for ending in row["endings"]],
+        "gold": int(row["label"]),
+    }

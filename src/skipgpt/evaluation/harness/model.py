@@ -1,0 +1,226 @@
+"""A routed model as lm-evaluation-harness asks it: `--model skipgpt`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from skipgpt.errors import MissingExtraError
+from skipgpt.evaluation.harness.quiet import quietly
+from skipgpt.evaluation.harness.ran import Ran, ran_by_row, sparsity_of, together
+from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
+from skipgpt.model.trace import routing_state
+
+try:
+    from lm_eval.api.model import CacheHook, hash_args
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise MissingExtraError("lm_eval", "eval", "running benchmarks") from error
+
+
+@register_model("skipgpt")
+class RoutedLM(HFLM):  # type: ignore[misc]
+    """Answers requests of the harness with a checkpoint, and counts what it ran for each.
+
+    Args:
+        pretrained: a checkpoint folder, a hub id of one, or a model with routers.
+        tokenizer: of that model; a checkpoint knows its own.
+        sparsity: share of modules to skip; the trained target where None.
+        base: where the base model lies, if not where the checkpoint says.
+        execution: `auto`, `sparse`, `gated`, or `dense`, which ignores the routers.
+        batch_size: rows a forward; `auto` takes about 8,192 tokens, and fewer where the device's
+            memory is too small.
+        max_batch_size: the most rows of `auto`.
+        padding_side: of scored requests. Decoding always pads left.
+        max_length: tokens that the model reads at once, if not as its config says.
+        device: where to put the model.
+        dtype: of the base model.
+        quantize: `int8`, as for `skipgpt.load`.
+
+    Attributes:
+        notes: by hash of a request, whether its context was cut off and what it ran; beside the
+            harness's cache of answers where there is one.
+
+    Raises:
+        SkipGPTError: the checkpoint cannot be loaded.
+
+    Example:
+        lm = RoutedLM("out/nano-25", sparsity=0.25)
+        lm_eval.simple_evaluate(lm, tasks=["piqa"])
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        tokenizer: Any = None,
+        *,
+        sparsity: float | None = None,
+        base: str | None = None,
+        execution: str | None = None,
+        batch_size: int | str = "auto",
+        max_batch_size: int = 64,
+        padding_side: Literal["left", "right"] = "right",
+        max_length: int | None = None,
+        device: str = "cpu",
+        dtype: str = "auto",
+        quantize: str | None = None,
+    ) -> None:
+        model = pretrained
+        if isinstance(pretrained, str):
+            from skipgpt.checkpoint import load
+
+            # The harness's command asks for a GPU unless told otherwise, and then takes what is.
+            if device.startswith("cuda") and not torch.cuda.is_available():
+                device = "cpu"
+            model, tokenizer = load(
+                pretrained,
+                sparsity=sparsity,
+                base=base,
+                merge=True,
+                device=device,
+                dtype=dtype,
+                quantize=quantize,
+            )
+        if execution:
+            routing_state(model).execution = execution  # type: ignore[assignment]
+        automatic = str(batch_size).startswith("auto")
+        most = max_batch_size if automatic else int(batch_size)
+        with quietly():
+            super().__init__(
+                pretrained=model,
+                tokenizer=tokenizer,
+                backend="causal",
+                max_length=max_length,
+                batch_size=most,
+                max_batch_size=max_batch_size,
+            )
+        self.notes: MutableMapping[str, Any] = {}
+        self.scorer = Scorer(
+            self.model,
+            self.tokenizer.pad_token_id,
+            self.max_length,
+            BatchSize(most, automatic),
+            padding_side,
+        )
+        self._decoded: list[Ran] = []
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Answers are kept from now on, and notes beside them."""
+        super().set_cache_hook(cache_hook)
+        if cache_hook.dbdict is not None:
+            from sqlitedict import SqliteDict
+
+            name = f"{cache_hook.dbdict.filename.removesuffix('.db')}.notes.db"
+            self.notes = SqliteDict(name, autocommit=True)
+
+    def sparsity_over(self, requests: Iterable[Any] | None = None) -> dict[str, float] | None:
+        """Measured sparsity over requests of the harness; over all that were run where None."""
+        rans = (each["ran"] for each in self._notes_of(requests))
+        return sparsity_of(self.model, (Ran.of(ran) for ran in rans if ran))
+
+    def cut_off(self, requests: Iterable[Any] | None = None) -> int:
+        """How many requests were longer than the model's context."""
+        return sum(each["cut"] for each in self._notes_of(requests))
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes about the model into its results."""
+        return {
+            "model_num_parameters": sum(p.numel() for p in self.model.parameters()),
+            "model_dtype": str(self.model.dtype),
+            "sparsity": self.sparsity_over(),
+            "cut_off_requests": self.cut_off(),
+        }
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        answers: list[Any] = [None] * len(requests)
+        for n, scored in self.scorer.score([(each[1], each[2]) for each in requests]):
+            answers[n] = (scored.nats, scored.greedy)
+            self._note("loglikelihood", requests[n][0], scored.ran, scored.cut)
+            self.cache_hook.add_partial("loglikelihood", requests[n][0], answers[n])
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts, cut into windows where they are longer than the context.
+
+        As in the harness, each token is predicted once, the first from the prefix token.
+        """
+        totals: list[float] = []
+        for request in requests:
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(*request.args),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            found = list(self.scorer.score([make_disjoint_window(window) for window in windows]))
+            totals.append(sum(scored.nats for _, scored in found))
+            ran = together([scored.ran for _, scored in found if scored.ran])
+            self._note("loglikelihood_rolling", request.args, ran, False)
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Texts decoded up to a stop sequence, in batches of requests that ask for the same."""
+        keys = [
+            (str(each.args[1]), -len(self.tok_encode(each.args[0])), each.args[0])
+            for each in requests
+        ]
+        texts = [""] * len(requests)
+        waiting = sorted(range(len(requests)), key=keys.__getitem__)
+        while waiting:
+            alike = [n for n in waiting if keys[n][0] == keys[waiting[0]][0]]
+            batch = alike[: self.scorer.batch.rows(-keys[waiting[0]][1] + self.max_gen_toks)]
+            found = self.scorer.batch.fitting(
+                lambda batch=batch: self._decode([requests[n] for n in batch]),  # type: ignore[misc]
+                len(batch),
+            )
+            if found is None:
+                continue
+            for place, n in enumerate(batch):
+                texts[n] = found[place]
+                ran = self._decoded[place] if self._decoded else None
+                self._note("generate_until", requests[n].args, ran, False)
+            waiting = [n for n in waiting if n not in batch]
+        return texts
+
+    def _decode(self, batch: list[Any]) -> list[str]:
+        """The texts of a batch that the harness decodes in one go, the longest prompt first."""
+        self.batch_size_per_gpu = len(batch)
+        return list(super().generate_until(batch, disable_tqdm=True))
+
+    def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Tensor:
+        with self.scorer.recording() as trace:
+            out: Tensor = super()._model_generate(context, *args, **options)
+        ends = self.model.generation_config.eos_token_id
+        ends = [*(ends if isinstance(ends, list) else [ends]), self.tokenizer.pad_token_id]
+        new = out[:, context.shape[1] :].cpu()
+        # The last token of a row is decoded, but not read again.
+        read = (
+            (~torch.isin(new, torch.tensor([end for end in ends if end is not None])))
+            .int()
+            .cumprod(-1)
+            .sum(-1)
+            .clamp(max=new.shape[1] - 1)
+        )
+        prompts: list[int] = options["attention_mask"].sum(-1).tolist()
+        self._decoded = ran_by_row(trace, prompts, read.tolist()) if trace else []
+        return out
+
+    def _note(self, kind: str, request: Any, ran: Ran | None, cut: bool) -> None:
+        self.notes[hash_args(kind, request)] = {"cut": cut, "ran": ran and ran.to_list()}
+
+    def _notes_of(self, requests: Iterable[Any] | None) -> list[dict[str, Any]]:
+        if requests is None:
+            return list(self.notes.values())
+        keys: Sequence[str] = [hash_args(each.request_type, each.args) for each in requests]
+        return [self.notes[key] for key in keys if key in self.notes]

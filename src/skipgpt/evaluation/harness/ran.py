@@ -1,0 +1,92 @@
+"""What the tokens of each request ran, so that a benchmark's sparsity is that of its own run.
+
+Shapes: B rows of a forward, T tokens, M modules of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.cost import sparsities
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import MODULES, Step, Trace
+from skipgpt.routing.decision import Site
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Counts over the real tokens of one request, or of many.
+
+    Attributes:
+        tokens: how many there were.
+        attended: how many tokens each of them attended to, summed, itself included.
+        kept: how many ran each module, in the order of layers, attention before MLP.
+    """
+
+    tokens: int
+    attended: int
+    kept: tuple[int, ...]
+
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> Ran:
+        """From what `to_list` gave."""
+        return cls(counts[0], counts[1], tuple(counts[2:]))
+
+    def to_list(self) -> list[int]:
+        """Plain numbers, to be stored."""
+        return [self.tokens, self.attended, *self.kept]
+
+
+def together(rans: Iterable[Ran]) -> Ran | None:
+    """The sum of many; None of none."""
+    columns = [sum(column) for column in zip(*(ran.to_list() for ran in rans), strict=True)]
+    return Ran.of(columns) if columns else None
+
+
+def ran_by_row(trace: Trace, prompts: Sequence[int], decoded: Sequence[int] = ()) -> list[Ran]:
+    """What each row of one batch ran.
+
+    Args:
+        trace: of one forward, or of one `generate`: a prefill and single steps after it.
+        prompts: tokens of each row, padding left out.
+        decoded: tokens of each row that were decoded and read again; those that a finished row
+            was filled up with do not count.
+    """
+    decoded = decoded or [0] * len(prompts)
+    kept = sum(_kept(step, n, decoded) for n, step in enumerate(trace.steps))
+    if not isinstance(kept, Tensor):
+        return []
+    lengths = [first + rest for first, rest in zip(prompts, decoded, strict=True)]
+    return [
+        Ran(n, n * (n + 1) // 2, tuple(row)) for n, row in zip(lengths, kept.tolist(), strict=True)
+    ]
+
+
+def _kept(step: Step, number: int, decoded: Sequence[int]) -> Tensor:
+    """[B, M] tokens of a step that ran each module."""
+    keeps = torch.stack(step.keeps(), dim=1)
+    if step.real is not None:
+        keeps = keeps & step.real[:, None]
+    if number:
+        alive = torch.tensor(decoded, device=keeps.device) >= number
+        keeps = keeps & alive[:, None, None]
+    return keeps.sum(-1)
+
+
+def sparsity_of(model: nn.Module, rans: Iterable[Ran]) -> dict[str, float] | None:
+    """All senses of sparsity over many requests; None where none of them made a decision.
+
+    Args:
+        model: with routers, that ran them.
+        rans: of each request.
+    """
+    total = together(rans)
+    if total is None:
+        return None
+    sites = [Site(layer.index, kind) for layer in routed_layers(model) for kind in MODULES]
+    ratios = {site: n / total.tokens for site, n in zip(sites, total.kept, strict=True)}
+    return sparsities(model, ratios, total.attended / total.tokens)

@@ -1,0 +1,153 @@
+"""Scores of a model on tasks, dense beside sparse, and how they are told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one model reached on one task.
+
+    Attributes:
+        task: its name.
+        shots: solved examples before each item.
+        items: how many were scored.
+        metric: that stands for the task.
+        value: of that metric.
+        stderr: its standard error; None where the harness knows none.
+        metrics: everything that the harness measured, by metric and filter.
+    """
+
+    task: str
+    shots: int
+    items: int
+    metric: str
+    value: float
+    stderr: float | None
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one model at one sparsity reached.
+
+    Attributes:
+        asked: sparsity asked for; 0 of the dense base, None of the trained target.
+        scores: of each task.
+        sparsity: measured in this run over all tasks: module, attn, mlp, params, flops.
+        by_task: likewise over the items of each task asked for.
+        cut_off: requests that were longer than the model's context.
+    """
+
+    asked: float | None
+    scores: tuple[Score, ...]
+    sparsity: dict[str, float]
+    by_task: dict[str, dict[str, float]]
+    cut_off: int
+
+    @property
+    def mean(self) -> float:
+        """Mean score over tasks."""
+        return mean([score.value for score in self.scores])
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Dense beside sparse.
+
+    Attributes:
+        dense: the base model, without routers and without LoRA.
+        sparse: the checkpoint.
+    """
+
+    dense: Run
+    sparse: Run
+
+    @property
+    def retention(self) -> dict[str, float | None]:
+        """The share of the dense score that is kept, by task; None where dense scored 0."""
+        pairs = zip(self.dense.scores, self.sparse.scores, strict=True)
+        return {d.task: s.value / d.value if d.value else None for d, s in pairs}
+
+    @property
+    def mean_retention(self) -> float | None:
+        """The mean of the retentions, as the paper reports it."""
+        kept = [share for share in self.retention.values() if share is not None]
+        return mean(kept) if kept else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "tasks": [
+                {
+                    "task": d.task,
+                    "shots": d.shots,
+                    "items": d.items,
+                    "metric": d.metric,
+                    "dense": _told(d),
+                    "sparse": _told(s),
+                    "retention": self.retention[d.task],
+                }
+                for d, s in zip(self.dense.scores, self.sparse.scores, strict=True)
+            ],
+            "mean": {
+                "dense": self.dense.mean,
+                "sparse": self.sparse.mean,
+                "retention": self.mean_retention,
+            },
+            "asked_sparsity": self.sparse.asked,
+            "sparsity": self.sparse.sparsity,
+            "sparsity_by_task": self.sparse.by_task,
+            "cut_off_requests": self.sparse.cut_off,
+        }
+
+    def to_terminal(self) -> str:
+        """A table, scores in percent."""
+        rows: list[tuple[str, ...]] = [
+            ("task", "shots", "items", "metric", "dense", "sparse", "kept")
+        ]
+        for d, s in zip(self.dense.scores, self.sparse.scores, strict=True):
+            kept = _percent(self.retention[d.task])
+            rows.append(
+                (d.task, str(d.shots), f"{d.items:,}", d.metric, _value(d), _value(s), kept)
+            )
+        means = (f"{100 * run.mean:.2f}" for run in (self.dense, self.sparse))
+        rows.append(("mean", "", "", "", *means, _percent(self.mean_retention)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+        shares = ", ".join(f"{name} {value:.1%}" for name, value in self.sparse.sparsity.items())
+        lines.append(f"measured sparsity: {shares}")
+        if self.sparse.cut_off:
+            lines.append(f"{self.sparse.cut_off:,} requests were longer than the model's context")
+        return "\n".join(lines)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of one or more numbers."""
+    return sum(values) / len(values)
+
+
+def _told(score: Score) -> dict[str, Any]:
+    names = ("value", "stderr", "metrics")
+    return {name: value for name, value in dataclasses.asdict(score).items() if name in names}
+
+
+def _value(score: Score) -> str:
+    spread = f" ± {100 * score.stderr:.2f}" if score.stderr is not None else ""
+    return f"{100 * score.value:.2f}{spread}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    cells = zip(row, widths, strict=True)
+    return [
+        cell.ljust(width) if column in (0, 3) else cell.rjust(width)
+        for column, (cell, width) in enumerate(cells)
+    ]

@@ -1,0 +1,211 @@
+"""Log-likelihoods of continuations, in padded batches whose padding the model is told of.
+
+The harness's own Hugging Face model pads in silence; routers would then decide about padding, and
+padding would count as sparsity.
+
+Shapes: B rows of a forward, T tokens of the longest, V words.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.errors import DataError
+from skipgpt.evaluation.harness.ran import Ran, ran_by_row
+from skipgpt.model.trace import Trace, record_routing, routing_state
+
+logger = logging.getLogger("skipgpt")
+
+AUTO_TOKENS = 8192
+"""Tokens of a forward, padding included, where the batch size is automatic."""
+
+T = TypeVar("T")
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a context and of what may follow it."""
+
+Row = tuple[int, ...]
+
+
+class Scored(NamedTuple):
+    """What a model says of a continuation.
+
+    Attributes:
+        nats: its log-likelihood.
+        greedy: whether greedy decoding gives it.
+        ran: what its row ran; None in `dense` execution.
+        cut: whether the beginning of its context was cut off.
+    """
+
+    nats: float
+    greedy: bool
+    ran: Ran | None
+    cut: bool
+
+
+@dataclass
+class BatchSize:
+    """How many rows a forward has.
+
+    Attributes:
+        most: no more than this.
+        automatic: no more than fit into `AUTO_TOKENS` tokens and into memory, either.
+    """
+
+    most: int
+    automatic: bool
+
+    def rows(self, longest: int) -> int:
+        """Rows for a forward whose longest has this many tokens."""
+        return max(1, min(self.most, AUTO_TOKENS // longest)) if self.automatic else self.most
+
+    def fitting(self, run: Callable[[], T], rows: int) -> T | None:
+        """What `run` returns; None where memory was too small, with fewer rows from now on."""
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            if not self.automatic or rows == 1:
+                raise
+        self.most = rows // 2
+        torch.cuda.empty_cache()
+        logger.warning("%d rows do not fit into memory: %d from now on", rows, self.most)
+        return None
+
+
+@dataclass
+class Scorer:
+    """Scores continuations with a model with routers, as it is dialled.
+
+    Attributes:
+        model: in any execution.
+        pad: the id that fills rows up.
+        context: tokens that the model reads at once.
+        batch: rows a forward.
+        side: where rows are padded.
+    """
+
+    model: nn.Module
+    pad: int
+    context: int
+    batch: BatchSize
+    side: Literal["left", "right"] = "right"
+
+    def score(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Scored]]:
+        """Each pair's index and score, the longest first.
+
+        Pairs that differ in the last token only, as most one-word choices do, share a row.
+
+        Raises:
+            DataError: a continuation that is empty or longer than the model's context.
+        """
+        from tqdm import tqdm
+
+        shared: dict[Row, list[int]] = {}
+        for n, pair in enumerate(pairs):
+            shared.setdefault(self._row(*pair), []).append(n)
+        self._say_what_is_cut(pairs)
+        rows = sorted(shared, key=len, reverse=True)
+        start = 0
+        with tqdm(total=len(rows), desc="scoring", disable=not sys.stderr.isatty()) as bar:
+            while start < len(rows):
+                chunk = rows[start : start + self.batch.rows(len(rows[start]))]
+                tails = [max(len(pairs[n][1]) for n in shared[row]) for row in chunk]
+                found = self.batch.fitting(lambda c=chunk, t=tails: self._forward(c, t), len(chunk))  # type: ignore[misc]
+                if found is None:
+                    continue
+                for row, (logprobs, ran) in zip(chunk, found, strict=True):
+                    for n in shared[row]:
+                        yield n, _of(logprobs, pairs[n][1], ran, self._is_cut(pairs[n]))
+                start += len(chunk)
+                bar.update(len(chunk))
+
+    def recording(self) -> AbstractContextManager[Trace | None]:
+        """Records what is decided inside the block; nothing in `dense` execution."""
+        dense = routing_state(self.model).execution == "dense"
+        return nullcontext() if dense else record_routing(self.model)
+
+    def _row(self, context: Sequence[int], continuation: Sequence[int]) -> Row:
+        """What is read to score a continuation; where too long, its beginning is cut off."""
+        if not context or not 0 < len(continuation) <= self.context:
+            raise DataError(
+                "scoring a choice",
+                got=f"{len(continuation)} tokens after a context of {len(context)}",
+                expected=f"1 to {self.context}, which the model reads at once, after 1 or more",
+                todo="leave the item out, or take a model with a longer context",
+            )
+        return tuple([*context, *continuation][-self.context - 1 : -1])
+
+    def _is_cut(self, pair: Pair) -> bool:
+        return len(pair[0]) + len(pair[1]) > self.context + 1
+
+    def _say_what_is_cut(self, pairs: Sequence[Pair]) -> None:
+        if cut := sum(map(self._is_cut, pairs)):
+            logger.warning(
+                "%d of %d requests are longer than the model's context of %d tokens: "
+                "the beginning of their context is cut off",
+                cut,
+                len(pairs),
+                self.context,
+            )
+
+    def _forward(
+        self, rows: Sequence[Row], tails: Sequence[int]
+    ) -> list[tuple[Tensor, Ran | None]]:
+        """Of each row log-probabilities [tail, V] after its last tokens, and what it ran."""
+        lengths = [len(row) for row in rows]
+        ids, mask = _padded(rows, self.pad, self.side)
+        ends = [ids.shape[1] if self.side == "left" else length for length in lengths]
+        first = min(end - tail for end, tail in zip(ends, tails, strict=True))
+        device = next(self.model.parameters()).device
+        takes = inspect.signature(_plain(self.model).forward).parameters
+        options: dict[str, Tensor] = {}
+        if not mask.all():
+            options["attention_mask"] = mask
+            if self.side == "left" and "position_ids" in takes:
+                options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        if "logits_to_keep" in takes:  # the head costs as much as a layer, or many
+            options["logits_to_keep"] = torch.arange(first, max(ends))
+        with self.recording() as trace, torch.no_grad():
+            logits = self.model(
+                input_ids=ids.to(device),
+                use_cache=False,
+                **{name: value.to(device) for name, value in options.items()},
+            ).logits
+        gone = first if "logits_to_keep" in options else 0
+        rans = ran_by_row(trace, lengths) if trace else [None] * len(rows)
+        return [
+            (logits[n, end - tail - gone : end - gone].float().log_softmax(-1), ran)
+            for n, (end, tail, ran) in enumerate(zip(ends, tails, rans, strict=True))
+        ]
+
+
+def _padded(rows: Sequence[Row], pad: int, side: str) -> tuple[Tensor, Tensor]:
+    """Rows as ids [B, T], and the mask [B, T] of what is not padding."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros_like(ids)
+    for n, row in enumerate(rows):
+        start = longest - len(row) if side == "left" else 0
+        ids[n, start : start + len(row)] = torch.tensor(row)
+        mask[n, start : start + len(row)] = 1
+    return ids, mask
+
+
+def _of(logprobs: Tensor, continuation: Sequence[int], ran: Ran | None, cut: bool) -> Scored:
+    wanted = torch.tensor(continuation, device=logprobs.device)
+    logprobs = logprobs[-len(wanted) :]
+    nats = logprobs.gather(1, wanted[:, None]).sum().item()
+    return Scored(nats, bool((logprobs.argmax(-1) == wanted).all()), ran, cut)
+
+
+def _plain(model: nn.Module) -> Any:
+    """The model below PEFT's wrapper, whose forward takes anything."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -1,0 +1,206 @@
+"""Names of tasks and suites -> tasks of the harness, loaded and checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipgpt.errors import ConfigError, DataError, SkipGPTError
+from skipgpt.evaluation.harness.local import LocalTasks
+from skipgpt.evaluation.harness.quiet import quietly
+
+_PAPER = (
+    "boolq",
+    "piqa",
+    "hellaswag@10",
+    "winogrande@5",
+    "arc_easy@25",
+    "arc_challenge@25",
+    "openbookqa",
+)
+SUITES = {"paper": _PAPER, "zero-shot": tuple(name.partition("@")[0] for name in _PAPER)}
+"""The paper's seven tasks: with the shots of its authors' later scripts, and without any."""
+
+NORMALISED = ("hellaswag", "openbookqa")
+"""Tasks whose accuracy is read by length-normalised likelihood, here as in the paper."""
+
+SHOT_SEED = 1234
+
+
+@dataclass(frozen=True)
+class TaskName:
+    """A task and how many solved examples stand before each item, as `arc_easy@25`.
+
+    Attributes:
+        name: as the harness or a local file has it.
+        shots: what the task itself says where None; mostly 0.
+    """
+
+    name: str
+    shots: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> TaskName:
+        """From `name` or `name@shots`.
+
+        Raises:
+            ConfigError: the shots are no whole number.
+
+        Example:
+            >>> TaskName.parse("arc_easy@25")
+            TaskName(name='arc_easy', shots=25)
+        """
+        name, at, shots = text.strip().partition("@")
+        if not name or (at and not shots.isdecimal()):
+            raise ConfigError(
+                "reading the tasks", got=repr(text), expected="a task, as piqa or arc_easy@25"
+            )
+        return cls(name, int(shots) if at else None)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTask:
+    """What one name stands for: a task, or several that the harness lists under it.
+
+    Attributes:
+        name: as asked for.
+        loaded: for `lm_eval.evaluator.evaluate`.
+    """
+
+    name: TaskName
+    loaded: dict[str, Any]
+
+    def requests(self) -> list[Any]:
+        """Every request of its tasks, once they were evaluated."""
+        return [each for task in self.loaded["tasks"].values() for each in task.instances]
+
+    def prepare(self) -> None:
+        """Draw the same examples in every run."""
+        for task in self.loaded["tasks"].values():
+            if self.name.shots is not None:
+                task.set_config(key="num_fewshot", value=self.name.shots)
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=SHOT_SEED)
+
+
+def named(tasks: Sequence[str], suite: str | None = None) -> list[TaskName]:
+    """The tasks asked for, those of a suite first.
+
+    Raises:
+        ConfigError: no such suite, no task, or one that is asked for twice.
+    """
+    if suite is not None and suite not in SUITES:
+        raise ConfigError(
+            "choosing the suite", got=repr(suite), expected=" or ".join(SUITES), todo="or use tasks"
+        )
+    texts = [*(SUITES[suite] if suite else ()), *tasks]
+    found = [TaskName.parse(text) for text in texts]
+    names = [task.name for task in found]
+    if not names or len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ConfigError(
+            "choosing the tasks",
+            got=f"{', '.join(twice)} twice" if twice else "none",
+            expected="tasks, as piqa,arc_easy@25, each once",
+        )
+    return found
+
+
+def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) -> list[LoadedTask]:
+    """Load tasks with their data.
+
+    Args:
+        names: of tasks, groups or tags.
+        task_dir: a folder of task files, which are looked through first: YAML of the harness, and
+            JSONL as in `skipgpt.evaluation.harness.local`.
+
+    Raises:
+        ConfigError: there is no such task; the nearest names are given.
+        DataError: a task file is not valid, or its data cannot be had or is empty.
+
+    Example:
+        load_tasks([TaskName("piqa"), TaskName("arc_easy", 25)])
+    """
+    local = LocalTasks(Path(task_dir)) if task_dir else None
+    missing = [task.name for task in names if local is None or task.name not in local]
+    if local is not None and {path.stem for path in local.broken} & set(missing):
+        raise local.complaint()
+    manager = _manager(task_dir, missing, local) if missing else None
+    loaded = []
+    for name in names:
+        doing = f"loading the task {name.name}"
+        try:
+            with quietly():
+                if local is not None and name.name in local:
+                    found = {"tasks": {name.name: local.load(name.name)}}
+                else:
+                    found = dict(manager.load([name.name]))  # type: ignore[union-attr]
+        except SkipGPTError:
+            raise
+        except IndexError as error:  # the harness looks at the first item without asking
+            raise DataError(
+                doing, got=f"no item ({error})", expected="one or more", todo="check its data"
+            ) from error
+        except Exception as error:  # of the harness, of data sets and of task files
+            raise DataError(
+                doing,
+                got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                expected="a task and its data",
+                todo="check the task file, the network and HF_HUB_OFFLINE; "
+                "local tasks are given with --task-dir",
+            ) from error
+        for each, task in found["tasks"].items():
+            if not len(task.eval_docs):
+                raise DataError(
+                    doing, got=f"no item in {each}", expected="one or more", todo="check its data"
+                )
+        loaded.append(LoadedTask(name, found))
+    return loaded
+
+
+def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTasks | None) -> Any:
+    """The harness's index of tasks, which takes seconds to make.
+
+    Raises:
+        DataError: a name is not in it, but there are task files that could not be read.
+        ConfigError: a name is not in it.
+    """
+    from lm_eval.tasks import TaskManager
+
+    with quietly():
+        manager = TaskManager(include_path=str(task_dir) if task_dir else None)
+    for name in names:
+        if name in manager.task_index:
+            continue
+        if local is not None and local.broken:
+            raise local.complaint()
+        near = difflib.get_close_matches(name, [*manager.all_tasks, *(local or ())], n=3)
+        raise ConfigError(
+            "choosing the tasks",
+            got=repr(name),
+            expected="a task of lm-evaluation-harness"
+            + (f" or of {task_dir}" if task_dir else "")
+            + (f"; the nearest are {', '.join(near)}" if near else ""),
+            todo="`lm_eval ls tasks` lists them",
+        )
+    return manager
+
+
+def metric_of(task: str, metrics: Sequence[str]) -> str:
+    """The metric that stands for a task: the paper's where it has one.
+
+    Args:
+        task: its name; of a local variant it begins with that of the task.
+        metrics: what was measured, the task's first one first.
+
+    Example:
+        >>> metric_of("hellaswag", ["acc", "acc_norm"])
+        'acc_norm'
+    """
+    if task.startswith(NORMALISED) and "acc_norm" in metrics:
+        return "acc_norm"
+    return "acc" if "acc" in metrics else metrics[0]

@@ -1,0 +1,105 @@
+"""Rows of which only the last tokens are scored: each token once, with what stands before it.
+
+Shapes: S tokens of a stream, T of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
+from skipgpt.evaluation.windows import mean_context
+from skipgpt.model.trace import record_routing
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """A row and where scoring begins.
+
+    Attributes:
+        ids: [T] token ids, read from nothing.
+        first: index of the first scored token, 1 or more.
+    """
+
+    ids: Tensor
+    first: int = 1
+
+
+def sliding_spans(ids: Tensor, window: int, stride: int) -> list[Span]:
+    """Windows that begin `stride` tokens after each other; all tokens but the first are scored.
+
+    A token is scored in the first window that holds it, so in all but the first window with at
+    least `window - stride` tokens before it.
+
+    Args:
+        ids: [S] token ids.
+        window: the most tokens a row.
+        stride: less than a window.
+
+    Raises:
+        ConfigError: a stride that would leave tokens out.
+
+    Example:
+        >>> [(len(span.ids), span.first) for span in sliding_spans(torch.arange(10), 6, 2)]
+        [(6, 1), (6, 4), (6, 4)]
+    """
+    if not 1 <= stride < window:
+        raise ConfigError(
+            "cutting the text into windows",
+            got=f"a stride of {stride} in windows of {window}",
+            expected=f"1 to {window - 1}",
+        )
+    spans, scored = [], 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        if end > scored:
+            spans.append(Span(ids[begin:end], scored - begin))
+        scored = end
+    return spans
+
+
+def document_spans(ids: Tensor, window: int) -> list[Span]:
+    """A document in rows that each begin with the last token of the one before.
+
+    So every token but the first, the prefix, is scored; of a document no longer than a window with
+    all that stands before it.
+
+    Example:
+        >>> [span.ids.tolist() for span in document_spans(torch.arange(6), 3)]
+        [[0, 1, 2], [2, 3, 4], [4, 5]]
+    """
+    return [Span(ids[n : n + window]) for n in range(0, max(0, len(ids) - 1), window - 1)]
+
+
+@torch.no_grad()
+def perplexity_of_spans(
+    model: nn.Module, spans: Sequence[Span], *, batch_size: int = 8
+) -> Perplexity:
+    """Loss over the scored tokens; sparsity over all that were read.
+
+    Args:
+        model: with routers, in whatever execution and sparsity is set.
+        spans: of token ids.
+        batch_size: rows a forward.
+
+    Example:
+        perplexity_of_spans(model, sliding_spans(ids, 1024, 512))
+    """
+    rows = [span.ids for span in spans]
+    firsts = iter([span.first for span in spans])
+    nll = 0.0
+
+    def add(_: Tensor, losses: Tensor) -> None:
+        nonlocal nll
+        for row in losses:
+            nll += row[next(firsts) - 1 :].double().sum().item()
+
+    with record_routing(model) as trace:
+        total_loss(model, rows, batch_size, add)
+    tokens = sum(len(span.ids) - span.first for span in spans)
+    return summed_up(model, trace, nll, tokens, mean_context(rows))

@@ -1,0 +1,65 @@
+"""Loss on a text, and the form in which it was taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from skipgpt.evaluation.forms import CutText, Form
+from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.evaluation.spans import perplexity_of_spans
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """What a model made of a text.
+
+    Attributes:
+        loss: with the sparsity of the same run.
+        form: how the text was cut.
+        source: where a corpus came from; None of other text.
+        bits_per_byte: of `bits`, else None.
+    """
+
+    loss: Perplexity
+    form: Form
+    source: str | None = None
+    bits_per_byte: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: the loss's own, and the form."""
+        form = {"form": self.form.name, "window": self.form.window}
+        more = {
+            "stride": self.form.stride,
+            "source": self.source,
+            "bits_per_byte": self.bits_per_byte,
+        }
+        return {**dataclasses.asdict(self.loss), **form, **{k: v for k, v in more.items() if v}}
+
+    def __str__(self) -> str:
+        lines = [str(self.loss)]
+        if self.bits_per_byte is not None:
+            lines.append(f"{self.bits_per_byte:.4f} bits a byte")
+        if self.form.name != "blocks":
+            lines.append(f"form: {self.form}" + (f"; {self.source}" if self.source else ""))
+        return "\n".join(lines)
+
+
+def measure_text(model: nn.Module, text: CutText, *, batch_size: int = 8) -> TextResult:
+    """Loss and perplexity on a text, and bits a byte where that is its form.
+
+    Args:
+        model: with routers, in whatever execution and sparsity is set.
+        text: from `skipgpt.evaluation.forms.cut_text`.
+        batch_size: rows a forward.
+
+    Example:
+        print(measure_text(model, cut_text(["README.md"], tokenizer, model, Form("sliding"))))
+    """
+    loss = perplexity_of_spans(model, text.spans, batch_size=batch_size)
+    bits = loss.nll_per_token * loss.tokens / math.log(2) / text.bytes if text.bytes else None
+    return TextResult(loss, text.form, text.source, bits)

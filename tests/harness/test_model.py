@@ -1,0 +1,117 @@
+"""What the harness may ask of a routed model: scores, whole texts, and decoded ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from torch.nn.functional import log_softmax
+
+from conftest import byte_tokenizer, tiny_routed
+from runs import make_checkpoint, shared_checkpoint
+from skipgpt.evaluation.harness.model import RoutedLM
+from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.routing.decision import Threshold
+
+TOKENIZER = byte_tokenizer()
+
+
+def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, each, n, ("task", n, 1)) for n, each in enumerate(arguments)]
+
+
+@pytest.fixture
+def lm() -> RoutedLM:
+    return RoutedLM(tiny_routed(initializer_range=0.2), byte_tokenizer(), batch_size=2)
+
+
+def test_the_harness_finds_it_by_name_and_makes_it_of_arguments() -> None:
+    text = f"pretrained={shared_checkpoint()},sparsity=0.5,padding_side=left"
+    made = get_model("skipgpt").create_from_arg_string(text, {"batch_size": "auto", "device": None})
+    assert type(made) is RoutedLM
+    assert made.scorer.batch.automatic
+    assert made.scorer.side == "left"
+    curve = routing_state(made.model).curve
+    assert routing_state(made.model).rule == Threshold(curve.threshold(0.5))
+
+
+def test_a_text_without_context_is_scored_after_the_prefix_token(lm: RoutedLM) -> None:
+    (found,) = lm.loglikelihood(requests("loglikelihood", ("", "cat")))
+    ids = [0, *TOKENIZER("cat")["input_ids"]]
+    with torch.no_grad():
+        scores = log_softmax(lm.model(torch.tensor([ids])).logits[0], -1)
+    expected = sum(scores[n - 1, ids[n]].item() for n in (1, 2, 3))
+    assert found[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_whole_text_is_predicted_once_in_windows_of_the_context(lm: RoutedLM) -> None:
+    texts = ["short", "a text that is longer than the window " * 6]
+    found = lm.loglikelihood_rolling(requests("loglikelihood_rolling", *((t,) for t in texts)))
+    for text, total in zip(texts, found, strict=True):
+        ids = [0, *TOKENIZER(text)["input_ids"]]
+        expected = 0.0
+        for done in range(0, len(ids) - 1, 128):
+            end = min(done + 129, len(ids))
+            row = torch.tensor([ids[max(0, end - 129) : end]])  # the last one has its full context
+            with torch.no_grad():
+                scores = log_softmax(lm.model(row[:, :-1]).logits[0].double(), -1)
+            each = scores.gather(1, row[0, 1:, None])[:, 0]
+            expected += each[-(end - done - 1) :].sum().item()
+        assert total == pytest.approx(expected, abs=1e-3)
+    assert 0 < lm.sparsity_over()["module"] < 1
+
+
+def test_decoded_texts_are_those_of_single_prompts_and_count_what_they_ran(lm: RoutedLM) -> None:
+    prompts = ["The cat sat on", "One", "A longer prompt than all the others", "Two words"]
+    options = {"until": ["\n\n"], "max_gen_toks": 6, "do_sample": False}
+    asked = requests("generate_until", *((prompt, options) for prompt in prompts))
+    found = lm.generate_until(asked)
+    kept = tokens = 0
+    for prompt, text in zip(prompts, found, strict=True):
+        ids = TOKENIZER(prompt, return_tensors="pt")
+        with record_routing(lm.model) as trace, torch.no_grad():
+            out = lm.model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        assert TOKENIZER.decode(out[0, ids.input_ids.shape[1] :], skip_special_tokens=True) == text
+        counts, ran = trace.keep_counts()
+        kept, tokens = kept + sum(counts.values()), tokens + ran
+    modules = 2 * lm.model.config.num_hidden_layers
+    assert lm.sparsity_over(asked)["module"] == pytest.approx(1 - kept / tokens / modules)
+
+
+def test_a_row_that_ends_early_is_not_counted_while_the_others_go_on() -> None:
+    model = tiny_routed(initializer_range=0.2)
+    prompts = ["The cat sat on", "One cat"]
+    options = {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False}
+    with torch.no_grad():
+        out = model.generate(**TOKENIZER(prompts[1], return_tensors="pt"), max_new_tokens=3)
+    model.generation_config.eos_token_id = out[0, -1].item()
+    asked = requests("generate_until", *((prompt, options) for prompt in prompts))
+    counted = []
+    for rows in (1, 2):
+        lm = RoutedLM(model, byte_tokenizer(), batch_size=rows)
+        lm.generate_until(asked)
+        counted.append({key: note["ran"] for key, note in lm.notes.items()})
+    assert counted[0] == counted[1]
+    assert sorted(ran[0] for ran in counted[0].values()) == [len("One cat") + 2, 21]
+
+
+def test_results_of_the_harness_carry_the_measured_sparsity(lm: RoutedLM) -> None:
+    asked = requests("loglikelihood", ("a cat", " sat"), ("a dog", " ran away"))
+    lm.loglikelihood(asked)
+    info = lm.get_model_info()
+    assert info["sparsity"] == lm.sparsity_over(asked)
+    assert list(info["sparsity"]) == ["module", "attn", "mlp", "params", "flops"]
+    assert info["cut_off_requests"] == 0
+    assert math.isfinite(info["sparsity"]["flops"])
+
+
+def test_lora_that_is_not_merged_scores_alike(base_folder: Any, tmp_path: Any) -> None:
+    model, _ = make_checkpoint(base_folder, tmp_path / "c", lora=True)
+    asked = requests("loglikelihood", ("a cat", " sat"), ("a longer dog", " ran"))
+    wrapped = RoutedLM(model, byte_tokenizer()).loglikelihood(asked)
+    merged = RoutedLM(str(tmp_path / "c")).loglikelihood(asked)
+    assert [w[0] for w in wrapped] == pytest.approx([m[0] for m in merged], abs=1e-4)
