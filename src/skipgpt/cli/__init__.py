@@ -20,6 +20,7 @@ from skipgpt.cli import (
     families,
     generate,
     profile,
+    report,
     show,
     train,
 )
@@ -34,7 +35,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
-    demo, train, evaluate, compare, bench, profile, generate, convert, export, show, families,
+    demo, train, evaluate, compare, bench, profile, generate, report, convert, export, show,
+    families,
 ):  # fmt: skip
     app.command(verb.NAME, help=verb.HELP)(verb.run)
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from skipgpt.config import DataConfig
-from skipgpt.data import encode_documents, read_documents
+from skipgpt.data import Document, encode_documents, read_documents
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.windows import rows_of
 
 logger = logging.getLogger("skipgpt")
+
+_AT_ONCE = 64
+"""Documents that are encoded together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +29,13 @@ class SourceRows:
     Attributes:
         rows: of token ids, each read from nothing.
         length: tokens a row; the last one may be shorter.
-        tokens: how many there were in all.
+        texts: the documents that the rows are of; the last of them may go on behind the rows.
         said: how the text was cut, in a sentence.
     """
 
     rows: list[Tensor]
     length: int
-    tokens: int
+    texts: tuple[str, ...]
     said: str
 
 
@@ -60,7 +65,7 @@ def source_rows(
     """
     if max_tokens < 0:
         raise ConfigError("reading max_tokens", got=str(max_tokens), expected="0 (all) or more")
-    ids = encode_documents(read_documents(sources, config), tokenizer)
+    ids, texts = _beginning(read_documents(sources, config), tokenizer, max_tokens)
     length = min(config.block_size, context_of(model) or config.block_size)
     if length < config.block_size:
         logger.warning(
@@ -68,13 +73,25 @@ def source_rows(
             config.block_size,
             length,
         )
-    found = len(ids)
+    cut = bool(max_tokens) and len(ids) > max_tokens
     ids = ids[:max_tokens] if max_tokens else ids
     rows = rows_of(ids, length)
-    said = f"{len(ids):,} tokens" + f", the first of {found:,}" * (len(ids) < found)
+    said = "the first " * cut + f"{len(ids):,} tokens"
     if len(rows) > 1:
-        said += f", in {len(rows):,} rows of {length}, each read from nothing"
-    return SourceRows(rows, length, found, said)
+        said += f" in {len(rows):,} rows of {length}, each read from nothing"
+    return SourceRows(rows, length, texts, said)
+
+
+def _beginning(
+    documents: Iterable[Document], tokenizer: Any, most: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Token ids and texts of documents; no more of them than it takes to have more than `most`."""
+    stream, texts, parts, found = iter(documents), [], [torch.empty(0, dtype=torch.int64)], 0
+    while (not most or found <= most) and (some := list(islice(stream, _AT_ONCE))):
+        parts.append(encode_documents(some, tokenizer))
+        texts += [document.text for document in some]
+        found += len(parts[-1])
+    return torch.cat(parts), tuple(texts)
 
 
 def context_of(model: Any) -> int | None:

@@ -59,7 +59,7 @@ class Report:
         dense: loss of the base model on the same text.
         stops: of the dial, by what was asked; one where the checkpoint is not calibrated.
         at: index of the stop that the checkpoint is set to, and that the tables are of.
-        text: what was read.
+        trace: of the text at that stop.
         surprisal: [N] nats under the dense model, nan at the first token of a row.
         tables: the analyses, in the order of the page.
         run: how the checkpoint was made: `run` (run.json) and `metrics` (metrics.jsonl); empty
@@ -74,11 +74,21 @@ class Report:
     dense: Perplexity
     stops: tuple[Stop, ...]
     at: int
-    text: Text
+    trace: TextTrace
     surprisal: Tensor
     tables: tuple[Table, ...]
     run: dict[str, Any] = field(default_factory=dict)
     shown: int = 4096
+
+    @property
+    def text(self) -> Text:
+        """What was read."""
+        return self.trace.text
+
+    @property
+    def layers(self) -> int:
+        """How many there are, each of two modules."""
+        return len(self.trace.keep)
 
     @property
     def measured(self) -> Perplexity:
@@ -98,10 +108,14 @@ class Report:
         """Of all analyses."""
         return tuple(warning for table in self.tables for warning in table.warnings)
 
+    def __str__(self) -> str:
+        """For a terminal: the routed and the dense loss, and what is wrong."""
+        dense = f"dense: {self.dense.nll_per_token:.4f} nats a token"
+        return "\n".join([str(self.measured), dense, *(f"warning: {w}" for w in self.warnings)])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `read_bits` reads the packed decisions of `dial`."""
         shown = min(self.shown, len(self.text))
-        layers, modules = self.stops[0].keep.shape[:2]
         return {
             "format": FORMAT,
             "title": self.title,
@@ -111,8 +125,8 @@ class Report:
             "dense": self.dense.to_dict(),
             "routed": self.measured.to_dict(),
             "excess_nll": self.measured.nll_per_token - self.dense.nll_per_token,
-            "layers": layers,
-            "modules": modules,
+            "layers": self.layers,
+            "modules": self.trace.keep.shape[1],
             "dial": [stop.to_dict(shown) for stop in self.stops],
             "at": self.at,
             "text": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +32,7 @@ from skipgpt.config import DataConfig
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.evaluation.perplexity import Perplexity
-from skipgpt.evaluation.source_rows import SourceRows, source_rows
+from skipgpt.evaluation.source_rows import SourceRows, context_of, source_rows
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.hardware import hardware
 from skipgpt.model.base import load_base
@@ -40,6 +41,8 @@ from skipgpt.model.trace import MODULES, at_sparsity, routing_state
 from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
 from skipgpt.routing.decision import Site
+
+logger = logging.getLogger("skipgpt")
 
 DIAL = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """The sparsities of the stress test and of the page's slider."""
@@ -52,6 +55,7 @@ def gather(
     sources: Sequence[str],
     config: DataConfig,
     *,
+    title: str = "",
     sparsity: float | None = None,
     dial: Sequence[float] = DIAL,
     max_tokens: int = 8192,
@@ -65,6 +69,7 @@ def gather(
         folder: a checkpoint.
         sources: of text.
         config: how it is cut; see `source_rows`.
+        title: of the page; base model and text where empty.
         sparsity: share of modules to skip; the trained target where None.
         dial: further sparsities, as far as the checkpoint's curve reaches.
         max_tokens: read no more than this; 0 reads all.
@@ -83,6 +88,9 @@ def gather(
     info = read_info(folder)
     model, tokenizer = load(folder, sparsity=sparsity, merge=True, **where)
     read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
+    notes = _notes(info, model, read)
+    for note in (f"reading {read.said}", *notes):
+        logger.info(note)
     own = info.target_sparsity if sparsity is None else sparsity
     asked = _reached(model, own, dial)
     traces: dict[float, TextTrace] = {}
@@ -92,28 +100,67 @@ def gather(
         if on_step:
             on_step(n + 1, len(asked) + 1)
     trace = traces[own]
+    for note in (unlike := _unlike(read, trace, tokenizer)):
+        logger.warning(note)
     cost = _cost(model, trace, read)
     dense = trace_dense(_base_of(info, model, where), tokenizer, read.rows, batch_size=batch_size)
     if on_step:
         on_step(len(asked) + 1, len(asked) + 1)
     return Report(
-        title=f"{Path(info.base).name} on {', '.join(Path(source).name for source in sources)}",
+        title=title or f"{Path(info.base).name} on {names_of(sources)}",
         facts={
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             "hardware": hardware(next(model.parameters()).device),
             "sources": list(sources),
             "read": read.said,
+            "notes": [*notes, *unlike],
         },
         checkpoint=dataclasses.asdict(info),
         cost=cost,
         dense=Perplexity.of(dense.nll_per_token, trace.measured.tokens),
         stops=tuple(Stop.of(each, traces[each]) for each in asked),
         at=asked.index(own),
-        text=trace.text,
+        trace=trace,
         surprisal=dense.surprisal,
         tables=_tables(trace, dense, traces),
         run=read_run(folder),
     )
+
+
+def names_of(sources: Sequence[str]) -> str:
+    """Sources for a title."""
+    names = [Path(source).name for source in sources]
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+
+
+def _notes(info: CheckpointInfo, model: Any, read: SourceRows) -> list[str]:
+    """What a reader of the report has to know about how it was made."""
+    notes, context = [], context_of(model)
+    if context and sum(map(len, read.rows)) > context:
+        notes.append(
+            f"The text is longer than the {context:,} tokens that the model reads at once: it is "
+            f"read in windows of {read.length}."
+        )
+    if info.curve is None:
+        notes.append(
+            "The checkpoint is not calibrated: there is no dial, and no loss at other budgets."
+        )
+    return notes
+
+
+def _unlike(read: SourceRows, trace: TextTrace, tokenizer: Any) -> list[str]:
+    """Whether what the model read is, white space aside, not the text that it was given."""
+    special = set(tokenizer.all_special_ids)
+    ids = trace.text.ids.tolist()
+    pieces = (p for p, token in zip(trace.text.pieces, ids, strict=True) if token not in special)
+    given, got = (_bare(text) for text in ("".join(read.texts), "".join(pieces)))
+    if given.startswith(got.rstrip("\N{REPLACEMENT CHARACTER}")):  # the cut may divide a character
+        return []
+    return ["The tokenizer does not give the text back as it was: shown is what the model read."]
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def _reached(model: nn.Module, own: float, dial: Sequence[float]) -> list[float]:

@@ -1,0 +1,121 @@
+"""skipgpt report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from skipgpt.cli import options
+
+NAME = "report"
+HELP = """Make a page of what a checkpoint skips, costs and loses on a text.
+
+One file that loads nothing: the text by compute, maps of layers and tokens, loss over the whole
+budget dial, warnings, and how the checkpoint was trained. Several checkpoints are put side by side
+on the same text. --run shows a training run instead, also while it goes on.
+""" + options.examples(
+    "skipgpt report out/nano-25 --data README.md -o report.html",
+    "skipgpt report out/a out/b --data corpus/test.jsonl --format md -o report.md",
+)
+
+
+def run(
+    folders: Annotated[
+        list[str] | None, typer.Argument(metavar="DIR…", help="A checkpoint, or several.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File to write.  [default: report.html; none of --json]"),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="html, md, json, png or svg.  [default: as --out is named]"),
+    ] = None,
+    sparsity: options.Sparsity = None,
+    block_size: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 8192,
+    max_documents: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
+    base: options.BaseOverride = None,
+    as_json: options.Json = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quantize: options.QuantizeLoaded = None,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Parse, measure, write, print."""
+    options.begin(quiet=quiet, seed=seed)
+    from skipgpt.errors import ConfigError
+    from skipgpt.report.writing import check_writable, format_of
+
+    kind = format_of(out, form)
+    if bool(folders) == bool(run):
+        raise ConfigError(
+            "choosing what to report on",
+            got="a checkpoint and a run" if run else "neither a checkpoint nor a run",
+            expected="skipgpt report DIR --data SRC, or skipgpt report --run DIR",
+        )
+    path = out or (None if as_json else Path(f"report.{kind}"))
+    if path:
+        check_writable(path)
+    if run:
+        _of_run(run, path, kind, as_json)
+        return
+    if not data:
+        raise ConfigError(
+            "reading the data", got="no source", expected="one or more", todo="give --data SRC"
+        )
+
+    from skipgpt.config import DataConfig
+    from skipgpt.report.gather import gather
+    from skipgpt.report.several import gather_several
+    from skipgpt.report.writing import rendered, write
+    from skipgpt.training.callbacks import progress_bar
+
+    config = DataConfig(block_size=block_size, max_documents=max_documents)
+    given: dict[str, Any] = {
+        "sparsity": sparsity, "max_tokens": max_tokens, "batch_size": batch_size,
+        "base": base, "device": device, "dtype": dtype, "quantize": quantize,
+    }  # fmt: skip
+    with progress_bar(0, "reading the text") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        many = folders or []
+        report = (
+            gather(many[0], data, config, on_step=advance, **given)
+            if len(many) == 1
+            else gather_several(many, data, config, on_step=advance, **given)
+        )
+    if path:
+        write(path, rendered(report, kind))
+    options.emit(report.to_dict(), as_json, f"{report}\n{path}")
+
+
+def _of_run(folder: Path, path: Path | None, kind: str, as_json: bool) -> None:
+    import json
+
+    from skipgpt.errors import ConfigError
+    from skipgpt.report.run_page import run_page, run_summary
+    from skipgpt.report.writing import write
+
+    if kind not in ("html", "json"):
+        raise ConfigError(
+            "choosing the format of the report", got=kind, expected="html or json of a run"
+        )
+    summary = run_summary(folder)
+    if path:
+        content = run_page(folder) if kind == "html" else json.dumps(summary, indent=2) + "\n"
+        write(path, content.encode())
+    options.emit(summary, as_json, str(path))

@@ -1,0 +1,118 @@
+"""The charts of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skipgpt.analysis.table import Table
+from skipgpt.report.charts import Axis, Line, line_chart
+from skipgpt.report.content import Report
+
+KINDS = (("attention", "attn"), ("MLP", "mlp"))
+
+
+def whole_percent(share: float) -> str:
+    """On an axis."""
+    return f"{100 * share:.0f}%"
+
+
+def loss_curve(report: Report) -> str:
+    """Loss against what is really skipped, one dot a stop of the dial."""
+    points = [(s.measured.sparsity["module"], s.measured.nll_per_token) for s in report.stops]
+    knee = report.table("stress").facts.get("knee")
+    return line_chart(
+        "Loss against budget",
+        [Line("routed", "one", points, dots=True)],
+        Axis("modules skipped", whole_percent, low=0),
+        Axis("nats a token", "{:.4g}".format),
+        level=("dense base", report.dense.nll_per_token),
+        marks=[("knee", knee)] if knee is not None else [],
+    )
+
+
+def loss_curves(reports: Mapping[str, Report]) -> str:
+    """Excess over each one's own dense base, so that unlike bases share an axis."""
+    lines = []
+    for n, (name, report) in enumerate(reports.items()):
+        dense = report.dense.nll_per_token
+        points = [
+            (s.measured.sparsity["module"], s.measured.nll_per_token - dense) for s in report.stops
+        ]
+        lines.append(Line(name, ("one", "two")[n % 2], points, dots=True, dashed=n > 1))
+    return line_chart(
+        "Excess over the dense base against budget",
+        lines,
+        Axis("modules skipped", whole_percent, low=0),
+        Axis("nats a token", "{:.4g}".format),
+        level=("dense bases", 0.0),
+    )
+
+
+def position_curves(table: Table) -> str:
+    """Keep rates along the row."""
+    places = table.column("position")
+    lines = [
+        Line(name, kind, list(zip(places, table.column(f"{kind} keep rate"), strict=True)))
+        for name, kind in KINDS
+    ]
+    width = int(table.facts["width"])
+    return line_chart(
+        f"Modules kept along a row, sliding mean of {width} tokens",
+        lines,
+        Axis("place in the row", "{:.0f}".format, low=0),
+        Axis("share of tokens", whole_percent, low=0, high=1),
+    )
+
+
+def depth_curves(table: Table, names: Sequence[str]) -> str:
+    """Keep rates over relative depth, of several checkpoints."""
+    middles = [(n + 0.5) / len(table.rows) for n in range(len(table.rows))]
+    lines = [
+        Line(
+            f"{name}, {said}",
+            kind,
+            list(zip(middles, table.column(f"{name}, {kind}"), strict=True)),
+            dashed=n > 0,
+        )
+        for n, name in enumerate(names)
+        for said, kind in KINDS
+    ]
+    return line_chart(
+        "Modules kept over depth",
+        lines,
+        Axis("relative depth", whole_percent, low=0, high=1),
+        Axis("share of tokens", whole_percent, low=0, high=1),
+    )
+
+
+def training_curves(metrics: Sequence[dict[str, Any]], target: float, points: int = 240) -> str:
+    """Loss and sparsity of each stage over its steps."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for line in metrics:
+        if isinstance(line.get("step"), int):
+            stages.setdefault(str(line.get("stage", "")), []).append(line)
+    charts = []
+    for stage, lines in stages.items():
+        thinned = lines[:: max(1, len(lines) // points)]
+        steps = Axis("step", "{:.0f}".format, low=0)
+        for key, title, axis in (
+            ("lm_loss", "language-model loss", Axis("nats a token", "{:.4g}".format)),
+            ("sparsity", "modules skipped", Axis("share", whole_percent, low=0)),
+        ):
+            values = [(line["step"], line[key]) for line in thinned if _is_number(line.get(key))]
+            level = ("target", target) if key == "sparsity" else None
+            charts.append(
+                line_chart(
+                    f"Stage {stage}: {title}",
+                    [Line(title, "one", values)],
+                    steps,
+                    axis,
+                    level=level,
+                )
+            )
+    return "".join(charts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value == value

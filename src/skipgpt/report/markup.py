@@ -1,0 +1,143 @@
+"""Pieces of a page: escaped text, numbers that can be checked, tables, embedded data."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from skipgpt.analysis.table import Cell, Table
+
+SHARES = ("keep rate", "sparsity", "asked", "neighbours agree", "by chance", "%")
+"""Columns whose name has one of these hold shares, which people read in per cent."""
+
+
+def escaped(text: object) -> str:
+    """Any text as the content or the attribute of an element."""
+    return html.escape(str(text), quote=True)
+
+
+def embedded(value: Any) -> str:
+    r"""JSON that no parser of HTML can take for markup, whatever its strings hold.
+
+    Example:
+        >>> embedded("</script>")
+        '"\\u003c/script\\u003e"'
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII only
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def datum(key: str, value: float, shown: str) -> str:
+    """A number of the report: what people see, with the number itself and its place in the JSON."""
+    return f'<data data-key="{escaped(key)}" value="{value!r}">{escaped(shown)}</data>'
+
+
+def percent(share: float) -> str:
+    """A share with one digit behind the point."""
+    return f"{100 * share:.1f}%".replace("-0.0%", "0.0%")
+
+
+def nats(value: float) -> str:
+    """A loss."""
+    return f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference of losses, with a real minus sign."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def amount(value: float, unit: str = "") -> str:
+    """A large number with three digits that count.
+
+    Example:
+        >>> amount(16446272, "B")
+        '16.4 MB'
+    """
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            digits = max(0, 2 - int(math.log10(value / size)))
+            return f"{value / size:.{digits}f} {prefix}{unit}"
+    return f"{value:.0f} {unit}".strip()
+
+
+def cell(column: str, value: Cell) -> str:
+    """A cell of a table for people."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "\N{EN DASH}"
+    if isinstance(value, str):
+        return value
+    if any(name in column for name in SHARES):
+        return percent(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if column == "excess":
+        return signed(value)
+    return f"{value:.3f}".replace("-0.000", "0.000")
+
+
+def table(
+    of: Table,
+    *,
+    marked: Sequence[int] = (),
+    names: dict[int, str] | None = None,
+    merged: bool = False,
+) -> str:
+    """A table in full.
+
+    Args:
+        of: what it shows.
+        marked: numbers of rows that stand out.
+        names: what stands in the first column of some rows, in place of its cell.
+        merged: write a first cell only where it differs from the one above.
+    """
+    names = names or {}
+    numeric = [
+        n > 0 and all(not isinstance(row[n], str) for row in of.rows)
+        for n in range(len(of.columns))
+    ]
+    head = "".join(
+        f'<th scope="col"{_numeric(numeric[n])}>{escaped(name)}</th>'
+        for n, name in enumerate(of.columns)
+    )
+    rows, before = [], None
+    for number, row in enumerate(of.rows):
+        cells = []
+        for n, (column, value) in enumerate(zip(of.columns, row, strict=True)):
+            shown = names.get(number, cell(column, value)) if n == 0 else cell(column, value)
+            if n == 0:
+                repeated = ' class="again"' if merged and value == before else ""
+                before = value
+                cells.append(f'<th scope="row"{repeated}>{escaped(shown)}</th>')
+            else:
+                cells.append(f"<td{_numeric(numeric[n])}>{escaped(shown)}</td>")
+        kind = ' class="marked"' if number in marked else ""
+        rows.append(f"<tr{kind}>{''.join(cells)}</tr>")
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(of.name)}">'
+        f'<table data-table="{escaped(of.name)}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def findings(of: Table) -> str:
+    """What a table says, in sentences."""
+    return "".join(f"<p>{escaped(sentence)}</p>" for sentence in of.findings)
+
+
+def folded(summary: str, content: str) -> str:
+    """Something to open."""
+    return f"<details><summary>{escaped(summary)}</summary>{content}</details>"
+
+
+def described(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and what they stand for; the latter are markup already."""
+    each = "".join(f"<div><dt>{escaped(name)}</dt><dd>{value}</dd></div>" for name, value in rows)
+    return f"<dl>{each}</dl>"
+
+
+def _numeric(is_numeric: bool) -> str:
+    return ' class="n"' if is_numeric else ""

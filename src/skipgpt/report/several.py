@@ -1,0 +1,114 @@
+"""Several checkpoints on the same text, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipgpt.analysis import Table, depth_profiles, side_by_side
+from skipgpt.config import DataConfig
+from skipgpt.errors import ConfigError
+from skipgpt.report.content import FORMAT, Report
+from skipgpt.report.gather import OnStep, gather, names_of
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Reports of checkpoints, whose bases, tokenizers and depth may differ, on the same text.
+
+    Attributes:
+        title: of the page.
+        reports: by the name of the checkpoint, in the order they were asked for.
+        tables: what differs between them.
+    """
+
+    title: str
+    reports: dict[str, Report]
+    tables: tuple[Table, ...]
+
+    @classmethod
+    def of(cls, title: str, reports: dict[str, Report]) -> SideBySide:
+        """Reports that are there already.
+
+        Raises:
+            ConfigError: fewer than two.
+        """
+        if len(reports) < 2:
+            raise ConfigError(
+                "putting checkpoints side by side", got=f"{len(reports)}", expected="two or more"
+            )
+        facts = side_by_side({name: report.tables for name, report in reports.items()})
+        depth = depth_profiles({name: report.trace for name, report in reports.items()})
+        return cls(title, reports, (facts, depth))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of all checkpoints."""
+        return tuple(
+            f"{name}: {warning}"
+            for name, report in self.reports.items()
+            for warning in report.warnings
+        )
+
+    def __str__(self) -> str:
+        """For a terminal."""
+        return "\n".join(f"{name}: {report}" for name, report in self.reports.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "format": FORMAT,
+            "title": self.title,
+            "reports": {name: report.to_dict() for name, report in self.reports.items()},
+            "tables": {table.name: table.to_dict() for table in self.tables},
+            "warnings": list(self.warnings),
+        }
+
+
+def gather_several(
+    folders: Sequence[str],
+    sources: Sequence[str],
+    config: DataConfig,
+    *,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> SideBySide:
+    """Measure checkpoints one after the other on the same text.
+
+    Args:
+        folders: two checkpoints or more.
+        sources: of text.
+        config: how it is cut.
+        on_step: called with readings done and readings in all.
+        options: as `skipgpt.report.gather.gather` takes them.
+
+    Raises:
+        ConfigError: fewer than two folders.
+        SkipGPTError: see `gather`.
+    """
+    reports: dict[str, Report] = {}
+    for n, (name, folder) in enumerate(zip(names(folders), folders, strict=True)):
+
+        def step(done: int, of: int, n: int = n) -> None:
+            if on_step:
+                on_step(n * of + done, len(folders) * of)
+
+        reports[name] = gather(folder, sources, config, on_step=step, **options)
+    return SideBySide.of(f"{' and '.join(reports)} on {names_of(sources)}", reports)
+
+
+def names(folders: Sequence[str]) -> list[str]:
+    """A name of each folder that no other has, as short as that allows.
+
+    Example:
+        >>> names(["out/a/checkpoint", "out/b/checkpoint"])
+        ['a/checkpoint', 'b/checkpoint']
+    """
+    parts = [Path(folder).absolute().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(each[-count:]) for each in parts]
+        if len(set(found)) == len(found):
+            return found
+    return [f"{name} ({n})" for n, name in enumerate(found, 1)]

@@ -1,0 +1,88 @@
+"""A report in the form that was asked for, and into a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from skipgpt.atomic import staged, to_json
+from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.report.content import Report
+from skipgpt.report.figures import to_picture
+from skipgpt.report.markdown import several_to_markdown, to_markdown
+from skipgpt.report.page import to_html as page_of
+from skipgpt.report.several import SideBySide
+from skipgpt.report.several_page import to_html as page_of_several
+
+Format = Literal["html", "md", "json", "png", "svg"]
+
+
+def format_of(out: Path | None, asked: str | None) -> Format:
+    """The form that is asked for, or else that of the file's name, or else a page.
+
+    Raises:
+        ConfigError: there is no such form.
+
+    Example:
+        >>> format_of(Path("notes/report.md"), None)
+        'md'
+    """
+    suffix = out.suffix.lower().lstrip(".") if out else ""
+    name = asked or {"htm": "html", "markdown": "md", "": "html"}.get(suffix, suffix)
+    if name not in get_args(Format):
+        raise ConfigError(
+            "choosing the format of the report",
+            got=repr(name),
+            expected=", ".join(get_args(Format)),
+            todo="name it with --format",
+        )
+    return cast("Format", name)
+
+
+def rendered(report: Report | SideBySide, form: Format) -> bytes:
+    """The content of a file.
+
+    Args:
+        report: of one checkpoint or of several.
+        form: of the file.
+
+    Raises:
+        MissingExtraError: a picture without the extra `report`.
+
+    Example:
+        Path("report.svg").write_bytes(rendered(report, "svg"))
+    """
+    if form == "json":
+        made = to_json(report.to_dict())
+    elif form == "html":
+        made = page_of(report) if isinstance(report, Report) else page_of_several(report)
+    elif form == "md":
+        made = to_markdown(report) if isinstance(report, Report) else several_to_markdown(report)
+    else:
+        reports = {report.title: report} if isinstance(report, Report) else report.reports
+        return to_picture(reports, form)
+    return made.encode()
+
+
+def check_writable(out: Path) -> None:
+    """Raise if a file cannot be written; before the work, not after it.
+
+    Raises:
+        CheckpointError: it is a folder, or its folder cannot be written to.
+    """
+    if out.is_dir():
+        raise CheckpointError(
+            f"writing to {out}", got="a folder", expected="a file", todo="name a file with -o"
+        )
+    with staged(out.parent):
+        pass
+
+
+def write(out: Path, content: bytes) -> None:
+    """Write a file in one go: a failure leaves what was there.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    with staged(out.parent) as stage:
+        (stage / out.name).write_bytes(content)
