@@ -40,4 +40,6 @@ def test_two_demos_with_one_seed_give_the_same_numbers_and_every_file(
     for value in (row["nll_per_token"] for row in numbers["rows"].values()):
         assert f"{value:.4f}" in first.table()
     assert read_info(tmp_path / "first" / "checkpoint").stages == ("router", "lora")
-    assert "What nano skips" in (tmp_path / "first" / "map.html").read_text()
+    page = (tmp_path / "first" / "report.html").read_text()
+    assert "What does it skip?" in page
+    assert "What does it skip?" in (tmp_path / "second" / "report.html").read_text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ from typing import Any
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.units import sites_of
 from skipgpt.checkpoint import load
-from skipgpt.config import recipe
-from skipgpt.data import load_blocks
+from skipgpt.config import DataConfig, recipe
+from skipgpt.data import load_blocks, read_documents, split_documents
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import deciding, execution
+from skipgpt.report.gather import gather
+from skipgpt.report.page import to_html
 from skipgpt.report.routing_map import RoutingMap, routing_map
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.settings import override
@@ -110,7 +113,7 @@ def demo(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> DemoResult:
-    """Run the chain and write checkpoint, `demo.json` and `map.html` into `out`.
+    """Run the chain and write checkpoint, `demo.json` and `report.html` into `out`.
 
     Args:
         out: replaced if it is there.
@@ -154,11 +157,21 @@ def demo(
         target_sparsity=sparsity,
         seed=seed,
     )
+    logger.info("writing the report")
+    report = gather(
+        out / "checkpoint", [_held_out(config.data)], config.data, max_tokens=4096, **where
+    )
     with staged(out) as stage:
         (stage / "demo.json").write_text(to_json(result.to_dict()), encoding="utf-8")
-        page = result.map.to_html("What nano skips in a short program")
-        (stage / "map.html").write_text(page, encoding="utf-8")
+        (stage / "report.html").write_text(to_html(report), encoding="utf-8")
     return result
+
+
+def _held_out(config: DataConfig) -> str:
+    """The file of a module that was not trained on, long enough to fill a page."""
+    documents = split_documents(read_documents(["stdlib"], config), config.held_out)[1]
+    long_first = sorted(documents, key=lambda document: len(document.text) < 8192)
+    return str(Path(sysconfig.get_paths()["stdlib"], long_first[0].name))
 
 
 def _static(model: Any, blocks: Any, config: Any) -> list[Site]:

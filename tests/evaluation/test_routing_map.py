@@ -1,5 +1,4 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -65,61 +64,6 @@ def test_tokens_cannot_steer_the_terminal() -> None:
     text = RoutingMap(["\r", "\x1b[31m", "a\nb"], [[True]] * 3, [[True]] * 3).to_terminal(False)
     assert len(text.splitlines()) == 4
     assert all(character.isprintable() for line in text.split("\n") for character in line)
-
-
-class _Reader(HTMLParser):
-    """Tags, attributes and text of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text: dict[str, str] = {}
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        for tag in set(self.open):
-            self.text[tag] = self.text.get(tag, "") + data
-
-
-def test_the_page_escapes_tokens_and_title() -> None:
-    made = RoutingMap(["<script>alert(1)</script>", "{x}"], [[True]] * 2, [[False]] * 2)
-    page = made.to_html("a <b> & {title}")
-    reader = _Reader(page)
-    assert "script" not in {tag for tag, _ in reader.tags}
-    assert reader.open == []
-    assert reader.text["pre"] == "<script>alert(1)</script>{x}"
-    assert reader.text["h1"] == reader.text["title"] == "a <b> & {title}"
-
-
-def test_the_page_loads_nothing_from_elsewhere() -> None:
-    page = SMALL.to_html("map")
-    assert not re.search(r"https?:|//|@import|url\(", page)
-    assert {tag for tag, _ in _Reader(page).tags}.isdisjoint({"script", "link", "img", "iframe"})
-    assert not any({"src", "href"} & attributes.keys() for _, attributes in _Reader(page).tags)
-
-
-def test_the_page_has_two_cells_a_layer_and_shades_by_compute() -> None:
-    reader = _Reader(SMALL.to_html("map"))
-    cells = [attributes["class"] for tag, attributes in reader.tags if tag == "td"]
-    assert cells == ["a", "m e", "a", "m e", "a", "n e", "n", "m e", "n", "n e", "n", "n e"]
-    titles = [attributes["title"] for tag, attributes in reader.tags if tag == "span"]
-    assert titles == ["4 of 4 modules", "2 of 4 modules", "0 of 4 modules"]
-    shades = [attributes["style"] for tag, attributes in reader.tags if tag == "span"]
-    assert len(set(shades)) == 3
-    assert "50.0% of all" in " ".join(reader.text["p"].split())
-
-
-def test_equal_compute_divides_by_no_zero() -> None:
-    RoutingMap(["a", "b"], [[True]] * 2, [[True]] * 2).to_html("same")
 
 
 def test_an_empty_text_is_refused() -> None:

@@ -15,7 +15,7 @@ NAME = "demo"
 HELP = """Run the whole chain on the embedded base model, offline, in a few minutes.
 
 Trains routers, calibrates, heals with LoRA, measures it all against the dense model and static
-removal, and maps what was skipped. Writes checkpoint, demo.json and map.html.
+removal, and maps what was skipped. Writes checkpoint, demo.json and report.html.
 """ + options.examples("skipgpt demo", "skipgpt demo --sparsity 0.4 --out /tmp/demo --json")
 
 
@@ -42,4 +42,4 @@ def run(
     for name, text in result.samples.items():
         print(f"\n--- {name} sample ---\n{PROMPT}{text}")
     print("\n" + result.map.to_terminal(colour=sys.stdout.isatty()))
-    print(f"\n{out}/checkpoint   {out}/demo.json   {out}/map.html")
+    print(f"\n{out}/checkpoint   {out}/demo.json   {out}/report.html")

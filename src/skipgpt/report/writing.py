@@ -61,7 +61,7 @@ def rendered(report: Report | SideBySide, form: Format) -> bytes:
     else:
         reports = {report.title: report} if isinstance(report, Report) else report.reports
         return to_picture(reports, form)
-    return made.encode()
+    return made.encode(errors="replace")  # of file names that are no Unicode
 
 
 def check_writable(out: Path) -> None:

@@ -1,0 +1,380 @@
+"""The page in a real browser: from disk, without a network."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from browser import agrees, opened
+from made_report import DIAL, WORDS, made, warned
+from skipgpt.report.content import read_bits
+from skipgpt.report.page import to_html
+from skipgpt.report.several import SideBySide
+from skipgpt.report.several_page import to_html as side_by_side_html
+
+TAB, LEFT, UP, RIGHT, DOWN = "\ue004", "\ue012", "\ue013", "\ue014", "\ue015"
+END, HOME = "\ue010", "\ue011"
+FOCUSED = "return document.activeElement.number"
+
+
+def test_only_the_file_is_read_and_the_console_stays_silent(tmp_path: Path) -> None:
+    page = opened(to_html(made()), tmp_path)
+    assert page.requests.count(page.address) == 1
+    assert all(url == page.address or url.startswith("data:") for url in page.requests)
+    assert page.console == []
+    assert page.run("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_every_number_is_that_of_the_json(tmp_path: Path) -> None:
+    report = made()
+    plain = json.loads(json.dumps(report.to_dict()))
+    page = opened(to_html(report), tmp_path)
+    found = page.run(
+        "return [...document.querySelectorAll('data[data-key]')]"
+        ".map((e) => [e.dataset.key, e.value, e.textContent])"
+    )
+    assert {"routed.nll_per_token", "routed.sparsity.module", "excess_nll"} <= {f[0] for f in found}
+    for key, value, shown in found:
+        there = plain
+        for name in key.split("."):
+            there = there[name]
+        assert float(value) == there, key
+        assert agrees(shown.lstrip("+\N{MINUS SIGN}"), abs(there)), (key, shown, there)
+
+
+def test_every_table_is_that_of_the_json(tmp_path: Path) -> None:
+    report = made()
+    page = opened(to_html(report), tmp_path)
+    shown = page.run(
+        "return [...document.querySelectorAll('[data-table]')].map((table) => [table.dataset.table,"
+        "[...table.tBodies[0].rows].map((row) => [...row.cells].map((c) => c.textContent))])"
+    )
+    tables = report.to_dict()["tables"]
+    assert {name for name, _ in shown} == tables.keys()
+    for name, rows in shown:
+        assert len(rows) == len(tables[name]["rows"]) > 0
+        for cells, values in zip(rows, tables[name]["rows"], strict=True):
+            for cell, value in list(zip(cells, values, strict=True))[name == "stress" :]:
+                if isinstance(value, str):
+                    assert cell == value
+                else:
+                    assert agrees(cell, value), (name, cell, value)
+
+
+def test_the_knee_is_marked_in_table_and_curve(tmp_path: Path) -> None:
+    report = made()
+    knee = report.table("stress").facts["knee"]
+    page = opened(to_html(report), tmp_path)
+    (row,) = page.all("[data-table='stress'] tr.marked")
+    assert "knee" in row.text
+    assert agrees(row.find_elements("css selector", "td")[0].text, knee)
+    assert "knee" in page.texts(".chart text")
+
+
+def test_the_dial_recolours_text_and_maps_exactly(tmp_path: Path) -> None:
+    report = made()
+    plain = report.to_dict()
+    page = opened(to_html(report), tmp_path)
+    shape = (3, 2, len(WORDS) * 4)
+    for stop, there in enumerate(plain["dial"]):
+        page.run(
+            "const d = document.querySelector('[data-dial]'); d.value = arguments[0];"
+            "d.dispatchEvent(new Event('input'))",
+            stop,
+        )
+        keep = read_bits(there["keep"], shape)
+        ran = keep.sum((0, 1)).tolist()
+        shades = page.run(
+            "const tokens = document.querySelectorAll('[role=option]');"
+            "return [...tokens].map((token) => +token.className.slice(1))"
+        )
+        for (few, pale), (many, strong) in pairwise(sorted(zip(ran, shades, strict=True))):
+            assert pale == strong if few == many else pale <= strong
+        assert len(set(shades)) > 1 or len(set(ran)) == 1
+        for kind, name in enumerate(("attn", "mlp")):
+            assert _map(page, name, shape[2]) == keep[:, kind].tolist()
+        said = {e.get_attribute("data-value"): e.text for e in page.all("[data-stop] [data-value]")}
+        assert agrees(said["asked"], there["asked"])
+        assert agrees(said["module"], there["sparsity"]["module"])
+        assert agrees(said["nll_per_token"], there["nll_per_token"])
+        assert agrees(said["excess"], there["nll_per_token"] - plain["dense"]["nll_per_token"])
+
+
+def _map(page, kind: str, tokens: int) -> list[list[bool]]:
+    """Which cells of a map are filled, by its pixels."""
+    return page.run(
+        """
+        const canvas = document.querySelector(`[data-map='${arguments[0]}']`);
+        const pen = canvas.getContext("2d");
+        const plot = canvas.width - 84;
+        const bare = document.createElement("canvas").getContext("2d");
+        bare.fillStyle = getComputedStyle(canvas).getPropertyValue("--none");
+        bare.fillRect(0, 0, 1, 1);
+        const none = bare.getImageData(0, 0, 1, 1).data.join();
+        return [0, 1, 2].map((layer) => Array.from({ length: arguments[1] }, (_, token) =>
+          // a quarter into the cell, beside the line at the chosen token
+          pen.getImageData(24 + Math.round(((token + 0.25) * plot) / arguments[1]),
+            layer * 12 + 5, 1, 1).data.join() !== none));
+        """,
+        kind,
+        tokens,
+    )
+
+
+def test_a_token_shows_its_column_of_modules_and_its_surprisal(tmp_path: Path) -> None:
+    report = made()
+    page = opened(to_html(report), tmp_path)
+    keep = report.stops[report.at].keep
+    surprisal = report.to_dict()["text"]["surprisal"]
+    page.run("document.querySelector('[role=option]').focus()")
+    for number in range(18):
+        if number:
+            page.press(RIGHT)
+        cells = page.run(
+            "return [...document.querySelectorAll('.column i')].map((c) => c.classList[1])"
+        )
+        wanted = keep[:, :, number].T.flatten().tolist()
+        assert cells == ["kept" if ran else "skipped" for ran in wanted]
+        ran, told = (page.one(f"[data-token] [data-value={n}]").text for n in ("ran", "surprisal"))
+        assert ran == f"{sum(wanted)} of 6 modules"
+        if surprisal[number] is None:
+            assert told == "none: first of its row"
+        else:
+            assert told == f"{surprisal[number]:.3f} nats"
+
+
+def test_the_text_is_walked_with_the_keyboard(tmp_path: Path) -> None:
+    page = opened(to_html(made(WORDS * 40, row=500)), tmp_path)
+    last = len(WORDS) * 40 - 1
+    page.run("document.querySelector('[data-dial]').focus()")
+    while page.run(FOCUSED) is None:  # what lies between the dial and the text takes the focus, too
+        page.press(TAB)
+    assert page.run(FOCUSED) == 0
+    for key, there in ((RIGHT, 1), (RIGHT, 2), (LEFT, 1), (END, last), (RIGHT, last), (HOME, 0)):
+        page.press(key)
+        assert page.run(FOCUSED) == there
+        assert len(page.all("[role=option][tabindex='0']")) == 1
+        assert len(page.all("[role=option][aria-selected='true']")) == 1
+    page.press(LEFT)
+    assert page.run(FOCUSED) == 0
+    page.press(DOWN)
+    below = page.run(FOCUSED)
+    assert below > 1
+    tops = "return arguments[0].map((n) => document.querySelectorAll('[role=option]')[n].offsetTop)"
+    first, second = page.run(tops, [0, below])
+    assert second > first
+    page.press(UP)
+    assert page.run(FOCUSED) == 0
+
+
+def test_the_focus_can_be_seen(tmp_path: Path) -> None:
+    page = opened(to_html(made()), tmp_path)
+    page.run("document.querySelector('nav a').focus({ focusVisible: true })")
+    assert page.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.run("document.querySelector('[role=option]').focus()")
+    assert page.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_the_dial_is_a_labelled_range_that_keys_turn(tmp_path: Path) -> None:
+    page = opened(to_html(made()), tmp_path)
+    dial = page.one("[data-dial]")
+    assert dial.get_attribute("type") == "range"
+    assert dial.accessible_name == "Budget dial"
+    assert page.one("output").get_attribute("for") == dial.get_attribute("id")
+    page.run("arguments[0].focus()", dial)
+    page.press(RIGHT)
+    assert dial.get_attribute("value") == "2"
+    assert dial.get_attribute("aria-valuetext").startswith(f"{100 * DIAL[2]:.1f}% asked")
+    page.press(HOME)
+    assert dial.get_attribute("value") == "0"
+    assert page.one("[data-token] [data-value=ran]").text == "6 of 6 modules"
+    page.all(".dot")[3].click()
+    assert dial.get_attribute("value") == "3"
+
+
+def test_pointing_at_a_token_or_a_map_shows_it(tmp_path: Path) -> None:
+    page = opened(to_html(made()), tmp_path)
+    over = "arguments[0].dispatchEvent(new MouseEvent('mouseover', { bubbles: true }))"
+    page.run(over, page.all("[role=option]")[5])
+    assert page.one("[data-token] .place").text == "row 1, token 6"
+    page.run(
+        "const map = document.querySelector('[data-map]'); const box = map.getBoundingClientRect();"
+        "map.dispatchEvent(new MouseEvent('click', { clientX: box.left + 24 + box.width - 85 }))"
+    )
+    assert page.run(FOCUSED) == len(WORDS) * 4 - 1
+
+
+def test_landmarks_headings_and_names_are_there(tmp_path: Path) -> None:
+    page = opened(to_html(warned(made(), "half of it is fixed")), tmp_path)
+    for landmark in ("header", "nav[aria-label]", "main", "footer", "h1", "[aria-live=polite]"):
+        page.one(landmark)
+    assert page.run("return document.documentElement.lang") == "en"
+    levels = page.run(
+        "return [...document.querySelectorAll('h1, h2, h3, h4')].map((h) => +h.tagName[1])"
+    )
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert [text[1:] for text in page.texts("h2")] == [
+        "What is this checkpoint?",
+        "What does it cost, and what does it lose?",
+        "What does it skip?",
+        "Is routing healthy?",
+        "How was it made?",
+    ]
+    page.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    for region in page.all("section, [role=listbox], [role=img], [role=region], [data-dial]"):
+        assert region.accessible_name
+    ids = page.run("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+    links = page.run("return [...document.querySelectorAll('a')].map((a) => a.hash.slice(1))")
+    assert set(links) <= set(ids)
+    health = page.one("#health").text
+    assert health.index("half of it is fixed") < health.index("always on")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_text_can_be_read_on_every_shade(tmp_path: Path, scheme: str) -> None:
+    page = opened(to_html(made()), tmp_path, scheme=scheme)
+    colours = page.run(
+        """
+        const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+        const seen = (colour) => {
+          pen.fillStyle = colour;
+          pen.fillRect(0, 0, 1, 1);
+          return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+        };
+        const shades = [...document.querySelectorAll(".steps i")];
+        return [seen(getComputedStyle(document.body).color),
+          ...shades.map((shade) => seen(getComputedStyle(shade).backgroundColor))];
+        """
+    )
+    ink, *shades = (_luminance(colour) for colour in colours)
+    assert len(shades) == 11
+    assert all(_contrast(ink, shade) >= 4.5 for shade in shades)
+    steps = [_contrast(one, other) for one, other in pairwise(shades)]
+    assert min(steps) > 1  # lightness alone tells every shade from the next
+    assert shades == sorted(shades, reverse=scheme == "light")
+
+
+def _luminance(colour: list[int]) -> float:
+    """Of sRGB, as WCAG 2 defines it."""
+    parts = (c / 255 for c in colour)
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+LONG = ["supercalifragilistic" * 20, *WORDS * 20]
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_a_narrow_page_does_not_scroll_sideways(tmp_path: Path, width: int) -> None:
+    report = made(LONG, layers=32, title="a-very-long-name-without-a-break" * 4)
+    pages = [
+        to_html(report),
+        side_by_side_html(SideBySide.of("two", {"a" * 60: report, "b": made()})),
+    ]
+    for html in pages:
+        page = opened(html, tmp_path, width=width)
+        page.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+        assert page.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_on_paper_all_of_the_text_is_there_in_its_colours(tmp_path: Path) -> None:
+    page = opened(to_html(made(WORDS * 200)), tmp_path, media="print", scheme="dark")
+    text = "const t = document.querySelector('[data-text]'); return "
+    assert page.run(text + "t.scrollHeight <= t.clientHeight + 1")
+    assert page.run(text + "getComputedStyle(t.querySelector('span')).printColorAdjust") == "exact"
+    assert (
+        page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    )
+    assert page.tool("Page.printToPDF")["data"]
+
+
+def test_without_scripts_the_numbers_are_there_and_the_rest_is_said(tmp_path: Path) -> None:
+    report = made()
+    page = opened(to_html(report), tmp_path, scripts=False)
+    text = page.one("main").text
+    assert "drawn by a script, which is switched off" in text
+    assert f"{report.measured.nll_per_token:.3f}" in text
+    assert f"{100 * report.measured.sparsity['module']:.1f}%" in text
+
+
+HOSTILE = (
+    "</script><script>window.broken = 1</script>",
+    "<img src=x onerror='window.broken = 2'>",
+    "<!--",
+    "&lt;b&gt;",
+    "\u2028\u2029",
+    "\"'`${window.broken = 3}{{title}}",
+    "\u202ereversed",
+    "\x00\x1b[31m",
+    "\ufeff",
+)
+
+
+def test_a_text_cannot_become_markup(tmp_path: Path) -> None:
+    worst = " ".join(HOSTILE[:6])
+    report = warned(made(HOSTILE * 4, title=worst), worst)
+    report.facts["sources"] = [worst]
+    report.facts["notes"] = [worst]
+    report.checkpoint["base"] = worst
+    report.run["run"]["config"] = {worst: worst}
+    report.run["run"]["command"] = [worst]
+    page = opened(to_html(report), tmp_path)
+    assert page.console == []
+    assert page.run("return window.broken === undefined")
+    assert page.all("img") == []
+    assert len(page.all("script")) == 2  # the data, and the page's own
+    assert page.run("return document.querySelector('h1').textContent") == worst
+    shown = page.texts("[role=option]")
+    assert shown[:6] == list(HOSTILE[:6])
+    assert shown[6:9] == [
+        "\N{REPLACEMENT CHARACTER}reversed",
+        "␀␛[31m",
+        "\N{REPLACEMENT CHARACTER}",
+    ]
+
+
+def test_without_a_dial_there_is_none_and_it_is_said(tmp_path: Path) -> None:
+    page = opened(to_html(made(dial=(0.25,))), tmp_path)
+    assert page.console == []
+    assert page.all("[data-dial]") == []
+    assert "not calibrated, so it has no dial" in page.one("main").text
+    assert page.one("[data-token] [data-value=ran]").text.endswith("of 6 modules")
+
+
+def test_side_by_side_each_checkpoint_has_its_own_dial(tmp_path: Path) -> None:
+    reports = {"one": made(), "other": made(WORDS * 2, layers=5, seed=1)}
+    page = opened(side_by_side_html(SideBySide.of("two", reports)), tmp_path)
+    assert page.console == []
+    first, second = page.all("[data-dial]")
+    page.run("arguments[0].focus()", second)
+    page.press(END)
+    assert (first.get_attribute("value"), second.get_attribute("value")) == ("1", "3")
+    assert len(page.all("[data-reader] [role=option]")) == len(WORDS) * 6
+    ids = page.run("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+    plain = SideBySide.of("two", reports).to_dict()
+    for key, value in page.run(
+        "return [...document.querySelectorAll('td data')].map((e) => [e.dataset.key, e.value])"
+    ):
+        start, name, rest = key.split("/")
+        there = plain[start][name]
+        for part in rest.split("."):
+            there = there[part]
+        assert float(value) == there
+
+
+def test_a_long_text_of_a_deep_model_is_small_and_complete(tmp_path: Path) -> None:
+    report = made(WORDS * 400, layers=32, row=512, dial=[n / 10 for n in range(9)])
+    html = to_html(report)
+    assert len(html.encode()) < 4_000_000
+    page = opened(html, tmp_path)
+    assert len(page.all("[role=option]")) == 4096
+    assert "The first 4,096 tokens are shown." in page.one("#skips").text
