@@ -38,13 +38,13 @@ class Axis:
 
     Attributes:
         name: with its unit.
-        said: a number of it for people.
+        said: a number of it for people; with as many digits as its ticks need where None.
         low: where it begins; as the data have it where None.
         high: where it ends; likewise.
     """
 
     name: str
-    said: Callable[[float], str] = "{:g}".format
+    said: Callable[[float], str] | None = None
     low: float | None = None
     high: float | None = None
 
@@ -136,13 +136,20 @@ def _grid(across: Scale, up: Scale, x: Axis, y: Axis, place: Callable[[Point], P
     for at in _ticks(*up):
         _, height = place((across[0], at))
         parts.append(f'<path class="grid" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(_text(LEFT - 7, height + 4, y.said(at), "end"))
+        parts.append(_text(LEFT - 7, height + 4, _said(y, at, up), "end"))
     for at in _ticks(*across):
         left, _ = place((at, up[0]))
-        parts.append(_text(left, HEIGHT - BOTTOM + 17, x.said(at), "middle"))
+        parts.append(_text(left, HEIGHT - BOTTOM + 17, _said(x, at, across), "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x.name, "middle"))
     parts.append(_text(0, 12, y.name, "start"))
     return "".join(parts)
+
+
+def _said(axis: Axis, at: float, scale: Scale) -> str:
+    if axis.said:
+        return axis.said(at)
+    digits = max(0, -math.floor(math.log10(scale[2]) + 1e-9))
+    return f"{at:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _ticks(low: float, high: float, step: float) -> list[float]:

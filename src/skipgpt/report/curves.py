@@ -25,7 +25,7 @@ def loss_curve(report: Report) -> str:
         "Loss against budget",
         [Line("routed", "one", points, dots=True)],
         Axis("modules skipped", whole_percent, low=0),
-        Axis("nats a token", "{:.4g}".format),
+        Axis("nats a token"),
         level=("dense base", report.dense.nll_per_token),
         marks=[("knee", knee)] if knee is not None else [],
     )
@@ -44,7 +44,7 @@ def loss_curves(reports: Mapping[str, Report]) -> str:
         "Excess over the dense base against budget",
         lines,
         Axis("modules skipped", whole_percent, low=0),
-        Axis("nats a token", "{:.4g}".format),
+        Axis("nats a token"),
         level=("dense bases", 0.0),
     )
 
@@ -60,7 +60,7 @@ def position_curves(table: Table) -> str:
     return line_chart(
         f"Modules kept along a row, sliding mean of {width} tokens",
         lines,
-        Axis("place in the row", "{:.0f}".format, low=0),
+        Axis("place in the row", low=0),
         Axis("share of tokens", whole_percent, low=0, high=1),
     )
 
@@ -95,9 +95,9 @@ def training_curves(metrics: Sequence[dict[str, Any]], target: float, points: in
     charts = []
     for stage, lines in stages.items():
         thinned = lines[:: max(1, len(lines) // points)]
-        steps = Axis("step", "{:.0f}".format, low=0)
+        steps = Axis("step", low=0)
         for key, title, axis in (
-            ("lm_loss", "language-model loss", Axis("nats a token", "{:.4g}".format)),
+            ("lm_loss", "language-model loss", Axis("nats a token")),
             ("sparsity", "modules skipped", Axis("share", whole_percent, low=0)),
         ):
             values = [(line["step"], line[key]) for line in thinned if _is_number(line.get(key))]

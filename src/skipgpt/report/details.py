@@ -116,8 +116,10 @@ def _bars(of: Table) -> str:
             for kind, rate in (("attn", float(attn or 0)), ("mlp", float(mlp or 0)))
         )
         rows.append(f'<tr><th scope="row">{layer}</th>{cells}</tr>')
+    size = " many" * (len(of.rows) > 16)
     return (
-        f'<table class="bars" data-table="{escaped(of.name)}"><thead><tr><th scope="col">layer</th>'
+        f'<table class="bars{size}" data-table="{escaped(of.name)}"><thead><tr>'
+        '<th scope="col">layer</th>'
         '<th scope="col">attention</th><th scope="col">MLP</th></tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table><p class="note">Share of tokens that run each '
         f"module.</p>{findings(of)}"

@@ -1,6 +1,7 @@
 /* Layers by tokens on a canvas. A column holds as many tokens as do not fit by themselves. */
 
 const LEFT = 24; // layer numbers
+const ABOVE = 3; // half of the first of them
 const RIGHT = 60; // share of tokens of each layer
 
 class MapView {
@@ -21,13 +22,13 @@ class MapView {
     this.width = this.canvas.parentElement.clientWidth;
     this.plot = this.width - LEFT - RIGHT;
     const high = layers > 40 ? 4 : layers > 20 ? 7 : 12;
-    const below = 8;
+    const below = 8 + ABOVE;
     this.canvas.width = Math.round(this.width * density);
     this.canvas.height = Math.round((layers * high + below) * density);
     this.canvas.style.height = `${layers * high + below}px`;
     const pen = this.canvas.getContext("2d");
     pen.scale(density, density);
-    pen.translate(LEFT, 0);
+    pen.translate(LEFT, ABOVE);
     const style = getComputedStyle(this.canvas);
     const [ink, none, colour] = ["--ink", "--none", this.kind ? "--mlp" : "--attn"].map((name) =>
       style.getPropertyValue(name),
@@ -70,8 +71,8 @@ class MapView {
     const x = ((selected + 0.5) / tokens) * this.plot;
     pen.beginPath(); // an arrow below, and a hair line through
     pen.moveTo(x, layers * high);
-    pen.lineTo(x - 4, layers * high + below);
-    pen.lineTo(x + 4, layers * high + below);
+    pen.lineTo(x - 4, layers * high + 8);
+    pen.lineTo(x + 4, layers * high + 8);
     pen.fill();
     pen.globalAlpha = 0.6;
     pen.fillRect(x - 0.5, 0, 1, layers * high);
