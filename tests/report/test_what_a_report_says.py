@@ -191,6 +191,11 @@ def test_a_chart_of_equal_values_has_an_axis() -> None:
     assert tick_step(0, 0.81) == pytest.approx(0.2)
 
 
+def test_commands_in_a_warning_are_code_and_nothing_else_is_markup() -> None:
+    page = to_html(warned(made(), "use `skipgpt export <b>`, `"))
+    assert "use <code>skipgpt export &lt;b&gt;</code>, `" in page
+
+
 def test_numbers_for_people() -> None:
     assert [amount(n) for n in (999, 1000, 16446272, 2.5e12)] == [
         "999",

@@ -9,7 +9,7 @@ from typing import Any
 from skipgpt.analysis.table import Table
 from skipgpt.report.content import Report
 from skipgpt.report.curves import position_curves, training_curves
-from skipgpt.report.markup import described, escaped, findings, folded, percent, table
+from skipgpt.report.markup import described, escaped, findings, folded, percent, sentence, table
 
 NO_DIAL = (
     "This checkpoint is not calibrated, so it has no dial: text and maps show the one setting that "
@@ -78,7 +78,7 @@ def what_it_skips(report: Report) -> str:
 def how_healthy(report: Report) -> str:
     """Warnings, then what the health table says."""
     of = report.table("health")
-    warnings = "".join(f'<p class="warning">{escaped(w)}</p>' for w in report.warnings)
+    warnings = "".join(f'<p class="warning">{sentence(w)}</p>' for w in report.warnings)
     none = '<p class="fine">No warnings.</p>'
     return f"{warnings or none}{findings(of)}{folded('All modules', table(of))}"
 

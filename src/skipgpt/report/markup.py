@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,11 @@ SHARES = ("keep rate", "sparsity", "asked", "neighbours agree", "by chance", "%"
 def escaped(text: object) -> str:
     """Any text as the content or the attribute of an element."""
     return html.escape(str(text), quote=True)
+
+
+def sentence(text: str) -> str:
+    """A sentence of an analysis, with `commands` in the type of code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escaped(text))
 
 
 def embedded(value: Any) -> str:
@@ -125,7 +131,7 @@ def table(
 
 def findings(of: Table) -> str:
     """What a table says, in sentences."""
-    return "".join(f"<p>{escaped(sentence)}</p>" for sentence in of.findings)
+    return "".join(f"<p>{sentence(each)}</p>" for each in of.findings)
 
 
 def folded(summary: str, content: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from skipgpt.report.content import Report
 from skipgpt.report.details import dial, how_healthy, how_it_was_made, reader, what_it_skips
-from skipgpt.report.markup import embedded, escaped
+from skipgpt.report.markup import embedded, escaped, sentence
 from skipgpt.report.shell import Section, numbered, page
 from skipgpt.report.summary import lead, what_it_costs, what_it_is
 
@@ -67,5 +67,5 @@ def _first_warning(report: Report) -> str:
         return ""
     return (
         f'<p class="warning"><a href="#health">Routing has {count} '
-        f"warning{'s' * (count > 1)}</a>: {escaped(report.warnings[0])}</p>"
+        f"warning{'s' * (count > 1)}</a>: {sentence(report.warnings[0])}</p>"
     )
