@@ -27,6 +27,11 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
 
+TAB, LEFT, UP, RIGHT, DOWN = "\ue004", "\ue012", "\ue013", "\ue014", "\ue015"
+END, HOME = "\ue010", "\ue011"
+FOCUSED = "return document.activeElement.number"
+"""Of the token that has the focus."""
+
 
 @functools.cache
 def _driver() -> Any:
