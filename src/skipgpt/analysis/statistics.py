@@ -49,4 +49,4 @@ def entropy_bits(share: Tensor) -> Tensor:
     """Bits of a yes or no that is yes with this probability; 1 at one half, 0 at 0 and 1."""
     p = share.double()
     nats: Tensor = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p))
-    return nats / math.log(2)
+    return (nats / math.log(2)).abs()  # never -0

@@ -56,7 +56,7 @@ def stress(
         )
     knee = knee_of(points)
     facts = {"knee": points[knee][0]} if knee is not None else {}
-    finding = "The loss rises evenly: there is no knee."
+    finding = "There is no knee: the loss does not bend upwards anywhere."
     if knee is not None:
         finding = (
             f"The knee is at {points[knee][0]:.0%}: from {points[0][0]:.0%} up to there the loss "

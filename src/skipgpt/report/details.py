@@ -87,9 +87,13 @@ def how_it_was_made(report: Report) -> str:
     """Settings and training curves, as far as the folder holds them."""
     if not report.run:
         return "<p>The folder of the checkpoint does not say: it holds no run.json.</p>"
-    run = report.run.get("run", {})
-    config = run.get("config", {})
     charts = training_curves(report.run.get("metrics", []), report.checkpoint["target_sparsity"])
+    return f'<div class="charts">{charts}</div>{settings_of(report.run.get("run", {}))}'
+
+
+def settings_of(run: dict[str, Any]) -> str:
+    """What run.json says: data, command, versions, and every setting."""
+    config = run.get("config", {})
     rows = [("Data", escaped(", ".join(map(str, run.get("data", [])))))] if run.get("data") else []
     if run.get("command"):
         rows.append(("Command", f"<code>{escaped(' '.join(map(str, run['command'])))}</code>"))
@@ -100,10 +104,8 @@ def how_it_was_made(report: Report) -> str:
     settings = described(
         [(name, f"<code>{escaped(value)}</code>") for name, value in _flat(config)]
     )
-    return (
-        described(rows)
-        + f'<div class="charts">{charts}</div>'
-        + (folded("All settings", f'<div class="settings">{settings}</div>') if config else "")
+    return described(rows) + (
+        folded("All settings", f'<div class="settings">{settings}</div>') if config else ""
     )
 
 

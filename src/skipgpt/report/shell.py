@@ -40,6 +40,7 @@ def page(
     main: str | None = None,
     footer: str = "",
     script: str | None = None,
+    refresh: int | None = None,
 ) -> str:
     """A page of numbered sections.
 
@@ -51,6 +52,7 @@ def page(
         main: the sections as markup, where they are more than one after the other.
         footer: markup.
         script: in place of the reader's own; empty for a page without one.
+        refresh: seconds after which a browser reads the page again.
     """
     code = "".join(map(asset, SCRIPTS)) if script is None else script
     code = f'"use strict";\n{code}' if code else ""
@@ -61,6 +63,7 @@ def page(
         {
             "policy": f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; {allowed}",
             "version": escaped(version("skipgpt")),
+            "refresh": f'<meta http-equiv="refresh" content="{refresh}">' if refresh else "",
             "title": escaped(title),
             "kind": escaped(kind),
             "style": "".join(map(asset, STYLES)),

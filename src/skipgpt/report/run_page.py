@@ -1,0 +1,102 @@
+"""A training run as a page, also while it is going on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from skipgpt.errors import CheckpointError
+from skipgpt.report.curves import training_curves
+from skipgpt.report.details import settings_of
+from skipgpt.report.markup import described, escaped
+from skipgpt.report.run_files import METRICS, RUN, read_run
+from skipgpt.report.shell import Section, page
+
+REFRESH = 20
+"""Seconds after which the page of a run that goes on reads itself again."""
+
+
+def run_summary(folder: Path) -> dict[str, Any]:
+    """How far a run is, and its last numbers, as plain JSON types.
+
+    Returns:
+        `stages` (each with `steps` done, `of` and the `last` line of metrics.jsonl), `finished`,
+        `target_sparsity`, `base` and `data`.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    found = _run_in(folder)
+    run, config = found["run"], found["run"].get("config", {})
+    over = run.get("finished", [])
+    stages = {}
+    for name in config.get("stages", []):
+        lines = [line for line in found.get("metrics", []) if line.get("stage") == name]
+        settings = config.get("lora_stage" if name == "lora" else "router_stage", {})
+        of = settings.get("steps", 0)
+        done = of if name in over else max((line.get("step", 0) for line in lines), default=0)
+        stages[name] = {"steps": done, "of": of, "last": lines[-1] if lines else None}
+    return {
+        "stages": stages,
+        "finished": bool(stages) and all(name in over for name in stages),
+        "target_sparsity": config.get("target_sparsity"),
+        "base": run.get("base"),
+        "data": run.get("data"),
+    }
+
+
+def run_page(folder: Path) -> str:
+    """The run as one self-contained HTML page, which reads itself again until the run is over.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+
+    Example:
+        Path("run.html").write_text(run_page(Path("out/nano-25")))
+    """
+    found, summary = _run_in(folder), run_summary(folder)
+    rows = [
+        (
+            f"Stage {name}",
+            f"{each['steps']:,} of {each['of']:,} steps" + _last(each["last"]),
+        )
+        for name, each in summary["stages"].items()
+    ]
+    state = "The run is over." if summary["finished"] else "The run is not over."
+    charts = training_curves(found.get("metrics", []), summary["target_sparsity"] or 0.0)
+    none = f"<p>No step is logged yet: {METRICS} holds none.</p>"
+    sections = [
+        Section("progress", "How far is it?", f"<p>{state}</p>{described(rows)}"),
+        Section("curves", "How does it go?", f'<div class="charts">{charts}</div>' * bool(charts)
+                or none),
+        Section("settings", "With which settings?", settings_of(found["run"])),
+    ]  # fmt: skip
+    base = Path(str(summary["base"])).name
+    return page(
+        f"Routers for {base}, target {summary['target_sparsity'] or 0:.0%}",
+        "Training run",
+        "",
+        sections,
+        script="",
+        refresh=None if summary["finished"] else REFRESH,
+    )
+
+
+def _last(line: dict[str, Any] | None) -> str:
+    shown = [
+        f"{said} {line[key]:.4g}"
+        for key, said in (("lm_loss", "loss"), ("sparsity", "sparsity"))
+        if line and isinstance(line.get(key), int | float)
+    ]
+    return escaped(f"; last: {', '.join(shown)}") if shown else ""
+
+
+def _run_in(folder: Path) -> dict[str, Any]:
+    found = read_run(folder)
+    if not isinstance(found.get("run"), dict):
+        raise CheckpointError(
+            f"reading the run in {folder}",
+            got=f"no {RUN} that can be read" if folder.is_dir() else "no such folder",
+            expected="a folder that `skipgpt train --out` writes to",
+        )
+    return found
