@@ -16,17 +16,18 @@ from typing import Any
 ASKED = (0, 25, 40, 50, 60)
 """Per cent of modules, of all recorded runs."""
 
-Line = tuple[str, str, str, int, int]
+Line = tuple[str, str, str, int, int, str]
 
 
 def lines_of(folder: Path) -> dict[Line, dict[int, dict[str, Any]]]:
-    """Rows by subject, execution, phase, batch and prompt, then by per cent of sparsity asked."""
+    """Rows by subject, phase, execution, batch, prompt and folder, then by per cent asked."""
     lines: dict[Line, dict[int, dict[str, Any]]] = {}
     for path in sorted(folder.rglob("bench.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
         for row in document["rows"]:
             line = (document["subject"], row["phase"], row["execution"])
-            where = (row["batch_size"], row["prompt_tokens"])
+            # A cell that is timed in several folders has a line for each.
+            where = (row["batch_size"], row["prompt_tokens"], path.parent.name)
             # What was drawn or learned is near what was asked.
             asked = min(ASKED, key=lambda each: abs(each / 100 - row["sparsity"]))
             lines.setdefault((*line, *where), {})[asked] = row
@@ -37,7 +38,8 @@ def markdown(folder: Path) -> str:
     """The table."""
     lines = lines_of(folder)
     columns = sorted({asked for cells in lines.values() for asked in cells})
-    head = ["model", "phase", "execution", "batch", "prompt", *(f"{each} %" for each in columns)]
+    head = ["model", "phase", "execution", "batch", "prompt", "folder"]
+    head += [f"{each} %" for each in columns]
     table = [head, ["---"] * len(head)]
     for line, cells in sorted(lines.items()):
         told = [_cell(cells[each]) if each in cells else "" for each in columns]

@@ -16,6 +16,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         {"repeats": 0},
         {"decode_tokens": 0},
         {"sparsities": (1.5,)},
+        {"phases": ("prefill", "lora_step"), "prompt_tokens": (1, 8)},
     ):
         with pytest.raises(ConfigError):
             Grid(**wrong)

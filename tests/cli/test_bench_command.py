@@ -55,3 +55,14 @@ def test_what_is_to_be_timed_has_to_be_one_thing() -> None:
         assert finished.status == 2
         assert "expected one of them" in finished.stderr
         assert "Traceback" not in finished.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_timed(
+    tmp_path: Path,
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    done = skipgpt("bench", "--shape", "no-such-shape", "--out", taken)
+    assert done.status == 1
+    assert "writing to" in done.stderr
+    assert taken.read_text() == "mine"

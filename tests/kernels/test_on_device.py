@@ -266,6 +266,10 @@ def test_where_kernels_do_not_suit_tokens_are_packed_in_pytorch(
     layer.self_attn.q_proj.register_forward_hook(lambda *_: None)
     layer.mlp.up_proj.register_forward_hook(lambda *_: None)
     assert suited(hooked) == (False, False)
+    for name in ("mlp", "mlp.act_fn", "self_attn"):
+        whole = routed("llama")
+        routed_layers(whole)[0].get_submodule(name).register_forward_hook(lambda *_: None)
+        assert suited(whole) == (name != "self_attn", not name.startswith("mlp"))
     assert suited(routed("gpt2")) == (False, False)
 
 

@@ -88,3 +88,9 @@ def test_autocast_rounds_no_margin(heads: tuple[str, str]) -> None:
         for router, each in zip(routers, expected, strict=True):
             torch.testing.assert_close(router.margin(HIDDEN), each, rtol=1e-5, atol=2e-5)
         assert margins_as_numbers(HIDDEN[:, :1], *routers, scales=[1.0, 1.0]) is None
+
+
+@torch.no_grad()
+def test_routers_of_fewer_bits_are_not_read_as_numbers() -> None:
+    routers = [router.to(torch.bfloat16) for router in pair("linear", "linear")]
+    assert margins_as_numbers(HIDDEN[:, :1], *routers, scales=[1.0, 1.0]) is None

@@ -64,6 +64,12 @@ class Grid:
         ):
             if min(numbers) < 1:
                 raise ConfigError(f"reading {name}", got=str(min(numbers)), expected="1 or more")
+        if min(self.prompt_tokens) < 2 and {"router_step", "lora_step"} & set(self.phases):
+            raise ConfigError(
+                "reading prompt tokens",
+                got="1 with a training step among the phases",
+                expected="2 or more: the first token predicts the second",
+            )
 
 
 def _check_each_once(name: str, values: Sequence[object]) -> None:

@@ -63,6 +63,7 @@ def run(
     options.begin(quiet=quiet, seed=seed)
     from typing import cast
 
+    from skipgpt.atomic import staged
     from skipgpt.benchmark.bench import bench
     from skipgpt.benchmark.contender import Timed
     from skipgpt.benchmark.grid import Grid, PhaseName
@@ -83,6 +84,9 @@ def run(
         executions=cast("tuple[Timed, ...]", tuple(executions.split(","))),
         repeats=repeats,
     )
+    if out:
+        with staged(out):  # refuses a folder that cannot be written before anything is measured
+            pass
     subject = (
         subject_of_shape(shape, device=device, dtype=dtype)
         if shape

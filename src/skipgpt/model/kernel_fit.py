@@ -51,6 +51,8 @@ def mlp_kernels(layer: RoutedLayer, stream: Tensor) -> Kernels | None:
     names = set(type(module).forward.__code__.co_names)
     suits = (
         names == _GATED_MLP
+        and _is_unhooked(module)
+        and _is_unhooked(module.act_fn)
         and type(module.act_fn).__name__ in ACTIVATIONS
         and all(_is_bare(getattr(module, name), stream) for name in _GATED_MLP - {"act_fn"})
     )
@@ -82,7 +84,8 @@ def _is_plainly_causal(attn: Any, arguments: dict[str, Any]) -> bool:
     """Whether attention is softmax over earlier keys, and asks transformers to compute it."""
     mask = arguments["attention_mask"]
     return (
-        "ALL_ATTENTION_FUNCTIONS" in type(attn).forward.__code__.co_names
+        _is_unhooked(attn)
+        and "ALL_ATTENTION_FUNCTIONS" in type(attn).forward.__code__.co_names
         and attn.config._attn_implementation == "sdpa"
         and parts.is_causal(attn, arguments)
         and all(getattr(attn, name, None) is None for name in _OWN_SCORES)
@@ -114,6 +117,10 @@ def _is_bare(linear: Any, stream: Tensor) -> bool:
         and type(linear.weight) is nn.Parameter
         and (linear.weight.dtype, linear.weight.device) == (stream.dtype, stream.device)
         and linear.weight.is_contiguous()
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
+        and _is_unhooked(linear)
     )
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    """Whether nobody has to be told when this module runs; kernels do not call it."""
+    return not module._forward_hooks and not module._forward_pre_hooks

@@ -53,6 +53,8 @@ def margins_as_numbers(
         weight, bias = router._parameters.get("weight"), router._parameters.get("bias")
         if weight is None or bias is None or weight.is_meta:
             return None
+        if weight.dtype != torch.float32:  # of fewer bits, numbers and tensors round differently
+            return None
         weights.append(weight)
         shift = bias.tolist()
         shifts.append(shift[KEEP] - shift[SKIP])

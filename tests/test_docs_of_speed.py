@@ -1,0 +1,12 @@
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_table_of_speed_is_that_of_the_recorded_results() -> None:
+    found = importlib.util.spec_from_file_location("summary", ROOT / "benchmarks/summary.py")
+    summary = importlib.util.module_from_spec(found)
+    found.loader.exec_module(summary)
+    table = summary.markdown(ROOT / "benchmarks/results/cpu")
+    assert table in (ROOT / "docs/benchmarking.md").read_text()
