@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger("skipgpt")
 
 OLDEST = (8, 0)
 """Compute capability of the first GPUs with bfloat16 products (Ampere)."""
@@ -75,7 +78,30 @@ def triton_kernels() -> Kernels:
 
 @functools.cache
 def _capable(index: int) -> bool:
-    """Whether there is Triton, and an NVIDIA GPU that is new enough."""
+    """Whether there is Triton, and an NVIDIA GPU that is new enough and on which a kernel runs."""
     if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(index) >= OLDEST
+    if torch.cuda.get_device_capability(index) < OLDEST:
+        return False
+    return can_launch(torch.device("cuda", index))
+
+
+def can_launch(device: torch.device) -> bool:
+    """Whether a kernel really runs there; if not, that is said.
+
+    Triton builds its launcher at the first launch, with a C compiler that may be absent.
+    """
+    square = torch.ones(16, 16, device=device)
+    rows = torch.arange(16, dtype=torch.int32, device=device)
+    count = torch.full((1,), 16, dtype=torch.int32, device=device)
+    try:
+        triton_kernels().row_linear(square, rows, count, square, None)
+    except Exception as error:  # of the compiler, the driver or the import: all mean no kernels
+        logger.warning(
+            "kernels do not run on %s, kept tokens are packed in PyTorch: %s: %s",
+            device,
+            type(error).__name__,
+            error,
+        )
+        return False
+    return True
