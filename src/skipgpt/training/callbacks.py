@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from skipgpt.atomic import staged
+from skipgpt.training.routing_metrics import nested
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
@@ -45,8 +46,8 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         """Write what was logged."""
         if not logs or "loss" not in logs:
             return
-        line = {"stage": self.stage, "step": state.global_step}
-        line |= {name: value for name, value in logs.items() if name != "epoch"}
+        line: dict[str, object] = {"stage": self.stage, "step": state.global_step}
+        line |= nested({name: value for name, value in logs.items() if name != "epoch"})
         line["seconds"] = round(time.monotonic() - self.started, 3)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from transformers import Trainer
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
-from skipgpt.model.trace import deciding, execution, record_routing
+from skipgpt.model.trace import Trace, deciding, execution, record_routing
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.training.labelled import NO_LABEL, labelled_rows
+from skipgpt.training.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
 from skipgpt.training.stages import StagePlan, optimizer_groups
+from skipgpt.training.step_sums import StepSums
 
 WEIGHTS = "trained.safetensors"
 
@@ -53,8 +55,9 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self._whole_sparsity: Tensor | None = None
         self._step_tokens = 0
-        self._steps_seen = 0
-        self._seen: dict[str, list[Tensor]] = {}
+        self._sums = StepSums()
+        self._observed: list[Tensor] = []
+        self._temperature: float | None = None
 
     def compute_loss(
         self,
@@ -65,14 +68,22 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Language-model loss plus alpha times the budget term (paper; soft in `default`)."""
         if not self.plan.trains_routers:
-            loss = self._lm_loss(model, inputs, num_items_in_batch)
-            self._note(lm_loss=loss)
+            watching: AbstractContextManager[Trace | None] = (
+                record_routing(model) if self._is_logged else nullcontext()
+            )
+            with watching as seen:
+                loss = self._lm_loss(model, inputs, num_items_in_batch)
+            self._sums.add(lm_loss=loss)
+            if seen is not None:
+                self._observed.append(keeps_of(seen.steps[0]))
             return loss
         with record_routing(model) as trace:
             lm_loss = self._lm_loss(model, inputs, num_items_in_batch)
         stage, share = self.config.router_stage, self._share(inputs)
         sparsity = trace.steps[0].sparsity()
-        self._note(lm_loss=lm_loss, sparsity=share * sparsity)
+        self._sums.add(lm_loss=lm_loss, sparsity=share * sparsity)
+        if self._is_logged:
+            self._observed.append(margins_of(trace.steps[0]))
         miss = budget_loss(
             sparsity, self.config.target_sparsity, self._whole_sparsity, stage.budget_softness
         )
@@ -95,6 +106,11 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         )
 
     @property
+    def _is_logged(self) -> bool:
+        """Whether the step under way ends with a line of metrics."""
+        return bool((self.state.global_step + 1) % max(1, self.state.logging_steps) == 0)
+
+    @property
     def progress(self) -> float:
         """Share of the stage's steps that are done."""
         return float(self.state.global_step / max(1, self.plan.steps))
@@ -107,7 +123,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         is put back, so the training forwards see the same noise.
         """
         samples, items = super().get_batch_samples(*args, **kwargs)
-        self._steps_seen += 1
+        self._sums.end_step()
         self._step_tokens = sum(_real_tokens(sample) for sample in samples)
         self._whole_sparsity = None
         if self.plan.trains_routers and len(samples) > 1:
@@ -144,7 +160,9 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         # Backward, too, runs under the rule: activation checkpointing decides again in there.
         with execution(model, self.plan.execution), ExitStack() as stack:
             if self.plan.trains_routers:
-                stack.enter_context(deciding(model, self.rule()))
+                rule = self.rule()
+                self._temperature = getattr(rule, "temperature", None)
+                stack.enter_context(deciding(model, rule))
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -164,15 +182,25 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last line to what transformers logs."""
+        """Add the means since the last line, and what routers do now, to what transformers logs."""
         if "loss" in logs:
-            logs |= {
-                name: torch.stack(values).sum().item() / self._steps_seen
-                for name, values in self._seen.items()
-            }
-            self._seen.clear()
-            self._steps_seen = 0
+            self._sums.end_step()
+            logs |= self._sums.means()
+            swing = self._sums.spread("sparsity")
+            logs |= {} if swing is None else {"sparsity_swing": swing}
+            self._sums.clear()
+            logs |= {} if self._temperature is None else {"temperature": self._temperature}
+            logs |= self._routing_metrics()
         super().log(logs, start_time)
+
+    def _routing_metrics(self) -> dict[str, float]:
+        if not self._observed:
+            return {}
+        seen = torch.cat(self._observed, dim=1)
+        self._observed = []
+        if seen.dtype == torch.bool:
+            return keep_metrics(seen)
+        return margin_metrics(seen, self.config.target_sparsity)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save what trains and nothing else; the base model is where it was."""
@@ -206,11 +234,6 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
 
     def _share(self, inputs: dict[str, Tensor]) -> float:
         return _real_tokens(inputs) / max(1, self._step_tokens)
-
-    def _note(self, **values: Tensor) -> None:
-        """Remember for the next log line; read only there, so that no step waits for a device."""
-        for name, value in values.items():
-            self._seen.setdefault(name, []).append(value.detach())
 
 
 @contextmanager

@@ -1,0 +1,93 @@
+"""What routers do at one step of training, as numbers to log and to plot.
+
+Sampled decisions are what a step of stage `router` ran. Deterministic ones are what inference
+would run if calibration happened now: one threshold over all margins of the step, at the target.
+
+Shapes: M modules (attention and MLP of each layer in turn), N real tokens of one step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skipgpt.analysis.statistics import entropy_bits
+from skipgpt.model.trace import MODULES, Step
+
+KEEP = "keep/"
+"""Before `attn/0`, `mlp/0`, … in the names that trackers show."""
+
+
+@torch.no_grad()
+def margins_of(step: Step) -> Tensor:
+    """The margins of one forward, [M, N]."""
+    return _by_module(step, "margin").float()
+
+
+@torch.no_grad()
+def keeps_of(step: Step) -> Tensor:
+    """What one forward ran, [M, N] bool."""
+    return _by_module(step, "keep")
+
+
+def margin_metrics(margins: Tensor, target: float) -> dict[str, float]:
+    """What deterministic decisions at the target would be; reading them waits for the device.
+
+    Args:
+        margins: [M, N].
+        target: the sparsity of those decisions.
+
+    Returns:
+        `threshold` (left out where nothing is to be skipped), `argmax_sparsity` (the sparsity at a
+        threshold of 0, the routers' own decision), and what `keep_metrics` gives.
+    """
+    skipped = min(margins.numel(), round(target * margins.numel()))
+    # Not torch.quantile, which refuses more than 16 million elements.
+    threshold = margins.flatten().kthvalue(skipped).values.item() if skipped else None
+    return {
+        **({} if threshold is None else {"threshold": threshold}),
+        "argmax_sparsity": (margins <= 0).float().mean().item(),
+        **keep_metrics(margins > (-torch.inf if threshold is None else threshold)),
+    }
+
+
+def keep_metrics(keeps: Tensor) -> dict[str, float]:
+    """The keep rate of each module, and the mean entropy of those rates in bits.
+
+    Args:
+        keeps: [M, N] bool.
+
+    Example:
+        >>> keep_metrics(torch.tensor([[True, True], [True, False]]))
+        {'entropy': 0.5, 'keep/attn/0': 1.0, 'keep/mlp/0': 0.5}
+    """
+    rates = keeps.float().mean(-1).cpu()
+    names = [f"{KEEP}{MODULES[n % 2]}/{n // 2}" for n in range(len(rates))]
+    return {
+        "entropy": entropy_bits(rates).mean().item(),
+        **{name: round(rate, 4) for name, rate in zip(names, rates.tolist(), strict=True)},
+    }
+
+
+def nested(metrics: dict[str, float]) -> dict[str, object]:
+    """The same with one list of keep rates a module, in layer order, as metrics.jsonl has them.
+
+    Example:
+        >>> nested({"loss": 2.5, "keep/attn/0": 1.0, "keep/mlp/0": 0.5})
+        {'loss': 2.5, 'keep': {'attn': [1.0], 'mlp': [0.5]}}
+    """
+    plain: dict[str, object] = {k: v for k, v in metrics.items() if not k.startswith(KEEP)}
+    rates = {
+        module: [v for k, v in metrics.items() if k.startswith(f"{KEEP}{module}/")]
+        for module in MODULES
+    }
+    return plain | ({"keep": rates} if any(rates.values()) else {})
+
+
+def _by_module(step: Step, what: str) -> Tensor:
+    each = [
+        getattr(getattr(step.decisions[n], module), what)
+        for n in sorted(step.decisions)
+        for module in MODULES
+    ]
+    return torch.stack([t.flatten() if step.real is None else t[step.real] for t in each])
