@@ -1,8 +1,9 @@
-"""What watches a training run: the metrics file, the progress bar, and requests to stop."""
+"""What watches a training run: metrics file, warnings, progress bar, and requests to stop."""
 
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -16,8 +17,11 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from skipgpt.analysis.failures import failures
 from skipgpt.atomic import staged
 from skipgpt.training.routing_metrics import nested
+
+logger = logging.getLogger("skipgpt")
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
@@ -51,6 +55,25 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         line["seconds"] = round(time.monotonic() - self.started, 3)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+class FailureWatch(TrainerCallback):  # type: ignore[misc]
+    """Warns of each known way to fail, once a stage, and says what to do."""
+
+    def __init__(self, stage: str, target: float, dense_loss: float | None) -> None:
+        self.stage, self.target, self.dense_loss = stage, target, dense_loss
+        self.lines: list[dict[str, object]] = []
+        self.said: set[str] = set()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Look at the newest lines."""
+        if not logs or "loss" not in logs:
+            return
+        self.lines.append({"step": state.global_step, **nested(logs)})
+        for failure in failures(self.lines, state.max_steps, self.target, self.dense_loss):
+            if failure.name not in self.said:
+                self.said.add(failure.name)
+                logger.warning("stage %s, step %d: %s", self.stage, state.global_step, failure)
 
 
 class ProgressBar(TrainerCallback):  # type: ignore[misc]

@@ -35,6 +35,7 @@ from skipgpt.training.run_folder import (
     finish_stage,
     finished_stages,
     held_out_of,
+    note_measured,
     note_static_order,
     static_order,
 )
@@ -139,11 +140,13 @@ def train(
         note_static_order(out, order)
     with execution(model, "dense"):
         measured["dense"] = perplexity(model, held)
+    note_measured(out, "dense", measured["dense"])
     for stage in config.stages:
         if stage in done:
             measured[stage] = found[stage]
         else:
-            model = run_stage(model, stage, config, blocks, out, rule)
+            dense_loss = measured["dense"].nll_per_token
+            model = run_stage(model, stage, config, blocks, out, rule, dense_loss)
             calibration = cut(blocks.calibration, config.data.calibration_tokens)
             if stage != "lora" and config.router_stage.static_blend:
                 order = order or _search_static(model, config, blocks)

@@ -96,12 +96,18 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
 
 def finish_stage(out: Path, stage: str, measured: Perplexity) -> None:
     """Note in run.json that a stage is over, its checkpoint written, and what it measured."""
-    held_out = _read_run(out).get("held_out", {}) | {stage: measured.to_dict()}
-    _note(out, {"finished": [*finished_stages(out), stage], "held_out": held_out})
+    note_measured(out, stage, measured)
+    _note(out, {"finished": [*finished_stages(out), stage]})
+
+
+def note_measured(out: Path, what: str, measured: Perplexity) -> None:
+    """Note in run.json what a stage, or the `dense` model, measured on held-out text."""
+    held_out = _read_run(out).get("held_out", {}) | {what: measured.to_dict()}
+    _note(out, {"held_out": held_out})
 
 
 def held_out_of(out: Path) -> dict[str, Perplexity]:
-    """What finished stages measured on held-out text."""
+    """What the dense model and finished stages measured on held-out text."""
     noted = _read_run(out).get("held_out", {})
     return {
         stage: from_dict(Perplexity, each, f"reading {out / RUN}") for stage, each in noted.items()

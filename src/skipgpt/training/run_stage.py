@@ -14,7 +14,7 @@ from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.errors import TrainingError
 from skipgpt.routing.decision import RuleAt
-from skipgpt.training.callbacks import MetricsFile, ProgressBar, StopRequest
+from skipgpt.training.callbacks import FailureWatch, MetricsFile, ProgressBar, StopRequest
 from skipgpt.training.run_folder import METRICS, RESUME, latest_state, steps_done
 from skipgpt.training.stages import plan, prepare
 from skipgpt.training.timing import training_speedup
@@ -29,6 +29,7 @@ def run_stage(
     blocks: Blocks,
     out: Path,
     rule: RuleAt | None = None,
+    dense_loss: float | None = None,
 ) -> Any:
     """Train one stage, from its last saved state if there is one.
 
@@ -40,6 +41,7 @@ def run_stage(
         out: the folder of the run; states go below it, and a line a log step to metrics.jsonl.
         rule: how decisions are made while routers train, by the share of the stage that is done;
             Gumbel samples where None.
+        dense_loss: of the base on held-out text, which a loss that is too high is told by.
 
     Returns:
         The trained model; with LoRA, it is wrapped by PEFT.
@@ -70,7 +72,12 @@ def run_stage(
         args=training_arguments(stage_plan, config, states, model.device),
         train_dataset=[{"input_ids": row, "labels": row} for row in blocks.train],
         data_collator=default_data_collator,
-        callbacks=[MetricsFile(out / METRICS, stage), ProgressBar(stage), stop],
+        callbacks=[
+            MetricsFile(out / METRICS, stage),
+            FailureWatch(stage, config.target_sparsity, dense_loss),
+            ProgressBar(stage),
+            stop,
+        ],
     )
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)

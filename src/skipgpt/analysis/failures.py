@@ -1,0 +1,140 @@
+"""How router training fails, read off the lines that it logs, and what to do about each way.
+
+Only the second half of a stage is judged: before that noise is high and the budget is still being
+found, and warnings about it would be about nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Any
+
+from skipgpt.analysis.health import ALWAYS, COLLAPSED
+
+MODERATE = 0.4
+"""Up to this sparsity the paper's routers keep the base model's quality after healing."""
+HIGH_EXCESS = math.log(4)
+"""Nats a token over the dense model: a perplexity four times as high."""
+SWING = 0.05
+"""Standard deviation of the sparsity from batch to batch."""
+MISS = 0.03
+"""Distance of the mean sparsity from the target."""
+NEWEST = 5
+"""Lines that are judged, at most."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One known way to fail.
+
+    Attributes:
+        name: `loss`, `swing`, `missed` or `collapsed`.
+        seen: what was measured, and the limit.
+        todo: what to change.
+    """
+
+    name: str
+    seen: str
+    todo: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.seen} {self.todo}"
+
+
+def failures(
+    lines: Sequence[Mapping[str, Any]], steps: int, target: float, dense_loss: float | None
+) -> tuple[Failure, ...]:
+    """The failure signatures that a stage with routers in training shows now.
+
+    Args:
+        lines: of metrics.jsonl, of one stage, oldest first.
+        steps: of the whole stage.
+        target: the sparsity aimed for.
+        dense_loss: nats a token of the base model on like text; None where nobody measured it.
+
+    Returns:
+        None of them for a healthy run, and for one in its first half.
+
+    Example:
+        >>> line = {"step": 90, "lm_loss": 3.0, "sparsity": 0.5}
+        >>> failures([line], steps=100, target=0.25, dense_loss=2.5)[0].name
+        'missed'
+    """
+    late = [line for line in lines if line["step"] * 2 > steps and "sparsity" in line][-NEWEST:]
+    if not late:
+        return ()
+    sparsities = _numbers(late, "sparsity")
+    checks = (
+        _high_loss(_numbers(late, "lm_loss"), target, dense_loss),
+        _swing(_numbers(late, "sparsity_swing"), sparsities),
+        _missed(sparsities, target),
+        _collapsed(late[-1].get("keep"), target),
+    )
+    return tuple(found for found in checks if found)
+
+
+def _high_loss(losses: list[float], target: float, dense_loss: float | None) -> Failure | None:
+    if dense_loss is None or not losses or target > MODERATE:
+        return None
+    excess = fmean(losses) - dense_loss
+    if excess < HIGH_EXCESS:
+        return None
+    return Failure(
+        "loss",
+        f"Perplexity is {math.exp(excess):.1f} times that of the dense model, at a target of only "
+        f"{target:.0%}: the routers do not converge.",
+        "Noise still overrules them: let router_stage.temperature_end be lower (1 is usual), train "
+        "more steps, or start from the greedy static removal (router_stage.start=static).",
+    )
+
+
+def _swing(swings: list[float], sparsities: list[float]) -> Failure | None:
+    within = fmean(swings) if swings else 0.0
+    between = pstdev(sparsities) if len(sparsities) > 2 else 0.0
+    if max(within, between) < SWING:
+        return None
+    return Failure(
+        "swing",
+        f"Sparsity swings from batch to batch, by {max(within, between):.1%} (standard deviation; "
+        f"{SWING:.0%} is much).",
+        "The budget does not hold it: raise router_stage.alpha; if the swings are around the "
+        "target, lower router_stage.learning_rate or set router_stage.budget_softness=0.1.",
+    )
+
+
+def _missed(sparsities: list[float], target: float) -> Failure | None:
+    mean = fmean(sparsities)
+    if abs(mean - target) < MISS:
+        return None
+    return Failure(
+        "missed",
+        f"The target is missed: sparsity is {mean:.1%}, {target:.0%} was asked.",
+        "Calibration will move the threshold there, but the routers were not trained for it: raise "
+        "router_stage.alpha or train more steps.",
+    )
+
+
+def _collapsed(keep: Any, target: float) -> Failure | None:
+    rates = [*keep["attn"], *keep["mlp"]] if isinstance(keep, Mapping) else []
+    if not rates or not 0 < target < 1:
+        return None
+    on = sum(rate >= ALWAYS for rate in rates) / len(rates)
+    off = sum(rate <= 1 - ALWAYS for rate in rates) / len(rates)
+    if on + off < COLLAPSED:
+        return None
+    return Failure(
+        "collapsed",
+        f"Routers collapsed: {on:.0%} of modules are always on and {off:.0%} always off, for "
+        f"{ALWAYS:.0%} of tokens or more.",
+        "Routing is static removal: raise router_stage.learning_rate, lower "
+        "router_stage.start_margin, or train more steps at a higher temperature.",
+    )
+
+
+def _numbers(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    values = [line.get(name) for line in lines]
+    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
