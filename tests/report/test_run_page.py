@@ -30,13 +30,14 @@ def test_a_run_that_goes_on_says_how_far_it_is_and_reads_itself_again(tmp_path: 
     assert summary["stages"]["router"]["steps"] == 12
     assert summary["stages"]["router"]["of"] == 40
     assert summary["stages"]["router"]["last"]["sparsity"] == 0.06
-    assert summary["stages"]["lora"] == {"steps": 0, "of": 20, "last": None}
+    assert summary["stages"]["lora"] == {"steps": 0, "of": 20, "last": None, "warnings": []}
     assert not summary["finished"]
     page = run_page(tmp_path)
     assert "12 of 40 steps; last: loss 2.88, sparsity 0.06" in page
     assert 'http-equiv="refresh"' in page
     assert "<b>stdlib" not in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 2  # what was not logged is not drawn
+    assert "Nothing is judged before a stage is half over." in page
 
 
 def test_a_run_that_is_over_does_not(tmp_path: Path) -> None:
@@ -44,6 +45,38 @@ def test_a_run_that_is_over_does_not(tmp_path: Path) -> None:
     assert run_summary(tmp_path)["finished"]
     assert 'http-equiv="refresh"' not in page
     assert "The run is over." in page
+
+
+def test_keep_rates_are_drawn_by_layer_and_step(tmp_path: Path) -> None:
+    _run(tmp_path, ["router", "lora"], 0)
+    keep = {"attn": [1.0, 0.25, 0.0], "mlp": [0.5, 0.5, 1.0]}
+    lines = [
+        {"stage": "router", "step": n, "loss": 3, "lm_loss": 3, "sparsity": 0.25, "entropy": 0.5,
+         "keep": keep}
+        for n in (10, 20, 30, 40)
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = run_page(tmp_path)
+    cells = page.split('<g class="cells attn">')[-1].split("</g>")[0]
+    assert cells.count("<path") == 2 * 4  # of three layers one runs nothing
+    assert "newest: layer 1 100%, layer 2 25%, layer 3 0%" in page
+    assert "No warnings." in page
+
+
+def test_a_failing_run_is_warned_of_with_what_to_do(tmp_path: Path) -> None:
+    _run(tmp_path, ["router", "lora"], 0)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["held_out"] = {"dense": {"nll_per_token": 2.0}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    line = {"stage": "router", "step": 40, "lm_loss": 6.0, "sparsity": 0.1}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    warnings = run_summary(tmp_path)["stages"]["router"]["warnings"]
+    assert len(warnings) == 2
+    assert "54.6 times that of the dense model" in warnings[0]
+    assert "sparsity is 10.0%, 25% was asked" in warnings[1]
+    page = run_page(tmp_path)
+    assert page.count('<p class="warning">Stage router') == 2
+    assert "router_stage.alpha" in page
 
 
 def test_before_the_first_step_there_is_nothing_to_draw(tmp_path: Path) -> None:

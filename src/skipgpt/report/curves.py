@@ -1,9 +1,8 @@
-"""The charts of a report."""
+"""The charts of a checkpoint's report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from skipgpt.analysis.table import Table
 from skipgpt.report.charts import Axis, Line, line_chart
@@ -84,35 +83,3 @@ def depth_curves(table: Table, names: Sequence[str]) -> str:
         Axis("relative depth", whole_percent, low=0, high=1),
         Axis("share of tokens", whole_percent, low=0, high=1),
     )
-
-
-def training_curves(metrics: Sequence[dict[str, Any]], target: float, points: int = 240) -> str:
-    """Loss and sparsity of each stage over its steps."""
-    stages: dict[str, list[dict[str, Any]]] = {}
-    for line in metrics:
-        if isinstance(line.get("step"), int):
-            stages.setdefault(str(line.get("stage", "")), []).append(line)
-    charts = []
-    for stage, lines in stages.items():
-        thinned = lines[:: max(1, len(lines) // points)]
-        steps = Axis("step", low=0)
-        for key, title, axis in (
-            ("lm_loss", "language-model loss", Axis("nats a token")),
-            ("sparsity", "modules skipped", Axis("share", whole_percent, low=0)),
-        ):
-            values = [(line["step"], line[key]) for line in thinned if _is_number(line.get(key))]
-            level = ("target", target) if key == "sparsity" else None
-            charts.append(
-                line_chart(
-                    f"Stage {stage}: {title}",
-                    [Line(title, "one", values)],
-                    steps,
-                    axis,
-                    level=level,
-                )
-            )
-    return "".join(charts)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and value == value

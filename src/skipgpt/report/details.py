@@ -8,8 +8,9 @@ from typing import Any
 
 from skipgpt.analysis.table import Table
 from skipgpt.report.content import Report
-from skipgpt.report.curves import position_curves, training_curves
+from skipgpt.report.curves import position_curves
 from skipgpt.report.markup import described, escaped, findings, folded, percent, sentence, table
+from skipgpt.report.run_curves import main_curves
 
 NO_DIAL = (
     "This checkpoint is not calibrated, so it has no dial: text and maps show the one setting that "
@@ -87,7 +88,7 @@ def how_it_was_made(report: Report) -> str:
     """Settings and training curves, as far as the folder holds them."""
     if not report.run:
         return "<p>The folder of the checkpoint does not say: it holds no run.json.</p>"
-    charts = training_curves(report.run.get("metrics", []), report.checkpoint["target_sparsity"])
+    charts = main_curves(report.run.get("metrics", []), report.checkpoint["target_sparsity"])
     return f'<div class="charts">{charts}</div>{settings_of(report.run.get("run", {}))}'
 
 

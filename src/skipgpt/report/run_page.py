@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from skipgpt.analysis.failures import failures
 from skipgpt.errors import CheckpointError
-from skipgpt.report.curves import training_curves
 from skipgpt.report.details import settings_of
-from skipgpt.report.markup import described, escaped
+from skipgpt.report.markup import described, escaped, sentence
+from skipgpt.report.run_curves import all_curves, by_stage
 from skipgpt.report.run_files import METRICS, RUN, read_run
 from skipgpt.report.shell import Section, page
 
@@ -20,8 +21,8 @@ def run_summary(folder: Path) -> dict[str, Any]:
     """How far a run is, and its last numbers, as plain JSON types.
 
     Returns:
-        `stages` (each with `steps` done, `of` and the `last` line of metrics.jsonl), `finished`,
-        `target_sparsity`, `base` and `data`.
+        `stages` (each with `steps` done, `of`, the `last` line of metrics.jsonl and the `warnings`
+        that hold for it now), `finished`, `target_sparsity`, `base` and `data`.
 
     Raises:
         CheckpointError: the folder holds no run.
@@ -29,17 +30,26 @@ def run_summary(folder: Path) -> dict[str, Any]:
     found = _run_in(folder)
     run, config = found["run"], found["run"].get("config", {})
     over = run.get("finished", [])
+    target = config.get("target_sparsity")
+    logged, dense = by_stage(found.get("metrics", [])), _dense_loss(run)
     stages = {}
     for name in config.get("stages", []):
-        lines = [line for line in found.get("metrics", []) if line.get("stage") == name]
+        lines = logged.get(name, [])
         settings = config.get("lora_stage" if name == "lora" else "router_stage", {})
         of = settings.get("steps", 0)
         done = of if name in over else max((line.get("step", 0) for line in lines), default=0)
-        stages[name] = {"steps": done, "of": of, "last": lines[-1] if lines else None}
+        stages[name] = {
+            "steps": done,
+            "of": of,
+            "last": lines[-1] if lines else None,
+            "warnings": [str(each) for each in failures(lines, of, target or 0.0, dense)]
+            if name != "lora"
+            else [],
+        }
     return {
         "stages": stages,
         "finished": bool(stages) and all(name in over for name in stages),
-        "target_sparsity": config.get("target_sparsity"),
+        "target_sparsity": target,
         "base": run.get("base"),
         "data": run.get("data"),
     }
@@ -63,10 +73,11 @@ def run_page(folder: Path) -> str:
         for name, each in summary["stages"].items()
     ]
     state = "The run is over." if summary["finished"] else "The run is not over."
-    charts = training_curves(found.get("metrics", []), summary["target_sparsity"] or 0.0)
+    charts = all_curves(found.get("metrics", []), summary["target_sparsity"] or 0.0)
     none = f"<p>No step is logged yet: {METRICS} holds none.</p>"
     sections = [
         Section("progress", "How far is it?", f"<p>{state}</p>{described(rows)}"),
+        Section("warnings", "Is anything going wrong?", _warnings(summary["stages"])),
         Section("curves", "How does it go?", f'<div class="charts">{charts}</div>' * bool(charts)
                 or none),
         Section("settings", "With which settings?", settings_of(found["run"])),
@@ -80,6 +91,23 @@ def run_page(folder: Path) -> str:
         script="",
         refresh=None if summary["finished"] else REFRESH,
     )
+
+
+def _warnings(stages: dict[str, Any]) -> str:
+    """Warnings of all stages, or that there is none, as far as anything is judged."""
+    said = "".join(
+        f'<p class="warning">Stage {escaped(name)}: {sentence(each)}</p>'
+        for name, stage in stages.items()
+        for each in stage["warnings"]
+    )
+    judged = any(2 * stage["steps"] > stage["of"] for stage in stages.values())
+    none = "No warnings." if judged else "Nothing is judged before a stage is half over."
+    return said or f'<p class="fine">{none}</p>'
+
+
+def _dense_loss(run: dict[str, Any]) -> float | None:
+    measured = run.get("held_out", {}).get("dense", {}).get("nll_per_token")
+    return float(measured) if isinstance(measured, int | float) else None
 
 
 def _last(line: dict[str, Any] | None) -> str:
