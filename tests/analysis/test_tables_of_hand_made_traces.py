@@ -194,13 +194,13 @@ def test_the_stress_test_marks_the_knee() -> None:
         for (asked, nll), n in zip(losses.items(), (10, 8, 6, 4, 2), strict=True)
         for keep in [torch.arange(10)[None] < n]
     }
-    tasks = {"piqa": {0.0: 0.7, 0.2: 0.69, 0.8: 0.5}}
+    tasks = {"piqa": {None: 0.7, 0.0: 0.72, 0.2: 0.69, 0.8: 0.5}}
     table = stress(made.dense(10, 1, nll=2.0), traces, tasks)
-    assert table.column("asked") == [0, 0, 0.2, 0.4, 0.6, 0.8]
+    assert table.column("asked") == ["dense", 0, 0.2, 0.4, 0.6, 0.8]
     assert table.column("module sparsity") == pytest.approx([0, 0, 0.2, 0.4, 0.6, 0.8])
     assert table.column("excess") == pytest.approx([0, -0.1, 0.1, 0.2, 0.5, 4.0])
     assert table.column("norm, last layer") == pytest.approx([1, 1, 0.8, 0.6, 0.4, 0.2])
-    assert table.column("piqa") == [0.7, 0.7, 0.69, None, None, 0.5]
+    assert table.column("piqa") == [0.7, 0.72, 0.69, None, None, 0.5]
     assert table.facts["knee"] == pytest.approx(0.6)
     assert "The knee is at 60%" in table.findings[0]
 

@@ -170,12 +170,12 @@ def test_scores_along_the_dial_feed_the_stress_test(tasks: Path) -> None:
         shared_checkpoint(), ["numbers"], [0.1, 0.5], setting=Setting(task_dir=tasks)
     )
     assert list(found) == ["numbers"]
-    assert set(found["numbers"]) == {0.0, 0.1, 0.5}
+    assert set(found["numbers"]) == {None, 0.1, 0.5}
     alone = benchmark(
         shared_checkpoint(), ["numbers"], sparsity=0.5, setting=Setting(task_dir=tasks)
     )
     assert found["numbers"][0.5] == alone.sparse.scores[0].value
-    assert found["numbers"][0.0] == alone.dense.scores[0].value
+    assert found["numbers"][None] == alone.dense.scores[0].value
 
     model, tokenizer = load(shared_checkpoint(), merge=True)
     traces = {}
@@ -184,7 +184,7 @@ def test_scores_along_the_dial_feed_the_stress_test(tasks: Path) -> None:
             traces[sparsity] = trace_text(model, tokenizer, rows(2))
     table = stress(trace_dense(model, tokenizer, rows(2)), traces, found)
     assert table.columns[-1] == "numbers"
-    assert [row[-1] for row in table.rows] == [found["numbers"][s] for s in (0.0, 0.1, 0.5)]
+    assert [row[-1] for row in table.rows] == [found["numbers"][s] for s in (None, 0.1, 0.5)]
 
 
 def test_a_checkpoint_without_calibration_is_run_as_it_is(

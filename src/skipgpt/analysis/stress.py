@@ -14,7 +14,7 @@ BEND = 0.1
 def stress(
     dense: DenseTrace,
     traces: Mapping[float, TextTrace],
-    tasks: Mapping[str, Mapping[float, float]] | None = None,
+    tasks: Mapping[str, Mapping[float | None, float]] | None = None,
 ) -> Table:
     """Loss, entropy and activation norms at each sparsity, against dense; the knee is marked.
 
@@ -24,8 +24,8 @@ def stress(
     Args:
         dense: the same text with everything kept.
         traces: by sparsity asked for.
-        tasks: by name of a task, its score by sparsity asked for, 0 for dense; where they were
-            measured.
+        tasks: by name of a task, its score by sparsity asked for, None for dense; where they
+            were measured.
 
     Example:
         stress(dense, {s: trace_at(s) for s in (0.2, 0.4, 0.6)}).facts["knee"]
@@ -35,8 +35,8 @@ def stress(
     points: list[tuple[float, float]] = []
     rows: list[tuple[Cell, ...]] = [
         (
-            *(0.0, 0.0, dense.nll_per_token, 0.0, dense.entropy.mean().item(), 1.0, 1.0),
-            *(scores.get(0.0) for scores in tasks.values()),
+            *("dense", 0.0, dense.nll_per_token, 0.0, dense.entropy.mean().item(), 1.0, 1.0),
+            *(scores.get(None) for scores in tasks.values()),
         )
     ]
     for asked, trace in sorted(traces.items()):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from skipgpt.report.content import Report
 from skipgpt.report.curves import depth_curves, loss_curves
-from skipgpt.report.details import dial, how_healthy, reader
+from skipgpt.report.details import dial, how_healthy, how_it_was_made, reader
 from skipgpt.report.markup import (
     amount,
     datum,
@@ -47,6 +47,7 @@ def to_html(several: SideBySide) -> str:
         ),
         Section("differ", facts.question, table(facts)),
         Section("health", "Is routing healthy?", _columns(several, how_healthy)),
+        Section("made", "How were they made?", _columns(several, how_it_was_made)),
     )
     return page(
         several.title,

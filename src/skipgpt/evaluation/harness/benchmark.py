@@ -106,15 +106,15 @@ def task_scores(
     sparsities: Sequence[float],
     *,
     setting: Setting | None = None,
-) -> dict[str, dict[float, float]]:
-    """Each task's score by sparsity asked for, with 0 for the dense base model.
+) -> dict[str, dict[float | None, float]]:
+    """Each task's score by sparsity asked for, with None for the dense base model.
 
     Made for `skipgpt.analysis.stress(dense, traces, tasks)`.
 
     Args:
         folder: a checkpoint, or a hub id of one.
         tasks: as for `benchmark`.
-        sparsities: more than 0, each once.
+        sparsities: each once; at 0 LoRA, if there is one, makes it another model than the base.
         setting: how it is run.
 
     Raises:
@@ -123,10 +123,13 @@ def task_scores(
     Example:
         stress(dense, traces, task_scores("out/nano-25", ["piqa"], [0.25, 0.5]))
     """
-    found: dict[str, dict[float, float]] = {}
-    for run in _runs(folder, named(tasks), list(sparsities), setting or Setting()):
+    *routed, dense = _runs(folder, named(tasks), list(sparsities), setting or Setting())
+    found: dict[str, dict[float | None, float]] = {
+        score.task: {None: score.value} for score in dense.scores
+    }
+    for run in routed:
         for score in run.scores:
-            found.setdefault(score.task, {})[run.asked or 0.0] = score.value
+            found[score.task][run.asked] = score.value
     return found
 
 
