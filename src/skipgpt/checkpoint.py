@@ -30,7 +30,7 @@ from skipgpt.model.base import base_location, fingerprint, load_base
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers, router_state_dict
-from skipgpt.model.trace import routing_state, set_sparsity
+from skipgpt.model.trace import routing_state, set_sparsity, within_reach
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.settings import from_dict
 
@@ -159,7 +159,8 @@ def load(
     if info.curve is not None:
         points = tuple((s, float("-inf") if t is None else t) for s, t in info.curve)
         state.curve = CalibrationCurve(points)
-        set_sparsity(model, info.target_sparsity if sparsity is None else sparsity)
+        own = within_reach(model, info.target_sparsity)
+        set_sparsity(model, own if sparsity is None else sparsity)
     elif sparsity is not None:
         set_sparsity(model, sparsity)
     if has_adapter(info):

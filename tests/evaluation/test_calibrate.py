@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -6,13 +7,14 @@ from torch import Tensor, nn
 
 from conftest import tiny_routed
 from runs import make_checkpoint, rows, shared_checkpoint, weights, write_documents
-from skipgpt.checkpoint import load, read_info
+from skipgpt.checkpoint import describe, load, read_info, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.errors import ConfigError, SkipGPTError
 from skipgpt.evaluation.calibrate import calibrate, calibrate_checkpoint, cut
 from skipgpt.evaluation.perplexity import perplexity
-from skipgpt.model.surgery import routers
-from skipgpt.model.trace import routing_state, set_sparsity
+from skipgpt.model.base import load_base
+from skipgpt.model.surgery import add_routers, routers
+from skipgpt.model.trace import record_routing, routing_state, set_sparsity
 from skipgpt.routing.router import set_constant
 
 
@@ -129,3 +131,24 @@ def test_a_cut_is_spread_evenly_and_never_empty() -> None:
     assert cut(blocks, 64)[:, 0].tolist() == [0, 33, 66, 99]
     assert len(cut(blocks, 3)) == 1
     assert len(cut(blocks, 10**9)) == 100
+
+
+def test_a_target_beyond_the_end_of_the_dial_is_warned_of_and_met_as_far_as_it_goes(
+    base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _ = load_base(str(base_folder))
+    add_routers(model, RouterConfig(normalize=True))
+    for n, router in enumerate(routers(model).values()):  # one module goes, then all of them
+        set_constant(router, 0.0 if n == 0 else 5.0)
+    with caplog.at_level("WARNING", "skipgpt"):
+        curve = calibrate(model.eval(), rows(16), target=0.5)
+    assert curve.largest == pytest.approx(1 / 6)
+    assert "no threshold skips 50 % of modules; from 16.7 % on" in caplog.text
+    info = dataclasses.replace(describe(model, str(base_folder)), target_sparsity=0.5)
+    save(model, tmp_path / "c", info)
+    loaded, _ = load(tmp_path / "c")
+    with record_routing(loaded) as trace, torch.no_grad():
+        loaded(input_ids=rows(2), use_cache=False)
+    assert trace.sparsity() == pytest.approx(1 / 6)
+    with pytest.raises(ConfigError, match=r"at most 0\.17"):
+        load(tmp_path / "c", sparsity=0.5)

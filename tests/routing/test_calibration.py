@@ -158,7 +158,33 @@ def test_calibration_returns_the_closest_guess_when_it_never_settles() -> None:
 
     threshold = calibrate(margins_at, 0.5, 3.0, rounds=4)
     assert threshold == min(seen)[1]
-    assert len(seen) <= 4
+    assert len(seen) <= 8
+
+
+def _collapsing(threshold: float) -> Tensor:
+    """As of routers that read a stream of which too little is left: past 0.4 all margins fall."""
+    margins = torch.linspace(-2, 6, 1000)
+    return margins if threshold < 0.4 else margins - 100
+
+
+def test_a_guess_that_skips_everything_is_not_the_last_word() -> None:
+    threshold = calibrate(_collapsing, 0.25, 90.0)
+    assert skipped_share(_collapsing(threshold), threshold) == pytest.approx(0.25, abs=0.0026)
+
+
+def test_where_sparsity_jumps_the_nearer_side_is_returned() -> None:
+    threshold = calibrate(_collapsing, 0.35, 0.0)
+    assert threshold < 0.4
+    assert skipped_share(_collapsing(threshold), threshold) == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_curve_ends_where_a_little_more_would_skip_everything() -> None:
+    curve = calibrate_curve(_collapsing)
+    assert 0.25 <= curve.largest < 0.31
+    assert not curve.reaches(0.4)
+    for sparsity in (0.05, 0.1, 0.15, 0.2, 0.25):
+        threshold = curve.threshold(sparsity)
+        assert skipped_share(_collapsing(threshold), threshold) == pytest.approx(sparsity, abs=0.01)
 
 
 def test_a_whole_curve_reaches_each_of_its_sparsities() -> None:
@@ -173,7 +199,7 @@ def test_a_whole_curve_reaches_each_of_its_sparsities() -> None:
 
 
 def test_a_curve_keeps_only_points_that_reach_further() -> None:
-    """Constant routers know two sparsities; equal points would be steps of no width."""
-    curve = calibrate_curve(still(torch.tensor([-4.0] * 25 + [4.0] * 75)))
+    """Constant routers know few sparsities; equal points would be steps of no width."""
+    curve = calibrate_curve(still(torch.tensor([-4.0] * 25 + [4.0] * 50 + [9.0] * 25)))
     reached = [sparsity for sparsity, _ in curve.points]
-    assert reached == [0.0, 0.25, 1.0]
+    assert reached == [0.0, 0.25, 0.75]

@@ -15,7 +15,14 @@ from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.perplexity import perplexity, total_loss
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state, set_sparsity
+from skipgpt.model.trace import (
+    deciding,
+    execution,
+    record_routing,
+    routing_state,
+    set_sparsity,
+    within_reach,
+)
 from skipgpt.routing.calibration import CURVE, CalibrationCurve, calibrate_curve, skipped_share
 from skipgpt.routing.calibration import calibrate as find_threshold
 from skipgpt.routing.decision import Threshold
@@ -33,7 +40,8 @@ def calibrate(
     Args:
         model: with routers.
         blocks: [N, T] token ids of text that the routers were not trained on.
-        target: a sparsity to hit on all blocks; the model is set to it. The rest of the curve,
+        target: a sparsity to hit on all blocks; the model is set to it, or to the end of the
+            curve where that comes first, with a warning. The rest of the curve,
             0, 5, … 80 %, is measured on 8,192 tokens of them.
         batch_size: blocks a forward.
 
@@ -53,8 +61,18 @@ def calibrate(
         found = find_threshold(margins_at, target, curve.threshold(target))
         curve = curve.through(skipped_share(margins_at(found), found), found)
     routing_state(model).curve = curve
-    if target is not None:
-        set_sparsity(model, target)
+    if target is None:
+        return curve
+    near = within_reach(model, target)
+    set_sparsity(model, near)
+    if near != target:
+        logger.warning(
+            "calibration: no threshold skips %.0f %% of modules; from %.1f %% on, a little more "
+            "skips nearly everything. The model is set to that. Train the routers longer, or see "
+            "docs/training.md on runs that fail",
+            100 * target,
+            100 * curve.largest,
+        )
     return curve
 
 

@@ -13,7 +13,7 @@ from skipgpt.checkpoint import load
 from skipgpt.export.checks import exportable
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
 from skipgpt.model.families import family_of
-from skipgpt.model.trace import routing_state
+from skipgpt.model.trace import routing_state, within_reach
 
 
 def export_merged(
@@ -51,9 +51,8 @@ def export_merged(
     model, tokenizer = load(
         folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
     )
-    merged = as_auto_model(
-        model, info.curve, info.target_sparsity if sparsity is None else sparsity
-    )
+    own = within_reach(model, info.target_sparsity)
+    merged = as_auto_model(model, info.curve, own if sparsity is None else sparsity)
     with staged(out) as stage:
         merged.save_pretrained(stage)
         tokenizer.save_pretrained(stage)

@@ -234,6 +234,19 @@ def set_sparsity(model: nn.Module, sparsity: float) -> None:
         config.sparsity = sparsity
 
 
+def within_reach(model: nn.Module, target: float) -> float:
+    """What a model was trained for, or the end of its dial where that comes first.
+
+    Raises:
+        ConfigError: no routers.
+
+    Example:
+        skipgpt.set_sparsity(model, within_reach(model, 0.4))
+    """
+    curve = routing_state(model).curve
+    return target if curve is None or curve.reaches(target) else curve.largest
+
+
 def dialled(state: RoutingState, sparsity: float) -> Threshold:
     """The rule that skips this share of modules.
 

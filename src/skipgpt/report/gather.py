@@ -37,7 +37,7 @@ from skipgpt.evaluation.windows import mean_context
 from skipgpt.hardware import hardware
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import MODULES, at_sparsity, routing_state
+from skipgpt.model.trace import MODULES, at_sparsity, routing_state, within_reach
 from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
 from skipgpt.routing.decision import Site
@@ -91,7 +91,7 @@ def gather(
     notes = _notes(info, model, read)
     for note in (f"reading {read.said}", *notes):
         logger.info(note)
-    own = info.target_sparsity if sparsity is None else sparsity
+    own = within_reach(model, info.target_sparsity) if sparsity is None else sparsity
     asked = _reached(model, own, dial)
     traces: dict[float, TextTrace] = {}
     for n, each in enumerate(asked):

@@ -19,6 +19,10 @@ from skipgpt.config import check_sparsity
 
 CURVE = tuple(step / 20 for step in range(17))
 """The sparsities of a stored curve: 0, 5, … 80 %."""
+FAR, FAR_ROUNDS = 0.02, 8
+"""As long as a sparsity is missed by more than this, it is worth so many measurements."""
+JUMP = 0.15
+"""What skips so much more than was asked for is no answer to it."""
 
 
 @dataclass(frozen=True)
@@ -76,49 +80,74 @@ def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int 
     """Find the threshold of one sparsity.
 
     Skipping changes the hidden states that later routers read, so the quantile of the margins
-    seen at one threshold is only the next guess; guesses are repeated until the measured sparsity
-    is within a quarter of a point, and the closest one is returned.
+    seen at one threshold is only the next guess. Guesses stay between thresholds that were seen
+    to skip too little and too much, and are repeated until the measured sparsity is within a
+    quarter of a point; the closest one is returned. Where sparsity jumps, none may be close.
 
     Args:
         margins_at: measures the margins at a threshold.
         sparsity: share of decisions to skip.
         start: a first guess.
-        rounds: the most measurements.
+        rounds: the most measurements, if the sparsity is then about met.
     """
     return _closest(margins_at, sparsity, start, rounds)[0]
-
-
-def _closest(
-    margins_at: MarginsAt, sparsity: float, start: float, rounds: int
-) -> tuple[float, Tensor]:
-    """The threshold, and the margins that were seen there."""
-    guess, error = start, math.inf
-    best, at_best = start, torch.empty(0)
-    for _ in range(rounds):
-        seen = margins_at(guess)
-        miss = abs(skipped_share(seen, guess) - sparsity)
-        if miss < error:
-            best, at_best, error = guess, seen, miss
-        if miss <= 0.0025:
-            break
-        guess = quantile_threshold(seen, sparsity)
-    return best, at_best
 
 
 def calibrate_curve(
     margins_at: MarginsAt, sparsities: tuple[float, ...] = CURVE, rounds: int = 3
 ) -> CalibrationCurve:
-    """The whole dial, each point starting from the threshold of the one before."""
+    """The whole dial, each point starting from the threshold of the one before.
+
+    Where skipping a little more would skip nearly everything, the curve ends.
+    """
     points: list[tuple[float, float]] = [(0.0, -math.inf)]
-    seen = margins_at(-math.inf)
+    threshold, seen = -math.inf, margins_at(-math.inf)
     for sparsity in sparsities:
         if sparsity == 0:
             continue
         guess = quantile_threshold(seen, sparsity)
-        threshold, seen = _closest(margins_at, sparsity, guess, rounds)
-        if (reached := skipped_share(seen, threshold)) > points[-1][0]:
+        threshold, seen = _closest(margins_at, sparsity, guess, rounds, (threshold, seen))
+        reached = skipped_share(seen, threshold)
+        if points[-1][0] < reached <= sparsity + JUMP:
             points.append((reached, threshold))
     return CalibrationCurve(tuple(points))
+
+
+def _closest(
+    margins_at: MarginsAt,
+    sparsity: float,
+    start: float,
+    rounds: int,
+    known: tuple[float, Tensor] | None = None,
+) -> tuple[float, Tensor]:
+    """The threshold, and the margins that were seen there; `known` is one to begin from."""
+    low, below = known or (-math.inf, None)
+    high, guess = math.inf, start
+    best, at_best = known or (start, torch.empty(0))
+    error = math.inf if known is None else abs(skipped_share(at_best, best) - sparsity)
+    for done in range(max(rounds, FAR_ROUNDS)):
+        if done >= rounds and error <= FAR:
+            break
+        seen = margins_at(guess)
+        share = skipped_share(seen, guess)
+        if abs(share - sparsity) < error:
+            best, at_best, error = guess, seen, abs(share - sparsity)
+        if error <= 0.0025:
+            break
+        if share < sparsity:
+            low, below, high = guess, seen, high if high > guess else math.inf
+        else:
+            high, low = guess, low if low < guess else -math.inf
+        quantiles = [quantile_threshold(m, sparsity) for m in (seen, below) if m is not None]
+        guess = next((q for q in quantiles if low < q < high), _between(low, high))
+    return best, at_best
+
+
+def _between(low: float, high: float) -> float:
+    """A number between two of which one may be infinite."""
+    if math.isinf(high):
+        return low + 1 + abs(low)
+    return high - 1 - abs(high) if math.isinf(low) else (low + high) / 2
 
 
 def skipped_share(margins: Tensor, threshold: float) -> float:

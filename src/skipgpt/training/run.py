@@ -23,7 +23,7 @@ from skipgpt.model.base import load_base
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import execution, routing_state, set_sparsity
+from skipgpt.model.trace import execution, routing_state, set_sparsity, within_reach
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
 from skipgpt.training.callbacks import search_bar
@@ -168,7 +168,7 @@ def _start(
         _check_held(base, read_info(base).quantization, quantize)
         model, tokenizer = load(base, trainable=True, device=device, dtype=dtype)
         if routing_state(model).curve is not None:
-            set_sparsity(model, config.target_sparsity)
+            set_sparsity(model, within_reach(model, config.target_sparsity))
         return model, tokenizer, read_info(base)
     model, tokenizer = load_base(base, device=device, dtype=dtype, quantize=quantize)
     _check_held(base, quantization_of(model), quantize)

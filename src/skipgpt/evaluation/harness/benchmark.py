@@ -20,7 +20,7 @@ from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, 
 from skipgpt.evaluation.perplexity import SENSES
 from skipgpt.model.base import choose_dtype, load_base
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import Execution, routing_state, set_sparsity
+from skipgpt.model.trace import Execution, routing_state, set_sparsity, within_reach
 
 logger = logging.getLogger("skipgpt")
 
@@ -155,7 +155,8 @@ def _runs(
     }
     of_checkpoint = key | {"files": info.files, "quantize": setting.quantize}
     for sparsity in sparsities:
-        at = info.target_sparsity if sparsity is None else sparsity
+        own = within_reach(model, info.target_sparsity)
+        at = own if sparsity is None else sparsity
         if routing_state(model).curve is not None:
             set_sparsity(model, at)
         of_run = of_checkpoint | {"at": at, "curve": info.curve}
