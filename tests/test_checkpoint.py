@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -292,6 +293,10 @@ def test_a_config_that_is_no_config_is_called_damaged(text: str | bytes, checkpo
         {"files": 5},
         {"files": ["routers.safetensors"]},
         {"sparsity": "a quarter"},
+        {"keep": {"attn": [0.5]}},
+        {"keep": {"attn": [0.5], "mlp": [0.5, 0.5]}},
+        {"keep": {"attn": [0.5], "mlp": [1.5]}},
+        {"keep": {"attn": [0.5], "head": [0.5]}},
         {"stages": 4},
         {"target_sparsity": "many"},
         {"target_sparsity": 7},
@@ -307,6 +312,20 @@ def test_a_config_with_a_damaged_field_is_called_damaged(
     _edit_config(checkpoint, **changes)
     with pytest.raises(CheckpointError, match=r"reading the checkpoint .*damaged"):
         read_info(checkpoint)
+
+
+def test_a_checkpoint_from_before_keep_rates_were_written_loads(checkpoint: Path) -> None:
+    expected = logits(load(checkpoint)[0])
+    _edit_config(checkpoint, keep=...)
+    assert read_info(checkpoint).keep == {}
+    assert torch.equal(logits(load(checkpoint)[0]), expected)
+
+
+def test_keep_rates_come_back_as_they_were_saved(base_folder: Path, tmp_path: Path) -> None:
+    model, info = make_checkpoint(base_folder, tmp_path / "out")
+    info = dataclasses.replace(info, keep={"attn": (0.0, 0.5, 1.0), "mlp": (1.0, 0.25, 0.125)})
+    save(model, tmp_path / "out", info, overwrite=True)
+    assert read_info(tmp_path / "out").keep == info.keep
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nobody/nothing"])

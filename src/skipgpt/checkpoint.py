@@ -23,7 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.atomic import files_below, staged, to_json
-from skipgpt.checkpoint_info import FORMAT_VERSION, LORA, CheckpointInfo, has_adapter, model_card
+from skipgpt.checkpoint_info import (
+    FORMAT_VERSION,
+    LORA,
+    CheckpointInfo,
+    check_keep,
+    has_adapter,
+    model_card,
+)
 from skipgpt.config import check_sparsity
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import base_location, fingerprint, load_base
@@ -230,6 +237,7 @@ def read_info(folder: str | Path) -> CheckpointInfo:
         info = from_dict(CheckpointInfo, values)
         check_sparsity(info.target_sparsity, "target_sparsity")
         check_quantization(info.quantization)
+        check_keep(info.keep)
     except ConfigError as error:
         raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
     return info

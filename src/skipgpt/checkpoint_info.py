@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skipgpt.config import RouterConfig
+from skipgpt.errors import ConfigError
 
 FORMAT_VERSION = 1
 LORA = "lora"
@@ -24,6 +26,8 @@ class CheckpointInfo:
         stages: those done, in order.
         target_sparsity: what training aimed for.
         sparsity: measured on held-out text at that target: module, attn, mlp, params, flops.
+        keep: in the same run, by layer: the share of tokens that ran its `attn` and its `mlp`;
+            empty where it was not measured.
         curve: pairs of sparsity and threshold (null keeps everything), or null.
         files: sha256 of the other files.
         format_version: of this layout.
@@ -38,9 +42,26 @@ class CheckpointInfo:
     stages: tuple[str, ...] = ()
     target_sparsity: float = 0.25
     sparsity: dict[str, float] = field(default_factory=dict)
+    keep: dict[str, tuple[float, ...]] = field(default_factory=dict)
     curve: tuple[tuple[float, float | None], ...] | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+
+def check_keep(keep: Mapping[str, Sequence[float]]) -> None:
+    """Raise unless the keep rates are shares, and of as many attentions as MLPs.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    attn, mlp = keep.get("attn", ()), keep.get("mlp", ())
+    fits = set(keep) in (set(), {"attn", "mlp"}) and len(attn) == len(mlp)
+    if not fits or not all(0 <= rate <= 1 for rate in (*attn, *mlp)):
+        raise ConfigError(
+            "reading keep",
+            got=repr(dict(keep)),
+            expected="as many shares from 0 to 1 of attn as of mlp, or {}",
+        )
 
 
 def has_adapter(info: CheckpointInfo) -> bool:

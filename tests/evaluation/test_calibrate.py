@@ -100,6 +100,9 @@ def test_a_checkpoint_on_disk_gains_its_dial(base_folder: Path, tmp_path: Path) 
     assert info.target_sparsity == 0.3
     assert info.curve is not None
     assert info.sparsity["module"] == pytest.approx(0.3, abs=0.05)
+    assert [len(info.keep[kind]) for kind in ("attn", "mlp")] == [3, 3]
+    rates = [*info.keep["attn"], *info.keep["mlp"]]
+    assert sum(rates) / len(rates) == pytest.approx(1 - info.sparsity["module"], abs=1e-12)
     assert weights(tmp_path / "out") == before
     load(tmp_path / "out", sparsity=0.5)
 

@@ -62,6 +62,24 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     assert result.sparsity == pytest.approx(expected.sparsity)
 
 
+@pytest.mark.parametrize("kind", ["sparse", "gated"])
+def test_keep_rates_are_those_of_each_layer_and_their_mean_is_what_is_not_skipped(
+    kind: str,
+) -> None:
+    model, blocks = tiny_routed(initializer_range=0.2), rows(6)
+    with execution(model, kind):
+        measured = perplexity(model, blocks, batch_size=4)
+    with record_routing(model) as trace, torch.no_grad():
+        model(blocks)
+    for module in ("attn", "mlp"):
+        kept = [keep.double().mean().item() for keep in trace.steps[0].keeps(module)]
+        assert measured.keep_rates[module] == pytest.approx(kept, abs=1e-12)
+        skipped = 1 - sum(kept) / len(kept)
+        assert measured.sparsity[module] == pytest.approx(skipped, abs=1e-12)
+    with execution(model, "dense"):
+        assert perplexity(model, blocks).keep_rates == {}
+
+
 def test_a_model_in_training_is_measured_in_evaluation_mode_and_put_back() -> None:
     model = tiny_routed(attention_dropout=0.5)
     expected = total_loss(model, rows(4))

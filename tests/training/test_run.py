@@ -41,6 +41,8 @@ def test_a_run_leaves_a_checkpoint_and_how_it_was_made(base_folder: Path, tmp_pa
     assert list(result.held_out) == ["dense", "router", "lora"]
     assert result.held_out["dense"].sparsity["module"] == 0
     assert result.info.sparsity == result.held_out["lora"].sparsity
+    assert result.info.keep == result.held_out["lora"].keep_rates
+    assert result.held_out["dense"].keep_rates == {}
 
 
 def test_stage_lora_may_follow_later_in_another_folder(base_folder: Path, tmp_path: Path) -> None:

@@ -133,4 +133,8 @@ def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:
         nll_per_token=nll,
         perplexity=math.exp(min(nll, 700.0)),
         sparsity={name: between(low.sparsity[name], high.sparsity[name]) for name in low.sparsity},
+        keep_rates={
+            kind: tuple(map(between, rates, high.keep_rates[kind]))
+            for kind, rates in low.keep_rates.items()
+        },
     )

@@ -107,10 +107,14 @@ def calibrate_checkpoint(
     model, tokenizer = load(folder, **where)
     blocks = load_blocks(data, tokenizer, config)
     calibrate(model, cut(blocks.calibration, config.calibration_tokens), target=target)
-    measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens)).sparsity
+    measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens))
     before = read_info(folder)
     info = dataclasses.replace(
-        before, curve=describe(model, before.base).curve, target_sparsity=target, sparsity=measured
+        before,
+        curve=describe(model, before.base).curve,
+        target_sparsity=target,
+        sparsity=measured.sparsity,
+        keep=measured.keep_rates,
     )
     return save(model, folder, info, overwrite=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.windows import batches, mean_context
-from skipgpt.model.trace import Trace, record_routing
+from skipgpt.model.trace import MODULES, Trace, record_routing
 
 Rows = Tensor | Sequence[Tensor]
 """Token ids [N, T], or rows that may differ in length."""
@@ -36,20 +36,28 @@ class Perplexity:
         tokens: how many tokens were predicted.
         sparsity: measured in this run: module, attn, mlp, params, flops; all 0 in `dense`
             execution.
+        keep_rates: by layer, of the same run: the share of tokens that ran its `attn` and its
+            `mlp`; their mean is 1 - module sparsity. Empty in `dense` execution.
     """
 
     nll_per_token: float
     perplexity: float
     tokens: int
     sparsity: dict[str, float]
+    keep_rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, nll_per_token: float, tokens: int, sparsity: dict[str, float] | None = None
+        cls,
+        nll_per_token: float,
+        tokens: int,
+        sparsity: dict[str, float] | None = None,
+        keep_rates: dict[str, tuple[float, ...]] | None = None,
     ) -> Perplexity:
         """From a mean loss; skipping nothing where no sparsity is given."""
         shares = sparsity or dict.fromkeys(SENSES, 0.0)
-        return cls(nll_per_token, math.exp(min(nll_per_token, 700.0)), tokens, shares)
+        likely = math.exp(min(nll_per_token, 700.0))
+        return cls(nll_per_token, likely, tokens, shares, keep_rates or {})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -115,5 +123,10 @@ def summed_up(
         tokens: how many were predicted.
         context: mean number of tokens that a token attended to.
     """
-    shares = sparsities(model, trace.keep_ratios(), context) if trace.steps else None
-    return Perplexity.of(nll / tokens, tokens, shares)
+    if not trace.steps:
+        return Perplexity.of(nll / tokens, tokens)
+    ratios = trace.keep_ratios()
+    rates: dict[str, tuple[float, ...]] = {
+        kind: tuple(r for site, r in ratios.items() if site.module == kind) for kind in MODULES
+    }
+    return Perplexity.of(nll / tokens, tokens, sparsities(model, ratios, context), rates)

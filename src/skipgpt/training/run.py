@@ -154,7 +154,7 @@ def train(
                 logger.info("stage router: blended with static removal at strength %g", strength)
             calibrate(model, calibration, target=config.target_sparsity)
             measured[stage] = perplexity(model, held)
-            info = _save_stage(model, stage, config, out, info, measured[stage].sparsity)
+            info = _save_stage(model, stage, config, out, info, measured[stage])
             finish_stage(out, stage, measured[stage])
     shutil.rmtree(out / RESUME, ignore_errors=True)
     return TrainResult(info, measured, str(out), tuple(order))
@@ -222,7 +222,7 @@ def _save_stage(
     config: TrainConfig,
     out: Path,
     info: CheckpointInfo,
-    sparsity: dict[str, float],
+    measured: Perplexity,
 ) -> CheckpointInfo:
     info = dataclasses.replace(
         describe(model, info.base),
@@ -232,7 +232,8 @@ def _save_stage(
         recipe=config.recipe,
         stages=(*info.stages, stage),
         target_sparsity=config.target_sparsity,
-        sparsity=sparsity,
+        sparsity=measured.sparsity,
+        keep=measured.keep_rates,
     )
     return save(model, out, info, overwrite=True)
 
