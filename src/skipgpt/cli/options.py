@@ -75,6 +75,15 @@ def begin(*, quiet: bool, seed: int | None = None) -> None:
     logger.handlers = [logging.StreamHandler(sys.stderr)]
 
 
+def shows(letters: str, stream: Any) -> bool:
+    """Whether a stream can write these letters in its encoding."""
+    try:
+        letters.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def emit(result: Any, as_json: bool, text: str) -> None:
     """Print a result, as one JSON document or for people."""
     print(json.dumps(result, indent=2) if as_json else text)

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
 from skipgpt.cli import options
 
 NAME = "show"
-HELP = """Say what a checkpoint is, from its config alone; also verifies its files.
+HELP = """Say what a checkpoint is, and how much each of its modules runs; verifies its files.
+
+From its config alone, or with --text from a text, to the same figures as `skipgpt eval --text`.
 """ + options.examples(
     "skipgpt show out/nano-25",
-    "skipgpt show out/nano-25 --json",
+    "skipgpt show out/nano-25 --text README.md --sparsity 0.4 --json",
 )
 
 
 def run(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure on this: text, JSONL or parquet, a folder, stdlib. Repeat."),
+    ] = None,
+    more: options.More = None,
+    sparsity: options.Sparsity = None,
+    block_size: Annotated[int, typer.Option(help="Tokens a row of the text.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Read no more of it than this; 0 is all.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
+    base: options.BaseOverride = None,
     as_json: options.Json = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -28,10 +41,48 @@ def run(
 ) -> None:
     """Parse, read, print."""
     from skipgpt.checkpoint import local_folder, read_info, verify_files
+    from skipgpt.errors import ConfigError
 
+    sources = [*(text or []), *(more or [])]
+    if sparsity is not None and not sources:
+        raise ConfigError(
+            "showing a checkpoint at another sparsity",
+            got="no text",
+            expected="one that it is measured on",
+            todo="give --text FILE",
+        )
     where = local_folder(folder)
     info = read_info(where)
     verify_files(where, info)
+    document: dict[str, Any] = dataclasses.asdict(info)
+    found, keep = None, info.keep
+    if sources:
+        options.begin(quiet=quiet, seed=seed)
+        import logging
+
+        from skipgpt.analysis import trace_text
+        from skipgpt.checkpoint import load
+        from skipgpt.config import DataConfig
+        from skipgpt.evaluation.calibrate import say_if_uncalibrated
+        from skipgpt.evaluation.source_rows import source_rows
+
+        model, tokenizer = load(
+            where, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+        )
+        say_if_uncalibrated(model)
+        config = DataConfig(block_size=block_size)
+        read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
+        logging.getLogger("skipgpt").info("reading %s", read.said)
+        found = trace_text(model, tokenizer, read.rows, batch_size=batch_size).measured
+        keep = found.keep_rates
+        document["text"] = {"sources": sources, "read": read.said, **found.to_dict()}
+    options.emit(document, as_json, "\n".join(_lines(info, found, keep, sources)))
+
+
+def _lines(info: Any, found: Any, keep: Any, sources: list[str]) -> list[str]:
+    """For people: what it is, what was measured now, and the keep rates."""
+    from skipgpt.report.keep_bars import keep_bars
+
     reach = f"0 to {info.curve[-1][0]:.0%}" if info.curve else "not calibrated (argmax)"
     shares = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
     rows = {
@@ -44,5 +95,10 @@ def run(
         "budget dial": reach,
         "files": ", ".join(sorted(info.files)) + " (verified)",
     }
-    text = "\n".join(f"{name:16} {value}" for name, value in rows.items())
-    options.emit(dataclasses.asdict(info), as_json, text)
+    lines = [f"{name:16} {value}" for name, value in rows.items()]
+    if not keep:
+        return [*lines, f"{'keep rates':16} not in this checkpoint; --text FILE measures them"]
+    of = f"on {', '.join(sources)}" if sources else "on held-out text"
+    said = [str(found)] if found else []
+    drawn = keep_bars(keep, ascii_only=not options.shows("█▏·", sys.stdout))
+    return [*lines, "", *said, f"Share of tokens that run each module, {of}:", drawn]
