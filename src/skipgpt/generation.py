@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from skipgpt.analysis.live import LiveRouting, OnToken
+from skipgpt.analysis.text import Pieces, pieces_of
 from skipgpt.errors import ConfigError
 from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.trace import record_routing
@@ -41,7 +44,13 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    on_token: OnToken | None = None,
 ) -> Generation:
     """Continue a prompt.
 
@@ -51,9 +60,16 @@ def generate(
         prompt: not empty.
         max_new_tokens: the most to add.
         temperature: 0 is greedy.
+        on_token: called with each token, the prompt's too, and what ran for it, as soon as that is
+            known; the texts together are the prompt and the continuation.
 
     Raises:
         ConfigError: an empty prompt, or fewer than one token asked for.
+
+    Example:
+        told = []
+        generate(model, tokenizer, "The cat", on_token=told.append)
+        print([(token.text, token.compute) for token in told])
     """
     if max_new_tokens < 1:
         raise ConfigError("generating", got=f"{max_new_tokens} new tokens", expected="1 or more")
@@ -61,10 +77,15 @@ def generate(
     length = inputs["input_ids"].shape[1]
     if length == 0:
         raise ConfigError("generating", got="an empty prompt", expected="at least one token")
-    how: dict[str, Any] = {"do_sample": False}
+    how: dict[str, Any] = {"do_sample": False, "num_beams": 1}
     if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature}
+        how |= {"do_sample": True, "temperature": temperature}
+    given, special = inputs["input_ids"][0].tolist(), tokenizer.all_special_ids
     with record_routing(model) as trace:
+        if on_token:
+            texts = _texts_of(tokenizer, prompt, given)
+            pieces = Pieces(tokenizer, given)
+            how["streamer"] = LiveRouting(trace, texts, pieces, special, on_token)
         output = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -73,12 +94,32 @@ def generate(
             return_dict_in_generate=True,
             **how,
         )
-    added = output.sequences[0, length:]
+    added, pieces = output.sequences[0, length:].tolist(), Pieces(tokenizer, given)
     return Generation(
-        text=tokenizer.decode(added, skip_special_tokens=True),
+        text="".join(pieces.add(n) for n in added if n not in special) + pieces.rest(),
         prompt_tokens=length,
         new_tokens=len(added),
         sparsity=trace.sparsity() if trace.steps else 0.0,
         cache_bytes=cache_bytes(output.past_key_values),
         dense_cache_bytes=dense_cache_bytes(output.past_key_values),
     )
+
+
+def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int]) -> list[str]:
+    """The prompt in the pieces that its tokens stand for; together they are exactly the prompt.
+
+    Where the tokenizer does not say which those are, and decodes to another text, the prompt stands
+    at its last token.
+    """
+    if not tokenizer.is_fast:
+        pieces = pieces_of(ids, tokenizer)
+        return pieces if "".join(pieces) == prompt else [""] * (len(ids) - 1) + [prompt]
+    spans = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    pieces, done = [], 0
+    for n, (_, end) in enumerate(spans):
+        shared = n + 1 < len(spans) and spans[n + 1][0] < end  # a character of several tokens
+        end = done if shared else max(done, end)
+        pieces.append(prompt[done:end])
+        done = end
+    pieces[-1] += prompt[done:]
+    return pieces

@@ -52,23 +52,54 @@ def text_of(rows: Sequence[Tensor] | Tensor, tokenizer: Any) -> Text:
 
 
 def pieces_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """Each token as the text that it adds to what stands before it.
+    """Each token as the text that it adds to what stands before it."""
+    reading = Pieces(tokenizer)
+    pieces = [reading.add(token) for token in ids]
+    if pieces:
+        pieces[-1] += reading.rest()
+    return pieces
+
+
+class Pieces:
+    """Token ids to text one by one, as they come.
 
     A token alone may decode to something else: part of a character, or a word without the space
     that its neighbour would give it.
+
+    Args:
+        tokenizer: that made the ids.
+        before: ids that stand before the first one.
+
+    Example:
+        pieces = Pieces(tokenizer)
+        text = "".join(map(pieces.add, ids)) + pieces.rest()
     """
 
-    def decode(some: Sequence[int]) -> str:
-        return str(tokenizer.decode(some, clean_up_tokenization_spaces=False))
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._known = list(before)[-_LONGEST_CHARACTER:]  # whose text is out; it gives context
+        self._waiting: list[int] = []
 
-    pieces: list[str] = []
-    known = read = 0  # text of tokens before `read` is out; those from `known` on give it context
-    for end in range(1, len(ids) + 1):
-        before, now = decode(ids[known:read]), decode(ids[known:end])
-        unfinished = now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids)
-        if unfinished and end - read < _LONGEST_CHARACTER:
-            pieces.append("")
-            continue
-        pieces.append(now[len(before) :])
-        known, read = read, end
-    return pieces
+    def add(self, token: int) -> str:
+        """What this token adds; empty while it is part of a character that is not complete."""
+        self._waiting.append(token)
+        unfinished = self._fresh().endswith("\N{REPLACEMENT CHARACTER}")
+        if unfinished and len(self._waiting) < _LONGEST_CHARACTER:
+            return ""
+        return self.rest()
+
+    def rest(self) -> str:
+        """What is waiting to be completed, as it is."""
+        text = self._fresh()
+        if self._waiting:
+            self._known, self._waiting = self._waiting, []
+        return text
+
+    def _fresh(self) -> str:
+        if not self._waiting:
+            return ""
+        before = self._decoded(self._known)
+        return self._decoded([*self._known, *self._waiting])[len(before) :]
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -32,6 +32,7 @@ def run(
     """Parse, run, print."""
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.demo import PROMPT, demo
+    from skipgpt.report.terminal import has_colour
 
     result = demo(out, sparsity=sparsity, seed=seed, device=device, dtype=dtype)
     if as_json:
@@ -41,5 +42,5 @@ def run(
     print(f"\nstatic removes: {', '.join(result.static_modules)}")
     for name, text in result.samples.items():
         print(f"\n--- {name} sample ---\n{PROMPT}{text}")
-    print("\n" + result.map.to_terminal(colour=sys.stdout.isatty()))
+    print("\n" + result.map.to_terminal(colour=has_colour(sys.stdout)))
     print(f"\n{out}/checkpoint   {out}/demo.json   {out}/report.html")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ NAME = "generate"
 HELP = """Continue a prompt with a checkpoint's model; without one, read it from a pipe.
 """ + options.examples(
     'skipgpt generate out/nano-25 "def main():" --max-new-tokens 40',
-    "cat prompt.txt | skipgpt generate out/nano-25 --sparsity 0.4 --json",
+    "cat prompt.txt | skipgpt generate out/nano-25 --sparsity 0.4 --show-routing",
 )
 
 
@@ -23,6 +23,10 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens to add.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy.")] = False,
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    show_routing: Annotated[
+        bool,
+        typer.Option("--show-routing", help="Colour each token by the share of modules it ran."),
+    ] = False,
     sparsity: options.Sparsity = None,
     base: options.BaseOverride = None,
     as_json: options.Json = False,
@@ -43,11 +47,15 @@ def run(
             "reading the prompt", got="none", expected="an argument or text on standard input"
         )
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.checkpoint import load
+    from skipgpt.analysis.live import TokenRun
+    from skipgpt.checkpoint import load, local_folder, read_info
     from skipgpt.generation import generate
+    from skipgpt.report.live_text import live_text
+    from skipgpt.report.terminal import Scale, has_colour
 
+    where = local_folder(folder)
     model, tokenizer = load(
-        folder,
+        where,
         sparsity=sparsity,
         base=base,
         merge=True,
@@ -55,14 +63,21 @@ def run(
         dtype=dtype,
         quantize=quantize,
     )
-    result = generate(
-        model,
-        tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature if sample else 0.0,
-    )
-    options.emit(result.to_dict(), as_json, prompt + result.text)
+    how: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature if sample else 0.0
+    }  # fmt: skip
+    scale = Scale.around(read_info(where).target_sparsity if sparsity is None else sparsity)
+    live = show_routing and not as_json
+    told: list[TokenRun] = []
+    if live:
+        with live_text(sys.stdout, sys.stderr, scale) as tell:
+            result = generate(model, tokenizer, prompt, on_token=tell, **how)
+        print()
+    else:
+        on_token = told.append if show_routing else None
+        result = generate(model, tokenizer, prompt, on_token=on_token, **how)
+        tokens = {"tokens": [token.to_dict() for token in told]} if show_routing else {}
+        options.emit({**result.to_dict(), **tokens}, as_json, prompt + result.text)
     if not (as_json or quiet):
         saved = 1 - result.cache_bytes / max(1, result.dense_cache_bytes)
         print(
@@ -70,3 +85,5 @@ def run(
             f"{result.cache_bytes:,} bytes, {saved:.1%} less than dense]",
             file=sys.stderr,
         )
+        if live and has_colour(sys.stdout) and has_colour(sys.stderr):
+            print(f"[{scale.legend()}]", file=sys.stderr)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from skipgpt.analysis.trace import TextTrace, trace_text
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import record_routing
+from skipgpt.evaluation.source_rows import context_of
+from skipgpt.evaluation.windows import rows_of
+from skipgpt.report.terminal import Scale, in_a_line
 
 _CELLS = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): "·"}
-_GREEN, _DIM, _RESET = "\033[32m", "\033[2m", "\033[0m"
+_WIDEST = 24
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class RoutingMap:
     attn: list[list[bool]]
     mlp: list[list[bool]]
 
+    @classmethod
+    def of(cls, trace: TextTrace) -> RoutingMap:
+        """The map of a trace."""
+        attn, mlp = trace.keep.permute(1, 2, 0).tolist()
+        return cls(list(trace.text.pieces), attn, mlp)
+
     @property
     def sparsity(self) -> float:
         """Share of decisions that skip."""
@@ -35,44 +42,37 @@ class RoutingMap:
         return 1 - sum(cells) / len(cells)
 
     def to_terminal(self, colour: bool = True) -> str:
-        """One line a token, one cell a layer: upper half attention, lower half MLP."""
-        width = min(24, max(len(_visible(token)) for token in self.tokens))
-        green, dim, reset = (_GREEN, _DIM, _RESET) if colour else ("", "", "")
+        """One line a token, one cell a layer: upper half attention, lower half MLP.
+
+        Tokens have the colours of `skipgpt generate --show-routing`.
+        """
+        shown = [in_a_line(token)[:_WIDEST] for token in self.tokens]
+        width, modules = max(map(len, shown)), 2 * len(self.attn[0])
+        scale = Scale.around(self.sparsity)
         head = f"{'token':>{width}}  layer 1 to {len(self.attn[0])}"
-        lines = [f"{dim}{head}   █ both  ▀ attention only  ▄ MLP only  · neither{reset}"]
-        for token, attn, mlp in zip(self.tokens, self.attn, self.mlp, strict=True):
+        lines = [f"{head}   █ both  ▀ attention only  ▄ MLP only  · neither"]
+        for token, attn, mlp in zip(shown, self.attn, self.mlp, strict=True):
             cells = "".join(_CELLS[pair] for pair in zip(attn, mlp, strict=True))
-            run = sum(attn) + sum(mlp)
-            lines.append(
-                f"{_visible(token)[:width]:>{width}}  {green}{cells}{reset}"
-                f"  {dim}{run}/{2 * len(attn)}{reset}"
-            )
+            ran = sum(attn) + sum(mlp)
+            name = scale.paint(token, ran / modules) if colour else token
+            lines.append(f"{' ' * (width - len(token))}{name}  {cells}  {ran}/{modules}")
         return "\n".join(lines)
 
 
-@torch.no_grad()
 def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
     """Run a text through a model with routers and map what ran.
 
+    A text longer than the model's context is read in rows of that length, each from nothing.
+
     Raises:
         ConfigError: the text is empty, or the model has no routers.
+        DataError: the text is a single token, which predicts none.
 
     Example:
         print(routing_map(model, tokenizer, "print('hello')").to_terminal())
     """
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    if ids.shape[1] == 0:
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+    if len(ids) == 0:
         raise ConfigError("mapping a text", got="no token", expected="a text that is not empty")
-    with record_routing(model) as trace:
-        model(input_ids=ids.to(model.device), use_cache=False)
-    step = trace.steps[0]
-    attn, mlp = (
-        torch.stack([keep[0] for keep in step.keeps(module)], dim=1).tolist()
-        for module in ("attn", "mlp")
-    )
-    return RoutingMap([tokenizer.decode([token]) for token in ids[0].tolist()], attn, mlp)
-
-
-def _visible(token: str) -> str:
-    shown = token.replace("\n", "⏎").replace(" ", "·").replace("\t", "→")
-    return "".join(letter if letter.isprintable() else "?" for letter in shown)
+    rows = rows_of(ids, context_of(model) or len(ids))
+    return RoutingMap.of(trace_text(model, tokenizer, rows))

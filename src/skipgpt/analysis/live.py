@@ -1,0 +1,101 @@
+"""What ran for each token while a text is generated, told as it is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.analysis.text import Pieces
+from skipgpt.model.trace import MODULES, Trace
+
+
+@dataclass(frozen=True)
+class TokenRun:
+    """One token and what ran for it.
+
+    Attributes:
+        text: that it adds to what stands before it; empty where a later one completes a character.
+        prompt: whether it was given.
+        attn: by layer, whether attention ran; empty of a token that the model did not read, as the
+            last one that it generates.
+        mlp: likewise the MLP.
+    """
+
+    text: str
+    prompt: bool
+    attn: tuple[bool, ...] = ()
+    mlp: tuple[bool, ...] = ()
+
+    @property
+    def compute(self) -> float | None:
+        """Share of modules that ran; None of a token that was not read."""
+        ran = (*self.attn, *self.mlp)
+        return sum(ran) / len(ran) if ran else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**dataclasses.asdict(self), "compute": self.compute}
+
+
+OnToken = Callable[[TokenRun], None]
+
+
+class LiveRouting:
+    """A streamer for `model.generate`, of a batch of one.
+
+    A token is told one step late: what runs for it is decided when the model reads it.
+
+    Args:
+        trace: that records the forwards under way.
+        prompt: the text of each token of the prompt.
+        pieces: gives the others their text.
+        special: ids that have none.
+        tell: called with every token, in order.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        prompt: Sequence[str],
+        pieces: Pieces,
+        special: Sequence[int],
+        tell: OnToken,
+    ) -> None:
+        self._trace, self._pieces, self._special, self._tell = trace, pieces, set(special), tell
+        self._waiting = [TokenRun(text, prompt=True) for text in prompt]
+        self._begun, self._steps = False, 0
+
+    def put(self, ids: Tensor) -> None:
+        """The prompt first, then each token that was generated."""
+        self._tell_read()
+        if self._begun:
+            self._waiting += [TokenRun(self._text(token), prompt=False) for token in ids.tolist()]
+        self._begun = True
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._tell_read()
+        if rest := self._pieces.rest():
+            last = self._waiting.pop()
+            self._waiting.append(dataclasses.replace(last, text=last.text + rest))
+        for token in self._waiting:
+            self._tell(token)
+
+    def _text(self, token: int) -> str:
+        return "" if token in self._special else self._pieces.add(token)
+
+    def _tell_read(self) -> None:
+        for step in self._trace.steps[self._steps :]:
+            attn, mlp = (
+                torch.stack([keep[0] for keep in step.keeps(module)], dim=1).tolist()
+                for module in MODULES
+            )
+            for ran in zip(attn, mlp, strict=True):
+                token = self._waiting.pop(0)
+                self._tell(dataclasses.replace(token, attn=tuple(ran[0]), mlp=tuple(ran[1])))
+        self._steps = len(self._trace.steps)

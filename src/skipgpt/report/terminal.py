@@ -1,0 +1,101 @@
+"""Tokens on a terminal: one colour scale of compute, and text that cannot steer the terminal."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+STEPS = ((17, 231), (19, 231), (25, 231), (31, 16), (74, 16), (117, 16), (195, 16))
+"""Background and foreground, of the 256 colours, from little compute to much.
+
+One hue that only gets lighter, so that it reads without colour vision; as both are set, it reads
+on dark and on light terminals.
+"""
+_RESET = "\033[0m"
+_STEERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+"""Characters that turn the direction of what stands around them."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Shares of compute as colours.
+
+    Attributes:
+        low: a share that has the first colour, as all below it have.
+        high: a share that has the last colour.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @classmethod
+    def around(cls, sparsity: float) -> Scale:
+        """The scale of a text of which this share is skipped: that is its middle, or above it.
+
+        Tokens of one text differ little; on a scale from nothing to everything all would look
+        alike.
+        """
+        return cls(low=max(0.0, min(0.5, 1 - 2 * sparsity)))
+
+    def paint(self, text: str, share: float | None) -> str:
+        """A token's text in the colour of its share, made harmless; uncoloured where it is None.
+
+        Line breaks stay outside the colour, which would otherwise run to the edge of the terminal.
+        """
+        if share is None:
+            return harmless(text)
+        place = (share - self.low) / (self.high - self.low) * len(STEPS)
+        back, front = STEPS[max(0, min(len(STEPS) - 1, int(place)))]
+        start = f"\033[38;5;{front};48;5;{back}m"
+        lines = harmless(text).split("\n")
+        return "\n".join(f"{start}{line}{_RESET}" if line else "" for line in lines)
+
+    def legend(self) -> str:
+        """What the colours mean, in a line."""
+        width = self.high - self.low
+        middles = (self.low + (n + 0.5) * width / len(STEPS) for n in range(len(STEPS)))
+        swatch = "".join(self.paint("  ", share) for share in middles)
+        least = f"{self.low:.0%} or less" if self.low else "0%"
+        return f"modules run by a token: {least} {swatch} {self.high:.0%}"
+
+
+def harmless(text: str) -> str:
+    r"""Text without characters that steer a terminal; they are spelt out, as `\x1b`.
+
+    Example:
+        >>> print(harmless("\x1b[2Ja\tb"))
+        \x1b[2Ja	b
+    """
+    return "".join(_spelt(letter) if _steers(letter) else letter for letter in text)
+
+
+def in_a_line(text: str) -> str:
+    """The same with line breaks, spaces and tabs as marks that are seen."""
+    return harmless(text.replace("\n", "⏎").replace(" ", "·").replace("\t", "→"))
+
+
+def has_colour(stream: Any) -> bool:
+    """Whether to write colours to a stream: a terminal, or anything under `FORCE_COLOR`.
+
+    `NO_COLOR` (no-color.org) and `FORCE_COLOR=0` say no; `NO_COLOR` is the stronger.
+    """
+    forced = os.environ.get("FORCE_COLOR", "")
+    if os.environ.get("NO_COLOR") or forced == "0":
+        return False
+    return bool(forced) or is_terminal(stream)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal that knows colours and cursor movements."""
+    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+
+
+def _steers(letter: str) -> bool:
+    code = ord(letter)
+    control = code < 0x20 or 0x7F <= code < 0xA0
+    return (control and letter not in "\n\t") or letter in _STEERING or 0xD800 <= code < 0xE000
+
+
+def _spelt(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
