@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from conftest import byte_tokenizer, tiny_routed
+from skipgpt.analysis import trace_text
 from skipgpt.config import RouterConfig
 from skipgpt.errors import SkipGPTError
+from skipgpt.evaluation.windows import rows_of
 from skipgpt.model.trace import deciding, record_routing
 from skipgpt.report.routing_map import RoutingMap, routing_map
+from skipgpt.report.terminal import Scale
 from skipgpt.routing.decision import KEEP_ALL, Forced, Site
 
 TOKENIZER = byte_tokenizer()
@@ -54,10 +57,25 @@ def test_terminal_text_without_colour_is_plain() -> None:
     assert "\033" not in SMALL.to_terminal(colour=False)
 
 
-def test_colour_only_adds_escapes() -> None:
+def test_colour_only_adds_escapes_and_is_that_of_generate() -> None:
     coloured = SMALL.to_terminal(colour=True)
-    assert "\033[32m" in coloured
-    assert re.sub("\033\\[\\d+m", "", coloured) == SMALL.to_terminal(colour=False)
+    assert re.sub("\033\\[[\\d;]+m", "", coloured) == SMALL.to_terminal(colour=False)
+    assert Scale.around(SMALL.sparsity).paint("·b", 0.5) in coloured
+
+
+def test_a_map_says_the_sparsity_that_a_trace_measures() -> None:
+    model = tiny_routed(router=RouterConfig(normalize=True))
+    text = "The cat sat." * 20  # 240 tokens, of which the model reads 128 at once
+    trace = trace_text(
+        model, TOKENIZER, rows_of(TOKENIZER(text, return_tensors="pt").input_ids[0], 128)
+    )
+    made = routing_map(model, TOKENIZER, text)
+    assert made == RoutingMap.of(trace)
+    assert made.sparsity == pytest.approx(trace.measured.sparsity["module"], abs=1e-12)
+
+
+def test_a_character_of_several_tokens_stands_at_the_last() -> None:
+    assert routing_map(tiny_routed(), TOKENIZER, "a🙂").tokens == ["a", "", "", "", "🙂"]
 
 
 def test_tokens_cannot_steer_the_terminal() -> None:
@@ -66,6 +84,7 @@ def test_tokens_cannot_steer_the_terminal() -> None:
     assert all(character.isprintable() for line in text.split("\n") for character in line)
 
 
-def test_an_empty_text_is_refused() -> None:
-    with pytest.raises(SkipGPTError):
-        routing_map(tiny_routed(), TOKENIZER, "")
+def test_a_text_that_predicts_no_token_is_refused() -> None:
+    for text, error in (("", "got no token"), ("a", "1 token")):
+        with pytest.raises(SkipGPTError, match=error):
+            routing_map(tiny_routed(), TOKENIZER, text)

@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unicodedata import combining, east_asian_width
 
 from skipgpt.analysis.live import OnToken, TokenRun
-from skipgpt.report.terminal import Scale, has_colour, is_terminal
+from skipgpt.report.terminal import Scale, harmless, has_colour, is_terminal
 
 _SAVE, _BACK, _WHOLE = "\0337", "\0338", "\033[r"
 
@@ -28,24 +29,56 @@ def live_text(out: Any, status: Any, scale: Scale) -> Iterator[OnToken]:
     """
     colour = has_colour(out)
     line = StatusLine(status) if colour and is_terminal(out) and is_terminal(status) else None
-    ran = modules = tokens = 0
+    ran = modules = tokens = column = 0
 
     def tell(token: TokenRun) -> None:
-        nonlocal ran, modules, tokens
+        nonlocal ran, modules, tokens, column
         out.write(scale.paint(token.text, token.compute) if colour else token.text)
         out.flush()
         cells = (*token.attn, *token.mlp)
         ran, modules, tokens = ran + sum(cells), modules + len(cells), tokens + bool(cells)
-        if line and modules:
-            line.write(f"{tokens:,} tokens, {1 - ran / modules:.1%} of modules skipped so far")
+        width = shutil.get_terminal_size().columns
+        column = column_after(column, harmless(token.text), width)
+        # At the edge some terminals forget, when the cursor comes back, that the next letter wraps.
+        if line and modules and column < width:
+            read = f"{tokens:,} token{'s' * (tokens != 1)}"
+            line.write(f"{read}, {1 - ran / modules:.1%} of modules skipped so far")
 
     if line:
         line.open()
     try:
         yield tell
+    except BaseException:
+        if line:
+            out.write("\n")
+            out.flush()
+        raise
     finally:
         if line:
             line.close()
+
+
+def column_after(column: int, text: str, width: int) -> int:
+    r"""Where the cursor stands after a text; the width itself where the next letter wraps.
+
+    Args:
+        column: where it stood, from 0.
+        text: without steering characters.
+        width: columns of the terminal.
+
+    Example:
+        >>> column_after(6, "abcd", 8), column_after(6, "ab", 8), column_after(6, "a\nb", 8)
+        (2, 8, 1)
+    """
+    for letter in text:
+        if letter == "\n":
+            column = 0
+        elif letter == "\t":
+            column = min(width - 1, column // 8 * 8 + 8)
+        else:
+            wide = 0 if combining(letter) else 1 + (east_asian_width(letter) in "WF")
+            column = wide if column + wide > width else column + wide
+    return column
 
 
 class StatusLine:
@@ -61,8 +94,9 @@ class StatusLine:
     def open(self) -> None:
         """Keep the line free; the cursor is at the beginning of one."""
         height = self._height()
-        # The cursor may stand on the last line: a step down and up again moves it off.
-        self._say(f"\n{_SAVE}\033[1;{height - 1}r{_BACK}\033[1A")
+        # A progress bar may have left something on this line. The cursor may stand on the last
+        # line of the terminal: a step down and up again moves it off.
+        self._say(f"\r\033[K\n\033[1A{_SAVE}\033[1;{height - 1}r{_BACK}")
 
     def write(self, text: str) -> None:
         """Put this on it, whatever the terminal's size is now."""

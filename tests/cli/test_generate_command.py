@@ -1,0 +1,86 @@
+"""`skipgpt generate --show-routing`, as a terminal and a script see it."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from command import Finished, skipgpt
+from runs import shared_checkpoint
+from skipgpt.report.terminal import harmless
+
+PROMPT = "naïve \033[31m🙂 cat"
+COLOUR = re.compile("\033\\[[\\d;]*m")
+
+
+def force_colour() -> None:
+    os.environ["FORCE_COLOR"] = "1"
+    os.environ.pop("NO_COLOR", None)
+
+
+def refuse_colour() -> None:
+    os.environ["FORCE_COLOR"] = os.environ["NO_COLOR"] = "1"
+
+
+@pytest.fixture
+def checkpoint() -> Path:
+    return shared_checkpoint()
+
+
+def run(checkpoint: Path, *more: object, **options: object) -> Finished:
+    done = skipgpt("generate", checkpoint, PROMPT, "--max-new-tokens", 24, *more, **options)
+    assert done.status == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("sampling", [(), ("--sample",)], ids=["greedy", "sampled"])
+def test_the_text_is_the_same_with_and_without_the_flag(
+    checkpoint: Path, sampling: tuple[str, ...]
+) -> None:
+    plain = run(checkpoint, *sampling)
+    for before in (None, refuse_colour):
+        shown = run(checkpoint, "--show-routing", *sampling, before=before)
+        assert (shown.stdout, shown.stderr) == (plain.stdout, plain.stderr)
+    assert plain.stdout.startswith(PROMPT)
+
+
+def test_colours_are_added_to_the_text_and_nothing_in_it_steers_the_terminal(
+    checkpoint: Path,
+) -> None:
+    plain = run(checkpoint).stdout
+    shown = run(checkpoint, "--show-routing", before=force_colour)
+    assert len(set(COLOUR.findall(shown.stdout))) > 2
+    assert COLOUR.sub("", shown.stdout) == harmless(plain)
+    assert "\\x1b[31m" in harmless(plain)
+    assert "\033[31m" not in shown.stdout
+    summary, legend = shown.stderr.splitlines()
+    assert re.match(r"\[\d+ tokens, [\d.]+% of modules skipped; ", summary)
+    assert COLOUR.sub("", legend).startswith("[modules run by a token: 50% or less ")
+
+
+def test_quiet_leaves_out_summary_and_legend(checkpoint: Path) -> None:
+    done = run(checkpoint, "--show-routing", "--quiet", before=force_colour)
+    assert done.stderr == ""
+    assert COLOUR.search(done.stdout)
+
+
+def test_json_lists_the_tokens_with_what_ran(checkpoint: Path) -> None:
+    plain = json.loads(run(checkpoint, "--json", "-q").stdout)
+    shown = json.loads(run(checkpoint, "--json", "-q", "--show-routing").stdout)
+    tokens = shown.pop("tokens")
+    assert shown == plain
+    assert "".join(token["text"] for token in tokens) == PROMPT + plain["text"]
+    assert len(tokens) == plain["prompt_tokens"] + plain["new_tokens"]
+    assert tokens[0].keys() == {"text", "prompt", "attn", "mlp", "compute"}
+    assert sum(token["prompt"] for token in tokens) == plain["prompt_tokens"]
+    shares = [token["compute"] for token in tokens if token["compute"] is not None]
+    assert 1 - sum(shares) / len(shares) == pytest.approx(plain["sparsity"], abs=1e-12)
+    assert tokens[-1]["compute"] is None
+
+
+def test_an_empty_prompt_is_refused_in_one_line(checkpoint: Path) -> None:
+    done = skipgpt("generate", checkpoint, "", "--show-routing")
+    assert (done.status, done.stdout) == (2, "")
+    assert done.stderr.startswith("skipgpt: reading the prompt: got none")
