@@ -89,14 +89,17 @@ def test_show_eval_and_report_print_the_same_sparsity_of_the_same_text(
 ) -> None:
     where, quiet = shared_checkpoint(), ("--json", "-q", *more)
     evaluated = json.loads(skipgpt("eval", where, "--text", text, *quiet).stdout)
-    reported = json.loads(skipgpt("report", where, "--data", text, *quiet).stdout)["routed"]
-    measured = shown(text, *more)["text"]
+    report = json.loads(skipgpt("report", where, "--data", text, *quiet).stdout)
+    reported, measured = report["routed"], shown(text, *more)["text"]
     for key in ("sparsity", "keep_rates", "nll_per_token", "perplexity", "tokens"):
         assert measured[key] == evaluated[key] == reported[key]
+    rates = measured["keep_rates"]
+    rows = [[n, *both] for n, both in enumerate(zip(rates["attn"], rates["mlp"], strict=True), 1)]
+    assert report["tables"]["modules"]["rows"] == rows
     line = skipgpt("eval", where, "--text", text, *more).stdout.splitlines()[0]
     lines = skipgpt("show", where, "--text", text, *more).stdout.splitlines()
     assert line in lines
-    assert lines[-5:] == keep_bars(measured["keep_rates"]).splitlines()
+    assert lines[-5:] == keep_bars(rates).splitlines()
 
 
 def test_the_mean_keep_rate_is_what_the_sparsity_leaves(text: Path) -> None:

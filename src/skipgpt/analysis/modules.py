@@ -14,7 +14,7 @@ def keep_by_module(trace: TextTrace) -> Table:
     Example:
         keep_by_module(trace).facts["ratio"]
     """
-    rates = trace.keep.float().mean(-1)
+    rates = trace.keep.double().mean(-1)
     attn, mlp = rates.mean(0).tolist()
     rows = tuple((n + 1, *rates[n].tolist()) for n in range(len(rates)))
     ratio = attn / mlp if mlp else float("inf")

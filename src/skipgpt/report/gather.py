@@ -196,7 +196,7 @@ def _tables(
 def _cost(model: Any, trace: TextTrace, read: SourceRows) -> dict[str, Any]:
     """Active compute, resident memory and what skipping can save, apart from each other."""
     keep = {
-        Site(n, kind): trace.keep[n, m].float().mean().item()
+        Site(n, kind): trace.keep[n, m].double().mean().item()
         for n in range(len(trace.keep))
         for m, kind in enumerate(MODULES)
     }
