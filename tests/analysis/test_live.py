@@ -84,11 +84,13 @@ def test_a_dense_run_tells_tokens_without_compute() -> None:
     assert {token.compute for token in tokens} == {None}
 
 
-def test_the_prompt_stays_as_it_was_written_where_the_tokenizer_changes_it() -> None:
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
+def test_the_prompt_stays_as_it_was_written_where_the_tokenizer_changes_it(fast: bool) -> None:
     from tokenizers import normalizers
 
     lower = byte_tokenizer()
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    lower.__class__ = type("Tokenizer", (type(lower),), {"is_fast": fast})
     tokens: list[TokenRun] = []
     generate(model(), lower, "The CAT", max_new_tokens=1, on_token=tokens.append)
     assert "".join(token.text for token in tokens if token.prompt) == "The CAT"
