@@ -40,7 +40,11 @@ def test_each_failure_is_named_alone_and_says_what_to_do(
 def test_the_first_half_of_a_stage_is_not_judged() -> None:
     bad = {"lm_loss": 9.0, "sparsity": 0.9, "sparsity_swing": 0.5}
     assert _names(_lines(5, **bad)) == []
-    assert _names(_lines(6, **bad)) == ["loss", "swing", "missed"]
+    assert _names(_lines(8, **bad)) == ["loss", "swing", "missed"]
+
+
+def test_a_line_or_two_are_not_judged() -> None:
+    assert _names(_lines(7, lm_loss=9.0, sparsity=0.9)) == []
 
 
 def test_a_failure_that_has_passed_is_not_reported() -> None:
@@ -70,6 +74,6 @@ def test_a_target_of_nothing_is_no_collapse() -> None:
 
 
 def test_lines_of_an_older_run_are_judged_by_what_they_hold() -> None:
-    old = [{"step": 90, "loss": 3.0, "lm_loss": 2.6, "sparsity": 0.4}]
-    assert _names(old) == ["missed"]
-    assert _names([{"step": 90, "lm_loss": None, "sparsity": 0.25}]) == []
+    old = {"step": 90, "loss": 3.0, "lm_loss": 2.6, "sparsity": 0.4}
+    assert _names([old] * 3) == ["missed"]
+    assert _names([{"step": 90, "lm_loss": None, "sparsity": 0.25}] * 3) == []

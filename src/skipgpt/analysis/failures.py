@@ -24,6 +24,8 @@ MISS = 0.03
 """Distance of the mean sparsity from the target."""
 NEWEST = 5
 """Lines that are judged, at most."""
+ENOUGH = 3
+"""Lines that are judged, at least: a single one may be of a single batch."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,16 @@ def failures(
         dense_loss: nats a token of the base model on like text; None where nobody measured it.
 
     Returns:
-        None of them for a healthy run, and for one in its first half.
+        None of them for a healthy run, for one in its first half, and before three lines of the
+        second half.
 
     Example:
-        >>> line = {"step": 90, "lm_loss": 3.0, "sparsity": 0.5}
-        >>> failures([line], steps=100, target=0.25, dense_loss=2.5)[0].name
+        >>> lines = [{"step": step, "lm_loss": 3.0, "sparsity": 0.5} for step in (70, 80, 90)]
+        >>> failures(lines, steps=100, target=0.25, dense_loss=2.5)[0].name
         'missed'
     """
     late = [line for line in lines if line["step"] * 2 > steps and "sparsity" in line][-NEWEST:]
-    if not late:
+    if len(late) < ENOUGH:
         return ()
     sparsities = _numbers(late, "sparsity")
     checks = (
@@ -94,7 +97,7 @@ def _high_loss(losses: list[float], target: float, dense_loss: float | None) -> 
 
 def _swing(swings: list[float], sparsities: list[float]) -> Failure | None:
     within = fmean(swings) if swings else 0.0
-    between = pstdev(sparsities) if len(sparsities) > 2 else 0.0
+    between = pstdev(sparsities) if len(sparsities) >= ENOUGH else 0.0
     if max(within, between) < SWING:
         return None
     return Failure(
