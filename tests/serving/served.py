@@ -87,10 +87,18 @@ def routed_by_tokens(model: Any, folder: Path, **router: Any) -> Any:
 
 
 def tiny_routed_by_tokens(family: str, folder: Path, **router: Any) -> Any:
-    """The same of a small random model of a family, with heads that vLLM's kernel takes."""
-    size = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    base = zoo.build(family, initializer_range=0.2, max_position_embeddings=512, **size)
+    """The same of a small random model of a family."""
+    base = zoo.build(family, initializer_range=0.2, **size_of(family))
     return routed_by_tokens(base, folder, **router)
+
+
+def size_of(family: str) -> dict[str, Any]:
+    """Small, with heads that vLLM's kernel takes, and one kind of attention in all layers."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    size: dict[str, Any] = {"hidden_size": 128, "max_position_embeddings": 512, **heads}
+    if family.startswith("qwen"):
+        size |= {"layer_types": None, "use_sliding_window": False}
+    return size
 
 
 def prompts(*lengths: int, vocabulary: int = 4000, seed: int = 1) -> list[list[int]]:
@@ -104,13 +112,14 @@ def requests(texts: list[list[int]], tokens: int = 64, **more: Any) -> list[dict
     return [{"prompt": text, "tokens": tokens, **more} for text in texts]
 
 
-def serve(folder: Path, *engines: dict[str, Any], apart: bool = False) -> Any:
+def serve(folder: Path, *engines: dict[str, Any], apart: bool = False, plugins: bool = True) -> Any:
     """What engines answer, by engine, round and request.
 
     Args:
         folder: for the answers.
         engines: see `engine.py`.
         apart: run the engine's core in another process, as `vllm serve` does.
+        plugins: False is vLLM as if skipgpt were not installed.
     """
     out = folder / "answers.json"
     environment = os.environ | {
@@ -119,6 +128,8 @@ def serve(folder: Path, *engines: dict[str, Any], apart: bool = False) -> Any:
         "OMP_NUM_THREADS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
+    if not plugins:
+        environment["VLLM_PLUGINS"] = ""
     job = json.dumps({"out": str(out), "engines": engines})
     done = subprocess.run(
         [sys.executable, str(ENGINE)],

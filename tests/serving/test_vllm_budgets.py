@@ -19,6 +19,7 @@ import served
 
 TOKENS = 12
 PROMPT = served.prompts(70, vocabulary=256)[0]
+REASONS = ("from 0 to 0.95", "at most 0.75", "'much'", "True")
 TRIES = ({}, {"sparsity": 0}, {"sparsity": 0.25}, {"sparsity": 0.75})
 
 
@@ -57,9 +58,7 @@ def test_requests_have_budgets_of_their_own_and_share_no_prefix_across_them(
     assert [answer["cached"] for answer in again] == [64] * len(TRIES)
     # 0.5 is what a request without a wish gets; 0.6 was never asked for.
     assert [answer["cached"] for answer in other] == [64, 0]
-    for answer, said in zip(
-        refused, ("from 0 to 0.95", "at most 0.75", "'much'", "True"), strict=False
-    ):
+    for answer, said in zip(refused, REASONS, strict=False):
         assert said in answer["error"]
     assert [answer["tokens"] for answer in refused[4:]] == [expected[0], expected[2]]
     assert after[0]["tokens"] == expected[0]
@@ -67,11 +66,14 @@ def test_requests_have_budgets_of_their_own_and_share_no_prefix_across_them(
 
 @contextmanager
 def server(folder: Path, log: Path) -> Iterator[str]:
-    """`vllm serve` on a free port, ready to answer; its address."""
+    """What `vllm serve` runs, on a free port, ready to answer; its address.
+
+    The command itself asks for the version of a package `vllm`, which the one for CPUs is not.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     options += ["--max-model-len", "512", "--served-model-name", "tiny"]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
