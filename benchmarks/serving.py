@@ -1,11 +1,14 @@
 """Throughput of vLLM with the plug-in against dense vLLM on the same weights, in one run.
 
     .venv-serving/bin/python benchmarks/serving.py --out benchmarks/results/serving-cpu.json
+    .venv-serving/bin/python benchmarks/serving.py --cached --requests 8 --prompt-tokens 2048 \
+        --new-tokens 64 --out benchmarks/results/serving-decode-cpu.json
 
 Weights are random and so are routes: each module of a token skips with the given probability,
 which the token's embedding holds where the routers read it. Both engines stay up; they take
 turns, and each ratio is between neighbours in time. End to end: from handing over all requests to
-the last token of the last one.
+the last token of the last one. With `--cached` prompts are in the prefix cache before, so that next
+to nothing but decoding is timed.
 """
 
 from __future__ import annotations
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cached", action="store_true", help="prompts are cached before")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -90,7 +94,7 @@ def main() -> None:
         options = {
             "dtype": "float32",
             "enforce_eager": True,
-            "enable_prefix_caching": False,
+            "enable_prefix_caching": arguments.cached,
             "skip_tokenizer_init": True,
             "max_model_len": arguments.prompt_tokens + arguments.new_tokens,
         }
@@ -101,7 +105,7 @@ def main() -> None:
             f"plug-in, sparsity {arguments.sparsity}": ("routed", arguments.sparsity),
         }
         for kind, sparsity in runs.values():
-            seconds(llms[kind], prompts[:2], 2, sparsity)
+            seconds(llms[kind], prompts if arguments.cached else prompts[:2], 2, sparsity)
         taken: dict[str, list[float]] = {name: [] for name in runs}
         load = [os.getloadavg()[0]]
         for _ in range(arguments.repeats):
@@ -109,6 +113,8 @@ def main() -> None:
                 taken[name].append(seconds(llms[kind], prompts, arguments.new_tokens, sparsity))
                 print(f"{name}: {taken[name][-1]:.1f} s", flush=True)
             load.append(os.getloadavg()[0])
+    counted = 0 if arguments.cached else arguments.prompt_tokens
+    tokens = arguments.requests * (counted + arguments.new_tokens)
     rows = []
     for name, each in taken.items():
         ratios = [dense / own for dense, own in zip(taken["dense"], each, strict=True)]
@@ -116,9 +122,7 @@ def main() -> None:
             "engine": name,
             "seconds": [round(one, 2) for one in each],
             "tokens_per_second": round(
-                arguments.requests
-                * (arguments.prompt_tokens + arguments.new_tokens)
-                / statistics.median(each),
+                tokens / statistics.median(each),
                 1,
             ),
             "throughput_over_dense": round(statistics.median(ratios), 3),

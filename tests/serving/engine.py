@@ -28,12 +28,14 @@ def parameters(request: dict[str, Any]) -> Any:
 
 def run_round(engine: Any, requests: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The answers to requests that are in flight together."""
+    from vllm.exceptions import VLLMValidationError
+
     answers: dict[str, dict[str, Any]] = {}
     for number, request in enumerate(requests):
         key = f"{name}-{number}"
         try:
             engine.add_request(key, {"prompt_token_ids": request["prompt"]}, parameters(request))
-        except ValueError as error:
+        except VLLMValidationError as error:
             answers[key] = {"error": str(error)}
     while engine.has_unfinished_requests():
         for done in engine.step():

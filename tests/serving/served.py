@@ -112,7 +112,13 @@ def requests(texts: list[list[int]], tokens: int = 64, **more: Any) -> list[dict
     return [{"prompt": text, "tokens": tokens, **more} for text in texts]
 
 
-def serve(folder: Path, *engines: dict[str, Any], apart: bool = False, plugins: bool = True) -> Any:
+def serve(
+    folder: Path,
+    *engines: dict[str, Any],
+    apart: bool = False,
+    plugins: bool = True,
+    ranks: int = 1,
+) -> Any:
     """What engines answer, by engine, round and request.
 
     Args:
@@ -120,6 +126,7 @@ def serve(folder: Path, *engines: dict[str, Any], apart: bool = False, plugins: 
         engines: see `engine.py`.
         apart: run the engine's core in another process, as `vllm serve` does.
         plugins: False is vLLM as if skipgpt were not installed.
+        ranks: how many processes share a model; each gets a core.
     """
     out = folder / "answers.json"
     environment = os.environ | {
@@ -130,6 +137,11 @@ def serve(folder: Path, *engines: dict[str, Any], apart: bool = False, plugins: 
     }
     if not plugins:
         environment["VLLM_PLUGINS"] = ""
+    if ranks > 1:
+        cores = sorted(os.sched_getaffinity(0))
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
+            str(cores[rank % len(cores)]) for rank in range(ranks)
+        )
     job = json.dumps({"out": str(out), "engines": engines})
     done = subprocess.run(
         [sys.executable, str(ENGINE)],

@@ -7,6 +7,7 @@ the batch, before each forward; `Budgets` is one that leaves logits alone and re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +88,14 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
         process_dict_updates(self._rows, batch_update, self._of_request)
 
     def thresholds(self) -> Tensor | float:
-        """For the forward under way: of each token [T], or one for all of them."""
+        """For the forward under way: of each token [T], or one for all of them.
+
+        Where vLLM measures how much memory a step takes, every module is kept.
+        """
         metadata = get_forward_context().attn_metadata
-        if not self._rows or metadata is None:
+        if metadata is None:
+            return -math.inf
+        if not self._rows:
             return self._dial.own
         starts = next(iter(metadata.values())).query_start_loc
         requests = len(starts) - 1
