@@ -3,10 +3,11 @@
 vLLM fuses the projections of queries, keys and values. Here queries have one of their own, which
 reads kept tokens only. The paged cache stays as it is: each token writes its keys and values.
 
-The attention kernel is called with a query for every token of the step, zeros where a token skips.
-Its metadata say which queries belong to which request and place the last one at the end of the
-request's keys, so a subset of a prompt's queries cannot be described to it. The kernel is a small
-part of the work until a context is several times as long as the model is wide.
+In a step with prompts the attention kernel is called with a query for every token, zeros where a
+token skips. Its metadata say which queries belong to which request and place the last one at the
+end of the request's keys, so a subset of a prompt's queries cannot be described to it. The kernel
+is a small part of the work until a context is several times as long as the model is wide. In a step
+of decoding alone it is called for kept requests only, where `decode.py` knows the metadata.
 
 Shapes: T tokens of a step, N of them kept, D hidden.
 """
@@ -15,9 +16,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
 from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
+
+from skipgpt.serving.vllm.decode import of_requests
 
 
 class SplitAttention(nn.Module):
@@ -67,24 +71,44 @@ class SplitAttention(nn.Module):
         if rows is not None and len(rows) == 0 and self.may_only_write:
             self._write(keys, values)
             return None
-        mixed = self.attn(self._queries(positions, read, rows), keys, values)
-        if rows is not None:
-            mixed = mixed.index_select(0, rows)
+        if rows is None:
+            mixed = self.attn(self._queries(positions, read), keys, values)
+        else:
+            mixed = self._attend(positions, read, rows, keys, values)
         if len(mixed) == 0:
             return None
         update: Tensor = self.o_proj(mixed)[0]
         return update
 
-    def _queries(self, positions: Tensor, read: Tensor, rows: Tensor | None) -> Tensor:
-        """Queries [T, heads x size], zeros where a token is not kept."""
-        if rows is None:
-            return self._turned(positions, self.q_proj(read)[0], self.q_norm)
-        queries = read.new_zeros(len(read), self.q_size)
+    def _attend(
+        self, positions: Tensor, read: Tensor, rows: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Attention [N, heads x size] of the kept tokens, before the output projection."""
+        queries = read.new_zeros(len(rows), self.q_size)
         if len(rows):
-            kept, _ = self.q_proj(read.index_select(0, rows))
-            kept = self._turned(positions.index_select(0, rows), kept, self.q_norm)
-            queries.index_copy_(0, rows, kept)
-        return queries
+            taken = positions.index_select(0, rows), read.index_select(0, rows)
+            queries = self._queries(*taken)
+        if self.may_only_write:
+            metadata = of_requests(self.attn, rows, len(read), read.dtype)
+            if metadata is not None:
+                self._write(keys, values)
+                return self._attend_requests(queries, keys, values, metadata)
+        whole = read.new_zeros(len(read), self.q_size).index_copy_(0, rows, queries)
+        mixed: Tensor = self.attn(whole, keys, values).index_select(0, rows)
+        return mixed
+
+    def _attend_requests(
+        self, queries: Tensor, keys: Tensor, values: Tensor, metadata: Any
+    ) -> Tensor:
+        """What `Attention.forward` does, for the requests that the metadata are of."""
+        heads = [self._by_head(each) for each in (queries, keys, values)]
+        output = torch.empty_like(heads[0])
+        cache = self.attn.kv_cache
+        self.attn.impl.forward(self.attn, *heads, cache, metadata, output=output)
+        return output.flatten(1)
+
+    def _queries(self, positions: Tensor, read: Tensor) -> Tensor:
+        return self._turned(positions, self.q_proj(read)[0], self.q_norm)
 
     def _turned(self, positions: Tensor, heads: Tensor, norm: Any) -> Tensor:
         """Queries or keys after the family's norm of each head and the rotary embedding."""
@@ -95,5 +119,8 @@ class SplitAttention(nn.Module):
 
     def _write(self, keys: Tensor, values: Tensor) -> None:
         """Keys and values into the cache, without attention."""
-        shape = (len(keys), -1, self.head_dim)
-        unified_kv_cache_update(keys.view(shape), values.view(shape), self.attn.layer_name)
+        heads = self._by_head(keys), self._by_head(values)
+        unified_kv_cache_update(*heads, self.attn.layer_name)
+
+    def _by_head(self, packed: Tensor) -> Tensor:
+        return packed.view(len(packed), -1, self.head_dim)
