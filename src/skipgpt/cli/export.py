@@ -18,7 +18,9 @@ HELP = """Write a checkpoint and its base model as one transformers folder, LoRA
 
 --static removes for good what hardly any token keeps, as measured on --data: an ordinary, smaller
 model of the base's family, which plain transformers loads. --heal-steps trains LoRA around what is
-gone and merges it. Prints what went, and the loss before and after.
+gone and merges it. Prints what went, and the loss before and after. With --format vllm, layers
+may lack their attention or their MLP, so that more can go: vLLM loads it (--trust-remote-code),
+transformers does not.
 """ + options.examples(
     "skipgpt export out/nano-25 --merged --out out/nano-25-merged",
     "skipgpt export out/nano-25 --static --data stdlib --keep-rate 0.05 --heal-steps 200 "
@@ -42,6 +44,12 @@ def run(
         float | None,
         typer.Option(
             help="For --static: remove what a smaller share of tokens keeps.  [default: 0.05]"
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="For --static: transformers or vllm.  [default: transformers]"
         ),
     ] = None,
     heal_steps: Annotated[
@@ -71,10 +79,10 @@ def run(
     if static != bool(sources):
         got = "--static without --data" if static else "--merged with --data"
         raise ConfigError("exporting", got=got, expected="text to measure on, for --static alone")
-    if merged and (keep_rate, heal_steps, block_size) != (None, None, None):
+    if merged and (keep_rate, heal_steps, block_size, form) != (None, None, None, None):
         raise ConfigError(
             "exporting",
-            got="--merged with --keep-rate, --heal-steps or --block-size",
+            got="--merged with --keep-rate, --heal-steps, --block-size or --format",
             expected="them for --static alone",
         )
     options.begin(quiet=quiet, seed=seed)
@@ -98,6 +106,7 @@ def run(
         folder,
         out,
         data=sources,
+        form="transformers" if form is None else form,  # type: ignore[arg-type]
         keep_rate=0.05 if keep_rate is None else keep_rate,
         sparsity=sparsity,
         cutting=DataConfig(block_size=block_size or 256),

@@ -91,14 +91,14 @@ def smaller_model(model: Any, pairs: Sequence[Pair]) -> Any:
     check_movable(model)
     with torch.device("meta"):
         smaller = type(model)(_smaller_config(model, pairs))
-    smaller.load_state_dict(_smaller_state(model, pairs), assign=True)
+    smaller.load_state_dict(smaller_state(model, pairs), assign=True)
     smaller.tie_weights()
     smaller.generation_config = model.generation_config
     return smaller.eval()
 
 
-def _smaller_state(model: Any, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-    """The weights under the names of their new places."""
+def smaller_state(model: Any, pairs: Sequence[tuple[int | None, int | None]]) -> dict[str, Tensor]:
+    """The weights under the names of their new places; a new layer may lack either module."""
     layers = routed_layers(model)
     names = {id(module): name for name, module in model.named_modules()}
     prefixes = [names[id(layer)] + "." for layer in layers]
@@ -108,8 +108,10 @@ def _smaller_state(model: Any, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         if not name.startswith(tuple(prefixes))
     }
     for place, (attn, mlp) in enumerate(pairs):
-        source = {"attn": layers[attn], "mlp": layers[mlp]}
-        for module, layer in source.items():
+        for module, source in (("attn", attn), ("mlp", mlp)):
+            if source is None:
+                continue
+            layer = layers[source]
             for name, tensor in _layer_state(layer).items():
                 if _module(layer, name) == module:
                     state[prefixes[place] + name] = tensor

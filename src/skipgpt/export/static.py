@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from skipgpt.errors import ConfigError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.export.checks import exportable
-from skipgpt.export.pairing import Pair, pair_up, sites_in
+from skipgpt.export.no_ops import Layer, check_servable, choose_layers, write_for_engines
+from skipgpt.export.pairing import Pair, pair_up
 from skipgpt.export.smaller import (
     check_movable,
     module_parameters,
@@ -36,6 +37,8 @@ from skipgpt.training.run_stage import run_stage
 
 RECORD = "static_export.json"
 
+Form = Literal["transformers", "vllm"]
+
 
 def export_static(
     folder: str | Path,
@@ -46,6 +49,7 @@ def export_static(
     sparsity: float | None = None,
     cutting: DataConfig | None = None,
     heal: LoraStage | None = None,
+    form: Form = "transformers",
     seed: int = 0,
     base: str | None = None,
     overwrite: bool = False,
@@ -71,6 +75,8 @@ def export_static(
         cutting: how to cut and split the text.
         heal: train LoRA on the training side of the text around what is removed, and merge it;
             not at all where None.
+        form: `transformers` writes whole layers, for any program. `vllm` writes layers that may
+            lack a module, so that all that is to go can go; transformers does not load it.
         seed: of healing.
         base: where the base model lies, if it has moved.
         overwrite: replace a model that is already there.
@@ -97,16 +103,20 @@ def export_static(
     doing = f"exporting {folder} with modules removed"
     if not 0 < keep_rate <= 1:
         raise ConfigError(doing, got=f"keep_rate {keep_rate}", expected="above 0, at most 1")
+    if form not in get_args(Form):
+        raise ConfigError(doing, got=f"format {form!r}", expected="transformers or vllm")
     model, tokenizer = load(
         folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
     )
     check_movable(model)
+    if form == "vllm":
+        check_servable(model)
     if heal:
         check_targets(model, heal)
     cutting = cutting or DataConfig()
     blocks = load_blocks(data, tokenizer, cutting)
     rates = _keep_rates(model, cut(blocks.calibration, cutting.calibration_tokens))
-    pairs, removed, kept_anyway = _choose(model, rates, keep_rate, doing)
+    layers, removed, kept_anyway = _choose(model, rates, keep_rate, form, doing)
 
     held_out = cut(blocks.held_out, cutting.evaluation_tokens)
     with execution(model, "dense"):
@@ -117,11 +127,12 @@ def export_static(
     with deciding(model, Forced.without(list(removed))):
         losses["static"] = _loss(model, held_out)
     with staged(out) as stage:
-        static = _written(model, pairs, removed, held_out[:2], stage)
+        parameters = _written(model, layers, removed, held_out[:2], form, stage)
         if heal:
             model = _healed(model, removed, blocks, heal, cutting, seed)
-            static = _written(model, pairs, removed, held_out[:2], stage)
-            losses["healed"] = _loss(static, held_out)
+            parameters = _written(model, layers, removed, held_out[:2], form, stage)
+            with deciding(model, Forced.without(list(removed))):
+                losses["healed"] = _loss(model, held_out)
         tokenizer.save_pretrained(stage)
         result = StaticExport(
             out=str(out),
@@ -129,13 +140,13 @@ def export_static(
             keep_rates={site_name(site): rate for site, rate in rates.items()},
             removed=removed,
             kept_anyway=kept_anyway,
-            layers=tuple(pairs),
+            layers=tuple(layers),
             layers_before=len(rates) // 2,
-            layers_after=len(pairs),
+            layers_after=len(layers),
             parameters_before=sum(
                 p.numel() for name, p in model.named_parameters() if not is_routing(name)
             ),
-            parameters_after=static.num_parameters(),
+            parameters_after=parameters,
             losses=losses,
             heal=heal,
             tokens=held_out.shape[0] * (held_out.shape[1] - 1),
@@ -151,8 +162,8 @@ def _keep_rates(model: nn.Module, blocks: Tensor) -> dict[Site, float]:
 
 
 def _choose(
-    model: nn.Module, rates: dict[Site, float], keep_rate: float, doing: str
-) -> tuple[list[Pair], tuple[Site, ...], tuple[Site, ...]]:
+    model: nn.Module, rates: dict[Site, float], keep_rate: float, form: Form, doing: str
+) -> tuple[list[Layer], tuple[Site, ...], tuple[Site, ...]]:
     """The new layers, the sites that go, and those that should have gone.
 
     Raises:
@@ -160,11 +171,16 @@ def _choose(
     """
     rare = [site for site, rate in rates.items() if rate < keep_rate]
     whole = moves_whole_layers(model)
-    pairs = pair_up(list(rates), rare, module_parameters(model), rates, whole_layers=whole)
-    staying = set(sites_in(pairs))
+    layers: list[Layer]
+    if form == "vllm":
+        layers = choose_layers(list(rates), rare, rates)
+    else:
+        layers = [*pair_up(list(rates), rare, module_parameters(model), rates, whole_layers=whole)]
+    attns, mlps = (set(each) for each in zip(*layers, strict=True))
+    staying = {site for site in rates if site.layer in (attns if site.module == "attn" else mlps)}
     removed = tuple(site for site in rates if site not in staying)
     if removed:
-        return pairs, removed, tuple(site for site in rare if site in staying)
+        return layers, removed, tuple(site for site in rare if site in staying)
     lowest = sorted(rates, key=rates.__getitem__)[:4]
     found = ", ".join(f"{site_name(site)} {rates[site]:.1%}" for site in lowest)
     if rare:
@@ -181,13 +197,24 @@ def _choose(
 
 
 def _written(
-    model: Any, pairs: list[Pair], removed: Sequence[Site], ids: Tensor, folder: Path
-) -> Any:
-    """The smaller model, written, loaded again and compared with the routed one."""
+    model: Any,
+    layers: list[Layer],
+    removed: Sequence[Site],
+    ids: Tensor,
+    form: Form,
+    folder: Path,
+) -> int:
+    """Write the smaller model, and compare it with the routed one; returns its parameters."""
+    if form == "vllm":
+        return write_for_engines(model, layers, folder)
+    pairs: list[Pair] = [
+        (attn, mlp) for attn, mlp in layers if attn is not None and mlp is not None
+    ]
     smaller_model(model, pairs).save_pretrained(folder)
     static = _load_plainly(folder, str(model.device))
     _check_same(static, model, removed, ids)
-    return static
+    parameters: int = static.num_parameters()
+    return parameters
 
 
 def _healed(

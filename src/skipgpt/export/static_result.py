@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipgpt.config import LoraStage
-from skipgpt.export.pairing import Pair
 from skipgpt.routing.decision import Site
 
 
@@ -22,7 +21,8 @@ class StaticExport:
         keep_rates: that share by site, `3.mlp`, on calibration text.
         removed: sites that are gone.
         kept_anyway: sites that were to go and stayed, so that layers could be formed.
-        layers: for each new layer the layers that its attention and its MLP come from.
+        layers: for each new layer the layers that its attention and its MLP come from; None
+            where it has none, which only the form for serving engines allows.
         layers_before: decoder layers of the base model.
         layers_after: those of the result.
         parameters_before: of the base model, routers and LoRA left out.
@@ -38,7 +38,7 @@ class StaticExport:
     keep_rates: dict[str, float]
     removed: tuple[Site, ...]
     kept_anyway: tuple[Site, ...]
-    layers: tuple[Pair, ...]
+    layers: tuple[tuple[int | None, int | None], ...]
     layers_before: int
     layers_after: int
     parameters_before: int

@@ -64,9 +64,7 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             add_routers(self, from_dict(RouterConfig, config.router))
-            if config.curve is not None:
-                points = tuple((low, _finite(high)) for low, high in config.curve)
-                routing_state(self).curve = CalibrationCurve(points)
+            routing_state(self).curve = curve_of(config)
             if config.sparsity is not None:
                 set_sparsity(self, config.sparsity)
 
@@ -74,23 +72,45 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
             with nullcontext() if sparsity is None else at_sparsity(self, sparsity):
                 return super().generate(*args, **kwargs)
 
-    for made, suffix in ((SkipGPTConfig, "Config"), (SkipGPTForCausalLM, "ForCausalLM")):
-        made.__name__ = made.__qualname__ = f"SkipGPT{family.prefix}{suffix}"
+    for made, name in zip((SkipGPTConfig, SkipGPTForCausalLM), _names(family), strict=True):
+        made.__name__ = made.__qualname__ = name
     return SkipGPTConfig, SkipGPTForCausalLM
 
 
-def register() -> None:
+def __getattr__(name: str) -> type[Any]:
+    """The made classes by name, where pickles look for them: engines send configs to processes."""
+    for family in FAMILIES.values():
+        if name in _names(family):
+            return auto_classes(family.model_type)[_names(family).index(name)]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _names(family: Family) -> tuple[str, str]:
+    return f"SkipGPT{family.prefix}Config", f"SkipGPT{family.prefix}ForCausalLM"
+
+
+def register(*families: str) -> None:
     """Teach transformers the model types of merged exports.
 
     After it, `AutoModelForCausalLM.from_pretrained(folder)` loads a merged export, and takes
     `sparsity=` as one more argument. Without it the same call needs `trust_remote_code=True`.
+
+    Args:
+        *families: model types of the bases; all of them where none is named.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for model_type in FAMILIES:
+    for model_type in families or FAMILIES:
         config_class, model_class = auto_classes(model_type)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+
+
+def curve_of(config: Any) -> CalibrationCurve | None:
+    """The calibration curve in the config of a merged export; None if it was never calibrated."""
+    if config.curve is None:
+        return None
+    return CalibrationCurve(tuple((low, _finite(high)) for low, high in config.curve))
 
 
 def _base_classes(family: Family) -> tuple[Any, Any]:

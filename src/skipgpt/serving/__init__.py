@@ -1,0 +1,1 @@
+"""Serving checkpoints with the engines that people already run."""

@@ -1,0 +1,37 @@
+"""vLLM serves a merged export, and skips what its routers skip.
+
+    skipgpt export out/llama-25 --merged --out out/llama-25-merged
+    vllm serve out/llama-25-merged
+
+vLLM finds `register` through the entry point group `vllm.general_plugins` and calls it in every
+process it starts. What it does to a forward: `layer.py`. Which requests skip how much: `budget.py`.
+
+Nothing here is imported unless vLLM runs or a caller asks for it.
+"""
+
+from __future__ import annotations
+
+from skipgpt.errors import MissingExtraError
+from skipgpt.serving.vllm.families import ARCHITECTURES
+
+
+def register() -> None:
+    """Teach vLLM the architectures of merged exports; calling it again changes nothing.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+    """
+    try:
+        from vllm import ModelRegistry
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    except ImportError as error:
+        raise MissingExtraError("vllm", "vllm", "serving with vLLM") from error
+    from skipgpt.model.auto import register as register_configs
+    from skipgpt.serving.vllm.requests import watch_requests
+    from skipgpt.serving.vllm.startup import Startup
+
+    register_configs(*ARCHITECTURES)
+    for architecture in ARCHITECTURES.values():
+        ModelRegistry.register_model(architecture, "skipgpt.serving.vllm.model:SkipGPTForCausalLM")
+        MODELS_CONFIG_MAP[architecture] = Startup
+    watch_requests()

@@ -1,0 +1,126 @@
+"""Attention in vLLM with queries for some tokens, keys and values for all.
+
+vLLM fuses the projections of queries, keys and values. Here queries have one of their own, which
+reads kept tokens only. The paged cache stays as it is: each token writes its keys and values.
+
+In a step with prompts the attention kernel is called with a query for every token, zeros where a
+token skips. Its metadata say which queries belong to which request and place the last one at the
+end of the request's keys, so a subset of a prompt's queries cannot be described to it. The kernel
+is a small part of the work until a context is several times as long as the model is wide. In a step
+of decoding alone it is called for kept requests only, where `decode.py` knows the metadata.
+
+Shapes: T tokens of a step, N of them kept, D hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
+from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
+
+from skipgpt.serving.vllm.decode import of_requests
+
+
+class SplitAttention(nn.Module):
+    """A family's attention, with queries apart from keys and values.
+
+    Args:
+        dense: vLLM's attention module, whose parts are taken.
+        vllm_config: of the engine.
+        prefix: the module's name.
+    """
+
+    def __init__(self, dense: Any, vllm_config: Any, prefix: str) -> None:
+        super().__init__()
+        hidden, size = dense.hidden_size, dense.head_dim
+        heads, pairs = dense.total_num_heads, dense.total_num_kv_heads
+        bias = dense.qkv_proj.bias is not None
+        self.head_dim, self.q_size, self.kv_size = size, dense.q_size, dense.kv_size
+        self.q_proj = ColumnParallelLinear(
+            hidden, heads * size, bias=bias, prefix=f"{prefix}.q_proj"
+        )
+        self.kv_proj = QKVParallelLinear(
+            hidden, size, 0, pairs, bias=bias, prefix=f"{prefix}.kv_proj"
+        )
+        self.o_proj, self.attn = dense.o_proj, dense.attn
+        self.rotary_emb = dense.rotary_emb
+        self.q_norm, self.k_norm = getattr(dense, "q_norm", None), getattr(dense, "k_norm", None)
+        # A connector that hands the cache on does so in the attention call.
+        self.may_only_write = (
+            vllm_config.kv_transfer_config is None
+            and not self.attn.attn_backend.forward_includes_kv_cache_update
+        )
+
+    def forward(self, positions: Tensor, read: Tensor, rows: Tensor | None) -> Tensor | None:
+        """The update of kept tokens; keys and values of all tokens go into the cache.
+
+        Args:
+            positions: [T].
+            read: [T, D], the normed stream.
+            rows: [N], the kept tokens; None for all.
+
+        Returns:
+            [N, D], or None where no token is kept.
+        """
+        pair, _ = self.kv_proj(read)
+        keys, values = pair.split([self.kv_size, self.kv_size], dim=-1)
+        keys = self._turned(positions, keys, self.k_norm)
+        if rows is not None and len(rows) == 0 and self.may_only_write:
+            self._write(keys, values)
+            return None
+        if rows is None:
+            mixed = self.attn(self._queries(positions, read), keys, values)
+        else:
+            mixed = self._attend(positions, read, rows, keys, values)
+        if len(mixed) == 0:
+            return None
+        update: Tensor = self.o_proj(mixed)[0]
+        return update
+
+    def _attend(
+        self, positions: Tensor, read: Tensor, rows: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Attention [N, heads x size] of the kept tokens, before the output projection."""
+        queries = read.new_zeros(len(rows), self.q_size)
+        if len(rows):
+            taken = positions.index_select(0, rows), read.index_select(0, rows)
+            queries = self._queries(*taken)
+        if self.may_only_write:
+            metadata = of_requests(self.attn, rows, len(read), read.dtype)
+            if metadata is not None:
+                self._write(keys, values)
+                return self._attend_requests(queries, keys, values, metadata)
+        whole = read.new_zeros(len(read), self.q_size).index_copy_(0, rows, queries)
+        mixed: Tensor = self.attn(whole, keys, values).index_select(0, rows)
+        return mixed
+
+    def _attend_requests(
+        self, queries: Tensor, keys: Tensor, values: Tensor, metadata: Any
+    ) -> Tensor:
+        """What `Attention.forward` does, for the requests that the metadata are of."""
+        heads = [self._by_head(each) for each in (queries, keys, values)]
+        output = torch.empty_like(heads[0])
+        cache = self.attn.kv_cache
+        self.attn.impl.forward(self.attn, *heads, cache, metadata, output=output)
+        return output.flatten(1)
+
+    def _queries(self, positions: Tensor, read: Tensor) -> Tensor:
+        return self._turned(positions, self.q_proj(read)[0], self.q_norm)
+
+    def _turned(self, positions: Tensor, heads: Tensor, norm: Any) -> Tensor:
+        """Queries or keys after the family's norm of each head and the rotary embedding."""
+        if norm is not None:
+            heads = norm(heads.reshape(len(heads), -1, self.head_dim)).view(heads.shape)
+        turned: Tensor = self.rotary_emb(positions, heads, None)[0]
+        return turned
+
+    def _write(self, keys: Tensor, values: Tensor) -> None:
+        """Keys and values into the cache, without attention."""
+        heads = self._by_head(keys), self._by_head(values)
+        unified_kv_cache_update(*heads, self.attn.layer_name)
+
+    def _by_head(self, packed: Tensor) -> Tensor:
+        return packed.view(len(packed), -1, self.head_dim)

@@ -1,0 +1,118 @@
+"""How much each request skips: from its sampling parameters to a threshold for each token.
+
+A request may say `SamplingParams(extra_args={"sparsity": 0.4})`, over HTTP
+`"vllm_xargs": {"sparsity": 0.4}`. vLLM tells logits processors which request sits in which row of
+the batch, before each forward; `Budgets` is one that leaves logits alone and remembers thresholds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.forward_context import get_forward_context
+from vllm.v1.sample.logits_processor import LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from skipgpt.config import RouterConfig
+from skipgpt.errors import ConfigError
+from skipgpt.model.auto import curve_of
+from skipgpt.model.trace import RoutingState, dialled
+from skipgpt.routing.decision import Threshold
+
+ARGUMENT = "sparsity"
+"""The extra sampling parameter."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The budgets that a merged export offers.
+
+    Attributes:
+        state: holds the calibration curve.
+        own: the threshold where a request says nothing.
+    """
+
+    state: RoutingState
+    own: float
+
+    @classmethod
+    def of(cls, config: Any) -> Dial:
+        """The dial in the config of a merged export."""
+        state = RoutingState(RouterConfig(), curve=curve_of(config))
+        own = Threshold() if config.sparsity is None else dialled(state, config.sparsity)
+        return cls(state, own.value)
+
+    def threshold(self, sampling: Any) -> float:
+        """The threshold that a request's sampling parameters ask for.
+
+        Raises:
+            ConfigError: the sparsity is no number, out of range, or beyond the curve.
+        """
+        asked = (getattr(sampling, "extra_args", None) or {}).get(ARGUMENT)
+        if asked is None:
+            return self.own
+        if isinstance(asked, bool) or not isinstance(asked, int | float):
+            raise ConfigError(
+                f"reading {ARGUMENT}", got=repr(asked), expected="a number, as in 0.25"
+            )
+        return dialled(self.state, asked).value
+
+
+class Budgets(LogitsProcessor):  # type: ignore[misc]
+    """The thresholds of the requests in the batch; one object a worker.
+
+    Args:
+        vllm_config: of the engine, where the model finds this object.
+        device: of the model.
+        is_pin_memory: not used.
+    """
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self._dial = Dial.of(vllm_config.model_config.hf_config)
+        self._device = device
+        self._rows: dict[int, float] = {}
+        vllm_config.compilation_config.static_forward_context[__name__] = self
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> Budgets:
+        """The object of this worker."""
+        found: Budgets = vllm_config.compilation_config.static_forward_context[__name__]
+        return found
+
+    def update_state(self, batch_update: Any) -> None:
+        """Take note of requests that came, went or moved."""
+        process_dict_updates(self._rows, batch_update, self._of_request)
+
+    def thresholds(self) -> Tensor | float:
+        """For the forward under way: of each token [T], or one for all of them.
+
+        Where vLLM measures how much memory a step takes, every module is kept.
+        """
+        metadata = get_forward_context().attn_metadata
+        if metadata is None:
+            return -math.inf
+        if not self._rows:
+            return self._dial.own
+        starts = next(iter(metadata.values())).query_start_loc
+        requests = len(starts) - 1
+        each = [self._rows.get(row, self._dial.own) for row in range(requests)]
+        if len(set(each)) == 1:
+            return each[0]
+        return torch.tensor(each, device=self._device).repeat_interleave(starts.diff())
+
+    def is_argmax_invariant(self) -> bool:
+        """Logits stay as they are."""
+        return True
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Logits stay as they are."""
+        return logits
+
+    def _of_request(self, sampling: Any, *_: Any) -> float | None:
+        """The threshold of a new request; None where it is the checkpoint's own."""
+        asked = self._dial.threshold(sampling)
+        return None if asked == self._dial.own else asked

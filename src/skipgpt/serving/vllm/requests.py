@@ -1,0 +1,68 @@
+"""What happens to a request before the engine sees it.
+
+A sparsity that the checkpoint does not offer is refused, to that request alone. And requests of
+different sparsity must not share cached prefixes, since each layer's keys and values depend on
+what the layers below it skipped: the sparsity becomes a part of the salt of the prefix cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from skipgpt.serving.vllm.families import ARCHITECTURES
+
+
+def watch_requests() -> None:
+    """Check and salt each request of a merged export; other models are left alone."""
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    process = InputProcessor.process_inputs
+    if hasattr(process, "__wrapped__"):
+        return
+
+    @functools.wraps(process)
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.model_config.architecture not in ARCHITECTURES.values():
+            return process(self, request_id, prompt, params, *args, **kwargs)
+        from skipgpt.serving.vllm.budget import Dial
+
+        dial = Dial.of(self.model_config.hf_config)
+        threshold = _checked(dial, params)
+        request = process(self, request_id, prompt, params, *args, **kwargs)
+        request.cache_salt = salted(request.cache_salt, threshold, dial.own)
+        return request
+
+    InputProcessor.process_inputs = process_inputs
+
+
+def salted(salt: str | None, threshold: float, own: float) -> str | None:
+    """The salt of a request at a threshold, which no other threshold leads to.
+
+    Args:
+        salt: that the request came with.
+        threshold: in force for it.
+        own: of requests that do not say.
+    """
+    if salt is None and threshold == own:
+        return None
+    return f"{salt or ''}|skipgpt {threshold!r}"
+
+
+def _checked(dial: Any, params: Any) -> float:
+    """The threshold of a request.
+
+    Raises:
+        VLLMValidationError: what it asked for is not on offer; vLLM answers with status 400.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    from skipgpt.errors import ConfigError
+
+    try:
+        threshold: float = dial.threshold(params)
+    except ConfigError as error:
+        raise VLLMValidationError(str(error), parameter="sparsity") from error
+    return threshold
