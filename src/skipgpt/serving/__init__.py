@@ -1,0 +1,1 @@
+"""Answering requests over HTTP: an OpenAI-compatible server around transformers' `generate`."""
