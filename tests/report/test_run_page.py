@@ -68,8 +68,11 @@ def test_a_failing_run_is_warned_of_with_what_to_do(tmp_path: Path) -> None:
     run = json.loads((tmp_path / "run.json").read_text())
     run["held_out"] = {"dense": {"nll_per_token": 2.0}}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    line = {"stage": "router", "step": 40, "lm_loss": 6.0, "sparsity": 0.1}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    lines = [
+        json.dumps({"stage": "router", "step": step, "lm_loss": 6.0, "sparsity": 0.1}) + "\n"
+        for step in (38, 39, 40)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
     warnings = run_summary(tmp_path)["stages"]["router"]["warnings"]
     assert len(warnings) == 2
     assert "54.6 times that of the dense model" in warnings[0]

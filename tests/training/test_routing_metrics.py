@@ -109,7 +109,7 @@ def test_a_run_that_misses_its_target_is_warned_of_once(
         if "target is missed" in record.msg % record.args
     ]
     assert len(said) == 1
-    assert "stage router, step 4" in said[0]
+    assert "stage router, step 6" in said[0]
     assert "router_stage.alpha" in said[0]
 
 

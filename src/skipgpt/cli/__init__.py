@@ -21,6 +21,7 @@ from skipgpt.cli import (
     generate,
     profile,
     report,
+    serve,
     show,
     train,
 )
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
-    demo, train, evaluate, compare, bench, profile, generate, report, convert, export, show,
+    demo, train, evaluate, compare, bench, profile, generate, serve, report, convert, export, show,
     families,
 ):  # fmt: skip
     app.command(verb.NAME, help=verb.HELP)(verb.run)

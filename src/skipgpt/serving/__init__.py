@@ -1,1 +1,1 @@
-"""Serving checkpoints with the engines that people already run."""
+"""Serving checkpoints to many users: our own server, and a plug-in of vLLM."""

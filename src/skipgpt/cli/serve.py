@@ -1,0 +1,71 @@
+"""skipgpt serve."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from skipgpt.cli import options
+
+NAME = "serve"
+HELP = """Answer OpenAI-style requests with a checkpoint's model, until Ctrl-C or SIGTERM.
+
+Completions and chat, streaming, stop sequences, logprobs, and `sparsity` in each request;
+/health, and /metrics with measured sparsity and tokens a second. One request runs at a time; for
+many users, run vLLM with the plug-in on a merged checkpoint. Nobody but this machine can connect
+unless --host says so.
+""" + options.examples(
+    "skipgpt serve out/nano-25",
+    "SKIPGPT_API_KEY=secret skipgpt serve out/nano-25 --host 0.0.0.0 --port 8080 --sparsity 0.4",
+)
+
+
+def run(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="Of the model for clients.  [default: the folder's]")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="SKIPGPT_API_KEY", help="Clients have to send it; none is asked for "
+                     "without it. Other users see what is on a command line."),
+    ] = None,
+    sparsity: options.Sparsity = None,
+    base: options.BaseOverride = None,
+    as_json: options.Json = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quantize: options.QuantizeLoaded = None,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:  # fmt: skip
+    """Parse, load, serve."""
+    options.begin(quiet=quiet, seed=seed)
+    from skipgpt.checkpoint import local_folder
+    from skipgpt.serving.server import serve
+
+    def ready(address: str) -> None:
+        if as_json:
+            print(json.dumps({"url": address}), flush=True)
+        else:
+            print(f"serving on {address}", file=sys.stderr, flush=True)
+
+    serve(
+        local_folder(folder),
+        host=host,
+        port=port,
+        name=name,
+        api_key=api_key or None,
+        on_ready=ready,
+        sparsity=sparsity,
+        base=base,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+    )

@@ -1,0 +1,202 @@
+"""The HTTP side: paths, keys, errors in OpenAI's form, streams."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from skipgpt.errors import ConfigError
+from skipgpt.model.trace import dialled, routing_state
+from skipgpt.serving.engine import Engine, Running
+from skipgpt.serving.generating import Done, Job, Piece
+from skipgpt.serving.metrics import Metrics
+from skipgpt.serving.protocol import ChatRequest, CompletionRequest, Wanted
+from skipgpt.serving.replies import Reply, error_body
+
+logger = logging.getLogger("skipgpt")
+
+
+def build_app(
+    engine: Engine, name: str, metrics: Metrics, *, context: int, api_key: str | None = None
+) -> FastAPI:
+    """The application, for any ASGI server.
+
+    Args:
+        engine: runs the requests.
+        name: of the model, as clients call it.
+        metrics: what `/metrics` shows.
+        context: the most tokens of a prompt and its continuation.
+        api_key: that requests to `/v1/` have to bear; None asks for none.
+
+    Example:
+        uvicorn.run(build_app(Engine(model, tokenizer, metrics), "nano", metrics, context=512))
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+
+    app = FastAPI(title="skipgpt", lifespan=lifespan)
+    _errors(app)
+
+    @app.middleware("http")
+    async def _keep(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Ask for the key, and count the reply."""
+        if api_key and request.url.path.startswith("/v1/") and not _bears(request, api_key):
+            body = error_body(
+                "no API key, or a wrong one", "authentication_error", "invalid_api_key"
+            )
+            reply: Response = JSONResponse(body, 401)
+        else:
+            reply = await go_on(request)
+        known = {route.path for route in app.routes}  # type: ignore[attr-defined]
+        path = request.url.path if request.url.path in known else "other"
+        metrics.answers.labels(path, str(reply.status_code)).inc()
+        return reply
+
+    @app.get("/health")
+    def health() -> Response:
+        return JSONResponse({"status": "ok"} if engine.is_alive else {"status": "stopped"},
+                            200 if engine.is_alive else 503)  # fmt: skip
+
+    @app.get("/metrics")
+    def measured() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        one = {"id": name, "object": "model", "created": 0, "owned_by": "skipgpt"}
+        return {"object": "list", "data": [one]}
+
+    @app.post("/v1/completions")
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        ids = asked.prompt
+        if isinstance(ids, str):
+            ids = engine.tokenizer(ids)["input_ids"]
+        job = _job(engine, name, context, asked, ids, asked.most, asked.logprobs)
+        reply = Reply(name, False, len(ids), asked.logprobs is not None)
+        return await _answer(engine.submit(job), reply, asked, request)
+
+    @app.post("/v1/chat/completions")
+    async def chat(asked: ChatRequest, request: Request) -> Response:
+        ids = _chat_ids(engine.tokenizer, asked)
+        job = _job(engine, name, context, asked, ids, asked.most, asked.places)
+        reply = Reply(name, True, len(ids), asked.logprobs)
+        return await _answer(engine.submit(job), reply, asked, request)
+
+    return app
+
+
+def _job(
+    engine: Engine, name: str, context: int, asked: Wanted, ids: list[int], most: int | None,
+    logprobs: int | None,
+) -> Job:  # fmt: skip
+    """The job that a request is, if it can be done."""
+    if asked.model not in (None, name):
+        raise HTTPException(404, f"there is no model {asked.model!r} here; this is {name!r}")
+    size = engine.model.get_input_embeddings().num_embeddings
+    if not ids or not all(0 <= n < size for n in ids):
+        raise HTTPException(400, f"a prompt needs at least one token, each from 0 to {size - 1}")
+    room = context - len(ids)
+    if room < (most or 1):
+        raise HTTPException(
+            400,
+            f"the context has {context:,} tokens; the prompt has {len(ids):,} and {most or 1:,} "
+            "more were asked for",
+        )
+    if asked.sparsity is not None:
+        dialled(routing_state(engine.model), asked.sparsity)  # raises before anything is begun
+    return Job(
+        tuple(ids), most or room, asked.temperature, asked.top_p, asked.seed, asked.stops,
+        asked.sparsity, logprobs,
+    )  # fmt: skip
+
+
+def _chat_ids(tokenizer: Any, asked: ChatRequest) -> list[int]:
+    if not tokenizer.chat_template:
+        raise HTTPException(400, "this model has no chat template; use /v1/completions")
+    turns = [message.plain() for message in asked.messages]
+    try:
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    except Exception as error:  # templates raise whatever they like
+        raise HTTPException(400, f"the chat template refuses these messages: {error}") from error
+    return list(ids["input_ids"])
+
+
+async def _answer(running: Running, reply: Reply, asked: Wanted, request: Request) -> Response:
+    if asked.stream:
+        chunks = _chunks(running, reply, asked.wants_usage)
+        return StreamingResponse(chunks, media_type="text/event-stream")
+    pieces: list[Piece] = []
+    async for event in running:
+        if isinstance(event, Done):
+            return JSONResponse(reply.whole(pieces, event))
+        pieces.append(event)
+        if await request.is_disconnected():
+            running.cancelled.set()
+    raise AssertionError("a job ends with how it ended")
+
+
+async def _chunks(running: Running, reply: Reply, wants_usage: bool) -> AsyncIterator[str]:
+    """Server-sent events; where the client leaves, the job is cancelled."""
+    events = aiter(running)
+    try:
+        if reply.chat:
+            yield _event(reply.opening())
+        async for event in events:
+            if isinstance(event, Piece):
+                yield _event(reply.chunk(event))
+                continue
+            yield _event(reply.closing(event))
+            if wants_usage:
+                yield _event(reply.usage_chunk(event))
+    except Exception as error:  # the status is sent already
+        logger.exception("a request failed")
+        yield _event(error_body(str(error), "server_error"))
+    finally:
+        running.cancelled.set()
+    yield "data: [DONE]\n\n"
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body)}\n\n"
+
+
+def _bears(request: Request, api_key: str) -> bool:
+    given = request.headers.get("authorization", "")
+    return hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode())
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error in OpenAI's form."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        said = "; ".join(
+            f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}"
+            for each in error.errors()
+        )
+        return JSONResponse(error_body(said), 400)
+
+    @app.exception_handler(AnyHTTPException)
+    async def refused(_: Request, error: AnyHTTPException) -> Response:
+        return JSONResponse(error_body(str(error.detail)), error.status_code)
+
+    @app.exception_handler(ConfigError)
+    async def out_of_reach(_: Request, error: ConfigError) -> Response:
+        return JSONResponse(error_body(str(error)), 400)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        logger.error("a request failed", exc_info=error)
+        return JSONResponse(error_body("the server failed; see its log", "server_error"), 500)

@@ -1,0 +1,110 @@
+"""Requests wait in a line; one thread runs them through the model, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from skipgpt.serving.generating import Done, Job, Piece, run_job
+from skipgpt.serving.metrics import Metrics
+
+
+@dataclass(eq=False)
+class Running:
+    """A request on its way: iterate over what comes, the last of it `Done`; or cancel it.
+
+    Attributes:
+        job: what was asked for.
+        cancelled: set it, and the job ends at its next token.
+    """
+
+    job: Job
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    _send: Callable[[Any], None] = lambda _: None
+    _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+
+    async def __aiter__(self) -> AsyncIterator[Piece | Done]:
+        """Pieces of text, then how it ended.
+
+        Raises:
+            Exception: whatever went wrong in the model.
+        """
+        try:
+            while True:
+                event = await self._events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Done):
+                    return
+        finally:  # also where the client has gone
+            self.cancelled.set()
+
+
+class Engine:
+    """A model and the thread that it runs in.
+
+    Args:
+        model: with routers, calibrated if requests may have a sparsity.
+        tokenizer: of the base model.
+        metrics: told of each job that ends.
+
+    Example:
+        async for event in engine.submit(Job((1, 2, 3), max_tokens=8)):
+            print(event)
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, metrics: Metrics) -> None:
+        self.model, self.tokenizer, self._metrics = model, tokenizer, metrics
+        self._line: queue.Queue[Running | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="skipgpt-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread works."""
+        return self._thread.is_alive()
+
+    def submit(self, job: Job) -> Running:
+        """Put a job in line; call it from a running event loop."""
+        loop = asyncio.get_running_loop()
+        running = Running(job)
+        running._send = lambda event: _in_loop(loop, running._events, event)
+        self._metrics.waiting.inc()
+        self._line.put(running)
+        return running
+
+    def close(self) -> None:
+        """End after the jobs that are in line."""
+        self._line.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (running := self._line.get()) is not None:
+            self._metrics.waiting.dec()
+            if running.cancelled.is_set():
+                self._metrics.cancelled.inc()
+                continue
+            began = time.perf_counter()
+            try:
+                with self._metrics.running.track_inprogress():
+                    done = run_job(
+                        self.model, self.tokenizer, running.job, running._send, running.cancelled
+                    )
+            except Exception as error:  # the thread outlives a job that fails
+                running._send(error)
+                continue
+            if running.cancelled.is_set():
+                self._metrics.cancelled.inc()
+            self._metrics.finish(len(running.job.ids), done, time.perf_counter() - began)
+            running._send(done)
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], event: Any) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(events.put_nowait, event)

@@ -1,0 +1,121 @@
+"""OpenAI's replies: whole ones, and those that come in chunks."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from skipgpt.serving.generating import Chosen, Done, Piece
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What all parts of one reply have in common.
+
+    Attributes:
+        model: name of the model.
+        chat: whether it is one of `/v1/chat/completions`.
+        prompt_tokens: for the usage.
+        logprobs: whether probabilities were asked for.
+        name: of the reply.
+        created: seconds since 1970.
+    """
+
+    model: str
+    chat: bool
+    prompt_tokens: int
+    logprobs: bool = False
+    name: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, pieces: Sequence[Piece], done: Done) -> dict[str, Any]:
+        """All of it."""
+        text = "".join(piece.text for piece in pieces)
+        tokens = [token for piece in pieces for token in piece.tokens]
+        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        return self._body(False, [self._choice(said, tokens, done.reason)], self.usage(done))
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """A piece of it."""
+        said = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
+        return self._body(True, [self._choice(said, piece.tokens, None)])
+
+    def opening(self) -> dict[str, Any]:
+        """The first chunk of a chat, which says whose turn it is."""
+        return self._body(True, [self._choice({"delta": {"role": "assistant", "content": ""}})])
+
+    def closing(self, done: Done) -> dict[str, Any]:
+        """The last chunk of the text, which says why it ended."""
+        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
+        body = self._body(True, [self._choice(said, (), done.reason)])
+        return body | {"skipgpt": self.usage(done)["skipgpt"]}
+
+    def usage_chunk(self, done: Done) -> dict[str, Any]:
+        """What `stream_options` ask for, after the text."""
+        return self._body(True, [], self.usage(done))
+
+    def usage(self, done: Done) -> dict[str, Any]:
+        """Tokens, and beside them what was skipped."""
+        return {
+            "usage": {
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": done.new_tokens,
+                "total_tokens": self.prompt_tokens + done.new_tokens,
+            },
+            "skipgpt": {"sparsity": done.skipped / max(1, done.decisions)},
+        }
+
+    def _body(
+        self, chunk: bool, choices: list[dict[str, Any]], more: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        kind = "text_completion"
+        if self.chat:
+            kind = "chat.completion.chunk" if chunk else "chat.completion"
+        head = {"id": self.name, "object": kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **(more or {})}
+
+    def _choice(
+        self, said: dict[str, Any], tokens: Iterable[Chosen] = (), reason: str | None = None
+    ) -> dict[str, Any]:
+        tokens = list(tokens)
+        logs = None
+        if self.logprobs and tokens:
+            logs = _of_chat(tokens) if self.chat else _of_completion(tokens)
+        return {"index": 0, **said, "logprobs": logs, "finish_reason": reason}
+
+
+def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> Any:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _of_completion(tokens: list[Chosen]) -> dict[str, Any]:
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [_finite(token.logprob) for token in tokens],
+        "top_logprobs": [{text: _finite(value) for text, value in t.top} for t in tokens],
+        "text_offset": [token.start for token in tokens],
+    }
+
+
+def _of_chat(tokens: list[Chosen]) -> dict[str, Any]:
+    return {
+        "content": [
+            _place(token.text, token.logprob)
+            | {"top_logprobs": [_place(text, value) for text, value in token.top]}
+            for token in tokens
+        ]
+    }
+
+
+def _place(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+
+def _finite(logprob: float) -> float:
+    """JSON knows no infinity."""
+    return logprob if math.isfinite(logprob) else -9999.0

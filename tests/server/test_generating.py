@@ -1,0 +1,85 @@
+import threading
+
+import pytest
+import torch
+
+from runs import shared_checkpoint
+from skipgpt.checkpoint import load
+from skipgpt.errors import ConfigError
+from skipgpt.generation import generate
+from skipgpt.model.trace import at_sparsity
+from skipgpt.serving.generating import Done, Job, Piece, run_job
+
+PROMPT = "Story 3 of the cats"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load(shared_checkpoint(), merge=True)
+
+
+def _run(loaded, **wanted) -> tuple[str, list[Piece], Done]:
+    model, tokenizer = loaded
+    pieces: list[Piece] = []
+    ids = tuple(tokenizer(PROMPT)["input_ids"])
+    done = run_job(model, tokenizer, Job(ids, **{"max_tokens": 20, **wanted}), pieces.append)
+    return "".join(piece.text for piece in pieces), pieces, done
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.0, 0.5])
+def test_greedy_text_and_sparsity_are_those_of_generate(loaded, sparsity: float | None) -> None:
+    model, tokenizer = loaded
+    text, _, done = _run(loaded, sparsity=sparsity)
+    if sparsity is None:
+        alone = generate(model, tokenizer, PROMPT, max_new_tokens=20)
+    else:
+        with at_sparsity(model, sparsity):
+            alone = generate(model, tokenizer, PROMPT, max_new_tokens=20)
+    assert text == alone.text
+    assert done.new_tokens == alone.new_tokens
+    assert done.skipped / done.decisions == pytest.approx(alone.sparsity)
+    assert done.reason == ("length" if alone.new_tokens == 20 else "stop")
+
+
+def test_a_stop_sequence_ends_the_text_before_it_and_the_work_after_it(loaded) -> None:
+    whole, _, _ = _run(loaded)
+    stop = whole[4:6]
+    text, _, done = _run(loaded, stops=(stop,))
+    assert text == whole[: whole.index(stop)]
+    assert done.reason == "stop"
+    assert done.new_tokens < 20
+
+
+def test_probabilities_are_those_of_a_plain_forward(loaded) -> None:
+    model, tokenizer = loaded
+    _, pieces, done = _run(loaded, logprobs=3)
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert len(tokens) == done.new_tokens
+    ids = tokenizer(PROMPT)["input_ids"]
+    for token in tokens[:5]:
+        with torch.no_grad():
+            logs = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        assert token.logprob == pytest.approx(logs.max().item(), abs=1e-4)
+        assert [value for _, value in token.top] == pytest.approx(
+            logs.topk(3).values.tolist(), abs=1e-4
+        )
+        ids = [*ids, int(logs.argmax())]
+    assert [token.start for token in tokens] == sorted(token.start for token in tokens)
+
+
+def test_sampling_follows_its_seed(loaded) -> None:
+    first, again, other = (_run(loaded, temperature=1.0, seed=seed)[0] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_cancelled_job_stops_at_its_next_token(loaded) -> None:
+    model, tokenizer = loaded
+    cancelled = threading.Event()
+    job = Job(tuple(tokenizer(PROMPT)["input_ids"]), max_tokens=20)
+    done = run_job(model, tokenizer, job, lambda _: cancelled.set(), cancelled)
+    assert done.new_tokens < 5
+
+
+def test_a_sparsity_out_of_reach_is_refused(loaded) -> None:
+    with pytest.raises(ConfigError, match="setting the sparsity"):
+        _run(loaded, sparsity=0.95)

@@ -1,0 +1,32 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skipgpt.serving.stop_text import StopText
+
+letters = st.text("ab", max_size=30)
+stops = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
+
+
+def _expected(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Letter by letter: the text before the first sequence that is complete."""
+    for end in range(len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+@given(text=letters, stops=stops, cuts=st.lists(st.integers(0, 30), max_size=6))
+def test_text_ends_before_the_first_complete_sequence_however_it_is_cut(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    stop_text = StopText(stops)
+    shown = "".join(stop_text.add(text[a:b]) for a, b in zip(places, places[1:], strict=False))
+    assert (shown + stop_text.rest(), stop_text.found) == _expected(text, stops)
+
+
+@pytest.mark.parametrize(("piece", "shown"), [("ab", "ab"), ("abE", "ab"), ("EN", ""), ("x", "x")])
+def test_only_what_may_become_a_sequence_is_held_back(piece: str, shown: str) -> None:
+    assert StopText(["END"]).add(piece) == shown
