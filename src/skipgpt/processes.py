@@ -73,6 +73,16 @@ def layout() -> Layout:
     return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "whole"
 
 
+def shard_on_cpu(accelerator: Any) -> None:
+    """Make Accelerate use FSDP2 on CPUs, where it would quietly train whole copies."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    # Accelerate keeps it in two places, of which the second overwrites the first.
+    PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+
 def wait() -> None:
     """Until every process has come here; together."""
     if _met():

@@ -17,7 +17,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
 from skipgpt.model.trace import Trace, deciding, drawing, execution, record_routing
 from skipgpt.pieces import assign, whole
-from skipgpt.processes import by_first, count, joined, mean, rank
+from skipgpt.processes import by_first, count, joined, layout, mean, rank, shard_on_cpu
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.routing.noise import RowNoise
@@ -64,6 +64,13 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         self._sums = StepSums()
         self._observed: list[Tensor] = []
         self._temperature: float | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As ever; but a CPU, too, trains a model in pieces, where Accelerate would not say no."""
+        super().create_accelerator_and_postprocess()
+        if layout() == "fsdp" and not self.is_fsdp_enabled:
+            shard_on_cpu(self.accelerator)
+            self.is_fsdp_enabled = True
 
     def compute_loss(
         self,
