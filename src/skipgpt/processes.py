@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterable
-from typing import Literal, ParamSpec, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -83,10 +83,12 @@ def shard_on_cpu(accelerator: Any) -> None:
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
 
-def wait() -> None:
-    """Until every process has come here; together."""
-    if _met():
-        dist.barrier()
+def load_whole() -> None:
+    """Let transformers load the next model whole, where ZeRO-3 of a stage before is remembered."""
+    if layout() == "zero":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def from_first(value: T) -> T:

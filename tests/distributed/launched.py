@@ -81,5 +81,3 @@ def kill_one_after(process: subprocess.Popen[str], out: Path, step: int) -> None
             return
         time.sleep(0.02)
     raise AssertionError(f"step {step} was never logged")
-
-

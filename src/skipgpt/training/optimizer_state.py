@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from skipgpt.pieces import like, whole
 
 
-def gathered_state(optimizer: Any, model: nn.Module) -> dict[str, Any]:
+def gathered_state(optimizer: Any) -> dict[str, Any]:
     """What `optimizer.state_dict()` is in a run of one process; every process takes part.
 
     Args:
         optimizer: as Accelerate prepared it.
-        model: whose parameters it moves.
     """
     plain: dict[str, Any] = optimizer.state_dict()
     state = {
@@ -27,7 +26,7 @@ def gathered_state(optimizer: Any, model: nn.Module) -> dict[str, Any]:
     return {**plain, "state": state}
 
 
-def scatter_state(optimizer: Any, model: nn.Module, saved: dict[str, Any]) -> None:
+def scatter_state(optimizer: Any, saved: dict[str, Any]) -> None:
     """Put a gathered state back, in the pieces that parameters are in; every process takes part."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {

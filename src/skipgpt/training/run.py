@@ -30,7 +30,7 @@ from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state, set_sparsity, within_reach
-from skipgpt.processes import first_alone, layout, meet
+from skipgpt.processes import first_alone, layout, load_whole, meet
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
 from skipgpt.training.passes import Passes
@@ -148,6 +148,7 @@ def train(
         begin(model)
     for stage in left:
         if in_pieces and stage != left[0]:  # what one stage took apart, the next one cannot adapt
+            load_whole()
             model, tokenizer, info = _start(str(out), config, home, dtype, quantize)
         model = run_stage(
             model,

@@ -90,9 +90,10 @@ def run_stage(
             FailureWatch(stage, config.target_sparsity, dense_loss),
             ProgressBar(stage),
             stop,
-            *([] if begin is None else [Beginning(begin)]),
         ],
     )
+    if begin is not None:
+        trainer.add_callback(Beginning(lambda model: trainer.with_changes(begin, model)))
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from skipgpt.training.routing_metrics import keep_metrics, keeps_of, margin_metr
 from skipgpt.training.row_order import ROWS, PartsOfSteps, RowsOfRun, Share
 from skipgpt.training.stages import StagePlan, optimizer_groups
 from skipgpt.training.step_sums import StepSums
+from skipgpt.training.zero_state import gathered_from_zero, scatter_to_zero, tell_weights
 
 WEIGHTS, OPTIMIZER, SCHEDULER = "trained.safetensors", "optimizer.pt", "scheduler.pt"
 
@@ -45,6 +46,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     """
 
     optimizer: torch.optim.Optimizer | None
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
@@ -262,7 +264,11 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the state of the optimiser in one piece, whatever pieces it is in."""
-        state = gathered_state(self.optimizer, self.model)
+        if self.is_deepspeed_enabled:
+            groups = optimizer_groups(self.model, self.config)
+            state = gathered_from_zero(self.optimizer, groups)
+        else:
+            state = gathered_state(self.optimizer)
 
         def write() -> None:
             torch.save(state, Path(output_dir, OPTIMIZER))
@@ -279,12 +285,21 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
             state = Path(resume_from_checkpoint)
             self.load_weights(state)
             saved = torch.load(state / OPTIMIZER, map_location="cpu", weights_only=True)
-            scatter_state(self.optimizer, self.model, saved)
+            if self.is_deepspeed_enabled:
+                scatter_to_zero(self.optimizer, optimizer_groups(self.model, self.config), saved)
+            else:
+                scatter_state(self.optimizer, saved)
             self.lr_scheduler.load_state_dict(torch.load(state / SCHEDULER, weights_only=True))
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing yet: weights are put back once they are in their pieces."""
+
+    def with_changes(self, change: Callable[[Any], None], model: Any) -> None:
+        """Change weights of the model that is about to train."""
+        change(model)
+        if self.is_deepspeed_enabled:  # which trains copies of them
+            tell_weights(optimizer_groups(self.model, self.config))
 
     def load_weights(self, state: Path) -> None:
         """Put back what had been trained when a resume state was saved."""
