@@ -73,6 +73,11 @@ def layout() -> Layout:
     return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "whole"
 
 
+def in_lockstep() -> bool:
+    """Whether every module has to be called in the same order in all processes, as by ZeRO-3."""
+    return layout() == "zero" and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+
+
 def shard_on_cpu(accelerator: Any) -> None:
     """Make Accelerate use FSDP2 on CPUs, where it would quietly train whole copies."""
     from accelerate import PartialState

@@ -95,9 +95,8 @@ def build_router(config: RouterConfig, hidden_size: int) -> Router:
 @torch.no_grad()
 def set_constant(router: Router, margin: float) -> None:
     """Make a router answer the same margin for every token, whatever it reads."""
-    last = _last(router)
-    last.weight.zero_()
-    last.bias.zero_()
+    for parameter in _last(router).parameters():
+        assign(parameter, torch.zeros_like(whole(parameter)))
     add_to_margin(router, margin)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.errors import TrainingError
-from skipgpt.processes import is_first, layout
+from skipgpt.processes import count, in_lockstep, is_first, layout
 from skipgpt.routing.decision import RuleAt
 from skipgpt.training.callbacks import (
     Beginning,
@@ -70,6 +71,9 @@ def run_stage(
     # A stage draws the same numbers whether or not earlier ones ran in this process.
     torch.manual_seed(config.seed)
     stage_plan = plan(stage, config)
+    if in_lockstep() or (count() > 1 and config.router.kv == "skip"):
+        # Packed, the modules that a process calls, and in which order, depend on its tokens.
+        stage_plan = dataclasses.replace(stage_plan, execution="gated")
     states = out / RESUME / stage
     resume_from = latest_state(states)
     model = prepare(model, stage, config)
