@@ -8,6 +8,7 @@ variables. Functions marked "together" have to be called by every process of the
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from skipgpt.errors import MissingExtraError
 from skipgpt.pieces import in_pieces
 
 T = TypeVar("T")
@@ -53,7 +55,12 @@ def meet(device: str) -> str:
 
     Args:
         device: of the run; `cuda` becomes `cuda:1` in the second process of a machine.
+
+    Raises:
+        MissingExtraError: the launcher asks for DeepSpeed, and it is not installed.
     """
+    if layout() == "zero" and importlib.util.find_spec("deepspeed") is None:
+        raise MissingExtraError("deepspeed", "deepspeed", "training with DeepSpeed")
     if launched() == 1:
         return device
     from accelerate import PartialState

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skipgpt.pieces import whole
 
@@ -53,9 +53,9 @@ def scatter_to_zero(optimizer: Any, groups: list[dict[str, Any]], saved: dict[st
     base, step = _base(optimizer), saved["state"][0]["step"]
     for group, before in zip(base.param_groups, saved["param_groups"], strict=True):
         group["lr"] = before["lr"]
-        for flat in group["params"]:
-            moments = {name: torch.zeros_like(flat) for name in _MOMENTS}
-            base.state[flat] = {"step": step.clone(), **moments}
+    for flat in _flat_weights(optimizer):
+        moments = {name: torch.zeros_like(flat) for name in _MOMENTS}
+        base.state[flat] = {"step": step.clone(), **moments}
     _link(optimizer)
     tell_weights(groups)
     for number, parameter in enumerate(_parameters(groups)):
@@ -86,6 +86,15 @@ def _base(optimizer: Any) -> Any:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+def _flat_weights(optimizer: Any) -> list[Tensor]:
+    """The flat float32 pieces of this process, one a group: ZeRO-3's, or ZeRO-2's."""
+    while not hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        if hasattr(optimizer, "single_partition_of_fp32_groups"):
+            return list(optimizer.single_partition_of_fp32_groups)
+        optimizer = optimizer.optimizer
+    return list(optimizer.fp32_partitioned_groups_flat)
 
 
 def _link(optimizer: Any) -> None:
