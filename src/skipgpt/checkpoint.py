@@ -33,19 +33,30 @@ from skipgpt.checkpoint_info import (
 )
 from skipgpt.config import check_sparsity
 from skipgpt.errors import CheckpointError, ConfigError
-from skipgpt.model.base import base_location, fingerprint, load_base
+from skipgpt.model.base import base_location, load_base
+from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
+from skipgpt.model.names import kind_of
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers, router_state_dict
 from skipgpt.model.trace import routing_state, set_sparsity, within_reach
+from skipgpt.pieces import whole
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.settings import from_dict
 
 CONFIG, ROUTERS = "skipgpt_config.json", "routers.safetensors"
 
 
-def describe(model: nn.Module, base: str, **facts: Any) -> CheckpointInfo:
+def describe(
+    model: nn.Module, base: str, *, fingerprint: str | None = None, **facts: Any
+) -> CheckpointInfo:
     """The info of a routed model; what can be read off the model is: all but the `facts`.
+
+    Args:
+        model: with routers.
+        base: hub id or folder of its base model.
+        fingerprint: of the base, where it is known; that takes reading all of its weights.
+        facts: other fields of the info.
 
     Raises:
         ConfigError: the model is int8, which is how a checkpoint is run and not what it is.
@@ -63,7 +74,12 @@ def describe(model: nn.Module, base: str, **facts: Any) -> CheckpointInfo:
     location = base if base == "nano" else base_location(base)
     kind = quantization_of(model)
     return CheckpointInfo(
-        location, fingerprint(model), state.config, quantization=kind, curve=curve, **facts
+        location,
+        fingerprint or fingerprint_of(model),
+        state.config,
+        quantization=kind,
+        curve=curve,
+        **facts,
     )
 
 
@@ -85,15 +101,40 @@ def save(
         CheckpointError: a checkpoint is there already, or the disk refuses; then whatever was
             there before is untouched.
     """
+    return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
+
+
+def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a checkpoint holds of routers and stand-ins, and of LoRA, each in one piece on a CPU.
+
+    Every process takes part where the model lies in pieces.
+    """
+    lora = {name: p for name, p in model.named_parameters() if kind_of(name) == "lora"}
+    routing, adapter = (
+        {name: whole(tensor).cpu().contiguous() for name, tensor in named.items()}
+        for named in (router_state_dict(model), lora)
+    )
+    return routing, adapter
+
+
+def write(
+    model: nn.Module,
+    folder: Path,
+    info: CheckpointInfo,
+    tensors: tuple[dict[str, Tensor], dict[str, Tensor]],
+    *,
+    overwrite: bool = False,
+) -> CheckpointInfo:
+    """The part of `save` that one process does: `tensors` are those of `trained_tensors`."""
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    routing, adapter = tensors
     if not overwrite:
         refuse_existing(folder)
     with staged(folder, last=CONFIG) as stage:
-        save_file(_contiguous(router_state_dict(model)), stage / ROUTERS)
+        save_file(routing, stage / ROUTERS)
         if hasattr(model, "peft_config"):
-            _save_adapter(model, stage / LORA)
+            _save_adapter(model, adapter, stage / LORA)
         files = {
             str(p.relative_to(stage)): _digest(p) for p in files_below(stage) if p.suffix != ".md"
         }
@@ -151,7 +192,7 @@ def load(
     model, tokenizer = load_base(
         name, revision=info.revision, device=device, dtype=dtype, quantize=kind
     )
-    if (found := fingerprint(model)) != info.fingerprint:
+    if (found := fingerprint_of(model)) != info.fingerprint:
         raise CheckpointError(
             f"loading the checkpoint {folder}",
             got=f"base model {name!r} with fingerprint {found}{_held(quantization_of(model))}",
@@ -303,8 +344,8 @@ def _held(kind: str | None) -> str:
     return f" in {kind}" if kind else ""
 
 
-def _save_adapter(model: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
+def _save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
+    model.save_pretrained(folder, state_dict=tensors)
     (folder / "README.md").unlink(missing_ok=True)
 
 
@@ -333,10 +374,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"reading {path}", got=str(error)) from error
     return tensors
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
 
 def _digest(path: Path) -> str:

@@ -19,6 +19,8 @@ Example:
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SkipGPTError(Exception):
     """Root of the tree; catch this to catch all that skipgpt raises on purpose.
@@ -38,6 +40,16 @@ class SkipGPTError(Exception):
         if todo:
             message += f"; {todo}"
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An error may cross from one process to another, which its arguments alone would not."""
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[SkipGPTError], args: tuple[Any, ...], values: dict[str, Any]) -> SkipGPTError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(values)
+    return error
 
 
 class ConfigError(SkipGPTError, ValueError):

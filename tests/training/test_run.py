@@ -258,7 +258,7 @@ def test_a_run_interrupted_after_training_ends_where_a_straight_one_does(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"skipgpt.training.run.{at}", interrupt)
+        patch.setattr(f"skipgpt.training.passes.{at}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(base_folder, tmp_path / "stopped", config)
     run(base_folder, tmp_path / "stopped", config, resume=True)

@@ -37,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256, tied=False),
     "llama-2-13b": _llama(5120, 13824, 40, 40, 40, 32000, tied=False),
     "llama-3.1-70b": _llama(8192, 28672, 80, 64, 8, 128256, tied=False),
+    "llama-3.1-405b": _llama(16384, 53248, 126, 128, 8, 128256, tied=False),
 }
 
 

@@ -6,6 +6,7 @@ while working, 2 wrong usage.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -65,11 +66,30 @@ def main() -> None:
     except Exception as error:
         if "--traceback" in sys.argv:
             raise
+        if "RANK" in os.environ and _is_loss_of_a_process(error):
+            todo = "the states saved before are kept; the same command with --resume goes on"
+            sys.exit(_fail(f"running on several processes: got one that ended early; {todo}", 1))
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         sys.exit(_fail(f"unexpected {what}; --traceback shows where", 1))
 
 
 def _fail(message: str, status: int) -> int:
+    # Of processes that end together, one says why.
+    if "RANK" in os.environ and not _may_speak():
+        return status
     # Not to sys.stderr, which --quiet has silenced: an error is never without a word.
     print(f"skipgpt: {message}", file=sys.__stderr__)
     return status
+
+
+def _is_loss_of_a_process(error: Exception) -> bool:
+    import torch.distributed as dist
+
+    lost = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return isinstance(error, dist.DistError) or any(each in str(error) for each in lost)
+
+
+def _may_speak() -> bool:
+    from skipgpt.processes import may_speak
+
+    return may_speak()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from typing import Annotated, Any
 
@@ -53,18 +54,19 @@ def examples(*lines: str) -> str:
 
 def begin(*, quiet: bool, seed: int | None = None) -> None:
     """Seed everything and settle who may write to standard error."""
-    import os
     import warnings
 
     import torch
     from transformers.utils import logging as transformers_logging
 
     from skipgpt.model.quantized import silence
+    from skipgpt.processes import is_first
 
     if seed is not None:
         torch.manual_seed(seed)
     transformers_logging.set_verbosity_error()
     silence()  # PEFT imports bitsandbytes wherever it is installed
+    quiet = quiet or not is_first()
     if quiet or not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     if quiet:
@@ -85,5 +87,7 @@ def shows(letters: str, stream: Any) -> bool:
 
 
 def emit(result: Any, as_json: bool, text: str) -> None:
-    """Print a result, as one JSON document or for people."""
+    """Print a result, as one JSON document or for people; of several processes, the first does."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(json.dumps(result, indent=2) if as_json else text)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from skipgpt.cli import options, settings
+from skipgpt.config import TrainConfig
 
 NAME = "train"
 HELP = """Train routers on a base model, heal it with LoRA, calibrate, and write a checkpoint.
 
 BASE is a hub id, a folder, `nano` (embedded), or a checkpoint to train further stages of.
+With --dry-run, BASE may be a shape of `skipgpt bench`, or a folder with nothing but config.json.
 Settings: recipe < --config < --set < named options; docs/training.md lists all of them.
 """ + options.examples(
     "skipgpt train nano --data stdlib --sparsity 0.25 --steps 200,100 --out out/nano-25",
     "skipgpt train meta-llama/Llama-3.1-8B --data corpus/*.jsonl --recipe paper --out out/8b "
     "--device cuda",
+    "skipgpt train llama-3.1-70b --dry-run --layout fsdp2 --processes 8 --recipe paper "
+    "--device cuda --set activation_checkpointing=true",
 )
 
 
@@ -25,8 +29,13 @@ def run(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Hub id, folder, checkpoint, or nano.")
     ],
-    data: options.Data,
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
     more: options.More = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of modules to skip.  [default: 0.25]")
@@ -46,6 +55,16 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where it stopped.")] = False,
     overwrite: options.Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would take, and do not start it.")
+    ] = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Of a dry run: single, ddp, fsdp2, zero2 or zero3.  [default: single]"),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(help="Of a dry run: how many, each on a device of its own.")
+    ] = 1,
     as_json: options.Json = False,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Of everything random.  [default: 0]")
@@ -79,13 +98,19 @@ def run(
     given.pop("recipe", None)
     resolved = override(named_recipe(name), given)
     options.begin(quiet=quiet, seed=resolved.seed)
+    if dry_run:
+        _say_needs(base, resolved, layout, processes, device, dtype, as_json)
+        return
+    for name, value in (("--data", data), ("--out", out)):
+        if not value:
+            raise typer.BadParameter("is needed", param_hint=name)
 
     from skipgpt.training.run import train
 
     result = train(
         base,
-        [*data, *(more or [])],
-        out,
+        [*(data or []), *(more or [])],
+        cast("Path", out),
         resolved,
         device=device,
         dtype=dtype,
@@ -96,3 +121,24 @@ def run(
     losses = "\n".join(f"  {name:8} {each}" for name, each in result.held_out.items())
     text = f"{out}\non held-out text:\n{losses}"
     options.emit(result.to_dict(), as_json, text)
+
+
+def _say_needs(
+    base: str,
+    config: TrainConfig,
+    layout: str | None,
+    processes: int,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    from skipgpt.benchmark.shapes import SHAPES, shape_config
+    from skipgpt.cost.memory import check_layout
+    from skipgpt.model.base import base_config, choose_dtype
+    from skipgpt.training.dry_run import dry_run
+
+    chosen = check_layout(layout or ("single" if processes == 1 else "ddp"), processes)
+    shape = shape_config(base) if base in SHAPES else base_config(base)
+    kind = choose_dtype(dtype, device)
+    found = dry_run(shape, config, layout=chosen, processes=processes, dtype=kind, device=device)
+    options.emit(found.to_dict(), as_json, str(found))

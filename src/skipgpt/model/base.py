@@ -90,6 +90,27 @@ def load_base(
     return (model if quantized else model.to(device)).eval(), tokenizer
 
 
+def base_config(name: str) -> Any:
+    """The config of a base model, of which no weights have to be there.
+
+    Args:
+        name: hub id, folder, or `nano`.
+
+    Raises:
+        UnsupportedModelError: there is none that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base_location(name))
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise UnsupportedModelError(
+            f"reading the config of {name!r}",
+            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            expected=f"a hub id, a folder with config.json, {EMBEDDED!r}, or a named shape",
+        ) from error
+
+
 def check_device(device: str) -> str:
     """Return `device` if torch knows it and it is there.
 

@@ -124,9 +124,11 @@ def make_safe(model: nn.Module, doing: str) -> None:
 
 
 def size(parameter: Tensor) -> int:
-    """How many weights a parameter holds; packed ones are two a byte."""
+    """How many weights a parameter holds; packed ones are two a byte, others lie in pieces."""
     packed = getattr(parameter, "quant_state", None)
-    return parameter.numel() if packed is None else math.prod(packed.shape)
+    if packed is not None:
+        return math.prod(packed.shape)
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def silence() -> None:

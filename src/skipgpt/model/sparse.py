@@ -24,6 +24,7 @@ from skipgpt.model.packing import (
     take_arguments,
     take_mask,
 )
+from skipgpt.model.trace import given_tokens
 from skipgpt.routing.decision import ModuleDecision
 from skipgpt.routing.stand_in import StandIn
 
@@ -53,13 +54,15 @@ def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDe
     if (done := on_device.mlp(layer, stream, entering, decision)) is not None:
         return done
     rows = decision.keep.flatten().nonzero().squeeze(-1)
-    if len(rows) == 0:
+    if len(rows) == 0 and layer.routing.noise is None:
         return stream
     flat = entering.flatten(0, 1)
     if len(rows) == len(flat):
         return stream + _feed_forward(layer, entering)
-    if torch.is_grad_enabled() or rows.device.type != "cpu":
-        return add_rows(stream, _feed_forward(layer, flat.index_select(0, rows)[None])[0], rows)
+    if torch.is_grad_enabled() or rows.device.type != "cpu" or len(rows) == 0:
+        with given_tokens(layer.routing, rows, entering.shape[1]):
+            update = _feed_forward(layer, flat.index_select(0, rows)[None])[0]
+        return add_rows(stream, update, rows)
     # What is in between is made and thrown away: in parts that memory at hand has room for.
     whole = stream.flatten(0, 1).clone()
     for some in rows.tensor_split(-(-len(rows) // ROWS)):
@@ -89,11 +92,17 @@ def attention(
         update, rows = _attend_rows(layer, entering, decision.keep, arguments)
         return stream if update is None else add_rows(stream, update, rows)
     columns, filled = pack_columns(decision.keep)
+    idle = columns.shape[1] == 0 and layer.routing.noise is not None and not skips_keys
+    if idle:  # one query, whose output goes nowhere: of none, attention cannot tell its heads
+        columns, filled = columns.new_zeros(len(columns), 1), filled.new_zeros(len(filled), 1)
     run = _attend_kept if skips_keys else _attend_all
     update = run(layer, entering, columns, filled, arguments)
     if update is None:
         return stream
-    return add_packed(stream, parts.added(layer, "attn", update), columns, filled)
+    update = parts.added(layer, "attn", update)
+    if idle:
+        return add_rows(stream, update[filled], columns[filled])
+    return add_packed(stream, update, columns, filled)
 
 
 @_not_compiled
@@ -102,7 +111,7 @@ def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: Module
     if (done := on_device.stand_in(module, stream, entering, decision)) is not None:
         return done
     rows = (~decision.keep).flatten().nonzero().squeeze(-1)
-    if len(rows) == 0:
+    if len(rows) == 0 and not torch.is_grad_enabled():
         return stream
     return add_rows(stream, module(entering.flatten(0, 1).index_select(0, rows)), rows)
 
@@ -142,7 +151,10 @@ def _attend_all(
         packed["attention_mask"] = causal_blocks.CausalQueries(columns)
     else:
         packed["attention_mask"] = take_mask(mask, columns, found.keys.shape[2])
-    return kept_queries(layer, take(read, columns), packed, found, lambda rows: take(rows, columns))
+    with given_tokens(layer.routing, columns, entering.shape[1]):
+        return kept_queries(
+            layer, take(read, columns), packed, found, lambda rows: take(rows, columns)
+        )
 
 
 def _attend_kept(
@@ -156,4 +168,5 @@ def _attend_kept(
     if columns.shape[1] < tokens:
         entering, arguments = take(entering, columns), take_arguments(arguments, columns)
     read = parts.normed(layer, "attn", entering)
-    return kept_keys.attend(layer, read, columns, filled, tokens, arguments)
+    with given_tokens(layer.routing, columns, tokens):
+        return kept_keys.attend(layer, read, columns, filled, tokens, arguments)

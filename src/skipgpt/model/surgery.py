@@ -166,11 +166,11 @@ def drop_stand_ins(model: nn.Module) -> None:
 def router_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Routers and stand-ins under the keys of a checkpoint, `layers.3.attn_router.weight`."""
     return {
-        f"layers.{layer.index}.{part}.{name}": tensor.detach()
+        f"layers.{layer.index}.{part}.{name}": tensor
         for layer in routed_layers(model)
         for part in ROUTING_PARTS
         if (module := getattr(layer, part)) is not None
-        for name, tensor in module.state_dict().items()
+        for name, tensor in module.named_parameters()
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,17 @@ from skipgpt.machine import Machine, known
 from skipgpt.routing.budget import keep_ratio
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.routing.decision import Decision, DecisionRule, Module, Site, Threshold
+from skipgpt.routing.noise import RowNoise
 
 Execution = Literal["dense", "gated", "sparse", "auto"]
 MODULES: tuple[Module, Module] = ("attn", "mlp")
+
+
+class Given(NamedTuple):
+    """Some tokens of a batch: places [N] among all B * T, or [B, N] in their rows; and T."""
+
+    tokens: Tensor
+    length: int
 
 
 @dataclass
@@ -42,6 +50,10 @@ class RoutingState:
             tokens can give.
         said: why nothing was saved in some forward; said once.
         machines: what is known of each device and dtype that a forward ran in.
+        noise: where the random numbers of training come from; torch's own generator where None.
+            Where it is set, every module takes part in every step, if only for no token: one that
+            no token of this process keeps may be kept in another, and they add gradients up.
+        given: which tokens the module under way is given; None where it is given all.
     """
 
     config: RouterConfig
@@ -54,6 +66,8 @@ class RoutingState:
     may_pack: bool = True
     said: set[str] = field(default_factory=set)
     machines: dict[tuple[torch.device, torch.dtype], Machine] = field(default_factory=dict)
+    noise: RowNoise | None = None
+    given: Given | None = None
 
     def machine(self, read: Tensor) -> Machine:
         """What is known of the device that a tensor is on; looked up once."""
@@ -203,6 +217,26 @@ def execution(model: nn.Module, kind: Execution) -> Iterator[None]:
 def deciding(model: nn.Module, rule: DecisionRule) -> Iterator[None]:
     """Decide by this rule inside the block."""
     with _changed(routing_state(model), rule=rule):
+        yield
+
+
+@contextmanager
+def drawing(model: nn.Module, noise: RowNoise) -> Iterator[None]:
+    """Take random numbers from there inside the block: of the rule in force and of dropout."""
+    state = routing_state(model)
+    keyed = getattr(state.rule, "keyed", None)
+    rule = state.rule if keyed is None else keyed(noise)
+    with _changed(state, noise=noise, rule=rule):
+        yield
+
+
+@contextmanager
+def given_tokens(state: RoutingState, tokens: Tensor, length: int) -> Iterator[None]:
+    """Say that the module inside the block is given these of B * length tokens."""
+    if state.noise is None:
+        yield
+        return
+    with _changed(state, given=Given(tokens, length)):
         yield
 
 

@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from skipgpt.routing.noise import RowNoise
+
 Module = Literal["attn", "mlp"]
 
 
@@ -65,7 +67,8 @@ class DecisionRule(Protocol):
     """Turns the margins [B, T] of one module into its decision.
 
     A rule may also have `keeps(margins, site)`, which decides the same about few tokens, one of
-    each sequence, without tensors.
+    each sequence, without tensors; and `keyed(noise)`, which gives the same rule with its random
+    numbers taken from there.
     """
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
@@ -98,16 +101,31 @@ class GumbelSample:
 
     The difference of two Gumbel variables is logistic, so one draw a decision suffices. The gate
     is 0 or 1 forwards; backwards it is `sigmoid((margin + noise) / temperature)`.
+
+    Attributes:
+        temperature: of the gradient.
+        noise: where the draws come from; torch's own generator where None.
     """
 
     temperature: float = 1.0
+    noise: RowNoise | None = None
+
+    def keyed(self, noise: RowNoise) -> GumbelSample:
+        """The same rule, drawing from there."""
+        return GumbelSample(self.temperature, noise)
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
-        uniform = torch.rand_like(margin, dtype=torch.float32).clamp(1e-7, 1 - 1e-7)
+        uniform = self._uniform(margin, site).clamp(1e-7, 1 - 1e-7)
         soft = torch.sigmoid((margin + torch.logit(uniform)) / self.temperature)
         keep = soft > 0.5
         return ModuleDecision(keep, keep.to(soft.dtype) + (soft - soft.detach()), margin)
+
+    def _uniform(self, margin: Tensor, site: Site) -> Tensor:
+        if self.noise is None:
+            return torch.rand_like(margin, dtype=torch.float32)
+        shape = margin.shape[0], margin.shape[1]
+        return self.noise.uniform(shape, f"{site.layer}.{site.module}", margin.device)
 
 
 @dataclass(frozen=True)

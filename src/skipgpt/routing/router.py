@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from skipgpt.config import RouterConfig
+from skipgpt.pieces import assign, whole
 
 KEEP, SKIP = 0, 1
 EPSILON = 1e-6
@@ -33,10 +34,15 @@ class LinearRouter(nn.Linear):
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size, 2)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the weights are here; offloaded or sharded ones come while it is called."""
+        return not self.weight.is_meta and self.weight.numel() > 0
+
     def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
         """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
         with in_full_precision(hidden):
-            if self.weight.is_meta:  # offloaded: weights come while the module itself is called
+            if not self.at_hand:
                 logits: Tensor = self(hidden.to(self.weight.dtype) * scale)
                 return logits[..., KEEP] - logits[..., SKIP]
             weight, bias = self.weight[KEEP] - self.weight[SKIP], self.bias[KEEP] - self.bias[SKIP]
@@ -89,18 +95,19 @@ def build_router(config: RouterConfig, hidden_size: int) -> Router:
 @torch.no_grad()
 def set_constant(router: Router, margin: float) -> None:
     """Make a router answer the same margin for every token, whatever it reads."""
-    last = _last(router)
-    last.weight.zero_()
-    last.bias.zero_()
+    for parameter in _last(router).parameters():
+        assign(parameter, torch.zeros_like(whole(parameter)))
     add_to_margin(router, margin)
 
 
 @torch.no_grad()
 def add_to_margin(router: Router, amount: float) -> None:
     """Shift a router's margin by the same amount for every token."""
-    last = _last(router)
-    last.bias[KEEP] += amount / 2
-    last.bias[SKIP] -= amount / 2
+    bias = _last(router).bias
+    shifted = whole(bias).clone()
+    shifted[KEEP] += amount / 2
+    shifted[SKIP] -= amount / 2
+    assign(bias, shifted)
 
 
 def _last(router: Router) -> nn.Linear:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from skipgpt.pieces import assign
 from skipgpt.routing.router import divided_by_rms
 from skipgpt.routing.stand_in import StandIn
 
@@ -55,6 +56,6 @@ def fit(stand_in: StandIn, moments: Moments, ridge: float = 1e-3) -> None:
     solution = torch.linalg.solve(read + damping, cross)
     _, directions = torch.linalg.eigh(solution.T @ read @ solution)
     kept = directions[:, -stand_in.down.out_features :]
-    stand_in.down.weight.copy_((solution @ kept).T)
-    stand_in.up.weight.copy_(kept)
-    stand_in.up.bias.copy_(mean_update - kept @ (kept.T @ (solution.T @ mean_read)))
+    assign(stand_in.down.weight, (solution @ kept).T)
+    assign(stand_in.up.weight, kept)
+    assign(stand_in.up.bias, mean_update - kept @ (kept.T @ (solution.T @ mean_read)))

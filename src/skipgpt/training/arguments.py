@@ -10,6 +10,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
+from skipgpt.processes import launched
+from skipgpt.training.row_order import share_of_step
 from skipgpt.training.stages import StagePlan
 
 
@@ -38,7 +40,11 @@ def training_arguments(
         plan: the stage.
         config: the run.
         folder: where resume states go.
-        device: where the model lies.
+        device: where it trains.
+
+    Raises:
+        ConfigError: transformers does not know the schedule or a tracker, or the processes of the
+            run cannot share the rows of a step equally.
     """
     check_schedule(plan.schedule)
     try:
@@ -50,11 +56,12 @@ def training_arguments(
             expected="trackers that transformers knows and that are installed",
         ) from error
     on_cpu = device.type == "cpu"
+    share = share_of_step(config.batch_size, config.accumulation, launched())
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=plan.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
+        per_device_train_batch_size=share.rows,
+        gradient_accumulation_steps=share.parts,
         lr_scheduler_type=plan.schedule,
         warmup_steps=plan.warmup,
         max_grad_norm=config.max_grad_norm,
@@ -69,4 +76,7 @@ def training_arguments(
         dataloader_pin_memory=not on_cpu,
         use_cpu=on_cpu,
         logging_nan_inf_filter=False,
+        # Every module takes part in every step, but for MLP routers that attention's speak for.
+        ddp_find_unused_parameters=config.router.decides == "layer",
+        ddp_broadcast_buffers=False,
     )

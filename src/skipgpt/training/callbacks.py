@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from skipgpt.analysis.failures import failures
 from skipgpt.atomic import staged
+from skipgpt.processes import any_of, is_first
 from skipgpt.training.routing_metrics import nested
 
 logger = logging.getLogger("skipgpt")
@@ -33,7 +34,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop the lines of steps that a killed run took after its last saved state."""
-        if not self.path.exists():
+        if not (state.is_world_process_zero and self.path.exists()):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A kill can cut the last line off, which then has no end.
@@ -48,7 +49,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write what was logged."""
-        if not logs or "loss" not in logs:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         line: dict[str, object] = {"stage": self.stage, "step": state.global_step}
         line |= nested({name: value for name, value in logs.items() if name != "epoch"})
@@ -102,6 +103,21 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         self.bar.close()
 
 
+class Beginning(TrainerCallback):  # type: ignore[misc]
+    """Does something with the model once it lies where it trains, before the first step."""
+
+    def __init__(self, action: Callable[[Any], None]) -> None:
+        self.action = action
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Do it."""
+        was_training = model.training
+        self.action(model.eval())
+        model.train(was_training)
+
+
 class StopRequest(TrainerCallback):  # type: ignore[misc]
     """Turns Ctrl-C and SIGTERM into: finish the step, save a resumable state, stop."""
 
@@ -109,8 +125,9 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
         self.received: str | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop here if asked to."""
-        if self.received:
+        """Stop here if asked to; a signal to one process stops all of them after the same step."""
+        if any_of(bool(self.received), args.device):
+            self.received = self.received or "a signal to another process"
             control.should_save = control.should_training_stop = True
 
     @contextmanager
@@ -141,7 +158,7 @@ def progress_bar(total: int, label: str, initial: int = 0) -> Any:
         desc=label,
         initial=initial,
         file=sys.stderr,
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() and is_first()),
         dynamic_ncols=True,
     )
 

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from skipgpt.baselines.units import Unit
-from skipgpt.checkpoint import describe, is_checkpoint, load, read_info, save
+from skipgpt.checkpoint import (
+    describe,
+    is_checkpoint,
+    load,
+    read_info,
+    trained_tensors,
+    write,
+)
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import Stage, TrainConfig, recipe
-from skipgpt.data import Blocks, load_blocks
+from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
-from skipgpt.evaluation.calibrate import calibrate, cut
-from skipgpt.evaluation.perplexity import Perplexity, perplexity
-from skipgpt.model.base import load_base
+from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.model.base import choose_dtype, load_base
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import execution, routing_state, set_sparsity, within_reach
+from skipgpt.model.trace import routing_state, set_sparsity, within_reach
+from skipgpt.processes import first_alone, layout, load_whole, meet
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
-from skipgpt.training.callbacks import search_bar
+from skipgpt.training.passes import Passes
 from skipgpt.training.run_folder import (
     RESUME,
     begin_run,
@@ -34,15 +41,13 @@ from skipgpt.training.run_folder import (
     compare_run,
     finish_stage,
     finished_stages,
+    forget_states,
     held_out_of,
-    note_measured,
-    note_static_order,
+    latest_state,
     static_order,
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import plan
-from skipgpt.training.start import start_routers, static_solution
-from skipgpt.training.static_blend import blend_with_static
 
 logger = logging.getLogger("skipgpt")
 
@@ -106,13 +111,18 @@ def train(
     from skipgpt.training.arguments import training_arguments
 
     out = Path(out)
+    device = meet(device)
     torch.manual_seed(config.seed)
     check_quantization(quantize)
     check_folder(out, resume, overwrite)
     done = finished_stages(out) if resume else ()
     if resume:  # before a base is loaded that is held in another way
         compare_run(out, {"quantize": quantize})
-    model, tokenizer, info = _start(str(out) if done else base, config, device, dtype, quantize)
+    in_pieces = layout() != "whole"
+    home = device
+    if in_pieces:  # and comes to the device piece by piece
+        home, dtype = "cpu", str(choose_dtype(dtype, device)).removeprefix("torch.")
+    model, tokenizer, info = _start(str(out) if done else base, config, home, dtype, quantize)
     config = _with_routers_of(model, config)
     blocks = load_blocks(data, tokenizer, config.data)
     facts = {
@@ -125,39 +135,39 @@ def train(
         "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
     }
     for stage in config.stages:  # refuses what transformers does not know before anything is lost
-        training_arguments(plan(stage, config), config, out, model.device)
+        training_arguments(plan(stage, config), config, out, torch.device(device))
     if resume:
         compare_run(out, facts)
     else:
         begin_run(out, facts, *(["bitsandbytes"] if quantization_of(model) else []))
-    held = cut(blocks.held_out, config.data.evaluation_tokens)
-    measured: dict[str, Perplexity] = {}
-    found = held_out_of(out)
-    order: list[Unit] = static_order(out)
-    if not is_checkpoint(base) and not done:
-        with search_bar() as advance:
-            order = start_routers(model, config, blocks.train, advance, order)
-        note_static_order(out, order)
-    with execution(model, "dense"):
-        measured["dense"] = perplexity(model, held)
-    note_measured(out, "dense", measured["dense"])
-    for stage in config.stages:
-        if stage in done:
-            measured[stage] = found[stage]
-        else:
-            dense_loss = measured["dense"].nll_per_token
-            model = run_stage(model, stage, config, blocks, out, rule, dense_loss)
-            calibration = cut(blocks.calibration, config.data.calibration_tokens)
-            if stage != "lora" and config.router_stage.static_blend:
-                order = order or _search_static(model, config, blocks)
-                strength = blend_with_static(model, order, calibration, config.target_sparsity)
-                logger.info("stage router: blended with static removal at strength %g", strength)
-            calibrate(model, calibration, target=config.target_sparsity)
-            measured[stage] = perplexity(model, held)
-            info = _save_stage(model, stage, config, out, info, measured[stage])
-            finish_stage(out, stage, measured[stage])
-    shutil.rmtree(out / RESUME, ignore_errors=True)
-    return TrainResult(info, measured, str(out), tuple(order))
+    found, left = held_out_of(out), [stage for stage in config.stages if stage not in done]
+    fresh = not is_checkpoint(base) and not done and latest_state(out / RESUME / left[0]) is None
+    passes = Passes(config, blocks, out, static_order(out))
+    begin = functools.partial(passes.before_stages, start=fresh)
+    if not (in_pieces and left):
+        begin(model)
+    for stage in left:
+        if in_pieces and stage != left[0]:  # what one stage took apart, the next one cannot adapt
+            load_whole()
+            model, tokenizer, info = _start(str(out), config, home, dtype, quantize)
+        model = run_stage(
+            model,
+            stage,
+            config,
+            blocks,
+            out,
+            rule=rule,
+            dense_loss=passes.dense.nll_per_token if passes.dense else None,
+            device=device,
+            begin=begin if in_pieces and stage == left[0] else None,
+        )
+        found[stage] = passes.after_stage(model, stage)
+        info = _save_stage(model, stage, config, out, info, found[stage])
+        finish_stage(out, stage, found[stage])
+    forget_states(out)
+    measured = {"dense": cast("Perplexity", passes.dense)}
+    measured |= {stage: found[stage] for stage in config.stages}
+    return TrainResult(info, measured, str(out), tuple(passes.order))
 
 
 def _start(
@@ -225,20 +235,14 @@ def _save_stage(
     measured: Perplexity,
 ) -> CheckpointInfo:
     info = dataclasses.replace(
-        describe(model, info.base),
+        describe(model, info.base, fingerprint=info.fingerprint),
         base=info.base,
         revision=info.revision,
-        fingerprint=info.fingerprint,
         recipe=config.recipe,
         stages=(*info.stages, stage),
         target_sparsity=config.target_sparsity,
         sparsity=measured.sparsity,
         keep=measured.keep_rates,
     )
-    return save(model, out, info, overwrite=True)
-
-
-def _search_static(model: Any, config: TrainConfig, blocks: Blocks) -> list[Unit]:
-    text = cut(blocks.train, config.router_stage.static_tokens)
-    with search_bar() as advance:
-        return static_solution(model, text, config.target_sparsity, advance)
+    tensors = trained_tensors(model)
+    return first_alone(write)(model, out, info, tensors, overwrite=True)

@@ -3,6 +3,8 @@
 run.json         how the run was started, which a resumed run has to match, and what is finished
 metrics.jsonl    one line a log step
 trainer/STAGE    resumable states of transformers' Trainer
+
+Where several processes train, each calls every function here, and the first alone reads and writes.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint import refuse_existing
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.processes import first_alone
 from skipgpt.routing.decision import Site
 from skipgpt.settings import from_dict
 
 RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
 
 
+@first_alone
 def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     """Raise if a run may not write to a folder; changes nothing.
 
@@ -57,6 +61,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
+@first_alone
 def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
     """Drop what an earlier run left to resume from, and write run.json.
 
@@ -76,6 +81,7 @@ def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
         (stage / RUN).write_text(text, encoding="utf-8")
 
 
+@first_alone
 def compare_run(out: Path, facts: dict[str, Any]) -> None:
     """Raise if a run is resumed with other settings or other data.
 
@@ -94,18 +100,22 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
         )
 
 
+@first_alone
 def finish_stage(out: Path, stage: str, measured: Perplexity) -> None:
     """Note in run.json that a stage is over, its checkpoint written, and what it measured."""
-    note_measured(out, stage, measured)
-    _note(out, {"finished": [*finished_stages(out), stage]})
+    run = _read_run(out)
+    held_out = run.get("held_out", {}) | {stage: measured.to_dict()}
+    _note(out, {"finished": [*run.get("finished", []), stage], "held_out": held_out})
 
 
+@first_alone
 def note_measured(out: Path, what: str, measured: Perplexity) -> None:
     """Note in run.json what a stage, or the `dense` model, measured on held-out text."""
     held_out = _read_run(out).get("held_out", {}) | {what: measured.to_dict()}
     _note(out, {"held_out": held_out})
 
 
+@first_alone
 def held_out_of(out: Path) -> dict[str, Perplexity]:
     """What the dense model and finished stages measured on held-out text."""
     noted = _read_run(out).get("held_out", {})
@@ -114,18 +124,21 @@ def held_out_of(out: Path) -> dict[str, Perplexity]:
     }
 
 
+@first_alone
 def note_static_order(out: Path, order: list[Unit]) -> None:
     """Note in run.json what the greedy search found, so that a resumed run need not search."""
     if order:
         _note(out, {"static_order": order})
 
 
+@first_alone
 def static_order(out: Path) -> list[Unit]:
     """The greedy static removal that a run starts from; empty where it has not searched yet."""
     units = _read_run(out).get("static_order", [])
     return [tuple(Site(layer, module) for layer, module in unit) for unit in units]
 
 
+@first_alone
 def finished_stages(out: Path) -> tuple[str, ...]:
     """The stages that a run has finished.
 
@@ -153,6 +166,7 @@ def _read_run(out: Path) -> dict[str, Any]:
     return run
 
 
+@first_alone
 def latest_state(folder: Path) -> Path | None:
     """The newest complete resume state of a stage; a half-written one is passed over."""
     states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -165,6 +179,13 @@ def latest_state(folder: Path) -> Path | None:
     return None
 
 
+@first_alone
+def forget_states(out: Path) -> None:
+    """Drop what a finished run could have been resumed from."""
+    shutil.rmtree(out / RESUME, ignore_errors=True)
+
+
+@first_alone
 def steps_done(state: Path) -> int:
     """How many steps a resume state has behind it."""
     return int(json.loads((state / "trainer_state.json").read_text())["global_step"])

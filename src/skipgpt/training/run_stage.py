@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,15 @@ from safetensors import SafetensorError
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.errors import TrainingError
+from skipgpt.processes import count, in_lockstep, is_first, layout
 from skipgpt.routing.decision import RuleAt
-from skipgpt.training.callbacks import FailureWatch, MetricsFile, ProgressBar, StopRequest
+from skipgpt.training.callbacks import (
+    Beginning,
+    FailureWatch,
+    MetricsFile,
+    ProgressBar,
+    StopRequest,
+)
 from skipgpt.training.run_folder import METRICS, RESUME, latest_state, steps_done
 from skipgpt.training.stages import plan, prepare
 from skipgpt.training.timing import training_speedup
@@ -30,6 +39,8 @@ def run_stage(
     out: Path,
     rule: RuleAt | None = None,
     dense_loss: float | None = None,
+    device: str | None = None,
+    begin: Callable[[Any], None] | None = None,
 ) -> Any:
     """Train one stage, from its last saved state if there is one.
 
@@ -42,6 +53,8 @@ def run_stage(
         rule: how decisions are made while routers train, by the share of the stage that is done;
             Gumbel samples where None.
         dense_loss: of the base on held-out text, which a loss that is too high is told by.
+        device: where to train; where the model lies if None.
+        begin: called with the model once it lies as it will train, in pieces or whole.
 
     Returns:
         The trained model; with LoRA, it is wrapped by PEFT.
@@ -58,18 +71,22 @@ def run_stage(
     # A stage draws the same numbers whether or not earlier ones ran in this process.
     torch.manual_seed(config.seed)
     stage_plan = plan(stage, config)
+    if in_lockstep() or (count() > 1 and config.router.kv == "skip"):
+        # Packed, the modules that a process calls, and in which order, depend on its tokens.
+        stage_plan = dataclasses.replace(stage_plan, execution="gated")
     states = out / RESUME / stage
     resume_from = latest_state(states)
     model = prepare(model, stage, config)
-    if stage == "lora" and resume_from is None:
+    if stage == "lora" and resume_from is None and is_first() and layout() == "whole":
         _log_speedup(model, config, blocks, out)
+    where = model.device if device is None else torch.device(device)
     stop = StopRequest()
     trainer = RoutingTrainer(
         plan=stage_plan,
         rule=rule,
         config=config,
         model=model,
-        args=training_arguments(stage_plan, config, states, model.device),
+        args=training_arguments(stage_plan, config, states, where),
         train_dataset=[{"input_ids": row, "labels": row} for row in blocks.train],
         data_collator=default_data_collator,
         callbacks=[
@@ -79,12 +96,16 @@ def run_stage(
             stop,
         ],
     )
+    if begin is not None:
+        trainer.add_callback(Beginning(lambda model: trainer.with_changes(begin, model)))
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     try:
         if resume_from and steps_done(resume_from) >= stage_plan.steps:
             # Resumed at its end, transformers' Trainer would take one step too many.
             trainer.load_weights(resume_from)
+            if begin is not None:
+                begin(model.eval())
         else:
             with stop.listening():
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -101,7 +122,7 @@ def run_stage(
             got=f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}",
             todo="the state was saved; the same command with --resume goes on from it",
         )
-    return model.eval()
+    return trainer.model.eval()
 
 
 def _log_speedup(model: Any, config: TrainConfig, blocks: Blocks, out: Path) -> None:

@@ -15,8 +15,9 @@ from torch import nn
 
 from skipgpt.config import RouterStage, Stage, TrainConfig
 from skipgpt.model.lora import with_lora
+from skipgpt.model.lora_dropout import key_dropout
 from skipgpt.model.names import kind_of
-from skipgpt.model.surgery import train_only
+from skipgpt.model.surgery import routed_layers, train_only
 from skipgpt.model.trace import Execution
 
 TRAINS: dict[Stage, tuple[str, ...]] = {
@@ -61,6 +62,8 @@ def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:
     """Give the model what the stage trains and freeze all else; returns the model to train."""
     if stage != "router":
         model = with_lora(model, config.lora_stage)
+        if routed_layers(model):
+            key_dropout(model)
     train_only(model, *TRAINS[stage])
     if config.activation_checkpointing:
         # Transformers renamed the method within the range that is supported.

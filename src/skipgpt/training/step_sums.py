@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from skipgpt.processes import mean
+
 
 class StepSums:
     """One sum a name and step, from however many parts a step has.
@@ -33,6 +35,11 @@ class StepSums:
         for name, value in self._open.items():
             self._steps.setdefault(name, []).append(value)
         self._open = {}
+
+    def mean_over_processes(self) -> None:
+        """Replace every number by its mean over the processes of the run; all of them call it."""
+        for steps in self._steps.values():
+            steps[:] = mean(torch.stack(steps)).unbind()
 
     def means(self) -> dict[str, float]:
         """The mean over steps of each name."""

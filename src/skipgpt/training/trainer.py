@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,26 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
-from skipgpt.model.trace import Trace, deciding, execution, record_routing
+from skipgpt.model.trace import Trace, deciding, drawing, execution, record_routing
+from skipgpt.pieces import assign, whole
+from skipgpt.processes import by_first, count, joined, layout, mean, rank, shard_on_cpu
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
+from skipgpt.routing.noise import RowNoise
 from skipgpt.training.labelled import NO_LABEL, labelled_rows
+from skipgpt.training.optimizer_state import gathered_state, scatter_state
 from skipgpt.training.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
+from skipgpt.training.row_order import ROWS, PartsOfSteps, RowsOfRun, Share
 from skipgpt.training.stages import StagePlan, optimizer_groups
 from skipgpt.training.step_sums import StepSums
+from skipgpt.training.zero_state import gathered_from_zero, scatter_to_zero, tell_weights
 
-WEIGHTS = "trained.safetensors"
+WEIGHTS, OPTIMIZER, SCHEDULER = "trained.safetensors", "optimizer.pt", "scheduler.pt"
 
 
 class RoutingTrainer(Trainer):  # type: ignore[misc]
@@ -39,6 +46,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     """
 
     optimizer: torch.optim.Optimizer | None
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
@@ -54,10 +62,17 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         # The loss of a step is a sum over its tokens divided by their number, however it is cut.
         self.model_accepts_loss_kwargs = True
         self._whole_sparsity: Tensor | None = None
-        self._step_tokens = 0
+        self._step_tokens = 0.0
         self._sums = StepSums()
         self._observed: list[Tensor] = []
         self._temperature: float | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As ever; but a CPU, too, trains a model in pieces, where Accelerate would not say no."""
+        super().create_accelerator_and_postprocess()
+        if layout() == "fsdp" and not self.is_fsdp_enabled:
+            shard_on_cpu(self.accelerator)
+            self.is_fsdp_enabled = True
 
     def compute_loss(
         self,
@@ -84,9 +99,10 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         self._sums.add(lm_loss=lm_loss, sparsity=share * sparsity)
         if self._is_logged:
             self._observed.append(margins_of(trace.steps[0]))
-        miss = budget_loss(
-            sparsity, self.config.target_sparsity, self._whole_sparsity, stage.budget_softness
-        )
+        whole = self._whole_sparsity
+        if whole is None and count() > 1:  # one part a process: what the whole needs is known now
+            whole = mean(share * sparsity)
+        miss = budget_loss(sparsity, self.config.target_sparsity, whole, stage.budget_softness)
         return lm_loss + stage.alpha * share * miss
 
     def _lm_loss(
@@ -95,6 +111,17 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         with labelled_rows(self.model, inputs) as given:
             loss: Tensor = super().compute_loss(model, given, num_items_in_batch=num_items_in_batch)
         return loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """All parts of all steps that this process takes, in order."""
+        share = Share(self._train_batch_size, self.args.gradient_accumulation_steps, count())
+        rows = RowsOfRun(self.train_dataset, self.plan.steps * share.step_rows, self.args.seed)
+        return DataLoader(
+            rows,
+            batch_sampler=PartsOfSteps(share, self.plan.steps, rank()),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def rule(self) -> DecisionRule:
         """How decisions are made at this point of the stage."""
@@ -119,12 +146,13 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         """Fetch the parts of one step; where there are several, measure their sparsity first.
 
         The budget term of a part points in the direction that the whole step needs, so that four
-        parts train exactly as one. That costs a forward without gradient a part; the random state
-        is put back, so the training forwards see the same noise.
+        parts train exactly as one. That costs a forward without gradient a part, which sees the
+        same noise as the training forwards.
         """
         samples, items = super().get_batch_samples(*args, **kwargs)
         self._sums.end_step()
-        self._step_tokens = sum(_real_tokens(sample) for sample in samples)
+        own = torch.tensor(float(sum(_real_tokens(sample) for sample in samples)))
+        self._step_tokens = mean(own.to(self.args.device)).item()
         self._whole_sparsity = None
         if self.plan.trains_routers and len(samples) > 1:
             self._whole_sparsity = self._measure(samples)
@@ -135,35 +163,41 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         sparsity = torch.zeros((), device=self.args.device)
         self.model.train()
-        with (
-            torch.random.fork_rng(devices),
-            execution(self.model, self.plan.execution),
-            deciding(self.model, self.rule()),
-            self.compute_loss_context_manager(),
-        ):
+        with torch.random.fork_rng(devices), self.compute_loss_context_manager():
             for sample in samples:
-                inputs = self._prepare_inputs(sample)
+                inputs = self._prepare_inputs({k: v for k, v in sample.items() if k != ROWS})
                 # Routers are asked, logits are not: no token has a label here.
                 unlabelled = inputs | {"labels": torch.full_like(inputs["input_ids"], NO_LABEL)}
                 with (
+                    self._in_training(sample),
                     labelled_rows(self.model, unlabelled) as given,
                     record_routing(self.model) as trace,
                 ):
-                    self.model(**given)
+                    self.model_wrapped(**given)
                 sparsity += trace.steps[0].sparsity() * self._share(inputs)
-        return sparsity
+        return mean(sparsity)
+
+    @contextmanager
+    def _in_training(self, sample: dict[str, Tensor]) -> Iterator[None]:
+        """Inside the block, the model runs and decides as this part of the step has it."""
+        with execution(self.model, self.plan.execution), ExitStack() as stack:
+            if self.plan.trains_routers:
+                rule = self.rule()
+                self._temperature = getattr(rule, "temperature", None)
+                stack.enter_context(deciding(self.model, rule))
+            if (rows := sample.get(ROWS)) is not None:
+                noise = RowNoise(self.config.seed, rows.cpu())
+                stack.enter_context(drawing(self.model, noise))
+            yield
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One forward and backward; refuses to go on from a loss that is no number."""
         # Backward, too, runs under the rule: activation checkpointing decides again in there.
-        with execution(model, self.plan.execution), ExitStack() as stack:
-            if self.plan.trains_routers:
-                rule = self.rule()
-                self._temperature = getattr(rule, "temperature", None)
-                stack.enter_context(deciding(model, rule))
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with self._in_training(inputs):
+            given = {name: value for name, value in inputs.items() if name != ROWS}
+            loss: Tensor = super().training_step(model, given, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"training stage {self.plan.stage}, step {self.state.global_step + 1}",
@@ -183,8 +217,12 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last line, and what routers do now, to what transformers logs."""
+        if self.train_dataset is not None:  # the loader holds all epochs of the run as one
+            done = self.state.global_step * self.config.batch_size * self.config.accumulation
+            self.state.epoch = done / len(self.train_dataset)
         if "loss" in logs:
             self._sums.end_step()
+            self._sums.mean_over_processes()
             logs |= self._sums.means()
             swing = self._sums.spread("sparsity")
             logs |= {} if swing is None else {"sparsity_swing": swing}
@@ -196,18 +234,16 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
     def _routing_metrics(self) -> dict[str, float]:
         if not self._observed:
             return {}
-        seen = torch.cat(self._observed, dim=1)
+        seen = joined(torch.cat(self._observed, dim=1))
         self._observed = []
         if seen.dtype == torch.bool:
             return keep_metrics(seen)
         return margin_metrics(seen, self.config.target_sparsity)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save what trains and nothing else; the base model is where it was."""
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what trains and nothing else, in one piece; the base model is where it was."""
         trained = {
-            name: parameter.detach().cpu().contiguous()
+            name: whole(parameter).cpu().contiguous()
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
@@ -219,21 +255,61 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
                 todo="the state saved before is kept; start again with a lower learning rate "
                 "and --overwrite",
             )
-        save_file(trained, folder / WEIGHTS)
+        by_first(lambda: self._save(output_dir, trained))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state_dict, folder / WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save the state of the optimiser in one piece, whatever pieces it is in."""
+        if self.is_deepspeed_enabled:
+            groups = optimizer_groups(self.model, self.config)
+            state = gathered_from_zero(self.optimizer, groups)
+        else:
+            state = gathered_state(self.optimizer)
+
+        def write() -> None:
+            torch.save(state, Path(output_dir, OPTIMIZER))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
+
+        by_first(write)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        """Prepare as ever, then put back what was saved, in whatever pieces things are now."""
+        prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            state = Path(resume_from_checkpoint)
+            self.load_weights(state)
+            saved = torch.load(state / OPTIMIZER, map_location="cpu", weights_only=True)
+            if self.is_deepspeed_enabled:
+                scatter_to_zero(self.optimizer, optimizer_groups(self.model, self.config), saved)
+            else:
+                scatter_state(self.optimizer, saved)
+            self.lr_scheduler.load_state_dict(torch.load(state / SCHEDULER, weights_only=True))
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.load_weights(Path(resume_from_checkpoint), model)
+        """Nothing yet: weights are put back once they are in their pieces."""
 
-    def load_weights(self, state: Path, model: Any = None) -> None:
+    def with_changes(self, change: Callable[[Any], None], model: Any) -> None:
+        """Change weights of the model that is about to train."""
+        change(model)
+        if self.is_deepspeed_enabled:  # which trains copies of them
+            tell_weights(optimizer_groups(self.model, self.config))
+
+    def load_weights(self, state: Path) -> None:
         """Put back what had been trained when a resume state was saved."""
-        tensors = load_file(state / WEIGHTS)
-        named = dict((model or self.model).named_parameters())
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                named[name].copy_(tensor)
+        named = dict(self.model.named_parameters())
+        for name, tensor in load_file(state / WEIGHTS).items():
+            assign(named[name], tensor)
 
     def _share(self, inputs: dict[str, Tensor]) -> float:
-        return _real_tokens(inputs) / max(1, self._step_tokens)
+        """The weight of a part: over parts and, as gradients are, meant over processes, it is 1."""
+        return _real_tokens(inputs) / max(1.0, self._step_tokens)
 
 
 @contextmanager

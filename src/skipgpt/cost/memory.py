@@ -1,0 +1,130 @@
+"""What training takes up on each of several devices, given what there is to hold. Pure arithmetic.
+
+what            whole (single, ddp)   zero2             fsdp2, zero3
+weights         all                   all               a piece, and the layers at work whole
+gradients       of what trains        a piece           a piece
+optimiser       8 bytes a parameter   a piece, 12       a piece; zero3 12
+buckets         ddp: as gradients     as gradients      -
+activations     of its own rows       of its own rows   of its own rows
+
+What trains is float32 whatever the base is, so a gradient is 4 bytes a parameter and AdamW's two
+moments are 8; DeepSpeed trains copies of the weights, 4 more. A base that stays frozen has none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from skipgpt.errors import ConfigError
+
+Layout = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+
+_FLOAT32 = 4
+_AT_WORK = 2
+"""Layers that lie whole at a time: the one that runs, and the one that is fetched meanwhile."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a stage has to hold, in all.
+
+    Attributes:
+        parameters: of the base model.
+        weight_bytes: of the base model.
+        layer_bytes: of its largest decoder layer.
+        outer_bytes: of what is in no layer: embeddings and head.
+        trained: parameters that train.
+        trained_tensors: how many tensors these are.
+    """
+
+    parameters: int
+    weight_bytes: int
+    layer_bytes: int
+    outer_bytes: int
+    trained: int
+    trained_tensors: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    Attributes:
+        weights: of the base and of what trains, where they rest.
+        at_work: weights that are gathered while their layers run.
+        gradients: of what trains.
+        optimizer: AdamW's moments and step counts, and copies of weights.
+        buckets: copies of gradients that are sent.
+        activations: kept by a forward for its backward pass.
+        logits: their gradient, which the loss makes in float32 and hands on.
+    """
+
+    weights: float
+    at_work: float
+    gradients: float
+    optimizer: float
+    buckets: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All of it; what a library or an allocator takes for itself is not counted."""
+        return float(sum(dataclasses.astuple(self)))
+
+
+def check_layout(layout: str, processes: int) -> Layout:
+    """Return the layout if it is one and fits the number of processes.
+
+    Raises:
+        ConfigError: it is not, or does not.
+    """
+    if layout not in get_args(Layout):
+        raise ConfigError(
+            "choosing the layout",
+            got=repr(layout),
+            expected="one of " + ", ".join(get_args(Layout)),
+        )
+    if processes < 1 or (layout == "single" and processes > 1):
+        raise ConfigError(
+            "choosing the layout",
+            got=f"{processes} processes for {layout}",
+            expected="1 or more, and exactly 1 for single",
+        )
+    found: Layout = layout  # type: ignore[assignment]
+    return found
+
+
+def memory(
+    held: Held, layout: Layout, processes: int, *, activations: float, logits: float
+) -> Memory:
+    """Divide what there is to hold over devices.
+
+    Args:
+        held: by the stage.
+        layout: how it is spread.
+        processes: one a device.
+        activations: bytes that a forward of one process keeps.
+        logits: bytes of the gradient of its logits.
+
+    Example:
+        >>> held = Held(1000, 2000, 400, 400, trained=10, trained_tensors=2)
+        >>> memory(held, "fsdp2", 2, activations=0, logits=0).optimizer
+        44.0
+    """
+    in_pieces = layout in ("fsdp2", "zero3")
+    states_in_pieces = in_pieces or layout == "zero2"
+    copies = 1 if layout in ("zero2", "zero3") else 0
+    trained = _FLOAT32 * held.trained
+    states = trained * (2 + copies) / (processes if states_in_pieces else 1)
+    return Memory(
+        weights=(held.weight_bytes + trained) / (processes if in_pieces else 1),
+        at_work=_AT_WORK * held.layer_bytes + held.outer_bytes if in_pieces else 0,
+        gradients=trained / (processes if states_in_pieces else 1),
+        optimizer=states + _FLOAT32 * held.trained_tensors,
+        buckets=trained if layout in ("ddp", "zero2") else 0,
+        activations=activations,
+        logits=logits,
+    )

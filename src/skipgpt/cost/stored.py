@@ -1,0 +1,146 @@
+"""What a training forward keeps for its backward pass, counted without weights and without time.
+
+Torch's fake tensors have shapes and no numbers. A forward of two and of three layers of them says
+what a layer keeps and what the rest does; layers beyond the first two keep alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from skipgpt.model import packed_attention
+from skipgpt.model.trace import deciding, execution, record_routing, routing_state
+from skipgpt.routing.decision import DecisionRule, StraightThrough, Threshold
+
+_FUSED = "skipgpt_fused_unmasked"
+
+Build = Callable[[Any], Any]
+"""Makes a model that is ready to train out of a config, on the meta device."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes that a forward of some rows keeps, weights left out.
+
+    Attributes:
+        layer: of one layer.
+        rest: of everything else: embeddings, final norm, logits and loss.
+        entering: the residual stream that enters a layer, which checkpointing keeps instead.
+        layers: how many the model has.
+    """
+
+    layer: float
+    rest: float
+    entering: float
+    layers: int
+
+    def total(self, checkpointing: bool) -> float:
+        """Bytes at the end of the forward; with checkpointing, while one layer is recomputed."""
+        if checkpointing:
+            return self.rest + self.layers * self.entering + self.layer
+        return self.rest + self.layers * self.layer
+
+
+def stored(config: Any, build: Build, rows: int, tokens: int, *, samples: bool) -> Stored:
+    """Count what a training forward keeps.
+
+    Args:
+        config: of the base model, as transformers has it.
+        build: makes the model of a config with fewer layers.
+        rows: of the forward.
+        tokens: a row.
+        samples: decisions carry gradients, as in the stages that train routers.
+    """
+    rule: DecisionRule = StraightThrough() if samples else Threshold()
+    two, three = (stored_bytes(_fake(config, build, n), rows, tokens, rule) for n in (2, 3))
+    text = config.get_text_config()
+    layer, entering = three - two, rows * tokens * text.hidden_size * config.dtype.itemsize
+    return Stored(layer, two - 2 * layer, entering, text.num_hidden_layers)
+
+
+def stored_bytes(model: Any, rows: int, tokens: int, rule: DecisionRule) -> float:
+    """Bytes that one forward of a model keeps, real or fake; weights left out."""
+    weights = {_memory(parameter) for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (memory := _memory(tensor)) not in weights:
+            kept[memory] = tensor
+        return tensor
+
+    with _mode_of(model) or nullcontext(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        ids = torch.ones(rows, tokens, dtype=torch.long)
+        with deciding(model, rule), execution(model, "gated"), record_routing(model) as trace:
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            _ = loss + trace.steps[0].sparsity()
+    return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+
+
+def _fused(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **_: Any
+) -> tuple[Tensor, None]:
+    """Causal attention by the fused kernel, which keeps no scores; fake tensors take another."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attended: Tensor = kernel(query, key, value, 0.0, True)[0]
+    return attended.transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """What causal attention of whole rows is given."""
+
+
+def _attend_fused(model: Any) -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    packed_attention.register(_FUSED, _fused)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_FUSED, _no_mask)
+    model.set_attn_implementation(_FUSED)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Which memory a tensor is a view of."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _mode_of(model: nn.Module) -> FakeTensorMode | None:
+    """The mode that the model's tensors are of; None where they are real."""
+    return getattr(next(model.parameters()), "fake_mode", None)
+
+
+def _fake(config: Any, build: Build, layers: int) -> Any:
+    """The model with so many layers, of fake tensors on a CPU."""
+    fewer = copy.deepcopy(config)
+    text = fewer.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    model = build(fewer)
+    if (
+        routing_state(model).config.kv == "dense"
+    ):  # else a mask of its own says which keys are there
+        _attend_fused(model)
+    made: dict[int, nn.Parameter] = {}
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, each in module._parameters.items():
+                if each is not None:
+                    made.setdefault(id(each), _like(each))
+                    module._parameters[name] = made[id(each)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return model
+
+
+def _like(parameter: nn.Parameter) -> nn.Parameter:
+    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+    return nn.Parameter(empty, requires_grad=parameter.requires_grad)

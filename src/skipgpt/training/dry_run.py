@@ -1,0 +1,222 @@
+"""What a run would take, told in seconds and without weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from skipgpt.config import Stage, TrainConfig
+from skipgpt.cost import Forward, lora_flops, training_flops, work
+from skipgpt.cost.memory import Held, Layout, Memory, memory
+from skipgpt.cost.stored import stored
+from skipgpt.machine import typical
+from skipgpt.model.names import kind_of
+from skipgpt.model.surgery import add_routers, routed_layers, routers
+from skipgpt.training.row_order import share_of_step
+from skipgpt.training.stages import prepare
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What one stage takes.
+
+    Attributes:
+        stage: its name.
+        held: what there is to hold, in all.
+        memory: bytes on each device.
+        rows: of a forward on each device.
+        parts: forwards a step on each device.
+        step_flops: of all devices, a step.
+        seconds: of a step.
+        hours: of all steps.
+    """
+
+    stage: Stage
+    held: Held
+    memory: Memory
+    rows: int
+    parts: int
+    step_flops: float
+    seconds: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would take.
+
+    Attributes:
+        layout: how the model is spread.
+        processes: one a device.
+        tokens: a row.
+        dtype: of the base model.
+        activation_checkpointing: whether layers are computed again backwards.
+        device_flops: that a device is taken to reach, a second.
+        stages: what each takes.
+    """
+
+    layout: Layout
+    processes: int
+    tokens: int
+    dtype: str
+    activation_checkpointing: bool
+    device_flops: float
+    stages: tuple[StageNeeds, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.processes} devices, {self.layout}, base in {self.dtype}, {self.tokens} tokens "
+            f"a row, activation checkpointing {'on' if self.activation_checkpointing else 'off'}"
+        ]
+        for each in self.stages:
+            lines += [
+                f"stage {each.stage}: {each.held.parameters:,} parameters, of others "
+                f"{each.held.trained:,} train; {each.rows} rows a forward, {each.parts} a step",
+                *(
+                    f"  {name:12} {value / 1e9:9.2f} GB a device"
+                    for name, value in [*vars(each.memory).items(), ("total", each.memory.total)]
+                ),
+                f"  {each.step_flops:.3g} FLOPs a step, {each.seconds:.3g} s at "
+                f"{self.device_flops:.3g} FLOPs a second and device; {each.hours:.3g} h in all",
+            ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the memory of each stage with its total."""
+        plain: dict[str, Any] = dataclasses.asdict(self)
+        for each, stage in zip(plain["stages"], self.stages, strict=True):
+            each["memory"]["total"] = stage.memory.total
+        return plain
+
+
+def dry_run(
+    base: Any,
+    config: TrainConfig,
+    *,
+    layout: Layout,
+    processes: int,
+    dtype: torch.dtype,
+    device: str = "cuda",
+) -> DryRun:
+    """What training would take on devices of this many.
+
+    Args:
+        base: the config of the base model, as transformers has it.
+        config: the run; its target sparsity is what stage `lora` is taken to skip.
+        layout: how the model is spread over devices.
+        processes: one a device.
+        dtype: of the base model.
+        device: of what kind; a typical one's speed makes FLOPs into time.
+
+    Raises:
+        ConfigError: the processes cannot share the rows of a step equally.
+        UnsupportedModelError: routers do not fit into the base model.
+
+    Example:
+        base = AutoConfig.from_pretrained("meta-llama/Llama-3.1-8B")
+        dry_run(base, recipe("paper"), layout="fsdp2", processes=8, dtype=torch.bfloat16)
+    """
+    flops = typical(torch.device(device)).flops
+    needs = [
+        _stage(base, stage, config, layout, processes, dtype, flops) for stage in config.stages
+    ]
+    return DryRun(
+        layout,
+        processes,
+        config.data.block_size,
+        str(dtype).removeprefix("torch."),
+        config.activation_checkpointing,
+        flops,
+        tuple(needs),
+    )
+
+
+def _stage(
+    base: Any,
+    stage: Stage,
+    config: TrainConfig,
+    layout: Layout,
+    processes: int,
+    dtype: torch.dtype,
+    device_flops: float,
+) -> StageNeeds:
+    share = share_of_step(config.batch_size, config.accumulation, processes)
+    tokens, width = config.data.block_size, base.get_text_config().vocab_size
+
+    def build(of: Any) -> Any:
+        return _on_meta(of, stage, config, dtype)
+
+    model = build(base)
+    base.dtype = dtype
+    kept = stored(base, build, share.rows, tokens, samples=stage != "lora")
+    needs = memory(
+        _held(model),
+        layout,
+        processes,
+        activations=kept.total(config.activation_checkpointing),
+        logits=share.rows * tokens * width * 4.0,
+    )
+    flops = processes * share.parts * _forward_flops(model, stage, config, share.rows, share.parts)
+    seconds = flops / processes / device_flops
+    steps = (config.lora_stage if stage == "lora" else config.router_stage).steps
+    return StageNeeds(
+        stage, _held(model), needs, share.rows, share.parts, flops, seconds, steps * seconds / 3600
+    )
+
+
+def _on_meta(base: Any, stage: Stage, config: TrainConfig, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(base, dtype=dtype)
+        add_routers(model, config.router)
+        once = dataclasses.replace(config, activation_checkpointing=False)
+        return prepare(model.train(), stage, once)
+
+
+def _held(model: nn.Module) -> Held:
+    named = dict(model.named_parameters())
+    base = {name: p for name, p in named.items() if kind_of(name) == "base"}
+    trained = [p for p in named.values() if p.requires_grad]
+    layers = [
+        sum(_bytes(p) for name, p in layer.named_parameters() if kind_of(name) == "base")
+        for layer in routed_layers(model)
+    ]
+    weights = sum(_bytes(p) for p in base.values())
+    # Routers of stage lora, which rest, are weights like those of the base.
+    resting = sum(
+        _bytes(p) for name, p in named.items() if name not in base and not p.requires_grad
+    )
+    return Held(
+        parameters=sum(p.numel() for p in base.values()),
+        weight_bytes=weights + resting,
+        layer_bytes=max(layers),
+        outer_bytes=weights - sum(layers),
+        trained=sum(p.numel() for p in trained),
+        trained_tensors=len(trained),
+    )
+
+
+def _bytes(parameter: nn.Parameter) -> int:
+    return parameter.numel() * parameter.element_size()
+
+
+def _forward_flops(
+    model: nn.Module, stage: Stage, config: TrainConfig, rows: int, parts: int
+) -> float:
+    """FLOPs of one forward and backward of a process, and of what goes with them."""
+    tokens = config.data.block_size
+    forward = Forward(rows, tokens, logits=tokens)
+    keep = dict.fromkeys(routers(model), 1 - config.target_sparsity) if stage == "lora" else None
+    lora = 0.0 if stage == "router" else lora_flops(model, forward, keep)
+    flops = training_flops(model, forward, stage, keep, lora)
+    again = work(model, Forward(rows, tokens, logits=0), keep)
+    if config.activation_checkpointing:
+        flops += again.flops
+    if stage != "lora" and parts > 1:  # the sparsity of the step is measured beforehand
+        flops += again.flops
+    return flops

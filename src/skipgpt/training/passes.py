@@ -1,0 +1,82 @@
+"""What a run does around its stages, in forwards without gradient.
+
+Where several processes train, each of them takes all of these passes, in step: a model that lies
+in pieces runs in no other way. The first process decides wherever numbers of two could differ.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from skipgpt.baselines.units import Unit
+from skipgpt.config import Stage, TrainConfig
+from skipgpt.data import Blocks
+from skipgpt.evaluation.calibrate import calibrate, cut
+from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.model.surgery import routers, stand_ins
+from skipgpt.model.trace import execution, routing_state, set_sparsity
+from skipgpt.processes import from_first, spread
+from skipgpt.training.callbacks import search_bar
+from skipgpt.training.run_folder import note_measured, note_static_order
+from skipgpt.training.start import start_routers, static_solution
+from skipgpt.training.static_blend import blend_with_static
+
+logger = logging.getLogger("skipgpt")
+
+
+@dataclass
+class Passes:
+    """The passes of one run.
+
+    Attributes:
+        config: of the run.
+        blocks: its text.
+        out: its folder.
+        order: the greedy static removal, once it was searched for.
+        dense: the loss of the dense model on held-out text, once measured.
+    """
+
+    config: TrainConfig
+    blocks: Blocks
+    out: Path
+    order: list[Unit] = field(default_factory=list)
+    dense: Perplexity | None = None
+
+    @property
+    def held_out(self) -> Tensor:
+        """Token ids [N, T] to measure on."""
+        return cut(self.blocks.held_out, self.config.data.evaluation_tokens)
+
+    def before_stages(self, model: Any, start: bool) -> None:
+        """Set new routers to what training starts from if so asked, and measure the dense model."""
+        if start:
+            with search_bar() as advance:
+                text = self.blocks.train
+                self.order = start_routers(model, self.config, text, advance, self.order)
+            note_static_order(self.out, self.order)
+            for each in [*routers(model).values(), *stand_ins(model).values()]:
+                spread(each.parameters())
+        with execution(model, "dense"):
+            self.dense = perplexity(model, self.held_out)
+        note_measured(self.out, "dense", self.dense)
+
+    def after_stage(self, model: Any, stage: Stage) -> Perplexity:
+        """Blend routers with static removal if so set, calibrate, and measure on held-out text."""
+        target = self.config.target_sparsity
+        calibration = cut(self.blocks.calibration, self.config.data.calibration_tokens)
+        if stage != "lora" and self.config.router_stage.static_blend:
+            if not self.order:
+                text = cut(self.blocks.train, self.config.router_stage.static_tokens)
+                with search_bar() as advance:
+                    self.order = static_solution(model, text, target, advance)
+            strength = blend_with_static(model, self.order, calibration, target)
+            logger.info("stage router: blended with static removal at strength %g", strength)
+        curve = from_first(calibrate(model, calibration, target=target))
+        routing_state(model).curve = curve
+        set_sparsity(model, target)
+        return from_first(perplexity(model, self.held_out))

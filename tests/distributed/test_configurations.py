@@ -1,0 +1,56 @@
+"""The files that `accelerate launch` reads say what their names say, as far as Accelerate reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+
+from launched import FSDP
+from skipgpt.errors import MissingExtraError
+from skipgpt.processes import meet
+
+FOLDER = Path(__file__).parents[2] / "configs/accelerate"
+KINDS = {
+    "ddp": DistributedType.MULTI_GPU,
+    "fsdp2": DistributedType.FSDP,
+    "zero2": DistributedType.DEEPSPEED,
+    "zero3": DistributedType.DEEPSPEED,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_accelerate_reads_each_file_as_what_its_name_says(name: str) -> None:
+    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
+    assert config.distributed_type == KINDS[name]
+    assert config.mixed_precision == "no"
+    assert config.num_processes == 8
+    if name.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(name[-1])
+        assert config.deepspeed_config["zero3_init_flag"] is False
+
+
+def test_no_other_file_lies_there() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(KINDS)
+
+
+def test_what_the_tests_of_fsdp2_run_with_is_what_its_file_sets() -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    asked = ["--config_file", str(FOLDER / "fsdp2.yaml"), "script.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(asked))
+    environment = prepare_multi_gpu_env(args)
+    assert {name: environment[name] for name in FSDP} == FSDP
+
+
+def test_deepspeed_that_is_not_there_is_told_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(os.environ, "ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'skipgpt\[deepspeed\]'"):
+        meet("cpu")

@@ -1,0 +1,122 @@
+"""Two processes train what one trains: curves, checkpoints, and what is left after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import byte_tokenizer, tiny_base
+from launched import curve, kill_one_after, launch, start
+from runs import write_documents
+from skipgpt.checkpoint import load, read_info
+
+BOTH = ("--stages", "router,lora", "--set", "router.stand_in=2", "--set", "router.normalize=true")
+# Sums over processes are taken in another order, which moves float32 numbers by 1e-6.
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several") / "base"
+    tiny_base().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    write_documents(folder.parent)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path) -> Path:
+    """What one process makes of both stages."""
+    ended = launch(base, base.parent / "alone", *BOTH)
+    assert ended.status == 0, ended.stderr
+    return base.parent / "alone"
+
+
+def _same(one: Path, other: Path) -> None:
+    for mine, theirs in zip(curve(one), curve(other), strict=True):
+        assert mine == pytest.approx(theirs, abs=CLOSE)
+    for name in ("routers.safetensors", "lora/adapter_model.safetensors"):
+        mine, theirs = load_file(one / name), load_file(other / name)
+        assert mine.keys() == theirs.keys()
+        for key, tensor in mine.items():
+            assert tensor.dtype == theirs[key].dtype
+            torch.testing.assert_close(tensor, theirs[key], rtol=0, atol=CLOSE)
+    files = [sorted(str(p.relative_to(out)) for p in out.rglob("*")) for out in (one, other)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
+def test_two_processes_train_both_stages_as_one_does(
+    layout: str, base: Path, alone: Path, tmp_path: Path
+) -> None:
+    ended = launch(base, tmp_path / "two", *BOTH, "--json", processes=2, layout=layout)
+    assert ended.status == 0, ended.stderr
+    _same(tmp_path / "two", alone)
+    assert json.loads(ended.stdout)["info"]["stages"] == ["router", "lora"]
+    assert len(curve(alone)) == 6 + 4
+    load(tmp_path / "two")
+    one, two = read_info(alone), read_info(tmp_path / "two")
+    assert two.sparsity == pytest.approx(one.sparsity, abs=CLOSE)
+
+
+def test_two_processes_with_two_parts_each_train_as_one_batch(
+    base: Path, alone: Path, tmp_path: Path
+) -> None:
+    parts = ("--set", "batch_size=1", "--set", "accumulation=4")
+    ended = launch(base, tmp_path / "two", *BOTH, *parts, processes=2)
+    assert ended.status == 0, ended.stderr
+    _same(tmp_path / "two", alone)
+
+
+@pytest.mark.parametrize(("layout", "then"), [("ddp", 2), ("fsdp2", 1)])
+def test_a_run_that_lost_a_process_is_resumed_on_as_many_or_another_number(
+    layout: str, then: int, base: Path, alone: Path, tmp_path: Path
+) -> None:
+    saving = (*BOTH, "--set", "save_every=1")
+    with start(base, tmp_path / "two", *saving, processes=2, layout=layout) as running:
+        kill_one_after(running, tmp_path / "two", step=3)
+        _, stderr = running.communicate(timeout=90)
+    assert running.returncode != 0
+    lines = [line for line in stderr.splitlines() if line.startswith("skipgpt: ")]
+    assert len(lines) <= 1
+    assert "Traceback" not in stderr.split("elastic")[0]
+    assert len(curve(tmp_path / "two")) < 10
+    ended = launch(base, tmp_path / "two", *saving, "--resume", processes=then)
+    assert ended.status == 0, ended.stderr
+    _same(tmp_path / "two", alone)
+
+
+def test_a_run_of_one_process_is_resumed_in_pieces(base: Path, alone: Path, tmp_path: Path) -> None:
+    saving = (*BOTH, "--set", "save_every=1")
+    with start(base, tmp_path / "out", *saving) as running:
+        while not (tmp_path / "out" / "trainer" / "router" / "checkpoint-2").exists():
+            assert running.poll() is None
+        running.kill()
+    ended = launch(base, tmp_path / "out", *saving, "--resume", processes=2, layout="fsdp2")
+    assert ended.status == 0, ended.stderr
+    _same(tmp_path / "out", alone)
+
+
+def test_an_error_of_all_processes_is_told_once(base: Path, tmp_path: Path) -> None:
+    ended = launch(base, tmp_path / "out", "--set", "batch_size=3", processes=2)
+    assert ended.status != 0
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("skipgpt: ")]
+    assert len(lines) == 1
+    assert "3 rows" in lines[0]
+    assert "2 processes" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_process_that_writes_ends_all_with_one_message(
+    base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    ended = launch(base, tmp_path / "out", processes=2)
+    assert ended.status != 0
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("skipgpt: ")]
+    assert len(lines) == 1
+    assert "got a file; expected a folder" in lines[0]
