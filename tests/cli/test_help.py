@@ -23,14 +23,14 @@ def test_the_main_help_names_every_verb() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_help_text_ends_in_two_examples_of_its_verb(verb: str) -> None:
+def test_each_help_text_ends_in_examples_of_its_verb(verb: str) -> None:
     command = next(c for c in app.registered_commands if c.name == verb)
     text, _, examples = command.help.partition("\n\nExamples:\n\n")
     assert text.strip().splitlines()[0].endswith(".")
     lines = examples.split("\n\n")
-    assert len(lines) == 2
+    assert len(lines) >= 2
     for line in lines:
-        assert re.search(rf"(^|\| )\s*skipgpt {verb}( |$)", line)
+        assert re.search(rf"^(.*\| |\s+[A-Z_]+=\S+ |\s*)skipgpt {verb}( |$)", line)
     assert "Examples:" in _help(verb)
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_text_ends_before_the_first_complete_sequence_however_it_is_cut(
 ) -> None:
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     stop_text = StopText(stops)
-    shown = "".join(stop_text.add(text[a:b]) for a, b in zip(places, places[1:], strict=False))
+    shown = "".join(stop_text.add(text[a:b]) for a, b in itertools.pairwise(places))
     assert (shown + stop_text.rest(), stop_text.found) == _expected(text, stops)
 
 

@@ -19,7 +19,7 @@ from skipgpt.data import Blocks
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.surgery import routers, stand_ins
-from skipgpt.model.trace import execution, routing_state, set_sparsity
+from skipgpt.model.trace import execution, routing_state
 from skipgpt.processes import from_first, spread
 from skipgpt.training.callbacks import search_bar
 from skipgpt.training.run_folder import note_measured, note_static_order
@@ -76,7 +76,7 @@ class Passes:
                     self.order = static_solution(model, text, target, advance)
             strength = blend_with_static(model, self.order, calibration, target)
             logger.info("stage router: blended with static removal at strength %g", strength)
-        curve = from_first(calibrate(model, calibration, target=target))
-        routing_state(model).curve = curve
-        set_sparsity(model, target)
+        calibrate(model, calibration, target=target)
+        state = routing_state(model)
+        state.curve, state.rule = from_first((state.curve, state.rule))
         return from_first(perplexity(model, self.held_out))
