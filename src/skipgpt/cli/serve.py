@@ -35,6 +35,11 @@ def run(
         typer.Option(envvar="SKIPGPT_API_KEY", help="Clients have to send it; none is asked for "
                      "without it. Other users see what is on a command line."),
     ] = None,
+    grace: Annotated[
+        int,
+        typer.Option(min=0, help="Seconds that requests get to finish once the server is asked to "
+                     "stop."),
+    ] = 20,
     sparsity: options.Sparsity = None,
     base: options.BaseOverride = None,
     as_json: options.Json = False,
@@ -62,6 +67,7 @@ def run(
         port=port,
         name=name,
         api_key=api_key or None,
+        grace=grace,
         on_ready=ready,
         sparsity=sparsity,
         base=base,

@@ -1,12 +1,11 @@
-"""The HTTP side: paths, keys, errors in OpenAI's form, streams."""
+"""The HTTP side: paths, errors in OpenAI's form, streams."""
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -16,13 +15,16 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from skipgpt.errors import ConfigError
 from skipgpt.model.trace import dialled, routing_state
-from skipgpt.serving.engine import Engine, Running
+from skipgpt.serving.door import Door
+from skipgpt.serving.engine import Engine, Running, StoppingError
 from skipgpt.serving.generating import Done, Job, Piece
 from skipgpt.serving.metrics import Metrics
 from skipgpt.serving.protocol import ChatRequest, CompletionRequest, Wanted
 from skipgpt.serving.replies import Reply, error_body
 
 logger = logging.getLogger("skipgpt")
+
+FAILED = "the server failed; see its log"
 
 
 def build_app(
@@ -47,22 +49,8 @@ def build_app(
         engine.close()
 
     app = FastAPI(title="skipgpt", lifespan=lifespan)
+    app.add_middleware(Door, metrics=metrics, api_key=api_key)
     _errors(app)
-
-    @app.middleware("http")
-    async def _keep(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Ask for the key, and count the reply."""
-        if api_key and request.url.path.startswith("/v1/") and not _bears(request, api_key):
-            body = error_body(
-                "no API key, or a wrong one", "authentication_error", "invalid_api_key"
-            )
-            reply: Response = JSONResponse(body, 401)
-        else:
-            reply = await go_on(request)
-        known = {route.path for route in app.routes}  # type: ignore[attr-defined]
-        path = request.url.path if request.url.path in known else "other"
-        metrics.answers.labels(path, str(reply.status_code)).inc()
-        return reply
 
     @app.get("/health")
     def health() -> Response:
@@ -73,16 +61,20 @@ def build_app(
     def measured() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    card = {"id": name, "object": "model", "created": 0, "owned_by": "skipgpt"}
+
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
-        one = {"id": name, "object": "model", "created": 0, "owned_by": "skipgpt"}
-        return {"object": "list", "data": [one]}
+        return {"object": "list", "data": [card]}
+
+    @app.get("/v1/models/{asked:path}")
+    def model(asked: str) -> dict[str, Any]:
+        _refuse_other(name, asked)
+        return card
 
     @app.post("/v1/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Response:
-        ids = asked.prompt
-        if isinstance(ids, str):
-            ids = engine.tokenizer(ids)["input_ids"]
+        ids = asked.prompt_ids(engine.tokenizer)
         job = _job(engine, name, context, asked, ids, asked.most, asked.logprobs)
         reply = Reply(name, False, len(ids), asked.logprobs is not None)
         return await _answer(engine.submit(job), reply, asked, request)
@@ -102,8 +94,7 @@ def _job(
     logprobs: int | None,
 ) -> Job:  # fmt: skip
     """The job that a request is, if it can be done."""
-    if asked.model not in (None, name):
-        raise HTTPException(404, f"there is no model {asked.model!r} here; this is {name!r}")
+    _refuse_other(name, asked.model)
     size = engine.model.get_input_embeddings().num_embeddings
     if not ids or not all(0 <= n < size for n in ids):
         raise HTTPException(400, f"a prompt needs at least one token, each from 0 to {size - 1}")
@@ -120,6 +111,11 @@ def _job(
         tuple(ids), most or room, asked.temperature, asked.top_p, asked.seed, asked.stops,
         asked.sparsity, logprobs,
     )  # fmt: skip
+
+
+def _refuse_other(name: str, asked: str | None) -> None:
+    if asked not in (None, name):
+        raise HTTPException(404, f"there is no model {asked!r} here; this is {name!r}")
 
 
 def _chat_ids(tokenizer: Any, asked: ChatRequest) -> list[int]:
@@ -160,9 +156,11 @@ async def _chunks(running: Running, reply: Reply, wants_usage: bool) -> AsyncIte
             yield _event(reply.closing(event))
             if wants_usage:
                 yield _event(reply.usage_chunk(event))
-    except Exception as error:  # the status is sent already
-        logger.exception("a request failed")
+    except StoppingError as error:
         yield _event(error_body(str(error), "server_error"))
+    except Exception:  # the status is sent already
+        logger.exception("a request failed")
+        yield _event(error_body(FAILED, "server_error"))
     finally:
         running.cancelled.set()
     yield "data: [DONE]\n\n"
@@ -170,11 +168,6 @@ async def _chunks(running: Running, reply: Reply, wants_usage: bool) -> AsyncIte
 
 def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body)}\n\n"
-
-
-def _bears(request: Request, api_key: str) -> bool:
-    given = request.headers.get("authorization", "")
-    return hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode())
 
 
 def _errors(app: FastAPI) -> None:
@@ -196,7 +189,11 @@ def _errors(app: FastAPI) -> None:
     async def out_of_reach(_: Request, error: ConfigError) -> Response:
         return JSONResponse(error_body(str(error)), 400)
 
+    @app.exception_handler(StoppingError)
+    async def stopping(_: Request, error: StoppingError) -> Response:
+        return JSONResponse(error_body(str(error), "server_error"), 503)
+
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         logger.error("a request failed", exc_info=error)
-        return JSONResponse(error_body("the server failed; see its log", "server_error"), 500)
+        return JSONResponse(error_body(FAILED, "server_error"), 500)

@@ -14,6 +14,13 @@ from skipgpt.serving.generating import Done, Job, Piece, run_job
 from skipgpt.serving.metrics import Metrics
 
 
+class StoppingError(Exception):
+    """The server stops, and the request was not over in time."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping; ask again")
+
+
 @dataclass(eq=False)
 class Running:
     """A request on its way: iterate over what comes, the last of it `Done`; or cancel it.
@@ -62,6 +69,8 @@ class Engine:
     def __init__(self, model: Any, tokenizer: Any, metrics: Metrics) -> None:
         self.model, self.tokenizer, self._metrics = model, tokenizer, metrics
         self._line: queue.Queue[Running | None] = queue.Queue()
+        self._current: Running | None = None
+        self._hurries = threading.Event()
         self._thread = threading.Thread(target=self._work, name="skipgpt-engine", daemon=True)
         self._thread.start()
 
@@ -79,6 +88,12 @@ class Engine:
         self._line.put(running)
         return running
 
+    def hurry(self) -> None:
+        """End all jobs, the running one at its next token; each gets a `StoppingError`."""
+        self._hurries.set()
+        if running := self._current:
+            running.cancelled.set()
+
     def close(self) -> None:
         """End after the jobs that are in line."""
         self._line.put(None)
@@ -87,22 +102,29 @@ class Engine:
     def _work(self) -> None:
         while (running := self._line.get()) is not None:
             self._metrics.waiting.dec()
-            if running.cancelled.is_set():
+            self._current = running
+            if self._hurries.is_set():
+                running._send(StoppingError())
+            elif running.cancelled.is_set():
                 self._metrics.cancelled.inc()
-                continue
-            began = time.perf_counter()
-            try:
-                with self._metrics.running.track_inprogress():
-                    done = run_job(
-                        self.model, self.tokenizer, running.job, running._send, running.cancelled
-                    )
-            except Exception as error:  # the thread outlives a job that fails
-                running._send(error)
-                continue
-            if running.cancelled.is_set():
-                self._metrics.cancelled.inc()
-            self._metrics.finish(len(running.job.ids), done, time.perf_counter() - began)
-            running._send(done)
+            else:
+                self._run(running)
+
+    def _run(self, running: Running) -> None:
+        began = time.perf_counter()
+        try:
+            with self._metrics.running.track_inprogress():
+                done = run_job(
+                    self.model, self.tokenizer, running.job, running._send, running.cancelled
+                )
+        except Exception as error:  # the thread outlives a job that fails
+            running._send(error)
+            return
+        cut = running.cancelled.is_set()
+        if cut:
+            self._metrics.cancelled.inc()
+        self._metrics.finish(len(running.job.ids), done, time.perf_counter() - began)
+        running._send(StoppingError() if cut and self._hurries.is_set() else done)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], event: Any) -> None:

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
+
+def _encodable(text: str) -> str:
+    """JSON can hold halves of letters, which no tokenizer takes."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("a surrogate stands alone, so this is no text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 Stop = Annotated[str, StringConstraints(min_length=1)]
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
@@ -71,11 +87,11 @@ class CompletionRequest(Wanted):
     """The body of `/v1/completions`.
 
     Attributes:
-        prompt: text, or token ids.
+        prompt: text, or token ids; or a list of one of these.
         logprobs: how many of the likeliest tokens to report at each place, beside the chosen one.
     """
 
-    prompt: str | Annotated[list[int], Field(min_length=1)]
+    prompt: Text | list[int] | Annotated[list[Text] | list[list[int]], Field(max_length=1)]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
@@ -83,19 +99,26 @@ class CompletionRequest(Wanted):
         """Tokens to generate at most: 16 where nobody says, as OpenAI has it."""
         return self.max_tokens or 16
 
+    def prompt_ids(self, tokenizer: Any) -> list[int]:
+        """The prompt's tokens; none of an empty one."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            (prompt,) = prompt
+        return tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt  # type: ignore[no-any-return]
+
 
 class TextPart(BaseModel):
     """A piece of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
     """One turn of a chat."""
 
-    role: str
-    content: str | list[TextPart]
+    role: Text
+    content: Text | list[TextPart]
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""

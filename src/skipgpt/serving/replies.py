@@ -97,7 +97,8 @@ def _of_completion(tokens: list[Chosen]) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
-        "top_logprobs": [{text: _finite(value) for text, value in t.top} for t in tokens],
+        # Of tokens that read alike, as parts of a letter do, the likeliest comes first and stays.
+        "top_logprobs": [{text: _finite(value) for text, value in t.top[::-1]} for t in tokens],
         "text_offset": [token.start for token in tokens],
     }
 
@@ -113,7 +114,12 @@ def _of_chat(tokens: list[Chosen]) -> dict[str, Any]:
 
 
 def _place(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+    known = "\N{REPLACEMENT CHARACTER}" not in text  # else it is a part of a letter
+    return {
+        "token": text,
+        "logprob": _finite(logprob),
+        "bytes": list(text.encode()) if known else None,
+    }
 
 
 def _finite(logprob: float) -> float:

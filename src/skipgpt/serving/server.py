@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from skipgpt.evaluation.source_rows import context_of
 
 logger = logging.getLogger("skipgpt")
 
-GRACE = 30
-"""Seconds that running streams get to finish once somebody asked the server to stop."""
+CLOSING = 5
+"""Seconds after those of grace, in which clients are told that the server stops."""
 
 
 def serve(
@@ -25,10 +26,11 @@ def serve(
     port: int = 8000,
     name: str | None = None,
     api_key: str | None = None,
+    grace: int = 20,
     on_ready: Callable[[str], None] | None = None,
     **where: Any,
 ) -> None:
-    """Answer OpenAI-style requests until SIGINT or SIGTERM; running streams are then finished.
+    """Answer OpenAI-style requests until SIGINT or SIGTERM.
 
     Args:
         folder: a checkpoint.
@@ -36,6 +38,8 @@ def serve(
         port: to listen on; 0 takes a free one.
         name: of the model for clients; that of the folder where None.
         api_key: which clients have to send; None asks for none.
+        grace: seconds that requests get to finish once the server was asked to stop; those that are
+            not over by then end with an error that says so.
         on_ready: called with the address once requests are taken.
         where: `sparsity`, `base`, `device`, `dtype` and `quantize`, as `skipgpt.load` takes them.
 
@@ -67,8 +71,19 @@ def serve(
         context=context_of(model) or 2**31,
         api_key=api_key,
     )
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
-    server = uvicorn.Server(config)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace + CLOSING)
+
+    class Server(uvicorn.Server):
+        """Tells the engine when the seconds of grace are over."""
+
+        def handle_exit(self, number: int, frame: Any) -> None:
+            if not self.should_exit:
+                late = threading.Timer(grace, engine.hurry)
+                late.daemon = True
+                late.start()
+            super().handle_exit(number, frame)
+
+    server = Server(config)
     shown, port = listening.getsockname()[:2]
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
     with listening:

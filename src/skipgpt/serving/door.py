@@ -1,0 +1,54 @@
+"""The door of the server: who may come in, and a count of the replies that go out."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from skipgpt.serving.metrics import Metrics
+from skipgpt.serving.replies import error_body
+
+
+class Door:
+    """ASGI middleware that asks for the key under `/v1/` and counts replies by path and status.
+
+    It hands messages on as they are, so that a client who leaves is seen behind it.
+
+    Args:
+        app: behind the door.
+        metrics: told of each reply.
+        api_key: that requests have to bear; None asks for none.
+    """
+
+    def __init__(self, app: Any, metrics: Metrics, api_key: str | None) -> None:
+        self._app, self._metrics, self._api_key = app, metrics, api_key
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer, or let the application answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                # A path nobody serves is no label: anyone could fill the table of counts.
+                route = scope.get("route")
+                path = getattr(route, "path", "other")
+                self._metrics.answers.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        app = self._app if self._may_come_in(scope) else _refusal()
+        await app(scope, receive, counted)
+
+    def _may_come_in(self, scope: Any) -> bool:
+        if self._api_key is None or not scope["path"].startswith("/v1/"):
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(given, f"Bearer {self._api_key}".encode())
+
+
+def _refusal() -> JSONResponse:
+    said = error_body("no API key, or a wrong one", "authentication_error", "invalid_api_key")
+    return JSONResponse(said, 401, {"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,100 @@
+"""A running server: `skipgpt serve` in a process of its own, on a checkpoint of a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import openai
+
+from conftest import byte_tokenizer, tiny_base
+from runs import make_checkpoint
+
+KEY = "a key"
+CONTEXT = 8192
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def checkpoint_with_chat(folder: Path) -> Path:
+    """A calibrated checkpoint whose tokenizer has a chat template, and a context of 8,192."""
+    base = folder / "base"
+    tiny_base(initializer_range=0.2, max_position_embeddings=CONTEXT).save_pretrained(base)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(base)
+    make_checkpoint(base, folder / "tiny")
+    return folder / "tiny"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: that clients are given.
+        process: it runs in.
+    """
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def client(self, key: str = KEY) -> openai.OpenAI:
+        """The official client; it does not try again."""
+        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=120)
+
+    def text(self, path: str) -> str:
+        """What a path beside the API shows."""
+        with urlopen(self.url.removesuffix("/v1") + path) as answer:
+            return answer.read().decode()
+
+    def metric(self, name: str) -> float:
+        """A number of `/metrics`."""
+        lines = self.text("/metrics").splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.split()[0] == name)
+
+    def stop(self) -> tuple[int, str]:
+        """SIGTERM; the exit status and what was on standard error."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.ended()
+
+    def ended(self) -> tuple[int, str]:
+        """The exit status and what was on standard error, once it is over."""
+        _, errors = self.process.communicate(timeout=120)
+        return self.process.returncode, errors
+
+
+@contextmanager
+def serving(folder: Path, *options: object) -> Iterator[Server]:
+    """Serve a checkpoint on a free port, with a key."""
+    environment = os.environ | {"SKIPGPT_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "skipgpt", "serve", str(folder), "--port", "0", "--json"]
+    with subprocess.Popen(
+        [*command, *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            yield Server(json.loads(line)["url"], process)
+        finally:
+            process.kill()
+
+
+def streamed(chunks: Any) -> str:
+    """The text of a stream of completions."""
+    return "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)

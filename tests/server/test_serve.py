@@ -1,0 +1,317 @@
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import openai
+import pytest
+
+from command import skipgpt
+from server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
+from skipgpt.checkpoint import load
+from skipgpt.generation import generate
+from skipgpt.model.trace import at_sparsity
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint_with_chat(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with serving(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Any:
+    return load(folder, merge=True)
+
+
+def _complete(server: Server, prompt: Any = "The cats", **wanted: Any) -> Any:
+    given = {"model": "tiny", "max_tokens": 24, "temperature": 0, **wanted}
+    return server.client().completions.create(prompt=prompt, **given)
+
+
+def _alone(loaded: Any, prompt: str, sparsity: float = 0.25, tokens: int = 24) -> Any:
+    model, tokenizer = loaded
+    with at_sparsity(model, sparsity):
+        return generate(model, tokenizer, prompt, max_new_tokens=tokens)
+
+
+def test_it_is_bound_to_loopback_and_says_where(server: Server) -> None:
+    assert server.url.startswith("http://127.0.0.1:")
+    assert json.loads(server.text("/health")) == {"status": "ok"}
+
+
+def test_the_model_is_listed_under_the_name_of_its_folder(server: Server) -> None:
+    assert [model.id for model in server.client().models.list()] == ["tiny"]
+    assert server.client().models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+        server.client().models.retrieve("other")
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.5])
+def test_a_completion_is_what_generate_gives(
+    server: Server, loaded: Any, sparsity: float | None
+) -> None:
+    extra = {} if sparsity is None else {"sparsity": sparsity}
+    answer, alone = (
+        _complete(server, extra_body=extra),
+        _alone(loaded, "The cats", sparsity or 0.25),
+    )
+    assert answer.choices[0].text == alone.text
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == alone.new_tokens
+    assert answer.usage.prompt_tokens == len("The cats")
+    assert answer.skipgpt["sparsity"] == pytest.approx(alone.sparsity)
+
+
+@pytest.mark.parametrize("prompt", [["The cats"], list(b"abc"), [list(b"abc")]])
+def test_a_prompt_may_be_tokens_or_a_list_of_one(server: Server, prompt: Any) -> None:
+    assert _complete(server, prompt).usage.completion_tokens == 24
+
+
+def test_sampling_repeats_itself_with_a_seed(server: Server) -> None:
+    once, again, other = (
+        _complete(server, temperature=1.5, top_p=0.9, seed=seed).choices[0].text
+        for seed in (7, 7, 8)
+    )
+    assert once == again != other
+
+
+def test_sixteen_streams_at_once_are_those_of_one_after_the_other(
+    server: Server, loaded: Any
+) -> None:
+    asked = [(f"Story {n}", (0.0, 0.25, 0.5)[n % 3]) for n in range(16)]
+
+    def stream(prompt: str, sparsity: float) -> str:
+        extra = {"sparsity": sparsity}
+        return streamed(_complete(server, prompt, stream=True, extra_body=extra))
+
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda each: stream(*each), asked))
+    assert together == [_alone(loaded, *each).text for each in asked]
+    assert len(set(together)) > 8
+
+
+def test_a_stream_ends_with_its_reason_and_on_request_its_usage(server: Server) -> None:
+    whole = _complete(server)
+    chunks = list(_complete(server, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage == whole.usage
+    assert not chunks[-1].choices
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks[:-1]]
+    assert reasons[-1] == "length"
+    assert not any(reasons[:-1])
+    assert len(chunks) > 8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_sequence_ends_the_text(server: Server, stream: bool) -> None:
+    whole = _complete(server).choices[0].text
+    stop = whole[9:11]
+    answer = _complete(server, stop=[stop, "never there"], stream=stream)
+    text = streamed(answer) if stream else answer.choices[0].text
+    assert text == whole[: whole.index(stop)]
+
+
+def test_logprobs_are_those_of_the_chosen_tokens(server: Server) -> None:
+    answer = _complete(server, logprobs=3).choices[0]
+    logs = answer.logprobs
+    assert len(logs.tokens) == len(logs.token_logprobs) == 24
+    assert logs.text_offset[0] == 0
+    assert sorted(logs.text_offset) == logs.text_offset
+    for value, top in zip(logs.token_logprobs, logs.top_logprobs, strict=True):
+        assert value == max(top.values()) <= 0  # greedy
+    streams = _complete(server, logprobs=3, stream=True)
+    chunks = [chunk.choices[0].logprobs for chunk in streams]
+    assert [v for each in chunks if each for v in each.token_logprobs] == logs.token_logprobs
+
+
+def test_a_chat_goes_through_the_template(server: Server, loaded: Any) -> None:
+    parts = [{"type": "text", "text": "What do "}, {"type": "text", "text": "cats do?"}]
+    messages: Any = [{"role": "system", "content": "Short."}, {"role": "user", "content": parts}]
+    prompt = "system: Short.\nuser: What do cats do?\nassistant:"
+    given: Any = {"model": "tiny", "messages": messages, "max_tokens": 16, "temperature": 0}
+    client = server.client().chat.completions
+    answer = client.create(**given, logprobs=True, top_logprobs=2)
+    assert answer.choices[0].message.content == _alone(loaded, prompt, tokens=16).text
+    places = answer.choices[0].logprobs.content
+    assert len(places) == 16
+    assert all(place.logprob == place.top_logprobs[0].logprob for place in places)
+    chunks = list(client.create(**given, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert said == answer.choices[0].message.content
+
+
+def test_a_client_that_leaves_ends_its_request(server: Server) -> None:
+    before = server.metric("skipgpt_cancelled_total")
+    stream = _complete(server, max_tokens=CONTEXT - 100, stream=True)
+    next(iter(stream))
+    stream.close()
+    made = server.metric("skipgpt_generated_tokens_total")
+    assert _complete(server).usage.completion_tokens == 24
+    assert server.metric("skipgpt_cancelled_total") == before + 1
+    assert server.metric("skipgpt_generated_tokens_total") - made < CONTEXT / 2
+    assert server.metric("skipgpt_running") == server.metric("skipgpt_waiting") == 0
+
+
+def test_metrics_count_tokens_and_what_was_skipped(server: Server) -> None:
+    names = ("skipgpt_decisions_total", "skipgpt_skipped_total", "skipgpt_generated_tokens_total")
+    before = [server.metric(name) for name in names]
+    answer = _complete(server, extra_body={"sparsity": 0.5})
+    decisions, skipped, tokens = (
+        server.metric(name) - was for name, was in zip(names, before, strict=True)
+    )
+    assert tokens == 24
+    assert skipped / decisions == pytest.approx(answer.skipgpt["sparsity"])
+    assert 0 < server.metric("skipgpt_sparsity") < 1
+    assert server.metric("skipgpt_tokens_per_second") > 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"prompt": "x" * (CONTEXT + 1)}, r"context has 8,192 tokens; the prompt has 8,193"),
+        ({"max_tokens": CONTEXT}, r"8,192 more"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"prompt": ""}, "at least one token"),
+        ({"prompt": []}, "at least one token"),
+        ({"prompt": [1, 257 + 9]}, "from 0 to 256"),
+        ({"prompt": ["a", "b"]}, "at most 1 item"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"temperature": float("1e9")}, "temperature"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "at most 4"),
+        ({"stop": ""}, "at least 1"),
+        ({"stream": "perhaps"}, "stream"),
+        ({"n": 2}, "n=2 is not offered"),
+        ({"extra_body": {"sparsity": 0.9}}, "at most 0.80"),
+        ({"extra_body": {"sparsity": -0.1}}, "sparsity"),
+        ({"extra_body": {"sparsity": "half"}}, "sparsity"),
+    ],
+)
+def test_a_request_that_cannot_be_done_is_refused_with_why(
+    server: Server, wanted: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        _complete(server, **wanted)
+
+
+def test_a_wrong_model_is_not_found(server: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4o' here; this is 'ti"):
+        _complete(server, model="gpt-4o")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b'{"prompt": "a", ', 400, "JSON"),
+        (b"\xff\xfe", 400, "JSON"),
+        (b"", 400, "required"),
+        (b"[1, 2]", 400, "dictionary"),
+        (b'{"messages": []}', 400, "prompt"),
+        (b'{"prompt": "a", "temperature": NaN}', 400, "finite"),
+        (b'{"prompt": "\\ud800", "max_tokens": 2}', 400, "surrogate"),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused(
+    server: Server, body: bytes, status: int, said: str
+) -> None:
+    with pytest.raises(HTTPError) as refused:
+        urlopen(_raw(server, body))
+    assert refused.value.code == status
+    error = json.loads(refused.value.read())["error"]
+    assert said.lower() in error["message"].lower()
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/nowhere", 404), ("/v1/completions", 405)])
+def test_paths_and_methods_that_nobody_serves(server: Server, path: str, status: int) -> None:
+    url = server.url.removesuffix("/v1") + path
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(url, headers={"Authorization": f"Bearer {KEY}"}))
+    assert refused.value.code == status
+    assert "error" in json.loads(refused.value.read())
+    assert "nowhere" not in server.text("/metrics")
+
+
+@pytest.mark.parametrize("key", ["", "another key", "ключ"])
+def test_without_the_right_key_nothing_is_answered(server: Server, key: str) -> None:
+    request = _raw(server, b'{"prompt": "a"}')
+    request.remove_header("Authorization")
+    if key:
+        request.add_header("Authorization", f"Bearer {key}".encode().decode("latin-1"))
+    with pytest.raises(HTTPError) as refused:
+        urlopen(request)
+    assert refused.value.code == 401
+    assert "no API key, or a wrong one" in refused.value.read().decode()
+
+
+def test_the_client_sees_a_wrong_key(server: Server) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        server.client("another key").models.list()
+
+
+def test_sigterm_lets_a_running_stream_finish(folder: Path) -> None:
+    with serving(folder) as server:
+        stream = iter(_complete(server, max_tokens=400, stream=True))
+        chunks = [next(stream)]
+        server.process.terminate()
+        chunks += stream
+        assert chunks[-1].choices[0].finish_reason == "length"
+        _, errors = server.ended()
+        assert "Traceback" not in errors
+        with pytest.raises(openai.APIConnectionError):
+            _complete(server)
+
+
+def test_what_is_not_over_after_the_grace_is_told_so(folder: Path) -> None:
+    with serving(folder, "--grace", 0) as server:
+        first = iter(_complete(server, max_tokens=CONTEXT - 100, stream=True))
+        next(first)
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(_complete, server)
+            while server.metric("skipgpt_waiting") < 1:
+                time.sleep(0.05)
+            server.process.terminate()
+            with pytest.raises(openai.APIError, match="the server is stopping"):
+                list(first)
+            with pytest.raises(openai.InternalServerError, match="the server is stopping"):
+                second.result()
+        assert "Traceback" not in server.ended()[1]
+
+
+def test_a_taken_port_is_known_before_the_model_is_loaded(server: Server, folder: Path) -> None:
+    port = server.url.split(":")[-1].removesuffix("/v1")
+    done = skipgpt("serve", folder, "--port", port)
+    assert done.status == 2
+    assert f"listening on 127.0.0.1:{port}: got Address already in use" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_address_of_another_machine_is_refused(folder: Path) -> None:
+    done = skipgpt("serve", folder, "--host", "203.0.113.7", "--port", "0")
+    assert done.status == 2
+    assert "listening on 203.0.113.7:0" in done.stderr
+
+
+def test_a_port_is_free_again_at_once(folder: Path) -> None:
+    with serving(folder) as server:
+        port = int(server.url.split(":")[-1].removesuffix("/v1"))
+        server.stop()
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def _raw(server: Server, body: bytes) -> Request:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    return Request(f"{server.url}/completions", body, headers)
