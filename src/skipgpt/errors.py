@@ -72,6 +72,10 @@ class TrainingError(SkipGPTError):
     """Training had to stop; the message says what was kept."""
 
 
+class ServingError(SkipGPTError):
+    """An engine that serves a model ended by itself."""
+
+
 class MissingExtraError(SkipGPTError, ImportError):
     """An optional package is absent.
 

@@ -14,17 +14,26 @@ NAME = "serve"
 HELP = """Answer OpenAI-style requests with a checkpoint's model, until Ctrl-C or SIGTERM.
 
 Completions and chat, streaming, stop sequences, logprobs, and `sparsity` in each request;
-/health, and /metrics with measured sparsity and tokens a second. One request runs at a time; for
-many users, run vLLM with the plug-in on a merged checkpoint. Nobody but this machine can connect
-unless --host says so.
+/health, and /metrics with measured sparsity and tokens. Where vLLM is installed and can run the
+checkpoint it does, many requests at once, and takes its own options after `--`; else transformers
+runs one request after the other. Nobody but this machine can connect unless --host says so.
 """ + options.examples(
     "skipgpt serve out/nano-25",
     "SKIPGPT_API_KEY=secret skipgpt serve out/nano-25 --host 0.0.0.0 --port 8080 --sparsity 0.4",
+    "skipgpt serve out/llama-25-merged --engine vllm -- --tensor-parallel-size 2",
 )
 
 
 def run(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="A checkpoint, or a merged export.")
+    ],
+    vllm_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Of `vllm serve`.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="auto, vllm or transformers; auto is vLLM where it can.")
+    ] = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[
@@ -53,7 +62,7 @@ def run(
     """Parse, load, serve."""
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.checkpoint import local_folder
-    from skipgpt.serving.server import serve
+    from skipgpt.serving.serve import serve
 
     def ready(address: str) -> None:
         if as_json:
@@ -63,15 +72,17 @@ def run(
 
     serve(
         local_folder(folder),
+        engine=engine,
         host=host,
         port=port,
         name=name,
         api_key=api_key or None,
         grace=grace,
-        on_ready=ready,
         sparsity=sparsity,
         base=base,
         device=device,
         dtype=dtype,
         quantize=quantize,
+        vllm_options=vllm_options or (),
+        on_ready=ready,
     )

@@ -87,6 +87,10 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
         """Take note of requests that came, went or moved."""
         process_dict_updates(self._rows, batch_update, self._of_request)
 
+    def is_for_requests(self) -> bool:
+        """Whether the forward under way is no trial of vLLM's own."""
+        return get_forward_context().attn_metadata is not None
+
     def thresholds(self) -> Tensor | float:
         """For the forward under way: of each token [T], or one for all of them.
 

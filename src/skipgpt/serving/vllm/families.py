@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from skipgpt.model.families import MERGED_PREFIX
@@ -13,6 +14,22 @@ ARCHITECTURES = {
     "qwen3": "SkipGPTQwen3ForCausalLM",
 }
 """By model type of the base, what a merged export names in its config."""
+
+
+def unsupported(family: str, router: Mapping[str, Any]) -> str | None:
+    """What the plug-in cannot run of a checkpoint; None where it can.
+
+    Args:
+        family: model type of the base.
+        router: fields of its `RouterConfig`.
+    """
+    if family not in ARCHITECTURES:
+        return f"a model of the family {family}"
+    if router.get("kv", "dense") != "dense":
+        return f"routers with kv: {router['kv']}"
+    if router.get("decides") == "sequence":
+        return "routers that decide for a whole sequence"
+    return None
 
 
 def dense_layer(vllm_config: Any, prefix: str) -> Any:

@@ -35,6 +35,9 @@ class RoutedLayer(nn.Module):
     Args:
         vllm_config: of the engine.
         prefix: the layer's name, as in `model.layers.3`.
+
+    Attributes:
+        skipped: (token, module) pairs that the newest step left out.
     """
 
     def __init__(self, vllm_config: Any, prefix: str = "") -> None:
@@ -49,6 +52,7 @@ class RoutedLayer(nn.Module):
         # The engine builds models in the dtype it serves; routing stays in float32.
         self.attn_router = build_router(self.config, width).float()
         self.mlp_router = build_router(self.config, width).float()
+        self.skipped = 0
         rank = self.config.stand_in
         self.attn_stand_in = StandIn(width, rank).float() if rank else None
         self.mlp_stand_in = StandIn(width, rank).float() if rank else None
@@ -77,6 +81,7 @@ class RoutedLayer(nn.Module):
             read, entering = self.input_layernorm(hidden_states, residual)
         attn, mlp = self._decide(entering, threshold)
         rows = kept_rows(attn)
+        self.skipped = 0 if rows is None else len(entering) - len(rows)
         update = self.self_attn(positions, read, rows)
         if keeps_all(threshold):
             read, stream = self.post_attention_layernorm(update, entering)
@@ -101,6 +106,7 @@ class RoutedLayer(nn.Module):
         if rows is None:
             whole: Tensor = self.mlp(self.post_attention_layernorm(stream))
             return whole
+        self.skipped += len(stream) - len(rows)
         update = stream.new_zeros(stream.shape)
         if len(rows):
             read = self.post_attention_layernorm(stream.index_select(0, rows))

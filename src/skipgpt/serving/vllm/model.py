@@ -10,6 +10,7 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from skipgpt.serving.vllm.budget import Budgets
 from skipgpt.serving.vllm.layer import RoutedLayer
+from skipgpt.serving.vllm.tally import Tally
 
 
 class SkipGPTModel(LlamaModel):  # type: ignore[misc]
@@ -36,7 +37,7 @@ class SkipGPTForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=RoutedLayer)
-        self.budgets = Budgets.of(vllm_config)
+        self.budgets, self.tally = Budgets.of(vllm_config), Tally()
 
     def _init_model(self, vllm_config: Any, prefix: str = "", layer_type: Any = None) -> Any:
         return SkipGPTModel(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
@@ -49,10 +50,15 @@ class SkipGPTForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         inputs_embeds: Tensor | None = None,
     ) -> Any:
         """The normed stream [T, D] of a step, each token at the budget of its request."""
-        return self.model(
+        stream = self.model(
             input_ids,
             positions,
             intermediate_tensors,
             inputs_embeds,
             threshold=self.budgets.thresholds(),
         )
+        if self.tally.counts and self.budgets.is_for_requests():
+            layers = self.model.layers[self.model.start_layer : self.model.end_layer]
+            skipped = sum(layer.skipped for layer in layers)
+            self.tally.add(2 * len(positions) * len(layers), skipped)
+        return stream

@@ -1,0 +1,54 @@
+"""Where a server listens."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from skipgpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Address:
+    """A socket that is bound and not listening yet.
+
+    Attributes:
+        socket: bound.
+        host: as it was asked for.
+        port: the real one, where any was asked for.
+    """
+
+    socket: socket.socket
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """For clients of OpenAI's kind."""
+        shown = self.socket.getsockname()[0]
+        return f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}/v1"
+
+
+def bind(host: str, port: int) -> Address:
+    """An address of this machine; a taken port is known before a model is loaded.
+
+    Args:
+        host: to listen on.
+        port: 0 takes a free one.
+
+    Raises:
+        ConfigError: it cannot be bound.
+    """
+    try:
+        kind, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(kind, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+    except OSError as error:
+        raise ConfigError(
+            f"listening on {host}:{port}",
+            got=error.strerror or str(error),
+            expected="a free port on an address of this machine",
+            todo="name another --port or --host; port 0 takes a free one",
+        ) from error
+    return Address(bound, host, bound.getsockname()[1])

@@ -1,0 +1,64 @@
+"""`sparsity` as a field of a request to vLLM's server, as our own server takes it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+PATHS = ("/v1/completions", "/v1/chat/completions")
+
+
+class SparsityField:
+    """ASGI middleware that hands `sparsity` on as the extra argument that the plug-in reads.
+
+    Args:
+        app: vLLM's.
+
+    Example:
+        vllm serve out/llama-25-merged --middleware skipgpt.serving.vllm.http.SparsityField
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Rewrite the body of a request that has the field; leave all others alone."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
+            await self._app(scope, receive, send)
+            return
+        parts = []
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":  # the client has left
+                return
+            parts.append(message.get("body", b""))
+            if not message.get("more_body"):
+                break
+        body = moved(b"".join(parts))
+        headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
+        headers.append((b"content-length", str(len(body)).encode()))
+        first = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Any:
+            return first.pop() if first else await receive()
+
+        await self._app(scope | {"headers": headers}, again, send)
+
+
+def moved(body: bytes) -> bytes:
+    """A request with `sparsity` among vLLM's extra arguments; anything else as it is.
+
+    Example:
+        >>> moved(b'{"prompt": "a", "sparsity": 0.4}')
+        b'{"prompt": "a", "vllm_xargs": {"sparsity": 0.4}}'
+    """
+    try:
+        asked = json.loads(body)
+    except ValueError:
+        return body
+    if not isinstance(asked, dict) or "sparsity" not in asked:
+        return body
+    sparsity, others = asked.pop("sparsity"), asked.get("vllm_xargs") or {}
+    if sparsity is not None and isinstance(others, dict):
+        asked["vllm_xargs"] = others | {"sparsity": sparsity}
+    return json.dumps(asked).encode()
