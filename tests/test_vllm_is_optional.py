@@ -1,14 +1,30 @@
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
 from skipgpt.errors import MissingExtraError
 from skipgpt.serving.vllm import register
+from skipgpt.serving.vllm.http import moved
 
 
 def test_without_vllm_the_plug_in_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'skipgpt\[vllm\]'"):
         register()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[1]", b'{"prompt": "a"}', b'{"vllm_xargs": {"sparsity": 0.1}}'],
+)
+def test_a_request_without_sparsity_is_handed_on_as_it_is(body: bytes) -> None:
+    assert moved(body) == body
+
+
+def test_sparsity_joins_other_arguments_of_the_engine() -> None:
+    body = json.dumps({"prompt": "a", "sparsity": 0.4, "vllm_xargs": {"more": 1}}).encode()
+    assert json.loads(moved(body)) == {"prompt": "a", "vllm_xargs": {"more": 1, "sparsity": 0.4}}
+    assert json.loads(moved(b'{"prompt": "a", "sparsity": null}')) == {"prompt": "a"}

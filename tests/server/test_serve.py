@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from command import skipgpt
-from server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
+from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
 from skipgpt.checkpoint import load
 from skipgpt.generation import generate
 from skipgpt.model.trace import at_sparsity

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from skipgpt.errors import ConfigError
@@ -29,8 +31,9 @@ class Address:
         return f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}/v1"
 
 
-def bind(host: str, port: int) -> Address:
-    """An address of this machine; a taken port is known before a model is loaded.
+@contextmanager
+def bind(host: str, port: int) -> Iterator[Address]:
+    """An address of this machine, for the block; a taken port is known before a model is loaded.
 
     Args:
         host: to listen on.
@@ -39,16 +42,17 @@ def bind(host: str, port: int) -> Address:
     Raises:
         ConfigError: it cannot be bound.
     """
-    try:
-        kind, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(kind, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(where)
-    except OSError as error:
-        raise ConfigError(
-            f"listening on {host}:{port}",
-            got=error.strerror or str(error),
-            expected="a free port on an address of this machine",
-            todo="name another --port or --host; port 0 takes a free one",
-        ) from error
-    return Address(bound, host, bound.getsockname()[1])
+    with ExitStack() as stack:
+        try:
+            kind, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            bound = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(where)
+        except OSError as error:
+            raise ConfigError(
+                f"listening on {host}:{port}",
+                got=error.strerror or str(error),
+                expected="a free port on an address of this machine",
+                todo="name another --port or --host; port 0 takes a free one",
+            ) from error
+        yield Address(bound, host, bound.getsockname()[1])

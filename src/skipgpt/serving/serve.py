@@ -78,9 +78,9 @@ def serve(
     common["on_ready"] = on_ready
     if chosen == "transformers":
         check_installed()
-        address = bind(host, port)
-        model, tokenizer = _load(folder, sparsity, base, device, dtype, quantize)
-        run_server(model, tokenizer, address, **common)
+        with bind(host, port) as address:
+            model, tokenizer = _load(folder, sparsity, base, device, dtype, quantize)
+            run_server(model, tokenizer, address, **common)
         return
     from skipgpt.serving.vllm.launch import launch
 
@@ -91,8 +91,8 @@ def serve(
             )
             export_merged(folder, scratch, base=base, dtype=dtype)
             folder = Path(scratch)
-        address = bind(host, port)
-        launch(folder, address, sparsity=sparsity, dtype=dtype, more=vllm_options, **common)
+        with bind(host, port) as address:
+            launch(folder, address, sparsity=sparsity, dtype=dtype, more=vllm_options, **common)
 
 
 def _choose(
@@ -145,7 +145,7 @@ def _family_and_router(folder: Path, base: str | None) -> tuple[str, dict[str, A
         if kind.startswith(MERGED_PREFIX):
             return kind.removeprefix(MERGED_PREFIX), config["router"]
         got = f"a model of type {kind!r}, without routers"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         got = "no checkpoint"
     raise CheckpointError(
         f"serving {folder}",

@@ -44,7 +44,7 @@ def run_server(
     Args:
         model: with routers.
         tokenizer: of the base model.
-        address: to listen on; closed at the end.
+        address: to listen on.
         name: of the model for clients.
         api_key: which clients have to send; None asks for none.
         grace: seconds that requests get to finish once the server was asked to stop; those that are
@@ -77,8 +77,7 @@ def run_server(
                 late.start()
             super().handle_exit(number, frame)
 
-    with address.socket as listening:
-        listening.listen()  # from here on clients wait instead of being refused
-        if on_ready:
-            on_ready(address.url)
-        Server(config).run(sockets=[listening])
+    address.socket.listen()  # from here on clients wait instead of being refused
+    if on_ready:
+        on_ready(address.url)
+    Server(config).run(sockets=[address.socket])

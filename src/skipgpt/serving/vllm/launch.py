@@ -68,7 +68,8 @@ def launch(
         url = address.url
         address.socket.close()
         with (
-            subprocess.Popen([*command, *more], env=environment) as process,
+            # Its log goes where ours does, so that standard output has nothing but the URL.
+            subprocess.Popen([*command, *more], env=environment, stdout=2) as process,
             _handing_on(process) as asked_to_stop,
         ):
             if _is_up(process, url.removesuffix("/v1") + "/health") and on_ready:

@@ -27,10 +27,11 @@ TEMPLATE = (
 )
 
 
-def checkpoint_with_chat(folder: Path) -> Path:
+def checkpoint_with_chat(folder: Path, **changes: Any) -> Path:
     """A calibrated checkpoint whose tokenizer has a chat template, and a context of 8,192."""
     base = folder / "base"
-    tiny_base(initializer_range=0.2, max_position_embeddings=CONTEXT).save_pretrained(base)
+    size = {"initializer_range": 0.2, "max_position_embeddings": CONTEXT, **changes}
+    tiny_base(**size).save_pretrained(base)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(base)
@@ -62,7 +63,9 @@ class Server:
     def metric(self, name: str) -> float:
         """A number of `/metrics`."""
         lines = self.text("/metrics").splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.split()[0] == name)
+        return next(
+            float(line.split()[-1]) for line in lines if line.split("{")[0].split()[0] == name
+        )
 
     def stop(self) -> tuple[int, str]:
         """SIGTERM; the exit status and what was on standard error."""
@@ -76,9 +79,9 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *options: object) -> Iterator[Server]:
+def serving(folder: Path, *options: object, **environment: str) -> Iterator[Server]:
     """Serve a checkpoint on a free port, with a key."""
-    environment = os.environ | {"SKIPGPT_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"SKIPGPT_API_KEY": KEY, "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, "-m", "skipgpt", "serve", str(folder), "--port", "0", "--json"]
     with subprocess.Popen(
         [*command, *map(str, options)],

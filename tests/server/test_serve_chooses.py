@@ -1,0 +1,117 @@
+"""Which engine serves what, without starting one."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from command import skipgpt
+from runs import logits, shared_checkpoint
+from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError
+from skipgpt.export import export_merged
+from skipgpt.serving.serve import serve
+
+SERVE = "skipgpt.serving.serve"
+
+
+def _served(monkeypatch: pytest.MonkeyPatch, folder: Path, vllm: bool, **wanted: Any) -> Any:
+    """What is started: the name of the engine, and what it is given."""
+    spec = importlib.machinery.ModuleSpec("vllm", None) if vllm else None
+    monkeypatch.setattr(f"{SERVE}.find_spec", lambda name: spec)
+    started = []
+    with (
+        mock.patch(f"{SERVE}.run_server", lambda *a, **k: started.append(("transformers", a, k))),
+        mock.patch(
+            "skipgpt.serving.vllm.launch.launch",
+            lambda *a, **k: started.append(("vllm", a, k, sorted(p.name for p in a[0].iterdir()))),
+        ),
+    ):
+        serve(folder, port=0, **wanted)
+    return started[0]
+
+
+def test_vllm_serves_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, (folder, _), given, files = _served(
+        monkeypatch, shared_checkpoint(), True, sparsity=0.5, vllm_options=["--seed", "3"]
+    )
+    assert engine == "vllm"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+    assert not folder.exists()  # it was merged for this run
+    assert given["sparsity"] == 0.5
+    assert given["more"] == ["--seed", "3"]
+    assert given["name"] == "checkpoint"
+
+
+@pytest.mark.parametrize(("vllm", "engine"), [(False, "auto"), (True, "transformers")])
+def test_transformers_serves_elsewhere_and_on_request(
+    monkeypatch: pytest.MonkeyPatch, vllm: bool, engine: str
+) -> None:
+    assert _served(monkeypatch, shared_checkpoint(), vllm, engine=engine)[0] == "transformers"
+
+
+def test_a_merged_export_is_served_as_the_checkpoint_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    export_merged(shared_checkpoint(), tmp_path / "merged")
+    engine, (model, _, _), given = _served(
+        monkeypatch, tmp_path / "merged", False, sparsity=0.5, name="cats"
+    )
+    assert (engine, given["name"]) == ("transformers", "cats")
+    _, (own, _, _), _ = _served(monkeypatch, shared_checkpoint(), False, sparsity=0.5)
+    assert logits(model).equal(logits(own))
+    assert _served(monkeypatch, tmp_path / "merged", True)[0] == "vllm"
+
+
+def test_what_vllm_cannot_run_goes_to_transformers_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = {"quantize": "int8"}
+    assert _served(monkeypatch, shared_checkpoint(), True, **wanted)[0] == "transformers"
+    assert "vLLM is installed and cannot run this (quantize=)" in caplog.text
+    with pytest.raises(ConfigError, match="engine transformers"):
+        _served(monkeypatch, shared_checkpoint(), True, engine="vllm", **wanted)
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    config = {"model_type": "skipgpt_gpt2", "router": {"kv": "dense"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="a model of the family gpt2"):
+        _served(monkeypatch, folder, True, engine="vllm")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "said"),
+    [
+        ({"engine": "vllm"}, MissingExtraError, r"pip install 'skipgpt\[vllm\]'"),
+        ({"engine": "tgi"}, ConfigError, "auto, vllm, transformers"),
+        ({"vllm_options": ["--seed", "3"]}, ConfigError, "options of vLLM: --seed 3"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_refused(
+    monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        _served(monkeypatch, shared_checkpoint(), False, **wanted)
+
+
+def test_without_the_extra_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.setattr(f"{SERVE}.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'skipgpt\[serve\]'"):
+        serve(shared_checkpoint(), port=0)
+
+
+@pytest.mark.parametrize("config", [None, "{", "[]", '{"model_type": "llama"}'])
+def test_a_folder_without_routers_is_refused(tmp_path: Path, config: str | None) -> None:
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match="skipgpt export --merged"):
+        serve(tmp_path)
+    done = skipgpt("serve", tmp_path)
+    assert done.status == 1
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,126 @@
+"""`skipgpt serve` on vLLM, from a checkpoint, with the openai client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from running_server import CONTEXT, Server, checkpoint_with_chat, serving, streamed
+from served import size_of
+from skipgpt.checkpoint import load
+from skipgpt.generation import generate
+from skipgpt.model.trace import at_sparsity
+
+OPTIONS = ("--engine", "vllm", "--", "--max-num-seqs", 16, "--block-size", 32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    size = size_of("llama") | {"max_position_embeddings": CONTEXT}
+    return checkpoint_with_chat(tmp_path_factory.mktemp("served"), **size)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with serving(folder, *OPTIONS, VLLM_CPU_KVCACHE_SPACE="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Any:
+    return load(folder, merge=True)
+
+
+def _complete(server: Server, prompt: Any = "The cats", **wanted: Any) -> Any:
+    given = {"model": "tiny", "max_tokens": 24, "temperature": 0, **wanted}
+    return server.client().completions.create(prompt=prompt, **given)
+
+
+def _alone(loaded: Any, prompt: str, sparsity: float) -> Any:
+    model, tokenizer = loaded
+    with at_sparsity(model, sparsity):
+        return generate(model, tokenizer, prompt, max_new_tokens=24)
+
+
+def test_sixteen_streams_of_different_sparsity_are_those_of_transformers(
+    server: Server, loaded: Any
+) -> None:
+    asked = [(f"Story {n}", (0.0, 0.25, 0.5)[n % 3]) for n in range(16)]
+
+    def stream(prompt: str, sparsity: float) -> str:
+        extra = {"sparsity": sparsity}
+        return streamed(_complete(server, prompt, stream=True, extra_body=extra))
+
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda each: stream(*each), asked))
+    # Of a letter that is cut off at the end, vLLM shows nothing.
+    alone = [_alone(loaded, *each).text.rstrip("\N{REPLACEMENT CHARACTER}") for each in asked]
+    assert [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in together] == alone
+
+
+def test_metrics_show_the_sparsity_of_a_request(server: Server, loaded: Any) -> None:
+    names = ("skipgpt_decisions_total", "skipgpt_skipped_total", "vllm:generation_tokens_total")
+    prompt = "A text that no cache knows"
+    before = [server.metric(name) for name in names]
+    _complete(server, prompt, extra_body={"sparsity": 0.5})
+    decisions, skipped, tokens = (
+        server.metric(name) - was for name, was in zip(names, before, strict=True)
+    )
+    alone = _alone(loaded, prompt, 0.5)
+    assert tokens == alone.new_tokens
+    assert skipped / decisions == pytest.approx(alone.sparsity)
+
+
+def test_chat_stops_and_logprobs(server: Server) -> None:
+    messages: Any = [{"role": "user", "content": "What do cats do?"}]
+    given: Any = {"model": "tiny", "messages": messages, "max_tokens": 16, "temperature": 0}
+    chat = server.client().chat.completions
+    whole = chat.create(**given, logprobs=True, top_logprobs=2, extra_body={"sparsity": 0.5})
+    text = whole.choices[0].message.content
+    assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens == 16
+    cut = chat.create(**given, stop=[text[5:7]], extra_body={"sparsity": 0.5})
+    assert cut.choices[0].message.content == text[: text.index(text[5:7])]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "said"),
+    [
+        ({"extra_body": {"sparsity": 0.9}}, openai.BadRequestError, "at most 0.80"),
+        ({"extra_body": {"sparsity": "half"}}, openai.BadRequestError, "expected a number"),
+        ({"prompt": "x" * (CONTEXT + 1)}, openai.BadRequestError, "8192"),
+        ({"max_tokens": "many"}, openai.BadRequestError, "max_tokens"),
+        ({"model": "other"}, openai.NotFoundError, "other"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    server: Server, wanted: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        _complete(server, **wanted)
+
+
+def test_a_wrong_key_is_refused(server: Server) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        server.client("another key").models.list()
+
+
+def test_a_client_that_leaves_ends_its_request(server: Server) -> None:
+    stream = _complete(server, max_tokens=CONTEXT - 100, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert _complete(server).usage.completion_tokens == 24
+    assert server.metric("vllm:generation_tokens_total") < CONTEXT / 2
+
+
+def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:
+    stream = iter(_complete(server, max_tokens=200, stream=True))
+    chunks = [next(stream)]
+    server.process.terminate()
+    chunks += stream
+    assert [chunk for chunk in chunks if chunk.choices][-1].choices[0].finish_reason == "length"
+    assert server.ended()[0] == 0
