@@ -28,13 +28,18 @@ from skipgpt.routing.router import KEEP
 
 ENGINE = Path(__file__).with_name("engine.py")
 SMALL = {"max_model_len": 512, "max_num_seqs": 8, "block_size": 32}
-TOGETHER = SMALL | {"enable_prefix_caching": True, "max_num_batched_tokens": 96}
-"""Prefix caching, and prompts in chunks beside the decoding of others."""
-APART = SMALL | {
-    "enable_prefix_caching": False,
-    "enable_chunked_prefill": False,
-    "max_num_batched_tokens": 512,
-}
+WAYS = tuple(
+    SMALL
+    | {
+        "enable_prefix_caching": cached,
+        "enable_chunked_prefill": chunked,
+        "max_num_batched_tokens": 96 if chunked else 512,
+    }
+    for cached in (True, False)
+    for chunked in (True, False)
+)
+"""Prefix caching on and off, and chunks of prompts beside the decoding of others on and off."""
+TOGETHER = WAYS[0]
 
 
 def write(model: Any, sparsity: float, folder: Path) -> Any:

@@ -17,18 +17,20 @@ def assert_same_tokens(answers: list[Any], model: Any, requests: list[dict[str, 
         assert answer["tokens"] == served.expected(model, request), f"request {number}"
 
 
+def assert_all_ways_agree(folder: Path, model: Any, asked: list[dict[str, Any]]) -> None:
+    """Twice each, so that a prefix cache is made and then used."""
+    engines = [{"options": {"model": str(folder)} | w, "rounds": [asked] * 2} for w in served.WAYS]
+    for way, (first, again) in zip(served.WAYS, served.serve(folder.parent, *engines), strict=True):
+        assert_same_tokens(first, model, asked)
+        assert [answer["tokens"] for answer in again] == [answer["tokens"] for answer in first]
+        cached = max(answer["cached"] for answer in again)
+        assert cached >= 160 if way["enable_prefix_caching"] else not cached
+
+
 def test_a_batch_of_mixed_lengths_gives_the_tokens_of_our_own_model(tmp_path: Path) -> None:
     folder = tmp_path / "nano"
     model = served.routed_by_margins(folder)
-    asked = served.requests(served.prompts(*MIXED))
-    given: dict[str, Any] = {"model": str(folder)}
-    (together,), (apart,) = served.serve(
-        tmp_path,
-        {"options": given | served.TOGETHER, "rounds": [asked]},
-        {"options": given | served.APART, "rounds": [asked]},
-    )
-    assert_same_tokens(together, model, asked)
-    assert_same_tokens(apart, model, asked)
+    assert_all_ways_agree(folder, model, served.requests(served.prompts(*MIXED)))
 
 
 def test_the_same_holds_at_a_size_where_skipping_pays(tmp_path: Path) -> None:
@@ -46,16 +48,7 @@ def test_the_same_holds_at_a_size_where_skipping_pays(tmp_path: Path) -> None:
     folder = tmp_path / "160m"
     model = served.routed_by_tokens(base, folder)
     asked = served.requests(served.prompts(*MIXED, vocabulary=8192))
-    given: dict[str, Any] = {"model": str(folder)}
-    (together, again), (apart,) = served.serve(
-        tmp_path,
-        {"options": given | served.TOGETHER, "rounds": [asked, asked]},
-        {"options": given | served.APART, "rounds": [asked]},
-    )
-    assert_same_tokens(together, model, asked)
-    assert [answer["tokens"] for answer in again] == [answer["tokens"] for answer in together]
-    assert max(answer["cached"] for answer in again) >= 160
-    assert [answer["tokens"] for answer in apart] == [answer["tokens"] for answer in together]
+    assert_all_ways_agree(folder, model, asked)
 
 
 @pytest.mark.parametrize(
