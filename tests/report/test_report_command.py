@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -188,6 +189,30 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
         assert f"writing to {tmp_path}" in done.stderr
         assert "Traceback" not in done.stderr
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_stays(text: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.html")
+    (tmp_path / "link.html").symlink_to("pipe.html")
+    (tmp_path / "loop.html").symlink_to("loop.html")
+    for name in ("pipe.html", "link.html", "loop.html"):
+        done = skipgpt("report", "no/such/checkpoint", "--data", text, "-o", tmp_path / name)
+        assert done.status == 1
+        assert "got a device, a pipe or a link to itself; expected a file" in done.stderr
+    assert (tmp_path / "pipe.html").is_fifo()
+    assert (tmp_path / "link.html").is_symlink()
+
+
+def test_a_link_goes_on_to_lead_to_the_file_that_is_written(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old.json").write_text("old")
+    for name, target in (("a.json", "there/old.json"), ("b.json", "there/new.json")):
+        (tmp_path / name).symlink_to(target)
+        done = skipgpt("report", shared_checkpoint(), "--data", text, "-o", tmp_path / name, "-q")
+        assert done.status == 0, done.stderr
+        assert (tmp_path / name).is_symlink()
+        assert json.loads((tmp_path / target).read_text())["text"]["tokens"] > 0
+    assert sorted(each.name for each in (tmp_path / "there").iterdir()) == ["new.json", "old.json"]
 
 
 def test_a_text_without_tokens_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -68,21 +69,33 @@ def check_writable(out: Path) -> None:
     """Raise if a file cannot be written; before the work, not after it.
 
     Raises:
-        CheckpointError: it is a folder, or its folder cannot be written to.
+        CheckpointError: it is a folder, a device or a pipe, or its folder cannot be written to.
     """
-    if out.is_dir():
-        raise CheckpointError(
-            f"writing to {out}", got="a folder", expected="a file", todo="name a file with -o"
-        )
-    with staged(out.parent):
+    with staged(_target(out).parent):
         pass
 
 
 def write(out: Path, content: bytes) -> None:
-    """Write a file in one go: a failure leaves what was there.
+    """Write a file in one go: a failure leaves what was there, and a link goes on to lead there.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: it is a folder, a device or a pipe, or the disk refuses.
     """
-    with staged(out.parent) as stage:
-        (stage / out.name).write_bytes(content)
+    target = _target(out)
+    with staged(target.parent) as stage:
+        (stage / target.name).write_bytes(content)
+
+
+def _target(out: Path) -> Path:
+    """The file that a name leads to, which is not there yet or can be replaced."""
+    target = Path(os.path.realpath(out))
+    if os.path.lexists(target) or out.exists():  # some links of /proc lead to what has no name
+        kind = "a folder" if out.is_dir() else "a device, a pipe or a link to itself"
+        if not out.is_file():
+            raise CheckpointError(
+                f"writing to {out}",
+                got=kind,
+                expected="a file",
+                todo="name a file with -o; --json prints the numbers",
+            )
+    return target
