@@ -81,19 +81,6 @@ def test_the_gumbel_temperature_falls_from_five_to_one(tmp_path: Path) -> None:
     assert temperatures == [5.0, 3.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"), [((), []), (("tensorboard", "wandb"), ["tensorboard", "wandb"])]
-)
-def test_trackers_are_passed_through_and_none_is_chosen_by_itself(
-    given: tuple[str, ...], expected: list[str], tmp_path: Path
-) -> None:
-    config = tiny_config(report_to=given)
-    assert (
-        training_arguments(plan("router", config), config, tmp_path, torch.device("cpu")).report_to
-        == expected
-    )
-
-
 def test_noise_and_order_of_rows_follow_the_same_seed(tmp_path: Path) -> None:
     config = tiny_config(seed=7)
     arguments = training_arguments(plan("router", config), config, tmp_path, torch.device("cpu"))

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import SchedulerType, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import integration_utils
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
 from skipgpt.processes import launched
 from skipgpt.training.row_order import share_of_step
 from skipgpt.training.stages import StagePlan
+
+_TRACKERS = {
+    "azure_ml": ("azureml", "azureml-sdk"),
+    "comet_ml": ("comet", "comet-ml"),
+    "flyte": ("flytekit", "flytekit"),
+}
+"""Trackers whose module, in transformers' test of it, or whose package has another name."""
 
 
 def check_schedule(name: str) -> None:
@@ -31,6 +40,42 @@ def check_schedule(name: str) -> None:
         ) from error
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise if a tracker is unknown to transformers or not installed.
+
+    Raises:
+        ConfigError: one is; says how to install it.
+    """
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                "reading report_to", got=repr(name), expected="one of " + ", ".join(sorted(known))
+            )
+        module, package = _TRACKERS.get(name, (name, name))
+        if not getattr(integration_utils, f"is_{module}_available")():
+            raise ConfigError(
+                "reading report_to",
+                got=f"{name!r}, which is not installed",
+                expected="trackers that are",
+                todo=f"run: pip install {package}",
+            )
+
+
+def keep_events(callbacks: Sequence[Any], folder: Path) -> None:
+    """Let TensorBoard's event files lie in a folder that outlives the run.
+
+    transformers puts them beside the resume states. `TENSORBOARD_LOGGING_DIR` still comes first.
+
+    Args:
+        callbacks: of a trainer that has not begun.
+        folder: for the files.
+    """
+    for callback in callbacks:
+        if isinstance(callback, integration_utils.TensorBoardCallback):
+            callback.logging_dir = callback.logging_dir or str(folder)
+
+
 def training_arguments(
     plan: StagePlan, config: TrainConfig, folder: Path, device: torch.device
 ) -> TrainingArguments:
@@ -47,14 +92,7 @@ def training_arguments(
             run cannot share the rows of a step equally.
     """
     check_schedule(plan.schedule)
-    try:
-        get_reporting_integration_callbacks(list(config.report_to))
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(
-            "reading report_to",
-            got=str(error).splitlines()[0],
-            expected="trackers that transformers knows and that are installed",
-        ) from error
+    check_trackers(config.report_to)
     on_cpu = device.type == "cpu"
     share = share_of_step(config.batch_size, config.accumulation, launched())
     return TrainingArguments(

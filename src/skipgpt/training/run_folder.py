@@ -1,8 +1,9 @@
 """The folder of a run: what may be written where, what was begun, and where to resume.
 
-run.json         how the run was started, which a resumed run has to match, and what is finished
-metrics.jsonl    one line a log step
-trainer/STAGE    resumable states of transformers' Trainer
+run.json             how the run was started, which a resumed run has to match, and what is finished
+metrics.jsonl        one line a log step
+tensorboard/STAGE    event files, where TensorBoard is reported to
+trainer/STAGE        resumable states of transformers' Trainer
 
 Where several processes train, each calls every function here, and the first alone reads and writes.
 """
@@ -25,7 +26,7 @@ from skipgpt.processes import first_alone
 from skipgpt.routing.decision import Site
 from skipgpt.settings import from_dict
 
-RUN, METRICS, RESUME = "run.json", "metrics.jsonl", "trainer"
+RUN, METRICS, RESUME, EVENTS = "run.json", "metrics.jsonl", "trainer", "tensorboard"
 
 
 @first_alone
@@ -63,7 +64,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
 
 @first_alone
 def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
-    """Drop what an earlier run left to resume from, and write run.json.
+    """Drop what an earlier run logged and left to resume from, and write run.json.
 
     An earlier checkpoint stays until the first stage of this run replaces it.
 
@@ -72,7 +73,8 @@ def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
         facts: how it is started.
         used: optional packages whose version matters to it, too.
     """
-    shutil.rmtree(out / RESUME, ignore_errors=True)
+    for folder in (RESUME, EVENTS):
+        shutil.rmtree(out / folder, ignore_errors=True)
     (out / METRICS).unlink(missing_ok=True)
     packages = ("skipgpt", "torch", "transformers", "peft", "accelerate", *used)
     versions = {name: importlib.metadata.version(name) for name in packages}

@@ -24,7 +24,7 @@ from skipgpt.training.callbacks import (
     ProgressBar,
     StopRequest,
 )
-from skipgpt.training.run_folder import METRICS, RESUME, latest_state, steps_done
+from skipgpt.training.run_folder import EVENTS, METRICS, RESUME, latest_state, steps_done
 from skipgpt.training.stages import plan, prepare
 from skipgpt.training.timing import training_speedup
 
@@ -65,7 +65,7 @@ def run_stage(
     from transformers import default_data_collator
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from skipgpt.training.arguments import training_arguments
+    from skipgpt.training.arguments import keep_events, training_arguments
     from skipgpt.training.trainer import RoutingTrainer
 
     # A stage draws the same numbers whether or not earlier ones ran in this process.
@@ -96,6 +96,7 @@ def run_stage(
             stop,
         ],
     )
+    keep_events(trainer.callback_handler.callbacks, out / EVENTS / stage)
     if begin is not None:
         trainer.add_callback(Beginning(lambda model: trainer.with_changes(begin, model)))
     for printing in (PrinterCallback, ProgressCallback):
