@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ def force_colour() -> None:
 
 def refuse_colour() -> None:
     os.environ["FORCE_COLOR"] = os.environ["NO_COLOR"] = "1"
+
+
+def show_on_a_terminal() -> None:
+    os.environ["NO_COLOR"] = "1"
+    sys.stdout.isatty = lambda: True  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -58,6 +64,15 @@ def test_colours_are_added_to_the_text_and_nothing_in_it_steers_the_terminal(
     summary, legend = shown.stderr.splitlines()
     assert re.match(r"\[\d+ tokens, [\d.]+% of modules skipped; ", summary)
     assert COLOUR.sub("", legend).startswith("[modules run by a token: 50% or less ")
+
+
+@pytest.mark.parametrize("flags", [(), ("--show-routing",)], ids=["plain", "routing"])
+def test_nothing_steers_a_terminal_without_colours_either(
+    checkpoint: Path, flags: tuple[str, ...]
+) -> None:
+    shown = run(checkpoint, *flags, before=show_on_a_terminal).stdout
+    assert shown == harmless(run(checkpoint).stdout)
+    assert "\\x1b[31m" in shown
 
 
 def test_quiet_leaves_out_summary_and_legend(checkpoint: Path) -> None:

@@ -51,7 +51,7 @@ def run(
     from skipgpt.checkpoint import load, local_folder, read_info
     from skipgpt.generation import generate
     from skipgpt.report.live_text import live_text
-    from skipgpt.report.terminal import Scale, has_colour
+    from skipgpt.report.terminal import Scale, fit_for, has_colour
 
     where = local_folder(folder)
     model, tokenizer = load(
@@ -77,7 +77,9 @@ def run(
         on_token = told.append if show_routing else None
         result = generate(model, tokenizer, prompt, on_token=on_token, **how)
         tokens = {"tokens": [token.to_dict() for token in told]} if show_routing else {}
-        options.emit({**result.to_dict(), **tokens}, as_json, prompt + result.text)
+        options.emit(
+            {**result.to_dict(), **tokens}, as_json, fit_for(sys.stdout, prompt + result.text)
+        )
     if not (as_json or quiet):
         saved = 1 - result.cache_bytes / max(1, result.dense_cache_bytes)
         print(

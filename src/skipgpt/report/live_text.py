@@ -9,7 +9,7 @@ from typing import Any
 from unicodedata import combining, east_asian_width
 
 from skipgpt.analysis.live import OnToken, TokenRun
-from skipgpt.report.terminal import Scale, harmless, has_colour, is_terminal
+from skipgpt.report.terminal import Scale, fit_for, harmless, has_colour, is_terminal
 
 _SAVE, _BACK, _WHOLE = "\0337", "\0338", "\033[r"
 
@@ -33,7 +33,7 @@ def live_text(out: Any, status: Any, scale: Scale) -> Iterator[OnToken]:
 
     def tell(token: TokenRun) -> None:
         nonlocal ran, modules, tokens, column
-        out.write(scale.paint(token.text, token.compute) if colour else token.text)
+        out.write(scale.paint(token.text, token.compute) if colour else fit_for(out, token.text))
         out.flush()
         cells = (*token.attn, *token.mlp)
         ran, modules, tokens = ran + sum(cells), modules + len(cells), tokens + bool(cells)

@@ -70,6 +70,11 @@ def harmless(text: str) -> str:
     return "".join(_spelt(letter) if _steers(letter) else letter for letter in text)
 
 
+def fit_for(stream: Any, text: str) -> str:
+    """The text as it is, for a pipe or a file; harmless on a terminal, with colours or without."""
+    return harmless(text) if stream.isatty() else text
+
+
 def in_a_line(text: str) -> str:
     """The same with line breaks, spaces and tabs as marks that are seen."""
     return harmless(text.replace("\n", "⏎").replace(" ", "·").replace("\t", "→"))
