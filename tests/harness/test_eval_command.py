@@ -112,6 +112,14 @@ WRONG = {
     "text and tasks": (("--text", "README.md", "--tasks", "piqa"), 2, "text and tasks"),
     "an unknown suite": (("--suite", "papper"), 2, "paper or zero-shot"),
     "an unknown task": (("--tasks", "nmbers", "--task-dir", "TASKS"), 2, "nearest are numbers"),
+    "more shots than items": (("--tasks", "numbers@9", "--task-dir", "TASKS"), 2, "at most 5"),
+    "a file as cache": (("--tasks", "piqa", "--use-cache", "EMPTY"), 1, "expected a folder"),
+    "a cache below a file": (("--tasks", "piqa", "--use-cache", "EMPTY/c"), 1, "Not a directory"),
+    "a damaged cache": (
+        ("--tasks", "piqa", "--use-cache", "CACHE"),
+        1,
+        "answers-0.db: got no data",
+    ),
     "no folder of tasks": (("--tasks", "piqa", "--task-dir", "gone"), 1, "'gone', no folder"),
     "an unknown execution": (("--tasks", "piqa", "--execution", "fast"), 2, "'fast'"),
     "a task of the hub, offline": (("--tasks", "piqa"), 1, "--task-dir"),
@@ -126,10 +134,13 @@ WRONG = {
 def test_what_is_wrong_is_one_line_and_a_status(name: str, tasks: Path, tmp_path: Path) -> None:
     arguments, status, words = WRONG[name]
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "answers-0.db").write_text("no database")
     places = {
+        "CACHE": tmp_path,
         "TASKS": tasks,
         "TEXT": write_documents(tmp_path, count=4),
         "EMPTY": tmp_path / "empty.txt",
+        "EMPTY/c": tmp_path / "empty.txt" / "c",
     }
     finished = evaluated(*(places.get(a, a) for a in arguments), folder=tmp_path)
     assert (finished.status, finished.stdout) == (status, ""), finished.stderr

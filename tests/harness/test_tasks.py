@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,49 @@ def test_an_unknown_task_is_answered_with_the_nearest_names(folder: Path) -> Non
         load_tasks([TaskName("arc_eazy")])
     with pytest.raises(ConfigError, match=r"nearest are .*my_numbers"):
         load(folder, "my_nmbers")
+
+
+def test_a_broken_file_is_named_beside_an_unknown_task_but_not_blamed(folder: Path) -> None:
+    write_items(folder)
+    (folder / "odd.yaml").write_text("task: [unclosed")
+    with pytest.raises(ConfigError, match=r"got 'nmbers'; .*numbers.*read: odd.yaml: while"):
+        load(folder, "nmbers")
+    assert load(folder, "numbers")
+
+
+def test_the_nearest_names_are_given_once(folder: Path) -> None:
+    (folder / "spelled.yaml").write_text(YAML)
+    with pytest.raises(ConfigError) as raised:
+        load(folder, "speled")
+    assert str(raised.value).count("spelled") == 1
+
+
+def test_a_data_file_that_is_gone_is_looked_for_beside_its_task(folder: Path) -> None:
+    (folder / "deep" / "spelled.yaml").write_text(YAML)
+    with pytest.raises(DataError, match=re.escape(str(folder / "deep" / "items.json"))):
+        load(folder, "spelled")
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_an_item_is_never_a_solved_example_of_itself(shots: int, folder: Path) -> None:
+    write_items(folder)
+    (loaded,) = load_tasks([TaskName("numbers", shots)], folder)
+    loaded.prepare()
+    task = loaded.loaded["tasks"]["numbers"]
+    for doc in task.eval_docs:
+        assert task.fewshot_context(doc, shots).count(doc["query"]) == 1
+
+
+def test_more_shots_than_items_are_refused(folder: Path) -> None:
+    write_items(folder)
+    with pytest.raises(ConfigError, match=r"got 6 solved examples of numbers; .* ask for .*@5 or"):
+        load(folder, "numbers@6")
+    lines = '{"asked": "x", "right": "a", "wrong": "b"}\n{"asked": "y", "right": "a", "wrong": "b"}'
+    (folder / "items.json").write_text(lines)
+    (folder / "spelled.yaml").write_text(YAML + "num_fewshot: 2\n")
+    with pytest.raises(ConfigError, match="got 2 solved examples of spelled; expected at most 1"):
+        load(folder, "spelled")
+    assert load(folder, "spelled@1")
 
 
 def test_names_carry_shots() -> None:

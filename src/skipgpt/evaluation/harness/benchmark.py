@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any, get_args
 from skipgpt.checkpoint import load, local_folder, read_info
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
+from skipgpt.evaluation.harness.kept_answers import answering, check_answers
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
@@ -89,7 +88,9 @@ def benchmark(
         setting: how it is run.
 
     Raises:
-        ConfigError: no such task or suite, or the dial does not reach the sparsity.
+        CheckpointError: the checkpoint cannot be read, or answers cannot be kept in the cache.
+        ConfigError: no such task or suite, more shots than items, or the dial does not reach the
+            sparsity.
         DataError: a task's data cannot be had, is empty, or an item does not fit the model.
         MissingExtraError: without the extra `eval`.
 
@@ -138,6 +139,8 @@ def _runs(
 ) -> Iterator[Run]:
     """The checkpoint's run at each sparsity, then the base model's: never both in memory."""
     require_harness()
+    if setting.cache:
+        check_answers(setting.cache)
     folder = local_folder(folder)
     info = read_info(folder)
     tasks = load_tasks(names, setting.task_dir)
@@ -179,18 +182,15 @@ def _run(
     key: dict[str, Any],
 ) -> Run:
     """Score one model on all tasks."""
-    from lm_eval.api.model import CachingLM
     from lm_eval.evaluator import evaluate
 
     from skipgpt.evaluation.harness.model import RoutedLM
 
     routing_state(model).execution = execution
     lm = RoutedLM(model, tokenizer, batch_size=setting.batch_size)
-    answering: Any = lm
+    asking: Any = lm
     if setting.cache:
-        digest = hashlib.sha256(json.dumps(key | {"runs": execution}, sort_keys=True).encode())
-        path = Path(setting.cache) / f"answers-{digest.hexdigest()[:16]}.db"
-        answering = CachingLM(lm, str(path))
+        asking = answering(lm, setting.cache, key | {"runs": execution})
     scores: list[Score] = []
     by_task: dict[str, dict[str, float]] = {}
     requests: list[Any] = []
@@ -198,7 +198,7 @@ def _run(
         task.prepare()
         with quietly():
             found = evaluate(
-                lm=answering,
+                lm=asking,
                 task_dict=task.loaded,
                 limit=setting.limit or None,
                 log_samples=False,

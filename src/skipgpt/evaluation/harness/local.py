@@ -11,7 +11,7 @@ continued by its choices directly. HellaSwag's fields are cleaned as the harness
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from skipgpt.errors import DataError
 
 HELLASWAG = {"ctx_a", "ctx_b", "activity_label", "endings", "label"}
 _STRUCTURE = ("tag", "group", "task_list")
+_EXAMPLES = {"training_split", "validation_split", "fewshot_split", "fewshot_config"}
+"""Settings that say where solved examples come from."""
 
 
 class LocalTasks:
@@ -63,12 +65,12 @@ class LocalTasks:
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
-    def complaint(self) -> DataError:
-        """What is wrong with the files that could not be read."""
-        return DataError(
-            f"reading the task files in {self.folder}",
-            got="; ".join(f"{path.name}: {why}" for path, why in self.broken.items()),
-            expected="YAML with a `task`, as lm-evaluation-harness has it",
+    def broken_of(self, names: Collection[str] | None = None) -> str:
+        """What is wrong with files that could not be read; of these names, or with all."""
+        return "; ".join(
+            f"{path.name}: {why}"
+            for path, why in self.broken.items()
+            if names is None or path.stem in names
         )
 
     def load(self, name: str) -> Any:
@@ -81,6 +83,9 @@ class LocalTasks:
 
         path = self._files[name]
         config = _of_jsonl(name, path) if path.suffix == ".jsonl" else _of_yaml(path)
+        if "test_split" in config and not _EXAMPLES & config.keys():
+            # The harness would draw them from the test split all the same, the item among them.
+            config["fewshot_split"] = config["test_split"]
         return ConfigurableTask(config=config)
 
 
@@ -91,17 +96,21 @@ def _of_yaml(path: Path) -> dict[str, Any]:
     config = {k: v for k, v in load_yaml(path).items() if k not in _STRUCTURE}
     options = dict(config.get("dataset_kwargs") or {})
     if "data_files" in options:
-        options["data_files"] = _from(path.parent, options["data_files"])
+        # A data set of the hub has files of its own.
+        packaged = "/" not in str(config.get("dataset_path"))
+        options["data_files"] = _from(path.parent, options["data_files"], packaged)
         config["dataset_kwargs"] = options
     return config
 
 
-def _from(folder: Path, files: Any) -> Any:
+def _from(folder: Path, files: Any, packaged: bool) -> Any:
     if isinstance(files, dict):
-        return {split: _from(folder, each) for split, each in files.items()}
+        return {split: _from(folder, each, packaged) for split, each in files.items()}
     if isinstance(files, list):
-        return [_from(folder, each) for each in files]
-    return str(folder / files) if (folder / str(files)).exists() else files
+        return [_from(folder, each, packaged) for each in files]
+    here = folder / str(files)
+    elsewhere = not packaged or "://" in str(files) or Path(str(files)).exists()
+    return files if elsewhere and not here.exists() else str(here)
 
 
 def _of_jsonl(name: str, path: Path) -> dict[str, Any]:

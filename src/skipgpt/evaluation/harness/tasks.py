@@ -77,13 +77,36 @@ class LoadedTask:
         """Every request of its tasks, once they were evaluated."""
         return [each for task in self.loaded["tasks"].values() for each in task.instances]
 
+    def check_shots(self) -> None:
+        """Raise where a task has too few items to draw its solved examples from.
+
+        Raises:
+            ConfigError: it has.
+        """
+        for name, task in self.loaded["tasks"].items():
+            shots = self._shots(task)
+            if not shots or not hasattr(task, "sampler"):
+                continue
+            # An item is no example of itself.
+            own = task.fewshot_cfg.split == task.config.test_split
+            room = max(0, len(task.sampler.df) - own)
+            if shots > room:
+                raise ConfigError(
+                    "choosing the tasks",
+                    got=f"{shots} solved examples of {name}",
+                    expected=f"at most {room}: there are no more" + " beside an item" * own,
+                    todo=f"ask for {self.name.name}@{room} or fewer",
+                )
+
+    def _shots(self, task: Any) -> int:
+        if self.name.shots is not None:
+            return self.name.shots
+        return int(task.get_config("num_fewshot") or 0)
+
     def prepare(self) -> None:
         """Draw the same examples in every run."""
         for task in self.loaded["tasks"].values():
-            if self.name.shots is not None:
-                task.set_config(key="num_fewshot", value=self.name.shots)
-            elif task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
+            task.set_config(key="num_fewshot", value=self._shots(task))
             task.set_fewshot_seed(seed=SHOT_SEED)
 
 
@@ -119,7 +142,8 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
             JSONL as in `skipgpt.evaluation.harness.local`.
 
     Raises:
-        ConfigError: there is no such task; the nearest names are given.
+        ConfigError: there is no such task, and the nearest names are given; or it has fewer items
+            than shots.
         DataError: a task file is not valid, or its data cannot be had or is empty.
 
     Example:
@@ -127,8 +151,12 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
     """
     local = LocalTasks(Path(task_dir)) if task_dir else None
     missing = [task.name for task in names if local is None or task.name not in local]
-    if local is not None and {path.stem for path in local.broken} & set(missing):
-        raise local.complaint()
+    if local is not None and (broken := local.broken_of(missing)):
+        raise DataError(
+            f"reading the task files in {local.folder}",
+            got=broken,
+            expected="YAML with a `task`, as lm-evaluation-harness has it",
+        )
     manager = _manager(task_dir, missing, local) if missing else None
     loaded = []
     for name in names:
@@ -158,7 +186,9 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
                 raise DataError(
                     doing, got=f"no item in {each}", expected="one or more", todo="check its data"
                 )
-        loaded.append(LoadedTask(name, found))
+        task_and_data = LoadedTask(name, found)
+        task_and_data.check_shots()
+        loaded.append(task_and_data)
     return loaded
 
 
@@ -166,7 +196,6 @@ def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTask
     """The harness's index of tasks, which takes seconds to make.
 
     Raises:
-        DataError: a name is not in it, but there are task files that could not be read.
         ConfigError: a name is not in it.
     """
     from lm_eval.tasks import TaskManager
@@ -176,16 +205,17 @@ def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTask
     for name in names:
         if name in manager.task_index:
             continue
-        if local is not None and local.broken:
-            raise local.complaint()
-        near = difflib.get_close_matches(name, [*manager.all_tasks, *(local or ())], n=3)
+        names_known = dict.fromkeys([*manager.all_tasks, *(local or ())])
+        near = difflib.get_close_matches(name, names_known, n=3)
+        unread = local.broken_of() if local else ""
         raise ConfigError(
             "choosing the tasks",
             got=repr(name),
             expected="a task of lm-evaluation-harness"
             + (f" or of {task_dir}" if task_dir else "")
             + (f"; the nearest are {', '.join(near)}" if near else ""),
-            todo="`lm_eval ls tasks` lists them",
+            todo="`lm_eval ls tasks` lists them"
+            + (f"; files of {task_dir} that cannot be read: {unread}" if unread else ""),
         )
     return manager
 
