@@ -86,6 +86,34 @@ def test_a_remainder_shorter_than_a_row_is_read(tmp_path: Path) -> None:
     assert document["tokens"] == 63 + 35
 
 
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("blocks", "reading the first 100 tokens in 4 rows"),
+        ("fixed", "reading 96 tokens of the first 100 in 3 rows"),
+        ("sliding", "reading 180 tokens of the first 100 in 6 rows"),
+    ],
+)
+def test_where_the_beginning_is_read_that_is_said(form: str, said: str, tmp_path: Path) -> None:
+    text = write_documents(tmp_path, count=8)
+    window = "--block-size" if form == "blocks" else "--window"
+    cut = ("--text", text, "--form", form, window, 32)
+    assert said in evaluated(*cut, "--max-tokens", 100).stderr
+    assert "the first" not in evaluated(*cut, "--max-tokens", 100_000).stderr
+
+
+OF_TASKS = ("--task-dir", "--limit", "--use-cache")
+OF_TEXT = ("--form", "--window", "--stride", "--max-tokens", "--block-size", "--max-documents")
+
+
+@pytest.mark.parametrize("option", [*OF_TASKS, *OF_TEXT])
+def test_an_option_of_the_other_kind_is_refused_by_name(option: str) -> None:
+    what = ("--text", "README.md") if option in OF_TASKS else ("--tasks", "piqa")
+    finished = evaluated(*what, option, "2")
+    assert (finished.status, finished.stdout) == (2, "")
+    assert f"measuring on {what[0][2:]}: got {option};" in finished.stderr
+
+
 def test_a_text_longer_than_the_context_is_cut_and_said(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("word " * 100)

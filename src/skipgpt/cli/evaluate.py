@@ -36,8 +36,12 @@ BatchSize = Annotated[
     typer.Option(min=1, help="Rows a forward.  [default: 8 of text, automatic of tasks]"),
 ]
 
+_OF_TEXT = ("form", "window", "stride", "max_tokens", "block_size", "max_documents")
+_OF_TASKS = ("task_dir", "limit", "use_cache")
+
 
 def run(
+    context: typer.Context,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     text: Annotated[
         list[str] | None,
@@ -92,6 +96,7 @@ def run(
             got="text and tasks" if of_text else "neither text nor tasks",
             expected="--text or --corpus, or else --tasks or --suite",
         )
+    _refuse_given(context, *(("text", _OF_TASKS) if of_text else ("tasks", _OF_TEXT)))
     where: dict[str, Any] = {
         "base": base, "device": device, "dtype": dtype, "quantize": quantize
     }  # fmt: skip
@@ -143,3 +148,18 @@ def run(
         cache = cache_memory(model, cut.first_rows(rows))
     document = {**result.to_dict(), "cache": cache.to_dict()}
     options.emit(document, as_json, f"{result}\n{cache}")
+
+
+def _refuse_given(context: typer.Context, kind: str, others: tuple[str, ...]) -> None:
+    """Raise if an option was given that this kind of measurement would not look at."""
+    from skipgpt.errors import ConfigError
+
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in others and source is not None and source.name != "DEFAULT":
+            raise ConfigError(
+                f"measuring on {kind}",
+                got=option.opts[0],
+                expected=f"options of {kind}",
+                todo="leave it out",
+            )

@@ -83,19 +83,25 @@ class CutText:
         spans: rows, and from where on they are scored.
         source: where a corpus came from; None of other text.
         bytes: of UTF-8 in all documents, of `bits`, else 0.
+        first: tokens that `max_tokens` left of the text; 0 where it left all.
     """
 
     form: Form
     spans: list[Span]
     source: str | None = None
     bytes: int = 0
+    first: int = 0
 
     @property
     def said(self) -> str:
         """What is read, in a sentence."""
         read = sum(len(span.ids) for span in self.spans)
         rows = f"{len(self.spans):,} row{'s' * (len(self.spans) != 1)}"
-        return f"reading {read:,} tokens in {rows}, each from nothing; form: {self.form}"
+        what = f"{read:,} tokens"
+        if self.first:
+            some = f"{what} of the first {self.first:,}"
+            what = f"the first {what}" if read == self.first else some
+        return f"reading {what} in {rows}, each from nothing; form: {self.form}"
 
     def first_rows(self, count: int) -> Tensor:
         """[B, T] as many of the first rows as are of one length, and no more than this."""
@@ -136,7 +142,8 @@ def cut_text(
     if form.name == "blocks":
         config = dataclasses.replace(config, block_size=form.window or config.block_size)
         read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
-        return CutText(Form("blocks", read.length), [Span(row) for row in read.rows])
+        spans = [Span(row) for row in read.rows]
+        return CutText(Form("blocks", read.length), spans, first=read.first)
     form = dataclasses.replace(form, window=_window(form, model))
     if form.name == "bits":
         return _bits(_texts(sources, config), tokenizer, form)
@@ -146,11 +153,14 @@ def cut_text(
         text, source = corpus_text(corpus, list(sources))
     # With the special tokens that the tokenizer puts around any text, as the papers' code has it.
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-    ids = ids[:max_tokens] if max_tokens else ids
+    first = max_tokens if 0 < max_tokens < len(ids) else 0
+    ids = ids[: first or None]
     if form.name == "fixed":
-        return CutText(form, [Span(row) for row in full_windows(ids, form.window)], source)
-    form = dataclasses.replace(form, stride=form.stride or form.window // 2)
-    return CutText(form, _some(sliding_spans(ids, form.window, form.stride), len(ids)), source)
+        spans = [Span(row) for row in full_windows(ids, form.window)]
+    else:
+        form = dataclasses.replace(form, stride=form.stride or form.window // 2)
+        spans = _some(sliding_spans(ids, form.window, form.stride), len(ids))
+    return CutText(form, spans, source, first=first)
 
 
 def _check(form: Form, corpus: str | None, max_tokens: int) -> None:

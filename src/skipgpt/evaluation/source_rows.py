@@ -31,12 +31,14 @@ class SourceRows:
         length: tokens a row; the last one may be shorter.
         texts: the documents that the rows are of; the last of them may go on behind the rows.
         said: how the text was cut, in a sentence.
+        first: tokens that are read, where the text goes on behind them; else 0.
     """
 
     rows: list[Tensor]
     length: int
     texts: tuple[str, ...]
     said: str
+    first: int = 0
 
 
 def source_rows(
@@ -79,7 +81,7 @@ def source_rows(
     said = "the first " * cut + f"{len(ids):,} tokens"
     if len(rows) > 1:
         said += f" in {len(rows):,} rows of {length}, each read from nothing"
-    return SourceRows(rows, length, texts, said)
+    return SourceRows(rows, length, texts, said, len(ids) if cut else 0)
 
 
 def _beginning(
