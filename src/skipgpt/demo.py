@@ -24,12 +24,12 @@ from skipgpt.generation import generate
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import deciding, execution
+from skipgpt.progress import advancing
 from skipgpt.report.gather import gather
 from skipgpt.report.page import to_html
 from skipgpt.report.routing_map import RoutingMap, routing_map
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.settings import override
-from skipgpt.training.callbacks import search_bar
 from skipgpt.training.run import train
 from skipgpt.training.start import static_solution
 
@@ -176,7 +176,7 @@ def _held_out(config: DataConfig) -> str:
 
 def _static(model: Any, blocks: Any, config: Any) -> list[Site]:
     text = cut(blocks, config.router_stage.static_tokens)
-    with search_bar() as advance:
+    with advancing("greedy static removal") as advance:
         return sites_of(static_solution(model, text, config.target_sparsity, advance))
 
 

@@ -171,7 +171,8 @@ def test_names_are_as_short_as_they_can_be_and_differ() -> None:
         "y/a/checkpoint",
         "y/b/checkpoint",
     ]
-    assert len(set(names(["a", "a"]))) == 2
+    assert names(["out/a", "out/a", "out/b"]) == ["a (1)", "a (2)", "b"]
+    assert names(["x/a", "y/a", "x/a"]) == ["x/a (1)", "y/a", "x/a (2)"]
 
 
 def test_a_chart_breaks_off_where_a_value_is_missing() -> None:

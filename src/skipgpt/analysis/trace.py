@@ -78,7 +78,12 @@ class TextTrace(Reading):
 
 
 def trace_text(
-    model: nn.Module, tokenizer: Any, rows: Tensor | Sequence[Tensor], *, batch_size: int = 8
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Tensor | Sequence[Tensor],
+    *,
+    batch_size: int = 8,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> TextTrace:
     """Read a text with a routed model, as it is dialled.
 
@@ -87,6 +92,7 @@ def trace_text(
         tokenizer: of the base model.
         rows: of token ids, each read from nothing; from `skipgpt.evaluation.windows.rows_of`.
         batch_size: rows a forward.
+        on_step: called with rows read and rows in all.
 
     Raises:
         ConfigError: the model has no routers, or runs dense and decides nothing.
@@ -96,9 +102,17 @@ def trace_text(
             trace = trace_text(model, tokenizer, rows)
         print(trace.measured)
     """
-    reading = _Reader(model)
+    reading, done = _Reader(model), 0
+
+    def on_batch(logits: Tensor, losses: Tensor) -> None:
+        nonlocal done
+        reading.on_batch(logits, losses)
+        done += len(losses)
+        if on_step:
+            on_step(done, len(rows))
+
     with record_routing(model) as trace, reading.following():
-        nll, tokens = total_loss(model, rows, batch_size, reading.on_batch)
+        nll, tokens = total_loss(model, rows, batch_size, on_batch)
     if not trace.steps:
         raise ConfigError(
             "tracing a text",

@@ -76,22 +76,17 @@ def run(
         )
 
     from skipgpt.config import DataConfig
+    from skipgpt.progress import advancing
     from skipgpt.report.gather import gather
     from skipgpt.report.several import gather_several
     from skipgpt.report.writing import rendered, write
-    from skipgpt.training.callbacks import progress_bar
 
     config = DataConfig(block_size=block_size, max_documents=max_documents)
     given: dict[str, Any] = {
         "sparsity": sparsity, "max_tokens": max_tokens, "batch_size": batch_size,
         "base": base, "device": device, "dtype": dtype, "quantize": quantize,
     }  # fmt: skip
-    with progress_bar(0, "reading the text") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with advancing("reading the text") as advance:
         many = folders or []
         report = (
             gather(many[0], data, config, on_step=advance, **given)

@@ -36,6 +36,7 @@ def run(
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
+    quantize: options.QuantizeLoaded = None,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
 ) -> None:
@@ -65,15 +66,25 @@ def run(
         from skipgpt.config import DataConfig
         from skipgpt.evaluation.calibrate import say_if_uncalibrated
         from skipgpt.evaluation.source_rows import source_rows
+        from skipgpt.progress import advancing
 
         model, tokenizer = load(
-            where, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+            where,
+            sparsity=sparsity,
+            base=base,
+            merge=True,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
         )
         say_if_uncalibrated(model)
         config = DataConfig(block_size=block_size)
         read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
         logging.getLogger("skipgpt").info("reading %s", read.said)
-        found = trace_text(model, tokenizer, read.rows, batch_size=batch_size).measured
+        with advancing("reading the text") as advance:
+            found = trace_text(
+                model, tokenizer, read.rows, batch_size=batch_size, on_step=advance
+            ).measured
         keep = found.keep_rates
         document["text"] = {"sources": sources, "read": read.said, **found.to_dict()}
     options.emit(document, as_json, "\n".join(_lines(info, found, keep, sources)))

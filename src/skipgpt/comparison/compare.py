@@ -25,9 +25,9 @@ from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
 from skipgpt.hardware import hardware
 from skipgpt.model.lora import check_targets
+from skipgpt.progress import progress_bar
 from skipgpt.settings import changed, from_dict, to_dict
 from skipgpt.training.arguments import check_schedule
-from skipgpt.training.callbacks import progress_bar
 
 logger = logging.getLogger("skipgpt")
 

@@ -102,13 +102,19 @@ def gather_several(
 def names(folders: Sequence[str]) -> list[str]:
     """A name of each folder that no other has, as short as that allows.
 
+    One that is given more than once is numbered.
+
     Example:
-        >>> names(["out/a/checkpoint", "out/b/checkpoint"])
-        ['a/checkpoint', 'b/checkpoint']
+        >>> names(["out/a/checkpoint", "out/b/checkpoint"]), names(["out/a", "out/a"])
+        (['a/checkpoint', 'b/checkpoint'], ['a (1)', 'a (2)'])
     """
     parts = [Path(folder).absolute().parts for folder in folders]
-    for count in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(each[-count:]) for each in parts]
-        if len(set(found)) == len(found):
-            return found
-    return [f"{name} ({n})" for n, name in enumerate(found, 1)]
+    different = set(parts)
+    count = 1
+    while len({each[-count:] for each in different}) < len(different):
+        count += 1
+    short = ["/".join(each[-count:]) for each in parts]
+    return [
+        f"{name} ({short[: n + 1].count(name)})" if short.count(name) > 1 else name
+        for n, name in enumerate(short)
+    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from skipgpt.analysis.failures import failures
 from skipgpt.atomic import staged
-from skipgpt.processes import any_of, is_first
+from skipgpt.processes import any_of
+from skipgpt.progress import progress_bar
 from skipgpt.training.routing_metrics import nested
 
 logger = logging.getLogger("skipgpt")
@@ -149,27 +148,3 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def progress_bar(total: int, label: str, initial: int = 0) -> Any:
-    """A progress bar on standard error, silent unless that is a terminal."""
-    return tqdm(
-        total=total,
-        desc=label,
-        initial=initial,
-        file=sys.stderr,
-        disable=not (sys.stderr.isatty() and is_first()),
-        dynamic_ncols=True,
-    )
-
-
-@contextmanager
-def search_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for the greedy search, as a function of what is done and there is to do."""
-    with progress_bar(0, "greedy static removal") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield advance

@@ -21,7 +21,7 @@ from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import execution, routing_state
 from skipgpt.processes import from_first, spread
-from skipgpt.training.callbacks import search_bar
+from skipgpt.progress import advancing
 from skipgpt.training.run_folder import note_measured, note_static_order
 from skipgpt.training.start import start_routers, static_solution
 from skipgpt.training.static_blend import blend_with_static
@@ -55,7 +55,7 @@ class Passes:
     def before_stages(self, model: Any, start: bool) -> None:
         """Set new routers to what training starts from if so asked, and measure the dense model."""
         if start:
-            with search_bar() as advance:
+            with advancing("greedy static removal") as advance:
                 text = self.blocks.train
                 self.order = start_routers(model, self.config, text, advance, self.order)
             note_static_order(self.out, self.order)
@@ -72,7 +72,7 @@ class Passes:
         if stage != "lora" and self.config.router_stage.static_blend:
             if not self.order:
                 text = cut(self.blocks.train, self.config.router_stage.static_tokens)
-                with search_bar() as advance:
+                with advancing("greedy static removal") as advance:
                     self.order = static_solution(model, text, target, advance)
             strength = blend_with_static(model, self.order, calibration, target)
             logger.info("stage router: blended with static removal at strength %g", strength)
