@@ -82,6 +82,29 @@ def test_a_failing_run_is_warned_of_with_what_to_do(tmp_path: Path) -> None:
     assert "router_stage.alpha" in page
 
 
+def test_what_was_measured_on_held_out_text_is_said_and_a_miss_is_warned_of(
+    tmp_path: Path,
+) -> None:
+    _run(tmp_path, ["router"], 0)
+    assert "What did it come to?" not in run_page(tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["held_out"] = {
+        "dense": {"nll_per_token": 2.0, "tokens": 2032, "sparsity": {"module": 0.0}},
+        "router": {"nll_per_token": 2.5, "tokens": 2032, "sparsity": {"module": 0.161}},
+        "lora": {"nll_per_token": 1.9, "tokens": 2032, "sparsity": {"module": 0.24}},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    summary, page = run_summary(tmp_path), run_page(tmp_path)
+    assert summary["held_out"] == run["held_out"]
+    assert "On 2,032 tokens of held-out text." in page
+    assert "2.500 nats a token, +0.500 to dense; skipped: module 16.1%" in page
+    assert "1.900 nats a token, \N{MINUS SIGN}0.100 to dense; skipped: module 24.0%" in page
+    (warning,) = summary["stages"]["router"]["warnings"]
+    assert "16.1% of modules are skipped, 25% was asked" in warning
+    assert "data.calibration_tokens" in page
+    assert summary["stages"]["lora"]["warnings"] == []
+
+
 def test_before_the_first_step_there_is_nothing_to_draw(tmp_path: Path) -> None:
     _run(tmp_path, [], 0)
     (tmp_path / "metrics.jsonl").unlink()

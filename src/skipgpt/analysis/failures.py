@@ -80,6 +80,27 @@ def failures(
     return tuple(found for found in checks if found)
 
 
+def missed_when_measured(sparsity: float, target: float) -> Failure | None:
+    """The failure of a calibrated model that skips something else than its target elsewhere.
+
+    Args:
+        sparsity: share of modules skipped on text that was not calibrated on.
+        target: what was asked.
+
+    Example:
+        >>> missed_when_measured(0.161, 0.25).name
+        'missed'
+    """
+    if abs(sparsity - target) < MISS:
+        return None
+    return Failure(
+        "missed",
+        f"On held-out text {sparsity:.1%} of modules are skipped, {target:.0%} was asked.",
+        "The threshold was set on too little text, or on other text: raise "
+        "data.calibration_tokens, or run skipgpt.calibrate on text like that of use.",
+    )
+
+
 def _high_loss(losses: list[float], target: float, dense_loss: float | None) -> Failure | None:
     if dense_loss is None or not losses or target > MODERATE:
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from skipgpt.analysis.failures import failures
+from skipgpt.analysis.failures import failures, missed_when_measured
 from skipgpt.errors import CheckpointError
 from skipgpt.report.details import settings_of
-from skipgpt.report.markup import described, escaped, sentence
+from skipgpt.report.markup import described, escaped, nats, percent, sentence, signed
 from skipgpt.report.run_curves import all_curves, by_stage
 from skipgpt.report.run_files import METRICS, RUN, read_run
 from skipgpt.report.shell import Section, page
@@ -22,7 +22,8 @@ def run_summary(folder: Path) -> dict[str, Any]:
 
     Returns:
         `stages` (each with `steps` done, `of`, the `last` line of metrics.jsonl and the `warnings`
-        that hold for it now), `finished`, `target_sparsity`, `base` and `data`.
+        that hold for it now), `finished`, `held_out` (what `dense` and finished stages measured),
+        `target_sparsity`, `base` and `data`.
 
     Raises:
         CheckpointError: the folder holds no run.
@@ -31,24 +32,29 @@ def run_summary(folder: Path) -> dict[str, Any]:
     run, config = found["run"], found["run"].get("config", {})
     over = run.get("finished", [])
     target = config.get("target_sparsity")
-    logged, dense = by_stage(found.get("metrics", [])), _dense_loss(run)
+    held_out = run.get("held_out", {})
+    dense = _number(held_out.get("dense", {}).get("nll_per_token"))
+    logged = by_stage(found.get("metrics", []))
     stages = {}
     for name in config.get("stages", []):
         lines = logged.get(name, [])
         settings = config.get("lora_stage" if name == "lora" else "router_stage", {})
         of = settings.get("steps", 0)
         done = of if name in over else max((line.get("step", 0) for line in lines), default=0)
+        seen = list(failures(lines, of, target or 0.0, dense)) if name != "lora" else []
+        skipped = _number(held_out.get(name, {}).get("sparsity", {}).get("module"))
+        if skipped is not None and (miss := missed_when_measured(skipped, target or 0.0)):
+            seen.append(miss)
         stages[name] = {
             "steps": done,
             "of": of,
             "last": lines[-1] if lines else None,
-            "warnings": [str(each) for each in failures(lines, of, target or 0.0, dense)]
-            if name != "lora"
-            else [],
+            "warnings": [str(each) for each in seen],
         }
     return {
         "stages": stages,
         "finished": bool(stages) and all(name in over for name in stages),
+        "held_out": held_out,
         "target_sparsity": target,
         "base": run.get("base"),
         "data": run.get("data"),
@@ -74,9 +80,11 @@ def run_page(folder: Path) -> str:
     ]
     state = "The run is over." if summary["finished"] else "The run is not over."
     charts = all_curves(found.get("metrics", []), summary["target_sparsity"] or 0.0)
+    measured = _measured(summary["held_out"])
     none = f"<p>No step is logged yet: {METRICS} holds none.</p>"
     sections = [
         Section("progress", "How far is it?", f"<p>{state}</p>{described(rows)}"),
+        *([Section("held-out", "What did it come to?", measured)] if measured else []),
         Section("warnings", "Is anything going wrong?", _warnings(summary["stages"])),
         Section("curves", "How does it go?", f'<div class="charts">{charts}</div>' * bool(charts)
                 or none),
@@ -105,9 +113,28 @@ def _warnings(stages: dict[str, Any]) -> str:
     return said or f'<p class="fine">{none}</p>'
 
 
-def _dense_loss(run: dict[str, Any]) -> float | None:
-    measured = run.get("held_out", {}).get("dense", {}).get("nll_per_token")
-    return float(measured) if isinstance(measured, int | float) else None
+def _measured(held_out: dict[str, Any]) -> str:
+    """Loss and sparsity on held-out text, of the dense base and after each stage."""
+    dense = _number(held_out.get("dense", {}).get("nll_per_token"))
+    rows = []
+    for name, each in held_out.items():
+        loss = _number(each.get("nll_per_token"))
+        if loss is None:
+            continue
+        said = f"{nats(loss)} nats a token"
+        if name != "dense":
+            said += f", {signed(loss - dense)} to dense" if dense is not None else ""
+            shares = each.get("sparsity", {})
+            skipped = ", ".join(f"{kind} {percent(share)}" for kind, share in shares.items())
+            said += f"; skipped: {skipped}" if skipped else ""
+        rows.append(("Dense base" if name == "dense" else f"Stage {name}", escaped(said)))
+    tokens = {each["tokens"] for each in held_out.values() if "tokens" in each}
+    on = f"<p>On {max(tokens):,} tokens of held-out text.</p>" if tokens else ""
+    return on + described(rows) if rows else ""
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _last(line: dict[str, Any] | None) -> str:
