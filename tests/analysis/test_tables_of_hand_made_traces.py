@@ -203,6 +203,8 @@ def test_the_stress_test_marks_the_knee() -> None:
     assert table.column("piqa") == [0.7, 0.72, 0.69, None, None, 0.5]
     assert table.facts["knee"] == pytest.approx(0.6)
     assert "The knee is at 60%" in table.findings[0]
+    kept = "Of its dense score of 0.700, piqa keeps 102.9% at 0% and 71.4% at 80%."
+    assert table.findings[1] == kept
 
 
 def test_a_straight_line_and_a_falling_one_have_no_knee() -> None:

@@ -82,6 +82,37 @@ def test_the_dial_reaches_as_far_as_the_curve(text: Path) -> None:
     assert shares == sorted(shares)
 
 
+def test_tasks_are_scored_along_the_dial(text: Path, tmp_path: Path) -> None:
+    items = [
+        {"query": f"Question: {n}?", "choices": [str(n), "cats"], "gold": n % 2} for n in range(6)
+    ]
+    (tmp_path / "quiz.jsonl").write_text("\n".join(map(json.dumps, items)))
+    asked = ("--tasks", "quiz@1", "--task-dir", tmp_path, "--limit", 4)
+    page = tmp_path / "a.html"
+    arguments = ("report", shared_checkpoint(), "--data", text, "--max-tokens", 64, "-o", page)
+    done = skipgpt(*arguments, "--json", "-q", *asked)
+    assert done.status == 0, done.stderr
+    table = json.loads(done.stdout)["tables"]["stress"]
+    place = table["columns"].index("quiz")
+    scores = {row[0]: row[place] for row in table["rows"]}
+    assert list(scores) == ["dense", 0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    evaluated = skipgpt("eval", shared_checkpoint(), *asked, "--sparsity", 0.5, "--json", "-q")
+    (task,) = json.loads(evaluated.stdout)["tasks"]
+    assert scores["dense"] == task["dense"]["value"]
+    assert scores[0.5] == task["sparse"]["value"]
+    assert any("quiz keeps" in finding for finding in table["findings"])
+    assert "quiz" in page.read_text()
+
+
+def test_tasks_are_checked_before_the_text_is_read(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "quiz.jsonl").write_text("")
+    arguments = ("report", shared_checkpoint(), "--data", "gone.txt", "--json")
+    done = skipgpt(*arguments, "--tasks", "quiz", "--task-dir", tmp_path)
+    assert (done.status, "no item in" in done.stderr) == (1, True)
+    done = skipgpt(*arguments, "--task-dir", tmp_path)
+    assert (done.status, "got --task-dir; expected --tasks" in done.stderr) == (2, True)
+
+
 def test_every_form_is_written_where_asked(text: Path, tmp_path: Path) -> None:
     for name, start in (
         ("a.html", b"<!doctype html>"),
@@ -149,8 +180,9 @@ def test_a_checkpoint_without_calibration_has_no_dial_and_that_is_said(
     page = (tmp_path / "a.html").read_text()
     assert "not calibrated" in page
     assert 'type="range"' not in page
-    done = skipgpt("report", folder, "--data", text, "--sparsity", 0.5, "-o", tmp_path / "b.html")
-    assert (done.status, "calibrated" in done.stderr) == (2, True)
+    for more in (("--sparsity", 0.5), ("--tasks", "quiz")):
+        done = skipgpt("report", folder, "--data", text, *more, "-o", tmp_path / "b.html")
+        assert (done.status, "never calibrated" in done.stderr) == (2, True)
 
 
 def test_a_tokenizer_that_changes_the_text_is_found_out(tmp_path: Path) -> None:

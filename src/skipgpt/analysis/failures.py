@@ -96,8 +96,8 @@ def missed_when_measured(sparsity: float, target: float) -> Failure | None:
     return Failure(
         "missed",
         f"On held-out text {sparsity:.1%} of modules are skipped, {target:.0%} was asked.",
-        "The threshold was set on too little text, or on other text: raise "
-        "data.calibration_tokens, or run skipgpt.calibrate on text like that of use.",
+        "The threshold does not hold there: set it on more text (data.calibration_tokens), or "
+        "calibrate the checkpoint again on text like that of use (skipgpt.calibrate).",
     )
 
 

@@ -77,9 +77,25 @@ def stress(
             *tasks,
         ),
         tuple(rows),
-        (finding, "Norms are those of the residual stream over dense ones; 1 is no change."),
+        (
+            finding,
+            *_kept(tasks),
+            "Norms are those of the residual stream over dense ones; 1 is no change.",
+        ),
         facts,
     )
+
+
+def _kept(tasks: Mapping[str, Mapping[float | None, float]]) -> tuple[str, ...]:
+    """What the ends of the dial leave of each task's dense score."""
+    said = []
+    for name, scores in tasks.items():
+        asked = sorted(each for each in scores if each is not None)
+        if asked and (dense := scores.get(None)):
+            ends = dict.fromkeys((asked[0], asked[-1]))
+            kept = " and ".join(f"{scores[each] / dense:.1%} at {each:.0%}" for each in ends)
+            said.append(f"Of its dense score of {dense:.3f}, {name} keeps {kept}.")
+    return tuple(said)
 
 
 def norms_by_layer(dense: DenseTrace, traces: Mapping[float, TextTrace]) -> Table:

@@ -28,6 +28,7 @@ Suite = Annotated[
 TaskDir = Annotated[
     Path | None, typer.Option(help="Folder of task files, YAML or JSONL, with local data.")
 ]
+Limit = Annotated[int, typer.Option(min=0, help="First items of each task; 0 is all.")]
 UseCache = Annotated[
     Path | None, typer.Option(help="Folder that keeps answers: an interrupted run goes on.")
 ]
@@ -63,7 +64,7 @@ def run(
     tasks: Tasks = None,
     suite: Suite = None,
     task_dir: TaskDir = None,
-    limit: Annotated[int, typer.Option(min=0, help="First items of each task; 0 is all.")] = 0,
+    limit: Limit = 0,
     use_cache: UseCache = None,
     sparsity: options.Sparsity = None,
     block_size: Annotated[int, typer.Option(help="Tokens a row of blocks.")] = 256,

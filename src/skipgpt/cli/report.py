@@ -8,13 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from skipgpt.cli import options
+from skipgpt.cli.evaluate import Limit, TaskDir, Tasks
 
 NAME = "report"
 HELP = """Make a page of what a checkpoint skips, costs and loses on a text.
 
 One file that loads nothing: the text by compute, maps of layers and tokens, loss over the whole
 budget dial, warnings, and how the checkpoint was trained. Several checkpoints are put side by side
-on the same text. --run shows a training run instead, also while it goes on.
+on the same text. --tasks scores tasks along the dial, too. --run shows a training run instead, also
+while it goes on.
 """ + options.examples(
     "skipgpt report out/nano-25 --data README.md -o report.html",
     "skipgpt report out/a out/b --data corpus/test.jsonl --format md -o report.md",
@@ -43,6 +45,9 @@ def run(
     max_tokens: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 8192,
     max_documents: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
+    tasks: Tasks = None,
+    task_dir: TaskDir = None,
+    limit: Limit = 0,
     base: options.BaseOverride = None,
     as_json: options.Json = False,
     seed: options.Seed = 0,
@@ -75,6 +80,13 @@ def run(
             "reading the data", got="no source", expected="one or more", todo="give --data SRC"
         )
 
+    if (task_dir or limit) and not tasks:
+        raise ConfigError(
+            "choosing the tasks",
+            got="--task-dir" if task_dir else "--limit",
+            expected="--tasks beside it",
+        )
+
     from skipgpt.config import DataConfig
     from skipgpt.progress import advancing
     from skipgpt.report.gather import gather
@@ -84,6 +96,7 @@ def run(
     config = DataConfig(block_size=block_size, max_documents=max_documents)
     given: dict[str, Any] = {
         "sparsity": sparsity, "max_tokens": max_tokens, "batch_size": batch_size,
+        "tasks": tasks.split(",") if tasks else (), "task_dir": task_dir, "limit": limit,
         "base": base, "device": device, "dtype": dtype, "quantize": quantize,
     }  # fmt: skip
     with advancing("reading the text") as advance:

@@ -31,6 +31,7 @@ from skipgpt.checkpoint_info import CheckpointInfo, has_adapter
 from skipgpt.config import DataConfig
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
+from skipgpt.evaluation.harness.benchmark import Setting, check_tasks, task_scores
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.evaluation.source_rows import SourceRows, context_of, source_rows
 from skipgpt.evaluation.windows import mean_context
@@ -60,6 +61,9 @@ def gather(
     dial: Sequence[float] = DIAL,
     max_tokens: int = 8192,
     batch_size: int = 8,
+    tasks: Sequence[str] = (),
+    task_dir: str | Path | None = None,
+    limit: int = 0,
     on_step: OnStep | None = None,
     **where: Any,
 ) -> Report:
@@ -74,18 +78,24 @@ def gather(
         dial: further sparsities, as far as the checkpoint's curve reaches.
         max_tokens: read no more than this; 0 reads all.
         batch_size: rows a forward.
+        tasks: scored at each stop of the dial and for the dense base, as `task_scores` does it.
+        task_dir: a folder of local tasks.
+        limit: items of each task, the first ones; 0 is all.
         on_step: called with readings done and readings in all.
         where: `base`, `device`, `dtype` and `quantize`, as `skipgpt.load` takes them.
 
     Raises:
-        SkipGPTError: the checkpoint or a source cannot be read, or the dial does not reach
-            `sparsity`.
+        SkipGPTError: the checkpoint, a source or a task cannot be read, the dial does not reach
+            `sparsity`, or there is none for tasks.
 
     Example:
         page = to_html(gather("out/nano-25", ["README.md"], DataConfig()))
     """
     folder = local_folder(folder)
     info = read_info(folder)
+    setting = Setting(task_dir=task_dir, limit=limit, **where)
+    if tasks:  # before minutes of reading
+        check_tasks(folder, tasks, setting)
     model, tokenizer = load(folder, sparsity=sparsity, merge=True, **where)
     read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
     notes = _notes(info, model, read)
@@ -102,15 +112,17 @@ def gather(
     trace = traces[own]
     for note in (unlike := _unlike(read, trace, tokenizer)):
         logger.warning(note)
-    cost = _cost(model, trace, read)
+    cost, device = _cost(model, trace, read), hardware(next(model.parameters()).device)
     dense = trace_dense(_base_of(info, model, where), tokenizer, read.rows, batch_size=batch_size)
     if on_step:
         on_step(len(asked) + 1, len(asked) + 1)
+    del model  # the tasks load it again
+    scores = task_scores(folder, tasks, asked, setting=setting) if tasks else {}
     return Report(
         title=title or f"{Path(info.base).name} on {names_of(sources)}",
         facts={
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-            "hardware": hardware(next(model.parameters()).device),
+            "hardware": device,
             "sources": list(sources),
             "read": read.said,
             "notes": [*notes, *unlike],
@@ -122,7 +134,7 @@ def gather(
         at=asked.index(own),
         trace=trace,
         surprisal=dense.surprisal,
-        tables=_tables(trace, dense, traces),
+        tables=_tables(trace, dense, traces, scores),
         run=read_run(folder),
     )
 
@@ -181,7 +193,10 @@ def _base_of(info: CheckpointInfo, model: nn.Module, where: dict[str, Any]) -> n
 
 
 def _tables(
-    trace: TextTrace, dense: DenseTrace, traces: dict[float, TextTrace]
+    trace: TextTrace,
+    dense: DenseTrace,
+    traces: dict[float, TextTrace],
+    scores: dict[str, dict[float | None, float]],
 ) -> tuple[Table, ...]:
     tables = [
         keep_by_module(trace),
@@ -190,7 +205,7 @@ def _tables(
         routing_health(trace),
         redundancy(dense),
     ]
-    return (*tables, stress(dense, traces), norms_by_layer(dense, traces))
+    return (*tables, stress(dense, traces, scores), norms_by_layer(dense, traces))
 
 
 def _cost(model: Any, trace: TextTrace, read: SourceRows) -> dict[str, Any]:

@@ -134,6 +134,23 @@ def task_scores(
     return found
 
 
+def check_tasks(folder: str | Path, tasks: Sequence[str], setting: Setting) -> None:
+    """Raise what `task_scores` would, as far as that can be told without running a model.
+
+    Raises:
+        SkipGPTError: as `task_scores`.
+    """
+    require_harness()
+    if read_info(local_folder(folder)).curve is None:
+        raise ConfigError(
+            "scoring tasks along the dial",
+            got="a checkpoint that was never calibrated",
+            expected="one that has a dial",
+            todo="run skipgpt.calibrate, or score it as it is: skipgpt eval --tasks",
+        )
+    load_tasks(named(tasks), setting.task_dir)
+
+
 def _runs(
     folder: str | Path, names: Sequence[Any], sparsities: Sequence[float | None], setting: Setting
 ) -> Iterator[Run]:
