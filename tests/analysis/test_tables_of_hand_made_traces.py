@@ -181,10 +181,18 @@ def test_neighbours_in_different_rows_are_none() -> None:
 def test_a_collapse_is_warned_of_with_what_to_do(
     attn: torch.Tensor, mlp: torch.Tensor, warning: str | None
 ) -> None:
+    attn, mlp = attn.repeat(1, 13), mlp.repeat(1, 13)
     warnings = routing_health(made.routed(attn, mlp)).warnings
     assert len(warnings) == (warning is not None)
     if warning:
         assert warning in warnings[0]
+
+
+def test_a_few_tokens_are_no_collapse() -> None:
+    for tokens, warnings in ((99, 0), (100, 1)):
+        table = routing_health(made.routed(torch.ones(1, tokens), torch.zeros(1, tokens)))
+        assert len(table.warnings) == warnings
+        assert ("too few to tell" in table.findings[-1]) == (warnings == 0)
 
 
 def test_the_stress_test_marks_the_knee() -> None:

@@ -53,6 +53,14 @@ def test_packed_decisions_come_back(tokens: int) -> None:
     assert torch.equal(read_bits(packed_bits(keep), keep.shape), keep)
 
 
+def test_surprisal_is_rounded_to_three_digits_and_null_where_there_is_none() -> None:
+    report = made()
+    given = torch.full_like(report.surprisal, 1.23456)
+    given[0], given[1] = torch.nan, 0.00049
+    told = json.loads(rendered(dataclasses.replace(report, surprisal=given), "json"))["text"]
+    assert told["surprisal"][:3] == [None, 0.0, 1.235]
+
+
 def test_the_json_is_json_and_holds_the_decisions_of_every_stop() -> None:
     report = made()
     plain = json.loads(rendered(report, "json"))

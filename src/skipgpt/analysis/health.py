@@ -13,6 +13,9 @@ ALWAYS = 0.99
 COLLAPSED = 0.9
 """Where this share of modules is always on or always off, routing has become static removal."""
 
+ENOUGH = 100
+"""Tokens that a warning takes: of fewer, not one in a hundred can be told from none."""
+
 
 def routing_health(trace: TextTrace) -> Table:
     """Entropy over tokens of each module's decision, modules that never change, and neighbours.
@@ -26,6 +29,8 @@ def routing_health(trace: TextTrace) -> Table:
     neighbours = trace.text.row[1:] == trace.text.row[:-1]
     alike = (keep[:, 1:] == keep[:, :-1])[:, neighbours].double().mean(-1)
     chance = rates.square() + (1 - rates).square()
+    tokens = keep.shape[1]
+    few = tokens < ENOUGH
     rows = tuple(
         (
             n // 2 + 1,
@@ -59,9 +64,10 @@ def routing_health(trace: TextTrace) -> Table:
             f"tokens or more); the mean entropy is {facts['entropy']:.2f} bits of at most 1.",
             f"Neighbouring tokens decide alike in {facts['agreement']:.1%} of cases, by chance it "
             f"would be {facts['agreement by chance']:.1%}.",
+            *([f"{tokens} tokens are too few to tell a collapse; {ENOUGH} would do."] * few),
         ),
         facts,
-        _warnings(on, off),
+        () if few else _warnings(on, off),
     )
 
 
