@@ -63,8 +63,9 @@ def run(
         typer.Option(help="Of a dry run: single, ddp, fsdp2, zero2 or zero3.  [default: single]"),
     ] = None,
     processes: Annotated[
-        int, typer.Option(help="Of a dry run: how many, each on a device of its own.")
-    ] = 1,
+        int | None,
+        typer.Option(help="Of a dry run: how many, each on a device of its own.  [default: 1]"),
+    ] = None,
     as_json: options.Json = False,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Of everything random.  [default: 0]")
@@ -99,8 +100,20 @@ def run(
     resolved = override(named_recipe(name), given)
     options.begin(quiet=quiet, seed=resolved.seed)
     if dry_run:
-        _say_needs(base, resolved, layout, processes, device, dtype, as_json)
+        if quantize:
+            raise typer.BadParameter(
+                "is not counted by --dry-run, which takes weights as they are trained on",
+                param_hint="--quantize",
+            )
+        _say_needs(base, resolved, layout, 1 if processes is None else processes, device, dtype,
+                   as_json)  # fmt: skip
         return
+    if (layout, processes) != (None, None):
+        raise typer.BadParameter(
+            "is for --dry-run; `torchrun` and `accelerate launch` start several processes, see "
+            "docs/scaling.md",
+            param_hint="--processes" if layout is None else "--layout",
+        )
     for name, value in (("--data", data), ("--out", out)):
         if not value:
             raise typer.BadParameter("is needed", param_hint=name)
@@ -133,10 +146,12 @@ def _say_needs(
     as_json: bool,
 ) -> None:
     from skipgpt.benchmark.shapes import SHAPES, shape_config
+    from skipgpt.checkpoint import is_checkpoint, read_info
     from skipgpt.cost.memory import check_layout
     from skipgpt.model.base import base_config, choose_dtype
     from skipgpt.training.dry_run import dry_run
 
+    base = read_info(base).base if is_checkpoint(base) else base
     chosen = check_layout(layout or ("single" if processes == 1 else "ddp"), processes)
     shape = shape_config(base) if base in SHAPES else base_config(base)
     kind = choose_dtype(dtype, device)

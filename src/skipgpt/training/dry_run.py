@@ -56,6 +56,8 @@ class DryRun:
         dtype: of the base model.
         activation_checkpointing: whether layers are computed again backwards.
         device_flops: that a device is taken to reach, a second.
+        loading: bytes of its machine's memory that each process takes before the first step, since
+            it loads the base whole.
         stages: what each takes.
     """
 
@@ -65,12 +67,15 @@ class DryRun:
     dtype: str
     activation_checkpointing: bool
     device_flops: float
+    loading: float
     stages: tuple[StageNeeds, ...]
 
     def __str__(self) -> str:
         lines = [
             f"{self.processes} devices, {self.layout}, base in {self.dtype}, {self.tokens} tokens "
-            f"a row, activation checkpointing {'on' if self.activation_checkpointing else 'off'}"
+            f"a row, activation checkpointing {'on' if self.activation_checkpointing else 'off'}",
+            f"before the first step each process has the base whole in its machine's memory: "
+            f"{self.loading / 1e9:.2f} GB",
         ]
         for each in self.stages:
             lines += [
@@ -131,6 +136,7 @@ def dry_run(
         str(dtype).removeprefix("torch."),
         config.activation_checkpointing,
         flops,
+        needs[0].held.parameters * float(dtype.itemsize),
         tuple(needs),
     )
 
