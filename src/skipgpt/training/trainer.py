@@ -1,38 +1,31 @@
-"""The Trainer: transformers' own, with the budget in the loss and only trained weights saved."""
+"""The Trainer: transformers' own, with the budget in the loss; its states: `resumable.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
 from skipgpt.model.trace import Trace, deciding, drawing, execution, record_routing
-from skipgpt.pieces import assign, whole
-from skipgpt.processes import by_first, count, joined, layout, mean, rank, shard_on_cpu
+from skipgpt.processes import count, joined, layout, mean, rank, shard_on_cpu
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.routing.noise import RowNoise
 from skipgpt.training.labelled import NO_LABEL, labelled_rows
-from skipgpt.training.optimizer_state import gathered_state, scatter_state
+from skipgpt.training.resumable import ResumableTrainer
 from skipgpt.training.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
 from skipgpt.training.row_order import ROWS, PartsOfSteps, RowsOfRun, Share
 from skipgpt.training.stages import StagePlan, optimizer_groups
 from skipgpt.training.step_sums import StepSums
-from skipgpt.training.zero_state import gathered_from_zero, scatter_to_zero, tell_weights
-
-WEIGHTS, OPTIMIZER, SCHEDULER = "trained.safetensors", "optimizer.pt", "scheduler.pt"
 
 
-class RoutingTrainer(Trainer):  # type: ignore[misc]
+class RoutingTrainer(ResumableTrainer):
     """Trains one stage; everything that is not said here is transformers' behaviour.
 
     Args:
@@ -45,7 +38,6 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         TrainingError: the loss is NaN or infinite; the step is not taken.
     """
 
-    optimizer: torch.optim.Optimizer | None
     is_fsdp_enabled: bool
 
     def __init__(
@@ -239,73 +231,6 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         if seen.dtype == torch.bool:
             return keep_metrics(seen)
         return margin_metrics(seen, self.config.target_sparsity)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what trains and nothing else, in one piece; the base model is where it was."""
-        trained = {
-            name: whole(parameter).cpu().contiguous()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-        if broken := [name for name, tensor in trained.items() if not tensor.isfinite().all()]:
-            raise TrainingError(
-                f"saving step {self.state.global_step} of stage {self.plan.stage}",
-                got=f"values that are no numbers in {broken[0]} and {len(broken) - 1} more",
-                expected="finite weights",
-                todo="the state saved before is kept; start again with a lower learning rate "
-                "and --overwrite",
-            )
-        by_first(lambda: self._save(output_dir, trained))
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state_dict, folder / WEIGHTS)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save the state of the optimiser in one piece, whatever pieces it is in."""
-        if self.is_deepspeed_enabled:
-            groups = optimizer_groups(self.model, self.config)
-            state = gathered_from_zero(self.optimizer, groups)
-        else:
-            state = gathered_state(self.optimizer)
-
-        def write() -> None:
-            torch.save(state, Path(output_dir, OPTIMIZER))
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
-
-        by_first(write)
-
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
-    ) -> tuple[Any, Any]:
-        """Prepare as ever, then put back what was saved, in whatever pieces things are now."""
-        prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if resume_from_checkpoint is not None:
-            state = Path(resume_from_checkpoint)
-            self.load_weights(state)
-            saved = torch.load(state / OPTIMIZER, map_location="cpu", weights_only=True)
-            if self.is_deepspeed_enabled:
-                scatter_to_zero(self.optimizer, optimizer_groups(self.model, self.config), saved)
-            else:
-                scatter_state(self.optimizer, saved)
-            self.lr_scheduler.load_state_dict(torch.load(state / SCHEDULER, weights_only=True))
-        return prepared
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing yet: weights are put back once they are in their pieces."""
-
-    def with_changes(self, change: Callable[[Any], None], model: Any) -> None:
-        """Change weights of the model that is about to train."""
-        change(model)
-        if self.is_deepspeed_enabled:  # which trains copies of them
-            tell_weights(optimizer_groups(self.model, self.config))
-
-    def load_weights(self, state: Path) -> None:
-        """Put back what had been trained when a resume state was saved."""
-        named = dict(self.model.named_parameters())
-        for name, tensor in load_file(state / WEIGHTS).items():
-            assign(named[name], tensor)
 
     def _share(self, inputs: dict[str, Tensor]) -> float:
         """The weight of a part: over parts and, as gradients are, meant over processes, it is 1."""
