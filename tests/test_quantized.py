@@ -21,7 +21,8 @@ import skipgpt
 from command import skipgpt as command
 from conftest import byte_tokenizer, tiny_base
 from runs import ARGUMENTS, logits, rows, run, stopping_at, tiny_config, weights, write_documents
-from skipgpt.checkpoint import load, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import read_info
 from skipgpt.config import LoraStage
 from skipgpt.cost import layer_costs, sparsities
 from skipgpt.errors import (

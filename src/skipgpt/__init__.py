@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipgpt.checkpoint import load as load
-    from skipgpt.checkpoint import push_to_hub as push_to_hub
+    from skipgpt.checkpoint_folder import push_to_hub as push_to_hub
     from skipgpt.comparison.compare import compare as compare
     from skipgpt.config import RouterConfig as RouterConfig
     from skipgpt.config import TrainConfig as TrainConfig
@@ -49,7 +49,7 @@ _HOMES = {
     "export_static": "export",
     "load": "checkpoint",
     "perplexity": "evaluation.perplexity",
-    "push_to_hub": "checkpoint",
+    "push_to_hub": "checkpoint_folder",
     "recipe": "config",
     "record_routing": "model.trace",
     "register": "model.auto",

@@ -13,8 +13,6 @@ docs/checkpoint.md has every field.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,28 +21,32 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.atomic import files_below, staged, to_json
+from skipgpt.checkpoint_folder import (
+    CONFIG,
+    ROUTERS,
+    digest_of,
+    local_folder,
+    read_info,
+    read_tensors,
+    refuse_existing,
+    verify_files,
+)
 from skipgpt.checkpoint_info import (
-    FORMAT_VERSION,
     LORA,
     CheckpointInfo,
-    check_keep,
     has_adapter,
     model_card,
 )
-from skipgpt.config import check_sparsity
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import base_location, load_base
 from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
 from skipgpt.model.names import kind_of
-from skipgpt.model.quantized import check_quantization, quantization_of
+from skipgpt.model.quantized import quantization_of
 from skipgpt.model.surgery import add_routers, router_state_dict
 from skipgpt.model.trace import routing_state, set_sparsity, within_reach
 from skipgpt.pieces import whole
 from skipgpt.routing.calibration import CalibrationCurve
-from skipgpt.settings import from_dict
-
-CONFIG, ROUTERS = "skipgpt_config.json", "routers.safetensors"
 
 
 def describe(
@@ -136,7 +138,7 @@ def write(
         if hasattr(model, "peft_config"):
             _save_adapter(model, adapter, stage / LORA)
         files = {
-            str(p.relative_to(stage)): _digest(p) for p in files_below(stage) if p.suffix != ".md"
+            str(p.relative_to(stage)): digest_of(p) for p in files_below(stage) if p.suffix != ".md"
         }
         info = dataclasses.replace(info, files=files)
         (stage / "README.md").write_text(model_card(info), encoding="utf-8")
@@ -202,7 +204,7 @@ def load(
             + (" and the dtype of training with dtype= (--dtype)" if kind else ""),
         )
     add_routers(model, info.router)
-    load_routers(model, _read_tensors(folder / ROUTERS), folder)
+    load_routers(model, read_tensors(folder / ROUTERS), folder)
     state = routing_state(model)
     if info.curve is not None:
         points = tuple((s, float("-inf") if t is None else t) for s, t in info.curve)
@@ -250,96 +252,6 @@ def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -
             tensor.copy_(tensors[key])
 
 
-def read_info(folder: str | Path) -> CheckpointInfo:
-    """What a checkpoint (a folder or a hub id) is, from its config alone.
-
-    Raises:
-        CheckpointError: there is none, it is no JSON, or of a newer format.
-    """
-    path = local_folder(folder) / CONFIG
-    doing = f"reading the checkpoint {folder}"
-    if not path.is_file():
-        raise CheckpointError(
-            doing, got=f"no {CONFIG} there", expected="a folder made by `skipgpt train`"
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            doing,
-            got=f"format version {version}",
-            expected=str(FORMAT_VERSION),
-            todo="upgrade skipgpt",
-        )
-    try:
-        info = from_dict(CheckpointInfo, values)
-        check_sparsity(info.target_sparsity, "target_sparsity")
-        check_quantization(info.quantization)
-        check_keep(info.keep)
-    except ConfigError as error:
-        raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
-    return info
-
-
-def verify_files(folder: Path, info: CheckpointInfo) -> None:
-    """Compare every file with its recorded digest.
-
-    Raises:
-        CheckpointError: one message with every missing and every damaged file.
-    """
-    problems = []
-    for name, digest in info.files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif _digest(path) != digest:
-            problems.append(f"{name} is damaged or was changed ({path.stat().st_size} bytes)")
-    if problems:
-        raise CheckpointError(
-            f"verifying the checkpoint {folder}",
-            got="; ".join(problems),
-            expected=f"the files as {CONFIG} records them",
-            todo="copy the checkpoint again, or train it again",
-        )
-
-
-def is_checkpoint(folder: str | Path) -> bool:
-    """Whether a folder on disk holds a checkpoint."""
-    return (Path(folder) / CONFIG).is_file()
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raise if a checkpoint lies there.
-
-    Raises:
-        CheckpointError: it does.
-    """
-    if (folder / CONFIG).exists():
-        raise CheckpointError(
-            f"writing to {folder}",
-            got="a folder that already holds a checkpoint",
-            expected="an empty or new folder",
-            todo="pass --overwrite (overwrite=True) to replace it",
-        )
-
-
-def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload a checkpoint without its resume state; returns the address of the commit."""
-    from huggingface_hub import HfApi
-
-    verify_files(Path(folder), read_info(folder))
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(
-        api.upload_folder(
-            repo_id=repo_id, folder_path=folder, ignore_patterns=["trainer/*", ".*/*"]
-        )
-    )
-
-
 def _held(kind: str | None) -> str:
     return f" in {kind}" if kind else ""
 
@@ -347,35 +259,3 @@ def _held(kind: str | None) -> str:
 def _save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     model.save_pretrained(folder, state_dict=tensors)
     (folder / "README.md").unlink(missing_ok=True)
-
-
-def local_folder(folder: str | Path) -> Path:
-    """The folder itself, or the download of a hub id."""
-    if Path(folder).is_dir() or str(folder).count("/") != 1:
-        return Path(folder)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(folder)))
-    except Exception as error:  # the hub client raises many kinds
-        raise CheckpointError(
-            f"loading the checkpoint {folder}",
-            got=f"no such folder, and from the hub {type(error).__name__}",
-            expected="a folder made by `skipgpt train`, or a hub id",
-        ) from error
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"reading {path}", got=str(error)) from error
-    return tensors
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 import skipgpt as library
 from command import skipgpt
 from runs import ARGUMENTS, logits, metrics, shared_checkpoint, write_documents
-from skipgpt.checkpoint import load, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import read_info
 from skipgpt.model.families import FAMILIES
 
 

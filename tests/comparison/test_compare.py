@@ -15,7 +15,8 @@ from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, compared, stopping_at, write_documents
 from skipgpt.baselines.registry import STATIC
 from skipgpt.baselines.units import sites_of
-from skipgpt.checkpoint import load, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import read_info
 from skipgpt.comparison import compare as comparing
 from skipgpt.comparison import static, trained
 from skipgpt.comparison.job import Job, prepare

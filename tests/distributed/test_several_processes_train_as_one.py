@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from conftest import byte_tokenizer, tiny_base
 from launched import curve, kill_one_after, launch, start
 from runs import write_documents
-from skipgpt.checkpoint import load, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import read_info
 
 BOTH = ("--stages", "router,lora", "--set", "router.stand_in=2", "--set", "router.normalize=true")
 # Sums over processes are taken in another order, which moves float32 numbers by 1e-6.

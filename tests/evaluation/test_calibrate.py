@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from conftest import tiny_routed
 from runs import make_checkpoint, rows, shared_checkpoint, weights, write_documents
-from skipgpt.checkpoint import describe, load, read_info, save
+from skipgpt.checkpoint import describe, load, save
+from skipgpt.checkpoint_folder import read_info
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.errors import ConfigError, SkipGPTError
 from skipgpt.evaluation.calibrate import calibrate, calibrate_checkpoint, cut

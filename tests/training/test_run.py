@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from runs import make_checkpoint, metrics, run, stopping_at, tiny_config, weights, write_documents
-from skipgpt.checkpoint import load, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import read_info
 from skipgpt.errors import CheckpointError, ConfigError, DataError, SkipGPTError, TrainingError
 from skipgpt.model.surgery import routers
 from skipgpt.training.callbacks import MetricsFile

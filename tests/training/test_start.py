@@ -13,7 +13,8 @@ from cases import CLOSE, SITES, base, routed
 from runs import metrics, rows, run, stage_trainer, stopping_at, tiny_config, weights
 from skipgpt.baselines.static import static_loss
 from skipgpt.baselines.units import sites_of, units_of
-from skipgpt.checkpoint import load, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import read_info
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss

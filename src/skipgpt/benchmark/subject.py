@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.benchmark.shapes import shape_config
-from skipgpt.checkpoint import load, local_folder, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import local_folder, read_info
 from skipgpt.config import DataConfig
 from skipgpt.data import pack_blocks, read_documents
 from skipgpt.errors import DataError

@@ -48,7 +48,8 @@ def run(
         )
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.analysis.live import TokenRun
-    from skipgpt.checkpoint import load, local_folder, read_info
+    from skipgpt.checkpoint import load
+    from skipgpt.checkpoint_folder import local_folder, read_info
     from skipgpt.generation import generate
     from skipgpt.report.live_text import live_text
     from skipgpt.report.terminal import Scale, fit_for, has_colour

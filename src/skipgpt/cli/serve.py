@@ -61,7 +61,7 @@ def run(
 ) -> None:  # fmt: skip
     """Parse, load, serve."""
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.checkpoint import local_folder
+    from skipgpt.checkpoint_folder import local_folder
     from skipgpt.serving.serve import serve
 
     def ready(address: str) -> None:

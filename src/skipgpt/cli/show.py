@@ -41,7 +41,7 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, read, print."""
-    from skipgpt.checkpoint import local_folder, read_info, verify_files
+    from skipgpt.checkpoint_folder import local_folder, read_info, verify_files
     from skipgpt.errors import ConfigError
 
     sources = [*(text or []), *(more or [])]

@@ -77,7 +77,7 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, train, print the result."""
-    from skipgpt.checkpoint import is_checkpoint, read_info
+    from skipgpt.checkpoint_folder import is_checkpoint, read_info
     from skipgpt.config import recipe as named_recipe
     from skipgpt.settings import override
 
@@ -146,7 +146,7 @@ def _say_needs(
     as_json: bool,
 ) -> None:
     from skipgpt.benchmark.shapes import SHAPES, shape_config
-    from skipgpt.checkpoint import is_checkpoint, read_info
+    from skipgpt.checkpoint_folder import is_checkpoint, read_info
     from skipgpt.cost.memory import check_layout
     from skipgpt.model.base import base_config, choose_dtype
     from skipgpt.training.dry_run import dry_run

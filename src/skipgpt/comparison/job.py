@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.checkpoint import is_checkpoint, read_info
+from skipgpt.checkpoint_folder import is_checkpoint, read_info
 from skipgpt.comparison.method import TRAINED, Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import LoraStage, RouterConfig, TrainConfig, recipe

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt import checkpoint
+from skipgpt.checkpoint_folder import refuse_existing
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import LoraStage, RouterConfig, check_sparsity
 from skipgpt.convert.authors_file import AuthorsFile, read_authors_file, router_keys
@@ -56,7 +57,7 @@ def convert(
     """
     check_sparsity(target_sparsity, "target_sparsity")
     if not overwrite:
-        checkpoint.refuse_existing(Path(out))
+        refuse_existing(Path(out))
     source = AuthorsFile.of(*(read_authors_file(file) for file in (path, lora) if file is not None))
     if base_model is None:
         # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be

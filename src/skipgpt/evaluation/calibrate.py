@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.checkpoint import describe, load, read_info, save
+from skipgpt.checkpoint import describe, load, save
+from skipgpt.checkpoint_folder import read_info
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from skipgpt.checkpoint import read_info
+from skipgpt.checkpoint_folder import read_info
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.errors import CheckpointError
 

@@ -26,7 +26,8 @@ from skipgpt.analysis import (
     trace_dense,
     trace_text,
 )
-from skipgpt.checkpoint import load, local_folder, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import local_folder, read_info
 from skipgpt.checkpoint_info import CheckpointInfo, has_adapter
 from skipgpt.config import DataConfig
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work

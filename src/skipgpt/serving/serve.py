@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from skipgpt.checkpoint import is_checkpoint, load, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import is_checkpoint, read_info
 from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError
 from skipgpt.export import export_merged
 from skipgpt.model.auto import register

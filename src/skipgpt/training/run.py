@@ -12,14 +12,8 @@ from typing import Any, cast
 import torch
 
 from skipgpt.baselines.units import Unit
-from skipgpt.checkpoint import (
-    describe,
-    is_checkpoint,
-    load,
-    read_info,
-    trained_tensors,
-    write,
-)
+from skipgpt.checkpoint import describe, load, trained_tensors, write
+from skipgpt.checkpoint_folder import is_checkpoint, read_info
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import Stage, TrainConfig, recipe
 from skipgpt.data import load_blocks

@@ -19,7 +19,7 @@ from typing import Any
 
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.units import Unit
-from skipgpt.checkpoint import refuse_existing
+from skipgpt.checkpoint_folder import refuse_existing
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.processes import first_alone

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from skipgpt.checkpoint import load, local_folder, read_info
+from skipgpt.checkpoint import load
+from skipgpt.checkpoint_folder import local_folder, read_info
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.kept_answers import answering, check_answers
