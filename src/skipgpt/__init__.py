@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from skipgpt.export import export_static as export_static
     from skipgpt.model.auto import register as register
     from skipgpt.model.cache import SkipCache as SkipCache
+    from skipgpt.model.dial import at_sparsity as at_sparsity
+    from skipgpt.model.dial import set_sparsity as set_sparsity
     from skipgpt.model.surgery import add_routers as add_routers
     from skipgpt.model.surgery import remove_routers as remove_routers
     from skipgpt.model.surgery import routed_layers as routed_layers
-    from skipgpt.model.trace import at_sparsity as at_sparsity
     from skipgpt.model.trace import execution as execution
     from skipgpt.model.trace import record_routing as record_routing
-    from skipgpt.model.trace import set_sparsity as set_sparsity
     from skipgpt.report.routing_map import routing_map as routing_map
     from skipgpt.training.run import train as train
 
@@ -41,7 +41,7 @@ _HOMES = {
     "SkipGPTError": "errors",
     "TrainConfig": "config",
     "add_routers": "model.surgery",
-    "at_sparsity": "model.trace",
+    "at_sparsity": "model.dial",
     "calibrate": "evaluation.calibrate",
     "compare": "comparison.compare",
     "execution": "model.trace",
@@ -56,7 +56,7 @@ _HOMES = {
     "remove_routers": "model.surgery",
     "routed_layers": "model.surgery",
     "routing_map": "report.routing_map",
-    "set_sparsity": "model.trace",
+    "set_sparsity": "model.dial",
     "train": "training.run",
 }
 

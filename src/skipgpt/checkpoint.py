@@ -40,11 +40,12 @@ from skipgpt.checkpoint_info import (
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import base_location, load_base
 from skipgpt.model.base import fingerprint as fingerprint_of
+from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
 from skipgpt.model.names import kind_of
 from skipgpt.model.quantized import quantization_of
 from skipgpt.model.surgery import add_routers, router_state_dict
-from skipgpt.model.trace import routing_state, set_sparsity, within_reach
+from skipgpt.model.trace import routing_state
 from skipgpt.pieces import whole
 from skipgpt.routing.calibration import CalibrationCurve
 

@@ -14,8 +14,9 @@ from skipgpt.errors import ConfigError, SkipGPTError
 from skipgpt.evaluation.calibrate import calibrate, calibrate_checkpoint, cut
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.base import load_base
+from skipgpt.model.dial import set_sparsity
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.model.trace import record_routing, routing_state, set_sparsity
+from skipgpt.model.trace import record_routing, routing_state
 from skipgpt.routing.router import set_constant
 
 

@@ -21,8 +21,9 @@ from skipgpt.evaluation.harness.benchmark import Setting, benchmark, task_scores
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.scoring import Scorer
 from skipgpt.model.base import load_base
+from skipgpt.model.dial import at_sparsity
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import at_sparsity, execution
+from skipgpt.model.trace import execution
 
 
 @pytest.fixture

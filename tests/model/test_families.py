@@ -18,16 +18,11 @@ from cases import (
 from conftest import tiny_base
 from reference import GATED, USUALLY_GATED
 from skipgpt.errors import ConfigError, UnsupportedModelError
+from skipgpt.model.dial import set_sparsity
 from skipgpt.model.families import FAMILIES, NEWEST, OLDEST, family_of
 from skipgpt.model.halves import query_width
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, train_only
-from skipgpt.model.trace import (
-    deciding,
-    execution,
-    record_routing,
-    routing_state,
-    set_sparsity,
-)
+from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.routing.decision import KEEP_ALL, Threshold
 

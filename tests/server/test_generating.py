@@ -7,7 +7,7 @@ from runs import shared_checkpoint
 from skipgpt.checkpoint import load
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
-from skipgpt.model.trace import at_sparsity
+from skipgpt.model.dial import at_sparsity
 from skipgpt.serving.generating import Done, Job, Piece, run_job
 
 PROMPT = "Story 3 of the cats"

@@ -15,7 +15,7 @@ from command import skipgpt
 from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
 from skipgpt.checkpoint import load
 from skipgpt.generation import generate
-from skipgpt.model.trace import at_sparsity
+from skipgpt.model.dial import at_sparsity
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from running_server import CONTEXT, Server, checkpoint_with_chat, serving, strea
 from served import size_of
 from skipgpt.checkpoint import load
 from skipgpt.generation import generate
-from skipgpt.model.trace import at_sparsity
+from skipgpt.model.dial import at_sparsity
 
 OPTIONS = ("--engine", "vllm", "--", "--max-num-seqs", 16, "--block-size", 32)
 

@@ -19,10 +19,11 @@ from skipgpt.config import DataConfig
 from skipgpt.data import pack_blocks, read_documents
 from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
+from skipgpt.model.dial import set_sparsity
 from skipgpt.model.int8 import quantize_int8
 from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import Execution, routing_state, set_sparsity
+from skipgpt.model.trace import Execution, routing_state
 from skipgpt.routing.decision import DecisionRule, RandomRoutes
 
 InInt8 = Literal["dense-int8", "sparse-int8"]

@@ -19,7 +19,8 @@ from skipgpt.comparison.result import Row
 from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state, set_sparsity
+from skipgpt.model.dial import set_sparsity
+from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
 from skipgpt.training.run import TrainResult, train
 from skipgpt.training.run_folder import RUN

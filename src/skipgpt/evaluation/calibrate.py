@@ -16,14 +16,8 @@ from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.perplexity import perplexity, total_loss
-from skipgpt.model.trace import (
-    deciding,
-    execution,
-    record_routing,
-    routing_state,
-    set_sparsity,
-    within_reach,
-)
+from skipgpt.model.dial import set_sparsity, within_reach
+from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.calibration import CURVE, CalibrationCurve, calibrate_curve, skipped_share
 from skipgpt.routing.calibration import calibrate as find_threshold
 from skipgpt.routing.decision import Threshold

@@ -12,8 +12,9 @@ from skipgpt.atomic import staged
 from skipgpt.checkpoint import load
 from skipgpt.export.checks import exportable
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
+from skipgpt.model.dial import within_reach
 from skipgpt.model.families import family_of
-from skipgpt.model.trace import routing_state, within_reach
+from skipgpt.model.trace import routing_state
 
 
 def export_merged(

@@ -12,11 +12,12 @@ from contextlib import nullcontext
 from typing import Any
 
 from skipgpt.config import RouterConfig
+from skipgpt.model.dial import at_sparsity, set_sparsity
 from skipgpt.model.families import FAMILIES, MERGED_PREFIX
 from skipgpt.model.family import Family
 from skipgpt.model.names import ROUTING_PARTS
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import at_sparsity, routing_state, set_sparsity
+from skipgpt.model.trace import routing_state
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.settings import from_dict
 

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import RoutingState, dialled
+from skipgpt.model.dial import dialled
+from skipgpt.model.trace import RoutingState
 
 logger = logging.getLogger("skipgpt")
 

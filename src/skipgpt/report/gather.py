@@ -38,8 +38,9 @@ from skipgpt.evaluation.source_rows import SourceRows, context_of, source_rows
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.hardware import hardware
 from skipgpt.model.base import load_base
+from skipgpt.model.dial import at_sparsity, within_reach
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import MODULES, at_sparsity, routing_state, within_reach
+from skipgpt.model.trace import MODULES, routing_state
 from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
 from skipgpt.routing.decision import Site

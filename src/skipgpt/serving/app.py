@@ -14,7 +14,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import dialled, routing_state
+from skipgpt.model.dial import dialled
+from skipgpt.model.trace import routing_state
 from skipgpt.serving.door import Door
 from skipgpt.serving.engine import Engine, Running, StoppingError
 from skipgpt.serving.generating import Done, Job, Piece

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 from skipgpt.analysis.text import Pieces
-from skipgpt.model.trace import at_sparsity, record_routing
+from skipgpt.model.dial import at_sparsity
+from skipgpt.model.trace import record_routing
 from skipgpt.serving.stop_text import StopText
 
 Reason = Literal["stop", "length"]

@@ -16,9 +16,9 @@ from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError
 from skipgpt.export import export_merged
 from skipgpt.model.auto import register
 from skipgpt.model.base import base_config, load_base
+from skipgpt.model.dial import set_sparsity
 from skipgpt.model.families import MERGED_PREFIX
 from skipgpt.model.int8 import check_loaded_as, quantize_int8
-from skipgpt.model.trace import set_sparsity
 from skipgpt.serving.address import bind
 from skipgpt.serving.server import check_installed, run_server
 from skipgpt.serving.vllm.families import unsupported

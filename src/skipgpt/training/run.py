@@ -20,10 +20,11 @@ from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.model.base import choose_dtype, load_base
+from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import routing_state, set_sparsity, within_reach
+from skipgpt.model.trace import routing_state
 from skipgpt.processes import first_alone, layout, load_whole, meet
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict

@@ -19,8 +19,9 @@ from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
 from skipgpt.evaluation.perplexity import SENSES
 from skipgpt.model.base import choose_dtype, load_base
+from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import Execution, routing_state, set_sparsity, within_reach
+from skipgpt.model.trace import Execution, routing_state
 
 logger = logging.getLogger("skipgpt")
 

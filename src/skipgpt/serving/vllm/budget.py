@@ -20,7 +20,8 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.model.auto import curve_of
-from skipgpt.model.trace import RoutingState, dialled
+from skipgpt.model.dial import dialled
+from skipgpt.model.trace import RoutingState
 from skipgpt.routing.decision import Threshold
 
 ARGUMENT = "sparsity"
