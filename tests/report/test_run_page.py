@@ -123,3 +123,9 @@ def test_the_command_writes_the_page_and_prints_the_numbers(tmp_path: Path) -> N
     assert done.status == 0, done.stderr
     assert json.loads(done.stdout)["stages"]["router"]["steps"] == 3
     assert "Stage router" in page.read_text()
+
+
+def test_what_is_read_off_a_text_is_refused_beside_a_run(tmp_path: Path) -> None:
+    done = skipgpt("report", "--run", _run(tmp_path, [], 3), "--data", "stdlib", "--sparsity", 0.4)
+    assert done.status == 2
+    assert "got --data and --sparsity" in done.stderr

@@ -73,6 +73,14 @@ def run(
     if path:
         check_writable(path)
     if run:
+        of_text = {"--data": data, "--sparsity": sparsity, "--tasks": tasks, "--base": base,
+                   "--quantize": quantize}  # fmt: skip
+        if given_too := [name for name, value in of_text.items() if value is not None]:
+            raise ConfigError(
+                "reporting on a run",
+                got=" and ".join(given_too),
+                expected="--run alone, which reads what the run has written",
+            )
         _of_run(run, path, kind, as_json)
         return
     if not data:
