@@ -23,6 +23,10 @@ FSDP = {
 }
 """What `accelerate launch` sets for configs/accelerate/fsdp2.yaml."""
 
+SKIPGPT = ("-m", "skipgpt")
+TELLING_PIECES = (str(Path(__file__).with_name("telling_pieces.py")),)
+"""Programs that a launcher starts: the command, and one that tells how its parameters lie."""
+
 LAYOUTS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": FSDP}
 
 
@@ -45,12 +49,18 @@ def launch(
 
 
 def start(
-    base: Path, out: Path, *arguments: object, processes: int = 1, layout: str = "ddp", **more: Any
+    base: Path,
+    out: Path,
+    *arguments: object,
+    processes: int = 1,
+    layout: str = "ddp",
+    program: tuple[str, ...] = SKIPGPT,
+    **more: Any,
 ) -> subprocess.Popen[str]:
     """The same, without waiting."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", str(processes)]
-    command = [*(launcher if processes > 1 else [sys.executable]), "-m", "skipgpt", "train"]
+    command = [*(launcher if processes > 1 else [sys.executable]), *program, "train"]
     command += [str(base), "--data", str(base.parent / "stories.jsonl"), "--out", str(out)]
     command += [*ARGUMENTS, "--set", "batch_size=4", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (LAYOUTS[layout] if processes > 1 else {})

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import byte_tokenizer, tiny_base
-from launched import curve, kill_one_after, launch, start
+from launched import TELLING_PIECES, curve, kill_one_after, launch, start
 from runs import write_documents
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import read_info
@@ -50,12 +50,38 @@ def _same(one: Path, other: Path) -> None:
     assert files[0] == files[1]
 
 
+def _lie_as_the_layout_says(folder: Path, stage: str, layout: str) -> None:
+    first, second = (
+        [each for each in told if each["stage"] == stage]
+        for told in (
+            [json.loads(line) for line in (folder / f"{rank}.jsonl").read_text().splitlines()]
+            for rank in range(2)
+        )
+    )
+    assert {each["kind"] for each in first} >= {"base", "router", stage}
+    for here, there in zip(first, second, strict=True):
+        assert here["name"] == there["name"]
+        if layout == "ddp":
+            assert here["here"] == there["here"] == here["whole"]
+            continue
+        assert here["in_pieces"], here
+        assert here["here"] + there["here"] == here["whole"]
+        if here["kind"] == "base":
+            assert 0 < here["here"] < here["whole"]
+
+
 @pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
 def test_two_processes_train_both_stages_as_one_does(
-    layout: str, base: Path, alone: Path, tmp_path: Path
+    layout: str, base: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = launch(base, tmp_path / "two", *BOTH, "--json", processes=2, layout=layout)
+    monkeypatch.setenv("PIECES_FOLDER", str(tmp_path))
+    asked = (*BOTH, "--json")
+    ended = launch(
+        base, tmp_path / "two", *asked, processes=2, layout=layout, program=TELLING_PIECES
+    )
     assert ended.status == 0, ended.stderr
+    for stage in ("router", "lora"):
+        _lie_as_the_layout_says(tmp_path, stage, layout)
     _same(tmp_path / "two", alone)
     assert json.loads(ended.stdout)["info"]["stages"] == ["router", "lora"]
     assert len(curve(alone)) == 6 + 4

@@ -1,0 +1,51 @@
+"""`python -m skipgpt`, which tells how the parameters of its first step lie on this process.
+
+Lines of JSON go to a file a process, in the folder that PIECES_FOLDER names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from skipgpt.cli import main
+from skipgpt.model.names import kind_of
+from skipgpt.pieces import in_pieces
+from skipgpt.processes import rank
+from skipgpt.training.trainer import RoutingTrainer
+
+
+def _tell(trainer: RoutingTrainer) -> None:
+    with (Path(os.environ["PIECES_FOLDER"]) / f"{rank()}.jsonl").open("a") as file:
+        for name, each in trainer.model.named_parameters():
+            here: Any = each
+            told = {
+                "stage": trainer.plan.stage,
+                "name": name,
+                "kind": kind_of(name),
+                "in_pieces": in_pieces(each),
+                "whole": each.numel(),
+                "here": here.to_local().numel() if in_pieces(each) else each.numel(),
+            }
+            file.write(json.dumps(told) + "\n")
+
+
+class TellingTrainer(RoutingTrainer):
+    """The trainer, asked for its parameters once its first step is done."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.state.global_step == 0:
+            _tell(self)
+        return loss
+
+
+if __name__ == "__main__":
+    import skipgpt.training.trainer
+
+    skipgpt.training.trainer.RoutingTrainer = TellingTrainer  # type: ignore[misc]
+    main()
