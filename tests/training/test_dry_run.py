@@ -1,9 +1,12 @@
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import Stage
@@ -37,10 +40,12 @@ def _config(**changes: Any) -> transformers.LlamaConfig:
     return transformers.LlamaConfig(**SHAPE | changes)
 
 
-def _needs(stage: Stage, layout: str = "single", processes: int = 1, **changes: Any) -> DryRun:
+def _needs(
+    stage: Stage, layout: str = "single", processes: int = 1, vocab_size: int = 257, **changes: Any
+) -> DryRun:
     config = tiny_config("paper", stages=stage, **SETTINGS | changes)
     return dry_run(
-        _config(),
+        _config(vocab_size=vocab_size),
         config,
         layout=check_layout(layout, processes),
         processes=processes,
@@ -49,9 +54,9 @@ def _needs(stage: Stage, layout: str = "single", processes: int = 1, **changes: 
     )
 
 
-def _real(stage: Stage) -> Any:
+def _real(stage: Stage, **changes: Any) -> Any:
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(_config())
+    model = transformers.LlamaForCausalLM(_config(**changes))
     return add_routers(model, tiny_config(**SETTINGS).router)
 
 
@@ -81,6 +86,43 @@ def test_activations_are_what_autograd_keeps_in_a_real_forward(stage: Stage) -> 
     found = stored_bytes(model, rows=2, tokens=16, rule=rule)
     # Masks, positions and a few scalars are counted once here and in proportion there.
     assert told.memory.activations == pytest.approx(found, rel=0.02)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside hold at once; views of weights hold none."""
+
+    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._weights = {StorageWeakRef(each.untyped_storage()) for each in weights}
+        self._made: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in torch.utils._pytree.tree_leaves(made):
+            if isinstance(each, torch.Tensor):
+                storage = each.untyped_storage()
+                self._made[StorageWeakRef(storage)] = storage.nbytes()
+        held = {ref: size for ref, size in self._made.items() if not ref.expired()}
+        self._made = {ref: size for ref, size in held.items() if ref not in self._weights}
+        self.peak = max(self.peak, sum(self._made.values()))
+        return made
+
+
+@pytest.mark.parametrize("stage", ["router", "lora"])
+def test_the_peak_of_a_real_step_with_a_large_vocabulary_is_what_is_told(
+    stage: Stage, tmp_path: Path
+) -> None:
+    (told,) = _needs(stage, vocab_size=8192).stages
+    config = tiny_config("paper", stages=stage, **SETTINGS)
+    trainer = stage_trainer(_real(stage, vocab_size=8192), stage, config, rows(4), tmp_path)
+    with _LiveBytes(trainer.model.parameters()) as live:
+        trainer.train()
+    # Weights lie there before; gradients and state of what trains come after the peak.
+    assert live.peak == pytest.approx(told.memory.activations + told.memory.logits, rel=0.05)
+    assert told.memory.logits == 2 * (2 * 16 * 8192 * 4)
 
 
 def test_checkpointing_keeps_a_stream_a_layer_and_one_layer_whole() -> None:

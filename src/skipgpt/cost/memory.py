@@ -58,7 +58,9 @@ class Memory:
         optimizer: AdamW's moments and step counts, and copies of weights.
         buckets: copies of gradients that are sent.
         activations: kept by a forward for its backward pass.
-        logits: their gradient, which the loss makes in float32 and hands on.
+        logits: two buffers in float32 that the loss makes backwards and holds at once: the
+            gradient of the log-probabilities, and that of the logits. The log-probabilities
+            themselves are among the activations.
     """
 
     weights: float
@@ -107,7 +109,7 @@ def memory(
         layout: how it is spread.
         processes: one a device.
         activations: bytes that a forward of one process keeps.
-        logits: bytes of the gradient of its logits.
+        logits: bytes of the gradients of its log-probabilities and logits.
 
     Example:
         >>> held = Held(1000, 2000, 400, 400, trained=10, trained_tensors=2)

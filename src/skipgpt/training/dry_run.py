@@ -164,7 +164,7 @@ def _stage(
         layout,
         processes,
         activations=kept.total(config.activation_checkpointing),
-        logits=share.rows * tokens * width * 4.0,
+        logits=2 * share.rows * tokens * width * 4.0,
     )
     flops = processes * share.parts * _forward_flops(model, stage, config, share.rows, share.parts)
     seconds = flops / processes / device_flops
