@@ -12,11 +12,13 @@ from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import Stage
 from skipgpt.cost.memory import Held, check_layout, memory
 from skipgpt.cost.stored import stored_bytes
+from skipgpt.data import Blocks
 from skipgpt.errors import ConfigError
 from skipgpt.model.names import kind_of
 from skipgpt.model.surgery import add_routers
 from skipgpt.routing.decision import StraightThrough, Threshold
 from skipgpt.training.dry_run import DryRun, dry_run
+from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import prepare
 
 SHAPE = {
@@ -88,6 +90,10 @@ def test_activations_are_what_autograd_keeps_in_a_real_forward(stage: Stage) -> 
     assert told.memory.activations == pytest.approx(found, rel=0.02)
 
 
+class _SeenError(Exception):
+    """Ends a run where the test has seen enough."""
+
+
 class _LiveBytes(TorchDispatchMode):
     """The most bytes that tensors made inside hold at once; views of weights hold none."""
 
@@ -157,6 +163,62 @@ def test_more_processes_share_the_rows_and_the_time() -> None:
     assert two.seconds == pytest.approx(one.seconds / 2)
     assert two.step_flops == pytest.approx(one.step_flops)
     assert two.memory.activations < one.memory.activations
+
+
+@pytest.mark.parametrize(
+    ("layout", "processes", "kv", "execution"),
+    [
+        ("single", 1, "dense", "sparse"),
+        ("single", 1, "skip", "sparse"),
+        ("ddp", 2, "dense", "sparse"),
+        ("fsdp2", 2, "dense", "sparse"),
+        ("fsdp2", 2, "skip", "gated"),
+        ("ddp", 2, "skip", "gated"),
+        ("zero2", 2, "dense", "sparse"),
+        ("zero3", 2, "dense", "gated"),
+        ("zero3", 1, "dense", "gated"),
+    ],
+)
+def test_stage_lora_skips_no_work_where_processes_have_to_call_the_same_modules(
+    layout: str, processes: int, kv: str, execution: str
+) -> None:
+    (told,) = _needs("lora", layout, processes, router__kv=kv, target_sparsity=0.5).stages
+    (unskipped,) = _needs("lora", layout, processes, router__kv=kv, target_sparsity=0.0).stages
+    assert told.execution == execution
+    if execution == "sparse":
+        assert told.step_flops < 0.9 * unskipped.step_flops
+    else:
+        assert told.step_flops == unskipped.step_flops
+
+
+@pytest.mark.parametrize(
+    ("processes", "stage_of_zero", "kv", "execution"),
+    [(1, "2", "skip", "sparse"), (2, "2", "skip", "gated"), (1, "3", "dense", "gated")],
+)
+def test_a_run_executes_as_its_dry_run_says(
+    processes: int,
+    stage_of_zero: str,
+    kv: str,
+    execution: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config("paper", stages="lora", **SETTINGS | {"router__kv": kv})
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage_of_zero)
+    monkeypatch.setattr("skipgpt.training.run_stage.count", lambda: processes)
+    plans = []
+
+    def seen(**given: Any) -> None:
+        plans.append(given["plan"])
+        raise _SeenError
+
+    monkeypatch.setattr("skipgpt.training.trainer.RoutingTrainer", seen)
+    monkeypatch.setattr("skipgpt.training.arguments.training_arguments", lambda *_: None)
+    blocks = Blocks(rows(4), rows(2), rows(2), "", (1, 1))
+    with pytest.raises(_SeenError):
+        run_stage(_real("lora"), "lora", config, blocks, tmp_path)
+    assert [each.execution for each in plans] == [execution]
 
 
 def test_a_layout_that_there_is_not_is_refused() -> None:

@@ -16,8 +16,9 @@ from skipgpt.cost.stored import stored
 from skipgpt.machine import typical
 from skipgpt.model.names import kind_of
 from skipgpt.model.surgery import add_routers, routed_layers, routers
-from skipgpt.training.row_order import share_of_step
-from skipgpt.training.stages import prepare
+from skipgpt.model.trace import Execution
+from skipgpt.training.row_order import Share, share_of_step
+from skipgpt.training.stages import StagePlan, plan, prepare
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class StageNeeds:
 
     Attributes:
         stage: its name.
+        execution: of its forwards; `gated` runs every module for all tokens.
         held: what there is to hold, in all.
         memory: bytes on each device.
         rows: of a forward on each device.
@@ -36,6 +38,7 @@ class StageNeeds:
     """
 
     stage: Stage
+    execution: Execution
     held: Held
     memory: Memory
     rows: int
@@ -80,7 +83,8 @@ class DryRun:
         for each in self.stages:
             lines += [
                 f"stage {each.stage}: {each.held.parameters:,} parameters, of others "
-                f"{each.held.trained:,} train; {each.rows} rows a forward, {each.parts} a step",
+                f"{each.held.trained:,} train; {each.rows} rows a forward, {each.parts} a step, "
+                f"{each.execution}",
                 *(
                     f"  {name:12} {value / 1e9:9.2f} GB a device"
                     for name, value in [*vars(each.memory).items(), ("total", each.memory.total)]
@@ -111,7 +115,7 @@ def dry_run(
 
     Args:
         base: the config of the base model, as transformers has it.
-        config: the run; its target sparsity is what stage `lora` is taken to skip.
+        config: the run; its target sparsity is what stage `lora` is taken to skip where it packs.
         layout: how the model is spread over devices.
         processes: one a device.
         dtype: of the base model.
@@ -150,6 +154,7 @@ def _stage(
     dtype: torch.dtype,
     device_flops: float,
 ) -> StageNeeds:
+    stage_plan = plan(stage, config, processes=processes, lockstep=layout == "zero3")
     share = share_of_step(config.batch_size, config.accumulation, processes)
     tokens, width = config.data.block_size, base.get_text_config().vocab_size
 
@@ -166,11 +171,18 @@ def _stage(
         activations=kept.total(config.activation_checkpointing),
         logits=2 * share.rows * tokens * width * 4.0,
     )
-    flops = processes * share.parts * _forward_flops(model, stage, config, share.rows, share.parts)
+    flops = processes * share.parts * _forward_flops(model, stage_plan, config, share)
     seconds = flops / processes / device_flops
-    steps = (config.lora_stage if stage == "lora" else config.router_stage).steps
     return StageNeeds(
-        stage, _held(model), needs, share.rows, share.parts, flops, seconds, steps * seconds / 3600
+        stage,
+        stage_plan.execution,
+        _held(model),
+        needs,
+        share.rows,
+        share.parts,
+        flops,
+        seconds,
+        stage_plan.steps * seconds / 3600,
     )
 
 
@@ -212,17 +224,20 @@ def _bytes(parameter: nn.Parameter) -> int:
 
 
 def _forward_flops(
-    model: nn.Module, stage: Stage, config: TrainConfig, rows: int, parts: int
+    model: nn.Module, stage_plan: StagePlan, config: TrainConfig, share: Share
 ) -> float:
     """FLOPs of one forward and backward of a process, and of what goes with them."""
-    tokens = config.data.block_size
-    forward = Forward(rows, tokens, logits=tokens)
-    keep = dict.fromkeys(routers(model), 1 - config.target_sparsity) if stage == "lora" else None
+    stage, tokens = stage_plan.stage, config.data.block_size
+    forward = Forward(share.rows, tokens, logits=tokens)
+    packs = stage_plan.execution == "sparse"
+    keep = dict.fromkeys(routers(model), 1 - config.target_sparsity) if packs else None
     lora = 0.0 if stage == "router" else lora_flops(model, forward, keep)
     flops = training_flops(model, forward, stage, keep, lora)
-    again = work(model, Forward(rows, tokens, logits=0), keep)
+    again = work(model, Forward(share.rows, tokens, logits=0), keep)
     if config.activation_checkpointing:
         flops += again.flops
-    if stage != "lora" and parts > 1:  # the sparsity of the step is measured beforehand
+    if (
+        stage_plan.trains_routers and share.parts > 1
+    ):  # the sparsity of the step is measured beforehand
         flops += again.flops
     return flops

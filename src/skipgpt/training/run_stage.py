@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -70,10 +69,7 @@ def run_stage(
 
     # A stage draws the same numbers whether or not earlier ones ran in this process.
     torch.manual_seed(config.seed)
-    stage_plan = plan(stage, config)
-    if in_lockstep() or (count() > 1 and config.router.kv == "skip"):
-        # Packed, the modules that a process calls, and in which order, depend on its tokens.
-        stage_plan = dataclasses.replace(stage_plan, execution="gated")
+    stage_plan = plan(stage, config, processes=count(), lockstep=in_lockstep())
     states = out / RESUME / stage
     resume_from = latest_state(states)
     model = prepare(model, stage, config)

@@ -4,6 +4,8 @@ stage    trains          execution   decisions
 router   routers         gated       sampled, with gradient
 lora     LoRA            sparse      deterministic, at the calibrated threshold
 joint    both            gated       sampled, with gradient
+
+Stage lora is gated, too, where processes have to call the same modules and its tokens say which.
 """
 
 from __future__ import annotations
@@ -51,10 +53,25 @@ class StagePlan:
         return self.stage != "lora"
 
 
-def plan(stage: Stage, config: TrainConfig) -> StagePlan:
-    """The plan of a stage; `joint` keeps the router stage's length and schedule."""
+def plan(
+    stage: Stage, config: TrainConfig, *, processes: int = 1, lockstep: bool = False
+) -> StagePlan:
+    """The plan of a stage; `joint` keeps the router stage's length and schedule.
+
+    Args:
+        stage: its name.
+        config: the run.
+        processes: of the run.
+        lockstep: every process has to call the same modules in the same order, as under ZeRO-3.
+
+    Example:
+        >>> plan("lora", TrainConfig(), processes=2).execution
+        'sparse'
+    """
     source = config.lora_stage if stage == "lora" else config.router_stage
-    kind: Execution = "sparse" if stage == "lora" else "gated"
+    # Packed, the modules that a process calls, and in which order, depend on its tokens.
+    same_calls = lockstep or (processes > 1 and config.router.kv == "skip")
+    kind: Execution = "sparse" if stage == "lora" and not same_calls else "gated"
     return StagePlan(stage, source.steps, source.schedule, source.warmup, kind)
 
 
