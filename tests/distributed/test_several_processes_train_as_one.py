@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import byte_tokenizer, tiny_base
-from launched import curve, kill_one_after, launch, start
+from conftest import LONG, byte_tokenizer, tiny_base
+from launched import curve, is_logged, kill_after, launch, launch_by, start
 from runs import write_documents
 from skipgpt.checkpoint import load, read_info
 
@@ -49,11 +50,11 @@ def _same(one: Path, other: Path) -> None:
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
-def test_two_processes_train_both_stages_as_one_does(
-    layout: str, base: Path, alone: Path, tmp_path: Path
+@pytest.mark.parametrize("launcher", ["torchrun", "fsdp2", *(["ddp"] if LONG else [])])
+def test_two_processes_of_a_launcher_train_both_stages_as_one_does(
+    launcher: str, base: Path, alone: Path, tmp_path: Path
 ) -> None:
-    ended = launch(base, tmp_path / "two", *BOTH, "--json", processes=2, layout=layout)
+    ended = launch_by(launcher, base, tmp_path / "two", *BOTH, "--json")
     assert ended.status == 0, ended.stderr
     _same(tmp_path / "two", alone)
     assert json.loads(ended.stdout)["info"]["stages"] == ["router", "lora"]
@@ -78,12 +79,12 @@ def test_a_run_that_lost_a_process_is_resumed_on_as_many_or_another_number(
 ) -> None:
     saving = (*BOTH, "--set", "save_every=1")
     with start(base, tmp_path / "two", *saving, processes=2, layout=layout) as running:
-        kill_one_after(running, tmp_path / "two", step=3)
-        _, stderr = running.communicate(timeout=90)
-    assert running.returncode != 0
-    lines = [line for line in stderr.splitlines() if line.startswith("skipgpt: ")]
-    assert len(lines) <= 1
-    assert "Traceback" not in stderr.split("elastic")[0]
+        kill_after(running, 1, lambda: is_logged(tmp_path / "two", step=3))
+        first, second = (each.end(90) for each in running.all)
+    assert second.status == -signal.SIGKILL
+    assert first.status == 1
+    assert "one that ended early" in first.stderr
+    assert "Traceback" not in first.stderr
     assert len(curve(tmp_path / "two")) < 10
     ended = launch(base, tmp_path / "two", *saving, "--resume", processes=then)
     assert ended.status == 0, ended.stderr
@@ -92,10 +93,9 @@ def test_a_run_that_lost_a_process_is_resumed_on_as_many_or_another_number(
 
 def test_a_run_of_one_process_is_resumed_in_pieces(base: Path, alone: Path, tmp_path: Path) -> None:
     saving = (*BOTH, "--set", "save_every=1")
+    state = tmp_path / "out" / "trainer" / "router" / "checkpoint-2"
     with start(base, tmp_path / "out", *saving) as running:
-        while not (tmp_path / "out" / "trainer" / "router" / "checkpoint-2").exists():
-            assert running.poll() is None
-        running.kill()
+        kill_after(running, 0, state.exists)
     ended = launch(base, tmp_path / "out", *saving, "--resume", processes=2, layout="fsdp2")
     assert ended.status == 0, ended.stderr
     _same(tmp_path / "out", alone)
