@@ -12,9 +12,11 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PRELOADED = [
     "pytest",
@@ -60,15 +62,53 @@ def skipgpt(
         before: a function of a module, called in the process first.
         folder: working directory.
     """
+    with started(*arguments, stdin=stdin, before=before, folder=folder) as running:
+        return running.end()
+
+
+class Running:
+    """A command that was started."""
+
+    def __init__(self, process: Any, streams: str) -> None:
+        self._process, self._streams = process, streams
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return bool(self._process.is_alive())
+
+    def kill(self) -> None:
+        """Send it SIGKILL."""
+        self._process.kill()
+
+    def end(self, seconds: float | None = None) -> Finished:
+        """Wait for its end, so long at most."""
+        self._process.join(seconds)
+        assert not self.alive, f"has not ended in {seconds} seconds"
+        out, err = (Path(self._streams, n).read_text(encoding="utf-8") for n in ("out", "err"))
+        return Finished(self._process.exitcode, out, err)
+
+
+@contextmanager
+def started(
+    *arguments: object,
+    stdin: str = "",
+    before: Callable[[], None] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Running]:
+    """The same, without waiting; what still runs at the end of the block is killed."""
+    argv = ["skipgpt", *map(str, arguments)]
     with tempfile.TemporaryDirectory() as streams:
-        argv = ["skipgpt", *map(str, arguments)]
+        for name in ("out", "err"):
+            Path(streams, name).touch()
         process = _server.Process(target=_command, args=(argv, streams, stdin, before, folder))
         process.start()
-        process.join()
-        out, err = (Path(streams, name).read_text(encoding="utf-8") for name in ("out", "err"))
-        status = process.exitcode
-        process.close()
-        return Finished(status, out, err)
+        try:
+            yield Running(process, streams)
+        finally:
+            process.kill()
+            process.join()
+            process.close()
 
 
 def _command(

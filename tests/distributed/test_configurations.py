@@ -11,8 +11,9 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from launched import FSDP
-from skipgpt.errors import MissingExtraError
+from skipgpt.errors import ConfigError, MissingExtraError
 from skipgpt.processes import meet
+from skipgpt.training.launcher import check_launcher, check_whole
 
 FOLDER = Path(__file__).parents[2] / "configs/accelerate"
 KINDS = {
@@ -54,3 +55,33 @@ def test_deepspeed_that_is_not_there_is_told_with_the_line_that_installs_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'skipgpt\[deepspeed\]'"):
         meet("cpu")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"FSDP_VERSION": "1"}, "got FSDP version 1"),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "got SIZE_BASED_WRAP"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params on a CPU"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "got Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "got a parallelism_config"),
+    ],
+)
+def test_a_layout_that_cannot_work_is_refused_with_the_file_that_does(
+    changed: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in FSDP.items():
+        monkeypatch.setitem(os.environ, name, value)
+    check_launcher("cpu")
+    for name, value in changed.items():
+        monkeypatch.setitem(os.environ, name, value)
+    with pytest.raises(ConfigError, match=rf"{told}.*use configs/accelerate/\w+\.yaml"):
+        check_launcher("cpu")
+
+
+def test_quantised_weights_are_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_whole("8bit")
+    monkeypatch.setitem(os.environ, "ACCELERATE_USE_FSDP", "true")
+    check_whole(None)
+    with pytest.raises(ConfigError, match=r"a base in 8bit.*ddp\.yaml"):
+        check_whole("8bit")

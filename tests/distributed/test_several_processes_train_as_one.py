@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import byte_tokenizer, tiny_base
-from launched import TELLING_PIECES, curve, kill_one_after, launch, start
+from conftest import LONG, byte_tokenizer, tiny_base
+from launched import TELLING_PIECES, curve, is_logged, kill_after, launch, launch_by, start
 from runs import write_documents
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import read_info
@@ -61,7 +62,7 @@ def _lie_as_the_layout_says(folder: Path, stage: str, layout: str) -> None:
     assert {each["kind"] for each in first} >= {"base", "router", stage}
     for here, there in zip(first, second, strict=True):
         assert here["name"] == there["name"]
-        if layout == "ddp":
+        if layout != "fsdp2":
             assert here["here"] == there["here"] == here["whole"]
             continue
         assert here["in_pieces"], here
@@ -70,18 +71,15 @@ def _lie_as_the_layout_says(folder: Path, stage: str, layout: str) -> None:
             assert 0 < here["here"] < here["whole"]
 
 
-@pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
-def test_two_processes_train_both_stages_as_one_does(
-    layout: str, base: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("launcher", ["torchrun", "fsdp2", *(["ddp"] if LONG else [])])
+def test_two_processes_of_a_launcher_train_both_stages_as_one_does(
+    launcher: str, base: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIECES_FOLDER", str(tmp_path))
-    asked = (*BOTH, "--json")
-    ended = launch(
-        base, tmp_path / "two", *asked, processes=2, layout=layout, program=TELLING_PIECES
-    )
+    ended = launch_by(launcher, base, tmp_path / "two", *BOTH, "--json", program=TELLING_PIECES)
     assert ended.status == 0, ended.stderr
     for stage in ("router", "lora"):
-        _lie_as_the_layout_says(tmp_path, stage, layout)
+        _lie_as_the_layout_says(tmp_path, stage, launcher)
     _same(tmp_path / "two", alone)
     assert json.loads(ended.stdout)["info"]["stages"] == ["router", "lora"]
     assert len(curve(alone)) == 6 + 4
@@ -105,12 +103,12 @@ def test_a_run_that_lost_a_process_is_resumed_on_as_many_or_another_number(
 ) -> None:
     saving = (*BOTH, "--set", "save_every=1")
     with start(base, tmp_path / "two", *saving, processes=2, layout=layout) as running:
-        kill_one_after(running, tmp_path / "two", step=3)
-        _, stderr = running.communicate(timeout=90)
-    assert running.returncode != 0
-    lines = [line for line in stderr.splitlines() if line.startswith("skipgpt: ")]
-    assert len(lines) <= 1
-    assert "Traceback" not in stderr.split("elastic")[0]
+        kill_after(running, 1, lambda: is_logged(tmp_path / "two", step=3))
+        first, second = (each.end(90) for each in running.all)
+    assert second.status == -signal.SIGKILL
+    assert first.status == 1
+    assert "one that ended early" in first.stderr
+    assert "Traceback" not in first.stderr
     assert len(curve(tmp_path / "two")) < 10
     ended = launch(base, tmp_path / "two", *saving, "--resume", processes=then)
     assert ended.status == 0, ended.stderr
@@ -119,10 +117,9 @@ def test_a_run_that_lost_a_process_is_resumed_on_as_many_or_another_number(
 
 def test_a_run_of_one_process_is_resumed_in_pieces(base: Path, alone: Path, tmp_path: Path) -> None:
     saving = (*BOTH, "--set", "save_every=1")
+    state = tmp_path / "out" / "trainer" / "router" / "checkpoint-2"
     with start(base, tmp_path / "out", *saving) as running:
-        while not (tmp_path / "out" / "trainer" / "router" / "checkpoint-2").exists():
-            assert running.poll() is None
-        running.kill()
+        kill_after(running, 0, state.exists)
     ended = launch(base, tmp_path / "out", *saving, "--resume", processes=2, layout="fsdp2")
     assert ended.status == 0, ended.stderr
     _same(tmp_path / "out", alone)

@@ -222,9 +222,9 @@ def test_a_run_executes_as_its_dry_run_says(
 
 
 def test_a_layout_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigError, match="zero9"):
+    with pytest.raises(ConfigError, match="did you mean 'zero"):
         check_layout("zero9", 2)
-    with pytest.raises(ConfigError, match="2 processes for single"):
+    with pytest.raises(ConfigError, match="single, for 2 processes"):
         check_layout("single", 2)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
-from skipgpt.errors import ConfigError
+from skipgpt.errors import ConfigError, UnsupportedModelError
+from skipgpt.model.base import base_config
 
 
 def _llama(
@@ -54,3 +56,21 @@ def shape_config(name: str) -> Any:
             "choosing the shape", got=repr(name), expected="one of " + ", ".join(SHAPES)
         )
     return LlamaConfig(**SHAPES[name])
+
+
+def shape_or_base(name: str) -> Any:
+    """The transformers config of a named shape or of a base model, of which no weights are read.
+
+    Raises:
+        UnsupportedModelError: it is neither; shapes of a like name are given.
+    """
+    if name in SHAPES:
+        return shape_config(name)
+    try:
+        return base_config(name)
+    except UnsupportedModelError as error:
+        near = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), SHAPES, n=3, cutoff=0.6)
+        todo = f"shapes of a like name: {', '.join(near)}" if near else ""
+        raise UnsupportedModelError(
+            error.doing, got=error.got, expected=error.expected, todo=todo
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -60,7 +61,10 @@ def run(
     ] = False,
     layout: Annotated[
         str | None,
-        typer.Option(help="Of a dry run: single, ddp, fsdp2, zero2 or zero3.  [default: single]"),
+        typer.Option(
+            help="Of a dry run: single, ddp, fsdp2, zero2 or zero3.  "
+            "[default: single; of several processes ddp]"
+        ),
     ] = None,
     processes: Annotated[
         int | None,
@@ -145,15 +149,18 @@ def _say_needs(
     dtype: str,
     as_json: bool,
 ) -> None:
-    from skipgpt.benchmark.shapes import SHAPES, shape_config
+    from skipgpt.benchmark.shapes import shape_or_base
     from skipgpt.checkpoint_folder import is_checkpoint, read_info
     from skipgpt.cost.memory import check_layout
-    from skipgpt.model.base import base_config, choose_dtype
+    from skipgpt.model.base import choose_dtype
     from skipgpt.training.dry_run import dry_run
 
-    base = read_info(base).base if is_checkpoint(base) else base
+    if is_checkpoint(base):
+        info = read_info(base)
+        base, config = info.base, dataclasses.replace(config, router=info.router)
     chosen = check_layout(layout or ("single" if processes == 1 else "ddp"), processes)
-    shape = shape_config(base) if base in SHAPES else base_config(base)
     kind = choose_dtype(dtype, device)
-    found = dry_run(shape, config, layout=chosen, processes=processes, dtype=kind, device=device)
+    found = dry_run(
+        shape_or_base(base), config, layout=chosen, processes=processes, dtype=kind, device=device
+    )
     options.emit(found.to_dict(), as_json, str(found))

@@ -14,6 +14,7 @@ moments are 8; DeepSpeed trains copies of the weights, 4 more. A base that stays
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -84,16 +85,22 @@ def check_layout(layout: str, processes: int) -> Layout:
         ConfigError: it is not, or does not.
     """
     if layout not in get_args(Layout):
+        near = difflib.get_close_matches(layout, get_args(Layout), n=1, cutoff=0.5)
         raise ConfigError(
             "choosing the layout",
             got=repr(layout),
             expected="one of " + ", ".join(get_args(Layout)),
+            todo=f"did you mean {near[0]!r}?" if near else "",
         )
-    if processes < 1 or (layout == "single" and processes > 1):
+    if processes < 1:
+        raise ConfigError(
+            "choosing how many processes train", got=str(processes), expected="1 or more"
+        )
+    if layout == "single" and processes > 1:
         raise ConfigError(
             "choosing the layout",
-            got=f"{processes} processes for {layout}",
-            expected="1 or more, and exactly 1 for single",
+            got=f"single, for {processes} processes",
+            expected="ddp, fsdp2, zero2 or zero3",
         )
     found: Layout = layout  # type: ignore[assignment]
     return found

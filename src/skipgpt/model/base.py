@@ -33,16 +33,30 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     """The number format for a device: float32 on a CPU, bfloat16 elsewhere, unless named.
 
     Raises:
-        ConfigError: the name is not a floating-point dtype of torch.
+        ConfigError: the name is not a floating-point dtype of torch, or the device none of it.
     """
     if dtype == "auto":
-        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        return torch.float32 if named_device(device).type == "cpu" else torch.bfloat16
     chosen = getattr(torch, dtype, None)
     if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
         raise ConfigError(
             "choosing the dtype", got=repr(dtype), expected="auto, float32, bfloat16 or float16"
         )
     return chosen
+
+
+def named_device(device: str) -> torch.device:
+    """The device of a name, whether or not it is there.
+
+    Raises:
+        ConfigError: torch knows none of that name.
+    """
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            "choosing the device", got=repr(device), expected="cpu, cuda, cuda:1, mps …"
+        ) from error
 
 
 def load_base(

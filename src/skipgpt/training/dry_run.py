@@ -14,11 +14,23 @@ from skipgpt.cost import Forward, lora_flops, training_flops, work
 from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import stored
 from skipgpt.machine import typical
+from skipgpt.model.base import named_device
 from skipgpt.model.names import kind_of
 from skipgpt.model.surgery import add_routers, routed_layers, routers
 from skipgpt.model.trace import Execution
 from skipgpt.training.row_order import Share, share_of_step
 from skipgpt.training.stages import StagePlan, plan, prepare
+
+_LABELS = {
+    "weights": "weights",
+    "at_work": "gathered while layers run",
+    "gradients": "gradients",
+    "optimizer": "state of the optimiser",
+    "buckets": "gradients that are sent",
+    "activations": "activations",
+    "logits": "gradient of the logits",
+    "total": "total",
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,8 @@ class DryRun:
         dtype: of the base model.
         activation_checkpointing: whether layers are computed again backwards.
         device_flops: that a device is taken to reach, a second.
-        loading: bytes of its machine's memory that each process takes before the first step, since
-            it loads the base whole.
+        loading: bytes of the base, which each machine reads into its own memory first; once for all
+            its processes if it is stored in `dtype`, else once for each.
         stages: what each takes.
     """
 
@@ -74,25 +86,28 @@ class DryRun:
     stages: tuple[StageNeeds, ...]
 
     def __str__(self) -> str:
+        devices = "1 device" if self.processes == 1 else f"{self.processes} devices"
         lines = [
-            f"{self.processes} devices, {self.layout}, base in {self.dtype}, {self.tokens} tokens "
-            f"a row, activation checkpointing {'on' if self.activation_checkpointing else 'off'}",
-            f"before the first step each process has the base whole in its machine's memory: "
-            f"{self.loading / 1e9:.2f} GB",
+            f"{devices}, {self.layout}, base in {self.dtype}, {self.tokens} tokens a row, "
+            f"activation checkpointing {'on' if self.activation_checkpointing else 'off'}",
+            f"the base, read into the memory of each machine: {_amount(self.loading).strip()}",
         ]
         for each in self.stages:
+            rows = self.processes * each.parts * each.rows
             lines += [
-                f"stage {each.stage}: {each.held.parameters:,} parameters, of others "
-                f"{each.held.trained:,} train; {each.rows} rows a forward, {each.parts} a step, "
-                f"{each.execution}",
+                f"stage {each.stage}: {each.held.trained:,} parameters train, "
+                f"{each.held.parameters:,} of the base rest; {each.execution}",
+                f"  {rows} rows a step; forwards of each device: {each.parts}, of {each.rows} rows",
                 *(
-                    f"  {name:12} {value / 1e9:9.2f} GB a device"
+                    f"  {_LABELS[name]:26} {_amount(value)} a device"
                     for name, value in [*vars(each.memory).items(), ("total", each.memory.total)]
+                    if value
                 ),
-                f"  {each.step_flops:.3g} FLOPs a step, {each.seconds:.3g} s at "
-                f"{self.device_flops:.3g} FLOPs a second and device; {each.hours:.3g} h in all",
+                f"  {each.step_flops:.3g} FLOPs a step: {each.seconds:.3g} s at "
+                f"{self.device_flops:.3g} FLOPs a second and device, {each.hours:.3g} h in all",
             ]
-        return "\n".join(lines)
+        left_out = "not counted: what allocator and libraries keep; messages, loading, evaluation"
+        return "\n".join([*lines, left_out])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the memory of each stage with its total."""
@@ -122,14 +137,15 @@ def dry_run(
         device: of what kind; a typical one's speed makes FLOPs into time.
 
     Raises:
-        ConfigError: the processes cannot share the rows of a step equally.
+        ConfigError: the processes cannot share the rows of a step equally, or torch knows no such
+            device.
         UnsupportedModelError: routers do not fit into the base model.
 
     Example:
         base = AutoConfig.from_pretrained("meta-llama/Llama-3.1-8B")
         dry_run(base, recipe("paper"), layout="fsdp2", processes=8, dtype=torch.bfloat16)
     """
-    flops = typical(torch.device(device)).flops
+    flops = typical(named_device(device)).flops
     needs = [
         _stage(base, stage, config, layout, processes, dtype, flops) for stage in config.stages
     ]
@@ -184,6 +200,11 @@ def _stage(
         seconds,
         stage_plan.steps * seconds / 3600,
     )
+
+
+def _amount(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:9.2f} GB" if count >= 1e8 else f"{count / 1e6:9.2f} MB"
 
 
 def _on_meta(base: Any, stage: Stage, config: TrainConfig, dtype: torch.dtype) -> Any:

@@ -28,6 +28,7 @@ from skipgpt.model.trace import routing_state
 from skipgpt.processes import first_alone, layout, load_whole, meet
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
+from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.passes import Passes
 from skipgpt.training.run_folder import (
     RESUME,
@@ -106,6 +107,7 @@ def train(
     from skipgpt.training.arguments import training_arguments
 
     out = Path(out)
+    check_launcher(device)
     device = meet(device)
     torch.manual_seed(config.seed)
     check_quantization(quantize)
@@ -118,6 +120,7 @@ def train(
     if in_pieces:  # and comes to the device piece by piece
         home, dtype = "cpu", str(choose_dtype(dtype, device)).removeprefix("torch.")
     model, tokenizer, info = _start(str(out) if done else base, config, home, dtype, quantize)
+    check_whole(quantization_of(model))
     config = _with_routers_of(model, config)
     blocks = load_blocks(data, tokenizer, config.data)
     facts = {

@@ -1,0 +1,58 @@
+"""What a launcher may ask for; the rest would fail late in a library, or train something else."""
+
+from __future__ import annotations
+
+import os
+
+from skipgpt.errors import ConfigError
+from skipgpt.processes import in_lockstep, layout
+
+_DOING = "reading how the launcher spreads the run"
+
+
+def check_launcher(device: str) -> None:
+    """Refuse what `accelerate launch` was configured for, if a run cannot be spread like that.
+
+    Args:
+        device: of the run.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    told = os.environ.get
+    if told("ACCELERATE_USE_MEGATRON_LM") == "true":
+        raise _refused("Megatron-LM", "DDP, FSDP2 or DeepSpeed ZeRO", "ddp.yaml")
+    if told("ACCELERATE_USE_PARALLELISM_CONFIG") == "true":
+        raise _refused("a parallelism_config", "rows and weights spread, no tensors", "fsdp2.yaml")
+    if layout() != "fsdp":
+        return
+    version, wrap = told("FSDP_VERSION", "1"), told("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
+    if version != "2":
+        raise _refused(f"FSDP version {version}", "fsdp_version: 2", "fsdp2.yaml")
+    if wrap != "TRANSFORMER_BASED_WRAP":
+        raise _refused(wrap, "TRANSFORMER_BASED_WRAP, a piece a layer", "fsdp2.yaml")
+    if told("FSDP_OFFLOAD_PARAMS") == "true" and device == "cpu":
+        raise _refused("fsdp_offload_params on a CPU", "parameters that stay there", "fsdp2.yaml")
+
+
+def check_whole(quantization: str | None) -> None:
+    """Refuse to take quantised weights apart, which no library here does.
+
+    Args:
+        quantization: the kind of the base; None is none.
+
+    Raises:
+        ConfigError: the base is quantised and the launcher takes weights apart.
+    """
+    if quantization and (layout() == "fsdp" or in_lockstep()):
+        raise ConfigError(
+            _DOING,
+            got=f"a base in {quantization} for FSDP2 or ZeRO-3",
+            expected="weights that are not quantised, or whole on each process",
+            todo="use configs/accelerate/ddp.yaml, or leave out --quantize",
+        )
+
+
+def _refused(got: str, expected: str, file: str) -> ConfigError:
+    todo = f"use configs/accelerate/{file}"
+    return ConfigError(_DOING, got=got, expected=expected, todo=todo)
