@@ -14,6 +14,7 @@ from skipgpt.cost import Forward, lora_flops, training_flops, work
 from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import stored
 from skipgpt.machine import typical
+from skipgpt.model.base import parse_device
 from skipgpt.model.names import kind_of
 from skipgpt.model.surgery import add_routers, routed_layers, routers
 from skipgpt.model.trace import Execution
@@ -122,14 +123,15 @@ def dry_run(
         device: of what kind; a typical one's speed makes FLOPs into time.
 
     Raises:
-        ConfigError: the processes cannot share the rows of a step equally.
+        ConfigError: the processes cannot share the rows of a step equally, or torch knows no such
+            device.
         UnsupportedModelError: routers do not fit into the base model.
 
     Example:
         base = AutoConfig.from_pretrained("meta-llama/Llama-3.1-8B")
         dry_run(base, recipe("paper"), layout="fsdp2", processes=8, dtype=torch.bfloat16)
     """
-    flops = typical(torch.device(device)).flops
+    flops = typical(parse_device(device)).flops
     needs = [
         _stage(base, stage, config, layout, processes, dtype, flops) for stage in config.stages
     ]
