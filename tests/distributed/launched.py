@@ -91,3 +91,16 @@ def kill_one_after(process: subprocess.Popen[str], out: Path, step: int) -> None
             return
         time.sleep(0.02)
     raise AssertionError(f"step {step} was never logged")
+
+
+def kill_once_there(process: subprocess.Popen[str], path: Path) -> None:
+    """SIGKILL a run of one process once a file or folder is there."""
+    deadline = time.monotonic() + 90
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if path.exists():
+                return
+            time.sleep(0.02)
+    finally:
+        process.kill()
+    raise AssertionError(f"{path} was never there")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import byte_tokenizer, tiny_base
-from launched import TELLING_PIECES, curve, kill_one_after, launch, start
+from launched import TELLING_PIECES, curve, kill_once_there, kill_one_after, launch, start
 from runs import write_documents
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import read_info
@@ -120,9 +120,7 @@ def test_a_run_that_lost_a_process_is_resumed_on_as_many_or_another_number(
 def test_a_run_of_one_process_is_resumed_in_pieces(base: Path, alone: Path, tmp_path: Path) -> None:
     saving = (*BOTH, "--set", "save_every=1")
     with start(base, tmp_path / "out", *saving) as running:
-        while not (tmp_path / "out" / "trainer" / "router" / "checkpoint-2").exists():
-            assert running.poll() is None
-        running.kill()
+        kill_once_there(running, tmp_path / "out" / "trainer" / "router" / "checkpoint-2")
     ended = launch(base, tmp_path / "out", *saving, "--resume", processes=2, layout="fsdp2")
     assert ended.status == 0, ended.stderr
     _same(tmp_path / "out", alone)
