@@ -79,6 +79,8 @@ def test_a_dry_run_of_a_checkpoint_is_of_its_base_and_its_routers(tmp_path: Path
         (("--dry-run", "--device", "abacus"), "got 'abacus'; expected cpu"),
         (("--dry-run", "--processes", 3), "3 processes"),
         (("--dry-run", "--quantize", "8bit"), "is not counted"),
+        (("--dry-run", "--device", "tpu"), "choosing the device: got 'tpu'"),
+        (("--dry-run", "--device", "tpu", "--dtype", "bfloat16"), "choosing the device: got 'tpu'"),
         (("--layout", "ddp"), "accelerate launch"),
         (("--processes", 2), "accelerate launch"),
     ],

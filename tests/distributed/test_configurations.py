@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from launched import FSDP
 from skipgpt.errors import ConfigError, MissingExtraError
@@ -39,6 +40,14 @@ def test_no_other_file_lies_there() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == set(KINDS)
 
 
+def test_the_guide_names_each_file_and_links_to_their_folder() -> None:
+    guide = FOLDER.parents[1] / "docs/scaling.md"
+    text = guide.read_text(encoding="utf-8")
+    assert all(f"`{name}.yaml`" in text for name in KINDS)
+    targets = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert FOLDER.resolve() in {(guide.parent / target).resolve() for target in targets}
+
+
 def test_what_the_tests_of_fsdp2_run_with_is_what_its_file_sets() -> None:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -46,6 +55,31 @@ def test_what_the_tests_of_fsdp2_run_with_is_what_its_file_sets() -> None:
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(asked))
     environment = prepare_multi_gpu_env(args)
     assert {name: environment[name] for name in FSDP} == FSDP
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_two_machines_that_launch_as_the_guide_says_meet_at_one_place(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    monkeypatch.setattr("accelerate.utils.launch.is_port_in_use", lambda port: False)
+    guide = (FOLDER.parents[1] / "docs/scaling.md").read_text(encoding="utf-8")
+    (command,) = re.findall(
+        r"accelerate launch ((?:.*\\\n)*.*--machine_rank 0(?:.*\\\n)*.*)", guide
+    )
+    command = command.replace("configs/accelerate/fsdp2", str(FOLDER / name)).replace("\\\n", "")
+    told = []
+    for rank in range(2):
+        asked = command.replace("--machine_rank 0", f"--machine_rank {rank}").split()
+        args, _, _ = _validate_launch_command(launch_command_parser().parse_args(asked))
+        if name.startswith("zero"):
+            args.deepspeed_fields_from_accelerate_config = ""  # as the launcher itself sets it
+            prepare_deepspeed_cmd_env(args)
+        else:
+            prepare_multi_gpu_env(args)
+        told.append((args.rdzv_endpoint, args.nnodes, args.nproc_per_node, args.node_rank))
+    assert told == [("10.0.0.1:29500", "2", "8", rank) for rank in range(2)]
 
 
 def test_deepspeed_that_is_not_there_is_told_with_the_line_that_installs_it(

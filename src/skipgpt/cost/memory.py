@@ -121,7 +121,7 @@ def memory(
     Example:
         >>> held = Held(1000, 2000, 400, 400, trained=10, trained_tensors=2)
         >>> memory(held, "fsdp2", 2, activations=0, logits=0).optimizer
-        44.0
+        48.0
     """
     in_pieces = layout in ("fsdp2", "zero3")
     states_in_pieces = in_pieces or layout == "zero2"

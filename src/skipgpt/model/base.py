@@ -33,30 +33,16 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     """The number format for a device: float32 on a CPU, bfloat16 elsewhere, unless named.
 
     Raises:
-        ConfigError: the name is not a floating-point dtype of torch, or the device none of it.
+        ConfigError: the name is not a floating-point dtype of torch, or the device is none.
     """
     if dtype == "auto":
-        return torch.float32 if named_device(device).type == "cpu" else torch.bfloat16
+        return torch.float32 if parse_device(device).type == "cpu" else torch.bfloat16
     chosen = getattr(torch, dtype, None)
     if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
         raise ConfigError(
             "choosing the dtype", got=repr(dtype), expected="auto, float32, bfloat16 or float16"
         )
     return chosen
-
-
-def named_device(device: str) -> torch.device:
-    """The device of a name, whether or not it is there.
-
-    Raises:
-        ConfigError: torch knows none of that name.
-    """
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(
-            "choosing the device", got=repr(device), expected="cpu, cuda, cuda:1, mps …"
-        ) from error
 
 
 def load_base(
@@ -125,6 +111,22 @@ def base_config(name: str) -> Any:
         ) from error
 
 
+def parse_device(device: str) -> torch.device:
+    """The device of a name, whether or not it is there.
+
+    Raises:
+        ConfigError: torch knows no device of this name.
+
+    Example:
+        >>> parse_device("cuda:1").index
+        1
+    """
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise _no_device(device, error) from error
+
+
 def check_device(device: str) -> str:
     """Return `device` if torch knows it and it is there.
 
@@ -134,12 +136,16 @@ def check_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "choosing the device",
-            got=f"{device!r} ({str(error).splitlines()[0]})",
-            expected="cpu, cuda, cuda:1, mps …",
-        ) from error
+        raise _no_device(device, error) from error
     return device
+
+
+def _no_device(device: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        "choosing the device",
+        got=f"{device!r} ({str(error).splitlines()[0]})",
+        expected="cpu, cuda, cuda:1, mps …",
+    )
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from skipgpt.cost import Forward, lora_flops, training_flops, work
 from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import stored
 from skipgpt.machine import typical
-from skipgpt.model.base import named_device
+from skipgpt.model.base import parse_device
 from skipgpt.model.names import kind_of
 from skipgpt.model.surgery import add_routers, routed_layers, routers
 from skipgpt.model.trace import Execution
@@ -145,7 +145,7 @@ def dry_run(
         base = AutoConfig.from_pretrained("meta-llama/Llama-3.1-8B")
         dry_run(base, recipe("paper"), layout="fsdp2", processes=8, dtype=torch.bfloat16)
     """
-    flops = typical(named_device(device)).flops
+    flops = typical(parse_device(device)).flops
     needs = [
         _stage(base, stage, config, layout, processes, dtype, flops) for stage in config.stages
     ]
