@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,17 @@ class Server:
     Attributes:
         url: that clients are given.
         process: it runs in.
+        clients: closed at the end.
     """
 
     url: str
     process: subprocess.Popen[str]
+    clients: ExitStack
 
     def client(self, key: str = KEY) -> openai.OpenAI:
         """The official client; it does not try again."""
-        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=120)
+        client = openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=120)
+        return self.clients.enter_context(client)
 
     def text(self, path: str) -> str:
         """What a path beside the API shows."""
@@ -89,11 +92,13 @@ def serving(folder: Path, *options: object, **environment: str) -> Iterator[Serv
         stderr=subprocess.PIPE,
         env=environment,
         text=True,
+        start_new_session=True,
     ) as process:
         try:
             line = process.stdout.readline()
             assert line, process.stderr.read()
-            yield Server(json.loads(line)["url"], process)
+            with ExitStack() as clients:
+                yield Server(json.loads(line)["url"], process, clients)
         finally:
             process.kill()
 

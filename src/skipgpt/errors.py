@@ -6,6 +6,7 @@
     ├── CheckpointError                 files are missing, damaged or of another base model
     ├── DataError                       text that cannot be read, or not enough of it
     ├── TrainingError                   training had to stop; the message says what was kept
+    ├── ServingError                    an engine that serves a model ended by itself
     └── MissingExtraError(ImportError)  an optional package is absent; prints the install line
 
 A message has up to four parts, always in this order: what was being done, what was got, what was

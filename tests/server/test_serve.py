@@ -1,4 +1,6 @@
+import http.client
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -186,17 +188,23 @@ def test_metrics_count_tokens_and_what_was_skipped(server: Server) -> None:
         ({"prompt": ""}, "at least one token"),
         ({"prompt": []}, "at least one token"),
         ({"prompt": [1, 257 + 9]}, "from 0 to 256"),
-        ({"prompt": ["a", "b"]}, "at most 1 item"),
-        ({"prompt": 3}, "prompt"),
-        ({"prompt": None}, "prompt"),
+        ({"prompt": ["a", "b"]}, "2 prompts; this server takes one"),
+        ({"prompt": 3}, "prompt: .*expected text, token ids"),
+        ({"prompt": [True]}, "prompt: .*expected text, token ids"),
+        ({"prompt": None}, "prompt: Field required"),
         ({"temperature": float("1e9")}, "temperature"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "at most 4"),
-        ({"stop": ""}, "at least 1"),
+        ({"stop": ""}, "at most 4"),
+        ({"stop": [3]}, "expected text"),
         ({"stream": "perhaps"}, "stream"),
         ({"n": 2}, "n=2 is not offered"),
         ({"extra_body": {"sparsity": 0.9}}, "at most 0.80"),
         ({"extra_body": {"sparsity": -0.1}}, "sparsity"),
         ({"extra_body": {"sparsity": "half"}}, "sparsity"),
+        ({"extra_body": {"sparsity": "0.4"}}, "sparsity"),
+        ({"extra_body": {"max_tokens": True}}, "max_tokens"),
+        ({"extra_body": {"top_k": 5}}, "top_k=5 is not offered"),
+        ({"extra_body": {"anything": 1}}, "anything=1 is not offered"),
     ],
 )
 def test_a_request_that_cannot_be_done_is_refused_with_why(
@@ -204,6 +212,43 @@ def test_a_request_that_cannot_be_done_is_refused_with_why(
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=said):
         _complete(server, **wanted)
+
+
+def test_fields_that_are_null_or_ask_for_nothing_else_are_as_if_not_there(server: Server) -> None:
+    nothing: dict[str, Any] = {"top_p": None, "stop": None, "stream": None, "seed": None, "n": 1}
+    answer = _complete(server, **nothing, user="me", extra_body={"sparsity": None, "top_k": -1})
+    assert answer.choices[0].text == _complete(server).choices[0].text
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-40, 1e-320])
+def test_a_temperature_next_to_nothing_is_greedy(server: Server, temperature: float) -> None:
+    answer = _complete(server, temperature=temperature)
+    assert answer.choices[0].text == _complete(server).choices[0].text
+
+
+def test_a_seed_is_for_its_own_request(server: Server) -> None:
+    others = []
+    for _ in range(3):
+        _complete(server, temperature=1, seed=7)
+        others.append(_complete(server, temperature=1).choices[0].text)
+    assert len(set(others)) == 3
+
+
+def test_a_client_that_leaves_the_line_is_not_served(server: Server) -> None:
+    before = server.metric("skipgpt_cancelled_total")
+    long = _complete(server, max_tokens=CONTEXT - 100, stream=True)
+    next(iter(long))
+    with pytest.raises(openai.APITimeoutError):
+        server.client().with_options(timeout=0.5).completions.create(
+            model="tiny", prompt="a", max_tokens=24
+        )
+    deadline = time.monotonic() + 30
+    time.sleep(1.5)  # longer than the server takes to look
+    long.close()
+    while server.metric("skipgpt_cancelled_total") < before + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert server.metric("skipgpt_waiting") == 0
 
 
 def test_a_wrong_model_is_not_found(server: Server) -> None:
@@ -217,7 +262,7 @@ def test_a_wrong_model_is_not_found(server: Server) -> None:
         (b'{"prompt": "a", ', 400, "JSON"),
         (b"\xff\xfe", 400, "JSON"),
         (b"", 400, "required"),
-        (b"[1, 2]", 400, "dictionary"),
+        (b"[1, 2]", 400, "dict"),
         (b'{"messages": []}', 400, "prompt"),
         (b'{"prompt": "a", "temperature": NaN}', 400, "finite"),
         (b'{"prompt": "\\ud800", "max_tokens": 2}', 400, "surrogate"),
@@ -234,7 +279,27 @@ def test_a_body_that_is_no_request_is_refused(
     assert error["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize(("path", "status"), [("/v1/nowhere", 404), ("/v1/completions", 405)])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_body_without_end_is_refused(server: Server, told: bool) -> None:
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    client = http.client.HTTPConnection(host, int(port))
+    client.putrequest("POST", "/v1/completions")
+    client.putheader("Authorization", f"Bearer {KEY}")
+    client.putheader(*(("Content-Length", "5000000") if told else ("Transfer-Encoding", "chunked")))
+    client.endheaders()
+    if not told:
+        for _ in range(5):
+            client.send(b"f4240\r\n" + b" " * 1_000_000 + b"\r\n")
+    answer = client.getresponse()
+    assert answer.status == 413
+    assert b"4,194,304 bytes" in answer.read()
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/nowhere", 404), ("/v1/completions", 405), ("/docs", 404), ("/openapi.json", 404)],
+)
 def test_paths_and_methods_that_nobody_serves(server: Server, path: str, status: int) -> None:
     url = server.url.removesuffix("/v1") + path
     with pytest.raises(HTTPError) as refused:
@@ -268,7 +333,8 @@ def test_sigterm_lets_a_running_stream_finish(folder: Path) -> None:
         server.process.terminate()
         chunks += stream
         assert chunks[-1].choices[0].finish_reason == "length"
-        _, errors = server.ended()
+        status, errors = server.ended()
+        assert status == 0
         assert "Traceback" not in errors
         with pytest.raises(openai.APIConnectionError):
             _complete(server)
@@ -287,7 +353,22 @@ def test_what_is_not_over_after_the_grace_is_told_so(folder: Path) -> None:
                 list(first)
             with pytest.raises(openai.InternalServerError, match="the server is stopping"):
                 second.result()
-        assert "Traceback" not in server.ended()[1]
+        status, errors = server.ended()
+        assert status == 0
+        assert "Traceback" not in errors
+
+
+def test_a_second_ctrl_c_ends_at_once_and_in_order(folder: Path) -> None:
+    with serving(folder) as server:
+        stream = iter(_complete(server, max_tokens=CONTEXT - 100, stream=True))
+        next(stream)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGINT)
+        status, errors = server.ended()
+        assert status == 0
+        assert "terminate called" not in errors
+        assert "Traceback" not in errors
 
 
 def test_a_taken_port_is_known_before_the_model_is_loaded(server: Server, folder: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,27 +26,32 @@ SERVE = "skipgpt.serving.serve"
 def _served(monkeypatch: pytest.MonkeyPatch, folder: Path, vllm: bool, **wanted: Any) -> Any:
     """What is started: the name of the engine, and what it is given."""
     spec = importlib.machinery.ModuleSpec("vllm", None) if vllm else None
-    monkeypatch.setattr(f"{SERVE}.find_spec", lambda name: spec)
+    monkeypatch.setattr("skipgpt.serving.choice.find_spec", lambda name: spec)
     started = []
     with (
         mock.patch(f"{SERVE}.run_server", lambda *a, **k: started.append(("transformers", a, k))),
         mock.patch(
             "skipgpt.serving.vllm.launch.launch",
-            lambda *a, **k: started.append(("vllm", a, k, sorted(p.name for p in a[0].iterdir()))),
+            lambda *a, **k: started.append(("vllm", a, k, _contents(a[0]))),
         ),
     ):
         serve(folder, port=0, **wanted)
     return started[0]
 
 
+def _contents(folder: Path) -> tuple[set[str], Any]:
+    files = {path.name for path in folder.iterdir()}
+    return files, json.loads((folder / "config.json").read_text())
+
+
 def test_vllm_serves_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, (folder, _), given, files = _served(
+    engine, (folder, _), given, (files, config) = _served(
         monkeypatch, shared_checkpoint(), True, sparsity=0.5, vllm_options=["--seed", "3"]
     )
     assert engine == "vllm"
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
     assert not folder.exists()  # it was merged for this run
-    assert given["sparsity"] == 0.5
+    assert config["sparsity"] == 0.5
     assert given["more"] == ["--seed", "3"]
     assert given["name"] == "checkpoint"
 
@@ -90,6 +98,10 @@ def test_what_vllm_cannot_run_goes_to_transformers_and_says_so(
         ({"engine": "vllm"}, MissingExtraError, r"pip install 'skipgpt\[vllm\]'"),
         ({"engine": "tgi"}, ConfigError, "auto, vllm, transformers"),
         ({"vllm_options": ["--seed", "3"]}, ConfigError, "options of vLLM: --seed 3"),
+        ({"vllm_options": ["--port=3"]}, ConfigError, "its own option, before the --"),
+        ({"api_key": ""}, ConfigError, "unset SKIPGPT_API_KEY"),
+        ({"host": "*"}, ConfigError, "listening on *"),
+        ({"host": "a..b"}, ConfigError, "listening on a..b"),
     ],
 )
 def test_an_engine_that_cannot_be_had_is_refused(
@@ -101,9 +113,61 @@ def test_an_engine_that_cannot_be_had_is_refused(
 
 def test_without_the_extra_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    monkeypatch.setattr(f"{SERVE}.find_spec", lambda name: None)
+    monkeypatch.setattr("skipgpt.serving.choice.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'skipgpt\[serve\]'"):
         serve(shared_checkpoint(), port=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"quantization_config": {"bits": 8}}, "quantised weights"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layers of kinds"),
+        ({"router": {"kv": "skip"}}, "kv: skip"),
+        ({"router": {"decides": "sequence"}}, "whole sequence"),
+    ],
+)
+def test_what_an_engine_would_refuse_a_minute_later_is_known_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, Any], why: str
+) -> None:
+    config = {"model_type": "skipgpt_qwen2", "router": {}} | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=why):
+        _served(monkeypatch, tmp_path, True, engine="vllm")
+
+
+def test_a_sparsity_beyond_the_dial_is_refused_before_an_engine_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    export_merged(shared_checkpoint(), tmp_path / "merged")
+    for folder in (shared_checkpoint(), tmp_path / "merged"):
+        with pytest.raises(ConfigError, match=r"at most 0\.80"):
+            _served(monkeypatch, folder, True, sparsity=0.9)
+
+
+def test_a_signal_while_merging_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def interrupted(folder: Path, out: str, **_: Any) -> None:
+        made.append(Path(out))
+        (Path(out) / "model.safetensors").write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(f"{SERVE}.export_merged", interrupted)
+    with pytest.raises(SystemExit):
+        _served(monkeypatch, shared_checkpoint(), True)
+    assert made
+    assert not made[0].exists()
+
+
+def test_a_server_for_everybody_without_a_key_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _served(monkeypatch, shared_checkpoint(), False)
+    assert "no API key" not in caplog.text
+    _served(monkeypatch, shared_checkpoint(), False, host="0.0.0.0")
+    assert "whoever reaches 0.0.0.0 can use this server: no API key is set" in caplog.text
 
 
 @pytest.mark.parametrize("config", [None, "{", "[]", '{"model_type": "llama"}'])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import openai
 import pytest
 
-from running_server import CONTEXT, Server, checkpoint_with_chat, serving, streamed
+from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
 from served import size_of
 from skipgpt.checkpoint import load
 from skipgpt.generation import generate
@@ -104,9 +108,30 @@ def test_what_cannot_be_done_is_refused(
         _complete(server, **wanted)
 
 
-def test_a_wrong_key_is_refused(server: Server) -> None:
-    with pytest.raises(openai.AuthenticationError):
-        server.client("another key").models.list()
+def _refusal(request: Request) -> int:
+    with pytest.raises(HTTPError) as refused:
+        urlopen(request)
+    refused.value.close()
+    return refused.value.code
+
+
+@pytest.mark.parametrize("key", ["another key", ""])
+def test_without_the_right_key_nothing_is_answered(server: Server, key: str) -> None:
+    request = Request(f"{server.url}/models")
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    assert _refusal(request) == 401
+
+
+@pytest.mark.parametrize("body", [b'{"prompt": "a", ', b"[1]", b"", b'{"use_beam_search": true, '])
+def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    assert _refusal(Request(f"{server.url}/completions", body, headers)) in (400, 422)
+
+
+def test_beams_take_no_sparsity(server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="beam search takes no sparsity"):
+        _complete(server, extra_body={"use_beam_search": True, "n": 2, "sparsity": 0.5})
 
 
 def test_a_client_that_leaves_ends_its_request(server: Server) -> None:
@@ -117,10 +142,10 @@ def test_a_client_that_leaves_ends_its_request(server: Server) -> None:
     assert server.metric("vllm:generation_tokens_total") < CONTEXT / 2
 
 
-def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:
+def test_ctrl_c_lets_a_running_stream_finish(server: Server) -> None:
     stream = iter(_complete(server, max_tokens=200, stream=True))
     chunks = [next(stream)]
-    server.process.terminate()
+    os.killpg(server.process.pid, signal.SIGINT)  # to the whole group, as a terminal does
     chunks += stream
     assert [chunk for chunk in chunks if chunk.choices][-1].choices[0].finish_reason == "length"
     assert server.ended()[0] == 0

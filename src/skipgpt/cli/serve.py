@@ -76,7 +76,7 @@ def run(
         host=host,
         port=port,
         name=name,
-        api_key=api_key or None,
+        api_key=api_key,
         grace=grace,
         sparsity=sparsity,
         base=base,

@@ -12,10 +12,10 @@ from skipgpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Address:
-    """A socket that is bound and not listening yet.
+    """A socket that listens: clients wait from now on, and are not refused.
 
     Attributes:
-        socket: bound.
+        socket: listening.
         host: as it was asked for.
         port: the real one, where any was asked for.
     """
@@ -44,14 +44,17 @@ def bind(host: str, port: int) -> Iterator[Address]:
     """
     with ExitStack() as stack:
         try:
+            if host in ("", "*"):
+                raise OSError("no address")
             kind, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             bound = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(where)
-        except OSError as error:
+            bound.listen()  # two sockets may be bound to a port, but only one may listen
+        except (OSError, UnicodeError) as error:
             raise ConfigError(
                 f"listening on {host}:{port}",
-                got=error.strerror or str(error),
+                got=getattr(error, "strerror", None) or str(error),
                 expected="a free port on an address of this machine",
                 todo="name another --port or --host; port 0 takes a free one",
             ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -11,13 +11,14 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from skipgpt.errors import ConfigError
 from skipgpt.model.dial import dialled
 from skipgpt.model.trace import routing_state
 from skipgpt.serving.door import Door
-from skipgpt.serving.engine import Engine, Running, StoppingError
+from skipgpt.serving.engine import CrowdedError, Engine, Running, StoppingError
 from skipgpt.serving.generating import Done, Job, Piece
 from skipgpt.serving.metrics import Metrics
 from skipgpt.serving.protocol import ChatRequest, CompletionRequest, Wanted
@@ -26,6 +27,8 @@ from skipgpt.serving.replies import Reply, error_body
 logger = logging.getLogger("skipgpt")
 
 FAILED = "the server failed; see its log"
+CHECK = 0.5
+"""Seconds after which a client who waits for a whole answer is looked for again."""
 
 
 def build_app(
@@ -43,15 +46,10 @@ def build_app(
     Example:
         uvicorn.run(build_app(Engine(model, tokenizer, metrics), "nano", metrics, context=512))
     """
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        engine.close()
-
-    app = FastAPI(title="skipgpt", lifespan=lifespan)
+    # No pages of documentation: they load scripts from elsewhere, and ask for no key.
+    app = FastAPI(title="skipgpt", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Door, metrics=metrics, api_key=api_key)
-    _errors(app)
+    _errors(app, metrics)
 
     @app.get("/health")
     def health() -> Response:
@@ -75,14 +73,16 @@ def build_app(
 
     @app.post("/v1/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Response:
-        ids = asked.prompt_ids(engine.tokenizer)
+        ids: Any = asked.prompt
+        if isinstance(ids, str):  # others are answered meanwhile
+            ids = (await run_in_threadpool(engine.tokenizer, ids))["input_ids"]
         job = _job(engine, name, context, asked, ids, asked.most, asked.logprobs)
         reply = Reply(name, False, len(ids), asked.logprobs is not None)
         return await _answer(engine.submit(job), reply, asked, request)
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
-        ids = _chat_ids(engine.tokenizer, asked)
+        ids = await run_in_threadpool(_chat_ids, engine.tokenizer, asked)
         job = _job(engine, name, context, asked, ids, asked.most, asked.places)
         reply = Reply(name, True, len(ids), asked.logprobs)
         return await _answer(engine.submit(job), reply, asked, request)
@@ -109,7 +109,7 @@ def _job(
     if asked.sparsity is not None:
         dialled(routing_state(engine.model), asked.sparsity)  # raises before anything is begun
     return Job(
-        tuple(ids), most or room, asked.temperature, asked.top_p, asked.seed, asked.stops,
+        tuple(ids), most or room, asked.temperature, asked.top_p, asked.seed, asked.stop,
         asked.sparsity, logprobs,
     )  # fmt: skip
 
@@ -122,7 +122,7 @@ def _refuse_other(name: str, asked: str | None) -> None:
 def _chat_ids(tokenizer: Any, asked: ChatRequest) -> list[int]:
     if not tokenizer.chat_template:
         raise HTTPException(400, "this model has no chat template; use /v1/completions")
-    turns = [message.plain() for message in asked.messages]
+    turns = [message.model_dump() for message in asked.messages]
     try:
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
     except Exception as error:  # templates raise whatever they like
@@ -135,13 +135,20 @@ async def _answer(running: Running, reply: Reply, asked: Wanted, request: Reques
         chunks = _chunks(running, reply, asked.wants_usage)
         return StreamingResponse(chunks, media_type="text/event-stream")
     pieces: list[Piece] = []
-    async for event in running:
-        if isinstance(event, Done):
-            return JSONResponse(reply.whole(pieces, event))
-        pieces.append(event)
+
+    async def all_of_it() -> Done:
+        async for event in running:
+            if isinstance(event, Done):
+                return event
+            pieces.append(event)
+        raise AssertionError("a job ends with how it ended")
+
+    done = asyncio.create_task(all_of_it())
+    while not done.done():
+        await asyncio.wait({done}, timeout=CHECK)
         if await request.is_disconnected():
             running.cancelled.set()
-    raise AssertionError("a job ends with how it ended")
+    return JSONResponse(reply.whole(pieces, done.result()))
 
 
 async def _chunks(running: Running, reply: Reply, wants_usage: bool) -> AsyncIterator[str]:
@@ -171,7 +178,7 @@ def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body)}\n\n"
 
 
-def _errors(app: FastAPI) -> None:
+def _errors(app: FastAPI, metrics: Metrics) -> None:
     """Every error in OpenAI's form."""
 
     @app.exception_handler(RequestValidationError)
@@ -190,11 +197,16 @@ def _errors(app: FastAPI) -> None:
     async def out_of_reach(_: Request, error: ConfigError) -> Response:
         return JSONResponse(error_body(str(error)), 400)
 
+    @app.exception_handler(CrowdedError)
+    async def crowded(_: Request, error: CrowdedError) -> Response:
+        return JSONResponse(error_body(str(error), "rate_limit_error"), 429)
+
     @app.exception_handler(StoppingError)
     async def stopping(_: Request, error: StoppingError) -> Response:
         return JSONResponse(error_body(str(error), "server_error"), 503)
 
     @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:
+    async def failed(request: Request, error: Exception) -> Response:
         logger.error("a request failed", exc_info=error)
+        metrics.answers.labels(request.url.path, "500").inc()  # it goes out beside the door
         return JSONResponse(error_body(FAILED, "server_error"), 500)

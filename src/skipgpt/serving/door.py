@@ -5,14 +5,19 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
+from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
 from skipgpt.serving.metrics import Metrics
 from skipgpt.serving.replies import error_body
 
+LONGEST = 4 * 2**20
+"""Bytes of a request."""
+TOO_LONG = f"a request has at most {LONGEST:,} bytes"
+
 
 class Door:
-    """ASGI middleware that asks for the key under `/v1/` and counts replies by path and status.
+    """ASGI middleware: asks for the key under `/v1/`, refuses long bodies, counts replies.
 
     It hands messages on as they are, so that a client who leaves is seen behind it.
 
@@ -39,16 +44,33 @@ class Door:
                 self._metrics.answers.labels(path, str(message["status"])).inc()
             await send(message)
 
-        app = self._app if self._may_come_in(scope) else _refusal()
-        await app(scope, receive, counted)
+        read = 0
+
+        async def measured() -> Any:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > LONGEST:  # of a client that did not say how much it sends
+                raise HTTPException(413, TOO_LONG)
+            return message
+
+        await self._answerer(scope)(scope, measured, counted)
+
+    def _answerer(self, scope: Any) -> Any:
+        """The application, or what refuses the request."""
+        if not self._may_come_in(scope):
+            said = error_body(
+                "no API key, or a wrong one", "authentication_error", "invalid_api_key"
+            )
+            return JSONResponse(said, 401, {"WWW-Authenticate": "Bearer"})
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > LONGEST:
+            return JSONResponse(error_body(TOO_LONG), 413)
+        return self._app
 
     def _may_come_in(self, scope: Any) -> bool:
         if self._api_key is None or not scope["path"].startswith("/v1/"):
             return True
         given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, f"Bearer {self._api_key}".encode())
-
-
-def _refusal() -> JSONResponse:
-    said = error_body("no API key, or a wrong one", "authentication_error", "invalid_api_key")
-    return JSONResponse(said, 401, {"WWW-Authenticate": "Bearer"})
+        scheme, _, key = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key, self._api_key.encode())

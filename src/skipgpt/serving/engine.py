@@ -13,6 +13,16 @@ from typing import Any
 from skipgpt.serving.generating import Done, Job, Piece, run_job
 from skipgpt.serving.metrics import Metrics
 
+LINE = 1000
+"""Requests that may wait."""
+
+
+class CrowdedError(Exception):
+    """Too many requests wait."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{LINE:,} requests wait already; ask again later")
+
 
 class StoppingError(Exception):
     """The server stops, and the request was not over in time."""
@@ -80,7 +90,13 @@ class Engine:
         return self._thread.is_alive()
 
     def submit(self, job: Job) -> Running:
-        """Put a job in line; call it from a running event loop."""
+        """Put a job in line; call it from a running event loop.
+
+        Raises:
+            CrowdedError: the line is too long.
+        """
+        if self._line.qsize() >= LINE:
+            raise CrowdedError
         loop = asyncio.get_running_loop()
         running = Running(job)
         running._send = lambda event: _in_loop(loop, running._events, event)
@@ -107,8 +123,10 @@ class Engine:
                 running._send(StoppingError())
             elif running.cancelled.is_set():
                 self._metrics.cancelled.inc()
+                running._send(Done("length", 0, 0, 0))
             else:
                 self._run(running)
+            self._current = None
 
     def _run(self, running: Running) -> None:
         began = time.perf_counter()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from skipgpt.model.trace import record_routing
 from skipgpt.serving.stop_text import StopText
 
 Reason = Literal["stop", "length"]
+COLDEST = 1e-4
+"""Temperatures below are greedy: divided by them, logits would overflow."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,15 @@ def run_job(
     Raises:
         ConfigError: the dial does not reach the sparsity.
     """
-    if job.seed is not None:
-        torch.manual_seed(job.seed)
     watch = _Watch(tokenizer, job, tell, cancelled or threading.Event())
     how: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-    if job.temperature > 0:
+    if job.temperature > COLDEST:
         how = {"do_sample": True, "temperature": job.temperature, "top_p": job.top_p, "top_k": 0}
     if job.logprobs is not None:
         how["logits_processor"] = [watch.probabilities]
     ids = torch.tensor([job.ids], device=model.device)
     dial = nullcontext() if job.sparsity is None else at_sparsity(model, job.sparsity)
-    with torch.no_grad(), dial, record_routing(model) as trace:
+    with torch.no_grad(), _seeded(job.seed, ids.device), dial, record_routing(model) as trace:
         model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -132,6 +132,17 @@ def run_job(
     return Done(
         "stop" if ends else "length", watch.count, decisions, decisions - sum(kept.values())
     )
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers from a seed; those of others go on as if there had been none."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _ends(model: Any) -> Sequence[int]:

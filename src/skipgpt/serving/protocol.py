@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-
-def _encodable(text: str) -> str:
-    """JSON can hold halves of letters, which no tokenizer takes."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("a surrogate stands alone, so this is no text")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-Stop = Annotated[str, StringConstraints(min_length=1)]
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "response_format": (None, {"type": "text"}),
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "logit_bias": ({},),
+    "stop_token_ids": ([],),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
 }
 """Fields that this server has one answer to, and the values that ask for that one."""
+IGNORED = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+     "parallel_tool_calls"}
+)  # fmt: skip
+"""Fields that change no text."""
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected text")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):  # JSON can hold them
+        raise ValueError("a surrogate stands alone, so this is no text")
+    return value
+
+
+def _prompt(value: Any) -> str | list[int]:
+    """Text or token ids, also as the only item of a list."""
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        if len(value) > 1:
+            raise ValueError(f"{len(value)} prompts; this server takes one a request")
+        (value,) = value
+    if isinstance(value, str):
+        return _text(value)
+    if not isinstance(value, list) or any(type(token) is not int for token in value):
+        raise ValueError("expected text, token ids, or a list of one of these")
+    return value
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else value
+    if not isinstance(stops, list | tuple) or len(stops) > 4 or "" in stops:
+        raise ValueError("expected text that is not empty, or a list of at most 4 of it")
+    return tuple(map(_text, stops))
+
+
+def _content(value: Any) -> str:
+    """Text, or the texts of parts."""
+    if not isinstance(value, list):
+        return _text(value)
+    parts = [p for p in value if isinstance(p, dict) and p.get("type") == "text"]
+    if len(parts) < len(value):
+        raise ValueError("expected text, or parts of type text")
+    return "".join(_text(part.get("text")) for part in parts)
 
 
 class Wanted(BaseModel):
@@ -52,30 +87,32 @@ class Wanted(BaseModel):
         sparsity: share of modules to skip; the server's own where None.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     sparsity: float | None = Field(None, ge=0, le=0.95)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nulls(cls, values: Any) -> Any:
+        """A field that is null is one that is not there."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
+
     @model_validator(mode="after")
     def _refuse_what_is_not_offered(self) -> Wanted:
-        given = self.model_extra or {}
-        for name, usual in NOT_OFFERED.items():
-            if name in given and given[name] not in usual:
-                raise ValueError(f"{name}={given[name]!r} is not offered by this server")
+        for name, value in (self.model_extra or {}).items():
+            if name not in IGNORED and value not in NOT_OFFERED.get(name, ()):
+                raise ValueError(f"{name}={value!r} is not offered by this server"[:300])
         return self
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop sequences as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def wants_usage(self) -> bool:
@@ -91,7 +128,7 @@ class CompletionRequest(Wanted):
         logprobs: how many of the likeliest tokens to report at each place, beside the chosen one.
     """
 
-    prompt: Text | list[int] | Annotated[list[Text] | list[list[int]], Field(max_length=1)]
+    prompt: Annotated[str | list[int], PlainValidator(_prompt)]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
@@ -99,32 +136,12 @@ class CompletionRequest(Wanted):
         """Tokens to generate at most: 16 where nobody says, as OpenAI has it."""
         return self.max_tokens or 16
 
-    def prompt_ids(self, tokenizer: Any) -> list[int]:
-        """The prompt's tokens; none of an empty one."""
-        prompt: Any = self.prompt
-        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-            (prompt,) = prompt
-        return tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt  # type: ignore[no-any-return]
-
-
-class TextPart(BaseModel):
-    """A piece of a message."""
-
-    type: Literal["text"]
-    text: Text
-
 
 class Message(BaseModel):
     """One turn of a chat."""
 
-    role: Text
-    content: Text | list[TextPart]
-
-    def plain(self) -> dict[str, str]:
-        """As chat templates take it."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": self.role, "content": text}
+    role: Annotated[str, PlainValidator(_text)]
+    content: Annotated[str, PlainValidator(_content)]
 
 
 class ChatRequest(Wanted):

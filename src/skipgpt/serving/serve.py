@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import is_checkpoint, read_info
-from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError
+from skipgpt.checkpoint_folder import is_checkpoint
+from skipgpt.config import RouterConfig
+from skipgpt.errors import ConfigError
 from skipgpt.export import export_merged
-from skipgpt.model.auto import register
-from skipgpt.model.base import base_config, load_base
-from skipgpt.model.dial import set_sparsity
-from skipgpt.model.families import MERGED_PREFIX
+from skipgpt.model.auto import curve_of, register
+from skipgpt.model.base import load_base
+from skipgpt.model.dial import dialled, set_sparsity
 from skipgpt.model.int8 import check_loaded_as, quantize_int8
+from skipgpt.model.trace import RoutingState
 from skipgpt.serving.address import bind
+from skipgpt.serving.choice import choose
 from skipgpt.serving.server import check_installed, run_server
-from skipgpt.serving.vllm.families import unsupported
-
-ENGINES = ("auto", "vllm", "transformers")
 
 logger = logging.getLogger("skipgpt")
 
@@ -74,7 +77,8 @@ def serve(
     """
     folder = Path(folder)
     name = name or folder.resolve().name
-    chosen = _choose(folder, engine, base, quantize, vllm_options)
+    _check_exposure(host, api_key)
+    chosen = choose(folder, engine, base, quantize, vllm_options)
     common: dict[str, Any] = {"name": name, "api_key": api_key, "grace": grace}
     common["on_ready"] = on_ready
     if chosen == "transformers":
@@ -85,74 +89,55 @@ def serve(
         return
     from skipgpt.serving.vllm.launch import launch
 
-    with tempfile.TemporaryDirectory(prefix="skipgpt-merged-") as scratch:
+    with ExitStack() as stack:
+        common |= {"shown": str(folder), "dtype": dtype, "more": vllm_options}
+        address = stack.enter_context(bind(host, port))
         if is_checkpoint(folder):
-            logger.info(
-                "merging into %s for this run; `skipgpt export --merged` does it once", scratch
-            )
-            export_merged(folder, scratch, base=base, dtype=dtype)
-            folder = Path(scratch)
-        with bind(host, port) as address:
-            launch(folder, address, sparsity=sparsity, dtype=dtype, more=vllm_options, **common)
+            stack.enter_context(_leaving_on_sigterm())
+            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="skipgpt-merged-"))
+            logger.info("merging into %s; `skipgpt export --merged` does it once for all", made)
+            export_merged(folder, made, sparsity=sparsity, base=base, dtype=dtype)
+            folder, sparsity = Path(made), None
+        elif sparsity is not None:
+            _check_dial(folder, sparsity)
+        launch(folder, address, sparsity=sparsity, **common)
 
 
-def _choose(
-    folder: Path, engine: str, base: str | None, quantize: str | None, options: Sequence[str]
-) -> str:
-    """The engine to run.
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as an error would, so that what was made for a while is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_exposure(host: str, api_key: str | None) -> None:
+    """Refuse a key that is none, and say it where others can reach the server without one."""
+    if api_key == "":
+        raise ConfigError(
+            "reading the API key",
+            got="an empty one",
+            expected="a key",
+            todo="unset SKIPGPT_API_KEY, or give it a value",
+        )
+    if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
+        logger.warning("whoever reaches %s can use this server: no API key is set", host)
+
+
+def _check_dial(folder: Path, sparsity: float) -> None:
+    """Refuse a sparsity that a merged export does not reach, before an engine starts.
 
     Raises:
-        CheckpointError: the folder holds nothing that can be served.
-        ConfigError: vLLM was asked for and cannot, or has options and was not asked for.
-        MissingExtraError: vLLM was asked for and is not installed.
+        ConfigError: it does not.
     """
-    if engine not in ENGINES:
-        raise ConfigError("choosing the engine", got=repr(engine), expected=", ".join(ENGINES))
-    why_not = "quantize=" if quantize else unsupported(*_family_and_router(folder, base))
-    installed = find_spec("vllm") is not None
-    if engine == "vllm":
-        if not installed:
-            raise MissingExtraError("vllm", "vllm", "serving with vLLM")
-        if why_not:
-            raise ConfigError(
-                f"serving {folder} with vLLM",
-                got=why_not,
-                expected="what its plug-in runs",
-                todo="serve it with engine transformers",
-            )
-    if engine == "vllm" or (engine == "auto" and installed and not why_not):
-        return "vllm"
-    if options:
-        raise ConfigError(
-            "serving with transformers",
-            got=f"options of vLLM: {' '.join(options)}",
-            expected="none",
-            todo="install vLLM, or leave them out",
-        )
-    if engine == "auto" and installed:
-        logger.warning("vLLM is installed and cannot run this (%s): serving without it", why_not)
-    return "transformers"
-
-
-def _family_and_router(folder: Path, base: str | None) -> tuple[str, dict[str, Any]]:
-    """The model type of the base, and how routers are built."""
-    if is_checkpoint(folder):
-        info = read_info(folder)
-        router = {"kv": info.router.kv, "decides": info.router.decides}
-        return base_config(base or info.base).model_type, router
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
-        if kind.startswith(MERGED_PREFIX):
-            return kind.removeprefix(MERGED_PREFIX), config["router"]
-        got = f"a model of type {kind!r}, without routers"
-    except (OSError, ValueError, KeyError, TypeError):
-        got = "no checkpoint"
-    raise CheckpointError(
-        f"serving {folder}",
-        got=got,
-        expected="a folder made by `skipgpt train`, or by `skipgpt export --merged`",
-    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    state = RoutingState(RouterConfig(), curve=curve_of(SimpleNamespace(curve=config.get("curve"))))
+    dialled(state, sparsity)
 
 
 def _load(

@@ -65,19 +65,27 @@ def run_server(
     engine = Engine(model, tokenizer, metrics)
     context = context_of(model) or 2**31
     app = build_app(engine, name, metrics, context=context, api_key=api_key)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace + CLOSING)
+    # What goes wrong in a request is logged where it is answered.
+    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=grace + CLOSING)
 
     class Server(uvicorn.Server):
-        """Tells the engine when the seconds of grace are over."""
+        """Ends without the signal that asked it to, so that the status is 0."""
 
         def handle_exit(self, number: int, frame: Any) -> None:
-            if not self.should_exit:
-                late = threading.Timer(grace, engine.hurry)
-                late.daemon = True
-                late.start()
-            super().handle_exit(number, frame)
+            """Finish what runs, for the seconds of grace; asked again, do not."""
+            if self.should_exit:
+                self.force_exit = True
+                engine.hurry()
+                return
+            self.should_exit = True
+            late = threading.Timer(grace, engine.hurry)
+            late.daemon = True
+            late.start()
 
-    address.socket.listen()  # from here on clients wait instead of being refused
-    if on_ready:
-        on_ready(address.url)
-    Server(config).run(sockets=[address.socket])
+    try:
+        if on_ready:
+            on_ready(address.url)
+        Server(config).run(sockets=[address.socket])
+    finally:
+        engine.hurry()
+        engine.close()  # a thread that computes must not meet the end of the interpreter

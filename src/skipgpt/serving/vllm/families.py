@@ -16,20 +16,26 @@ ARCHITECTURES = {
 """By model type of the base, what a merged export names in its config."""
 
 
-def unsupported(family: str, router: Mapping[str, Any]) -> str | None:
+def unsupported(family: str, router: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """What the plug-in cannot run of a checkpoint; None where it can.
 
     Args:
         family: model type of the base.
         router: fields of its `RouterConfig`.
+        config: of the base, or of the merged export.
     """
-    if family not in ARCHITECTURES:
-        return f"a model of the family {family}"
-    if router.get("kv", "dense") != "dense":
-        return f"routers with kv: {router['kv']}"
-    if router.get("decides") == "sequence":
-        return "routers that decide for a whole sequence"
-    return None
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    checks = (
+        (family not in ARCHITECTURES, f"a model of the family {family}"),
+        (router.get("kv", "dense") != "dense", f"routers with kv: {router.get('kv')}"),
+        (router.get("decides") == "sequence", "routers that decide for a whole sequence"),
+        (
+            len(kinds) > 1 and family.startswith("qwen"),
+            f"layers of kinds {', '.join(sorted(kinds))}",
+        ),
+        (bool(config.get("quantization_config")), "quantised weights"),
+    )
+    return next((what for found, what in checks if found), None)
 
 
 def dense_layer(vllm_config: Any, prefix: str) -> Any:

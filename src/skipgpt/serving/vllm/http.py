@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from fastapi.responses import JSONResponse
+
+from skipgpt.serving.replies import error_body
+
+_NO_BEAMS = error_body("beam search takes no sparsity: vLLM would leave it out without a word")
 PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
@@ -35,6 +40,9 @@ class SparsityField:
             if not message.get("more_body"):
                 break
         body = moved(b"".join(parts))
+        if b"use_beam_search" in body and _beams_with_sparsity(body):
+            await JSONResponse(_NO_BEAMS, 400)(scope, receive, send)
+            return
         headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         first = [{"type": "http.request", "body": body, "more_body": False}]
@@ -43,6 +51,15 @@ class SparsityField:
             return first.pop() if first else await receive()
 
         await self._app(scope | {"headers": headers}, again, send)
+
+
+def _beams_with_sparsity(body: bytes) -> bool:
+    try:
+        asked = json.loads(body)
+    except ValueError:
+        return False
+    beams = isinstance(asked, dict) and asked.get("use_beam_search")
+    return bool(beams and "sparsity" in (asked.get("vllm_xargs") or {}))
 
 
 def moved(body: bytes) -> bytes:

@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from skipgpt.errors import ServingError
 from skipgpt.serving.address import Address
@@ -30,6 +30,7 @@ def launch(
     *,
     name: str,
     api_key: str | None,
+    shown: str,
     grace: int,
     sparsity: float | None = None,
     dtype: str = "auto",
@@ -43,6 +44,7 @@ def launch(
         address: to listen on; closed for vLLM to take.
         name: of the model for clients.
         api_key: which clients have to send; None asks for none.
+        shown: what is served, for messages.
         grace: seconds that requests get to finish.
         sparsity: of requests that do not say.
         dtype: of the weights; `auto` is float32 on a CPU and bfloat16 elsewhere.
@@ -66,18 +68,20 @@ def launch(
         if api_key:  # on a command line other users would see it
             environment["VLLM_API_KEY"] = api_key
         url = address.url
-        address.socket.close()
-        with (
-            # Its log goes where ours does, so that standard output has nothing but the URL.
-            subprocess.Popen([*command, *more], env=environment, stdout=2) as process,
-            _handing_on(process) as asked_to_stop,
-        ):
-            if _is_up(process, url.removesuffix("/v1") + "/health") and on_ready:
-                on_ready(url)
-            status = process.wait()
-    if not asked_to_stop:
+        with _Stopping() as stopping:
+            address.socket.close()
+            # Its log goes where ours does, so that standard output has nothing but the URL. In a
+            # session of its own, the keys of a terminal reach it through us alone.
+            with subprocess.Popen(
+                [*command, *more], env=environment, stdout=2, start_new_session=True
+            ) as process:
+                stopping.hand_on_to(process)
+                if _is_up(process, url.removesuffix("/v1") + "/health") and on_ready:
+                    on_ready(url)
+                status = process.wait()
+    if not stopping.asked:
         raise ServingError(
-            f"serving {folder} with vLLM",
+            f"serving {shown} with vLLM",
             got=f"its server ended with status {status}",
             expected="a server that runs until it is stopped",
             todo="see its log above",
@@ -86,32 +90,48 @@ def launch(
 
 def _is_up(process: subprocess.Popen[bytes], health: str) -> bool:
     """Wait until the server answers; False where it ends before."""
+    opener = build_opener(ProxyHandler({}))  # no proxy is asked about this machine
     while process.poll() is None:
         try:
-            with urlopen(health, timeout=5):
+            with opener.open(health, timeout=5):
                 return True
         except (URLError, OSError):
             time.sleep(0.2)
     return False
 
 
-@contextmanager
-def _handing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Signals that ask us to stop ask the server; yields those that came."""
-    came: list[int] = []
+class _Stopping:
+    """Inside the block, signals that ask us to stop ask the server, as soon as there is one.
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        process.terminate()
+    Attributes:
+        asked: whether one came.
+    """
 
-    before: dict[int, Any] = {
-        number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.asked = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._came)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def hand_on_to(self, process: subprocess.Popen[bytes]) -> None:
+        """From now on this process is asked; at once, if a signal came before."""
+        self._process = process
+        if self.asked:
+            process.terminate()
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if self._process:
+            self._process.terminate()
 
 
 def _dtype(dtype: str) -> str:

@@ -12,13 +12,15 @@ from typing import Any
 
 from skipgpt.serving.vllm.families import ARCHITECTURES
 
+_WATCHED = "_skipgpt_watches"
+
 
 def watch_requests() -> None:
     """Check and salt each request of a merged export; other models are left alone."""
     from vllm.v1.engine.input_processor import InputProcessor
 
     process = InputProcessor.process_inputs
-    if hasattr(process, "__wrapped__"):
+    if getattr(InputProcessor, _WATCHED, False):
         return
 
     @functools.wraps(process)
@@ -36,6 +38,7 @@ def watch_requests() -> None:
         return request
 
     InputProcessor.process_inputs = process_inputs
+    setattr(InputProcessor, _WATCHED, True)
 
 
 def salted(salt: str | None, threshold: float, own: float) -> str | None:

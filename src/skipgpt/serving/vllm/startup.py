@@ -7,6 +7,8 @@ from typing import Any
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from skipgpt.errors import ConfigError
+from skipgpt.model.families import MERGED_PREFIX
+from skipgpt.serving.vllm.families import unsupported
 
 BUDGETS = "skipgpt.serving.vllm.budget:Budgets"
 
@@ -32,28 +34,11 @@ class Startup(VerifyAndUpdateConfig):  # type: ignore[misc]
 def _refusals(vllm_config: Any) -> list[tuple[str, str, str]]:
     """What was asked for that is not supported: what, what would be, what to do."""
     config = vllm_config.model_config.hf_config
-    router = config.router
-    kinds = sorted(set(getattr(config, "layer_types", None) or ["full_attention"]))
+    family = config.model_type.removeprefix(MERGED_PREFIX)
+    cannot = unsupported(family, config.router, config.to_dict())
     export = "use `skipgpt export --static`, or transformers"
     checks = (
-        (
-            router.get("kv", "dense") != "dense",
-            f"routers with kv: {router.get('kv')}",
-            "kv: dense, since a paged cache has a place for every token in every layer",
-            export,
-        ),
-        (
-            router.get("decides") == "sequence",
-            "routers that decide for a whole sequence",
-            "decides: module or layer, since a prompt may come in chunks",
-            export,
-        ),
-        (
-            len(kinds) > 1 and "qwen" in config.model_type,
-            f"layers of kinds {', '.join(kinds)}",
-            "one kind of attention in all layers",
-            "",
-        ),
+        (cannot is not None, str(cannot), "what docs/serving.md says under Limits", export),
         (
             vllm_config.speculative_config is not None,
             "speculative decoding",
