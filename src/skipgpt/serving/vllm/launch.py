@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,7 +69,7 @@ def launch(
         if api_key:  # on a command line other users would see it
             environment["VLLM_API_KEY"] = api_key
         url = address.url
-        with _Stopping() as stopping:
+        with Stopping() as stopping:
             address.socket.close()
             # Its log goes where ours does, so that standard output has nothing but the URL. In a
             # session of its own, the keys of a terminal reach it through us alone.
@@ -100,8 +101,10 @@ def _is_up(process: subprocess.Popen[bytes], health: str) -> bool:
     return False
 
 
-class _Stopping:
+class Stopping:
     """Inside the block, signals that ask us to stop ask the server, as soon as there is one.
+
+    A second one does not ask.
 
     Attributes:
         asked: whether one came.
@@ -112,7 +115,7 @@ class _Stopping:
         self._process: subprocess.Popen[bytes] | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Stopping:
+    def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._came)
@@ -129,9 +132,12 @@ class _Stopping:
             process.terminate()
 
     def _came(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if self._process:
+        if self.asked and self._process:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # engine and ranks, too
+        elif self._process:
             self._process.terminate()
+        self.asked = True
 
 
 def _dtype(dtype: str) -> str:
