@@ -247,10 +247,10 @@ def test_a_run_trains_routers_and_lora_and_its_checkpoint_gives_the_same_logits(
 ) -> None:
     before, trained = _bytes(base), []
     monkeypatch.setattr(
-        "skipgpt.training.run.save",
-        lambda model, *a, **k: trained.append(model) or save(model, *a, **k),
+        "skipgpt.training.run.write",
+        lambda model, *a, **k: trained.append(model) or write(model, *a, **k),
     )
-    from skipgpt.checkpoint import save
+    from skipgpt.checkpoint import write
 
     result = run(
         base, tmp_path / "out", tiny_config("default", stages="router,lora"), quantize=kind
