@@ -36,11 +36,6 @@ def loaded(folder: Path) -> Any:
     return load(folder, merge=True)
 
 
-def _complete(server: Server, prompt: Any = "The cats", **wanted: Any) -> Any:
-    given = {"model": "tiny", "max_tokens": 24, "temperature": 0, **wanted}
-    return server.client().completions.create(prompt=prompt, **given)
-
-
 def _alone(loaded: Any, prompt: str, sparsity: float = 0.25, tokens: int = 24) -> Any:
     model, tokenizer = loaded
     with at_sparsity(model, sparsity):
@@ -65,7 +60,7 @@ def test_a_completion_is_what_generate_gives(
 ) -> None:
     extra = {} if sparsity is None else {"sparsity": sparsity}
     answer, alone = (
-        _complete(server, extra_body=extra),
+        server.complete(extra_body=extra),
         _alone(loaded, "The cats", sparsity or 0.25),
     )
     assert answer.choices[0].text == alone.text
@@ -77,13 +72,12 @@ def test_a_completion_is_what_generate_gives(
 
 @pytest.mark.parametrize("prompt", [["The cats"], list(b"abc"), [list(b"abc")]])
 def test_a_prompt_may_be_tokens_or_a_list_of_one(server: Server, prompt: Any) -> None:
-    assert _complete(server, prompt).usage.completion_tokens == 24
+    assert server.complete(prompt).usage.completion_tokens == 24
 
 
 def test_sampling_repeats_itself_with_a_seed(server: Server) -> None:
     once, again, other = (
-        _complete(server, temperature=1.5, top_p=0.9, seed=seed).choices[0].text
-        for seed in (7, 7, 8)
+        server.complete(temperature=1.5, top_p=0.9, seed=seed).choices[0].text for seed in (7, 7, 8)
     )
     assert once == again != other
 
@@ -95,7 +89,7 @@ def test_sixteen_streams_at_once_are_those_of_one_after_the_other(
 
     def stream(prompt: str, sparsity: float) -> str:
         extra = {"sparsity": sparsity}
-        return streamed(_complete(server, prompt, stream=True, extra_body=extra))
+        return streamed(server.complete(prompt, stream=True, extra_body=extra))
 
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda each: stream(*each), asked))
@@ -104,8 +98,8 @@ def test_sixteen_streams_at_once_are_those_of_one_after_the_other(
 
 
 def test_a_stream_ends_with_its_reason_and_on_request_its_usage(server: Server) -> None:
-    whole = _complete(server)
-    chunks = list(_complete(server, stream=True, stream_options={"include_usage": True}))
+    whole = server.complete()
+    chunks = list(server.complete(stream=True, stream_options={"include_usage": True}))
     assert chunks[-1].usage == whole.usage
     assert not chunks[-1].choices
     reasons = [chunk.choices[0].finish_reason for chunk in chunks[:-1]]
@@ -116,22 +110,22 @@ def test_a_stream_ends_with_its_reason_and_on_request_its_usage(server: Server) 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_sequence_ends_the_text(server: Server, stream: bool) -> None:
-    whole = _complete(server).choices[0].text
+    whole = server.complete().choices[0].text
     stop = whole[9:11]
-    answer = _complete(server, stop=[stop, "never there"], stream=stream)
+    answer = server.complete(stop=[stop, "never there"], stream=stream)
     text = streamed(answer) if stream else answer.choices[0].text
     assert text == whole[: whole.index(stop)]
 
 
 def test_logprobs_are_those_of_the_chosen_tokens(server: Server) -> None:
-    answer = _complete(server, logprobs=3).choices[0]
+    answer = server.complete(logprobs=3).choices[0]
     logs = answer.logprobs
     assert len(logs.tokens) == len(logs.token_logprobs) == 24
     assert logs.text_offset[0] == 0
     assert sorted(logs.text_offset) == logs.text_offset
     for value, top in zip(logs.token_logprobs, logs.top_logprobs, strict=True):
         assert value == max(top.values()) <= 0  # greedy
-    streams = _complete(server, logprobs=3, stream=True)
+    streams = server.complete(logprobs=3, stream=True)
     chunks = [chunk.choices[0].logprobs for chunk in streams]
     assert [v for each in chunks if each for v in each.token_logprobs] == logs.token_logprobs
 
@@ -155,11 +149,11 @@ def test_a_chat_goes_through_the_template(server: Server, loaded: Any) -> None:
 
 def test_a_client_that_leaves_ends_its_request(server: Server) -> None:
     before = server.metric("skipgpt_cancelled_total")
-    stream = _complete(server, max_tokens=CONTEXT - 100, stream=True)
+    stream = server.complete(max_tokens=CONTEXT - 100, stream=True)
     next(iter(stream))
     stream.close()
     made = server.metric("skipgpt_generated_tokens_total")
-    assert _complete(server).usage.completion_tokens == 24
+    assert server.complete().usage.completion_tokens == 24
     assert server.metric("skipgpt_cancelled_total") == before + 1
     assert server.metric("skipgpt_generated_tokens_total") - made < CONTEXT / 2
     assert server.metric("skipgpt_running") == server.metric("skipgpt_waiting") == 0
@@ -168,7 +162,7 @@ def test_a_client_that_leaves_ends_its_request(server: Server) -> None:
 def test_metrics_count_tokens_and_what_was_skipped(server: Server) -> None:
     names = ("skipgpt_decisions_total", "skipgpt_skipped_total", "skipgpt_generated_tokens_total")
     before = [server.metric(name) for name in names]
-    answer = _complete(server, extra_body={"sparsity": 0.5})
+    answer = server.complete(extra_body={"sparsity": 0.5})
     decisions, skipped, tokens = (
         server.metric(name) - was for name, was in zip(names, before, strict=True)
     )
@@ -211,32 +205,32 @@ def test_a_request_that_cannot_be_done_is_refused_with_why(
     server: Server, wanted: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=said):
-        _complete(server, **wanted)
+        server.complete(**wanted)
 
 
 def test_fields_that_are_null_or_ask_for_nothing_else_are_as_if_not_there(server: Server) -> None:
     nothing: dict[str, Any] = {"top_p": None, "stop": None, "stream": None, "seed": None, "n": 1}
-    answer = _complete(server, **nothing, user="me", extra_body={"sparsity": None, "top_k": -1})
-    assert answer.choices[0].text == _complete(server).choices[0].text
+    answer = server.complete(**nothing, user="me", extra_body={"sparsity": None, "top_k": -1})
+    assert answer.choices[0].text == server.complete().choices[0].text
 
 
 @pytest.mark.parametrize("temperature", [1e-9, 1e-40, 1e-320])
 def test_a_temperature_next_to_nothing_is_greedy(server: Server, temperature: float) -> None:
-    answer = _complete(server, temperature=temperature)
-    assert answer.choices[0].text == _complete(server).choices[0].text
+    answer = server.complete(temperature=temperature)
+    assert answer.choices[0].text == server.complete().choices[0].text
 
 
 def test_a_seed_is_for_its_own_request(server: Server) -> None:
     others = []
     for _ in range(3):
-        _complete(server, temperature=1, seed=7)
-        others.append(_complete(server, temperature=1).choices[0].text)
+        server.complete(temperature=1, seed=7)
+        others.append(server.complete(temperature=1).choices[0].text)
     assert len(set(others)) == 3
 
 
 def test_a_client_that_leaves_the_line_is_not_served(server: Server) -> None:
     before = server.metric("skipgpt_cancelled_total")
-    long = _complete(server, max_tokens=CONTEXT - 100, stream=True)
+    long = server.complete(max_tokens=CONTEXT - 100, stream=True)
     next(iter(long))
     with pytest.raises(openai.APITimeoutError):
         server.client().with_options(timeout=0.5).completions.create(
@@ -253,7 +247,7 @@ def test_a_client_that_leaves_the_line_is_not_served(server: Server) -> None:
 
 def test_a_wrong_model_is_not_found(server: Server) -> None:
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4o' here; this is 'ti"):
-        _complete(server, model="gpt-4o")
+        server.complete(model="gpt-4o")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +322,7 @@ def test_the_client_sees_a_wrong_key(server: Server) -> None:
 
 def test_sigterm_lets_a_running_stream_finish(folder: Path) -> None:
     with serving(folder) as server:
-        stream = iter(_complete(server, max_tokens=400, stream=True))
+        stream = iter(server.complete(max_tokens=400, stream=True))
         chunks = [next(stream)]
         server.process.terminate()
         chunks += stream
@@ -337,15 +331,15 @@ def test_sigterm_lets_a_running_stream_finish(folder: Path) -> None:
         assert status == 0
         assert "Traceback" not in errors
         with pytest.raises(openai.APIConnectionError):
-            _complete(server)
+            server.complete()
 
 
 def test_what_is_not_over_after_the_grace_is_told_so(folder: Path) -> None:
     with serving(folder, "--grace", 0) as server:
-        first = iter(_complete(server, max_tokens=CONTEXT - 100, stream=True))
+        first = iter(server.complete(max_tokens=CONTEXT - 100, stream=True))
         next(first)
         with ThreadPoolExecutor(1) as pool:
-            second = pool.submit(_complete, server)
+            second = pool.submit(server.complete)
             while server.metric("skipgpt_waiting") < 1:
                 time.sleep(0.05)
             server.process.terminate()
@@ -360,7 +354,7 @@ def test_what_is_not_over_after_the_grace_is_told_so(folder: Path) -> None:
 
 def test_a_second_ctrl_c_ends_at_once_and_in_order(folder: Path) -> None:
     with serving(folder) as server:
-        stream = iter(_complete(server, max_tokens=CONTEXT - 100, stream=True))
+        stream = iter(server.complete(max_tokens=CONTEXT - 100, stream=True))
         next(stream)
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)

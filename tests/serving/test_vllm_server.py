@@ -40,11 +40,6 @@ def loaded(folder: Path) -> Any:
     return load(folder, merge=True)
 
 
-def _complete(server: Server, prompt: Any = "The cats", **wanted: Any) -> Any:
-    given = {"model": "tiny", "max_tokens": 24, "temperature": 0, **wanted}
-    return server.client().completions.create(prompt=prompt, **given)
-
-
 def _alone(loaded: Any, prompt: str, sparsity: float) -> Any:
     model, tokenizer = loaded
     with at_sparsity(model, sparsity):
@@ -58,7 +53,7 @@ def test_sixteen_streams_of_different_sparsity_are_those_of_transformers(
 
     def stream(prompt: str, sparsity: float) -> str:
         extra = {"sparsity": sparsity}
-        return streamed(_complete(server, prompt, stream=True, extra_body=extra))
+        return streamed(server.complete(prompt, stream=True, extra_body=extra))
 
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda each: stream(*each), asked))
@@ -71,7 +66,7 @@ def test_metrics_show_the_sparsity_of_a_request(server: Server, loaded: Any) -> 
     names = ("skipgpt_decisions_total", "skipgpt_skipped_total", "vllm:generation_tokens_total")
     prompt = "A text that no cache knows"
     before = [server.metric(name) for name in names]
-    _complete(server, prompt, extra_body={"sparsity": 0.5})
+    server.complete(prompt, extra_body={"sparsity": 0.5})
     decisions, skipped, tokens = (
         server.metric(name) - was for name, was in zip(names, before, strict=True)
     )
@@ -105,7 +100,7 @@ def test_what_cannot_be_done_is_refused(
     server: Server, wanted: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        _complete(server, **wanted)
+        server.complete(**wanted)
 
 
 def _refusal(request: Request) -> int:
@@ -131,19 +126,19 @@ def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes) -> No
 
 def test_beams_take_no_sparsity(server: Server) -> None:
     with pytest.raises(openai.BadRequestError, match="beam search takes no sparsity"):
-        _complete(server, extra_body={"use_beam_search": True, "n": 2, "sparsity": 0.5})
+        server.complete(extra_body={"use_beam_search": True, "n": 2, "sparsity": 0.5})
 
 
 def test_a_client_that_leaves_ends_its_request(server: Server) -> None:
-    stream = _complete(server, max_tokens=CONTEXT - 100, stream=True)
+    stream = server.complete(max_tokens=CONTEXT - 100, stream=True)
     next(iter(stream))
     stream.close()
-    assert _complete(server).usage.completion_tokens == 24
+    assert server.complete().usage.completion_tokens == 24
     assert server.metric("vllm:generation_tokens_total") < CONTEXT / 2
 
 
 def test_ctrl_c_lets_a_running_stream_finish(server: Server) -> None:
-    stream = iter(_complete(server, max_tokens=200, stream=True))
+    stream = iter(server.complete(max_tokens=200, stream=True))
     chunks = [next(stream)]
     os.killpg(server.process.pid, signal.SIGINT)  # to the whole group, as a terminal does
     chunks += stream
