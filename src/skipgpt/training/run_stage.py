@@ -73,7 +73,8 @@ def run_stage(
     states = out / RESUME / stage
     resume_from = latest_state(states)
     model = prepare(model, stage, config)
-    if stage == "lora" and resume_from is None and is_first() and layout() == "whole":
+    packs = stage_plan.execution == "sparse" and layout() == "whole"
+    if stage == "lora" and resume_from is None and is_first() and packs:
         _log_speedup(model, config, blocks, out)
     where = model.device if device is None else torch.device(device)
     stop = StopRequest()
