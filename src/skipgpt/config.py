@@ -16,6 +16,8 @@ from typing import Any, Literal
 from skipgpt.errors import ConfigError
 
 Stage = Literal["router", "lora", "joint"]
+Budget = Literal["modules", "flops", "time"]
+"""What a budget counts: modules (paper), FLOPs, or seconds of this machine."""
 MAX_SPARSITY = 0.95
 ALL_LINEAR = ("all-linear",)
 

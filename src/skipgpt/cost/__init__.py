@@ -2,6 +2,7 @@
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Bound, Forward, Work, ideal_speedup, work
+from skipgpt.cost.savings import Savings, savings
 from skipgpt.cost.sparsity import flops_per_token, overhead, sparsities
 from skipgpt.cost.training import lora_flops, training_flops
 
@@ -9,12 +10,14 @@ __all__ = [
     "Bound",
     "Forward",
     "ModuleCosts",
+    "Savings",
     "Work",
     "flops_per_token",
     "ideal_speedup",
     "layer_costs",
     "lora_flops",
     "overhead",
+    "savings",
     "sparsities",
     "training_flops",
     "work",

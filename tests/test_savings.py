@@ -1,0 +1,25 @@
+"""What a budget counts equals what the sparsities of a run say."""
+
+from __future__ import annotations
+
+import pytest
+
+from skipgpt.config import RouterConfig
+from skipgpt.cost import savings, sparsities
+from skipgpt.model.surgery import add_routers, routers
+from zoo import build
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "phi3", "deepseek_v3"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_flops_saved_equal_the_flop_sparsity_of_any_keep_ratios(family: str, rank: int) -> None:
+    model = add_routers(build(family), RouterConfig(stand_in=rank))
+    keep = {site: (n % 5) / 4 for n, site in enumerate(routers(model))}
+    saved = savings(model, "flops", context=9.5).share(keep)
+    assert saved == pytest.approx(sparsities(model, keep, 9.5)["flops"], abs=1e-12)
+
+
+def test_modules_count_the_same() -> None:
+    model = add_routers(build("llama"))
+    keep = dict.fromkeys(routers(model), 0.75)
+    assert savings(model, "modules", context=9.5).share(keep) == pytest.approx(0.25)
