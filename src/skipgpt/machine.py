@@ -39,7 +39,7 @@ class Machine:
     mlp_packing: float
     attn_packing: float
 
-    def product_seconds(self, weights: int, rows: int, number_bytes: int) -> float:
+    def product_seconds(self, weights: int, rows: float, number_bytes: float) -> float:
         """Seconds of products of `rows` tokens with so many weights.
 
         Example:
