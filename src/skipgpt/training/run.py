@@ -20,7 +20,6 @@ from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.model.base import choose_dtype, load_base
-from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
@@ -44,6 +43,7 @@ from skipgpt.training.run_folder import (
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import plan
+from skipgpt.training.start import savings_of, set_to_target
 
 logger = logging.getLogger("skipgpt")
 
@@ -122,6 +122,7 @@ def train(
     model, tokenizer, info = _start(str(out) if done else base, config, home, dtype, quantize)
     check_whole(quantization_of(model))
     config = _with_routers_of(model, config)
+    savings_of(model, config).check_reach(config.target_sparsity)
     blocks = load_blocks(data, tokenizer, config.data)
     facts = {
         "base": base,
@@ -176,7 +177,7 @@ def _start(
         _check_held(base, read_info(base).quantization, quantize)
         model, tokenizer = load(base, trainable=True, device=device, dtype=dtype)
         if routing_state(model).curve is not None:
-            set_sparsity(model, within_reach(model, config.target_sparsity))
+            set_to_target(model, config)
         return model, tokenizer, read_info(base)
     model, tokenizer = load_base(base, device=device, dtype=dtype, quantize=quantize)
     _check_held(base, quantization_of(model), quantize)
@@ -239,6 +240,7 @@ def _save_stage(
         recipe=config.recipe,
         stages=(*info.stages, stage),
         target_sparsity=config.target_sparsity,
+        budget=config.budget,
         sparsity=measured.sparsity,
         keep=measured.keep_rates,
     )

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
-from skipgpt.model.trace import Trace, deciding, drawing, execution, record_routing
+from skipgpt.model.trace import Step, Trace, deciding, drawing, execution, record_routing
 from skipgpt.processes import count, joined, layout, mean, rank, shard_on_cpu
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
@@ -22,6 +22,7 @@ from skipgpt.training.resumable import ResumableTrainer
 from skipgpt.training.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
 from skipgpt.training.row_order import ROWS, PartsOfSteps, RowsOfRun, Share
 from skipgpt.training.stages import StagePlan, optimizer_groups
+from skipgpt.training.start import savings_of
 from skipgpt.training.step_sums import StepSums
 
 
@@ -53,6 +54,7 @@ class RoutingTrainer(ResumableTrainer):
         self.plan, self.config, self._rule_at = plan, config, rule
         # The loss of a step is a sum over its tokens divided by their number, however it is cut.
         self.model_accepts_loss_kwargs = True
+        self._saved = savings_of(arguments["model"], config)
         self._whole_sparsity: Tensor | None = None
         self._step_tokens = 0.0
         self._sums = StepSums()
@@ -87,7 +89,7 @@ class RoutingTrainer(ResumableTrainer):
         with record_routing(model) as trace:
             lm_loss = self._lm_loss(model, inputs, num_items_in_batch)
         stage, share = self.config.router_stage, self._share(inputs)
-        sparsity = trace.steps[0].sparsity()
+        sparsity = self._sparsity(trace.steps[0])
         self._sums.add(lm_loss=lm_loss, sparsity=share * sparsity)
         if self._is_logged:
             self._observed.append(margins_of(trace.steps[0]))
@@ -166,7 +168,7 @@ class RoutingTrainer(ResumableTrainer):
                     record_routing(self.model) as trace,
                 ):
                     self.model_wrapped(**given)
-                sparsity += trace.steps[0].sparsity() * self._share(inputs)
+                sparsity += self._sparsity(trace.steps[0]) * self._share(inputs)
         return mean(sparsity)
 
     @contextmanager
@@ -230,7 +232,22 @@ class RoutingTrainer(ResumableTrainer):
         self._observed = []
         if seen.dtype == torch.bool:
             return keep_metrics(seen)
-        return margin_metrics(seen, self.config.target_sparsity)
+        if self.config.budget == "modules":
+            return margin_metrics(seen, self.config.target_sparsity)
+        weights = [saved for _, saved in sorted(self._saved.by_site.items())]
+        return margin_metrics(
+            seen, self.config.target_sparsity, torch.tensor(weights), self._saved.overhead
+        )
+
+    def _sparsity(self, step: Step) -> Tensor:
+        """What a step saves in the unit of the budget, with the gates' gradient.
+
+        A sum over sites, so that parts add up to their whole: of a budget in time it is what would
+        be saved if seconds were in proportion to tokens. Calibration counts the seconds.
+        """
+        if self.config.budget == "modules":
+            return step.sparsity()
+        return step.saved(self._saved.by_site, self._saved.overhead)
 
     def _share(self, inputs: dict[str, Tensor]) -> float:
         """The weight of a part: over parts and, as gradients are, meant over processes, it is 1."""
