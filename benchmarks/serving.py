@@ -29,6 +29,8 @@ from skipgpt.config import RouterConfig
 from skipgpt.export.merged import as_auto_model
 from skipgpt.hardware import hardware
 from skipgpt.model.surgery import add_routers, routed_layers, routers
+from skipgpt.model.trace import routing_state
+from skipgpt.routing.curve import CalibrationCurve
 from skipgpt.routing.router import KEEP
 
 
@@ -55,7 +57,8 @@ def write_models(shape: str, sparsity: float, folder: Path) -> None:
         for each in (layer.attn_stand_in, layer.mlp_stand_in):
             each.up.weight[sites:].normal_(std=0.02)
     points = ((0.0, float("-inf")), (sparsity, 0.0))
-    as_auto_model(model, points, sparsity).save_pretrained(folder / "routed")
+    routing_state(model).curve = CalibrationCurve(points)
+    as_auto_model(model, sparsity).save_pretrained(folder / "routed")
 
 
 def seconds(llm: Any, prompts: list[list[int]], tokens: int, sparsity: float | None) -> float:

@@ -37,6 +37,7 @@ from skipgpt.checkpoint_info import (
     has_adapter,
     model_card,
 )
+from skipgpt.config import Budget, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import base_location, load_base
 from skipgpt.model.base import fingerprint as fingerprint_of
@@ -47,7 +48,7 @@ from skipgpt.model.quantized import quantization_of
 from skipgpt.model.surgery import add_routers, router_state_dict
 from skipgpt.model.trace import routing_state
 from skipgpt.pieces import whole
-from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.routing.curve import CalibrationCurve, Curves
 
 
 def describe(
@@ -72,8 +73,14 @@ def describe(
             todo="save it before quantising",
         )
     state = routing_state(model)
-    points = state.curve.points if state.curve else None
-    curve = None if points is None else tuple((s, t if abs(t) < 1e30 else None) for s, t in points)
+    curves: dict[str, Any] = {}
+    if state.curves is not None:
+        curves = {name: curve.to_json() for name, curve in state.curves.by_budget.items()}
+        facts = {
+            "budget": state.curves.budget,
+            "timed": state.curves.timed,
+            "hardware": dict(state.curves.hardware),
+        } | facts
     location = base if base == "nano" else base_location(base)
     kind = quantization_of(model)
     return CheckpointInfo(
@@ -81,7 +88,7 @@ def describe(
         fingerprint or fingerprint_of(model),
         state.config,
         quantization=kind,
-        curve=curve,
+        curves=curves,
         **facts,
     )
 
@@ -153,6 +160,7 @@ def load(
     folder: str | Path,
     *,
     sparsity: float | None = None,
+    budget: Budget | None = None,
     base: str | None = None,
     merge: bool = False,
     trainable: bool = False,
@@ -164,7 +172,8 @@ def load(
 
     Args:
         folder: a checkpoint folder, or a hub id of one.
-        sparsity: share of modules to skip; the trained target where None.
+        sparsity: share to save; the trained target where None.
+        budget: what `sparsity` counts: `modules`, `flops` or `time`; as it was trained where None.
         base: where the base model lies, if not where the checkpoint says.
         merge: fold LoRA into the base weights, which saves its overhead; not into quantised
             ones, which that would round once more and so move every logit.
@@ -178,15 +187,16 @@ def load(
     Raises:
         CheckpointError: files are missing or damaged, keys do not match, or the base model is
             another one than the checkpoint was made from.
-        ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated, or the
-            model cannot be quantised so.
+        ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated (in that
+            unit), a unit comes without a sparsity, or the model cannot be quantised so.
         UnsupportedModelError: likewise, for the family that it is of.
         MissingExtraError: the base is quantised and the extra `quantize` is not installed.
 
     Example:
-        model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4)
+        model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4, budget="flops")
     """
     check_loaded_as(quantize)
+    check_pair(sparsity, budget)
     folder = local_folder(folder)
     info = read_info(folder)
     verify_files(folder, info)
@@ -207,11 +217,10 @@ def load(
     add_routers(model, info.router)
     load_routers(model, read_tensors(folder / ROUTERS), folder)
     state = routing_state(model)
-    if info.curve is not None:
-        points = tuple((s, float("-inf") if t is None else t) for s, t in info.curve)
-        state.curve = CalibrationCurve(points)
+    state.curves = curves_of(info)
+    if state.curves is not None:
         own = within_reach(model, info.target_sparsity)
-        set_sparsity(model, own if sparsity is None else sparsity)
+        set_sparsity(model, own if sparsity is None else sparsity, budget=budget)
     elif sparsity is not None:
         set_sparsity(model, sparsity)
     if has_adapter(info):
@@ -221,6 +230,14 @@ def load(
         model = model.merge_and_unload() if merge and kind is None else model
     model = model.eval()
     return (quantize_int8(model) if quantize else model), tokenizer
+
+
+def curves_of(info: CheckpointInfo) -> Curves | None:
+    """The calibration curves of a checkpoint; None where it was never calibrated."""
+    if not info.curves:
+        return None
+    curves = {check_budget(u): CalibrationCurve.from_json(c) for u, c in info.curves.items()}
+    return Curves(curves, info.budget, info.timed, info.hardware)
 
 
 def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from skipgpt.checkpoint_info import FORMAT_VERSION, CheckpointInfo, check_keep
-from skipgpt.config import check_sparsity
+from skipgpt.config import check_budget, check_sparsity
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.quantized import check_quantization
 from skipgpt.settings import from_dict
@@ -34,21 +35,34 @@ def read_info(folder: str | Path) -> CheckpointInfo:
         version = values["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise CheckpointError(
             doing,
             got=f"format version {version}",
-            expected=str(FORMAT_VERSION),
+            expected=f"1 to {FORMAT_VERSION}",
             todo="upgrade skipgpt",
         )
     try:
-        info = from_dict(CheckpointInfo, values)
+        info = from_dict(CheckpointInfo, _of_today(values))
+        check_budget(info.budget)
+        for unit in info.curves:
+            check_budget(unit)
         check_sparsity(info.target_sparsity, "target_sparsity")
         check_quantization(info.quantization)
         check_keep(info.keep)
     except ConfigError as error:
         raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
     return info
+
+
+def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of an older format as this one has them."""
+    if values["format_version"] != 1:
+        return values
+    curve = values.get("curve")
+    others = {key: value for key, value in values.items() if key != "curve"}
+    curves = {} if curve is None else {"modules": curve}
+    return others | {"curves": curves, "format_version": FORMAT_VERSION}
 
 
 def verify_files(folder: Path, info: CheckpointInfo) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from skipgpt.config import RouterConfig
+from skipgpt.config import BUDGET_NOUNS, Budget, RouterConfig, TimedForward
 from skipgpt.errors import ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had one curve, in modules, as `curve`."""
 LORA = "lora"
 
 
@@ -24,11 +26,15 @@ class CheckpointInfo:
         quantization: `8bit` or `4bit` where bitsandbytes holds the base's weights, or null.
         recipe: the settings they were trained with, by name.
         stages: those done, in order.
-        target_sparsity: what training aimed for.
+        target_sparsity: what training aimed for, as a share of the unit `budget`.
+        budget: what the target counts, and a sparsity where no unit is named.
         sparsity: measured on held-out text at that target: module, attn, mlp, params, flops.
         keep: in the same run, by layer: the share of tokens that ran its `attn` and its `mlp`;
             empty where it was not measured.
-        curve: pairs of sparsity and threshold (null keeps everything), or null.
+        curves: by unit of a budget, pairs of the share saved and the threshold (null keeps
+            everything); empty where it was never calibrated.
+        timed: the forward whose seconds the curve of `time` counts, or null.
+        hardware: on which those seconds were measured.
         files: sha256 of the other files.
         format_version: of this layout.
     """
@@ -41,11 +47,19 @@ class CheckpointInfo:
     recipe: str = "default"
     stages: tuple[str, ...] = ()
     target_sparsity: float = 0.25
+    budget: Budget = "modules"
     sparsity: dict[str, float] = field(default_factory=dict)
     keep: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    curve: tuple[tuple[float, float | None], ...] | None = None
+    curves: dict[str, tuple[tuple[float, float | None], ...]] = field(default_factory=dict)
+    timed: TimedForward | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def curve(self) -> tuple[tuple[float, float | None], ...] | None:
+        """The curve of the unit that it was trained for; None where it was never calibrated."""
+        return self.curves.get(self.budget)
 
 
 def check_keep(keep: Mapping[str, Sequence[float]]) -> None:
@@ -72,7 +86,14 @@ def has_adapter(info: CheckpointInfo) -> bool:
 def model_card(info: CheckpointInfo) -> str:
     """The generated README.md of a checkpoint."""
     measured = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
-    dial = f", sparsity={info.target_sparsity}" if info.curve else ""
+    given = f', sparsity={info.target_sparsity}, budget="{info.budget}"' if info.curve else ""
+    offered = " and ".join(BUDGET_NOUNS[unit] for unit in info.curves)
+    control = (
+        f" A sparsity counts {BUDGET_NOUNS[info.budget]} unless `budget=` names another unit; this "
+        f"checkpoint is calibrated in {offered}."
+        if info.curve
+        else ""
+    )
     held = f" in {info.quantization} (bitsandbytes)" if info.quantization else ""
     return f"""---
 library_name: skipgpt
@@ -83,7 +104,7 @@ tags: [skipgpt, dynamic-depth, token-routing]
 # Routers for {info.base}{held}
 
 Each token decides which attention and MLP modules to run. Stages done: {", ".join(info.stages)};
-recipe `{info.recipe}`; target sparsity {info.target_sparsity:.0%}.
+recipe `{info.recipe}`; target sparsity {info.target_sparsity:.0%} of {BUDGET_NOUNS[info.budget]}.
 
 Measured on held-out text at that target: {measured or "not measured"}. Module sparsity counts
 (token, module) pairs; parameter and FLOP sparsity count what is in them.
@@ -91,9 +112,10 @@ Measured on held-out text at that target: {measured or "not measured"}. Module s
 ```python
 import skipgpt
 
-model, tokenizer = skipgpt.load("this folder"{dial})
+model, tokenizer = skipgpt.load("this folder"{given})
 ```
 
-Routing is deterministic: a module runs where the router's margin is above one global threshold.
+Routing is deterministic: a module runs where the router's margin is above one global
+threshold.{control}
 The base model's weights are not part of this folder; its fingerprint is `{info.fingerprint}`.
 """

@@ -18,6 +18,9 @@ from skipgpt.errors import ConfigError
 Stage = Literal["fit", "router", "lora", "joint"]
 Budget = Literal["modules", "flops", "time"]
 """What a budget counts: modules (paper), FLOPs, or seconds of this machine."""
+BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
+BUDGET_NOUNS: dict[str, str] = {"modules": "modules", "flops": "FLOPs", "time": "time"}
+"""What a share of each budget is a share of, in a sentence."""
 MAX_SPARSITY = 0.95
 ALL_LINEAR = ("all-linear",)
 
@@ -36,6 +39,40 @@ def check_sparsity(value: float, name: str = "sparsity") -> float:
             todo="0.25 skips a quarter of all modules",
         )
     return float(value)
+
+
+def check_budget(value: Any) -> Budget:
+    """Return `value` if it is the name of a budget.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if value not in BUDGETS:
+        raise ConfigError(
+            "reading budget",
+            got=repr(value),
+            expected="modules, flops or time",
+            todo="flops counts what skipping really saves",
+        )
+    return typing.cast("Budget", value)
+
+
+def check_pair(sparsity: float | None, budget: str | None) -> None:
+    """Raise where a unit comes without the sparsity that it counts, or is none.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if budget is None:
+        return
+    check_budget(budget)
+    if sparsity is None:
+        raise ConfigError(
+            "reading budget",
+            got=f"{budget!r} without a sparsity",
+            expected="the sparsity that it counts",
+            todo="give a sparsity beside it (--sparsity), or leave the budget out",
+        )
 
 
 def _check_choices(instance: Any) -> None:
@@ -95,6 +132,30 @@ class RouterConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+
+
+@dataclass(frozen=True)
+class TimedForward:
+    """The forward whose seconds a budget in time counts.
+
+    Attributes:
+        phase: `prefill` of whole prompts, or `decode` of one token per row.
+        batch_size: rows (B).
+        context: tokens per row: of the prompt, or in the cache before the decoded token.
+    """
+
+    phase: Literal["prefill", "decode"] = "prefill"
+    batch_size: int = 1
+    context: int = 512
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_counts(self, "batch_size", "context")
+
+    def __str__(self) -> str:
+        """For people."""
+        rows = f"batch size {self.batch_size}"
+        return f"{self.phase}, {rows}, context of {self.context:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -249,7 +310,11 @@ class TrainConfig:
     """A whole training run.
 
     Attributes:
-        target_sparsity: share of (token, module) pairs to skip.
+        target_sparsity: share of the dense model to save, in the unit of `budget`.
+        budget: what the share counts: `modules`, each (token, module) pair the same (paper);
+            `flops`, with keys and values still computed and routers and stand-ins added; or
+            `time`, by what `skipgpt profile` measured of this machine.
+        budget_time: the forward whose seconds `time` counts.
         stages: what to train, in order.
         recipe: the name of the settings that this run started from.
         batch_size: rows a forward.
@@ -264,6 +329,8 @@ class TrainConfig:
     """
 
     target_sparsity: float = 0.25
+    budget: Budget = "modules"
+    budget_time: TimedForward = field(default_factory=TimedForward)
     stages: tuple[Stage, ...] = ("router", "lora")
     recipe: str = "default"
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -317,6 +384,7 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     elif name == "default":
         config = TrainConfig(
             recipe="default",
+            budget="flops",
             router=RouterConfig(normalize=True, stand_in=16),
             router_stage=RouterStage(
                 steps=2_000,

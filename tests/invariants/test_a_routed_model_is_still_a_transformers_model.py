@@ -68,7 +68,7 @@ def test_a_merged_export_is_saved_and_loaded_by_the_auto_class_unchanged(
 ) -> None:
     register()
     model = routed(family, normalize=True)
-    as_auto_model(model, None, None).save_pretrained(tmp_path)
+    as_auto_model(model, None).save_pretrained(tmp_path)
     loaded = _loaded(tmp_path, model)
     assert loaded.config.model_type == f"skipgpt_{family_name(family)}"
     _assert_same(loaded, model)

@@ -45,7 +45,7 @@ TOGETHER = WAYS[0]
 
 def write(model: Any, sparsity: float, folder: Path) -> Any:
     """Save a routed model as `skipgpt export --merged` does; returns what transformers loads."""
-    merged = as_auto_model(model, routing_state(model).curve.points, sparsity)
+    merged = as_auto_model(model, sparsity)
     merged.generation_config.eos_token_id = None
     merged.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)

@@ -3,16 +3,17 @@
 modules   every module counts the same (paper)
 flops     FLOPs of a token that skipping really saves: keys and values are still computed under
           `kv="dense"`, and the stand-in runs instead; language-model head included in the whole
+time      seconds of this machine, as `skipgpt profile` measured it; see `seconds.py`
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from skipgpt.config import Budget
+from skipgpt.config import BUDGET_NOUNS, Budget, TimedForward, check_budget
 from skipgpt.cost.counts import deciding_parameters, layer_costs, parameters_of
 from skipgpt.cost.sparsity import flops_per_token
 from skipgpt.errors import ConfigError
@@ -29,11 +30,14 @@ class Savings:
         by_site: what a site saves where every token skips it; negative where its stand-in costs
             more than the module.
         overhead: what routing adds, whatever is skipped.
+        pairs: what a site costs per pair of a query and a key that both have to be kept: the
+            attention core under `kv="skip"`, which falls with the square of the keep ratio.
     """
 
     unit: Budget
     by_site: Mapping[Site, float]
     overhead: float = 0.0
+    pairs: Mapping[Site, float] = field(default_factory=dict)
 
     def share(self, keep: Mapping[Site, float]) -> float:
         """The share of the dense cost that is saved at these keep ratios.
@@ -43,34 +47,73 @@ class Savings:
             >>> Savings("flops", {one: 0.2, two: 0.6}, 0.01).share({one: 0.5, two: 1.0})
             0.09
         """
-        return sum(s * (1 - keep[site]) for site, s in self.by_site.items()) - self.overhead
+        saved = sum(s * (1 - keep[site]) for site, s in self.by_site.items())
+        saved += sum(s * keep[site] * (1 - keep[site]) for site, s in self.pairs.items())
+        return saved - self.overhead
+
+    @property
+    def largest(self) -> float:
+        """The share that is saved where every module is skipped that saves anything."""
+        return self.share({site: float(saved <= 0) for site, saved in self.by_site.items()})
+
+    def check_reach(self, target: float) -> None:
+        """Raise unless skipping can save this share at all.
+
+        Raises:
+            ConfigError: it cannot; says what is the most.
+        """
+        if target > max(0.0, self.largest):
+            noun = BUDGET_NOUNS[self.unit]
+            raise ConfigError(
+                "planning the budget",
+                got=f"a target of {target:.1%} of {noun}",
+                expected=f"at most {max(0.0, self.largest):.1%}: so much is saved where every "
+                "module is skipped that saves more than its stand-in costs",
+                todo="lower the target, lower router.stand_in, or count another budget, as in "
+                "--budget modules",
+            )
+
+    def share_of_sites(self, target: float) -> float:
+        """The share of sites to skip that saves a share of the cost, if sites are alike."""
+        if self.unit == "modules":
+            return target
+        total = sum(max(0.0, saved) for saved in self.by_site.values())
+        return min(1.0, (target + self.overhead) / total) if total else 1.0
 
 
-def savings(model: nn.Module, unit: Budget, context: float) -> Savings:
+def savings(
+    model: nn.Module, unit: Budget, context: float, timed: TimedForward | None = None
+) -> Savings:
     """What each site of a model saves.
 
     Args:
         model: with routers.
-        unit: `modules` or `flops`.
-        context: mean number of tokens that a token attends to.
+        unit: `modules`, `flops` or `time`.
+        context: mean number of tokens that a token attends to; `time` has its own.
+        timed: the forward whose seconds `time` counts; the default one where None.
 
     Raises:
-        ConfigError: the unit is unknown.
+        ConfigError: the unit is unknown, or it is `time` and this machine was not profiled.
     """
     sites = list(routers(model))
-    if unit == "modules":
+    if check_budget(unit) == "modules":
         return Savings(unit, dict.fromkeys(sites, 1 / len(sites)))
-    if unit != "flops":
-        raise ConfigError("counting a budget", got=repr(unit), expected="modules or flops")
+    if unit == "time":
+        from skipgpt.cost.seconds import time_savings
+
+        return time_savings(model, timed or TimedForward())
     dense = flops_per_token(model, context)
     saved: dict[Site, float] = {}
+    pairs: dict[Site, float] = {}
     for layer in routed_layers(model):
-        cost = layer_costs(layer)
-        keys = cost.kv if layer.routing.config.kv == "skip" else 0
+        cost, attn = layer_costs(layer), Site(layer.index, "attn")
         core = 4 * cost.core_width * cost.attended(0, 2 * context - 1)
-        saved[Site(layer.index, "attn")] = 2 * (cost.qo + keys) + core
+        saved[attn] = 2 * cost.qo + core
         saved[Site(layer.index, "mlp")] = 2 * cost.mlp
+        if layer.routing.config.kv == "skip":
+            saved[attn] += 2 * cost.kv
+            pairs[attn] = core / dense
     for site, stand_in in stand_ins(model).items():
         saved[site] -= 2 * parameters_of(stand_in)
     by_site = {site: saved[site] / dense for site in sites}
-    return Savings(unit, by_site, 2 * deciding_parameters(model) / dense)
+    return Savings(unit, by_site, 2 * deciding_parameters(model) / dense, pairs)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,26 @@ from torch import Tensor, nn
 from skipgpt.checkpoint import describe, load, save
 from skipgpt.checkpoint_folder import read_info
 from skipgpt.checkpoint_info import CheckpointInfo
-from skipgpt.config import DataConfig
+from skipgpt.config import (
+    BUDGET_NOUNS,
+    BUDGETS,
+    Budget,
+    DataConfig,
+    TimedForward,
+    check_budget,
+)
+from skipgpt.cost import Savings, savings
 from skipgpt.data import load_blocks
-from skipgpt.evaluation.perplexity import perplexity, total_loss
+from skipgpt.evaluation.meter import Meter
+from skipgpt.evaluation.perplexity import perplexity
+from skipgpt.evaluation.windows import mean_context
+from skipgpt.hardware import hardware
+from skipgpt.machine import measured as profile_of
 from skipgpt.model.dial import set_sparsity, within_reach
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state
-from skipgpt.routing.calibration import CURVE, CalibrationCurve, calibrate_curve, skipped_share
+from skipgpt.model.trace import routing_state
+from skipgpt.routing.calibration import CURVE, calibrate_curve
 from skipgpt.routing.calibration import calibrate as find_threshold
-from skipgpt.routing.decision import Threshold
+from skipgpt.routing.curve import CalibrationCurve, Curves
 
 logger = logging.getLogger("skipgpt")
 
@@ -28,64 +41,106 @@ CURVE_TOKENS = 8192
 
 
 def calibrate(
-    model: nn.Module, blocks: Tensor, *, target: float | None = None, batch_size: int = 8
+    model: nn.Module,
+    blocks: Tensor,
+    *,
+    target: float | None = None,
+    budget: Budget | None = None,
+    timed: TimedForward | None = None,
+    batch_size: int = 8,
 ) -> CalibrationCurve:
-    """Measure the whole dial, store it in the model and set the target.
+    """Measure a curve in each unit of a budget, store them in the model and set the target.
+
+    The thresholds are those that save 0, 5, … 80 % in the unit asked for; what they save in the
+    others is measured in the same passes. There is a curve in modules and one in FLOPs, and one in
+    time where `skipgpt profile` has measured this machine.
 
     Args:
         model: with routers.
         blocks: [N, T] token ids of text that the routers were not trained on.
         target: a sparsity to hit on all blocks; the model is set to it, or to the end of the
-            curve where that comes first, with a warning. The rest of the curve,
-            0, 5, … 80 %, is measured on 8,192 tokens of them.
-        batch_size: blocks a forward.
+            curve where that comes first, with a warning. The rest of the curve is measured on
+            8,192 tokens of them.
+        budget: what `target` counts, and a sparsity from now on where no unit is named; that of
+            an earlier calibration where None, or else modules.
+        timed: the forward whose seconds the unit `time` counts; that of an earlier calibration
+            where None, or else the default one.
+        batch_size: blocks per forward.
 
     Returns:
-        The curve.
+        The curve of that unit.
+
+    Raises:
+        ConfigError: no routers, the unit is unknown, or it is `time` and there is no profile.
 
     Example:
-        skipgpt.calibrate(model, blocks, target=0.25)
+        skipgpt.calibrate(model, blocks, target=0.25, budget="flops")
     """
-    few = cut(blocks, CURVE_TOKENS)
-    curve = calibrate_curve(lambda at: run_at_threshold(model, few, at, batch_size)[0], CURVE)
+    state = routing_state(model)
+    before = state.curves
+    unit = budget or (before.budget if before else "modules")
+    timed = timed or (before.timed if before else None) or TimedForward()
+    saved = all_savings(model, unit, mean_context(blocks), timed)
+    few = Meter(model, cut(blocks, CURVE_TOKENS), saved[unit], batch_size)
+    reachable = tuple(each for each in CURVE if unit == "modules" or each < saved[unit].largest)
+    curves: dict[Budget, CalibrationCurve] = {unit: calibrate_curve(few, reachable)}
+    thresholds = [at for _, at in curves[unit].points if at > -math.inf]
+    for other in saved:
+        if other != unit:
+            shares = [(saved[other].share(few.keep[at]), at) for at in thresholds]
+            curves[other] = CalibrationCurve.rising(shares)
     if target:
-
-        def margins_at(threshold: float) -> Tensor:
-            return run_at_threshold(model, blocks, threshold, batch_size)[0]
-
-        found = find_threshold(margins_at, target, curve.threshold(target))
-        curve = curve.through(skipped_share(margins_at(found), found), found)
-    routing_state(model).curve = curve
+        meter = Meter(model, blocks, saved[unit], batch_size)
+        found = find_threshold(meter, target, curves[unit].threshold(target))
+        curves[unit] = curves[unit].through(meter.shares[found], found)
+        for other in saved:
+            share = saved[other].share(meter.keep[found])
+            if other != unit and share > 0:
+                curves[other] = curves[other].through(share, found)
+    by_budget = {each: curves[each] for each in BUDGETS if each in curves}
+    timed_on = hardware(next(model.parameters()).device) if "time" in curves else {}
+    state.curves = Curves(by_budget, unit, timed if "time" in curves else None, timed_on)
     if target is None:
-        return curve
+        return curves[unit]
     near = within_reach(model, target)
     set_sparsity(model, near)
     if near != target:
         logger.warning(
-            "calibration: no threshold skips %.0f %% of modules; from %.1f %% on, a little more "
+            "calibration: no threshold skips %.0f %% of %s; from %.1f %% on, a little more "
             "skips nearly everything. The model is set to that. Train the routers longer, or see "
             "docs/training.md on runs that fail",
             100 * target,
-            100 * curve.largest,
+            BUDGET_NOUNS[unit],
+            100 * curves[unit].largest,
         )
-    return curve
+    return curves[unit]
 
 
-def run_at_threshold(
-    model: nn.Module, blocks: Tensor, threshold: float, batch_size: int = 8
-) -> tuple[Tensor, float]:
-    """The margins of every decision, flat, and the summed loss of blocks [N, T] at a threshold."""
-    with (
-        deciding(model, Threshold(threshold)),
-        execution(model, "sparse"),
-        record_routing(model) as trace,
-    ):
-        loss, _ = total_loss(model, blocks, batch_size)
-    return trace.margins(), loss
+def all_savings(
+    model: nn.Module, unit: Budget, context: float, timed: TimedForward
+) -> dict[Budget, Savings]:
+    """What sites save in each unit that can be counted here.
+
+    Raises:
+        ConfigError: `unit` is none of them.
+    """
+    tensor = next(model.parameters())
+    profiled = profile_of(tensor.device, cast("torch.dtype", model.dtype)) is not None
+    units: list[Budget] = ["modules", "flops"]
+    if profiled or check_budget(unit) == "time":
+        units.append("time")
+    return {each: savings(model, each, context, timed) for each in units}
 
 
 def calibrate_checkpoint(
-    folder: str | Path, data: list[str], config: DataConfig, *, target: float, **where: Any
+    folder: str | Path,
+    data: list[str],
+    config: DataConfig,
+    *,
+    target: float,
+    budget: Budget | None = None,
+    timed: TimedForward | None = None,
+    **where: Any,
 ) -> CheckpointInfo:
     """Calibrate a checkpoint that lies on disk, measure it, and write both into it.
 
@@ -94,19 +149,27 @@ def calibrate_checkpoint(
         data: sources of text; only the held-out documents are used.
         config: how to cut and split them.
         target: sparsity that the checkpoint is set to.
+        budget: what `target` counts; as the checkpoint was trained where None.
+        timed: the forward whose seconds the unit `time` counts.
         where: `device` and `dtype`.
 
     Raises:
         SkipGPTError: with whatever went wrong; the checkpoint is then as it was.
     """
     model, tokenizer = load(folder, **where)
-    blocks = load_blocks(data, tokenizer, config)
-    calibrate(model, cut(blocks.calibration, config.calibration_tokens), target=target)
-    measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens))
     before = read_info(folder)
+    unit = budget or before.budget
+    blocks = load_blocks(data, tokenizer, config)
+    text = cut(blocks.calibration, config.calibration_tokens)
+    calibrate(model, text, target=target, budget=unit, timed=timed)
+    measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens))
+    found = describe(model, before.base, fingerprint=before.fingerprint)
     info = dataclasses.replace(
         before,
-        curve=describe(model, before.base).curve,
+        curves=found.curves,
+        budget=unit,
+        timed=found.timed,
+        hardware=found.hardware,
         target_sparsity=target,
         sparsity=measured.sparsity,
         keep=measured.keep_rates,
@@ -116,7 +179,7 @@ def calibrate_checkpoint(
 
 def say_if_uncalibrated(model: nn.Module) -> None:
     """Warn where no threshold was ever set, so that sparsity is what the routers make of it."""
-    if routing_state(model).curve is None:
+    if routing_state(model).curves is None:
         logger.warning("never calibrated: a module runs where its router's margin is above 0")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from skipgpt.atomic import staged
 from skipgpt.checkpoint import load
+from skipgpt.config import Budget
 from skipgpt.export.checks import exportable
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
 from skipgpt.model.dial import within_reach
@@ -22,6 +23,7 @@ def export_merged(
     out: str | Path,
     *,
     sparsity: float | None = None,
+    budget: Budget | None = None,
     base: str | None = None,
     overwrite: bool = False,
     device: str = "cpu",
@@ -33,6 +35,7 @@ def export_merged(
         folder: a checkpoint, or a hub id of one.
         out: made if absent.
         sparsity: that a plain `from_pretrained` is set to; the trained target where None.
+        budget: what `sparsity` counts; as it was trained where None.
         base: where the base model lies, if it has moved.
         overwrite: replace a model that is already there.
         device: where to merge.
@@ -50,10 +53,16 @@ def export_merged(
     out = Path(out)
     info = exportable(folder, out, overwrite)
     model, tokenizer = load(
-        folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+        folder,
+        sparsity=sparsity,
+        budget=budget,
+        base=base,
+        merge=True,
+        device=device,
+        dtype=dtype,
     )
     own = within_reach(model, info.target_sparsity)
-    merged = as_auto_model(model, info.curve, own if sparsity is None else sparsity)
+    merged = as_auto_model(model, own if sparsity is None else sparsity, budget)
     with staged(out) as stage:
         merged.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
@@ -61,17 +70,24 @@ def export_merged(
         (stage / "modeling_skipgpt.py").write_text(code, encoding="utf-8")
 
 
-def as_auto_model(model: Any, curve: Any, sparsity: float | None) -> Any:
-    """The same weights in the family's auto class; nothing is copied."""
+def as_auto_model(model: Any, sparsity: float | None, budget: Budget | None = None) -> Any:
+    """The same weights in the family's auto class; nothing is copied.
+
+    Args:
+        model: with routers.
+        sparsity: that it is set to, if it is calibrated.
+        budget: what `sparsity` counts; the unit of training where None.
+    """
     family = family_of(model)
     config_class, model_class = auto_classes(family.model_type)
-    values = model.config.to_dict()
+    values, curves = model.config.to_dict(), routing_state(model).curves
     for name in ("model_type", "architectures"):
         values.pop(name, None)
     config = config_class(
         router=dataclasses.asdict(routing_state(model).config),
-        curve=curve,
-        sparsity=sparsity if curve is not None else None,
+        calibration=None if curves is None else curves.to_json(),
+        sparsity=None if curves is None else sparsity,
+        budget=None if curves is None else budget or curves.budget,
         **values,
     )
     config.auto_map = {

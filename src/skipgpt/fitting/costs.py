@@ -129,7 +129,7 @@ def measure_costs(
         layer.index for layer in routed_layers(model) if layers is None or layer.index in layers
     ]
     kind = torch.float16 if config.normalize else torch.float32
-    batches = text.split(batch_size)
+    batches = text.split(batch_size)  # type: ignore[no-untyped-call]
     costs: dict[Site, list[Tensor]] = {}
     with _recording(model, wanted, kind) as held, execution(model, "gated"):
         for number, rows in enumerate(batches):
@@ -166,7 +166,7 @@ def _costs(
 def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token id [N] per row of logits [N, V], drawn from their softmax by inversion."""
     rows = []
-    for some in logits.split(1024):
+    for some in logits.split(1024):  # type: ignore[no-untyped-call]
         mass = some.float().softmax(-1).cumsum(-1)
         level = torch.rand(len(some), 1, generator=generator, device=some.device) * mass[:, -1:]
         rows.append(torch.searchsorted(mass, level).squeeze(-1).clamp(max=some.shape[-1] - 1))

@@ -27,7 +27,7 @@ from skipgpt.fitting.regression import Design
 from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
 from skipgpt.model.trace import routing_state
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import Site, Threshold
 from skipgpt.routing.router import add_to_margin, set_constant
 
 logger = logging.getLogger("skipgpt")
@@ -172,6 +172,27 @@ def price_margins(model: nn.Module, savings: Savings) -> None:
             set_constant(router, NEVER)
         else:
             add_to_margin(router, -math.log(saved * len(savings.by_site)))
+
+
+def centre_margins(model: nn.Module) -> None:
+    """Shift all margins, and the curves with them, so that the threshold in force is 0.
+
+    Stages that sample decide at 0. No decision changes.
+
+    Args:
+        model: calibrated, in place.
+    """
+    state = routing_state(model)
+    rule, curves = state.rule, state.curves
+    if curves is None or not isinstance(rule, Threshold) or not math.isfinite(rule.value):
+        return
+    for router in routers(model).values():
+        add_to_margin(router, -rule.value)
+    state.curves = dataclasses.replace(
+        curves,
+        by_budget={unit: curve.shifted(-rule.value) for unit, curve in curves.by_budget.items()},
+    )
+    state.rule = Threshold(0.0)
 
 
 def summary(found: list[FittedSite]) -> dict[str, Any]:

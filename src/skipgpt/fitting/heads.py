@@ -67,7 +67,7 @@ def _descend(router: MLPRouter, design: Design, cost: Tensor, seed: int) -> Cost
         eta = router.margin(read[rows]).clamp(-10, 10)
         loss = (cost[rows] * torch.exp(-eta) + eta).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(router.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -41,7 +41,7 @@ def fit_stand_ins(
     width = layers[0].attn_stand_in.up.out_features
     # Sums of two modules a layer; as many layers a pass over the text as fit.
     at_once = max(1, SUMS_BYTES // (2 * Moments.bytes_at(width)))
-    batches, done = text.split(batch_size), 0
+    batches, done = text.split(batch_size), 0  # type: ignore[no-untyped-call]
     total = len(batches) * -(-len(layers) // at_once)
     device = next(model.parameters()).device
     was_training = model.training

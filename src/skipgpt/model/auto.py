@@ -1,6 +1,6 @@
 """Auto classes: a merged export is an ordinary transformers folder with a model type of its own.
 
-`skipgpt_llama` is the family's config with three fields more and the family's model with routers
+`skipgpt_llama` is the family's config with four fields more and the family's model with routers
 in its layers; so `from_pretrained`, `save_pretrained`, `generate` and the hub need nothing new.
 """
 
@@ -11,14 +11,14 @@ import functools
 from contextlib import nullcontext
 from typing import Any
 
-from skipgpt.config import RouterConfig
+from skipgpt.config import Budget, RouterConfig, check_pair
 from skipgpt.model.dial import at_sparsity, set_sparsity
 from skipgpt.model.families import FAMILIES, MERGED_PREFIX
 from skipgpt.model.family import Family
 from skipgpt.model.names import ROUTING_PARTS
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
-from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.routing.curve import CalibrationCurve, Curves, Points
 from skipgpt.settings import from_dict
 
 REMOTE_CODE = '''"""For from_pretrained(…, trust_remote_code=True); needs the package skipgpt."""
@@ -40,19 +40,25 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
     base_config, base_model = _base_classes(family)
 
     class SkipGPTConfig(base_config):  # type: ignore[misc, valid-type]
-        """The family's config with `router`, `curve` and `sparsity`."""
+        """The family's config with `router`, `calibration`, `sparsity` and its `budget`.
+
+        A `curve` is what exports have that were made when there were modules only.
+        """
 
         def __init__(
             self,
             router: dict[str, Any] | None = None,
-            curve: list[tuple[float, float]] | None = None,
+            curve: list[tuple[float, float | None]] | None = None,
+            calibration: dict[str, Any] | None = None,
             sparsity: float | None = None,
+            budget: Budget | None = None,
             **values: Any,
         ) -> None:
             super().__init__(**values)
             self.router = router or dataclasses.asdict(RouterConfig())
-            self.curve = curve
-            self.sparsity = sparsity
+            found = _curves(calibration, curve)
+            self.calibration = None if found is None else found.to_json()
+            self.sparsity, self.budget = sparsity, budget
 
     SkipGPTConfig.model_type = MERGED_PREFIX + model_type
 
@@ -65,12 +71,20 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             add_routers(self, from_dict(RouterConfig, config.router))
-            routing_state(self).curve = curve_of(config)
+            routing_state(self).curves = curves_of(config)
             if config.sparsity is not None:
-                set_sparsity(self, config.sparsity)
+                set_sparsity(self, config.sparsity, budget=config.budget)
 
-        def generate(self, *args: Any, sparsity: float | None = None, **kwargs: Any) -> Any:
-            with nullcontext() if sparsity is None else at_sparsity(self, sparsity):
+        def generate(
+            self,
+            *args: Any,
+            sparsity: float | None = None,
+            budget: Budget | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            check_pair(sparsity, budget)
+            dial = nullcontext() if sparsity is None else at_sparsity(self, sparsity, budget=budget)
+            with dial:
                 return super().generate(*args, **kwargs)
 
     for made, name in zip((SkipGPTConfig, SkipGPTForCausalLM), _names(family), strict=True):
@@ -94,7 +108,8 @@ def register(*families: str) -> None:
     """Teach transformers the model types of merged exports.
 
     After it, `AutoModelForCausalLM.from_pretrained(folder)` loads a merged export, and takes
-    `sparsity=` as one more argument. Without it the same call needs `trust_remote_code=True`.
+    `sparsity=` and `budget=` as arguments more. Without it the same call needs
+    `trust_remote_code=True`.
 
     Args:
         *families: model types of the bases; all of them where none is named.
@@ -107,18 +122,17 @@ def register(*families: str) -> None:
         AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
 
 
-def curve_of(config: Any) -> CalibrationCurve | None:
-    """The calibration curve in the config of a merged export; None if it was never calibrated."""
-    if config.curve is None:
-        return None
-    return CalibrationCurve(tuple((low, _finite(high)) for low, high in config.curve))
+def curves_of(config: Any) -> Curves | None:
+    """The calibration curves in the config of a merged export; None if never calibrated."""
+    return _curves(getattr(config, "calibration", None), getattr(config, "curve", None))
+
+
+def _curves(calibration: dict[str, Any] | None, curve: Points | None) -> Curves | None:
+    if calibration is not None:
+        return Curves.from_json(calibration)
+    return None if curve is None else Curves.of_modules(CalibrationCurve.from_json(curve))
 
 
 def _base_classes(family: Family) -> tuple[Any, Any]:
     model_class = family.model_class
     return model_class.config_class, model_class
-
-
-def _finite(threshold: float | None) -> float:
-    """JSON has no infinity: the threshold that keeps everything is stored as null."""
-    return float("-inf") if threshold is None else threshold

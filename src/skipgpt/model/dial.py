@@ -1,4 +1,4 @@
-"""The budget dial: what share of its modules a calibrated model skips."""
+"""The sparsity control: what share of its cost a calibrated model saves, and in which unit."""
 
 from __future__ import annotations
 
@@ -8,69 +8,95 @@ from typing import Any
 
 from torch import nn
 
+from skipgpt.config import Budget
 from skipgpt.errors import ConfigError
 from skipgpt.model.trace import RoutingState, deciding, routing_state
+from skipgpt.routing.curve import Curves
 from skipgpt.routing.decision import Threshold
 
 
 @contextmanager
-def at_sparsity(model: nn.Module, sparsity: float) -> Iterator[None]:
-    """Turn the budget dial inside the block only.
+def at_sparsity(
+    model: nn.Module, sparsity: float, *, budget: Budget | None = None
+) -> Iterator[None]:
+    """Set the sparsity inside the block only.
+
+    Args:
+        model: calibrated.
+        sparsity: share to save; 0 keeps everything.
+        budget: of what: `modules`, `flops` or `time`; the unit of training where None.
 
     Raises:
-        ConfigError: no routers, not calibrated, outside 0 to 0.95, or beyond the stored curve.
+        ConfigError: no routers, not calibrated (in that unit), outside 0 to 0.95, or beyond the
+            stored curve.
 
     Example:
         with skipgpt.at_sparsity(model, 0.4):
             model.generate(**inputs)
     """
-    with deciding(model, dialled(routing_state(model), sparsity)):
+    with deciding(model, dialled(routing_state(model), sparsity, budget)):
         yield
 
 
-def set_sparsity(model: nn.Module, sparsity: float) -> None:
-    """Turn the budget dial: from now on the model skips this share of its modules.
+def set_sparsity(model: nn.Module, sparsity: float, *, budget: Budget | None = None) -> None:
+    """Set the sparsity: from now on the model saves this share.
+
+    Args:
+        model: calibrated.
+        sparsity: share to save; 0 keeps everything.
+        budget: of what: `modules`, `flops` or `time`; the unit of training where None.
 
     Raises:
-        ConfigError: no routers, not calibrated, outside 0 to 0.95, or beyond the stored curve.
+        ConfigError: no routers, not calibrated (in that unit), outside 0 to 0.95, or beyond the
+            stored curve.
+
+    Example:
+        skipgpt.set_sparsity(model, 0.25, budget="flops")
     """
     state = routing_state(model)
-    state.rule = dialled(state, sparsity)
+    state.rule = dialled(state, sparsity, budget)
     config: Any = getattr(model, "config", None)
     if hasattr(config, "sparsity"):  # of a merged export, which would be saved with it
-        config.sparsity = sparsity
+        config.sparsity, config.budget = sparsity, budget
 
 
-def within_reach(model: nn.Module, target: float) -> float:
-    """What a model was trained for, or the end of its dial where that comes first.
+def within_reach(model: nn.Module, target: float, budget: Budget | None = None) -> float:
+    """What a model was trained for, or the end of its curve where that comes first.
+
+    Args:
+        model: with routers.
+        target: in that unit.
+        budget: the unit; the one of training where None.
 
     Raises:
-        ConfigError: no routers.
+        ConfigError: no routers, or no curve of that unit.
 
     Example:
         skipgpt.set_sparsity(model, within_reach(model, 0.4))
     """
-    curve = routing_state(model).curve
-    return target if curve is None or curve.reaches(target) else curve.largest
+    curves = routing_state(model).curves
+    return target if curves is None else curves.clamp(target, budget)
 
 
-def dialled(state: RoutingState, sparsity: float) -> Threshold:
-    """The rule that skips this share of modules.
+def threshold_of(curves: Curves | None, sparsity: float, budget: Budget | None = None) -> float:
+    """The threshold that saves this share, read off the curves of a model.
 
     Raises:
-        ConfigError: not calibrated, outside 0 to 0.95, or beyond the stored curve.
+        ConfigError: not calibrated (in that unit), outside 0 to 0.95, or beyond the stored curve.
     """
-    if state.curve is None:
+    if curves is None:
         raise ConfigError(
             "setting the sparsity",
             got="a model that was never calibrated",
             todo="train it with `skipgpt train`, or call skipgpt.calibrate(model, blocks)",
         )
-    threshold = state.curve.threshold(sparsity)
-    if not state.curve.reaches(sparsity):
-        raise ConfigError(
-            "setting the sparsity",
-            got=f"{sparsity}",
-            expected=f"at most {state.curve.largest:.2f}, the end of the calibrated curve",
-        )
-    return Threshold(threshold)
+    return curves.threshold_at(sparsity, budget)
+
+
+def dialled(state: RoutingState, sparsity: float, budget: Budget | None = None) -> Threshold:
+    """The rule that saves this share.
+
+    Raises:
+        ConfigError: not calibrated (in that unit), outside 0 to 0.95, or beyond the stored curve.
+    """
+    return Threshold(threshold_of(state.curves, sparsity, budget))

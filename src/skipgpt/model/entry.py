@@ -76,14 +76,21 @@ def begin_forward(
 def take_sparsity(
     state: RoutingState, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
-    """Take `sparsity` out of the arguments of a forward: it holds for that one.
+    """Take `sparsity` and `budget` out of the arguments of a forward: they hold for that one.
 
     Raises:
-        ConfigError: the checkpoint has no such sparsity.
+        ConfigError: the checkpoint has no such sparsity, or a budget comes without one.
     """
+    if kwargs.get("budget") is not None and "sparsity" not in kwargs:
+        raise ConfigError(
+            "running a forward at a sparsity of its own",
+            got=f"budget={kwargs['budget']!r} alone",
+            expected="the sparsity that it counts",
+            todo="pass sparsity= beside it",
+        )
     if "sparsity" in kwargs:
         kwargs = dict(kwargs)
-        rule = dialled(state, kwargs.pop("sparsity"))
+        rule = dialled(state, kwargs.pop("sparsity"), kwargs.pop("budget", None))
         state.rule, state.outer_rule = rule, state.outer_rule or state.rule
     return args, kwargs
 

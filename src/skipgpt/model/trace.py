@@ -6,7 +6,7 @@ nothing is recorded unless a trace is asked for, and recording changes no logit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.machine import Machine, known
-from skipgpt.routing.budget import keep_ratio
-from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.routing.budget import keep_ratio, saved_share
+from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.decision import Decision, DecisionRule, Module, Site, Threshold
 from skipgpt.routing.noise import RowNoise
 
@@ -42,7 +42,7 @@ class RoutingState:
         rule: how margins become decisions.
         execution: `dense` ignores the routers, `gated` runs all and multiplies, `sparse` runs
             kept tokens only, `auto` is `gated` or `sparse` in each module as time is saved.
-        curve: thresholds by sparsity, once calibrated.
+        curves: thresholds by sparsity in each unit of a budget, once calibrated.
         real: [B, T] bool of the forward under way, False at padding; None where all are real.
         trace: where decisions are recorded; None where nobody asked.
         outer_rule: what decides again after a forward that was given a sparsity of its own.
@@ -59,7 +59,7 @@ class RoutingState:
     config: RouterConfig
     rule: DecisionRule = field(default_factory=Threshold)
     execution: Execution = "auto"
-    curve: CalibrationCurve | None = None
+    curves: Curves | None = None
     real: Tensor | None = None
     trace: Trace | None = None
     outer_rule: DecisionRule | None = None
@@ -68,6 +68,15 @@ class RoutingState:
     machines: dict[tuple[torch.device, torch.dtype], Machine] = field(default_factory=dict)
     noise: RowNoise | None = None
     given: Given | None = None
+
+    @property
+    def curve(self) -> CalibrationCurve | None:
+        """The curve of the unit that the model was trained for; setting it is in modules."""
+        return None if self.curves is None else self.curves.curve()
+
+    @curve.setter
+    def curve(self, curve: CalibrationCurve | None) -> None:
+        self.curves = None if curve is None else Curves.of_modules(curve)
 
     def machine(self, read: Tensor) -> Machine:
         """What is known of the device that a tensor is on; looked up once."""
@@ -103,11 +112,28 @@ class Step:
         """Share of skipped decisions, a scalar that carries the gates' gradient."""
         return 1 - keep_ratio(self.gates(), self.real)
 
+    def saved(self, weights: Mapping[Site, float], overhead: float = 0.0) -> Tensor:
+        """Share of a cost that is saved, a scalar that carries the gates' gradient.
+
+        Args:
+            weights: what each site saves where every token skips it.
+            overhead: what routing adds.
+        """
+        shares = [weights[Site(n, k)] for n in sorted(self.decisions) for k in MODULES]
+        return saved_share(self.gates(), shares, self.real) - overhead
+
     def margins(self) -> Tensor:
         """The margins of real tokens, flat."""
         each = [getattr(self.decisions[n], k).margin for n in self.decisions for k in MODULES]
         chosen = [m.flatten() if self.real is None else m[self.real] for m in each]
         return torch.cat(chosen).detach()
+
+    def margin_weights(self, weights: Mapping[Site, float]) -> Tensor:
+        """The weight of its site for each of the margins, flat and in their order."""
+        each = [weights[Site(n, k)] for n in self.decisions for k in MODULES]
+        first = next(iter(self.decisions.values())).attn.keep
+        tokens = first.numel() if self.real is None else int(self.real.sum())
+        return torch.tensor(each, device=first.device).repeat_interleave(tokens)
 
 
 @dataclass
@@ -148,6 +174,15 @@ class Trace:
     def margins(self) -> Tensor:
         """The margins of all real tokens and sites, flat."""
         return torch.cat([step.margins() for step in self.steps])
+
+    def margin_weights(self, weights: Mapping[Site, float]) -> Tensor:
+        """What skipping each of the margins saves, flat and in their order.
+
+        Args:
+            weights: what each site saves where every token skips it.
+        """
+        each = torch.cat([step.margin_weights(weights) for step in self.steps])
+        return each * (len(weights) / len(each))
 
 
 def routing_state(model: nn.Module) -> RoutingState:

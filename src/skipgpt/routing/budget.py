@@ -6,6 +6,8 @@ run: padding does not count, attention and MLP count the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -26,6 +28,30 @@ def keep_ratio(gates: list[Tensor], real: Tensor | None = None) -> Tensor:
     kept = [_kept(gate.float(), real) for gate in gates]
     tokens = gates[0].numel() if real is None else real.sum()
     total: Tensor = sum(kept[1:], kept[0]) / (tokens * len(gates))
+    return total
+
+
+def saved_share(
+    gates: list[Tensor], weights: Sequence[float], real: Tensor | None = None
+) -> Tensor:
+    """The sum over modules of what skipping one saves, times the share of tokens that skip it.
+
+    Args:
+        gates: one [B, T] tensor per module, bool or float; gradients pass through floats.
+        weights: what each module saves where every token skips it.
+        real: [B, T] bool, False at padding; None where all tokens are real.
+
+    Example:
+        >>> gates = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])]
+        >>> saved_share(gates, [0.2, 0.5])
+        tensor(0.6000)
+    """
+    tokens = gates[0].numel() if real is None else real.sum()
+    saved = [
+        weight * (1 - _kept(gate.float(), real) / tokens)
+        for gate, weight in zip(gates, weights, strict=True)
+    ]
+    total: Tensor = sum(saved[1:], saved[0])
     return total
 
 

@@ -2,12 +2,13 @@
 
 Routers trained by sampling skip less when they decide deterministically, and stage `lora` shifts
 what they read; one threshold for the whole model puts that right. Because the threshold moves the
-sparsity, a checkpoint stores the whole curve: one checkpoint serves many budgets.
+sparsity, a checkpoint stores whole curves: one checkpoint serves many budgets.
+
+Shapes: N decisions, of all sites and real tokens.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skipgpt.config import check_sparsity
+from skipgpt.routing.curve import CalibrationCurve as CalibrationCurve
 
 CURVE = tuple(step / 20 for step in range(17))
 """The sparsities of a stored curve: 0, 5, … 80 %."""
@@ -25,55 +26,30 @@ JUMP = 0.15
 """What skips so much more than was asked for is no answer to it."""
 
 
-@dataclass(frozen=True)
-class CalibrationCurve:
-    """Thresholds by sparsity, in rising order; sparsity 0 keeps everything.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a run at one threshold showed.
 
     Attributes:
-        points: pairs of measured sparsity and threshold.
+        margins: [N].
+        share: of the cost that was saved there; may be below 0.
+        weights: [N] share of the cost that skipping each decision saves; None where all save the
+            same, 1 / N.
+        overhead: share of the cost that routing adds, whatever is skipped.
     """
 
-    points: tuple[tuple[float, float], ...]
+    margins: Tensor
+    share: float
+    weights: Tensor | None = None
+    overhead: float = 0.0
 
-    def threshold(self, sparsity: float) -> float:
-        """The threshold for a sparsity, by linear interpolation between stored points.
-
-        Raises:
-            ConfigError: the sparsity is outside 0 to 0.95.
-        """
-        check_sparsity(sparsity)
-        if sparsity == 0:
-            return -math.inf
-        points = [point for point in self.points if math.isfinite(point[1])]
-        for (low, at_low), (high, at_high) in itertools.pairwise(points):
-            if low <= sparsity <= high and high > low:
-                return at_low + (at_high - at_low) * (sparsity - low) / (high - low)
-        # Between keeping all and the first point, or beyond the last, the nearest point is the
-        # honest answer: constant margins can only be skipped together.
-        return min(self.points, key=lambda point: abs(point[0] - sparsity))[1]
-
-    def through(self, sparsity: float, threshold: float) -> CalibrationCurve:
-        """The curve with one more point, in place of those near it and any that contradict it."""
-        kept = [
-            point
-            for point in self.points
-            if (point[0] - sparsity) * (point[1] - threshold) > 0
-            and (abs(point[0] - sparsity) > 0.025 or not math.isfinite(point[1]))
-        ]
-        return CalibrationCurve(tuple(sorted([*kept, (sparsity, threshold)])))
-
-    def reaches(self, sparsity: float) -> bool:
-        """Whether a sparsity lies on the curve, or no further than half a step beyond its end."""
-        return sparsity <= self.largest + 0.025
-
-    @property
-    def largest(self) -> float:
-        """The highest sparsity that was reached."""
-        return max((sparsity for sparsity, _ in self.points), default=0.0)
+    def guess(self, sparsity: float) -> float:
+        """The threshold that saves this share if margins stay as they are."""
+        return quantile_threshold(self.margins, sparsity + self.overhead, self.weights)
 
 
-MarginsAt = Callable[[float], Tensor]
-"""Runs held-out text at a threshold and returns the margins [tokens x modules] that were seen."""
+MarginsAt = Callable[[float], Tensor | Seen]
+"""Runs held-out text at a threshold and returns what was seen, or its margins [N] alone."""
 
 
 def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int = 6) -> float:
@@ -86,7 +62,8 @@ def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int 
 
     Args:
         margins_at: measures the margins at a threshold.
-        sparsity: share of decisions to skip.
+        sparsity: share to save, in the unit that `margins_at` counts; of decisions, if it returns
+            margins alone.
         start: a first guess.
         rounds: the most measurements, if the sparsity is then about met.
     """
@@ -96,20 +73,19 @@ def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int 
 def calibrate_curve(
     margins_at: MarginsAt, sparsities: tuple[float, ...] = CURVE, rounds: int = 3
 ) -> CalibrationCurve:
-    """The whole dial, each point starting from the threshold of the one before.
+    """Measure the whole curve, each point starting from the threshold of the one before.
 
     Where skipping a little more would skip nearly everything, the curve ends.
     """
     points: list[tuple[float, float]] = [(0.0, -math.inf)]
-    threshold, seen = -math.inf, margins_at(-math.inf)
+    threshold, seen = -math.inf, _seen(margins_at, -math.inf)
     for sparsity in sparsities:
         if sparsity == 0:
             continue
-        guess = quantile_threshold(seen, sparsity)
+        guess = seen.guess(sparsity)
         threshold, seen = _closest(margins_at, sparsity, guess, rounds, (threshold, seen))
-        reached = skipped_share(seen, threshold)
-        if points[-1][0] < reached <= sparsity + JUMP:
-            points.append((reached, threshold))
+        if points[-1][0] < seen.share <= sparsity + JUMP:
+            points.append((seen.share, threshold))
     return CalibrationCurve(tuple(points))
 
 
@@ -118,29 +94,33 @@ def _closest(
     sparsity: float,
     start: float,
     rounds: int,
-    known: tuple[float, Tensor] | None = None,
-) -> tuple[float, Tensor]:
-    """The threshold, and the margins that were seen there; `known` is one to begin from."""
+    known: tuple[float, Seen] | None = None,
+) -> tuple[float, Seen]:
+    """The threshold, and what was seen there; `known` is one to begin from."""
     low, below = known or (-math.inf, None)
     high, guess = math.inf, start
-    best, at_best = known or (start, torch.empty(0))
-    error = math.inf if known is None else abs(skipped_share(at_best, best) - sparsity)
+    best, at_best = known or (start, Seen(torch.empty(0), math.nan))
+    error = math.inf if known is None else abs(at_best.share - sparsity)
     for done in range(max(rounds, FAR_ROUNDS)):
         if done >= rounds and error <= FAR:
             break
-        seen = margins_at(guess)
-        share = skipped_share(seen, guess)
-        if abs(share - sparsity) < error:
-            best, at_best, error = guess, seen, abs(share - sparsity)
+        seen = _seen(margins_at, guess)
+        if abs(seen.share - sparsity) < error:
+            best, at_best, error = guess, seen, abs(seen.share - sparsity)
         if error <= 0.0025:
             break
-        if share < sparsity:
+        if seen.share < sparsity:
             low, below, high = guess, seen, high if high > guess else math.inf
         else:
             high, low = guess, low if low < guess else -math.inf
-        quantiles = [quantile_threshold(m, sparsity) for m in (seen, below) if m is not None]
+        quantiles = [each.guess(sparsity) for each in (seen, below) if each is not None]
         guess = next((q for q in quantiles if low < q < high), _between(low, high))
     return best, at_best
+
+
+def _seen(margins_at: MarginsAt, threshold: float) -> Seen:
+    found = margins_at(threshold)
+    return found if isinstance(found, Seen) else Seen(found, skipped_share(found, threshold))
 
 
 def _between(low: float, high: float) -> float:
@@ -155,11 +135,28 @@ def skipped_share(margins: Tensor, threshold: float) -> float:
     return (margins <= threshold).float().mean().item()
 
 
-def quantile_threshold(margins: Tensor, sparsity: float) -> float:
-    """A threshold that skips this share of these margins [N], midway between two of them.
+def quantile_threshold(margins: Tensor, sparsity: float, weights: Tensor | None = None) -> float:
+    """A threshold that saves this share, midway between two margins.
 
     Midway, so that equal margins, as constant routers give, fall clearly on one side.
+
+    Args:
+        margins: [N].
+        sparsity: share of the weights' unit to save; of the margins where there are none.
+        weights: [N] what skipping each saves; those below 0 count as 0, since no budget is met by
+            skipping what costs more than it saves.
+
+    Example:
+        >>> margins, weights = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 0.2])
+        >>> quantile_threshold(margins, 0.6, weights)
+        2.5
     """
-    ordered = torch.sort(margins.flatten()).values
-    count = min(len(ordered) - 1, max(1, round(sparsity * len(ordered))))
+    if weights is None:
+        ordered = torch.sort(margins.flatten()).values
+        count = min(len(ordered) - 1, max(1, round(sparsity * len(ordered))))
+    else:
+        ordered, order = torch.sort(margins.flatten())
+        saved = weights.flatten()[order].clamp(min=0).double().cumsum(0)
+        # Some margin is left on either side, as without weights.
+        count = 1 + int((saved[:-1] - sparsity).abs().argmin())
     return ((ordered[count - 1] + ordered[count]) / 2).item()

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from skipgpt.config import check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.model.dial import dialled
 from skipgpt.model.trace import routing_state
@@ -106,11 +107,12 @@ def _job(
             f"the context has {context:,} tokens; the prompt has {len(ids):,} and {most or 1:,} "
             "more were asked for",
         )
-    if asked.sparsity is not None:
-        dialled(routing_state(engine.model), asked.sparsity)  # raises before anything is begun
+    check_pair(asked.sparsity, asked.budget)
+    if asked.sparsity is not None:  # raises before anything is begun
+        dialled(routing_state(engine.model), asked.sparsity, asked.budget)
     return Job(
         tuple(ids), most or room, asked.temperature, asked.top_p, asked.seed, asked.stop,
-        asked.sparsity, logprobs,
+        asked.sparsity, asked.budget, logprobs,
     )  # fmt: skip
 
 

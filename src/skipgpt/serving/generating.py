@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 from skipgpt.analysis.text import Pieces
+from skipgpt.config import Budget
 from skipgpt.model.dial import at_sparsity
 from skipgpt.model.trace import record_routing
 from skipgpt.serving.stop_text import StopText
@@ -33,7 +34,8 @@ class Job:
         top_p: of sampling.
         seed: of sampling; None draws on.
         stops: sequences that end the text.
-        sparsity: share of modules to skip; the model's own where None.
+        sparsity: share to save; the model's own where None.
+        budget: what it counts; as the model was trained where None.
         logprobs: how many of the likeliest tokens are reported at each place; None reports none.
     """
 
@@ -44,6 +46,7 @@ class Job:
     seed: int | None = None
     stops: tuple[str, ...] = ()
     sparsity: float | None = None
+    budget: Budget | None = None
     logprobs: int | None = None
 
 
@@ -115,7 +118,11 @@ def run_job(
     if job.logprobs is not None:
         how["logits_processor"] = [watch.probabilities]
     ids = torch.tensor([job.ids], device=model.device)
-    dial = nullcontext() if job.sparsity is None else at_sparsity(model, job.sparsity)
+    dial = (
+        nullcontext()
+        if job.sparsity is None
+        else at_sparsity(model, job.sparsity, budget=job.budget)
+    )
     with torch.no_grad(), _seeded(job.seed, ids.device), dial, record_routing(model) as trace:
         model.generate(
             input_ids=ids,

@@ -1,10 +1,12 @@
-"""What a client may ask for: OpenAI's completions and chat, with `sparsity` beside."""
+"""What a client may ask for: OpenAI's completions and chat, with `sparsity` and `budget` beside."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+
+from skipgpt.config import Budget
 
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -84,7 +86,9 @@ class Wanted(BaseModel):
         stop: sequences that end the text, up to four.
         stream: send text as it comes.
         stream_options: `{"include_usage": true}` for a last chunk with the usage.
-        sparsity: share of modules to skip; the server's own where None.
+        sparsity: share to save; the server's own where None.
+        budget: what `sparsity` counts: `modules`, `flops` or `time`; as the checkpoint was trained
+            where None.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -98,6 +102,7 @@ class Wanted(BaseModel):
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     sparsity: float | None = Field(None, ge=0, le=0.95)
+    budget: Budget | None = None
 
     @model_validator(mode="before")
     @classmethod

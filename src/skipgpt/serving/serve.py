@@ -16,14 +16,13 @@ from typing import Any
 
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import is_checkpoint
-from skipgpt.config import RouterConfig
+from skipgpt.config import Budget, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.export import export_merged
-from skipgpt.model.auto import curve_of, register
+from skipgpt.model.auto import curves_of, register
 from skipgpt.model.base import load_base
-from skipgpt.model.dial import dialled, set_sparsity
+from skipgpt.model.dial import set_sparsity, threshold_of
 from skipgpt.model.int8 import check_loaded_as, quantize_int8
-from skipgpt.model.trace import RoutingState
 from skipgpt.serving.address import bind
 from skipgpt.serving.choice import choose
 from skipgpt.serving.server import check_installed, run_server
@@ -41,6 +40,7 @@ def serve(
     api_key: str | None = None,
     grace: int = 20,
     sparsity: float | None = None,
+    budget: Budget | None = None,
     base: str | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -60,6 +60,7 @@ def serve(
         api_key: which clients have to send; None asks for none.
         grace: seconds that requests get to finish once the server was asked to stop.
         sparsity: of requests that do not say; the checkpoint's own where None.
+        budget: what `sparsity` counts; as the checkpoint was trained where None.
         base: where the base model lies, if it has moved.
         device: for `transformers`; vLLM runs where it was built for.
         dtype: of the base's weights.
@@ -73,8 +74,9 @@ def serve(
         SkipGPTError: the checkpoint cannot be loaded, or the engine did not start.
 
     Example:
-        serve("out/nano-25", port=8080, sparsity=0.4)
+        serve("out/nano-25", port=8080, sparsity=0.4, budget="flops")
     """
+    check_pair(sparsity, budget)
     folder = Path(folder)
     name = name or folder.resolve().name
     _check_exposure(host, api_key)
@@ -84,7 +86,7 @@ def serve(
     if chosen == "transformers":
         check_installed()
         with bind(host, port) as address:
-            model, tokenizer = _load(folder, sparsity, base, device, dtype, quantize)
+            model, tokenizer = _load(folder, sparsity, budget, base, device, dtype, quantize)
             run_server(model, tokenizer, address, **common)
         return
     from skipgpt.serving.vllm.launch import launch
@@ -96,11 +98,11 @@ def serve(
             stack.enter_context(_leaving_on_sigterm())
             made = stack.enter_context(tempfile.TemporaryDirectory(prefix="skipgpt-merged-"))
             logger.info("merging into %s; `skipgpt export --merged` does it once for all", made)
-            export_merged(folder, made, sparsity=sparsity, base=base, dtype=dtype)
+            export_merged(folder, made, sparsity=sparsity, budget=budget, base=base, dtype=dtype)
             folder, sparsity = Path(made), None
         elif sparsity is not None:
-            _check_dial(folder, sparsity)
-        launch(folder, address, sparsity=sparsity, **common)
+            _check_dial(folder, sparsity, budget)
+        launch(folder, address, sparsity=sparsity, budget=budget, **common)
 
 
 @contextmanager
@@ -129,30 +131,29 @@ def _check_exposure(host: str, api_key: str | None) -> None:
         logger.warning("whoever reaches %s can use this server: no API key is set", host)
 
 
-def _check_dial(folder: Path, sparsity: float) -> None:
+def _check_dial(folder: Path, sparsity: float, budget: Budget | None) -> None:
     """Refuse a sparsity that a merged export does not reach, before an engine starts.
 
     Raises:
         ConfigError: it does not.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    state = RoutingState(RouterConfig(), curve=curve_of(SimpleNamespace(curve=config.get("curve"))))
-    dialled(state, sparsity)
+    threshold_of(curves_of(SimpleNamespace(**config)), sparsity, budget)
 
 
 def _load(
-    folder: Path, sparsity: float | None, base: str | None, device: str, dtype: str,
-    quantize: str | None,
+    folder: Path, sparsity: float | None, budget: Budget | None, base: str | None, device: str,
+    dtype: str, quantize: str | None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """The model in transformers, LoRA merged, and its tokenizer."""
     if is_checkpoint(folder):
         return load(
-            folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype,
-            quantize=quantize,
+            folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device,
+            dtype=dtype, quantize=quantize,
         )  # fmt: skip
     check_loaded_as(quantize)
     register()
     model, tokenizer = load_base(str(folder), device=device, dtype=dtype)
     if sparsity is not None:
-        set_sparsity(model, sparsity)
+        set_sparsity(model, sparsity, budget=budget)
     return (quantize_int8(model) if quantize else model), tokenizer

@@ -18,12 +18,13 @@ from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.fitting.fit import centre_margins
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import execution, routing_state
 from skipgpt.processes import from_first, spread
 from skipgpt.progress import advancing
 from skipgpt.training.run_folder import note_measured, note_static_order
-from skipgpt.training.start import start_routers, static_solution
+from skipgpt.training.start import savings_of, start_routers, static_solution
 from skipgpt.training.static_blend import blend_with_static
 
 logger = logging.getLogger("skipgpt")
@@ -67,16 +68,20 @@ class Passes:
 
     def after_stage(self, model: Any, stage: Stage) -> Perplexity:
         """Blend routers with static removal if so set, calibrate, and measure on held-out text."""
-        target = self.config.target_sparsity
+        config, target = self.config, self.config.target_sparsity
+        saved = savings_of(model, config)
         calibration = cut(self.blocks.calibration, self.config.data.calibration_tokens)
-        if stage != "lora" and self.config.router_stage.static_blend:
+        if stage in ("router", "joint") and self.config.router_stage.static_blend:
             if not self.order:
                 text = cut(self.blocks.train, self.config.router_stage.static_tokens)
                 with advancing("greedy static removal") as advance:
-                    self.order = static_solution(model, text, target, advance)
-            strength = blend_with_static(model, self.order, calibration, target)
+                    depth = saved.share_of_sites(target)
+                    self.order = static_solution(model, text, depth, advance)
+            strength = blend_with_static(model, self.order, calibration, target, saved)
             logger.info("stage router: blended with static removal at strength %g", strength)
-        calibrate(model, calibration, target=target)
+        calibrate(model, calibration, target=target, budget=config.budget, timed=config.budget_time)
+        if stage == "fit":
+            centre_margins(model)
         state = routing_state(model)
-        state.curve, state.rule = from_first((state.curve, state.rule))
+        state.curves, state.rule = from_first((state.curves, state.rule))
         return from_first(perplexity(model, self.held_out))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from skipgpt.analysis.statistics import entropy_bits
 from skipgpt.model.trace import MODULES, Step
+from skipgpt.routing.calibration import quantile_threshold
 
 KEEP = "keep/"
 """Before `attn/0`, `mlp/0`, … in the names that trackers show."""
@@ -30,17 +31,31 @@ def keeps_of(step: Step) -> Tensor:
     return _by_module(step, "keep")
 
 
-def margin_metrics(margins: Tensor, target: float) -> dict[str, float]:
+def margin_metrics(
+    margins: Tensor, target: float, weights: Tensor | None = None, overhead: float = 0.0
+) -> dict[str, float]:
     """What deterministic decisions at the target would be; reading them waits for the device.
 
     Args:
         margins: [M, N].
         target: the sparsity of those decisions.
+        weights: [M] what each module saves where every token skips it, in the unit of the target;
+            all the same where None.
+        overhead: what routing adds in that unit.
 
     Returns:
         `threshold` (left out where nothing is to be skipped), `argmax_sparsity` (the sparsity at a
         threshold of 0, the routers' own decision), and what `keep_metrics` gives.
     """
+    if weights is not None:
+        each = (weights.to(margins.device) / margins.shape[1])[:, None].expand_as(margins)
+        at = quantile_threshold(margins, target + overhead, each) if target > 0 else -torch.inf
+        saved = (weights.to(margins.device) * (margins <= 0).float().mean(-1)).sum() - overhead
+        return {
+            **({"threshold": at} if target > 0 else {}),
+            "argmax_sparsity": saved.item(),
+            **keep_metrics(margins > at),
+        }
     skipped = min(margins.numel(), round(target * margins.numel()))
     # Not torch.quantile, which refuses more than 16 million elements.
     threshold = margins.flatten().kthvalue(skipped).values.item() if skipped else None

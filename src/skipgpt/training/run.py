@@ -20,7 +20,6 @@ from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.model.base import choose_dtype, load_base
-from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
@@ -28,6 +27,7 @@ from skipgpt.model.trace import routing_state
 from skipgpt.processes import first_alone, layout, load_whole, meet
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
+from skipgpt.training.fit_stage import check_fit, run_fit
 from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.passes import Passes
 from skipgpt.training.run_folder import (
@@ -44,6 +44,7 @@ from skipgpt.training.run_folder import (
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import plan
+from skipgpt.training.start import savings_of, set_to_target
 
 logger = logging.getLogger("skipgpt")
 
@@ -111,6 +112,7 @@ def train(
     device = meet(device)
     torch.manual_seed(config.seed)
     check_quantization(quantize)
+    check_fit(config, is_new=not is_checkpoint(base))
     check_folder(out, resume, overwrite)
     done = finished_stages(out) if resume else ()
     if resume:  # before a base is loaded that is held in another way
@@ -122,6 +124,7 @@ def train(
     model, tokenizer, info = _start(str(out) if done else base, config, home, dtype, quantize)
     check_whole(quantization_of(model))
     config = _with_routers_of(model, config)
+    savings_of(model, config).check_reach(config.target_sparsity)
     blocks = load_blocks(data, tokenizer, config.data)
     facts = {
         "base": base,
@@ -132,8 +135,9 @@ def train(
         "data_fingerprint": blocks.fingerprint,
         "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
     }
-    for stage in config.stages:  # refuses what transformers does not know before anything is lost
-        training_arguments(plan(stage, config), config, out, torch.device(device))
+    trained = [each for each in config.stages if each != "fit"]
+    for each in trained:  # refuses what transformers does not know before anything is lost
+        training_arguments(plan(each, config), config, out, torch.device(device))
     if resume:
         compare_run(out, facts)
     else:
@@ -141,24 +145,27 @@ def train(
     found, left = held_out_of(out), [stage for stage in config.stages if stage not in done]
     fresh = not is_checkpoint(base) and not done and latest_state(out / RESUME / left[0]) is None
     passes = Passes(config, blocks, out, static_order(out))
-    begin = functools.partial(passes.before_stages, start=fresh)
+    begin = functools.partial(passes.before_stages, start=fresh and "fit" not in config.stages)
     if not (in_pieces and left):
         begin(model)
     for stage in left:
         if in_pieces and stage != left[0]:  # what one stage took apart, the next one cannot adapt
             load_whole()
             model, tokenizer, info = _start(str(out), config, home, dtype, quantize)
-        model = run_stage(
-            model,
-            stage,
-            config,
-            blocks,
-            out,
-            rule=rule,
-            dense_loss=passes.dense.nll_per_token if passes.dense else None,
-            device=device,
-            begin=begin if in_pieces and stage == left[0] else None,
-        )
+        if stage == "fit":
+            run_fit(model, config, blocks.train, info.fingerprint, out)
+        else:
+            model = run_stage(
+                model,
+                stage,
+                config,
+                blocks,
+                out,
+                rule=rule,
+                dense_loss=passes.dense.nll_per_token if passes.dense else None,
+                device=device,
+                begin=begin if in_pieces and stage == left[0] else None,
+            )
         found[stage] = passes.after_stage(model, stage)
         info = _save_stage(model, stage, config, out, info, found[stage])
         finish_stage(out, stage, found[stage])
@@ -176,18 +183,18 @@ def _start(
         _check_held(base, read_info(base).quantization, quantize)
         model, tokenizer = load(base, trainable=True, device=device, dtype=dtype)
         if routing_state(model).curve is not None:
-            set_sparsity(model, within_reach(model, config.target_sparsity))
+            set_to_target(model, config)
         return model, tokenizer, read_info(base)
     model, tokenizer = load_base(base, device=device, dtype=dtype, quantize=quantize)
     _check_held(base, quantization_of(model), quantize)
-    if "lora" in config.stages and not {"router", "joint"} & set(config.stages):
+    if "lora" in config.stages and not {"fit", "router", "joint"} & set(config.stages):
         raise ConfigError(
             "planning the stages",
             got=f"lora alone on the base model {base!r}",
             expected="routers to heal around",
             todo="train stage router first, or give a checkpoint as BASE",
         )
-    if set(config.stages) != {"router"}:
+    if {"lora", "joint"} & set(config.stages):
         check_targets(model, config.lora_stage)
     add_routers(model, config.router)
     return model, tokenizer, describe(model, base)
@@ -239,6 +246,7 @@ def _save_stage(
         recipe=config.recipe,
         stages=(*info.stages, stage),
         target_sparsity=config.target_sparsity,
+        budget=config.budget,
         sparsity=measured.sparsity,
         keep=measured.keep_rates,
     )

@@ -17,8 +17,10 @@ from skipgpt.baselines.search import lazily
 from skipgpt.baselines.static import static_loss
 from skipgpt.baselines.units import Unit, sites_of, units_of
 from skipgpt.config import TrainConfig
+from skipgpt.cost import Savings, savings
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.fitting.stand_ins import fit_stand_ins
+from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import routing_state
 from skipgpt.routing.router import set_constant
@@ -56,15 +58,60 @@ def start_routers(
             set_constant(router, stage.start_margin)
         return []
     if not order:
-        depth = max(config.target_sparsity, stage.static_depth)
+        wanted = savings_of(model, config).share_of_sites(config.target_sparsity)
+        depth = max(wanted, stage.static_depth)
         order = static_solution(model, cut(text, stage.static_tokens), depth, on_step)
-    share = config.target_sparsity * len(routers(model))
+    share = sites_skipped(order, savings_of(model, config), config.target_sparsity)
     rank = {site: n * len(unit) for n, unit in enumerate(order) for site in unit}
     last = len(sites_of(order))
     middle = len(order[0]) / 2
     for site, router in routers(model).items():
         set_constant(router, stage.start_margin * (rank.get(site, last) + middle - share))
     return order
+
+
+def savings_of(model: nn.Module, config: TrainConfig) -> Savings:
+    """What each site of a model saves, in the unit of a run's budget.
+
+    Args:
+        model: with routers.
+        config: of the run; the mean context is that of its rows.
+
+    Raises:
+        ConfigError: it is a budget in time, and this machine was not profiled.
+    """
+    context = (config.data.block_size + 1) / 2
+    return savings(model, config.budget, context, config.budget_time)
+
+
+def set_to_target(model: nn.Module, config: TrainConfig) -> None:
+    """Set a calibrated model to the target of a run, as far as its curves say where that is.
+
+    Where it was calibrated before there was the run's unit, it stays at its own target.
+    """
+    curves = routing_state(model).curves
+    if curves is not None and config.budget in curves.by_budget:
+        near = within_reach(model, config.target_sparsity, config.budget)
+        set_sparsity(model, near, budget=config.budget)
+
+
+def sites_skipped(order: list[Unit], saved: Savings, target: float) -> float:
+    """How many sites of a static removal, first removed first, save a share; not a whole number.
+
+    Args:
+        order: the removal.
+        saved: what each site saves.
+        target: the share; where the whole removal saves less, all of its sites are meant.
+    """
+    if saved.unit == "modules":
+        return target * len(saved.by_site)
+    left = target + saved.overhead
+    for count, site in enumerate(sites_of(order)):
+        each = saved.by_site[site]
+        if 0 < left <= each:
+            return count + left / each
+        left -= each
+    return float(len(sites_of(order)))
 
 
 def static_solution(

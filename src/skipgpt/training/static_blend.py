@@ -16,34 +16,43 @@ from torch import Tensor
 
 from skipgpt.baselines.static import constant_margins
 from skipgpt.baselines.units import Unit
-from skipgpt.evaluation.calibrate import run_at_threshold
+from skipgpt.cost import Savings, savings
+from skipgpt.evaluation.meter import Meter, run_at_threshold
+from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.surgery import routers
 from skipgpt.routing.calibration import calibrate as find_threshold
-from skipgpt.routing.calibration import quantile_threshold
 from skipgpt.routing.router import add_to_margin
 
 STRENGTHS = (0.0, 1.0, 64.0)
 """In standard deviations of the trained margins."""
 
 
-def blend_with_static(model: Any, order: list[Unit], calibration: Tensor, sparsity: float) -> float:
+def blend_with_static(
+    model: Any,
+    order: list[Unit],
+    calibration: Tensor,
+    sparsity: float,
+    saved: Savings | None = None,
+) -> float:
     """Blend the greedy static removal into the routers' biases.
 
     Args:
         model: with trained routers; their biases are changed in place.
         order: the removal, first removed first.
         calibration: [N, T] token ids that the strength is chosen on.
-        sparsity: share of modules to skip.
+        sparsity: share to save.
+        saved: what each site saves, in the unit of `sparsity`; all the same where None.
 
     Returns:
         The chosen strength.
     """
+    saved = saved or savings(model, "modules", mean_context(calibration))
     margins, _ = run_at_threshold(model, calibration, -math.inf)
     unit = margins.std().clamp(min=1e-3).item()
     losses = {}
     for strength in STRENGTHS:
         _shift(model, order, strength * unit)
-        losses[strength] = _loss_at_sparsity(model, calibration, sparsity)
+        losses[strength] = _loss_at_sparsity(model, calibration, sparsity, saved)
         _shift(model, order, -strength * unit)
     best = min(losses, key=lambda strength: losses[strength])
     _shift(model, order, best * unit)
@@ -55,10 +64,8 @@ def _shift(model: Any, order: list[Unit], amount: float) -> None:
         add_to_margin(routers(model)[site], amount * margin)
 
 
-def _loss_at_sparsity(model: Any, blocks: Tensor, sparsity: float) -> float:
-    """Summed loss with the threshold that skips this share of these blocks."""
-    start = quantile_threshold(run_at_threshold(model, blocks, -math.inf)[0], sparsity)
-    threshold = find_threshold(
-        lambda guess: run_at_threshold(model, blocks, guess)[0], sparsity, start, rounds=4
-    )
-    return run_at_threshold(model, blocks, threshold)[1]
+def _loss_at_sparsity(model: Any, blocks: Tensor, sparsity: float, saved: Savings) -> float:
+    """Summed loss with the threshold that saves this share on these blocks."""
+    meter = Meter(model, blocks, saved)
+    start = meter(-math.inf).guess(sparsity)
+    return meter.losses[find_threshold(meter, sparsity, start, rounds=4)]

@@ -13,7 +13,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
-from skipgpt.model.trace import Trace, deciding, drawing, execution, record_routing
+from skipgpt.model.trace import Step, Trace, deciding, drawing, execution, record_routing
 from skipgpt.processes import count, joined, layout, mean, rank, shard_on_cpu
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
@@ -24,6 +24,7 @@ from skipgpt.training.resumable import ResumableTrainer
 from skipgpt.training.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
 from skipgpt.training.row_order import ROWS, PartsOfSteps, RowsOfRun, Share
 from skipgpt.training.stages import StagePlan, optimizer_groups
+from skipgpt.training.start import savings_of
 from skipgpt.training.step_sums import StepSums
 
 
@@ -55,6 +56,7 @@ class RoutingTrainer(ResumableTrainer):
         self.plan, self.config, self._rule_at = plan, config, rule
         # The loss of a step is a sum over its tokens divided by their number, however it is cut.
         self.model_accepts_loss_kwargs = True
+        self._saved = savings_of(arguments["model"], config)
         self._whole_sparsity: Tensor | None = None
         self._step_tokens = 0.0
         self._sums = StepSums()
@@ -91,7 +93,7 @@ class RoutingTrainer(ResumableTrainer):
         with record_routing(model) as trace:
             lm_loss = self._lm_loss(model, inputs, num_items_in_batch)
         stage, share = self.config.router_stage, self._share(inputs)
-        sparsity = trace.steps[0].sparsity()
+        sparsity = self._sparsity(trace.steps[0])
         self._sums.add(sparsity=share * sparsity)
         if self._is_logged:
             self._observed.append(margins_of(trace.steps[0]))
@@ -105,10 +107,10 @@ class RoutingTrainer(ResumableTrainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         with labelled_rows(self.model, inputs) as given:
-            if self.compute_loss_func is not None:
+            if self.plan.distill:
                 self._dense = dense_logits(self.model, given)
             loss: Tensor = super().compute_loss(model, given, num_items_in_batch=num_items_in_batch)
-        if self.compute_loss_func is None:
+        if not self.plan.distill:
             self._sums.add(lm_loss=loss)
         self._dense = None
         return loss
@@ -131,7 +133,8 @@ class RoutingTrainer(ResumableTrainer):
         )
         # As transformers scales what is returned: means over processes are then of all tokens.
         self._sums.add(lm_loss=text * count(), kl_to_dense=divergence * count())
-        return share * divergence + (1 - share) * text
+        mixed: Tensor = share * divergence + (1 - share) * text
+        return mixed
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """All parts of all steps that this process takes, in order."""
@@ -196,7 +199,7 @@ class RoutingTrainer(ResumableTrainer):
                     record_routing(self.model) as trace,
                 ):
                     self.model_wrapped(**given)
-                sparsity += trace.steps[0].sparsity() * self._share(inputs)
+                sparsity += self._sparsity(trace.steps[0]) * self._share(inputs)
         return mean(sparsity)
 
     @contextmanager
@@ -260,7 +263,22 @@ class RoutingTrainer(ResumableTrainer):
         self._observed = []
         if seen.dtype == torch.bool:
             return keep_metrics(seen)
-        return margin_metrics(seen, self.config.target_sparsity)
+        if self.config.budget == "modules":
+            return margin_metrics(seen, self.config.target_sparsity)
+        weights = [saved for _, saved in sorted(self._saved.by_site.items())]
+        return margin_metrics(
+            seen, self.config.target_sparsity, torch.tensor(weights), self._saved.overhead
+        )
+
+    def _sparsity(self, step: Step) -> Tensor:
+        """What a step saves in the unit of the budget, with the gates' gradient.
+
+        A sum over sites, so that parts add up to their whole: of a budget in time it is what would
+        be saved if seconds were in proportion to tokens. Calibration counts the seconds.
+        """
+        if self.config.budget == "modules":
+            return step.sparsity()
+        return step.saved(self._saved.by_site, self._saved.overhead)
 
     def _share(self, inputs: dict[str, Tensor]) -> float:
         """The weight of a part: over parts and, as gradients are, meant over processes, it is 1."""

@@ -1,8 +1,9 @@
 """How much each request skips: from its sampling parameters to a threshold for each token.
 
-A request may say `SamplingParams(extra_args={"sparsity": 0.4})`, over HTTP
-`"vllm_xargs": {"sparsity": 0.4}`. vLLM tells logits processors which request sits in which row of
-the batch, before each forward; `Budgets` is one that leaves logits alone and remembers thresholds.
+A request may say `SamplingParams(extra_args={"sparsity": 0.4, "budget": "flops"})`, over HTTP
+`"vllm_xargs": {"sparsity": 0.4}`; without a budget the sparsity is in the unit of training. vLLM
+tells logits processors which request sits in which row of the batch, before each forward;
+`Budgets` is one that leaves logits alone and remembers thresholds.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from skipgpt.config import RouterConfig
+from skipgpt.config import check_pair
 from skipgpt.errors import ConfigError
-from skipgpt.model.auto import curve_of
-from skipgpt.model.dial import dialled
-from skipgpt.model.trace import RoutingState
-from skipgpt.routing.decision import Threshold
+from skipgpt.model.auto import curves_of
+from skipgpt.model.dial import threshold_of
+from skipgpt.routing.curve import Curves
 
-ARGUMENT = "sparsity"
-"""The extra sampling parameter."""
+ARGUMENT, UNIT = "sparsity", "budget"
+"""The extra sampling parameters."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,37 @@ class Dial:
     """The budgets that a merged export offers.
 
     Attributes:
-        state: holds the calibration curve.
+        curves: of the export; None where it was never calibrated.
         own: the threshold where a request says nothing.
     """
 
-    state: RoutingState
+    curves: Curves | None
     own: float
 
     @classmethod
     def of(cls, config: Any) -> Dial:
         """The dial in the config of a merged export."""
-        state = RoutingState(RouterConfig(), curve=curve_of(config))
-        own = Threshold() if config.sparsity is None else dialled(state, config.sparsity)
-        return cls(state, own.value)
+        curves, unit = curves_of(config), getattr(config, "budget", None)
+        own = 0.0 if config.sparsity is None else threshold_of(curves, config.sparsity, unit)
+        return cls(curves, own)
 
     def threshold(self, sampling: Any) -> float:
         """The threshold that a request's sampling parameters ask for.
 
         Raises:
-            ConfigError: the sparsity is no number, out of range, or beyond the curve.
+            ConfigError: the sparsity is no number, out of range, or beyond the curve, or its unit
+                is unknown or alone.
         """
-        asked = (getattr(sampling, "extra_args", None) or {}).get(ARGUMENT)
+        given = getattr(sampling, "extra_args", None) or {}
+        asked, unit = given.get(ARGUMENT), given.get(UNIT)
+        check_pair(asked, unit)
         if asked is None:
             return self.own
         if isinstance(asked, bool) or not isinstance(asked, int | float):
             raise ConfigError(
                 f"reading {ARGUMENT}", got=repr(asked), expected="a number, as in 0.25"
             )
-        return dialled(self.state, asked).value
+        return threshold_of(self.curves, asked, unit)
 
 
 class Budgets(LogitsProcessor):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""`sparsity` as a field of a request to vLLM's server, as our own server takes it."""
+"""`sparsity` and `budget` as fields of a request to vLLM's server, as our own server takes them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from fastapi.responses import JSONResponse
 from skipgpt.serving.replies import error_body
 
 _NO_BEAMS = error_body("beam search takes no sparsity: vLLM would leave it out without a word")
+FIELDS = ("sparsity", "budget")
 PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
 class SparsityField:
-    """ASGI middleware that hands `sparsity` on as the extra argument that the plug-in reads.
+    """ASGI middleware that hands `sparsity` and `budget` on as extra arguments for the plug-in.
 
     Args:
         app: vLLM's.
@@ -27,7 +28,7 @@ class SparsityField:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Rewrite the body of a request that has the field; leave all others alone."""
+        """Rewrite the body of a request that has one of the fields; leave all others alone."""
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
             await self._app(scope, receive, send)
             return
@@ -59,11 +60,11 @@ def _beams_with_sparsity(body: bytes) -> bool:
     except ValueError:
         return False
     beams = isinstance(asked, dict) and asked.get("use_beam_search")
-    return bool(beams and "sparsity" in (asked.get("vllm_xargs") or {}))
+    return bool(beams and set(FIELDS) & set(asked.get("vllm_xargs") or {}))
 
 
 def moved(body: bytes) -> bytes:
-    """A request with `sparsity` among vLLM's extra arguments; anything else as it is.
+    """A request with `sparsity` and `budget` among vLLM's extra arguments; others as they are.
 
     Example:
         >>> moved(b'{"prompt": "a", "sparsity": 0.4}')
@@ -73,9 +74,11 @@ def moved(body: bytes) -> bytes:
         asked = json.loads(body)
     except ValueError:
         return body
-    if not isinstance(asked, dict) or "sparsity" not in asked:
+    if not isinstance(asked, dict) or not set(FIELDS) & set(asked):
         return body
-    sparsity, others = asked.pop("sparsity"), asked.get("vllm_xargs") or {}
-    if sparsity is not None and isinstance(others, dict):
-        asked["vllm_xargs"] = others | {"sparsity": sparsity}
+    others = asked.get("vllm_xargs") or {}
+    given = {name: asked.pop(name) for name in FIELDS if name in asked}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and isinstance(others, dict):
+        asked["vllm_xargs"] = others | given
     return json.dumps(asked).encode()

@@ -34,6 +34,7 @@ def launch(
     shown: str,
     grace: int,
     sparsity: float | None = None,
+    budget: str | None = None,
     dtype: str = "auto",
     more: Sequence[str] = (),
     on_ready: Callable[[str], None] | None = None,
@@ -48,6 +49,7 @@ def launch(
         shown: what is served, for messages.
         grace: seconds that requests get to finish.
         sparsity: of requests that do not say.
+        budget: what it counts; as the export was trained where None.
         dtype: of the weights; `auto` is float32 on a CPU and bfloat16 elsewhere.
         more: options of `vllm serve`.
         on_ready: called with the URL once requests are taken.
@@ -62,7 +64,7 @@ def launch(
         "--middleware", "skipgpt.serving.vllm.http.SparsityField",
     ]  # fmt: skip
     if sparsity is not None:
-        command += ["--hf-overrides", json.dumps({"sparsity": sparsity})]
+        command += ["--hf-overrides", json.dumps({"sparsity": sparsity, "budget": budget})]
     with tempfile.TemporaryDirectory(prefix="skipgpt-metrics-") as counts:
         environment = {"VLLM_USE_V2_MODEL_RUNNER": "0"} | os.environ
         environment["PROMETHEUS_MULTIPROC_DIR"] = counts

@@ -1,0 +1,199 @@
+"""A budget in time: what skipping saves of the seconds of one forward on a profiled machine.
+
+A forward reads R tokens: batch size times context in prefill, one per row in decode. Weights of
+W numbers that r tokens are multiplied with take
+
+    product(W, r) = max(2 W r / FLOPs per second, bytes of W / bytes per second)
+
+Of a module that each token keeps with probability k, some token runs in any(k) = 1 - (1 - k)^R of
+the forwards, and then R k / any(k) tokens do. It takes
+
+    any(k) * (the cheaper of running all R tokens, and of running the kept ones and packing them)
+    + any(1 - k) * product(stand-in, tokens that skip)
+
+where running r tokens is product(W, r) and, for attention, the core: 4 FLOPs per width and
+attended token in prefill, reading the cached keys and values in decode. Packing takes the seconds
+that `skipgpt profile` measured, and moves 2 (R + r) rows of the residual stream; a token alone is
+never packed. Keys and values run for every token (for kept ones under `kv="skip"`), the head for
+one token per row, routers for every token. In decode at a batch size above 1 next to nothing is
+saved until all rows skip the same module, and so this says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from skipgpt.config import TimedForward
+from skipgpt.cost.counts import (
+    deciding_parameters,
+    head_parameters,
+    layer_bytes,
+    layer_costs,
+    parameters_of,
+)
+from skipgpt.cost.savings import Savings
+from skipgpt.errors import ConfigError
+from skipgpt.machine import Machine, measured
+from skipgpt.model.surgery import routed_layers, stand_ins
+from skipgpt.routing.decision import Site
+
+ROUTER_BYTES = 4
+"""Of a number in routers and stand-ins, which are float32."""
+
+
+@dataclass(frozen=True)
+class ModuleSeconds:
+    """The seconds of one module, by how many of its tokens run.
+
+    Attributes:
+        machine: where it runs.
+        tokens: that enter it (R).
+        weights: numbers in its weights.
+        number_bytes: of each.
+        core: seconds of the attention core where all tokens run.
+        packing: seconds that packing takes, however few tokens are packed.
+        row: seconds of moving one row of the residual stream.
+        stand_in: numbers in the weights of what runs instead.
+    """
+
+    machine: Machine
+    tokens: int
+    weights: int
+    number_bytes: float
+    core: float = 0.0
+    packing: float = 0.0
+    row: float = 0.0
+    stand_in: int = 0
+
+    def at(self, keep: float) -> float:
+        """Seconds per forward, expected, where each token keeps the module with this probability.
+
+        Example:
+            >>> on = Machine(flops=1e11, bandwidth=1e10, mlp_packing=0.0, attn_packing=0.0)
+            >>> ModuleSeconds(on, tokens=100, weights=1000, number_bytes=4).at(0.5)
+            1e-06
+        """
+        return self._kept(keep) + self._skipped(1 - keep)
+
+    def _kept(self, keep: float) -> float:
+        some = _any(keep, self.tokens)
+        if some == 0:
+            return 0.0
+        everything = self._running(self.tokens)
+        if self.tokens == 1 or keep >= 1:
+            return some * everything
+        rows = self.tokens * keep / some
+        moving = 2 * (self.tokens + rows) * self.row
+        return some * min(everything, self._running(rows) + self.packing + moving)
+
+    def _running(self, rows: float) -> float:
+        products = self.machine.product_seconds(self.weights, rows, self.number_bytes)
+        return products + self.core * rows / self.tokens
+
+    def _skipped(self, skip: float) -> float:
+        some = _any(skip, self.tokens)
+        if not self.stand_in or some == 0:
+            return 0.0
+        rows = self.tokens * skip / some
+        return some * self.machine.product_seconds(self.stand_in, rows, ROUTER_BYTES)
+
+
+@dataclass(frozen=True)
+class TimeSavings(Savings):
+    """Savings in seconds, which are not in proportion to what is skipped.
+
+    `by_site` is what a site saves where every token skips it; `share` counts what is saved at
+    keep ratios between.
+
+    Attributes:
+        modules: the seconds of each site.
+        dense: seconds of the dense forward.
+    """
+
+    modules: Mapping[Site, ModuleSeconds] = field(default_factory=dict)
+    dense: float = 1.0
+
+    def share(self, keep: Mapping[Site, float]) -> float:
+        """The share of the dense seconds that is saved at these keep ratios."""
+        saved = sum(each.at(1) - each.at(keep[site]) for site, each in self.modules.items())
+        return saved / self.dense - self.overhead
+
+
+def time_savings(
+    model: nn.Module, timed: TimedForward, machine: Machine | None = None
+) -> TimeSavings:
+    """What each site of a model saves of the seconds of a forward.
+
+    Args:
+        model: with routers, on its device.
+        timed: which forward.
+        machine: where it runs; what `skipgpt profile` kept of the model's device and dtype if
+            None.
+
+    Raises:
+        ConfigError: that was not profiled.
+    """
+    tensor = next(model.parameters())
+    dtype = cast("torch.dtype", model.dtype)
+    machine = machine or measured(tensor.device, dtype) or _refuse(tensor.device, dtype)
+    prefill = timed.phase == "prefill"
+    rows = timed.batch_size * (timed.context if prefill else 1)
+    modules: dict[Site, ModuleSeconds] = {}
+    config: Any = model.config
+    row = config.get_text_config().hidden_size * dtype.itemsize / machine.bandwidth
+    replaced = {site: parameters_of(each) for site, each in stand_ins(model).items()}
+    seconds = machine.product_seconds(head_parameters(model), timed.batch_size, dtype.itemsize)
+    for layer in routed_layers(model):
+        costs, held = layer_costs(layer), layer_bytes(layer)
+        if prefill:
+            pairs = rows * costs.attended(0, timed.context)
+            core = 4 * costs.core_width * pairs / machine.flops
+        else:
+            cached = timed.batch_size * costs.held(timed.context) * costs.cached
+            core = cached * dtype.itemsize / machine.bandwidth
+        # Of experts, a token reads those that it runs: bytes per number are those of all of them.
+        mlp_bytes = held.mlp / parameters_of(getattr(layer, layer.family.mlp))
+        qo, qo_bytes = costs.qo, held.qo
+        if layer.routing.config.kv == "skip":
+            qo, qo_bytes = qo + costs.kv, qo_bytes + held.kv
+        else:
+            seconds += machine.product_seconds(costs.kv, rows, held.kv / max(1, costs.kv))
+        for site, weights, number_bytes, core_seconds, packing in (
+            (Site(layer.index, "attn"), qo, qo_bytes / qo, core, machine.attn_packing),
+            (Site(layer.index, "mlp"), costs.mlp, mlp_bytes, 0.0, machine.mlp_packing),
+        ):
+            modules[site] = ModuleSeconds(
+                machine,
+                rows,
+                weights,
+                number_bytes,
+                core_seconds,
+                packing,
+                row,
+                replaced.get(site, 0),
+            )
+    dense = seconds + sum(each.at(1) for each in modules.values())
+    routing = machine.product_seconds(deciding_parameters(model), rows, ROUTER_BYTES)
+    by_site = {site: (each.at(1) - each.at(0)) / dense for site, each in modules.items()}
+    return TimeSavings("time", by_site, routing / dense, modules=modules, dense=dense)
+
+
+def _any(share: float, tokens: int) -> float:
+    """The probability that some of so many tokens do what each does with this probability."""
+    return float(1 - (1 - share) ** tokens)
+
+
+def _refuse(device: torch.device, dtype: torch.dtype) -> Machine:
+    kind = str(dtype).removeprefix("torch.")
+    raise ConfigError(
+        "counting a budget in time",
+        got=f"no profile of {device.type} in {kind} on this machine",
+        expected="measured costs of this machine",
+        todo=f"run `skipgpt profile --device {device.type} --dtype {kind}` once, which takes a "
+        "few seconds",
+    )

@@ -1,0 +1,72 @@
+"""What a model saves on some text at a threshold."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from skipgpt.cost import Savings
+from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model.trace import Trace, deciding, execution, record_routing
+from skipgpt.routing.calibration import Seen, skipped_share
+from skipgpt.routing.decision import Site, Threshold
+
+
+class Meter:
+    """Runs blocks at thresholds and counts, in one unit, what each run saves.
+
+    Args:
+        model: with routers.
+        blocks: [N, T] token ids.
+        saved: what each site saves.
+        batch_size: blocks per forward.
+
+    Attributes:
+        keep: keep ratios by threshold, of every run.
+        shares: what each run saved.
+        losses: summed loss in nats of each run.
+
+    Example:
+        find_threshold(Meter(model, blocks, savings(model, "flops", 128.5)), 0.25, start=0.0)
+    """
+
+    def __init__(
+        self, model: nn.Module, blocks: Tensor, saved: Savings, batch_size: int = 8
+    ) -> None:
+        self._model, self._blocks, self._batch_size = model, blocks, batch_size
+        self._saved = saved
+        self.keep: dict[float, dict[Site, float]] = {}
+        self.shares: dict[float, float] = {}
+        self.losses: dict[float, float] = {}
+
+    def __call__(self, threshold: float) -> Seen:
+        """Run all blocks at a threshold."""
+        trace, loss = _traced(self._model, self._blocks, threshold, self._batch_size)
+        margins, keep = trace.margins(), trace.keep_ratios()
+        if self._saved.unit == "modules":
+            seen = Seen(margins, skipped_share(margins, threshold))
+        else:
+            weights = trace.margin_weights(self._saved.by_site)
+            seen = Seen(margins, self._saved.share(keep), weights, self._saved.overhead)
+        self.keep[threshold], self.shares[threshold] = keep, seen.share
+        self.losses[threshold] = loss
+        return seen
+
+
+def run_at_threshold(
+    model: nn.Module, blocks: Tensor, threshold: float, batch_size: int = 8
+) -> tuple[Tensor, float]:
+    """The margins of every decision, flat, and the summed loss of blocks [N, T] at a threshold."""
+    trace, loss = _traced(model, blocks, threshold, batch_size)
+    return trace.margins(), loss
+
+
+def _traced(
+    model: nn.Module, blocks: Tensor, threshold: float, batch_size: int
+) -> tuple[Trace, float]:
+    with (
+        deciding(model, Threshold(threshold)),
+        execution(model, "sparse"),
+        record_routing(model) as trace,
+    ):
+        loss, _ = total_loss(model, blocks, batch_size)
+    return trace, loss
