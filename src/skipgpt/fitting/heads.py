@@ -9,7 +9,7 @@ from skipgpt.fitting.regression import HELD_OUT, CostModel, Design, deviance
 from skipgpt.pieces import assign
 from skipgpt.routing.router import KEEP, SKIP, LinearRouter, MLPRouter, Router, set_constant
 
-STEPS, ROWS, RATE = 400, 1024, 1e-3
+STEPS, ROWS, RATE = 1000, 1024, 3e-3
 """Of Adam, on stored inputs: no forward of the model is needed."""
 
 
