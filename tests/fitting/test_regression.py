@@ -57,7 +57,8 @@ def test_where_nothing_predicts_the_mean_stays() -> None:
     read = torch.randn(300, 40, generator=generator)
     cost = torch.randn(300, generator=generator).square()
     found = Design(read, ridges=(1e-3,)).predict(cost)
-    assert found.ridge is None and not found.weight.any()
+    assert found.ridge is None
+    assert not found.weight.any()
     assert found.bias == pytest.approx(cost.mean().log().item(), abs=1e-6)
 
 
@@ -65,7 +66,8 @@ def test_one_huge_cost_does_not_break_it() -> None:
     read, cost, _ = _data()
     cost[7] = 1e12
     found = Design(read).predict(cost)
-    assert torch.isfinite(found.weight).all() and np.isfinite(found.bias)
+    assert torch.isfinite(found.weight).all()
+    assert np.isfinite(found.bias)
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
