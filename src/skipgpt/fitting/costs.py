@@ -73,10 +73,9 @@ class _Recorder(nn.Module):
 
     def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
         """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
-        hidden = hidden.detach()
-        if self.held is not None:
-            self.held.append((hidden.float() * scale).flatten(0, 1).to("cpu", self.kind))
         with torch.no_grad():
+            if self.held is not None:
+                self.held.append((hidden.float() * scale).flatten(0, 1).to("cpu", self.kind))
             return self.router.margin(hidden, scale)
 
 
