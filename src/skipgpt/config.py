@@ -385,16 +385,18 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
         config = TrainConfig(
             recipe="default",
             budget="flops",
+            stages=("fit", "router", "lora"),
             router=RouterConfig(normalize=True, stand_in=16),
             router_stage=RouterStage(
-                steps=2_000,
-                learning_rate=2e-2,
+                steps=200,
+                learning_rate=6.3e-3,
                 rate_width=64,
                 schedule="cosine",
                 budget_softness=0.1,
-                start="static",
-                start_margin=0.5,
-                static_blend=True,
+                noise=0.3,
+                distill=1.0,
+                start="keep",
+                stand_in_rate=6e-4,
             ),
             lora_stage=LoraStage(steps=1_000, learning_rate=1e-3),
         )
