@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from skipgpt.errors import ConfigError
 
-Stage = Literal["router", "lora", "joint"]
+Stage = Literal["fit", "router", "lora", "joint"]
 Budget = Literal["modules", "flops", "time"]
 """What a budget counts: modules (paper), FLOPs, or seconds of this machine."""
 BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
@@ -198,6 +198,30 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class FitStage:
+    """How routers and stand-ins are fitted without training (docs/fitting.md).
+
+    Attributes:
+        tokens: training tokens that costs are measured on.
+        stand_in_tokens: training tokens that stand-ins are fitted on.
+        draws: labels drawn per position; each costs one more backward pass.
+        batch_size: rows per forward.
+        by_token: routers predict the cost from what they read; else each says its module's mean,
+            a static choice.
+    """
+
+    tokens: int = 32768
+    stand_in_tokens: int = 16384
+    draws: int = 1
+    batch_size: int = 4
+    by_token: bool = True
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_counts(self, "tokens", "stand_in_tokens", "draws", "batch_size")
+
+
+@dataclass(frozen=True)
 class RouterStage:
     """How routers are trained while the base stays frozen (paper).
 
@@ -214,6 +238,9 @@ class RouterStage:
             the distance (Huber); 0 pulls with all of alpha however near (paper).
         temperature_start: Gumbel temperature at the first step.
         temperature_end: Gumbel temperature at the last step.
+        noise: scale of the Gumbel noise; 1 is the paper's, less keeps a good start.
+        distill: share of the loss that is KL to the dense model; the rest is the loss on text
+            (paper: 0).
         start: `random` weights (Kaiming, the authors' code); `keep`: constant margins above 0, so
             that training begins near the dense model; or `static`: constant margins that copy the
             greedy static removal, so that training only has to improve on it.
@@ -237,6 +264,8 @@ class RouterStage:
     budget_softness: float = 0.0
     temperature_start: float = 5.0
     temperature_end: float = 1.0
+    noise: float = 1.0
+    distill: float = 0.0
     start: Literal["random", "keep", "static"] = "random"
     start_margin: float = 1.0
     stand_in_rate: float = 6e-3
@@ -247,7 +276,7 @@ class RouterStage:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_shares(self, "warmup", "static_depth")
+        _check_shares(self, "warmup", "static_depth", "distill")
         _check_counts(self, "steps", "static_tokens", "fit_tokens")
 
 
@@ -263,6 +292,8 @@ class LoraStage:
         rank: rank of the update matrices.
         alpha: LoRA scale; the update is multiplied by alpha / rank.
         dropout: on the input of the update matrices.
+        distill: share of the loss that is KL to the dense model; the rest is the loss on text
+            (paper: 0).
         targets: names of the linear layers that get an update, or `all-linear`: every one inside
             attention and MLP.
     """
@@ -274,11 +305,12 @@ class LoraStage:
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.1
+    distill: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "v_proj", "gate_proj")
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_shares(self, "warmup", "dropout")
+        _check_shares(self, "warmup", "dropout", "distill")
         _check_counts(self, "steps", "rank")
 
 
@@ -311,6 +343,7 @@ class TrainConfig:
     stages: tuple[Stage, ...] = ("router", "lora")
     recipe: str = "default"
     router: RouterConfig = field(default_factory=RouterConfig)
+    fit_stage: FitStage = field(default_factory=FitStage)
     router_stage: RouterStage = field(default_factory=RouterStage)
     lora_stage: LoraStage = field(default_factory=LoraStage)
     data: DataConfig = field(default_factory=DataConfig)
@@ -332,13 +365,15 @@ class TrainConfig:
         for stage in self.stages:
             if stage not in typing.get_args(Stage):
                 raise ConfigError(
-                    "reading stages", got=repr(stage), expected="router, lora or joint"
+                    "reading stages", got=repr(stage), expected="fit, router, lora or joint"
                 )
         if len(set(self.stages)) < len(self.stages):
             got = ", ".join(self.stages)
             raise ConfigError("reading stages", got=got, expected="each stage once")
         if not self.stages:
-            raise ConfigError("reading stages", got="no stage", expected="router, lora or joint")
+            raise ConfigError(
+                "reading stages", got="no stage", expected="fit, router, lora or joint"
+            )
         _check_counts(self, "batch_size", "accumulation", "log_every", "save_every")
 
 

@@ -109,9 +109,17 @@ def path_of(device: torch.device, dtype: torch.dtype) -> Path:
     Raises:
         RuntimeError: the user has no home folder, and no other is named.
     """
-    given = os.environ.get("SKIPGPT_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    home = Path(given or Path.home() / ".cache")
-    folder = home if os.environ.get("SKIPGPT_CACHE") else home / "skipgpt"
     text = json.dumps([hardware(device), str(dtype)], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return folder / f"machine-{device.type}-{digest}.json"
+    return cache_folder() / f"machine-{device.type}-{digest}.json"
+
+
+def cache_folder() -> Path:
+    """Where what was measured is kept: SKIPGPT_CACHE, or `skipgpt` in the user's cache folder.
+
+    Raises:
+        RuntimeError: the user has no home folder, and no other is named.
+    """
+    given = os.environ.get("SKIPGPT_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    home = Path(given or Path.home() / ".cache")
+    return home if os.environ.get("SKIPGPT_CACHE") else home / "skipgpt"

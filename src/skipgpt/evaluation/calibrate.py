@@ -37,7 +37,7 @@ from skipgpt.routing.curve import CalibrationCurve, Curves
 
 logger = logging.getLogger("skipgpt")
 
-CURVE_TOKENS = 8192
+CURVE_TOKENS = 4096
 
 
 def calibrate(
@@ -60,7 +60,7 @@ def calibrate(
         blocks: [N, T] token ids of text that the routers were not trained on.
         target: a sparsity to hit on all blocks; the model is set to it, or to the end of the
             curve where that comes first, with a warning. The rest of the curve is measured on
-            8,192 tokens of them.
+            4,096 tokens of them.
         budget: what `target` counts, and a sparsity from now on where no unit is named; that of
             an earlier calibration where None, or else modules.
         timed: the forward whose seconds the unit `time` counts; that of an earlier calibration

@@ -72,7 +72,7 @@ def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int 
 
 
 def calibrate_curve(
-    margins_at: MarginsAt, sparsities: tuple[float, ...] = CURVE, rounds: int = 3
+    margins_at: MarginsAt, sparsities: tuple[float, ...] = CURVE, rounds: int = 1
 ) -> CalibrationCurve:
     """Measure the whole curve, each point starting from the threshold of the one before.
 

@@ -44,6 +44,10 @@ class CalibrationCurve:
                 kept.append((share, threshold))
         return cls(tuple(kept))
 
+    def shifted(self, amount: float) -> CalibrationCurve:
+        """The curve of margins that are all higher by this amount."""
+        return CalibrationCurve(tuple((share, at + amount) for share, at in self.points))
+
     def threshold(self, sparsity: float) -> float:
         """The threshold for a sparsity, by linear interpolation between stored points.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -105,19 +105,22 @@ class GumbelSample:
     Attributes:
         temperature: of the gradient.
         noise: where the draws come from; torch's own generator where None.
+        scale: of the noise; 1 is the paper's.
     """
 
     temperature: float = 1.0
     noise: RowNoise | None = None
+    scale: float = 1.0
 
     def keyed(self, noise: RowNoise) -> GumbelSample:
         """The same rule, drawing from there."""
-        return GumbelSample(self.temperature, noise)
+        return replace(self, noise=noise)
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
         uniform = self._uniform(margin, site).clamp(1e-7, 1 - 1e-7)
-        soft = torch.sigmoid((margin + torch.logit(uniform)) / self.temperature)
+        noise = torch.logit(uniform) * self.scale
+        soft = torch.sigmoid((margin + noise) / self.temperature)
         keep = soft > 0.5
         return ModuleDecision(keep, keep.to(soft.dtype) + (soft - soft.detach()), margin)
 

@@ -18,6 +18,7 @@ from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.fitting.fit import centre_margins
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import execution, routing_state
 from skipgpt.processes import from_first, spread
@@ -90,7 +91,7 @@ class Passes:
         config, target = self.config, self.config.target_sparsity
         saved = savings_of(model, config)
         calibration = cut(self.blocks.calibration, self.config.data.calibration_tokens)
-        if stage != "lora" and self.config.router_stage.static_blend:
+        if stage in ("router", "joint") and self.config.router_stage.static_blend:
             if not self.order:
                 text = cut(self.blocks.train, self.config.router_stage.static_tokens)
                 with advancing("greedy static removal") as advance:
@@ -99,4 +100,8 @@ class Passes:
             strength = blend_with_static(model, self.order, calibration, target, saved)
             logger.info("stage router: blended with static removal at strength %g", strength)
         self._calibrate(model)
+        if stage == "fit":
+            centre_margins(model)
+            state = routing_state(model)
+            state.curves, state.rule = from_first((state.curves, state.rule))
         return from_first(perplexity(model, self.held_out))

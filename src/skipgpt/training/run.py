@@ -27,6 +27,7 @@ from skipgpt.model.trace import routing_state
 from skipgpt.processes import first_alone, layout, load_whole, meet
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
+from skipgpt.training.fit_stage import check_fit, run_fit
 from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.passes import Passes
 from skipgpt.training.run_folder import (
@@ -111,6 +112,7 @@ def train(
     device = meet(device)
     torch.manual_seed(config.seed)
     check_quantization(quantize)
+    check_fit(config, is_new=not is_checkpoint(base))
     check_folder(out, resume, overwrite)
     done = finished_stages(out) if resume else ()
     if resume:  # before a base is loaded that is held in another way
@@ -133,8 +135,9 @@ def train(
         "data_fingerprint": blocks.fingerprint,
         "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
     }
-    for stage in config.stages:  # refuses what transformers does not know before anything is lost
-        training_arguments(plan(stage, config), config, out, torch.device(device))
+    trained = [each for each in config.stages if each != "fit"]
+    for each in trained:  # refuses what transformers does not know before anything is lost
+        training_arguments(plan(each, config), config, out, torch.device(device))
     if resume:
         compare_run(out, facts)
     else:
@@ -142,24 +145,27 @@ def train(
     found, left = held_out_of(out), [stage for stage in config.stages if stage not in done]
     fresh = not is_checkpoint(base) and not done and latest_state(out / RESUME / left[0]) is None
     passes = Passes(config, blocks, out, static_order(out))
-    begin = functools.partial(passes.before_stages, start=fresh)
+    begin = functools.partial(passes.before_stages, start=fresh and "fit" not in config.stages)
     if not (in_pieces and left):
         begin(model)
     for stage in left:
         if in_pieces and stage != left[0]:  # what one stage took apart, the next one cannot adapt
             load_whole()
             model, tokenizer, info = _start(str(out), config, home, dtype, quantize)
-        model = run_stage(
-            model,
-            stage,
-            config,
-            blocks,
-            out,
-            rule=rule,
-            dense_loss=passes.dense.nll_per_token if passes.dense else None,
-            device=device,
-            begin=begin if in_pieces and stage == left[0] else None,
-        )
+        if stage == "fit":
+            run_fit(model, config, blocks.train, info.fingerprint, out)
+        else:
+            model = run_stage(
+                model,
+                stage,
+                config,
+                blocks,
+                out,
+                rule=rule,
+                dense_loss=passes.dense.nll_per_token if passes.dense else None,
+                device=device,
+                begin=begin if in_pieces and stage == left[0] else None,
+            )
         found[stage] = passes.after_stage(model, stage)
         info = _save_stage(model, stage, config, out, info, found[stage])
         finish_stage(out, stage, found[stage])
@@ -181,14 +187,14 @@ def _start(
         return model, tokenizer, read_info(base)
     model, tokenizer = load_base(base, device=device, dtype=dtype, quantize=quantize)
     _check_held(base, quantization_of(model), quantize)
-    if "lora" in config.stages and not {"router", "joint"} & set(config.stages):
+    if "lora" in config.stages and not {"fit", "router", "joint"} & set(config.stages):
         raise ConfigError(
             "planning the stages",
             got=f"lora alone on the base model {base!r}",
             expected="routers to heal around",
             todo="train stage router first, or give a checkpoint as BASE",
         )
-    if set(config.stages) != {"router"}:
+    if {"lora", "joint"} & set(config.stages):
         check_targets(model, config.lora_stage)
     add_routers(model, config.router)
     return model, tokenizer, describe(model, base)

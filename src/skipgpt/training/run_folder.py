@@ -130,6 +130,12 @@ def held_out_of(out: Path) -> dict[str, Perplexity]:
 
 
 @first_alone
+def note_fit(out: Path, found: dict[str, Any]) -> None:
+    """Note in run.json what stage `fit` found at each site."""
+    _note(out, {"fit": found})
+
+
+@first_alone
 def note_static_order(out: Path, order: list[Unit]) -> None:
     """Note in run.json what the greedy search found, so that a resumed run need not search."""
     if order:

@@ -39,6 +39,7 @@ class StagePlan:
         schedule: shape of the learning rate.
         warmup: share of the steps that warm up.
         execution: of the training forwards.
+        distill: share of the loss that is KL to the dense model; the rest is the loss on text.
     """
 
     stage: Stage
@@ -46,6 +47,7 @@ class StagePlan:
     schedule: str
     warmup: float
     execution: Execution
+    distill: float = 0.0
 
     @property
     def trains_routers(self) -> bool:
@@ -72,7 +74,7 @@ def plan(
     # Packed, the modules that a process calls, and in which order, depend on its tokens.
     same_calls = lockstep or (processes > 1 and config.router.kv == "skip")
     kind: Execution = "sparse" if stage == "lora" and not same_calls else "gated"
-    return StagePlan(stage, source.steps, source.schedule, source.warmup, kind)
+    return StagePlan(stage, source.steps, source.schedule, source.warmup, kind, source.distill)
 
 
 def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:

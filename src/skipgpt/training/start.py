@@ -9,11 +9,9 @@ around the budget are those that noise overrules most.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from skipgpt.baselines.search import lazily
@@ -22,18 +20,13 @@ from skipgpt.baselines.units import Unit, sites_of, units_of
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
 from skipgpt.evaluation.calibrate import cut
-from skipgpt.evaluation.perplexity import total_loss
-from skipgpt.model import parts
+from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.dial import set_sparsity, within_reach
-from skipgpt.model.surgery import routed_layers, routers, stand_ins
-from skipgpt.model.trace import MODULES, deciding, execution, routing_state
-from skipgpt.routing.decision import KEEP_ALL, Site
+from skipgpt.model.surgery import routers, stand_ins
+from skipgpt.model.trace import routing_state
 from skipgpt.routing.router import set_constant
-from skipgpt.routing.stand_in_fit import Moments, fit
 
 OnStep = Callable[[int, int], None]
-SUMS_BYTES = 2**31
-"""What the sums that stand-ins are fitted from may take up at once."""
 
 
 def start_routers(
@@ -159,58 +152,3 @@ def static_removal(
     if config.budget == "modules":
         return order
     return order[: max(1, round(sites_skipped(order, saved, target) / len(order[0])))]
-
-
-@torch.no_grad()
-def fit_stand_ins(model: nn.Module, text: Tensor) -> None:
-    """Fit every stand-in to what its module adds in the dense model.
-
-    Args:
-        model: with stand-ins, in place.
-        text: [N, T] token ids.
-    """
-    layers: list[Any] = [*routed_layers(model)]
-    width = layers[0].attn_stand_in.up.out_features
-    # Sums of two modules a layer; as many layers a pass over the text as fit.
-    at_once = max(1, SUMS_BYTES // (2 * Moments.bytes_at(width)))
-    for first in range(0, len(layers), at_once):
-        _fit_layers(model, text, layers[first : first + at_once])
-
-
-def _fit_layers(model: nn.Module, text: Tensor, layers: list[Any]) -> None:
-    moments: dict[Site, Moments] = {}
-    with _watched(layers, moments), execution(model, "gated"), deciding(model, KEEP_ALL):
-        total_loss(model, text)
-    for layer in layers:
-        for module in MODULES:
-            fit(getattr(layer, f"{module}_stand_in"), moments[Site(layer.index, module)])
-
-
-@contextmanager
-def _watched(layers: list[Any], moments: dict[Site, Moments]) -> Iterator[None]:
-    """Count what enters and leaves each module of these layers while the model runs `gated`."""
-    handles = []
-    for layer in layers:
-        for module, name in (("attn", layer.family.attn), ("mlp", layer.family.mlp)):
-            site, held = Site(layer.index, module), dict[str, Tensor]()  # type: ignore[arg-type]
-
-            def keep(_: Any, __: Any, output: Any, held: Any = held) -> None:
-                held["output"] = output[0] if isinstance(output, tuple) else output
-
-            # The stand-in is called right after its module, with the stream that entered it.
-            def count(
-                _: Any, arguments: Any, layer: Any = layer, site: Site = site, held: Any = held
-            ) -> None:
-                update = parts.added(layer, site.module, held.pop("output"))
-                if site not in moments:
-                    moments[site] = Moments(update.shape[-1])
-                moments[site].add(arguments[0], update)
-
-            handles.append(getattr(layer, name).register_forward_hook(keep))
-            stand_in = getattr(layer, f"{module}_stand_in")
-            handles.append(stand_in.register_forward_pre_hook(count))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
@@ -17,6 +18,7 @@ from skipgpt.processes import count, joined, layout, mean, rank, shard_on_cpu
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.routing.noise import RowNoise
+from skipgpt.training.distillation import dense_logits, kl_to_dense
 from skipgpt.training.labelled import NO_LABEL, labelled_rows
 from skipgpt.training.resumable import ResumableTrainer
 from skipgpt.training.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
@@ -60,6 +62,9 @@ class RoutingTrainer(ResumableTrainer):
         self._sums = StepSums()
         self._observed: list[Tensor] = []
         self._temperature: float | None = None
+        self._dense: Tensor | None = None
+        if plan.distill:
+            self.compute_loss_func = self._distilled
 
     def create_accelerator_and_postprocess(self) -> None:
         """As ever; but a CPU, too, trains a model in pieces, where Accelerate would not say no."""
@@ -82,7 +87,6 @@ class RoutingTrainer(ResumableTrainer):
             )
             with watching as seen:
                 loss = self._lm_loss(model, inputs, num_items_in_batch)
-            self._sums.add(lm_loss=loss)
             if seen is not None:
                 self._observed.append(keeps_of(seen.steps[0]))
             return loss
@@ -90,7 +94,7 @@ class RoutingTrainer(ResumableTrainer):
             lm_loss = self._lm_loss(model, inputs, num_items_in_batch)
         stage, share = self.config.router_stage, self._share(inputs)
         sparsity = self._sparsity(trace.steps[0])
-        self._sums.add(lm_loss=lm_loss, sparsity=share * sparsity)
+        self._sums.add(sparsity=share * sparsity)
         if self._is_logged:
             self._observed.append(margins_of(trace.steps[0]))
         whole = self._whole_sparsity
@@ -103,8 +107,34 @@ class RoutingTrainer(ResumableTrainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         with labelled_rows(self.model, inputs) as given:
+            if self.plan.distill:
+                self._dense = dense_logits(self.model, given)
             loss: Tensor = super().compute_loss(model, given, num_items_in_batch=num_items_in_batch)
+        if not self.plan.distill:
+            self._sums.add(lm_loss=loss)
+        self._dense = None
         return loss
+
+    def _distilled(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """KL to the dense model, mixed with the loss on text as the stage says, per token."""
+        assert self._dense is not None
+        tokens = num_items_in_batch
+        if tokens is None:
+            tokens = (labels[:, 1:] != NO_LABEL).sum()
+        divergence = kl_to_dense(self._dense, outputs.logits, labels) / tokens
+        share, logits = self.plan.distill, outputs.logits
+        text = ForCausalLMLoss(
+            logits.detach() if share == 1 else logits,
+            labels,
+            logits.shape[-1],
+            num_items_in_batch=num_items_in_batch,
+        )
+        # As transformers scales what is returned: means over processes are then of all tokens.
+        self._sums.add(lm_loss=text * count(), kl_to_dense=divergence * count())
+        mixed: Tensor = share * divergence + (1 - share) * text
+        return mixed
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """All parts of all steps that this process takes, in order."""
@@ -123,7 +153,8 @@ class RoutingTrainer(ResumableTrainer):
         if self._rule_at is not None:
             return self._rule_at(self.progress)
         return GumbelSample(
-            linear_between(stage.temperature_start, stage.temperature_end, self.progress)
+            linear_between(stage.temperature_start, stage.temperature_end, self.progress),
+            scale=stage.noise,
         )
 
     @property

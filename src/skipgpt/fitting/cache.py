@@ -1,0 +1,95 @@
+"""Fits that were made before, found again by everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from skipgpt.atomic import staged, to_json
+from skipgpt.config import TrainConfig
+from skipgpt.errors import CheckpointError
+from skipgpt.fitting.fit import FittedSite
+from skipgpt.machine import cache_folder
+from skipgpt.model.surgery import router_state_dict
+from skipgpt.model.trace import routing_state
+from skipgpt.pieces import assign
+from skipgpt.settings import from_dict, to_dict
+
+logger = logging.getLogger("skipgpt")
+
+VERSION = 1
+"""Counted up when the code changes what a fit gives."""
+TENSORS, FACTS = "fit.safetensors", "fit.json"
+
+
+def key_of(model: nn.Module, fingerprint: str, text: Tensor, config: TrainConfig) -> str:
+    """16 hex digits of what a fit depends on; the budget and its unit are not part of it.
+
+    Args:
+        model: with routers.
+        fingerprint: of the base model's weights.
+        text: [N, T] token ids of training text.
+        config: of the run.
+    """
+    base: Any = model.config
+    described = {name: value for name, value in base.to_dict().items() if name[0] != "_"}
+    made_of = {
+        "version": VERSION,
+        "base": fingerprint,
+        "config": described,
+        "dtype": str(model.dtype),
+        "router": to_dict(routing_state(model).config),
+        "stage": to_dict(config.fit_stage),
+        "seed": config.seed,
+        "text": hashlib.sha256(text.cpu().numpy().tobytes()).hexdigest(),
+    }
+    made = json.dumps(made_of, sort_keys=True, default=str)
+    return hashlib.sha256(made.encode()).hexdigest()[:16]
+
+
+def read_fit(model: nn.Module, key: str) -> list[FittedSite] | None:
+    """Put a stored fit into a model, in place; None where there is none to be read."""
+    try:
+        folder = _folder(key)
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        found = [from_dict(FittedSite, each, f"reading {folder}") for each in facts["sites"]]
+        tensors = load_file(folder / TENSORS)
+    except (FileNotFoundError, RuntimeError):  # without a home nothing is kept
+        return None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        logger.warning("a stored fit is damaged and made anew: %s", error)
+        return None
+    wanted = router_state_dict(model)
+    if {name: each.shape for name, each in wanted.items()} != {
+        name: each.shape for name, each in tensors.items()
+    }:
+        return None
+    for name, parameter in wanted.items():
+        assign(parameter, tensors[name])
+    return found
+
+
+def write_fit(model: nn.Module, key: str, found: list[FittedSite]) -> None:
+    """Keep the fit of a model, whose margins are still logarithms of costs; warn where it fails."""
+    tensors = {
+        name: each.detach().cpu().contiguous() for name, each in router_state_dict(model).items()
+    }
+    try:
+        with staged(_folder(key), last=FACTS) as stage:
+            save_file(tensors, stage / TENSORS)
+            (stage / FACTS).write_text(
+                to_json({"sites": [to_dict(each) for each in found]}), encoding="utf-8"
+            )
+    except (CheckpointError, RuntimeError) as error:
+        logger.warning("the fit is not kept for another budget: %s", error)
+
+
+def _folder(key: str) -> Path:
+    return cache_folder() / "fits" / key

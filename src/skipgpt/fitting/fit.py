@@ -1,0 +1,223 @@
+"""Stage `fit`: stand-ins, then costs, then routers, each in closed form; no training step.
+
+The margin of a router is the logarithm of the cost it predicts, less the logarithm of what skipping
+saves in the unit of the budget. So one threshold for the whole model buys every saving at the same
+price, over all tokens, modules and layers: the least total cost of a budget, to second order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipgpt.config import TrainConfig
+from skipgpt.cost import Savings
+from skipgpt.errors import DataError
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.fitting.costs import OnStep, SiteCosts, measure_costs
+from skipgpt.fitting.heads import write_router
+from skipgpt.fitting.regression import Design
+from skipgpt.fitting.stand_ins import fit_stand_ins
+from skipgpt.model.surgery import routed_layers, routers, stand_ins
+from skipgpt.model.trace import routing_state
+from skipgpt.routing.decision import Site, Threshold
+from skipgpt.routing.router import add_to_margin, set_constant
+
+logger = logging.getLogger("skipgpt")
+
+INPUT_BYTES = 2**32
+"""What the stored inputs of routers may take up at once; more layers take more passes."""
+NEVER = 64.0
+"""A margin beyond every threshold."""
+
+Progress = Callable[[str], AbstractContextManager[OnStep]]
+"""Opens a progress bar with a label."""
+
+
+@dataclass(frozen=True)
+class FittedSite:
+    """What the fit of one site found.
+
+    Attributes:
+        layer: its layer.
+        module: `attn` or `mlp`.
+        cost: mean cost of skipping it, in nats per token: half the second-order mean.
+        explained: held-out deviance, in nats per token, that its router explains beyond the mean.
+        ridge: the penalty that was chosen; None where the mean alone predicts better.
+    """
+
+    layer: int
+    module: str
+    cost: float
+    explained: float
+    ridge: float | None
+
+
+def fit_model(
+    model: nn.Module, text: Tensor, config: TrainConfig, progress: Progress
+) -> list[FittedSite]:
+    """Fit stand-ins and routers, in place; margins are then logarithms of predicted costs.
+
+    Args:
+        model: with new routers. Its weights are frozen here.
+        text: [N, T] token ids of training text.
+        config: of the run.
+        progress: opens a bar for each pass over the text.
+
+    Returns:
+        What was found, by site, in the order the data moves.
+
+    Raises:
+        DataError: the text is shorter than a regression needs.
+        TrainingError: a gradient is NaN or infinite.
+        ConfigError: the routers decide for whole sequences.
+    """
+    stage = config.fit_stage
+    width = _router_width(model)
+    sample = cut(text, stage.tokens)
+    if sample.numel() < 2 * width:
+        raise DataError(
+            "fitting routers",
+            got=f"{sample.numel():,} tokens of training text",
+            expected=f"{2 * width:,} or more: two for each of the {width:,} weights of a router",
+            todo="give more text with --data"
+            if sample.numel() < stage.tokens
+            else f"raise fit_stage.tokens to {2 * width}",
+        )
+    model.requires_grad_(False)
+    if stand_ins(model):
+        with progress("fitting stand-ins") as on_step:
+            fit_stand_ins(model, cut(text, stage.stand_in_tokens), on_step=on_step)
+    found = []
+    groups = list(_groups(model, sample.numel()))
+    for number, layers in enumerate(groups, 1):
+        label = "measuring costs" + (f" {number}/{len(groups)}" if len(groups) > 1 else "")
+        with progress(label) as on_step:
+            costs = measure_costs(
+                model,
+                sample,
+                layers=layers,
+                draws=stage.draws,
+                batch_size=stage.batch_size,
+                seed=config.seed,
+                on_step=on_step,
+            )
+        with progress("fitting routers") as on_step:
+            found += fit_routers(model, costs, stage.by_token, config.seed, on_step)
+    return found
+
+
+def fit_routers(
+    model: nn.Module,
+    costs: dict[Site, SiteCosts],
+    by_token: bool = True,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> list[FittedSite]:
+    """Make the margin of each measured site's router the logarithm of the cost it predicts.
+
+    Args:
+        model: with routers, in place.
+        costs: from `measure_costs`.
+        by_token: predict from what the router reads; else by the site's mean alone.
+        seed: of what heads with hidden layers start from.
+        on_step: called with sites done and sites in all.
+    """
+    found: list[FittedSite] = []
+    device = next(model.parameters()).device
+    design: tuple[Tensor, Design] | None = None
+    for site, each in costs.items():
+        router = routers(model)[site]
+        mean = each.cost.mean().item()
+        if mean == 0:
+            logger.warning(
+                "layer %d, %s: skipping it costs nothing on this text; it is skipped first",
+                *site,
+            )
+            set_constant(router, -NEVER)
+            found.append(FittedSite(*site, 0.0, 0.0, None))
+            continue
+        if not by_token:
+            set_constant(router, math.log(mean))
+            found.append(FittedSite(*site, mean / 2, 0.0, None))
+            continue
+        if design is None or design[0] is not each.read:
+            design = each.read, Design(each.read.to(device))
+        predicted = write_router(router, design[1], each.cost.to(device), seed)
+        found.append(FittedSite(*site, mean / 2, predicted.explained, predicted.ridge))
+        if on_step:
+            on_step(len(found), len(costs))
+    return found
+
+
+def price_margins(model: nn.Module, savings: Savings) -> None:
+    """Turn margins from logarithms of costs into those of costs per share of the budget saved.
+
+    A site whose stand-in costs more than the module saves is never skipped.
+
+    Args:
+        model: as `fit_model` leaves it, in place.
+        savings: what each site saves in the budget's unit.
+    """
+    for site, router in routers(model).items():
+        saved = savings.by_site[site]
+        if saved <= 0:
+            set_constant(router, NEVER)
+        else:
+            add_to_margin(router, -math.log(saved * len(savings.by_site)))
+
+
+def centre_margins(model: nn.Module) -> None:
+    """Shift all margins, and the curves with them, so that the threshold in force is 0.
+
+    Stages that sample decide at 0. No decision changes.
+
+    Args:
+        model: calibrated, in place.
+    """
+    state = routing_state(model)
+    rule, curves = state.rule, state.curves
+    if curves is None or not isinstance(rule, Threshold) or not math.isfinite(rule.value):
+        return
+    for router in routers(model).values():
+        add_to_margin(router, -rule.value)
+    state.curves = dataclasses.replace(
+        curves,
+        by_budget={unit: curve.shifted(-rule.value) for unit, curve in curves.by_budget.items()},
+    )
+    state.rule = Threshold(0.0)
+
+
+def summary(found: list[FittedSite]) -> dict[str, Any]:
+    """Plain JSON types: every site, and the means of both kinds."""
+    sites = [dataclasses.asdict(each) for each in found]
+    means = {
+        kind: sum(s.explained for s in found if s.module == kind)
+        / max(1, sum(s.module == kind for s in found))
+        for kind in ("attn", "mlp")
+    }
+    return {"explained": means, "sites": sites}
+
+
+def _groups(model: nn.Module, tokens: int) -> Iterator[list[int]]:
+    """Layers whose router inputs fit into memory together."""
+    config = routing_state(model).config
+    each = tokens * _router_width(model) * (2 if config.normalize else 4)
+    each *= 1 if config.input == "layer_input" else 2
+    at_once = max(1, INPUT_BYTES // each)
+    indices = [layer.index for layer in routed_layers(model)]
+    for first in range(0, len(indices), at_once):
+        yield indices[first : first + at_once]
+
+
+def _router_width(model: nn.Module) -> int:
+    """D, the numbers a router reads."""
+    width: int = next(iter(next(iter(routers(model).values())).parameters())).shape[1]
+    return width

@@ -1,0 +1,92 @@
+"""Writing what predicts a cost into a router: in closed form, or by descent for hidden layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skipgpt.fitting.regression import HELD_OUT, CostModel, Design, deviance
+from skipgpt.pieces import assign
+from skipgpt.routing.router import KEEP, SKIP, LinearRouter, MLPRouter, Router, set_constant
+
+STEPS, ROWS, RATE = 1000, 1024, 3e-3
+"""Of Adam, on stored inputs: no forward of the model is needed."""
+
+
+def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) -> CostModel:
+    """Make a router's margin the logarithm of the cost it predicts.
+
+    Args:
+        router: in place.
+        design: of its inputs [N, D].
+        cost: [N], with a mean above 0.
+        seed: of the order of rows, where the head has a hidden layer.
+
+    Returns:
+        What predicts the cost; of a head with a hidden layer, only how well.
+    """
+    if isinstance(router, LinearRouter):
+        found = design.predict(cost)
+        write_linear(router, found.weight, found.bias)
+        return found
+    return _descend(router, design, cost, seed)
+
+
+@torch.no_grad()
+def write_linear(router: LinearRouter, weight: Tensor, bias: float) -> None:
+    """Make a router's margin `read @ weight + bias`; its two logits are opposite.
+
+    Args:
+        router: in place.
+        weight: [D].
+        bias: a number.
+    """
+    logits = torch.empty_like(router.weight)
+    logits[KEEP], logits[SKIP] = weight / 2, -weight / 2
+    assign(router.weight, logits)
+    shift = torch.zeros_like(router.bias)
+    shift[KEEP], shift[SKIP] = bias / 2, -bias / 2
+    assign(router.bias, shift)
+
+
+def _descend(router: MLPRouter, design: Design, cost: Tensor, seed: int) -> CostModel:
+    """Fit a head with a hidden layer by the same deviance; the best held-out state is kept."""
+    read, unit = design.inputs[:, :-1], cost.mean()
+    cost = cost / unit
+    fitted = len(read) - int(HELD_OUT * len(read))
+    set_constant(router, 0.0)
+    torch.nn.init.normal_(router.out.weight, std=1e-3, generator=_generator(read, seed))
+    router.requires_grad_(True)
+    optimizer = torch.optim.AdamW(router.parameters(), lr=RATE, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    generator = _generator(read, seed)
+    constant = best = deviance(read.new_zeros(len(read) - fitted), cost[fitted:])
+    kept: dict[str, Tensor] | None = None
+    for step in range(1, STEPS + 1):
+        rows = torch.randint(fitted, (ROWS,), generator=generator, device=read.device)
+        eta = router.margin(read[rows]).clamp(-10, 10)
+        loss = (cost[rows] * torch.exp(-eta) + eta).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(router.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            with torch.no_grad():
+                reached = deviance(router.margin(read[fitted:]), cost[fitted:])
+            if reached < best:
+                best = reached
+                kept = {name: value.clone() for name, value in router.state_dict().items()}
+    router.requires_grad_(False)
+    if kept is None:
+        set_constant(router, unit.log().item())
+        return CostModel(read.new_zeros(read.shape[1]), unit.log().item(), None, 0.0)
+    router.load_state_dict(kept)
+    with torch.no_grad():
+        router.out.bias[KEEP] += unit.log() / 2
+        router.out.bias[SKIP] -= unit.log() / 2
+    return CostModel(read.new_zeros(read.shape[1]), unit.log().item(), 0.0, constant - best)
+
+
+def _generator(read: Tensor, seed: int) -> torch.Generator:
+    return torch.Generator(read.device).manual_seed(seed)

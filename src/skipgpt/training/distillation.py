@@ -1,0 +1,67 @@
+"""Distillation: the loss that keeps a routed model close to the dense one it is made of.
+
+The teacher is the same weights with routers and LoRA off, so it costs a forward and no memory. Text
+teaches a model the text as well as its routes; KL to the dense model teaches routes alone.
+
+Shapes: B batch, T tokens, V vocabulary, N predicted tokens.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax, pad
+
+from skipgpt.model.trace import execution
+from skipgpt.training.labelled import NO_LABEL
+
+ROWS = 1024
+"""Tokens whose distributions are compared at once, to bound memory."""
+
+
+@torch.no_grad()
+def dense_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Logits [B, T, V] of the dense base model: routers off, LoRA off, no dropout.
+
+    Args:
+        model: with routers, wrapped by PEFT or not; not by what spreads it over processes.
+        inputs: of its forward; labels are left out.
+    """
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    was_training = model.training
+    model.eval()
+    with execution(model, "dense"), ExitStack() as stack:
+        if hasattr(model, "disable_adapter"):
+            stack.enter_context(model.disable_adapter())
+        logits: Tensor = model(**given).logits
+    model.train(was_training)
+    return logits
+
+
+def kl_to_dense(dense: Tensor, routed: Tensor, labels: Tensor) -> Tensor:
+    """Summed KL divergence, in nats, of tokens whose next token has a label.
+
+    Args:
+        dense: [B, T, V] logits of the teacher.
+        routed: [B, T, V] logits of the student, with gradient.
+        labels: [B, T]; they say which tokens count, as in the language-model loss.
+
+    Returns:
+        A scalar, `sum over tokens of KL(dense || routed)`.
+
+    Example:
+        >>> same = torch.randn(1, 7, 11)
+        >>> kl_to_dense(same, same, torch.ones(1, 7, dtype=torch.long))
+        tensor(0.)
+    """
+    following = pad(labels, (0, 1), value=NO_LABEL)[:, 1:].flatten()
+    rows = (following != NO_LABEL).nonzero().squeeze(-1)
+    total = routed.new_zeros((), dtype=torch.float32)
+    for some in rows.split(ROWS):  # type: ignore[no-untyped-call]
+        target = log_softmax(dense.flatten(0, 1)[some].float(), -1)
+        found = log_softmax(routed.flatten(0, 1)[some].float(), -1)
+        total = total + kl_div(found, target, reduction="sum", log_target=True)
+    return total

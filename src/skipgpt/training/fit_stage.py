@@ -1,0 +1,120 @@
+"""Stage `fit` of a run: routers and stand-ins without training, from the cache where they are."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from skipgpt.config import TrainConfig
+from skipgpt.errors import ConfigError
+from skipgpt.fitting.cache import key_of, read_fit, write_fit
+from skipgpt.fitting.costs import OnStep
+from skipgpt.fitting.fit import fit_model, price_margins, summary
+from skipgpt.processes import launched
+from skipgpt.progress import advancing
+from skipgpt.training.run_folder import note_fit
+from skipgpt.training.start import savings_of
+
+logger = logging.getLogger("skipgpt")
+
+
+def check_fit(config: TrainConfig, is_new: bool) -> None:
+    """Refuse a fit that cannot be made, before anything is loaded.
+
+    Args:
+        config: of the run.
+        is_new: the base has no routers yet.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if "fit" not in config.stages:
+        return
+    if launched() > 1:
+        raise ConfigError(
+            "planning stage fit",
+            got=f"{launched()} processes",
+            expected="one: a fit takes minutes, and its sums are not shared between processes",
+            todo="fit in one process (--stages fit), then train its checkpoint in several",
+        )
+    if config.router.kv == "skip":
+        raise ConfigError(
+            "planning stage fit",
+            got='router.kv = "skip"',
+            expected='"dense": a gradient does not see what later tokens lose with a token\'s keys',
+            todo="train such routers with --stages router,lora",
+        )
+    if config.router.decides == "sequence":
+        raise ConfigError(
+            "planning stage fit",
+            got='router.decides = "sequence"',
+            expected="a decision for each token, by module or by layer",
+            todo="train such routers with --stages router,lora",
+        )
+    if not is_new or config.stages[0] != "fit":
+        raise ConfigError(
+            "planning stage fit",
+            got="routers that were trained before",
+            expected="a base model, and fit as the first stage",
+            todo="give the base model as BASE, or leave fit out of --stages",
+        )
+
+
+def run_fit(model: Any, config: TrainConfig, text: Tensor, fingerprint: str, out: Path) -> None:
+    """Fit a model's new routers and stand-ins, in place, and note in run.json what was found.
+
+    Args:
+        model: with new routers.
+        config: of the run.
+        text: [N, T] token ids of training text.
+        fingerprint: of the base model's weights.
+        out: the folder of the run.
+
+    Raises:
+        SkipGPTError: with whatever went wrong; nothing was written.
+    """
+    began = time.perf_counter()
+    model.eval().requires_grad_(False)
+    key = key_of(model, fingerprint, text, config)
+    found = read_fit(model, key)
+    if is_known := found is not None:
+        logger.info("stage fit: taken from the cache; only the budget is new")
+    else:
+        found = fit_model(model, text, config, _logged)
+        write_fit(model, key, found)
+    price_margins(model, savings_of(model, config))
+    seconds = round(time.perf_counter() - began, 1)
+    note_fit(out, {**summary(found), "seconds": seconds, "cached": is_known, "key": key})
+    if not is_known:
+        explained = summary(found)["explained"]
+        logger.info(
+            "stage fit: %.0f s; routers explain %.2f nats (attention) and %.2f nats (MLP) of "
+            "held-out deviance per token beyond each module's mean",
+            seconds,
+            explained["attn"],
+            explained["mlp"],
+        )
+
+
+@contextmanager
+def _logged(label: str) -> Iterator[OnStep]:
+    """A progress bar, and where there is no terminal, a line with an estimate."""
+    began, said = time.perf_counter(), False
+    with advancing(f"fit: {label}") as advance:
+
+        def on_step(done: int, total: int) -> None:
+            nonlocal said
+            advance(done, total)
+            spent = time.perf_counter() - began
+            if not said and done < total and spent > 3:
+                said = True
+                left = spent / done * (total - done)
+                logger.info("stage fit: %s, about %.0f s left", label, left)
+
+        yield on_step
