@@ -30,7 +30,12 @@ def measure(policy: str, arguments: argparse.Namespace, folder: Path) -> dict[st
     """Train one policy and measure it."""
     router, lora = arguments.steps
     config = override(
-        recipe("default", target_sparsity=arguments.sparsity, seed=arguments.seed),
+        recipe(
+            "default",
+            budget="modules",
+            target_sparsity=arguments.sparsity,
+            seed=arguments.seed,
+        ),
         {
             "router.kv": policy,
             "router_stage.steps": router,

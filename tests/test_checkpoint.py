@@ -165,9 +165,9 @@ def test_the_config_is_strict_json_with_the_fields_of_the_design() -> None:
     text = (shared_checkpoint() / "skipgpt_config.json").read_text()
     values = json.loads(text, parse_constant=refuse)
     assert {"format_version", "base", "revision", "fingerprint", "router", "recipe"} <= set(values)
-    assert {"stages", "curve", "target_sparsity", "sparsity"} <= set(values)
+    assert {"stages", "curves", "budget", "target_sparsity", "sparsity"} <= set(values)
     assert values["router"]["kv"] == "dense"
-    assert values["curve"][0] == [0.0, None]
+    assert values["curves"]["modules"][0] == values["curves"]["flops"][0] == [0.0, None]
 
 
 # What does not fit is refused.
@@ -256,7 +256,7 @@ def test_routers_that_are_no_safetensors_are_refused_though_their_digest_is_righ
 
 def test_a_newer_format_asks_for_an_upgrade(checkpoint: Path) -> None:
     _edit_config(checkpoint, format_version=99, router={"kind": "from the future"})
-    with pytest.raises(CheckpointError, match="format version 99; expected 1; upgrade skipgpt"):
+    with pytest.raises(CheckpointError, match="format version 99; expected 1 to 2; upgrade"):
         read_info(checkpoint)
 
 
@@ -278,10 +278,15 @@ def test_a_config_that_is_no_config_is_called_damaged(text: str | bytes, checkpo
         {"router": 5},
         {"router": {"head": "cubic"}},
         {"router": {"depth": 2}},
-        {"curve": [[0.0]]},
-        {"curve": [1, 2]},
-        {"curve": 7},
-        {"curve": [["a", "b"]]},
+        {"curves": {"modules": [[0.0]]}},
+        {"curves": {"modules": [1, 2]}},
+        {"curves": {"modules": 7}},
+        {"curves": {"modules": [["a", "b"]]}},
+        {"curves": {"joules": [[0.0, None]]}},
+        {"curves": 7},
+        {"budget": "joules"},
+        {"timed": {"phase": "warm-up"}},
+        {"curve": [[0.0, None]]},
         {"files": 5},
         {"files": ["routers.safetensors"]},
         {"sparsity": "a quarter"},

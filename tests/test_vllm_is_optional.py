@@ -28,3 +28,9 @@ def test_sparsity_joins_other_arguments_of_the_engine() -> None:
     body = json.dumps({"prompt": "a", "sparsity": 0.4, "vllm_xargs": {"more": 1}}).encode()
     assert json.loads(moved(body)) == {"prompt": "a", "vllm_xargs": {"more": 1, "sparsity": 0.4}}
     assert json.loads(moved(b'{"prompt": "a", "sparsity": null}')) == {"prompt": "a"}
+
+
+def test_the_unit_of_a_sparsity_goes_with_it() -> None:
+    body = json.dumps({"prompt": "a", "sparsity": 0.4, "budget": "flops"}).encode()
+    both = {"sparsity": 0.4, "budget": "flops"}
+    assert json.loads(moved(body)) == {"prompt": "a", "vllm_xargs": both}

@@ -57,6 +57,15 @@ def check_budget(value: Any) -> Budget:
     return typing.cast("Budget", value)
 
 
+def as_budget(value: str | None) -> Budget | None:
+    """The budget of this name; None stays None.
+
+    Raises:
+        ConfigError: there is no such budget.
+    """
+    return None if value is None else check_budget(value)
+
+
 def check_pair(sparsity: float | None, budget: str | None) -> None:
     """Raise where a unit comes without the sparsity that it counts, or is none.
 

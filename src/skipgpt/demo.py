@@ -1,7 +1,7 @@
 """The whole chain on the embedded base model, offline, in a few minutes.
 
 Trains routers on `nano` with the standard library's sources, calibrates, heals with LoRA, and
-measures all of it against the dense model and against static removal of as many modules.
+measures all of it against the dense model and against static removal that saves as much.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.units import sites_of
 from skipgpt.checkpoint import load
-from skipgpt.config import DataConfig, recipe
+from skipgpt.config import Budget, DataConfig, recipe
 from skipgpt.data import load_blocks, read_documents, split_documents
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
@@ -31,7 +31,7 @@ from skipgpt.report.routing_map import RoutingMap, routing_map
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.settings import override
 from skipgpt.training.run import train
-from skipgpt.training.start import static_solution
+from skipgpt.training.start import static_removal
 
 logger = logging.getLogger("skipgpt")
 
@@ -71,7 +71,8 @@ class DemoResult:
         static_modules: what the static baseline removes, first removed first.
         samples: greedy continuations of one prompt, dense and sparse.
         map: of a short program.
-        target_sparsity: what was asked for.
+        target_sparsity: what was asked for, as a share of the unit `budget`.
+        budget: what it counts.
         seed: of everything random.
     """
 
@@ -80,6 +81,7 @@ class DemoResult:
     samples: dict[str, str]
     map: RoutingMap
     target_sparsity: float
+    budget: Budget
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def demo(
     out: str | Path,
     *,
     sparsity: float = 0.25,
+    budget: Budget = "flops",
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "auto",
@@ -117,7 +120,8 @@ def demo(
 
     Args:
         out: replaced if it is there.
-        sparsity: share of modules to skip.
+        sparsity: share to save.
+        budget: what it counts.
         seed: the same seed gives the same numbers.
         device: where to run.
         dtype: of the base model.
@@ -126,7 +130,7 @@ def demo(
         SkipGPTError: with whatever went wrong.
     """
     out = Path(out)
-    changes = SETTINGS | {"target_sparsity": sparsity, "seed": seed}
+    changes = SETTINGS | {"target_sparsity": sparsity, "budget": budget, "seed": seed}
     config = override(recipe("default"), changes)
     logger.info("training routers, calibrating, healing with LoRA")
     where: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -155,6 +159,7 @@ def demo(
         samples={"dense": dense_text, "sparse": _continue(model, tokenizer)},
         map=routing_map(model, tokenizer, PROGRAM),
         target_sparsity=sparsity,
+        budget=budget,
         seed=seed,
     )
     logger.info("writing the report")
@@ -177,7 +182,7 @@ def _held_out(config: DataConfig) -> str:
 def _static(model: Any, blocks: Any, config: Any) -> list[Site]:
     text = cut(blocks, config.router_stage.static_tokens)
     with advancing("greedy static removal") as advance:
-        return sites_of(static_solution(model, text, config.target_sparsity, advance))
+        return sites_of(static_removal(model, text, config, advance))
 
 
 def _continue(model: Any, tokenizer: Any) -> str:

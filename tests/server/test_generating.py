@@ -41,6 +41,16 @@ def test_greedy_text_and_sparsity_are_those_of_generate(loaded, sparsity: float 
     assert done.reason == ("length" if alone.new_tokens == 20 else "stop")
 
 
+@pytest.mark.parametrize("budget", ["modules", "flops"])
+def test_a_request_names_what_its_sparsity_counts(loaded, budget: str) -> None:
+    model, tokenizer = loaded
+    text, _, done = _run(loaded, sparsity=0.3, budget=budget)
+    with at_sparsity(model, 0.3, budget=budget):
+        alone = generate(model, tokenizer, PROMPT, max_new_tokens=20)
+    assert text == alone.text
+    assert done.skipped / done.decisions == pytest.approx(alone.sparsity)
+
+
 def test_a_stop_sequence_ends_the_text_before_it_and_the_work_after_it(loaded) -> None:
     whole, _, _ = _run(loaded)
     stop = whole[4:6]

@@ -70,6 +70,15 @@ def test_a_completion_is_what_generate_gives(
     assert answer.skipgpt["sparsity"] == pytest.approx(alone.sparsity)
 
 
+def test_a_completion_names_what_its_sparsity_counts(server: Server, loaded: Any) -> None:
+    answer = server.complete(extra_body={"sparsity": 0.3, "budget": "flops"})
+    model, tokenizer = loaded
+    with at_sparsity(model, 0.3, budget="flops"):
+        alone = generate(model, tokenizer, "The cats", max_new_tokens=24)
+    assert answer.choices[0].text == alone.text
+    assert answer.skipgpt["sparsity"] == pytest.approx(alone.sparsity)
+
+
 @pytest.mark.parametrize("prompt", [["The cats"], list(b"abc"), [list(b"abc")]])
 def test_a_prompt_may_be_tokens_or_a_list_of_one(server: Server, prompt: Any) -> None:
     assert server.complete(prompt).usage.completion_tokens == 24
@@ -196,6 +205,9 @@ def test_metrics_count_tokens_and_what_was_skipped(server: Server) -> None:
         ({"extra_body": {"sparsity": -0.1}}, "sparsity"),
         ({"extra_body": {"sparsity": "half"}}, "sparsity"),
         ({"extra_body": {"sparsity": "0.4"}}, "sparsity"),
+        ({"extra_body": {"sparsity": 0.2, "budget": "joules"}}, "budget"),
+        ({"extra_body": {"sparsity": 0.2, "budget": "time"}}, "modules and FLOPs only"),
+        ({"extra_body": {"budget": "flops"}}, "'flops' without a sparsity"),
         ({"extra_body": {"max_tokens": True}}, "max_tokens"),
         ({"extra_body": {"top_k": 5}}, "top_k=5 is not offered"),
         ({"extra_body": {"anything": 1}}, "anything=1 is not offered"),

@@ -13,6 +13,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from skipgpt.analysis.health import ALWAYS, COLLAPSED
+from skipgpt.config import BUDGET_NOUNS
 
 MODERATE = 0.4
 """Up to this sparsity the paper's routers keep the base model's quality after healing."""
@@ -80,12 +81,13 @@ def failures(
     return tuple(found for found in checks if found)
 
 
-def missed_when_measured(sparsity: float, target: float) -> Failure | None:
+def missed_when_measured(sparsity: float, target: float, budget: str = "modules") -> Failure | None:
     """The failure of a calibrated model that skips something else than its target elsewhere.
 
     Args:
-        sparsity: share of modules skipped on text that was not calibrated on.
+        sparsity: share saved on text that was not calibrated on.
         target: what was asked.
+        budget: what both count.
 
     Example:
         >>> missed_when_measured(0.161, 0.25).name
@@ -95,7 +97,8 @@ def missed_when_measured(sparsity: float, target: float) -> Failure | None:
         return None
     return Failure(
         "missed",
-        f"On held-out text {sparsity:.1%} of modules are skipped, {target:.0%} was asked.",
+        f"On held-out text {sparsity:.1%} of {BUDGET_NOUNS[budget]} are skipped, {target:.0%} was "
+        "asked.",
         "The threshold does not hold there: set it on more text (data.calibration_tokens), or "
         "calibrate the checkpoint again on text like that of use (skipgpt.calibrate).",
     )

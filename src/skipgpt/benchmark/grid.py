@@ -23,7 +23,7 @@ class Grid:
         prompt_tokens: lengths of the prompt, which is in the cache when decoding starts, or of the
             sequences of a training step.
         decode_tokens: tokens decoded after it.
-        sparsities: shares of modules to skip.
+        sparsities: shares to save, in the unit of the subject's budget.
         executions: auto and sparse, and rivals beside them: gated (the authors' way of running,
             without their copies to the host), static (a model of fewer layers with the same
             FLOPs), compiled (dense by `torch.compile`); sparse-int8 in 8-bit weights, which brings

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skipgpt.benchmark.shapes import shape_config
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import local_folder, read_info
-from skipgpt.config import DataConfig
+from skipgpt.config import Budget, DataConfig
 from skipgpt.data import pack_blocks, read_documents
 from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
@@ -39,6 +39,7 @@ class Subject:
         routed: the same with routers.
         learned: whether routes are the checkpoint's own; else they are drawn at random.
         ids: [S], the text that prompts are cut from.
+        budget: what a sparsity counts; as the checkpoint was trained where None.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Subject:
     routed: Any
     learned: bool
     ids: Tensor
+    budget: Budget | None = None
 
     @property
     def device(self) -> torch.device:
@@ -54,14 +56,14 @@ class Subject:
         return device
 
     def rule(self, sparsity: float) -> DecisionRule:
-        """What decides at this module sparsity.
+        """What decides at this sparsity; of modules, where routes are drawn at random.
 
         Raises:
             ConfigError: the checkpoint's calibrated curve does not reach it.
         """
         if not self.learned:
             return RandomRoutes(sparsity)
-        set_sparsity(self.routed, sparsity)
+        set_sparsity(self.routed, sparsity, budget=self.budget)
         return routing_state(self.routed).rule
 
     @functools.cached_property
@@ -129,13 +131,19 @@ def subject_of_shape(name: str, *, device: str = "cpu", dtype: str = "auto") -> 
 
 
 def subject_of_checkpoint(
-    folder: str | Path, data: Sequence[str], *, device: str = "cpu", dtype: str = "auto"
+    folder: str | Path,
+    data: Sequence[str],
+    *,
+    budget: Budget | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
 ) -> Subject:
     """A checkpoint beside its base model.
 
     Args:
         folder: of the checkpoint, or its hub id.
         data: text for the prompts; learned routes depend on it.
+        budget: what a sparsity counts; as the checkpoint was trained where None.
         device: where to put both models.
         dtype: of the base model.
 
@@ -149,7 +157,7 @@ def subject_of_checkpoint(
         info.base, revision=info.revision, device=device, dtype=dtype, quantize=info.quantization
     )
     blocks = pack_blocks(read_documents(list(data), DataConfig()), tokenizer, 256)
-    return Subject(Path(folder).name, dense, routed, True, blocks.flatten())
+    return Subject(Path(folder).name, dense, routed, True, blocks.flatten(), budget)
 
 
 def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:

@@ -29,7 +29,10 @@ def run(
     shape: Annotated[
         str | None, typer.Option(help="Random weights of this shape, as llama-160m.")
     ] = None,
-    sparsity: Annotated[str, typer.Option(help="Shares of modules, by commas.")] = "0.25,0.4",
+    sparsity: Annotated[
+        str, typer.Option(help="Shares to save, by commas; of modules, for a shape.")
+    ] = "0.25,0.4",
+    budget: options.Budget = None,
     batch_sizes: Annotated[str, typer.Option(help="Sequences, by commas.")] = "1",
     prompt_tokens: Annotated[str, typer.Option(help="Lengths of the prompt, by commas.")] = "512",
     decode_tokens: Annotated[int, typer.Option(help="Tokens decoded after the prompt.")] = 16,
@@ -69,11 +72,19 @@ def run(
     from skipgpt.benchmark.grid import Grid, PhaseName
     from skipgpt.benchmark.pages import write
     from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
+    from skipgpt.config import as_budget
     from skipgpt.errors import ConfigError
 
     if (folder is None) == (shape is None):
         raise ConfigError(
             "choosing what to time", got=f"DIR {folder}, --shape {shape}", expected="one of them"
+        )
+    if shape and budget not in (None, "modules"):
+        raise ConfigError(
+            "choosing the budget",
+            got=f"{budget} of a shape, whose routes are drawn at random",
+            expected="modules, each of which is skipped at the same rate",
+            todo="leave --budget out, or give a checkpoint",
         )
     grid = Grid(
         phases=cast("tuple[PhaseName, ...]", tuple(phases.split(","))),
@@ -90,7 +101,13 @@ def run(
     subject = (
         subject_of_shape(shape, device=device, dtype=dtype)
         if shape
-        else subject_of_checkpoint(str(folder), data or ["stdlib"], device=device, dtype=dtype)
+        else subject_of_checkpoint(
+            str(folder),
+            data or ["stdlib"],
+            budget=as_budget(budget),
+            device=device,
+            dtype=dtype,
+        )
     )
     result = bench(subject, grid)
     if out:

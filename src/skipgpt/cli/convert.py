@@ -28,7 +28,10 @@ def run(
     data: Annotated[
         list[str] | None, typer.Option(help="Text to calibrate on; argmax routing without.")
     ] = None,
-    sparsity: Annotated[float, typer.Option(help="Target to calibrate to.")] = 0.25,
+    sparsity: Annotated[float, typer.Option(help="Target to calibrate to, of --budget.")] = 0.25,
+    budget: Annotated[
+        str, typer.Option(help="What --sparsity counts: modules, as the paper; flops or time.")
+    ] = "modules",
     lora: Annotated[
         Path | None, typer.Option(help="LoRA tensors, if they lie in a file of their own.")
     ] = None,
@@ -43,7 +46,7 @@ def run(
 ) -> None:
     """Parse, convert, print."""
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.config import DataConfig
+    from skipgpt.config import DataConfig, check_budget
     from skipgpt.convert import convert
     from skipgpt.evaluation.calibrate import calibrate_checkpoint
 
@@ -54,6 +57,7 @@ def run(
         lora=lora,
         lora_alpha=lora_alpha,
         target_sparsity=sparsity,
+        budget=check_budget(budget),
         overwrite=overwrite,
     )
     if data:

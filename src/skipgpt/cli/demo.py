@@ -21,7 +21,10 @@ removal, and maps what was skipped. Writes checkpoint, demo.json and report.html
 
 def run(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo-out"),
-    sparsity: Annotated[float, typer.Option(help="Share of modules to skip.")] = 0.25,
+    sparsity: Annotated[float, typer.Option(help="Share to save, of --budget.")] = 0.25,
+    budget: Annotated[
+        str, typer.Option(help="What --sparsity counts: modules, flops or time.")
+    ] = "flops",
     as_json: options.Json = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -31,10 +34,13 @@ def run(
 ) -> None:
     """Parse, run, print."""
     options.begin(quiet=quiet, seed=seed)
+    from skipgpt.config import check_budget
     from skipgpt.demo import PROMPT, demo
     from skipgpt.report.terminal import has_colour
 
-    result = demo(out, sparsity=sparsity, seed=seed, device=device, dtype=dtype)
+    result = demo(
+        out, sparsity=sparsity, budget=check_budget(budget), seed=seed, device=device, dtype=dtype
+    )
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return

@@ -67,6 +67,7 @@ def run(
     limit: Limit = 0,
     use_cache: UseCache = None,
     sparsity: options.Sparsity = None,
+    budget: options.Budget = None,
     block_size: Annotated[int, typer.Option(help="Tokens a row of blocks.")] = 256,
     batch_size: BatchSize = None,
     max_documents: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
@@ -85,6 +86,7 @@ def run(
     import logging
     from typing import cast
 
+    from skipgpt.config import as_budget
     from skipgpt.errors import ConfigError
     from skipgpt.model.trace import Execution
     from skipgpt.model.trace import execution as executing
@@ -117,6 +119,7 @@ def run(
             tasks.split(",") if tasks else [],
             suite=suite,
             sparsity=sparsity,
+            budget=as_budget(budget),
             setting=setting,
         )
         options.emit(found.to_dict(), as_json, found.to_terminal())
@@ -130,7 +133,9 @@ def run(
     from skipgpt.evaluation.text_result import measure_text
 
     name = cast("FormName", form or ("fixed" if corpus else "blocks"))
-    model, tokenizer = load(folder, sparsity=sparsity, merge=True, **where)
+    model, tokenizer = load(
+        folder, sparsity=sparsity, budget=as_budget(budget), merge=True, **where
+    )
     say_if_uncalibrated(model)
     config = DataConfig(block_size=block_size, max_documents=max_documents)
     rows = batch_size or 8

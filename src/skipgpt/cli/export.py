@@ -14,7 +14,7 @@ NAME = "export"
 HELP = """Write a checkpoint and its base model as one transformers folder, LoRA merged in.
 
 --merged keeps the routers: `AutoModelForCausalLM.from_pretrained` loads the folder after
-`skipgpt.register()`, or with trust_remote_code=True, and takes sparsity= there.
+`skipgpt.register()`, or with trust_remote_code=True, and takes sparsity= and budget= there.
 
 --static removes for good what hardly any token keeps, as measured on --data: an ordinary, smaller
 model of the base's family, which plain transformers loads. --heal-steps trains LoRA around what is
@@ -60,6 +60,7 @@ def run(
         int | None, typer.Option(help="For --static: tokens a row.  [default: 256]")
     ] = None,
     sparsity: options.Sparsity = None,
+    budget: options.Budget = None,
     base: options.BaseOverride = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -86,7 +87,7 @@ def run(
             expected="them for --static alone",
         )
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.config import ALL_LINEAR, DataConfig, recipe
+    from skipgpt.config import ALL_LINEAR, DataConfig, as_budget, recipe
     from skipgpt.export import export_merged, export_static
 
     if merged:
@@ -94,6 +95,7 @@ def run(
             folder,
             out,
             sparsity=sparsity,
+            budget=as_budget(budget),
             base=base,
             overwrite=overwrite,
             device=device,
@@ -109,6 +111,7 @@ def run(
         form="transformers" if form is None else form,  # type: ignore[arg-type]
         keep_rate=0.05 if keep_rate is None else keep_rate,
         sparsity=sparsity,
+        budget=as_budget(budget),
         cutting=DataConfig(block_size=block_size or 256),
         heal=dataclasses.replace(lora, steps=heal_steps) if heal_steps else None,
         seed=seed,

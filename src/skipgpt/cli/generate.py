@@ -28,6 +28,7 @@ def run(
         typer.Option("--show-routing", help="Colour each token by the share of modules it ran."),
     ] = False,
     sparsity: options.Sparsity = None,
+    budget: options.Budget = None,
     base: options.BaseOverride = None,
     as_json: options.Json = False,
     seed: options.Seed = 0,
@@ -50,6 +51,7 @@ def run(
     from skipgpt.analysis.live import TokenRun
     from skipgpt.checkpoint import load
     from skipgpt.checkpoint_folder import local_folder, read_info
+    from skipgpt.config import as_budget
     from skipgpt.generation import generate
     from skipgpt.report.live_text import live_text
     from skipgpt.report.terminal import Scale, fit_for, has_colour
@@ -58,6 +60,7 @@ def run(
     model, tokenizer = load(
         where,
         sparsity=sparsity,
+        budget=as_budget(budget),
         base=base,
         merge=True,
         device=device,

@@ -38,7 +38,14 @@ More = Annotated[
 ]
 Sparsity = Annotated[
     float | None,
-    typer.Option("--sparsity", help="Share of modules to skip; the trained target if absent."),
+    typer.Option("--sparsity", help="Share to save, of --budget; the trained target if absent."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="What --sparsity counts: modules, flops or time; as it was trained if absent.",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 BaseOverride = Annotated[

@@ -41,6 +41,7 @@ def run(
         typer.Option("--format", help="html, md, json, png or svg.  [default: as --out is named]"),
     ] = None,
     sparsity: options.Sparsity = None,
+    budget: options.Budget = None,
     block_size: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
     max_tokens: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 8192,
     max_documents: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
@@ -73,8 +74,8 @@ def run(
     if path:
         check_writable(path)
     if run:
-        of_text = {"--data": data, "--sparsity": sparsity, "--tasks": tasks, "--base": base,
-                   "--quantize": quantize}  # fmt: skip
+        of_text = {"--data": data, "--sparsity": sparsity, "--budget": budget, "--tasks": tasks,
+                   "--base": base, "--quantize": quantize}  # fmt: skip
         if given_too := [name for name, value in of_text.items() if value is not None]:
             raise ConfigError(
                 "reporting on a run",
@@ -95,7 +96,7 @@ def run(
             expected="--tasks beside it",
         )
 
-    from skipgpt.config import DataConfig
+    from skipgpt.config import DataConfig, as_budget
     from skipgpt.progress import advancing
     from skipgpt.report.gather import gather
     from skipgpt.report.several import gather_several
@@ -103,7 +104,8 @@ def run(
 
     config = DataConfig(block_size=block_size, max_documents=max_documents)
     given: dict[str, Any] = {
-        "sparsity": sparsity, "max_tokens": max_tokens, "batch_size": batch_size,
+        "sparsity": sparsity, "budget": as_budget(budget), "max_tokens": max_tokens,
+        "batch_size": batch_size,
         "tasks": tasks.split(",") if tasks else (), "task_dir": task_dir, "limit": limit,
         "base": base, "device": device, "dtype": dtype, "quantize": quantize,
     }  # fmt: skip

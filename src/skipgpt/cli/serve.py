@@ -13,10 +13,11 @@ from skipgpt.cli import options
 NAME = "serve"
 HELP = """Answer OpenAI-style requests with a checkpoint's model, until Ctrl-C or SIGTERM.
 
-Completions and chat, streaming, stop sequences, logprobs, and `sparsity` in each request;
-/health, and /metrics with measured sparsity and tokens. Where vLLM is installed and can run the
-checkpoint it does, many requests at once, and takes its own options after `--`; else transformers
-runs one request after the other. Nobody but this machine can connect unless --host says so.
+Completions and chat, streaming, stop sequences, logprobs, and `sparsity` with its `budget` in each
+request; /health, and /metrics with measured sparsity and tokens. Where vLLM is installed and can
+run the checkpoint it does, many requests at once, and takes its own options after `--`; else
+transformers runs one request after the other. Nobody but this machine can connect unless --host
+says so.
 """ + options.examples(
     "skipgpt serve out/nano-25",
     "SKIPGPT_API_KEY=secret skipgpt serve out/nano-25 --host 0.0.0.0 --port 8080 --sparsity 0.4",
@@ -50,6 +51,7 @@ def run(
                      "stop."),
     ] = 20,
     sparsity: options.Sparsity = None,
+    budget: options.Budget = None,
     base: options.BaseOverride = None,
     as_json: options.Json = False,
     seed: options.Seed = 0,
@@ -62,6 +64,7 @@ def run(
     """Parse, load, serve."""
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.checkpoint_folder import local_folder
+    from skipgpt.config import as_budget
     from skipgpt.serving.serve import serve
 
     def ready(address: str) -> None:
@@ -79,6 +82,7 @@ def run(
         api_key=api_key,
         grace=grace,
         sparsity=sparsity,
+        budget=as_budget(budget),
         base=base,
         device=device,
         dtype=dtype,

@@ -28,6 +28,7 @@ def run(
     ] = None,
     more: options.More = None,
     sparsity: options.Sparsity = None,
+    budget: options.Budget = None,
     block_size: Annotated[int, typer.Option(help="Tokens a row of the text.")] = 256,
     max_tokens: Annotated[int, typer.Option(help="Read no more of it than this; 0 is all.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
@@ -45,7 +46,7 @@ def run(
     from skipgpt.errors import ConfigError
 
     sources = [*(text or []), *(more or [])]
-    if sparsity is not None and not sources:
+    if (sparsity is not None or budget is not None) and not sources:
         raise ConfigError(
             "showing a checkpoint at another sparsity",
             got="no text",
@@ -63,7 +64,7 @@ def run(
 
         from skipgpt.analysis import trace_text
         from skipgpt.checkpoint import load
-        from skipgpt.config import DataConfig
+        from skipgpt.config import DataConfig, as_budget
         from skipgpt.evaluation.calibrate import say_if_uncalibrated
         from skipgpt.evaluation.source_rows import source_rows
         from skipgpt.progress import advancing
@@ -71,6 +72,7 @@ def run(
         model, tokenizer = load(
             where,
             sparsity=sparsity,
+            budget=as_budget(budget),
             base=base,
             merge=True,
             device=device,
@@ -92,18 +94,23 @@ def run(
 
 def _lines(info: Any, found: Any, keep: Any, sources: list[str]) -> list[str]:
     """For people: what it is, what was measured now, and the keep rates."""
+    from skipgpt.config import BUDGET_NOUNS
     from skipgpt.report.keep_bars import keep_bars
 
-    reach = f"0 to {info.curve[-1][0]:.0%}" if info.curve else "not calibrated (argmax)"
+    reach = ", ".join(
+        f"0 to {curve[-1][0]:.0%} of {BUDGET_NOUNS[unit]}" for unit, curve in info.curves.items()
+    )
     shares = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
+    timed = {"time counts": f"{info.timed}; {info.hardware['device']}"} if info.timed else {}
     rows = {
         "base model": f"{info.base} (fingerprint {info.fingerprint})",
         "router": ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(info.router).items()),
         "recipe": info.recipe,
         "stages done": ", ".join(info.stages) or "none",
-        "target sparsity": f"{info.target_sparsity:.0%}",
+        "target sparsity": f"{info.target_sparsity:.0%} of {BUDGET_NOUNS[info.budget]}",
         "measured": shares or "not measured",
-        "budget dial": reach,
+        "budget dial": reach or "not calibrated (argmax)",
+        **timed,
         "files": ", ".join(sorted(info.files)) + " (verified)",
     }
     lines = [f"{name:16} {value}" for name, value in rows.items()]

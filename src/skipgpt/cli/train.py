@@ -39,7 +39,14 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
     more: options.More = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of modules to skip.  [default: 0.25]")
+        float | None, typer.Option(help="Share to save, of --budget.  [default: 0.25]")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="What --sparsity counts: modules, as the paper; flops; or time, by what `skipgpt "
+            "profile` measured here.  [default: as the recipe: default flops, paper modules]"
+        ),
     ] = None,
     stages: Annotated[
         str | None, typer.Option(help="router, lora, joint; by commas.  [default: router,lora]")
@@ -87,6 +94,7 @@ def run(
 
     named = {
         "target_sparsity": sparsity,
+        "budget": budget,
         "stages": stages,
         "batch_size": batch_size,
         "data.block_size": block_size,
@@ -98,7 +106,9 @@ def run(
     for name, values in (("steps", steps), ("learning_rate", lr)):
         given |= settings.for_stages(name, values, only)
     if is_checkpoint(base):
-        given.setdefault("target_sparsity", read_info(base).target_sparsity)
+        info = read_info(base)
+        if given.setdefault("budget", info.budget) == info.budget:
+            given.setdefault("target_sparsity", info.target_sparsity)
     name = recipe or str(given.get("recipe", "default"))
     given.pop("recipe", None)
     resolved = override(named_recipe(name), given)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from skipgpt import checkpoint
 from skipgpt.checkpoint_folder import refuse_existing
 from skipgpt.checkpoint_info import CheckpointInfo
-from skipgpt.config import LoraStage, RouterConfig, check_sparsity
+from skipgpt.config import Budget, LoraStage, RouterConfig, check_budget, check_sparsity
 from skipgpt.convert.authors_file import AuthorsFile, read_authors_file, router_keys
 from skipgpt.errors import CheckpointError
 from skipgpt.model.base import load_base
@@ -33,6 +33,7 @@ def convert(
     revision: str | None = None,
     base_model: Any = None,
     target_sparsity: float = 0.25,
+    budget: Budget = "modules",
     overwrite: bool = False,
 ) -> CheckpointInfo:
     """Write a checkpoint from the authors' file. It is not calibrated: its threshold is 0.
@@ -46,6 +47,7 @@ def convert(
         revision: of the hub id.
         base_model: the base model, if loaded already; it gets the routers and LoRA in place.
         target_sparsity: what the routers were trained for; 0.25 is the authors'.
+        budget: what the target counts; modules are the authors'.
         overwrite: replace a checkpoint that is already there.
 
     Raises:
@@ -56,6 +58,7 @@ def convert(
         convert("router.pth", "meta-llama/Llama-3.1-8B", "out/llama-paper")
     """
     check_sparsity(target_sparsity, "target_sparsity")
+    check_budget(budget)
     if not overwrite:
         refuse_existing(Path(out))
     source = AuthorsFile.of(*(read_authors_file(file) for file in (path, lora) if file is not None))
@@ -80,6 +83,7 @@ def convert(
         recipe="paper",
         stages=("router", "lora") if source.lora else ("router",),
         target_sparsity=target_sparsity,
+        budget=budget,
     )
     return checkpoint.save(model, out, info, overwrite=overwrite)
 

@@ -47,9 +47,12 @@ class Savings:
             >>> Savings("flops", {one: 0.2, two: 0.6}, 0.01).share({one: 0.5, two: 1.0})
             0.09
         """
-        saved = sum(s * (1 - keep[site]) for site, s in self.by_site.items())
-        saved += sum(s * keep[site] * (1 - keep[site]) for site, s in self.pairs.items())
-        return saved - self.overhead
+        pairs = sum(s * keep[site] * (1 - keep[site]) for site, s in self.pairs.items())
+        return self.in_proportion(keep) + pairs - self.overhead
+
+    def in_proportion(self, keep: Mapping[Site, float]) -> float:
+        """The sum of what sites save, each times the share of tokens that skip it."""
+        return sum(s * (1 - keep[site]) for site, s in self.by_site.items())
 
     @property
     def largest(self) -> float:
@@ -62,7 +65,7 @@ class Savings:
         Raises:
             ConfigError: it cannot; says what is the most.
         """
-        if target > max(0.0, self.largest):
+        if target > max(0.0, self.largest) + 1e-9:  # sums round
             noun = BUDGET_NOUNS[self.unit]
             raise ConfigError(
                 "planning the budget",

@@ -45,8 +45,8 @@ class Meter:
         if self._saved.unit == "modules":
             seen = Seen(margins, skipped_share(margins, threshold))
         else:
-            weights = trace.margin_weights(self._saved.by_site)
-            seen = Seen(margins, self._saved.share(keep), weights, self._saved.overhead)
+            weights, share = trace.margin_weights(self._saved.by_site), self._saved.share(keep)
+            seen = Seen(margins, share, weights, self._saved.in_proportion(keep) - share)
         self.keep[threshold], self.shares[threshold] = keep, seen.share
         self.losses[threshold] = loss
         return seen

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.static import constant_routes
 from skipgpt.checkpoint import load
-from skipgpt.config import DataConfig, LoraStage, recipe
+from skipgpt.config import Budget, DataConfig, LoraStage, recipe
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
@@ -47,6 +47,7 @@ def export_static(
     data: Sequence[str],
     keep_rate: float = 0.05,
     sparsity: float | None = None,
+    budget: Budget | None = None,
     cutting: DataConfig | None = None,
     heal: LoraStage | None = None,
     form: Form = "transformers",
@@ -72,6 +73,7 @@ def export_static(
         data: sources of text, as for training; only held-out documents are used.
         keep_rate: sites that a smaller share of tokens keeps are removed.
         sparsity: at which keep rates are measured; the trained target where None.
+        budget: what `sparsity` counts; as the checkpoint was trained where None.
         cutting: how to cut and split the text.
         heal: train LoRA on the training side of the text around what is removed, and merge it;
             not at all where None.
@@ -106,7 +108,13 @@ def export_static(
     if form not in get_args(Form):
         raise ConfigError(doing, got=f"format {form!r}", expected="transformers or vllm")
     model, tokenizer = load(
-        folder, sparsity=sparsity, base=base, merge=True, device=device, dtype=dtype
+        folder,
+        sparsity=sparsity,
+        budget=budget,
+        base=base,
+        merge=True,
+        device=device,
+        dtype=dtype,
     )
     check_movable(model)
     if form == "vllm":

@@ -13,6 +13,7 @@ from torch import Tensor
 from skipgpt.analysis.table import Table
 from skipgpt.analysis.text import Text
 from skipgpt.analysis.trace import TextTrace
+from skipgpt.config import BUDGET_NOUNS, Budget
 from skipgpt.evaluation.perplexity import Perplexity
 
 FORMAT = 1
@@ -23,7 +24,7 @@ class Stop:
     """The text at one place of the budget dial.
 
     Attributes:
-        asked: share of modules to skip.
+        asked: share to save, in the unit of the report.
         keep: [L, M, N] bool, which token ran which module.
         measured: loss and sparsity there.
     """
@@ -64,6 +65,7 @@ class Report:
         tables: the analyses, in the order of the page.
         run: how the checkpoint was made: `run` (run.json) and `metrics` (metrics.jsonl); empty
             where the folder does not say.
+        budget: what the sparsities asked for count.
         shown: tokens whose decisions are in the page.
     """
 
@@ -78,6 +80,7 @@ class Report:
     surprisal: Tensor
     tables: tuple[Table, ...]
     run: dict[str, Any] = field(default_factory=dict)
+    budget: Budget = "modules"
     shown: int = 4096
 
     @property
@@ -94,6 +97,18 @@ class Report:
     def measured(self) -> Perplexity:
         """Loss and sparsity at the checkpoint's own place of the dial."""
         return self.stops[self.at].measured
+
+    @property
+    def reach(self) -> str:
+        """How far each calibrated curve goes, in words; empty where there is none."""
+        ends = {unit: curve[-1][0] for unit, curve in self.checkpoint["curves"].items()}
+        return ", ".join(f"0 to {end:.0%} of {BUDGET_NOUNS[unit]}" for unit, end in ends.items())
+
+    @property
+    def target(self) -> str:
+        """What training aimed for, in words."""
+        noun = BUDGET_NOUNS[self.checkpoint["budget"]]
+        return f"{self.checkpoint['target_sparsity']:.1%} of {noun}"
 
     def table(self, name: str) -> Table:
         """An analysis by its name.
@@ -125,6 +140,7 @@ class Report:
             "dense": self.dense.to_dict(),
             "routed": self.measured.to_dict(),
             "excess_nll": self.measured.nll_per_token - self.dense.nll_per_token,
+            "budget": self.budget,
             "layers": self.layers,
             "modules": self.trace.keep.shape[1],
             "dial": [stop.to_dict(shown) for stop in self.stops],

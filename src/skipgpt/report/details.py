@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from skipgpt.analysis.table import Table
+from skipgpt.config import BUDGET_NOUNS
 from skipgpt.report.content import Report
 from skipgpt.report.curves import position_curves
 from skipgpt.report.markup import described, escaped, findings, folded, percent, sentence, table
@@ -47,7 +48,7 @@ right the share of tokens that each layer runs</span></figcaption>
 def dial(report: Report, number: int = 1) -> str:
     """The slider over the stops, or why there is none; `number` tells those of one page apart."""
     if len(report.stops) < 2:
-        return f'<p class="note">{NO_DIAL}</p>' * (not report.checkpoint["curve"])
+        return f'<p class="note">{NO_DIAL}</p>' * (not report.reach)
     return (
         f'<div class="dial"><label for="dial-{number}">Budget dial</label>'
         f'<input type="range" id="dial-{number}" data-dial min="0" max="{len(report.stops) - 1}" '
@@ -61,8 +62,8 @@ def what_it_skips(report: Report) -> str:
     positions, tokens = report.table("positions"), report.table("tokens")
     redundancy = report.table("redundancy")
     own = (
-        f"{percent(report.stops[report.at].asked)} asked"
-        if report.checkpoint["curve"]
+        f"{percent(report.stops[report.at].asked)} of {BUDGET_NOUNS[report.budget]} asked"
+        if report.reach
         else "argmax"
     )
     return (

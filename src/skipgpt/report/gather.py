@@ -29,7 +29,7 @@ from skipgpt.analysis import (
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import local_folder, read_info
 from skipgpt.checkpoint_info import CheckpointInfo, has_adapter
-from skipgpt.config import DataConfig
+from skipgpt.config import Budget, DataConfig, check_pair
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.evaluation.harness.benchmark import Setting, check_tasks, task_scores
@@ -60,6 +60,7 @@ def gather(
     *,
     title: str = "",
     sparsity: float | None = None,
+    budget: Budget | None = None,
     dial: Sequence[float] = DIAL,
     max_tokens: int = 8192,
     batch_size: int = 8,
@@ -76,7 +77,8 @@ def gather(
         sources: of text.
         config: how it is cut; see `source_rows`.
         title: of the page; base model and text where empty.
-        sparsity: share of modules to skip; the trained target where None.
+        sparsity: share to save; the trained target where None.
+        budget: what `sparsity` and `dial` count; as the checkpoint was trained where None.
         dial: further sparsities, as far as the checkpoint's curve reaches.
         max_tokens: read no more than this; 0 reads all.
         batch_size: rows a forward.
@@ -98,16 +100,18 @@ def gather(
     setting = Setting(task_dir=task_dir, limit=limit, **where)
     if tasks:  # before minutes of reading
         check_tasks(folder, tasks, setting)
-    model, tokenizer = load(folder, sparsity=sparsity, merge=True, **where)
+    check_pair(sparsity, budget)
+    unit = budget or info.budget
+    model, tokenizer = load(folder, sparsity=sparsity, budget=budget, merge=True, **where)
     read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
     notes = _notes(info, model, read)
     for note in (f"reading {read.said}", *notes):
         logger.info(note)
     own = within_reach(model, info.target_sparsity) if sparsity is None else sparsity
-    asked = _reached(model, own, dial)
+    asked = _reached(model, own, dial, unit)
     traces: dict[float, TextTrace] = {}
     for n, each in enumerate(asked):
-        with at_sparsity(model, each) if len(asked) > 1 else nullcontext():
+        with at_sparsity(model, each, budget=unit) if len(asked) > 1 else nullcontext():
             traces[each] = trace_text(model, tokenizer, read.rows, batch_size=batch_size)
         if on_step:
             on_step(n + 1, len(asked) + 1)
@@ -119,7 +123,7 @@ def gather(
     if on_step:
         on_step(len(asked) + 1, len(asked) + 1)
     del model  # the tasks load it again
-    scores = task_scores(folder, tasks, asked, setting=setting) if tasks else {}
+    scores = task_scores(folder, tasks, asked, budget=unit, setting=setting) if tasks else {}
     return Report(
         title=title or f"{Path(info.base).name} on {names_of(sources)}",
         facts={
@@ -138,6 +142,7 @@ def gather(
         surprisal=dense.surprisal,
         tables=_tables(trace, dense, traces, scores),
         run=read_run(folder),
+        budget=unit,
     )
 
 
@@ -155,7 +160,7 @@ def _notes(info: CheckpointInfo, model: Any, read: SourceRows) -> list[str]:
             f"The text is longer than the {context:,} tokens that the model reads at once: it is "
             f"read in windows of {read.length}."
         )
-    if info.curve is None:
+    if not info.curves:
         notes.append(
             "The checkpoint is not calibrated: there is no dial, and no loss at other budgets."
         )
@@ -177,9 +182,10 @@ def _bare(text: str) -> str:
     return "".join(text.split())
 
 
-def _reached(model: nn.Module, own: float, dial: Sequence[float]) -> list[float]:
+def _reached(model: nn.Module, own: float, dial: Sequence[float], unit: Budget) -> list[float]:
     """The checkpoint's own sparsity, and those of the dial that its curve reaches, in order."""
-    curve = routing_state(model).curve
+    curves = routing_state(model).curves
+    curve = curves.curve(unit) if curves else None
     return sorted({own, *(each for each in dial if curve and curve.reaches(each))})
 
 

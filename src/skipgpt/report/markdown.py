@@ -21,7 +21,6 @@ def to_markdown(report: Report) -> str:
     shares = [
         (f"skipped, {s}", percent(routed.sparsity[s])) for s in SENSES if s in routed.sparsity
     ]
-    curve = info["curve"]
     parts = [
         f"# {plain(report.title)}",
         f"{report.facts['read']}. Measured on {report.facts['date']}, "
@@ -35,8 +34,8 @@ def to_markdown(report: Report) -> str:
             ("router", ", ".join(f"{name} {value}" for name, value in info["router"].items())),
             ("recipe", info["recipe"]),
             ("stages", ", ".join(info["stages"]) or "none"),
-            ("target", percent(info["target_sparsity"])),
-            ("budget dial", f"0 to {curve[-1][0]:.0%}" if curve else "not calibrated"),
+            ("target", report.target),
+            ("budget dial", report.reach or "not calibrated"),
         ),
         "## What does it cost, and what does it lose?",
         _pairs(

@@ -10,7 +10,7 @@ from skipgpt.report.markup import embedded, escaped, sentence
 from skipgpt.report.shell import Section, numbered, page
 from skipgpt.report.summary import lead, what_it_costs, what_it_is
 
-CARRIED = ("layers", "at", "dense", "dial", "text")
+CARRIED = ("layers", "at", "budget", "dense", "dial", "text")
 """What the script needs of `Report.to_dict()`; all else is in the page as it stands."""
 
 

@@ -18,7 +18,7 @@ Chart = tuple[str, Axis, tuple[tuple[str, str, str], ...]]
 CHARTS: tuple[Chart, ...] = (
     ("language-model loss", Axis("nats a token"), (("lm_loss", "sampled", "one"),)),
     (
-        "modules skipped",
+        "saved, in the unit of the budget",
         Axis("share", whole_percent, low=0),
         (("sparsity", "sampled", "one"), ("argmax_sparsity", "at a threshold of 0", "two")),
     ),

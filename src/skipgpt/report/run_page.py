@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.analysis.failures import failures, missed_when_measured
+from skipgpt.config import BUDGET_NOUNS
 from skipgpt.errors import CheckpointError
 from skipgpt.report.details import settings_of
 from skipgpt.report.markup import described, escaped, nats, percent, sentence, signed
@@ -23,7 +24,7 @@ def run_summary(folder: Path) -> dict[str, Any]:
     Returns:
         `stages` (each with `steps` done, `of`, the `last` line of metrics.jsonl and the `warnings`
         that hold for it now), `finished`, `held_out` (what `dense` and finished stages measured),
-        `target_sparsity`, `base` and `data`.
+        `target_sparsity` and the `budget` it counts, `base` and `data`.
 
     Raises:
         CheckpointError: the folder holds no run.
@@ -31,7 +32,9 @@ def run_summary(folder: Path) -> dict[str, Any]:
     found = _run_in(folder)
     run, config = found["run"], found["run"].get("config", {})
     over = run.get("finished", [])
-    target = config.get("target_sparsity")
+    target, budget = config.get("target_sparsity"), config.get("budget", "modules")
+    # Seconds are what calibration counted; the sparsities of a measurement have none of time.
+    sense = {"modules": "module", "flops": "flops"}.get(budget, "")
     held_out = run.get("held_out", {})
     dense = _number(held_out.get("dense", {}).get("nll_per_token"))
     logged = by_stage(found.get("metrics", []))
@@ -42,8 +45,8 @@ def run_summary(folder: Path) -> dict[str, Any]:
         of = settings.get("steps", 0)
         done = of if name in over else max((line.get("step", 0) for line in lines), default=0)
         seen = list(failures(lines, of, target or 0.0, dense)) if name != "lora" else []
-        skipped = _number(held_out.get(name, {}).get("sparsity", {}).get("module"))
-        if skipped is not None and (miss := missed_when_measured(skipped, target or 0.0)):
+        skipped = _number(held_out.get(name, {}).get("sparsity", {}).get(sense))
+        if skipped is not None and (miss := missed_when_measured(skipped, target or 0.0, budget)):
             seen.append(miss)
         stages[name] = {
             "steps": done,
@@ -56,6 +59,7 @@ def run_summary(folder: Path) -> dict[str, Any]:
         "finished": bool(stages) and all(name in over for name in stages),
         "held_out": held_out,
         "target_sparsity": target,
+        "budget": budget,
         "base": run.get("base"),
         "data": run.get("data"),
     }
@@ -92,7 +96,8 @@ def run_page(folder: Path) -> str:
     ]  # fmt: skip
     base = Path(str(summary["base"])).name
     return page(
-        f"Routers for {base}, target {summary['target_sparsity'] or 0:.0%}",
+        f"Routers for {base}, target {summary['target_sparsity'] or 0:.0%} of "
+        f"{BUDGET_NOUNS[summary['budget']]}",
         "Training run",
         "",
         sections,

@@ -48,8 +48,7 @@ def what_it_is(report: Report) -> str:
     """From the checkpoint's own config."""
     info, router = report.checkpoint, report.checkpoint["router"]
     stages = " → ".join(info["stages"]) or "none"
-    curve = info["curve"]
-    reach = f"calibrated from 0 to {curve[-1][0]:.0%}" if curve else "none: not calibrated"
+    reach = f"calibrated from {report.reach}" if report.reach else "none: not calibrated"
     rows = [
         ("Base model", f"<b>{escaped(info['base'])}</b> {_revision(info)}"),
         ("Fingerprint", f"<code>{escaped(info['fingerprint'])}</code>"),
@@ -57,7 +56,7 @@ def what_it_is(report: Report) -> str:
         ("Routers", escaped(_router(router))),
         ("Keys and values", escaped(_policy(router["kv"]))),
         ("Trained", f"recipe {escaped(info['recipe'])}, stages {escaped(stages)}"),
-        ("Target", percent(info["target_sparsity"])),
+        ("Target", report.target),
         ("Budget dial", escaped(reach)),
     ]
     if info.get("quantization"):

@@ -35,7 +35,8 @@ class Seen:
         share: of the cost that was saved there; may be below 0.
         weights: [N] share of the cost that skipping each decision saves; None where all save the
             same, 1 / N.
-        overhead: share of the cost that routing adds, whatever is skipped.
+        overhead: by how much less is saved than the weights of what was skipped: what routing
+            adds, and what is not in proportion to what is skipped.
     """
 
     margins: Tensor
@@ -44,7 +45,7 @@ class Seen:
     overhead: float = 0.0
 
     def guess(self, sparsity: float) -> float:
-        """The threshold that saves this share if margins stay as they are."""
+        """The threshold that saves this share if margins and overhead stay as they are."""
         return quantile_threshold(self.margins, sparsity + self.overhead, self.weights)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from skipgpt.config import Stage, TrainConfig
-from skipgpt.cost import Forward, lora_flops, training_flops, work
+from skipgpt.config import Budget, Stage, TrainConfig
+from skipgpt.cost import Forward, lora_flops, savings, training_flops, work
 from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import stored
 from skipgpt.machine import typical
@@ -244,6 +244,13 @@ def _bytes(parameter: nn.Parameter) -> int:
     return parameter.numel() * parameter.element_size()
 
 
+def _keep_ratio(model: nn.Module, config: TrainConfig) -> float:
+    """The keep ratio of every site that meets the target; in time, FLOPs stand for seconds."""
+    unit: Budget = "modules" if config.budget == "modules" else "flops"
+    saved = savings(model, unit, (config.data.block_size + 1) / 2)
+    return 1 - saved.share_of_sites(config.target_sparsity)
+
+
 def _forward_flops(
     model: nn.Module, stage_plan: StagePlan, config: TrainConfig, share: Share
 ) -> float:
@@ -251,7 +258,7 @@ def _forward_flops(
     stage, tokens = stage_plan.stage, config.data.block_size
     forward = Forward(share.rows, tokens, logits=tokens)
     packs = stage_plan.execution == "sparse"
-    keep = dict.fromkeys(routers(model), 1 - config.target_sparsity) if packs else None
+    keep = dict.fromkeys(routers(model), _keep_ratio(model, config)) if packs else None
     lora = 0.0 if stage == "router" else lora_flops(model, forward, keep)
     flops = training_flops(model, forward, stage, keep, lora)
     again = work(model, Forward(share.rows, tokens, logits=0), keep)

@@ -62,9 +62,29 @@ class Passes:
             note_static_order(self.out, self.order)
             for each in [*routers(model).values(), *stand_ins(model).values()]:
                 spread(each.parameters())
+        self._calibrate_for_healing(model)
         with execution(model, "dense"):
             self.dense = perplexity(model, self.held_out)
         note_measured(self.out, "dense", self.dense)
+
+    def _calibrate_for_healing(self, model: Any) -> None:
+        """Give a checkpoint of another unit the threshold that it is to be healed at."""
+        curves, config = routing_state(model).curves, self.config
+        if curves and config.stages == ("lora",) and config.budget not in curves.by_budget:
+            self._calibrate(model)
+
+    def _calibrate(self, model: Any) -> None:
+        config = self.config
+        text = cut(self.blocks.calibration, config.data.calibration_tokens)
+        calibrate(
+            model,
+            text,
+            target=config.target_sparsity,
+            budget=config.budget,
+            timed=config.budget_time,
+        )
+        state = routing_state(model)
+        state.curves, state.rule = from_first((state.curves, state.rule))
 
     def after_stage(self, model: Any, stage: Stage) -> Perplexity:
         """Blend routers with static removal if so set, calibrate, and measure on held-out text."""
@@ -79,9 +99,9 @@ class Passes:
                     self.order = static_solution(model, text, depth, advance)
             strength = blend_with_static(model, self.order, calibration, target, saved)
             logger.info("stage router: blended with static removal at strength %g", strength)
-        calibrate(model, calibration, target=target, budget=config.budget, timed=config.budget_time)
+        self._calibrate(model)
         if stage == "fit":
             centre_margins(model)
-        state = routing_state(model)
-        state.curves, state.rule = from_first((state.curves, state.rule))
+            state = routing_state(model)
+            state.curves, state.rule = from_first((state.curves, state.rule))
         return from_first(perplexity(model, self.held_out))

@@ -20,11 +20,12 @@ from typing import Any
 from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint_folder import refuse_existing
+from skipgpt.config import TrainConfig
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.processes import first_alone
 from skipgpt.routing.decision import Site
-from skipgpt.settings import from_dict
+from skipgpt.settings import from_dict, to_dict
 
 RUN, METRICS, RESUME, EVENTS = "run.json", "metrics.jsonl", "trainer", "tensorboard"
 
@@ -93,6 +94,8 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
     """
     before = _read_run(out)
     now = json.loads(json.dumps(facts))
+    if "config" in before:  # as an older version wrote it, without settings that came later
+        before |= {"config": to_dict(from_dict(TrainConfig, before["config"]))}
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise ConfigError(
             f"resuming the run in {out}",

@@ -8,6 +8,7 @@ around the budget are those that noise overrules most.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -132,3 +133,22 @@ def static_solution(
     units = units_of(model, "layers" if whole else "modules")
     removals = max(1, round(sparsity * len(units)))
     return lazily(lambda sites: static_loss(model, text, sites), units, removals, on_step=on_step)
+
+
+def static_removal(
+    model: nn.Module, text: Tensor, config: TrainConfig, on_step: OnStep | None = None
+) -> list[Unit]:
+    """The greedy static removal that saves about a run's target, in the unit of its budget.
+
+    Args:
+        model: with routers, which a static removal does without.
+        text: [N, T] token ids that the loss is measured on.
+        config: of the run.
+        on_step: called with trials done and trials in all.
+    """
+    target = config.target_sparsity
+    saved = dataclasses.replace(savings_of(model, config), overhead=0.0)
+    order = static_solution(model, text, saved.share_of_sites(target), on_step)
+    if config.budget == "modules":
+        return order
+    return order[: max(1, round(sites_skipped(order, saved, target) / len(order[0])))]

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import local_folder, read_info
+from skipgpt.config import Budget, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.kept_answers import answering, check_answers
@@ -78,6 +79,7 @@ def benchmark(
     *,
     suite: str | None = None,
     sparsity: float | None = None,
+    budget: Budget | None = None,
     setting: Setting | None = None,
 ) -> Benchmark:
     """Score a checkpoint and its base model, without LoRA, on the same items.
@@ -86,7 +88,8 @@ def benchmark(
         folder: a checkpoint, or a hub id of one.
         tasks: of lm-evaluation-harness or of `setting.task_dir`, with shots as `arc_easy@25`.
         suite: `paper` or `zero-shot`, further tasks.
-        sparsity: share of modules to skip; the trained target where None.
+        sparsity: share to save; the trained target where None.
+        budget: what `sparsity` counts; as the checkpoint was trained where None.
         setting: how it is run.
 
     Raises:
@@ -99,7 +102,9 @@ def benchmark(
     Example:
         print(benchmark("out/nano-25", ["piqa", "arc_easy@25"]).to_terminal())
     """
-    sparse, dense = _runs(folder, named(tasks, suite), [sparsity], setting or Setting())
+    check_pair(sparsity, budget)
+    names = named(tasks, suite)
+    sparse, dense = _runs(folder, names, [sparsity], setting or Setting(), budget)
     return Benchmark(dense, sparse)
 
 
@@ -108,6 +113,7 @@ def task_scores(
     tasks: Sequence[str],
     sparsities: Sequence[float],
     *,
+    budget: Budget | None = None,
     setting: Setting | None = None,
 ) -> dict[str, dict[float | None, float]]:
     """Each task's score by sparsity asked for, with None for the dense base model.
@@ -118,6 +124,7 @@ def task_scores(
         folder: a checkpoint, or a hub id of one.
         tasks: as for `benchmark`.
         sparsities: each once; at 0 LoRA, if there is one, makes it another model than the base.
+        budget: what they count; as the checkpoint was trained where None.
         setting: how it is run.
 
     Raises:
@@ -126,7 +133,7 @@ def task_scores(
     Example:
         stress(dense, traces, task_scores("out/nano-25", ["piqa"], [0.25, 0.5]))
     """
-    *routed, dense = _runs(folder, named(tasks), list(sparsities), setting or Setting())
+    *routed, dense = _runs(folder, named(tasks), list(sparsities), setting or Setting(), budget)
     found: dict[str, dict[float | None, float]] = {
         score.task: {None: score.value} for score in dense.scores
     }
@@ -143,7 +150,7 @@ def check_tasks(folder: str | Path, tasks: Sequence[str], setting: Setting) -> N
         SkipGPTError: as `task_scores`.
     """
     require_harness()
-    if read_info(local_folder(folder)).curve is None:
+    if not read_info(local_folder(folder)).curves:
         raise ConfigError(
             "scoring tasks along the dial",
             got="a checkpoint that was never calibrated",
@@ -154,7 +161,11 @@ def check_tasks(folder: str | Path, tasks: Sequence[str], setting: Setting) -> N
 
 
 def _runs(
-    folder: str | Path, names: Sequence[Any], sparsities: Sequence[float | None], setting: Setting
+    folder: str | Path,
+    names: Sequence[Any],
+    sparsities: Sequence[float | None],
+    setting: Setting,
+    budget: Budget | None = None,
 ) -> Iterator[Run]:
     """The checkpoint's run at each sparsity, then the base model's: never both in memory."""
     require_harness()
@@ -170,7 +181,7 @@ def _runs(
     say_if_uncalibrated(model)
     for sparsity in sparsities:  # before an hour at the first of them
         if sparsity is not None:
-            set_sparsity(model, sparsity)
+            set_sparsity(model, sparsity, budget=budget)
     key: dict[str, Any] = {
         "base": info.fingerprint,
         "dtype": str(choose_dtype(setting.dtype, setting.device)),
@@ -179,9 +190,10 @@ def _runs(
     for sparsity in sparsities:
         own = within_reach(model, info.target_sparsity)
         at = own if sparsity is None else sparsity
-        if routing_state(model).curve is not None:
-            set_sparsity(model, at)
-        of_run = of_checkpoint | {"at": at, "curve": info.curve}
+        unit = budget if sparsity is not None else None
+        if routing_state(model).curves is not None:
+            set_sparsity(model, at, budget=unit)
+        of_run = of_checkpoint | {"at": at, "curve": info.curves.get(unit or info.budget)}
         yield _run(model, tokenizer, tasks, setting, sparsity, setting.execution, of_run)
     del model
     gc.collect()

@@ -30,7 +30,9 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     Args:
         pretrained: a checkpoint folder, a hub id of one, or a model with routers.
         tokenizer: of that model; a checkpoint knows its own.
-        sparsity: share of modules to skip; the trained target where None.
+        sparsity: share to save; the trained target where None.
+        budget: what `sparsity` counts: `modules`, `flops` or `time`; as the checkpoint was trained
+            where None.
         base: where the base model lies, if not where the checkpoint says.
         execution: `auto`, `sparse`, `gated`, or `dense`, which ignores the routers.
         batch_size: rows a forward; `auto` takes about 8,192 tokens, and fewer where the device's
@@ -60,6 +62,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         tokenizer: Any = None,
         *,
         sparsity: float | None = None,
+        budget: str | None = None,
         base: str | None = None,
         execution: str | None = None,
         batch_size: int | str = "auto",
@@ -73,6 +76,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         model = pretrained
         if isinstance(pretrained, str):
             from skipgpt.checkpoint import load
+            from skipgpt.config import as_budget
 
             # The harness's command asks for a GPU unless told otherwise, and then takes what is.
             if device.startswith("cuda") and not torch.cuda.is_available():
@@ -80,6 +84,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             model, tokenizer = load(
                 pretrained,
                 sparsity=sparsity,
+                budget=as_budget(budget),
                 base=base,
                 merge=True,
                 device=device,

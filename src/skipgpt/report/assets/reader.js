@@ -1,5 +1,8 @@
 /* The text, its maps, its token and its dial, kept in step; one for each checkpoint of the page. */
 
+/* What a share of each budget is a share of. */
+const NOUNS = { modules: "modules", flops: "FLOPs", time: "time" };
+
 class Reader {
   constructor(root) {
     const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
@@ -40,11 +43,12 @@ class Reader {
     const excess = nll_per_token - this.data.dense.nll_per_token;
     const own = stop === this.data.at ? ", the checkpoint’s own setting" : "";
     this.dial.value = stop;
-    this.dial.setAttribute("aria-valuetext", `${percent(asked)} asked, ${percent(sparsity.module)} skipped, ${nll_per_token.toFixed(3)} nats a token${own}`);
+    const unit = NOUNS[this.data.budget];
+    this.dial.setAttribute("aria-valuetext", `${percent(asked)} of ${unit} asked, ${percent(sparsity.module)} of modules skipped, ${nll_per_token.toFixed(3)} nats a token${own}`);
     const value = (key, shown) => element("b", { "data-value": key }, shown);
     this.said.replaceChildren(
-      element("span", {}, value("asked", percent(asked)), " asked"),
-      element("span", {}, value("module", percent(sparsity.module)), " skipped"),
+      element("span", {}, value("asked", percent(asked)), ` of ${unit} asked`),
+      element("span", {}, value("module", percent(sparsity.module)), " of modules skipped"),
       element("span", {}, value("nll_per_token", nll_per_token.toFixed(3)), " nats a token, ",
         value("excess", signed(excess)), " over dense"),
     );

@@ -1,0 +1,78 @@
+"""Curves of several units: which is meant, what is said where there is none, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from skipgpt.config import TimedForward
+from skipgpt.errors import ConfigError
+from skipgpt.routing.curve import CalibrationCurve, Curves
+
+MODULES = CalibrationCurve(((0.0, -math.inf), (0.25, 1.0), (0.5, 2.0)))
+FLOPS = CalibrationCurve(((0.0, -math.inf), (0.2, 1.0), (0.4, 2.0)))
+BOTH = Curves({"modules": MODULES, "flops": FLOPS}, "flops")
+
+
+def test_the_unit_of_training_is_meant_where_none_is_named() -> None:
+    assert BOTH.threshold_at(0.2) == BOTH.threshold_at(0.25, "modules") == 1.0
+    assert BOTH.clamp(0.9) == 0.4
+    assert BOTH.clamp(0.9, "modules") == 0.5
+
+
+def test_zero_keeps_everything_in_every_unit() -> None:
+    assert BOTH.threshold_at(0.0) == BOTH.threshold_at(0.0, "modules") == -math.inf
+
+
+def test_a_unit_without_a_curve_says_what_to_do() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Curves.of_modules(MODULES).threshold_at(0.25, "flops")
+    assert str(caught.value) == (
+        "setting the sparsity in FLOPs: got a model that was calibrated in modules only; expected "
+        "one with a calibration curve of FLOPs; train it with `skipgpt train`, or calibrate it "
+        'again with skipgpt.calibrate(model, blocks, budget="flops")'
+    )
+
+
+def test_time_needs_a_profile_first() -> None:
+    with pytest.raises(ConfigError, match=r"modules and FLOPs only; .* run `skipgpt profile` on"):
+        BOTH.threshold_at(0.25, "time")
+
+
+def test_an_unknown_unit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got 'joules'; expected modules, flops or time"):
+        BOTH.threshold_at(0.25, "joules")  # type: ignore[arg-type]
+
+
+def test_the_end_of_a_curve_is_that_of_its_unit() -> None:
+    with pytest.raises(ConfigError, match=r"got 0\.5; expected at most 0\.40"):
+        BOTH.threshold_at(0.5)
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        BOTH,
+        Curves.of_modules(MODULES),
+        Curves(
+            {"modules": MODULES, "time": FLOPS}, "time", TimedForward("decode", 4, 2048), {"a": 1}
+        ),
+    ],
+)
+def test_json_gives_the_same_curves_back(curves: Curves) -> None:
+    text = json.dumps(curves.to_json(), allow_nan=False)
+    assert Curves.from_json(json.loads(text)).by_budget == curves.by_budget
+    assert Curves.from_json(json.loads(text)) == curves
+
+
+def test_a_curve_in_json_writes_null_for_keeping_everything() -> None:
+    assert MODULES.to_json() == ((0.0, None), (0.25, 1.0), (0.5, 2.0))
+    assert CalibrationCurve.from_json(MODULES.to_json()) == MODULES
+
+
+def test_a_rising_curve_leaves_out_what_saves_no_more() -> None:
+    points = [(-0.01, -3.0), (0.1, -2.0), (0.08, -1.0), (0.3, 0.0)]
+    kept = ((0.0, -math.inf), (0.1, -2.0), (0.3, 0.0))
+    assert CalibrationCurve.rising(points).points == kept
