@@ -57,7 +57,7 @@ def describe(
 
     Args:
         model: with routers.
-        base: hub id or folder of its base model.
+        base: hub id, folder or GGUF file of its base model.
         fingerprint: of the base, where it is known; that takes reading all of its weights.
         facts: other fields of the info.
 
@@ -181,7 +181,8 @@ def load(
         ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated, or the
             model cannot be quantised so.
         UnsupportedModelError: likewise, for the family that it is of.
-        MissingExtraError: the base is quantised and the extra `quantize` is not installed.
+        MissingExtraError: the base is quantised and the extra `quantize` is not installed, or it
+            is a GGUF file and the extra `gguf` is not.
 
     Example:
         model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4)
