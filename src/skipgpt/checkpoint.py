@@ -259,5 +259,6 @@ def _held(kind: str | None) -> str:
 
 
 def _save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    model.save_pretrained(folder, state_dict=tensors)
+    # It would look for the base's config to see whether embeddings have grown; none are saved.
+    model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
