@@ -29,14 +29,15 @@ from skipgpt.model.gguf_rope import DIVISORS, scale_rope
 _SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
-def is_gguf(name: str) -> bool:
+def is_gguf(name: str | Path) -> bool:
     """Whether a base model's name is that of a GGUF file, which need not be there.
 
     Example:
         >>> is_gguf("models/smollm2.Q4_1.gguf")
         True
     """
-    return name.lower().endswith(".gguf") and not Path(name).is_dir()
+    path = Path(name)
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
