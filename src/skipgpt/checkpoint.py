@@ -58,7 +58,7 @@ def describe(
 
     Args:
         model: with routers.
-        base: hub id or folder of its base model.
+        base: hub id, folder or GGUF file of its base model.
         fingerprint: of the base, where it is known; that takes reading all of its weights.
         facts: other fields of the info.
 
@@ -190,7 +190,8 @@ def load(
         ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated (in that
             unit), a unit comes without a sparsity, or the model cannot be quantised so.
         UnsupportedModelError: likewise, for the family that it is of.
-        MissingExtraError: the base is quantised and the extra `quantize` is not installed.
+        MissingExtraError: the base is quantised and the extra `quantize` is not installed, or it
+            is a GGUF file and the extra `gguf` is not.
 
     Example:
         model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4, budget="flops")
@@ -275,5 +276,6 @@ def _held(kind: str | None) -> str:
 
 
 def _save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    model.save_pretrained(folder, state_dict=tensors)
+    # It would look for the base's config to see whether embeddings have grown; none are saved.
+    model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)

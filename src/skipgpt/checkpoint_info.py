@@ -19,7 +19,7 @@ class CheckpointInfo:
     """What `skipgpt_config.json` says.
 
     Attributes:
-        base: hub id, folder or `nano`.
+        base: hub id, folder, GGUF file or `nano`.
         revision: of the hub id.
         fingerprint: of the base model's weights.
         router: what the routers are.

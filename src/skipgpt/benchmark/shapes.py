@@ -70,7 +70,7 @@ def shape_or_base(name: str) -> Any:
         return base_config(name)
     except UnsupportedModelError as error:
         near = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), SHAPES, n=3, cutoff=0.6)
-        todo = f"shapes of a like name: {', '.join(near)}" if near else ""
+        todo = f"shapes of a like name: {', '.join(near)}" if near else error.todo
         raise UnsupportedModelError(
             error.doing, got=error.got, expected=error.expected, todo=todo
         ) from error

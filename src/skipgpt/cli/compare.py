@@ -26,7 +26,9 @@ one more method costs one method.
 
 
 def run(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Hub id, folder, or nano.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Hub id, folder, GGUF file, or nano.")
+    ],
     data: options.Data,
     methods: Annotated[str, typer.Option(help="What to compare, by commas.")],
     out: Annotated[Path, typer.Option(help="Folder of results and checkpoints.")],

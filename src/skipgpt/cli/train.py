@@ -14,7 +14,8 @@ from skipgpt.config import TrainConfig
 NAME = "train"
 HELP = """Train routers on a base model, heal it with LoRA, calibrate, and write a checkpoint.
 
-BASE is a hub id, a folder, `nano` (embedded), or a checkpoint to train further stages of.
+BASE is a hub id, a folder, a GGUF file, `nano` (embedded), or a checkpoint to train further
+stages of.
 With --dry-run, BASE may be a shape of `skipgpt bench`, or a folder with nothing but config.json.
 Settings: recipe < --config < --set < named options; docs/training.md lists all of them.
 """ + options.examples(
@@ -28,7 +29,7 @@ Settings: recipe < --config < --set < named options; docs/training.md lists all 
 
 def run(
     base: Annotated[
-        str, typer.Argument(metavar="BASE", help="Hub id, folder, checkpoint, or nano.")
+        str, typer.Argument(metavar="BASE", help="Hub id, folder, GGUF file, checkpoint, or nano.")
     ],
     data: Annotated[
         list[str] | None,

@@ -52,7 +52,7 @@ def compare(
     """Train or compute methods and measure them on the same held-out text.
 
     Args:
-        base: hub id, folder, or `nano`.
+        base: hub id, folder, GGUF file, or `nano`.
         data: sources of text; see `skipgpt.data.read_documents`.
         out: results are cached below it, so that one more method costs one method; in the end it
             holds `comparison.json`, `comparison.md` and `comparison.svg`.

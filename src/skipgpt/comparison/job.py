@@ -44,7 +44,7 @@ class Job:
     """One comparison's common ground.
 
     Attributes:
-        base: hub id, folder or `nano`.
+        base: hub id, folder, GGUF file or `nano`.
         data: sources of text.
         recipe: of methods that name none.
         settings: dotted settings that hold for every method.

@@ -40,7 +40,7 @@ def convert(
 
     Args:
         path: the authors' file with the routers, and possibly LoRA and the base weights.
-        base: hub id or folder of the base model that the routers were trained on.
+        base: hub id, folder or GGUF file of the base model that the routers were trained on.
         out: the checkpoint's folder.
         lora: the file with LoRA, where that is a second file, as the fork leaves it.
         lora_alpha: LoRA's updates are multiplied by alpha / rank; 32 is the authors'.

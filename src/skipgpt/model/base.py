@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
+from skipgpt.model.gguf import gguf_config, is_gguf, load_gguf, refuse_quantizing
 from skipgpt.model.names import is_routing
 from skipgpt.model.quantized import check_quantization, loading_options, make_safe
 
@@ -19,13 +20,15 @@ _SAMPLED_VALUES = 64
 
 
 def base_location(name: str) -> str:
-    """What transformers is to load for a base model's name: a hub id or a folder.
+    """What transformers is to load for a base model's name: a hub id, a folder or a GGUF file.
 
-    `nano` is the model that skipgpt carries; an existing folder is made absolute, so that a
+    `nano` is the model that skipgpt carries; a folder or file is made absolute, so that a
     checkpoint made from it can be loaded from anywhere.
     """
     if name == EMBEDDED:
         return str(resources.files("skipgpt") / "nano")
+    if is_gguf(name):  # a link is kept: what it points at may have a name without .gguf
+        return str(Path(name).absolute())
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
@@ -56,37 +59,47 @@ def load_base(
     """A base model in evaluation mode, and its tokenizer.
 
     Args:
-        name: hub id, folder, or `nano`.
+        name: hub id, folder, GGUF file, or `nano`.
         revision: of the hub id.
         device: where to put it.
-        dtype: `auto`, or a name as in torch.
+        dtype: `auto`, or a name as in torch. The weights of a GGUF file are unpacked to it.
         quantize: `8bit` or `4bit`; a base that is stored quantised stays as it is stored.
 
     Raises:
         UnsupportedModelError: nothing that transformers can load is there, or bitsandbytes
             computes wrongly with it.
-        ConfigError: the dtype, device or kind of quantisation is unknown.
-        MissingExtraError: the base is to be quantised without the extra `quantize`.
+        ConfigError: the dtype, device or kind of quantisation is unknown, or a GGUF file is to be
+            quantised once more.
+        MissingExtraError: the base is to be quantised without the extra `quantize`, or a GGUF file
+            and the extra `gguf` is not installed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    location = base_location(name)
+    location, doing = base_location(name), f"loading the base model {name!r}"
     chosen, kind = choose_dtype(dtype, check_device(device)), check_quantization(quantize)
     where: dict[str, Any] = {"revision": revision}
+    quantized: dict[str, Any] = {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, **where)
-        config = AutoConfig.from_pretrained(location, **where)
-        quantized = loading_options(kind, config, chosen, device)
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=chosen, **where, **quantized)
+        if is_gguf(location):
+            refuse_quantizing(name, kind)
+            model, tokenizer = load_gguf(Path(location), chosen, doing)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(location, **where)
+            config = AutoConfig.from_pretrained(location, **where)
+            quantized = loading_options(kind, config, chosen, device)
+            model = AutoModelForCausalLM.from_pretrained(
+                location, dtype=chosen, **where, **quantized
+            )
     except SkipGPTError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise
         raise UnsupportedModelError(
-            f"loading the base model {name!r}",
-            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            expected=f"a hub id, a folder with config.json, weights and tokenizer, or {EMBEDDED!r}",
+            doing,
+            got=_first_line(error),
+            expected="a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
+            f"{EMBEDDED!r}",
         ) from error
-    make_safe(model, f"loading the base model {name!r}")
+    make_safe(model, doing)
     return (model if quantized else model.to(device)).eval(), tokenizer
 
 
@@ -94,21 +107,32 @@ def base_config(name: str) -> Any:
     """The config of a base model, of which no weights have to be there.
 
     Args:
-        name: hub id, folder, or `nano`.
+        name: hub id, folder, GGUF file, or `nano`.
 
     Raises:
         UnsupportedModelError: there is none that transformers knows.
+        MissingExtraError: it is a GGUF file and the extra `gguf` is not installed.
     """
     from transformers import AutoConfig
 
+    location, doing = base_location(name), f"reading the config of {name!r}"
     try:
-        return AutoConfig.from_pretrained(base_location(name))
+        if is_gguf(location):
+            return gguf_config(Path(location), doing)
+        return AutoConfig.from_pretrained(location)
+    except SkipGPTError:
+        raise
     except Exception as error:  # transformers raises whatever its readers raise
         raise UnsupportedModelError(
-            f"reading the config of {name!r}",
-            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            expected=f"a hub id, a folder with config.json, {EMBEDDED!r}, or a named shape",
+            doing,
+            got=_first_line(error),
+            expected="a hub id, a folder with config.json, a GGUF file, "
+            f"{EMBEDDED!r}, or a named shape",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def parse_device(device: str) -> torch.device:

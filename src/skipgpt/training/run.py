@@ -20,6 +20,7 @@ from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.model.base import choose_dtype, load_base
+from skipgpt.model.gguf import is_gguf
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
@@ -86,7 +87,7 @@ def train(
     """Train routers, heal with LoRA, calibrate, and write a checkpoint after each stage.
 
     Args:
-        base: hub id, folder, `nano`, or a checkpoint to train further stages of.
+        base: hub id, folder, GGUF file, `nano`, or a checkpoint to train further stages of.
         data: sources of text; see `skipgpt.data.read_documents`.
         out: the folder of the checkpoint.
         config: everything else; see `skipgpt.config.recipe`.
@@ -141,7 +142,8 @@ def train(
     if resume:
         compare_run(out, facts)
     else:
-        begin_run(out, facts, *(["bitsandbytes"] if quantization_of(model) else []))
+        used = ["bitsandbytes"] * bool(quantization_of(model)) + ["gguf"] * is_gguf(info.base)
+        begin_run(out, facts, *used)
     found, left = held_out_of(out), [stage for stage in config.stages if stage not in done]
     fresh = not is_checkpoint(base) and not done and latest_state(out / RESUME / left[0]) is None
     passes = Passes(config, blocks, out, static_order(out))
