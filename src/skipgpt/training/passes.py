@@ -79,4 +79,4 @@ class Passes:
         calibrate(model, calibration, target=target)
         state = routing_state(model)
         state.curve, state.rule = from_first((state.curve, state.rule))
-        return from_first(perplexity(model, self.held_out))
+        return from_first(perplexity(model, self.held_out, closeness_to=model))
