@@ -7,18 +7,21 @@ written out as the paper has them.
 `hooked_logits` has the authors' forward for any family: the untouched base model runs whole, and
 forward hooks multiply what a module hands to the residual stream by the gate.
 
+`closeness` compares two models token by token, in float64.
+
 Nothing of skipgpt is imported here.
 Shapes: B batch, T tokens of a row, V vocabulary, D hidden, d head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
 
 Gate = Callable[[int, str, Tensor], Tensor]
 """The gate [...] of a layer's module (`attn`, `mlp`) for the states [..., D] that routers read."""
@@ -194,3 +197,23 @@ def _window(config: object, index: int) -> int:
 
 def _soft_cap(values: Tensor, cap: float | None) -> Tensor:
     return values if cap is None else torch.tanh(values / cap) * cap
+
+
+@torch.no_grad()
+def closeness(
+    base: nn.Module, model: nn.Module, rows: Iterable[Tensor], firsts: Iterable[int] | None = None
+) -> tuple[float, float, int]:
+    """KL(base || model) in nats per token, top-1 agreement, and the number of predicted tokens.
+
+    Rows are token ids [T], of which those from index `first` on are predicted; all but the first
+    of a row where `firsts` is None.
+    """
+    divergences, agreed = [], 0
+    each = [(row, 1) for row in rows] if firsts is None else zip(rows, firsts, strict=True)
+    for row, first in each:
+        dense, routed = (one(row[None]).logits[0].double() for one in (base, model))
+        for place in range(first - 1, len(row) - 1):
+            p, q = log_softmax(dense[place], -1), log_softmax(routed[place], -1)
+            divergences.append(kl_div(q, p, reduction="sum", log_target=True).item())
+            agreed += int(dense[place].argmax() == routed[place].argmax())
+    return sum(divergences) / len(divergences), agreed / len(divergences), len(divergences)

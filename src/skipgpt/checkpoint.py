@@ -227,6 +227,7 @@ def load(
     if has_adapter(info):
         from peft import PeftModel
 
+        state.lora = True
         model = PeftModel.from_pretrained(model, str(folder / LORA), is_trainable=trainable)
         model = model.merge_and_unload() if merge and kind is None else model
     model = model.eval()

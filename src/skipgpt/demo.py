@@ -143,7 +143,7 @@ def demo(
     base = add_routers(load_base("nano", **where)[0])
     removed = _static(base, blocks.train, config)
     with deciding(base, Forced.without(removed)):
-        static = perplexity(base, held)
+        static = perplexity(base, held, closeness_to=base)
     rows = {
         "dense": trained.held_out["dense"],
         "static": static,

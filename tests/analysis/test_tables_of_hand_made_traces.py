@@ -207,6 +207,8 @@ def test_the_stress_test_marks_the_knee() -> None:
     assert table.column("asked") == ["dense", 0, 0.2, 0.4, 0.6, 0.8]
     assert table.column("module sparsity") == pytest.approx([0, 0, 0.2, 0.4, 0.6, 0.8])
     assert table.column("excess") == pytest.approx([0, -0.1, 0.1, 0.2, 0.5, 4.0])
+    assert table.column("KL to dense") == [0, *(None,) * 5]  # was not measured
+    assert table.column("agreement") == [1, *(None,) * 5]
     assert table.column("norm, last layer") == pytest.approx([1, 1, 0.8, 0.6, 0.4, 0.2])
     assert table.column("piqa") == [0.7, 0.72, 0.69, None, None, 0.5]
     assert table.facts["knee"] == pytest.approx(0.6)

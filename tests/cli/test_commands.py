@@ -1,6 +1,7 @@
 """Each verb, as a script sees it: exit status, one JSON document, silence elsewhere."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,30 @@ def test_eval_turns_the_dial_and_runs_as_told(checkpoint: Path, text: Path) -> N
     assert found[2]["nll_per_token"] == pytest.approx(found[3]["nll_per_token"], rel=1e-6)
 
 
-def test_eval_for_people_is_a_line_about_loss_and_one_about_the_cache(
+def test_eval_for_people_is_a_line_each_about_loss_closeness_and_the_cache(
     checkpoint: Path, text: Path
 ) -> None:
     finished = skipgpt("eval", checkpoint, "--text", text, "--block-size", 32)
     assert finished.stdout.startswith("perplexity ")
-    cache = finished.stdout.splitlines()[1:]
-    assert len(cache) == 1
-    assert cache[0].startswith("cache ")
-    assert "0.0% less than dense" in cache[0]
+    _, closeness, cache = finished.stdout.splitlines()
+    assert re.fullmatch(
+        r"KL to dense \d\.\d{4} nats per token, top-1 agreement \d+\.\d%", closeness
+    )
+    assert cache.startswith("cache ")
+    assert "0.0% less than dense" in cache
+
+
+def test_eval_measures_closeness_to_the_base_without_lora(checkpoint: Path, text: Path) -> None:
+    found = [
+        done("eval", checkpoint, "--text", text, "--block-size", 32, "--quiet", *more)
+        for more in ((), ("--execution", "dense"), ("--no-closeness",))
+    ]
+    routed, healed, unmeasured = (each["closeness"] for each in found)
+    assert routed["kl_per_token"] > 0
+    assert routed["dense"] == healed["dense"] == "base"
+    assert healed["kl_per_token"] > 0.01  # LoRA is part of the model, and not of its base
+    assert unmeasured is None
+    assert found[0]["nll_per_token"] == found[2]["nll_per_token"]
 
 
 def test_generate_continues_an_argument_or_a_pipe(checkpoint: Path) -> None:

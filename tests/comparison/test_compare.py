@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import reference
 from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, compared, stopping_at, write_documents
 from skipgpt.baselines.registry import STATIC
@@ -194,6 +196,41 @@ def test_whole_layers_skip_attention_and_mlp_alike(everything: Comparison) -> No
     assert rows["router@paper"].sparsity["attn"] != rows["router@paper"].sparsity["mlp"]
 
 
+@pytest.mark.parametrize("name", ["router", "router+lora", "joint"])
+def test_closeness_is_to_the_base_without_routers_and_lora(
+    name: str, base: Path, everything: Comparison
+) -> None:
+    row = _by_method(everything)[name]
+    model, _ = load(str(row.checkpoint))
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    kl, agreement, _ = reference.closeness(plain, model, _job(base).held_out())
+    assert row.kl_to_dense == pytest.approx(kl, rel=1e-3)
+    assert row.agreement == pytest.approx(agreement, abs=1e-9)
+
+
+def test_every_row_has_closeness_and_only_dense_is_dense(everything: Comparison) -> None:
+    dense, *rows = everything.rows
+    assert (dense.kl_to_dense, dense.agreement) == (0, 1)
+    for row in rows:
+        assert (row.kl_to_dense or 0) > 0, row.method
+        assert 0 <= (-1 if row.agreement is None else row.agreement) <= 1, row.method
+    healed, removed = (_by_method(everything)[name] for name in ("sleb+lora", "sleb"))
+    assert healed.kl_to_dense != removed.kl_to_dense
+
+
+def test_layers_that_were_merged_are_compared_with_the_base_as_it_was(
+    base: Path, everything: Comparison
+) -> None:
+    job, row = _job(base), _by_method(everything)["laco"]
+    model = job.routed()
+    order = STATIC["laco"].order(model, job.searched(), 1)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    with deciding(model, Forced.without(sites_of(order))):
+        kl, agreement, _ = reference.closeness(plain, model, job.held_out())
+    assert row.kl_to_dense == pytest.approx(kl, rel=1e-3)
+    assert row.agreement == pytest.approx(agreement, abs=1e-9)
+
+
 # Static methods.
 
 
@@ -220,7 +257,8 @@ def test_static_methods_are_exact_at_whole_numbers_and_linear_between(
         assert row.note == f"{count} {kind.units} removed"
     for row, share in ((rows[1], 0.25), (rows[2], 0.5)):
         assert row.nll_per_token == pytest.approx(_between(rows, "nll_per_token", share))
-        assert row.flops == pytest.approx(_between(rows, "flops", share))
+        for name in ("flops", "kl_to_dense", "agreement"):
+            assert getattr(row, name) == pytest.approx(_between(rows, name, share))
         for sense, value in row.sparsity.items():
             low, high = rows[0].sparsity[sense], rows[3].sparsity[sense]
             assert value == pytest.approx(low + share * (high - low))
@@ -414,6 +452,21 @@ def test_a_checkpoint_that_was_finished_before_its_row_is_measured_again_and_not
     monkeypatch.setattr("skipgpt.training.run.run_stage", None)
     (second,) = compared(base, tmp_path / "out", "router").rows
     assert replace(second, seconds=first.seconds) == first
+
+
+def test_a_row_of_an_earlier_version_is_read_without_closeness(
+    base: Path, tmp_path: Path, made: list[str]
+) -> None:
+    first = compared(base, tmp_path / "out", "sleb")
+    (cached,) = (tmp_path / "out" / "cache").iterdir()
+    kept = [
+        {name: value for name, value in row.items() if name not in ("kl_to_dense", "agreement")}
+        for row in json.loads(cached.read_text())
+    ]
+    cached.write_text(json.dumps(kept))
+    second = compared(base, tmp_path / "out", "sleb")
+    assert made == ["search"]
+    assert second.rows == (replace(first.rows[0], kl_to_dense=None, agreement=None),)
 
 
 def test_a_damaged_row_is_made_anew(base: Path, tmp_path: Path, made: list[str]) -> None:

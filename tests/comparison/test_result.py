@@ -15,13 +15,16 @@ from skipgpt.comparison.result import COLUMNS, Comparison, Row
 DENSE = 2.0
 
 
-def row(method: str, flops: float, excess: float, target: float = 0.25, seed: int = 0) -> Row:
+def row(
+    method: str, flops: float, excess: float, target: float = 0.25, seed: int = 0, **more: float
+) -> Row:
     """A row that skips this share of the FLOPs and loses so much more than dense."""
     shares = {"module": target, "attn": target, "mlp": target, "params": flops, "flops": flops}
     return Row(
         *(method, target, seed, shares, DENSE + excess, excess, 1000 * (1 - flops)),
         seconds=10 * seed,
         note="noted" if method == "sleb" else "",
+        **more,
     )
 
 
@@ -94,10 +97,11 @@ def test_without_an_excess_of_router_there_is_nothing_to_tell_it_in(rows: tuple[
 
 def test_the_markdown_table_has_a_row_a_line() -> None:
     table = comparison(
-        row("dense", 0.0, 0.0, target=0.0),
+        row("dense", 0.0, 0.0, target=0.0, kl_to_dense=0.0, agreement=1.0),
         *ROUTERS,
-        row("router", 0.2, 0.2, seed=1),
-        row("sleb", 0.2, 0.3),
+        row("router", 0.2, 0.2, seed=1, kl_to_dense=0.5, agreement=0.5),
+        row("sleb", 0.2, 0.3, kl_to_dense=0.25, agreement=0.75),
+        row("sleb", 0.2, 0.3, seed=1, kl_to_dense=0.35, agreement=0.70),
     ).to_markdown()
     head, rule, *lines = table.splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == [
@@ -106,10 +110,11 @@ def test_the_markdown_table_has_a_row_a_line() -> None:
     assert set(rule) == {"|", "-"}
     assert {line.count("|") for line in (head, rule, *lines)} == {len(COLUMNS) + 4}
     assert [line.replace("25.0% | 25.0% | 25.0%", "…") for line in lines] == [
-        "| dense | 2.0000 | 0.0000 | 0.0% | 0.0% | 0.0% | 0.0% | 0.0% |  | 0 |  |",
-        "| router | 2.1500 | 0.1500 ± 0.0500 | … | 20.0% | 20.0% | 1.0 | 5 |  |",
-        "| router | 2.5000 | 0.5000 | 50.0% | 50.0% | 50.0% | 40.0% | 40.0% | 1.0 | 0 |  |",
-        "| sleb | 2.3000 | 0.3000 | … | 20.0% | 20.0% | 2.0 | 0 | noted |",
+        f"| dense | 2.0000 | 0.0000 | 0.0000 | 100.0% |{' 0.0% |' * 5}  | 0 |  |",
+        "| router | 2.1500 | 0.1500 ± 0.0500 |  |  | … | 20.0% | 20.0% | 1.0 | 5 |  |",
+        "| router | 2.5000 | 0.5000 |  |  | 50.0% | 50.0% | 50.0% | 40.0% | 40.0% | 1.0 | 0 |  |",
+        "| sleb | 2.3000 | 0.3000 ± 0.0000 | 0.3000 | 72.5% | …"
+        " | 20.0% | 20.0% | 2.0 | 5 | noted |",
     ]
 
 

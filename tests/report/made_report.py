@@ -21,6 +21,7 @@ from skipgpt.analysis import (
 from skipgpt.analysis.text import Text
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import RouterConfig
+from skipgpt.evaluation.closeness import Closeness
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.report.content import Report, Stop
 
@@ -67,7 +68,8 @@ def made(
         share = 1 - keep.double().mean((0, 2))
         senses = {"module": share.mean().item(), "attn": share[0].item(), "mlp": share[1].item()}
         senses |= {"params": 0.8 * senses["module"], "flops": 0.7 * senses["module"]}
-        measured = Perplexity.of(2 + asked**3, tokens, senses)
+        close = Closeness(asked**2, 1 - asked / 2)
+        measured = Perplexity.of(2 + asked**3, tokens, senses, closeness=close)
         trace = TextTrace(
             text,
             surprisal,

@@ -45,7 +45,7 @@ def test_loss_and_sparsity_are_those_of_eval(text: Path) -> None:
     evaluated = json.loads(done.stdout)
     report = measured(text)
     assert report["routed"]["sparsity"] == evaluated["sparsity"]
-    for key in ("nll_per_token", "perplexity", "tokens"):
+    for key in ("nll_per_token", "perplexity", "tokens", "closeness"):
         assert report["routed"][key] == evaluated[key]
     shown = skipgpt(
         "report", shared_checkpoint(), "--data", text, "--json", "-q", "--sparsity", 0.5
@@ -56,8 +56,9 @@ def test_loss_and_sparsity_are_those_of_eval(text: Path) -> None:
 
 def test_the_lines_for_people_are_those_of_eval(text: Path, tmp_path: Path) -> None:
     done = skipgpt("report", shared_checkpoint(), "--data", text, folder=tmp_path)
-    line, dense, *_, path = done.stdout.splitlines()
-    assert skipgpt("eval", shared_checkpoint(), "--text", text).stdout.startswith(line)
+    line, closeness, dense, *_, path = done.stdout.splitlines()
+    evaluated = skipgpt("eval", shared_checkpoint(), "--text", text).stdout
+    assert evaluated.startswith(f"{line}\n{closeness}\n")
     assert dense == f"dense: {measured(text)['dense']['nll_per_token']:.4f} nats a token"
     assert path == "report.html"
     assert (tmp_path / path).read_text().startswith("<!doctype html>")

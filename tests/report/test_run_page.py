@@ -91,14 +91,21 @@ def test_what_was_measured_on_held_out_text_is_said_and_a_miss_is_warned_of(
     run["held_out"] = {
         "dense": {"nll_per_token": 2.0, "tokens": 2032, "sparsity": {"module": 0.0}},
         "router": {"nll_per_token": 2.5, "tokens": 2032, "sparsity": {"module": 0.161}},
-        "lora": {"nll_per_token": 1.9, "tokens": 2032, "sparsity": {"module": 0.24}},
+        "lora": {
+            "nll_per_token": 1.9,
+            "tokens": 2032,
+            "sparsity": {"module": 0.24},
+            "closeness": {"kl_per_token": 0.25, "agreement": 0.931, "dense": "base"},
+        },
     }
     (tmp_path / "run.json").write_text(json.dumps(run))
     summary, page = run_summary(tmp_path), run_page(tmp_path)
     assert summary["held_out"] == run["held_out"]
     assert "On 2,032 tokens of held-out text." in page
     assert "2.500 nats a token, +0.500 to dense; skipped: module 16.1%" in page
-    assert "1.900 nats a token, \N{MINUS SIGN}0.100 to dense; skipped: module 24.0%" in page
+    close = "KL to dense 0.250 nats per token, top-1 agreement 93.1%"
+    shown = f"1.900 nats a token, \N{MINUS SIGN}0.100 to dense, {close}; skipped: module 24.0%"
+    assert shown in page
     (warning,) = summary["stages"]["router"]["warnings"]
     assert "16.1% of modules are skipped, 25% was asked" in warning
     assert "data.calibration_tokens" in page

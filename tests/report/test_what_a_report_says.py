@@ -130,6 +130,37 @@ def test_markdown_holds_the_numbers_and_every_table() -> None:
     assert text.rstrip().endswith("````")
 
 
+def test_closeness_is_in_summary_table_curve_markdown_and_json() -> None:
+    report = made()
+    close = report.measured.closeness
+    assert (close.kl_per_token, close.agreement) == (0.0625, 0.875)
+    page, text = (rendered(report, form).decode() for form in ("html", "md"))
+    for key, value, shown in (("kl_per_token", "0.0625", "0.062"), ("agreement", "0.875", "87.5%")):
+        assert f'<data data-key="routed.closeness.{key}" value="{value}">{shown}</data>' in page
+    assert "Agreement with the dense base against budget" in page
+    assert "| KL to dense, nats per token | 0.062 |" in text
+    assert "| top-1 agreement with dense | 87.5% |" in text
+    table = report.table("stress")
+    assert table.column("KL to dense") == [0, 0, 0.0625, 0.25, 0.5625]
+    assert table.column("agreement") == [1, 1, 0.875, 0.75, 0.625]
+    plain = json.loads(rendered(report, "json"))
+    assert plain["routed"]["closeness"] == {**vars(close)}
+    assert plain["dense"]["closeness"] is None
+
+
+def test_a_report_without_closeness_leaves_it_out() -> None:
+    report = made()
+    stops = tuple(
+        dataclasses.replace(stop, measured=dataclasses.replace(stop.measured, closeness=None))
+        for stop in report.stops
+    )
+    older = dataclasses.replace(report, stops=stops)
+    page, text = (rendered(older, form).decode() for form in ("html", "md"))
+    assert "routed.closeness" not in page
+    assert "Agreement with the dense base" not in page
+    assert "top-1 agreement with dense" not in text
+
+
 def test_markdown_of_several_holds_each() -> None:
     several = SideBySide.of("two", {"one": made(), "other": made(layers=2)})
     lines = rendered(several, "md").decode().splitlines()

@@ -7,14 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+import reference
+from conftest import byte_tokenizer
 from runs import make_checkpoint, metrics, run, stopping_at, tiny_config, weights, write_documents
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import read_info
+from skipgpt.data import load_blocks
 from skipgpt.errors import CheckpointError, ConfigError, DataError, SkipGPTError, TrainingError
+from skipgpt.evaluation.calibrate import cut
 from skipgpt.model.surgery import routers
 from skipgpt.training.callbacks import MetricsFile
 from skipgpt.training.run import train
+from skipgpt.training.run_folder import held_out_of
 from skipgpt.training.trainer import RoutingTrainer
 
 
@@ -44,6 +50,31 @@ def test_a_run_leaves_a_checkpoint_and_how_it_was_made(base_folder: Path, tmp_pa
     assert result.info.sparsity == result.held_out["lora"].sparsity
     assert result.info.keep == result.held_out["lora"].keep_rates
     assert result.held_out["dense"].keep_rates == {}
+
+
+def test_run_json_says_how_close_each_stage_stays_to_the_base(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("default", stages="router,lora", target_sparsity=0.3)
+    result = run(base_folder, tmp_path / "out", config)
+    held_out = json.loads((tmp_path / "out" / "run.json").read_text())["held_out"]
+    assert held_out["dense"]["closeness"] is None  # it is the dense model
+    assert held_out["router"]["closeness"] != held_out["lora"]["closeness"]
+    blocks = load_blocks([str(tmp_path / "stories.jsonl")], byte_tokenizer(), config.data)
+    rows = cut(blocks.held_out, config.data.evaluation_tokens)
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    kl, agreement, tokens = reference.closeness(base, load(tmp_path / "out")[0], rows)
+    noted = held_out["lora"]["closeness"]
+    assert noted["kl_per_token"] == pytest.approx(kl, rel=1e-3)
+    assert noted["agreement"] == pytest.approx(agreement, abs=1e-9)
+    assert noted["dense"] == "base"
+    assert held_out["lora"]["tokens"] == tokens == result.held_out["lora"].tokens
+
+
+def test_a_run_of_an_earlier_version_is_read_without_closeness(tmp_path: Path) -> None:
+    measured = {"nll_per_token": 2.0, "perplexity": 7.4, "tokens": 9, "sparsity": {"module": 0.2}}
+    (tmp_path / "run.json").write_text(json.dumps({"held_out": {"router": measured}}))
+    assert held_out_of(tmp_path)["router"].closeness is None
 
 
 def test_stage_lora_may_follow_later_in_another_folder(base_folder: Path, tmp_path: Path) -> None:

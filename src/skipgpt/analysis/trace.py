@@ -16,6 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from skipgpt.analysis.text import Text, text_of
 from skipgpt.errors import ConfigError
+from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.stream import first_of, watching_stream
@@ -83,6 +84,7 @@ def trace_text(
     rows: Tensor | Sequence[Tensor],
     *,
     batch_size: int = 8,
+    closeness_to: nn.Module | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> TextTrace:
     """Read a text with a routed model, as it is dialled.
@@ -92,6 +94,8 @@ def trace_text(
         tokenizer: of the base model.
         rows: of token ids, each read from nothing; from `skipgpt.evaluation.windows.rows_of`.
         batch_size: rows a forward.
+        closeness_to: the dense model that closeness is measured to, as for
+            `skipgpt.perplexity`.
         on_step: called with rows read and rows in all.
 
     Raises:
@@ -103,10 +107,14 @@ def trace_text(
         print(trace.measured)
     """
     reading, done = _Reader(model), 0
+    closeness = None if closeness_to is None else ClosenessSum(closeness_to)
 
-    def on_batch(logits: Tensor, losses: Tensor) -> None:
+    def on_batch(ids: Tensor, logits: Tensor, losses: Tensor) -> None:
         nonlocal done
-        reading.on_batch(logits, losses)
+        reading.on_batch(ids, logits, losses)
+        if closeness:
+            with reading.paused():  # the dense forward may run the same layers
+                closeness.add(ids, logits)
         done += len(losses)
         if on_step:
             on_step(done, len(rows))
@@ -124,7 +132,7 @@ def trace_text(
         *reading.read(),
         keep=_stacked(trace, lambda decision: decision.keep),
         margin=_stacked(trace, lambda decision: decision.margin.float()),
-        measured=summed_up(model, trace, nll, tokens, mean_context(rows)),
+        measured=summed_up(model, trace, nll, tokens, mean_context(rows), closeness),
     )
 
 
@@ -172,8 +180,9 @@ class _Reader:
         self.surprisal: list[Tensor] = []
         self.entropy: list[Tensor] = []
         self.norms: list[list[Tensor]] = [[] for _ in range(len(self.layers) + 1)]
+        self.is_paused = False
 
-    def on_batch(self, logits: Tensor, losses: Tensor) -> None:
+    def on_batch(self, _: Tensor, logits: Tensor, losses: Tensor) -> None:
         for row, loss in zip(logits, losses, strict=True):  # a row's logits at a time are enough
             scores = row.float().log_softmax(-1)
             self.entropy.append(-(scores.exp() * scores).sum(-1).cpu())
@@ -204,7 +213,18 @@ class _Reader:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Measure nothing inside the block."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
+
     def _measure(self, n: int, stream: Tensor) -> None:
+        if self.is_paused:
+            return
         self.norms[n].append(stream.float().square().mean(-1).sqrt().flatten().cpu())
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,8 +12,9 @@ from skipgpt.cli import options
 NAME = "eval"
 HELP = """Measure a checkpoint on text or on published tasks, and the sparsity of that very run.
 
-Text: loss and perplexity, or bits a byte, in one of four forms (docs/evaluation.md). Tasks: through
-lm-evaluation-harness, the dense base model beside the checkpoint.
+Text: loss and perplexity, or bits a byte, in one of four forms (docs/evaluation.md), and closeness
+to the dense base model: KL divergence and top-1 agreement. Tasks: through lm-evaluation-harness,
+the dense base model beside the checkpoint.
 """ + options.examples(
     "skipgpt eval out/nano-25 --text README.md --sparsity 0.4 --json",
     "skipgpt eval out/8b-25 --suite paper --use-cache out/answers --device cuda",
@@ -29,6 +30,13 @@ TaskDir = Annotated[
     Path | None, typer.Option(help="Folder of task files, YAML or JSONL, with local data.")
 ]
 Limit = Annotated[int, typer.Option(min=0, help="First items of each task; 0 is all.")]
+NoCloseness = Annotated[
+    bool,
+    typer.Option(
+        "--no-closeness",
+        help="Leave out closeness to dense: half the forwards, and one copy of a healed model.",
+    ),
+]
 UseCache = Annotated[
     Path | None, typer.Option(help="Folder that keeps answers: an interrupted run goes on.")
 ]
@@ -37,7 +45,7 @@ BatchSize = Annotated[
     typer.Option(min=1, help="Rows a forward.  [default: 8 of text, automatic of tasks]"),
 ]
 
-_OF_TEXT = ("form", "window", "stride", "max_tokens", "block_size", "max_documents")
+_OF_TEXT = ("form", "window", "stride", "max_tokens", "block_size", "max_documents", "no_closeness")
 _OF_TASKS = ("task_dir", "limit", "use_cache")
 
 
@@ -61,6 +69,7 @@ def run(
     ] = 0,
     stride: Annotated[int, typer.Option(help="Of sliding; 0 is half a window.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
+    no_closeness: NoCloseness = False,
     tasks: Tasks = None,
     suite: Suite = None,
     task_dir: TaskDir = None,
@@ -126,9 +135,11 @@ def run(
         return
 
     from skipgpt.checkpoint import load
+    from skipgpt.checkpoint_folder import local_folder, read_info
     from skipgpt.config import DataConfig
     from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.calibrate import say_if_uncalibrated
+    from skipgpt.evaluation.dense_base import dense_base_of
     from skipgpt.evaluation.forms import Form, FormName, cut_text
     from skipgpt.evaluation.text_result import measure_text
 
@@ -150,7 +161,9 @@ def run(
             max_tokens=max_tokens,
         )
         logging.getLogger("skipgpt").info(cut.said)
-        result = measure_text(model, cut, batch_size=rows)
+        info = read_info(local_folder(folder))
+        dense = None if no_closeness else dense_base_of(info, model, where)
+        result = measure_text(model, cut, batch_size=rows, closeness_to=dense)
         cache = cache_memory(model, cut.first_rows(rows))
     document = {**result.to_dict(), "cache": cache.to_dict()}
     options.emit(document, as_json, f"{result}\n{cache}")

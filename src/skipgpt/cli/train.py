@@ -146,7 +146,10 @@ def run(
         resume=resume,
         overwrite=overwrite,
     )
-    losses = "\n".join(f"  {name:8} {each}" for name, each in result.held_out.items())
+    losses = "\n".join(
+        f"  {name:8} {each}" + (f"; {each.closeness}" if each.closeness else "")
+        for name, each in result.held_out.items()
+    )
     text = f"{out}\non held-out text:\n{losses}"
     options.emit(result.to_dict(), as_json, text)
 

@@ -20,6 +20,7 @@ from skipgpt.cost import flops_per_token, overhead
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.closeness import IDENTICAL
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import fingerprint, load_base
 from skipgpt.model.surgery import add_routers, routed_layers
@@ -144,6 +145,7 @@ class Job:
         self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any
     ) -> Row:
         """A row of the result."""
+        close = measured.closeness
         return Row(
             method=str(method),
             target=sparsity,
@@ -152,6 +154,8 @@ class Job:
             nll_per_token=measured.nll_per_token,
             excess_nll=measured.nll_per_token - self.dense.nll_per_token,
             flops=self.dense_flops * (1 - measured.sparsity["flops"]),
+            kl_to_dense=close.kl_per_token if close else None,
+            agreement=close.agreement if close else None,
             **facts,
         )
 
@@ -184,6 +188,7 @@ def prepare(
     add_routers(model, config.router)
     with execution(model, "dense"):
         dense = perplexity(model, cut(blocks.held_out, config.data.evaluation_tokens))
+    dense = dataclasses.replace(dense, closeness=IDENTICAL)
     flops = flops_per_token(model, context=(blocks.held_out.shape[1] + 1) / 2)
     layers = len(routed_layers(model))
     return Job(

@@ -8,7 +8,18 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any
 
-COLUMNS = ("method", "nats/token", "excess", "module", "attn", "mlp", "params", "flops")
+COLUMNS = (
+    "method",
+    "nats/token",
+    "excess",
+    "KL",
+    "agreement",
+    "module",
+    "attn",
+    "mlp",
+    "params",
+    "flops",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,9 @@ class Row:
         seconds: wall-clock of producing the method, measuring it left out where that is separate.
         note: what has to be known to read the row.
         checkpoint: the folder of the trained model, where there is one.
+        kl_to_dense: mean KL(dense || this) in nats per token, to the base model without LoRA; None
+            in rows that an earlier version measured.
+        agreement: share of tokens at which both have the same most likely next one; likewise.
     """
 
     method: str
@@ -38,6 +52,8 @@ class Row:
     seconds: float = 0.0
     note: str = ""
     checkpoint: str | None = None
+    kl_to_dense: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,16 @@ class Line:
         """Half of what lies between the best and the worst seed."""
         excesses = [row.excess_nll for row in self.rows]
         return (max(excesses) - min(excesses)) / 2
+
+    @property
+    def kl_to_dense(self) -> float | None:
+        """Mean over seeds; None unless all were measured."""
+        return _mean([row.kl_to_dense for row in self.rows])
+
+    @property
+    def agreement(self) -> float | None:
+        """Likewise."""
+        return _mean([row.agreement for row in self.rows])
 
     def share(self, name: str) -> float:
         """A sparsity, mean over seeds."""
@@ -142,10 +168,17 @@ class Comparison:
                     first.method,
                     f"{mean(row.nll_per_token for row in line.rows):.4f}",
                     f"{line.excess:.4f}{spread}",
-                    *(f"{line.share(name):.1%}" for name in COLUMNS[3:]),
+                    "" if line.kl_to_dense is None else f"{line.kl_to_dense:.4f}",
+                    "" if line.agreement is None else f"{line.agreement:.1%}",
+                    *(f"{line.share(name):.1%}" for name in COLUMNS[5:]),
                     "" if times is None else f"{times:.1f}",
                     f"{mean(row.seconds for row in line.rows):.0f}",
                     first.note,
                 ]
             )
         return cells
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known and len(known) == len(values) else None

@@ -20,6 +20,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.cost import sparsities
 from skipgpt.errors import TrainingError
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.model.base import load_base
 from skipgpt.model.surgery import routers
 from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import Forced
@@ -48,11 +49,11 @@ def heal(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Ro
     """
     sparsity, began = config.target_sparsity, time.perf_counter()
     if method.kind == DENSE:
-        mixed, note = _healed(job, config, folder, job.routed(), []), ""
+        mixed, note = _healed(job, method, config, folder, job.routed(), []), ""
     else:
         low, high, share = _counts(job, method, sparsity)
         measured = [
-            _healed(job, config, folder / str(count), *_removed(job, method, count))
+            _healed(job, method, config, folder / str(count), *_removed(job, method, count))
             for count in sorted({low, high})
         ]
         mixed = measured[0] if low == high else _mixture(measured[0], measured[1], share)
@@ -63,7 +64,12 @@ def heal(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Ro
 
 
 def _healed(
-    job: Job, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]
+    job: Job,
+    method: Method,
+    config: TrainConfig,
+    folder: Path,
+    model: Any,
+    removed: list[Unit],
 ) -> Perplexity:
     """The loss after stage `lora` around what is removed."""
     constant_routes(model, removed)
@@ -72,7 +78,7 @@ def _healed(
         model = run_stage(model, "lora", config, job.blocks, folder)
     except TrainingError as error:
         raise in_comparison(error) from error
-    return _pruned(job, model, removed)
+    return _pruned(job, method, model, removed)
 
 
 def _note(method: Method, low: int, high: int) -> str:
@@ -104,21 +110,28 @@ def _without(job: Job, method: Method, counts: list[int]) -> list[Perplexity]:
         else:
             changed, fewer = model, removed[:count]
         with deciding(changed, Forced.without(sites_of(fewer))):
-            measured.append(_pruned(job, changed, fewer))
+            measured.append(_pruned(job, method, changed, fewer))
     return measured
 
 
-def _pruned(job: Job, model: Any, removed: list[Unit]) -> Perplexity:
+def _pruned(job: Job, method: Method, model: Any, removed: list[Unit]) -> Perplexity:
     """Loss, with the costs of a model in which the units are gone, keys and values included.
 
     The skipping model that is measured computes those for every token.
     """
-    measured = perplexity(model, job.held_out())
+    measured = perplexity(model, job.held_out(), closeness_to=_dense(job, method, model))
     gone = set(sites_of(removed))
     keep = {site: float(site not in gone) for site in routers(model)}
     context = (job.blocks.held_out.shape[1] + 1) / 2
     shares = sparsities(model, keep, context, gone=gone, routed=False)
     return dataclasses.replace(measured, sparsity=shares)
+
+
+def _dense(job: Job, method: Method, model: Any) -> Any:
+    """The dense base of a pruned model: itself, unless the method changed its weights."""
+    if method.kind in STATIC and STATIC[method.kind].changes_weights:
+        return load_base(job.base, **job.where)[0].eval()
+    return model
 
 
 def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:
@@ -128,6 +141,7 @@ def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:
         return a + (b - a) * share
 
     nll = between(low.nll_per_token, high.nll_per_token)
+    closest, close = low.closeness, high.closeness
     return dataclasses.replace(
         low,
         nll_per_token=nll,
@@ -137,4 +151,5 @@ def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:
             kind: tuple(map(between, rates, high.keep_rates[kind]))
             for kind, rates in low.keep_rates.items()
         },
+        closeness=closest.mixed(close, share) if closest and close else None,
     )

@@ -82,7 +82,8 @@ def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, .
             logger.info("%s reaches %.2f, not %g", method, curve.largest, sparsity)
             continue
         set_sparsity(model, sparsity)
-        row = job.row(method, sparsity, trained.seed, perplexity(model, job.held_out()))
+        measured = perplexity(model, job.held_out(), closeness_to=model)
+        row = job.row(method, sparsity, trained.seed, measured)
         name = f"{method} (dial of {trained.target:g})"
         rows.append(dataclasses.replace(row, method=name, checkpoint=trained.checkpoint))
     return rows
@@ -118,14 +119,14 @@ def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> 
 def _gated(model: Any, job: Job, rule: TopK | AboveThresholds) -> Any:
     # Scores scale the outputs, which only the definition does: `sparse` knows kept and skipped.
     with execution(model, "gated"), deciding(model, rule):
-        return perplexity(model, job.held_out())
+        return perplexity(model, job.held_out(), closeness_to=model)
 
 
 def _measure(job: Job, folder: Path, rule: DecisionRule, seed: int) -> Any:
     model, _ = load(str(folder), base=job.base, **job.where)
     torch.manual_seed(seed)
     with deciding(model, rule):
-        return perplexity(model, job.held_out())
+        return perplexity(model, job.held_out(), closeness_to=model)
 
 
 def _also_sampled(job: Job, row: Row) -> list[Row]:
@@ -142,6 +143,8 @@ def _like(job: Job, row: Row, measured: Any) -> Row:
         nll_per_token=measured.nll_per_token,
         excess_nll=measured.nll_per_token - job.dense.nll_per_token,
         flops=job.dense_flops * (1 - measured.sparsity["flops"]),
+        kl_to_dense=measured.closeness.kl_per_token,
+        agreement=measured.closeness.agreement,
     )
 
 

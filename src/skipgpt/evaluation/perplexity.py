@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from skipgpt.cost import sparsities
+from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.windows import batches, mean_context
 from skipgpt.model.trace import MODULES, Trace, record_routing
 
@@ -22,8 +23,8 @@ Rows = Tensor | Sequence[Tensor]
 SENSES = ("module", "attn", "mlp", "params", "flops")
 """In which sparsity is told."""
 
-OnBatch = Callable[[Tensor, Tensor], None]
-"""Sees the logits [B, T, V] of each batch, and the loss [B, T - 1] of each predicted token."""
+OnBatch = Callable[[Tensor, Tensor, Tensor], None]
+"""Sees of each batch token ids [B, T], logits [B, T, V], and losses [B, T - 1] of predictions."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Perplexity:
             execution.
         keep_rates: by layer, of the same run: the share of tokens that ran its `attn` and its
             `mlp`; their mean is 1 - module sparsity. Empty in `dense` execution.
+        closeness: to the dense model, over the same predicted tokens; None where not measured.
     """
 
     nll_per_token: float
@@ -45,6 +47,7 @@ class Perplexity:
     tokens: int
     sparsity: dict[str, float]
     keep_rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    closeness: Closeness | None = None
 
     @classmethod
     def of(
@@ -53,11 +56,12 @@ class Perplexity:
         tokens: int,
         sparsity: dict[str, float] | None = None,
         keep_rates: dict[str, tuple[float, ...]] | None = None,
+        closeness: Closeness | None = None,
     ) -> Perplexity:
         """From a mean loss; skipping nothing where no sparsity is given."""
         shares = sparsity or dict.fromkeys(SENSES, 0.0)
         likely = math.exp(min(nll_per_token, 700.0))
-        return cls(nll_per_token, likely, tokens, shares, keep_rates or {})
+        return cls(nll_per_token, likely, tokens, shares, keep_rates or {}, closeness)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -72,21 +76,37 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, blocks: Rows, *, batch_size: int = 8) -> Perplexity:
+def perplexity(
+    model: nn.Module,
+    blocks: Rows,
+    *,
+    batch_size: int = 8,
+    closeness_to: nn.Module | None = None,
+) -> Perplexity:
     """Loss of a routed model over blocks, each predicted from nothing before it.
 
     Args:
         model: with routers, in whatever execution and sparsity is set.
         blocks: [N, T] token ids, or rows that may differ in length.
         batch_size: blocks a forward.
+        closeness_to: the dense model that closeness is measured to, for one more forward per
+            batch; `model` itself is its own dense model, with routers and LoRA switched off.
+            Closeness is not measured where None.
 
     Example:
         with skipgpt.execution(model, "dense"):
             dense = skipgpt.perplexity(model, blocks)
+        print(skipgpt.perplexity(model, blocks, closeness_to=model).closeness)
     """
+    closeness = None if closeness_to is None else ClosenessSum(closeness_to)
+
+    def compare(ids: Tensor, logits: Tensor, _: Tensor) -> None:
+        if closeness:
+            closeness.add(ids, logits)
+
     with record_routing(model) as trace:
-        nll, tokens = total_loss(model, blocks, batch_size)
-    return summed_up(model, trace, nll, tokens, mean_context(blocks))
+        nll, tokens = total_loss(model, blocks, batch_size, compare)
+    return summed_up(model, trace, nll, tokens, mean_context(blocks), closeness)
 
 
 @torch.no_grad()
@@ -105,14 +125,20 @@ def total_loss(
         losses = cross_entropy(predicted, ids[:, 1:].flatten(), reduction="none")
         nll += losses.double().sum().item()
         tokens += losses.numel()
+        del predicted  # float32 logits of the whole batch
         if on_batch:
-            on_batch(logits, losses.view(len(ids), -1))
+            on_batch(ids, logits, losses.view(len(ids), -1))
     model.train(was_training)
     return nll, tokens
 
 
 def summed_up(
-    model: nn.Module, trace: Trace, nll: float, tokens: int, context: float
+    model: nn.Module,
+    trace: Trace,
+    nll: float,
+    tokens: int,
+    context: float,
+    closeness: ClosenessSum | None = None,
 ) -> Perplexity:
     """What a run over some text comes to.
 
@@ -122,11 +148,14 @@ def summed_up(
         nll: summed loss in nats.
         tokens: how many were predicted.
         context: mean number of tokens that a token attended to.
+        closeness: of the same predicted tokens; None where not measured.
     """
+    close = closeness.mean() if closeness else None
     if not trace.steps:
-        return Perplexity.of(nll / tokens, tokens)
+        return Perplexity.of(nll / tokens, tokens, closeness=close)
     ratios = trace.keep_ratios()
     rates: dict[str, tuple[float, ...]] = {
         kind: tuple(r for site, r in ratios.items() if site.module == kind) for kind in MODULES
     }
-    return Perplexity.of(nll / tokens, tokens, sparsities(model, ratios, context), rates)
+    shares = sparsities(model, ratios, context)
+    return Perplexity.of(nll / tokens, tokens, shares, rates, close)

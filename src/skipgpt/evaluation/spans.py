@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from skipgpt.errors import ConfigError
+from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.trace import record_routing
@@ -78,7 +80,11 @@ def document_spans(ids: Tensor, window: int) -> list[Span]:
 
 @torch.no_grad()
 def perplexity_of_spans(
-    model: nn.Module, spans: Sequence[Span], *, batch_size: int = 8
+    model: nn.Module,
+    spans: Sequence[Span],
+    *,
+    batch_size: int = 8,
+    closeness_to: nn.Module | None = None,
 ) -> Perplexity:
     """Loss over the scored tokens; sparsity over all that were read.
 
@@ -86,20 +92,25 @@ def perplexity_of_spans(
         model: with routers, in whatever execution and sparsity is set.
         spans: of token ids.
         batch_size: rows a forward.
+        closeness_to: the dense model that closeness is measured to, as for `perplexity`.
 
     Example:
         perplexity_of_spans(model, sliding_spans(ids, 1024, 512))
     """
     rows = [span.ids for span in spans]
     firsts = iter([span.first for span in spans])
+    closeness = None if closeness_to is None else ClosenessSum(closeness_to)
     nll = 0.0
 
-    def add(_: Tensor, losses: Tensor) -> None:
+    def add(ids: Tensor, logits: Tensor, losses: Tensor) -> None:
         nonlocal nll
-        for row in losses:
-            nll += row[next(firsts) - 1 :].double().sum().item()
+        here = list(islice(firsts, len(ids)))
+        for row, first in zip(losses, here, strict=True):
+            nll += row[first - 1 :].double().sum().item()
+        if closeness:
+            closeness.add(ids, logits, here)
 
     with record_routing(model) as trace:
         total_loss(model, rows, batch_size, add)
     tokens = sum(len(span.ids) - span.first for span in spans)
-    return summed_up(model, trace, nll, tokens, mean_context(rows))
+    return summed_up(model, trace, nll, tokens, mean_context(rows), closeness)

@@ -19,7 +19,7 @@ class TextResult:
     """What a model made of a text.
 
     Attributes:
-        loss: with the sparsity of the same run.
+        loss: with the sparsity of the same run, and closeness to dense where it was measured.
         form: how the text was cut.
         source: where a corpus came from; None of other text.
         bits_per_byte: of `bits`, else None.
@@ -42,6 +42,8 @@ class TextResult:
 
     def __str__(self) -> str:
         lines = [str(self.loss)]
+        if self.loss.closeness is not None:
+            lines.append(str(self.loss.closeness))
         if self.bits_per_byte is not None:
             lines.append(f"{self.bits_per_byte:.4f} bits a byte")
         if self.form.name != "blocks":
@@ -49,17 +51,24 @@ class TextResult:
         return "\n".join(lines)
 
 
-def measure_text(model: nn.Module, text: CutText, *, batch_size: int = 8) -> TextResult:
+def measure_text(
+    model: nn.Module,
+    text: CutText,
+    *,
+    batch_size: int = 8,
+    closeness_to: nn.Module | None = None,
+) -> TextResult:
     """Loss and perplexity on a text, and bits a byte where that is its form.
 
     Args:
         model: with routers, in whatever execution and sparsity is set.
         text: from `skipgpt.evaluation.forms.cut_text`.
         batch_size: rows a forward.
+        closeness_to: the dense model that closeness is measured to, as for `perplexity`.
 
     Example:
         print(measure_text(model, cut_text(["README.md"], tokenizer, model, Form("sliding"))))
     """
-    loss = perplexity_of_spans(model, text.spans, batch_size=batch_size)
+    loss = perplexity_of_spans(model, text.spans, batch_size=batch_size, closeness_to=closeness_to)
     bits = loss.nll_per_token * loss.tokens / math.log(2) / text.bytes if text.bytes else None
     return TextResult(loss, text.form, text.source, bits)

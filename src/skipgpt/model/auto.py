@@ -71,7 +71,8 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             add_routers(self, from_dict(RouterConfig, config.router))
-            routing_state(self).curves = curves_of(config)
+            state = routing_state(self)
+            state.curves, state.lora = curves_of(config), True
             if config.sparsity is not None:
                 set_sparsity(self, config.sparsity, budget=config.budget)
 

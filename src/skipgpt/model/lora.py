@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -33,9 +35,33 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
     )
     wrapped = get_peft_model(model, adapter)
     if routed_layers(model):
+        routing_state(model).lora = True
         # PEFT calls the forward of the model in it, past its hooks.
         take_the_dial(wrapped, routing_state(model))
     return wrapped
+
+
+@contextmanager
+def without_lora(model: Any) -> Iterator[None]:
+    """Switch the LoRA adapter off inside the block; nothing happens where there is none.
+
+    PEFT makes every adapter trainable when it switches it on again; here each parameter stays as
+    trainable as it was.
+
+    Example:
+        with without_lora(model), skipgpt.execution(model, "dense"):
+            base_logits = model(ids).logits
+    """
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
 
 
 def check_targets(model: nn.Module, stage: LoraStage) -> None:

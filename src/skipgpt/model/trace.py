@@ -54,6 +54,7 @@ class RoutingState:
             Where it is set, every module takes part in every step, if only for no token: one that
             no token of this process keeps may be kept in another, and they add gradients up.
         given: which tokens the module under way is given; None where it is given all.
+        lora: whether the model has a LoRA adapter, or weights that one may be merged into.
     """
 
     config: RouterConfig
@@ -68,6 +69,7 @@ class RoutingState:
     machines: dict[tuple[torch.device, torch.dtype], Machine] = field(default_factory=dict)
     noise: RowNoise | None = None
     given: Given | None = None
+    lora: bool = False
 
     @property
     def curve(self) -> CalibrationCurve | None:

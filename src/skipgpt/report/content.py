@@ -124,9 +124,11 @@ class Report:
         return tuple(warning for table in self.tables for warning in table.warnings)
 
     def __str__(self) -> str:
-        """For a terminal: the routed and the dense loss, and what is wrong."""
-        dense = f"dense: {self.dense.nll_per_token:.4f} nats a token"
-        return "\n".join([str(self.measured), dense, *(f"warning: {w}" for w in self.warnings)])
+        """For a terminal: routed loss, closeness to dense, dense loss, and what is wrong."""
+        close = self.measured.closeness
+        lines = [str(self.measured), *([str(close)] if close else [])]
+        lines.append(f"dense: {self.dense.nll_per_token:.4f} nats a token")
+        return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `read_bits` reads the packed decisions of `dial`."""

@@ -30,6 +30,23 @@ def loss_curve(report: Report) -> str:
     )
 
 
+def agreement_curve(report: Report) -> str:
+    """Top-1 agreement with the dense base against what is skipped; empty where not measured."""
+    points = [
+        (stop.measured.sparsity["module"], stop.measured.closeness.agreement)
+        for stop in report.stops
+        if stop.measured.closeness
+    ]
+    if len(points) < len(report.stops):
+        return ""
+    return line_chart(
+        "Agreement with the dense base against budget",
+        [Line("routed", "one", points, dots=True)],
+        Axis("modules skipped", whole_percent, low=0),
+        Axis("tokens with the same top-1", whole_percent, low=0, high=1),
+    )
+
+
 def loss_curves(reports: Mapping[str, Report]) -> str:
     """Excess over each one's own dense base, so that unlike bases share an axis."""
     lines = []

@@ -28,18 +28,17 @@ from skipgpt.analysis import (
 )
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import local_folder, read_info
-from skipgpt.checkpoint_info import CheckpointInfo, has_adapter
+from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import Budget, DataConfig, check_pair
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
+from skipgpt.evaluation.dense_base import dense_base_of
 from skipgpt.evaluation.harness.benchmark import Setting, check_tasks, task_scores
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.evaluation.source_rows import SourceRows, context_of, source_rows
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.hardware import hardware
-from skipgpt.model.base import load_base
 from skipgpt.model.dial import at_sparsity, within_reach
-from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import MODULES, routing_state
 from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
@@ -109,20 +108,23 @@ def gather(
         logger.info(note)
     own = within_reach(model, info.target_sparsity) if sparsity is None else sparsity
     asked = _reached(model, own, dial, unit)
+    base = dense_base_of(info, model, where)
     traces: dict[float, TextTrace] = {}
     for n, each in enumerate(asked):
         with at_sparsity(model, each, budget=unit) if len(asked) > 1 else nullcontext():
-            traces[each] = trace_text(model, tokenizer, read.rows, batch_size=batch_size)
+            traces[each] = trace_text(
+                model, tokenizer, read.rows, batch_size=batch_size, closeness_to=base
+            )
         if on_step:
             on_step(n + 1, len(asked) + 1)
     trace = traces[own]
     for note in (unlike := _unlike(read, trace, tokenizer)):
         logger.warning(note)
     cost, device = _cost(model, trace, read), hardware(next(model.parameters()).device)
-    dense = trace_dense(_base_of(info, model, where), tokenizer, read.rows, batch_size=batch_size)
+    dense = trace_dense(base, tokenizer, read.rows, batch_size=batch_size)
     if on_step:
         on_step(len(asked) + 1, len(asked) + 1)
-    del model  # the tasks load it again
+    del model, base  # the tasks load them again
     scores = task_scores(folder, tasks, asked, budget=unit, setting=setting) if tasks else {}
     return Report(
         title=title or f"{Path(info.base).name} on {names_of(sources)}",
@@ -187,17 +189,6 @@ def _reached(model: nn.Module, own: float, dial: Sequence[float], unit: Budget) 
     curves = routing_state(model).curves
     curve = curves.curve(unit) if curves else None
     return sorted({own, *(each for each in dial if curve and curve.reaches(each))})
-
-
-def _base_of(info: CheckpointInfo, model: nn.Module, where: dict[str, Any]) -> nn.Module:
-    """The base model with routers, which a dense run does not ask; LoRA is not part of it."""
-    if not has_adapter(info):
-        return model
-    kinds = {name: where[name] for name in ("device", "dtype") if name in where}
-    name = where.get("base") or info.base
-    base, _ = load_base(name, revision=info.revision, quantize=info.quantization, **kinds)
-    routed: nn.Module = add_routers(base.eval())
-    return routed
 
 
 def _tables(

@@ -21,6 +21,12 @@ def to_markdown(report: Report) -> str:
     shares = [
         (f"skipped, {s}", percent(routed.sparsity[s])) for s in SENSES if s in routed.sparsity
     ]
+    if close := routed.closeness:
+        shares = [
+            ("KL to dense, nats per token", nats(close.kl_per_token)),
+            ("top-1 agreement with dense", percent(close.agreement)),
+            *shares,
+        ]
     parts = [
         f"# {plain(report.title)}",
         f"{report.facts['read']}. Measured on {report.facts['date']}, "

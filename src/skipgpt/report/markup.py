@@ -11,7 +11,7 @@ from typing import Any
 
 from skipgpt.analysis.table import Cell, Table
 
-SHARES = ("keep rate", "sparsity", "asked", "neighbours agree", "by chance", "%")
+SHARES = ("keep rate", "sparsity", "asked", "neighbours agree", "agreement", "by chance", "%")
 """Columns whose name has one of these hold shares, which people read in per cent."""
 
 

@@ -129,6 +129,7 @@ def _measured(held_out: dict[str, Any]) -> str:
         said = f"{nats(loss)} nats a token"
         if name != "dense":
             said += f", {signed(loss - dense)} to dense" if dense is not None else ""
+            said += _closeness(each.get("closeness") or {})
             shares = each.get("sparsity", {})
             skipped = ", ".join(f"{kind} {percent(share)}" for kind, share in shares.items())
             said += f"; skipped: {skipped}" if skipped else ""
@@ -136,6 +137,13 @@ def _measured(held_out: dict[str, Any]) -> str:
     tokens = {each["tokens"] for each in held_out.values() if "tokens" in each}
     on = f"<p>On {max(tokens):,} tokens of held-out text.</p>" if tokens else ""
     return on + described(rows) if rows else ""
+
+
+def _closeness(measured: dict[str, Any]) -> str:
+    kl, agreement = (_number(measured.get(name)) for name in ("kl_per_token", "agreement"))
+    if kl is None or agreement is None:
+        return ""
+    return f", KL to dense {nats(kl)} nats per token, top-1 agreement {percent(agreement)}"
 
 
 def _number(value: Any) -> float | None:

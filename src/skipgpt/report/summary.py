@@ -6,7 +6,7 @@ from typing import Any
 
 from skipgpt.evaluation.perplexity import SENSES
 from skipgpt.report.content import Report
-from skipgpt.report.curves import loss_curve
+from skipgpt.report.curves import agreement_curve, loss_curve
 from skipgpt.report.markup import (
     amount,
     datum,
@@ -40,8 +40,18 @@ def lead(report: Report) -> str:
     base = datum("dense.nll_per_token", dense.nll_per_token, nats(dense.nll_per_token))
     return (
         f'<p class="lead">Skips <b>{skipped}</b> of its modules on this text, at a loss of '
-        f"<b>{loss}</b> nats a token: <b>{more}</b> {than} than its dense base ({base}).</p>"
+        f"<b>{loss}</b> nats a token: <b>{more}</b> {than} than its dense base ({base})."
+        f"{_agrees(report)}</p>"
     )
+
+
+def _agrees(report: Report) -> str:
+    """How often the most likely token is the dense base's, in a sentence."""
+    close = report.measured.closeness
+    if not close:
+        return ""
+    share = datum("routed.closeness.agreement", close.agreement, percent(close.agreement))
+    return f" At <b>{share}</b> of tokens both have the same most likely next one."
 
 
 def what_it_is(report: Report) -> str:
@@ -65,10 +75,11 @@ def what_it_is(report: Report) -> str:
 
 
 def what_it_costs(report: Report) -> str:
-    """Compute, memory and ideal speed apart, then loss over the whole dial."""
+    """Compute, memory and ideal speed apart, then loss and closeness over the whole dial."""
+    curves = loss_curve(report) + agreement_curve(report)
     return (
         f'<div class="cards">{_compute(report)}{_memory(report)}{_speed(report)}</div>'
-        f'<div class="pair">{_losses(report)}<div>{loss_curve(report)}</div></div>{_stress(report)}'
+        f'<div class="pair">{_losses(report)}<div>{curves}</div></div>{_stress(report)}'
     )
 
 
@@ -147,8 +158,23 @@ def _losses(report: Report) -> str:
         '<div><table><thead><tr><th scope="col">loss</th><th scope="col" class="n">nats a token'
         f'</th><th scope="col" class="n">perplexity</th></tr></thead><tbody>{"".join(rows)}'
         f'</tbody></table><p class="note">Over {report.measured.tokens:,} predicted tokens of this '
-        'text.</p><table><thead><tr><th scope="col">skipped</th><th scope="col" class="n">share'
-        f"</th></tr></thead><tbody>{shares}</tbody></table></div>"
+        f'text.</p>{_closeness(report)}<table><thead><tr><th scope="col">skipped</th>'
+        f'<th scope="col" class="n">share</th></tr></thead><tbody>{shares}</tbody></table></div>'
+    )
+
+
+def _closeness(report: Report) -> str:
+    """KL divergence and agreement, as a table; empty where not measured."""
+    close = report.measured.closeness
+    if not close:
+        return ""
+    kl = datum("routed.closeness.kl_per_token", close.kl_per_token, nats(close.kl_per_token))
+    share = datum("routed.closeness.agreement", close.agreement, percent(close.agreement))
+    return (
+        '<table><thead><tr><th scope="col">closeness to the dense base</th><th scope="col" '
+        'class="n"></th></tr></thead><tbody><tr><th scope="row">KL(dense || routed), nats per '
+        f'token</th><td class="n">{kl}</td></tr><tr><th scope="row">top-1 agreement</th>'
+        f'<td class="n">{share}</td></tr></tbody></table>'
     )
 
 

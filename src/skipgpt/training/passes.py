@@ -104,4 +104,4 @@ class Passes:
             centre_margins(model)
             state = routing_state(model)
             state.curves, state.rule = from_first((state.curves, state.rule))
-        return from_first(perplexity(model, self.held_out))
+        return from_first(perplexity(model, self.held_out, closeness_to=model))

@@ -36,9 +36,10 @@ class Reader {
     const { asked, nll_per_token, sparsity } = this.data.dial[stop];
     this.text.draw(stop);
     this.select(this.number);
-    const dot = this.root.querySelector(`.dot[data-stop='${stop}']`);
-    const now = this.root.querySelector(".now");
-    if (dot && now) for (const at of ["cx", "cy"]) now.setAttribute(at, dot.getAttribute(at));
+    for (const now of this.root.querySelectorAll(".now")) {
+      const dot = now.parentNode.querySelector(`.dot[data-stop='${stop}']`);
+      if (dot) for (const at of ["cx", "cy"]) now.setAttribute(at, dot.getAttribute(at));
+    }
     if (!this.dial) return;
     const excess = nll_per_token - this.data.dense.nll_per_token;
     const own = stop === this.data.at ? ", the checkpoint’s own setting" : "";
