@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,27 +12,39 @@ from torch import Tensor, nn
 
 from skipgpt.model import parts
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import MODULES, deciding, execution
-from skipgpt.routing.decision import KEEP_ALL, Site
+from skipgpt.model.trace import deciding, execution
+from skipgpt.routing.decision import ModuleDecision, Site
 from skipgpt.routing.stand_in_fit import Moments, fit
 
 OnStep = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 
+NEAR = 3e-2
+"""The penalty of leaving what a stand-in was, where it is fitted again to few tokens."""
+FEWEST = 4
+"""Tokens per rank without which a stand-in stays as it is."""
 SUMS_BYTES = 2**31
 """What the sums that stand-ins are fitted from may take up at once."""
 
 
 @torch.no_grad()
 def fit_stand_ins(
-    model: nn.Module, text: Tensor, batch_size: int = 8, on_step: OnStep | None = None
+    model: nn.Module,
+    text: Tensor,
+    batch_size: int = 8,
+    *,
+    threshold: float = -math.inf,
+    on_step: OnStep | None = None,
 ) -> None:
-    """Fit every stand-in to what its module adds in the dense model.
+    """Fit every stand-in to what its module adds.
 
     Args:
         model: with stand-ins, in place.
         text: [N, T] token ids.
         batch_size: rows per forward.
+        threshold: the routes to fit under: only tokens that skip count then, with the streams
+            that skipping leaves, and each stand-in is kept near what it was. Minus infinity fits
+            all tokens of the dense model.
         on_step: called with batches done and batches in all.
 
     Example:
@@ -48,20 +61,50 @@ def fit_stand_ins(
     model.eval()
     for first in range(0, len(layers), at_once):
         some, moments = layers[first : first + at_once], dict[Site, Moments]()
-        with _watched(some, moments), execution(model, "gated"), deciding(model, KEEP_ALL):
+        rule = _Routes(threshold)
+        with _watched(some, moments, rule), execution(model, "gated"), deciding(model, rule):
             for rows in batches:
                 model(input_ids=rows.to(device), use_cache=False, logits_to_keep=1)
                 done += 1
                 if on_step:
                     on_step(done, total)
-        for layer in some:
-            for module in MODULES:
-                fit(getattr(layer, f"{module}_stand_in"), moments[Site(layer.index, module)])
+        for site, each in moments.items():
+            stand_in = getattr(layers[site.layer], f"{site.module}_stand_in")
+            if rule.is_dense:
+                fit(stand_in, each)
+            elif each.count >= FEWEST * stand_in.down.out_features:
+                fit(stand_in, each, NEAR, around=True)
     model.train(was_training)
 
 
+class _Routes:
+    """Decides by a threshold, and says which tokens of a site skip."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.skipped: dict[Site, Tensor] = {}
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is skipped."""
+        return self.threshold == -math.inf
+
+    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
+        """Decide for one module."""
+        keep = margin > self.threshold
+        self.skipped[site] = ~keep
+        return ModuleDecision.hard(keep, margin)
+
+    def counted(self, site: Site) -> Tensor | None:
+        """The tokens [B, T] that a stand-in is fitted to; None for all."""
+        if self.is_dense:
+            return None
+        # Where one router decides for a layer, it is asked about attention only.
+        return self.skipped.get(site, self.skipped[Site(site.layer, "attn")])
+
+
 @contextmanager
-def _watched(layers: list[Any], moments: dict[Site, Moments]) -> Iterator[None]:
+def _watched(layers: list[Any], moments: dict[Site, Moments], rule: _Routes) -> Iterator[None]:
     """Count what enters and leaves each module of these layers while the model runs `gated`."""
     handles = []
     for layer in layers:
@@ -78,7 +121,7 @@ def _watched(layers: list[Any], moments: dict[Site, Moments]) -> Iterator[None]:
                 update = parts.added(layer, site.module, held.pop("output"))
                 if site not in moments:
                     moments[site] = Moments(update.shape[-1])
-                moments[site].add(arguments[0], update)
+                moments[site].add(arguments[0], update, rule.counted(site))
 
             handles.append(getattr(layer, name).register_forward_hook(keep))
             stand_in = getattr(layer, f"{module}_stand_in")

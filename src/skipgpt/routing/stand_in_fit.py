@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skipgpt.pieces import assign
+from skipgpt.pieces import assign, whole
 from skipgpt.routing.router import divided_by_rms
 from skipgpt.routing.stand_in import StandIn
 
@@ -31,10 +31,18 @@ class Moments:
         """What the sums of one module take up: two D x D matrices of float64."""
         return 16 * hidden_size**2
 
-    def add(self, entering: Tensor, update: Tensor) -> None:
-        """Count the streams [B, T, D] that entered a module and what it added to them."""
+    def add(self, entering: Tensor, update: Tensor, counted: Tensor | None = None) -> None:
+        """Count the streams [B, T, D] that entered a module and what it added to them.
+
+        Args:
+            entering: the streams.
+            update: what was added.
+            counted: [B, T] bool, the tokens to count; all where None.
+        """
         read = divided_by_rms(entering).flatten(0, 1).float()
         out = update.flatten(0, 1).float()
+        if counted is not None:
+            read, out = read[counted.flatten()], out[counted.flatten()]
         self.count += len(read)
         # Products of one batch in float32 take half the time; sums over batches are float64.
         self.read += read.sum(0).cpu()
@@ -44,17 +52,26 @@ class Moments:
 
 
 @torch.no_grad()
-def fit(stand_in: StandIn, moments: Moments, ridge: float = 1e-3) -> None:
+def fit(stand_in: StandIn, moments: Moments, ridge: float = 1e-3, *, around: bool = False) -> None:
     """Reduced-rank regression: the stand-in of least squared error on what was counted.
 
     The full ridge solution W is projected onto the r directions of the output in which its
     predictions vary most (Izenman, 1975).
+
+    Args:
+        stand_in: in place.
+        moments: of its inputs and of what it should add.
+        ridge: penalty on W, relative to the mean square of an input.
+        around: the penalty is on the distance from the map that the stand-in has now.
     """
     mean_read, mean_update = moments.read / moments.count, moments.update / moments.count
     read = moments.read_read / moments.count - torch.outer(mean_read, mean_read)
     cross = moments.read_update / moments.count - torch.outer(mean_read, mean_update)
     damping = ridge * read.diagonal().mean() * torch.eye(len(read), dtype=read.dtype)
-    solution = torch.linalg.solve(read + damping, cross)
+    start = torch.zeros_like(cross)
+    if around:
+        start = (whole(stand_in.up.weight) @ whole(stand_in.down.weight)).T.to(cross)
+    solution = start + torch.linalg.solve(read + damping, cross - read @ start)
     _, directions = torch.linalg.eigh(solution.T @ read @ solution)
     kept = directions[:, -stand_in.down.out_features :]
     assign(stand_in.down.weight, (solution @ kept).T)
