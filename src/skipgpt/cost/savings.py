@@ -46,13 +46,17 @@ class Savings:
         return sum(s * (1 - keep[site]) for site, s in self.by_site.items()) - self.overhead
 
 
-def savings(model: nn.Module, unit: Budget, context: float) -> Savings:
+def savings(
+    model: nn.Module, unit: Budget, context: float, *, removed: bool = False
+) -> Savings:
     """What each site of a model saves.
 
     Args:
         model: with routers.
         unit: `modules` or `flops`.
         context: mean number of tokens that a token attends to.
+        removed: count a static removal: attention takes its keys and values along, and no router
+            runs; stand-ins still do.
 
     Raises:
         ConfigError: the unit is unknown.
@@ -66,11 +70,12 @@ def savings(model: nn.Module, unit: Budget, context: float) -> Savings:
     saved: dict[Site, float] = {}
     for layer in routed_layers(model):
         cost = layer_costs(layer)
-        keys = cost.kv if layer.routing.config.kv == "skip" else 0
+        keys = cost.kv if removed or layer.routing.config.kv == "skip" else 0
         core = 4 * cost.core_width * cost.attended(0, 2 * context - 1)
         saved[Site(layer.index, "attn")] = 2 * (cost.qo + keys) + core
         saved[Site(layer.index, "mlp")] = 2 * cost.mlp
     for site, stand_in in stand_ins(model).items():
         saved[site] -= 2 * parameters_of(stand_in)
     by_site = {site: saved[site] / dense for site in sites}
-    return Savings(unit, by_site, 2 * deciding_parameters(model) / dense)
+    overhead = 0.0 if removed else 2 * deciding_parameters(model) / dense
+    return Savings(unit, by_site, overhead)
