@@ -218,6 +218,7 @@ class TrainConfig:
 
     Attributes:
         target_sparsity: share of (token, module) pairs to skip.
+        budget: what that share is of: `modules` (paper), `flops` or `time`.
         stages: what to train, in order.
         recipe: the name of the settings that this run started from.
         batch_size: rows a forward.
@@ -232,6 +233,7 @@ class TrainConfig:
     """
 
     target_sparsity: float = 0.25
+    budget: Budget = "modules"
     stages: tuple[Stage, ...] = ("router", "lora")
     recipe: str = "default"
     router: RouterConfig = field(default_factory=RouterConfig)
