@@ -7,6 +7,7 @@ in pieces runs in no other way. The first process decides wherever numbers of tw
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Passes:
         out: its folder.
         order: the greedy static removal, once it was searched for.
         dense: the loss of the dense model on held-out text, once measured.
+        seconds_measuring: spent on losses that are reported only.
     """
 
     config: TrainConfig
@@ -46,6 +48,7 @@ class Passes:
     out: Path
     order: list[Unit] = field(default_factory=list)
     dense: Perplexity | None = None
+    seconds_measuring: float = 0.0
 
     @property
     def held_out(self) -> Tensor:
@@ -62,7 +65,7 @@ class Passes:
             for each in [*routers(model).values(), *stand_ins(model).values()]:
                 spread(each.parameters())
         with execution(model, "dense"):
-            self.dense = perplexity(model, self.held_out)
+            self.dense = self._measured(model)
         note_measured(self.out, "dense", self.dense)
 
     def after_stage(self, model: Any, stage: Stage) -> Perplexity:
@@ -79,4 +82,10 @@ class Passes:
         calibrate(model, calibration, target=target)
         state = routing_state(model)
         state.curve, state.rule = from_first((state.curve, state.rule))
-        return from_first(perplexity(model, self.held_out))
+        return from_first(self._measured(model))
+
+    def _measured(self, model: Any) -> Perplexity:
+        began = time.perf_counter()
+        found = perplexity(model, self.held_out)
+        self.seconds_measuring += time.perf_counter() - began
+        return found
