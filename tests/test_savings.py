@@ -23,3 +23,19 @@ def test_modules_count_the_same() -> None:
     model = add_routers(build("llama"))
     keep = dict.fromkeys(routers(model), 0.75)
     assert savings(model, "modules", context=9.5).share(keep) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "deepseek_v3"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_what_a_removal_saves_equals_the_sparsity_without_keys_and_routers(
+    family: str, rank: int
+) -> None:
+    model = add_routers(build(family), RouterConfig(stand_in=rank))
+    gone = {site for n, site in enumerate(routers(model)) if n % 3}
+    keep = {site: float(site not in gone) for site in routers(model)}
+    expected = sparsities(model, keep, 9.5, gone=gone, routed=False)
+    saved = savings(model, "flops", context=9.5, removed=True)
+    assert saved.share(keep) == pytest.approx(expected["flops"], abs=1e-12)
+    assert savings(model, "modules", 9.5, removed=True).share(keep) == pytest.approx(
+        expected["module"]
+    )

@@ -82,7 +82,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     counted(trained, "train", "train")
     counted(trained, "run_stage", "top k")
     counted(static, "run_stage", "heal")
-    counted(static, "_removed", "search")
+    counted(static, "remove", "static")
     counted(trained, "random_routes", "random")
     counted(trained, "read_dial", "dial")
     return done
@@ -142,7 +142,7 @@ def test_every_method_is_near_its_budget(everything: Comparison) -> None:
 
 def test_the_whole_comparison_lies_in_its_folder(base: Path, everything: Comparison) -> None:
     out = base.parent / "all"
-    names = {"comparison.json", "comparison.md", "comparison.svg", "cache", "runs"}
+    names = {"comparison.json", "comparison.md", "comparison.svg", "cache", "runs", "searches"}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "comparison.json").read_text()) == json.loads(
         json.dumps(everything.to_dict())
@@ -318,7 +318,7 @@ def test_one_more_method_costs_one_method(
 ) -> None:
     out = Path(shutil.copytree(base.parent / "all", tmp_path / "out"))
     more = compared(base, out, "router", "shortgpt", "sleb", "router+lora", sparsities=(WHOLE,))
-    assert made == ["search"]
+    assert made == ["static"]
     ours, rows = _by_method(more), _by_method(everything)
     assert list(ours) == ["router", "shortgpt", "sleb", "router+lora"]
     for name in ("router", "sleb", "router+lora"):  # checkpoints moved along with their folder
@@ -344,6 +344,7 @@ def test_what_stands_on_routers_that_were_not_asked_for_trains_them_once(
         {"settings": {"data.block_size": 15}},
         {"recipe": "paper"},
         {"sparsities": (0.3,)},
+        {"budget": "flops"},
         {"dtype": "float32"},
     ],
     ids=str,
@@ -353,10 +354,10 @@ def test_whatever_changes_a_method_makes_it_anew(
 ) -> None:
     compared(base, tmp_path / "out", "sleb")
     compared(base, tmp_path / "out", "sleb", **changed)
-    assert made == ["search"] * 2
+    assert made == ["static"] * 2
     compared(base, tmp_path / "out", "sleb")
     compared(base, tmp_path / "out", "sleb", **changed)
-    assert made == ["search"] * 2
+    assert made == ["static"] * 2
 
 
 def test_a_setting_of_training_makes_routers_anew(
@@ -384,7 +385,7 @@ def test_another_base_or_text_of_the_same_name_makes_everything_anew(
     else:
         write_documents(tmp_path, count=50)
     second = compared(base_folder, tmp_path / "out", "dense", "sleb")
-    assert made == ["search"] * 2
+    assert made == ["static"] * 2
     for row, other in zip(first.rows, second.rows, strict=True):
         assert row.nll_per_token != other.nll_per_token
 
@@ -412,7 +413,7 @@ def test_what_was_finished_before_a_failure_is_kept(
             compared(base, tmp_path / "out", "router", "sleb")
     assert made == ["train"]
     compared(base, tmp_path / "out", "router", "sleb", sparsities=(0.25,))
-    assert made == ["train", "search"]
+    assert made == ["train", "static"]
 
 
 def test_a_comparison_is_found_again_from_another_folder(
@@ -474,7 +475,7 @@ def test_a_damaged_row_is_made_anew(base: Path, tmp_path: Path, made: list[str])
     (row,) = (tmp_path / "out" / "cache").iterdir()
     row.write_text("[{")
     second = compared(base, tmp_path / "out", "sleb")
-    assert made == ["search"] * 2
+    assert made == ["static"] * 2
     assert second.rows[0].nll_per_token == first.rows[0].nll_per_token
 
 
@@ -594,6 +595,8 @@ def test_a_wrong_last_method_is_found_before_the_first_one_runs(
         ({"seeds": ()}, "nothing to compare"),
         ({"sparsities": (0.25, 25)}, "0 to 0.95"),
         ({"dial": (1.5,)}, "0 to 0.95"),
+        ({"budget": "time"}, "expected modules or flops"),
+        ({"settings": {"budget": "flops"}}, "--budget"),
         ({"recipe": "papper"}, "paper or default"),
         ({"settings": {"alhpa": 1}}, "alpha"),
     ],

@@ -17,6 +17,11 @@ WRITTEN = {
     "router": Method("router"),
     "sleb+lora": Method("sleb", lora=True),
     "dense+lora": Method("dense", lora=True),
+    "sleb+stand_in": Method("sleb", stand_in=True),
+    "llm-drop+stand_in+lora": Method("llm-drop", lora=True, stand_in=True),
+    "shortgpt+stand_in:router.stand_in=4": Method(
+        "shortgpt", stand_in=True, settings=(("router.stand_in", "4"),)
+    ),
     "router@paper": Method("router", recipe="paper"),
     "router+lora@paper": Method("router", lora=True, recipe="paper"),
     "router:router.input=module_input": Method(
@@ -34,10 +39,15 @@ REFUSED = {
     "shortgtp+lora": "did you mean shortgpt?",
     "xyz": "skipgpt compare --help",
     "": "expected one of dense, random, router",
-    "router+lorra": "+lora may follow",
-    "router+": "+lora may follow",
+    "router+lorra": "+stand_in and +lora may follow",
+    "router+": "+stand_in and +lora may follow",
     "mod+lora": "+lora after dense, router or a static method",
     "random+lora": "+lora after dense, router or a static method",
+    "router+stand_in": "router.stand_in sets the rank",
+    "laco+stand_in": "+stand_in after a static method that changes no weights",
+    "sleb+lora+lora": "+stand_in and +lora may follow",
+    "sleb+stand_in@paper": "router_stage.fit_tokens after sleb+stand_in: nothing else",
+    "sleb:router.stand_in=4": "sleb alone",
     "router:alpha": "got 'alpha'; expected key=value after the colon",
 }
 

@@ -24,6 +24,7 @@ def row(
         *(method, target, seed, shares, DENSE + excess, excess, 1000 * (1 - flops)),
         seconds=10 * seed,
         note="noted" if method == "sleb" else "",
+        tokens_trained=1500 if method == "router" else 0,
         **more,
     )
 
@@ -105,16 +106,18 @@ def test_the_markdown_table_has_a_row_a_line() -> None:
     ).to_markdown()
     head, rule, *lines = table.splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == [
-        *(*COLUMNS, "x router", "seconds", "note"),
+        *(*COLUMNS, "x router", "budget", "tokens trained", "seconds", "note"),
     ]
     assert set(rule) == {"|", "-"}
-    assert {line.count("|") for line in (head, rule, *lines)} == {len(COLUMNS) + 4}
+    assert {line.count("|") for line in (head, rule, *lines)} == {len(COLUMNS) + 6}
+    lines = [line.replace("25.0% of modules", "¼") for line in lines]
     assert [line.replace("25.0% | 25.0% | 25.0%", "…") for line in lines] == [
-        f"| dense | 2.0000 | 0.0000 | 0.0000 | 100.0% |{' 0.0% |' * 5}  | 0 |  |",
-        "| router | 2.1500 | 0.1500 ± 0.0500 |  |  | … | 20.0% | 20.0% | 1.0 | 5 |  |",
-        "| router | 2.5000 | 0.5000 |  |  | 50.0% | 50.0% | 50.0% | 40.0% | 40.0% | 1.0 | 0 |  |",
-        "| sleb | 2.3000 | 0.3000 ± 0.0000 | 0.3000 | 72.5% | …"
-        " | 20.0% | 20.0% | 2.0 | 5 | noted |",
+        f"| dense | 2.0000 | 0.0000 | 0.0000 | 100.0% |{' 0.0% |' * 5}  |  | 0 | 0 |  |",
+        "| router | 2.1500 | 0.1500 ± 0.0500 |  |  | … | 20.0% | 20.0% | 1.0 | ¼ | 1,500 | 5 |  |",
+        "| router | 2.5000 | 0.5000 |  |  | 50.0% | 50.0% | 50.0% | 40.0% | 40.0% | 1.0 |"
+        " 50.0% of modules | 1,500 | 0 |  |",
+        "| sleb | 2.3000 | 0.3000 ± 0.0000 | 0.3000 | 72.5% | … | 20.0% | 20.0% | 2.0 | ¼ | 0 |"
+        " 5 | noted |",
     ]
 
 
@@ -126,6 +129,17 @@ def test_the_terminals_table_has_the_same_cells_in_columns() -> None:
         assert line.split() == cells.replace("|", " ").split()
     ends = {line.index("%") for line in lines[1:]}
     assert len(ends) == 1
+
+
+def test_tables_and_picture_say_what_budgets_are_shares_of(tmp_path: Path) -> None:
+    rows = (row("router", 0.25, 0.1), row("sleb", 0.25, 0.3))
+    found = Comparison(rows, comparison().facts | {"budget": "flops"})
+    for table in (found.to_markdown(), found.to_terminal()):
+        assert table.count("25.0% of FLOPs") == 2
+    assert plot(found, tmp_path / "out.svg")
+    picture = (tmp_path / "out.svg").read_text()
+    for words in ("budgets in FLOPs", "FLOPs saved per token", "excess loss over dense"):
+        assert f"<!-- {words}" in picture or words in picture
 
 
 def test_a_comparison_is_plain_json() -> None:

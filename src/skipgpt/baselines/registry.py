@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from torch import nn
+
 from skipgpt.baselines.blockpruner import blockpruner
 from skipgpt.baselines.laco import laco
 from skipgpt.baselines.llm_drop import llm_drop
@@ -13,7 +15,9 @@ from skipgpt.baselines.search import Method
 from skipgpt.baselines.shortened import shortened_ppl, shortened_taylor
 from skipgpt.baselines.shortgpt import shortgpt
 from skipgpt.baselines.sleb import sleb
-from skipgpt.baselines.units import Kind
+from skipgpt.baselines.units import Kind, Unit, units_of
+from skipgpt.model.trace import MODULES
+from skipgpt.routing.decision import Module
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,20 @@ class Static:
         order: the function that chooses; see `search.Method`.
         units: what it removes.
         source: whose idea it is, in a line.
-        most: the largest share of all modules that it can remove.
+        modules: the kinds of module that it can remove.
         changes_weights: whether it must be given a copy, and a budget's answer is no other's.
     """
 
     order: Method
     units: Kind
     source: str
-    most: float = 1.0
+    modules: tuple[Module, ...] = MODULES
     changes_weights: bool = False
+
+    def candidates(self, model: nn.Module) -> list[Unit]:
+        """Everything that it may remove from a model, in the order the data moves."""
+        units = units_of(model, self.units)
+        return [unit for unit in units if {site.module for site in unit} <= {*self.modules}]
 
 
 STATIC: Mapping[str, Static] = {
@@ -44,10 +53,10 @@ STATIC: Mapping[str, Static] = {
     ),
     "llm-drop": Static(llm_drop, "modules", "input-output similarity (arXiv 2406.15786)"),
     "llm-drop-attn": Static(
-        partial(llm_drop, modules="attn"), "modules", "the same, attention only", most=0.5
+        partial(llm_drop, modules="attn"), "modules", "the same, attention only", ("attn",)
     ),
     "llm-drop-mlp": Static(
-        partial(llm_drop, modules="mlp"), "modules", "the same, MLPs only", most=0.5
+        partial(llm_drop, modules="mlp"), "modules", "the same, MLPs only", ("mlp",)
     ),
     "blockpruner": Static(blockpruner, "modules", "perplexity, one by one (arXiv 2406.10594)"),
     "laco": Static(laco, "layers", "merging of layers (arXiv 2402.11187)", changes_weights=True),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.surgery import routed_layers
@@ -75,8 +76,13 @@ def top_k_reach(layers: int) -> float:
     return (layers - 2) / layers if layers > 2 else 1.0
 
 
-def top_k_rule(model: nn.Module, sparsity: float) -> TopK:
+def top_k_rule(model: nn.Module, sparsity: float, saved: Savings | None = None) -> TopK:
     """The rule that reaches a sparsity over all layers with the first and the last one dense.
+
+    Args:
+        model: with routers.
+        sparsity: share to skip.
+        saved: what that is a share of; modules, if not given.
 
     Raises:
         ConfigError: the other layers would have to skip more than everything.
@@ -84,6 +90,9 @@ def top_k_rule(model: nn.Module, sparsity: float) -> TopK:
     layers = len(routed_layers(model))
     dense = frozenset({0, layers - 1}) if layers > 2 else frozenset[int]()
     free = top_k_reach(layers)
+    if saved is not None:
+        free = sum(share for site, share in saved.by_site.items() if site.layer not in dense)
+        sparsity += saved.overhead
     if sparsity > free + 1e-9:
         raise ConfigError(
             "choosing the best tokens of each layer",

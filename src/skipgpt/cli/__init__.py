@@ -40,7 +40,7 @@ for verb in (
     demo, train, evaluate, compare, bench, profile, generate, serve, report, convert, export, show,
     families,
 ):  # fmt: skip
-    app.command(verb.NAME, help=verb.HELP)(verb.run)
+    app.command(verb.NAME, help=verb.HELP, cls=getattr(verb, "Command", None))(verb.run)
 
 
 _INTERRUPTED = 130

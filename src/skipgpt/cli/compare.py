@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from skipgpt.cli import options, settings
 
 NAME = "compare"
-HELP = """Train or compute methods on one base and one text, and measure them at the same budget.
-
-Methods, by commas: dense router joint coupled sequence random mod mod-d d-llm shortgpt sleb
-shortened-ppl shortened-taylor llm-drop llm-drop-attn llm-drop-mlp blockpruner laco. +lora after
-dense, router or a static one heals it; @paper takes that recipe; :key=value changes a setting of
-training. Steps, batch and data are those of the comparison for all. Results are cached in --out:
+HELP = "Train or compute methods on one base and one text, and measure them at the same budget."
+NOTES = """+lora after dense, router or a static one heals it; +stand_in after a static one runs
+fitted stand-ins in place of what it removes; @paper takes that recipe; :key=value changes a setting
+of training. Steps, batch and data are those of the comparison for all. Results are cached in --out:
 one more method costs one method.
 """ + options.examples(
     "skipgpt compare nano --data stdlib --methods dense,router,router@paper,sleb --steps 200 "
     "--out out/compare",
-    "skipgpt compare llama-8b --data corpus --methods router+lora,blockpruner+lora,dense+lora "
-    "--sparsity 0.25,0.4 --seeds 0,1 --device cuda --out out/8b",
+    "skipgpt compare llama-8b --data corpus --methods router+lora,blockpruner+stand_in+lora "
+    "--sparsity 0.25,0.4 --budget flops --seeds 0,1 --device cuda --out out/8b",
 )
+
+
+class Command(TyperCommand):
+    """Names the methods in its help; the registry, which imports torch, is read for that only."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        from skipgpt.comparison.method import KINDS
+
+        lines = "\n".join(f"  {name:<17}{what}" for name, what in KINDS.items())
+        self.help = f"{HELP}\n\nMethods, by commas:\n\n\b\n{lines}\n\n{NOTES}"
+        super().format_help(ctx, formatter)
 
 
 def run(
@@ -33,7 +44,10 @@ def run(
     methods: Annotated[str, typer.Option(help="What to compare, by commas.")],
     out: Annotated[Path, typer.Option(help="Folder of results and checkpoints.")],
     more: options.More = None,
-    sparsity: Annotated[str, typer.Option(help="Budgets, by commas.")] = "0.25",
+    sparsity: Annotated[str, typer.Option(help="Budgets, by commas: shares to skip.")] = "0.25",
+    budget: Annotated[
+        str, typer.Option(help="What budgets are shares of: modules or flops.")
+    ] = "modules",
     seeds: Annotated[str, typer.Option(help="By commas; several give a spread.")] = "0",
     dial: Annotated[
         str | None, typer.Option(help="Other budgets to read every checkpoint at, by commas.")
@@ -71,6 +85,7 @@ def run(
         out,
         split_methods(methods),
         sparsities=settings.numbers("--sparsity", sparsity),
+        budget=budget,  # type: ignore[arg-type]
         seeds=settings.whole_numbers("--seeds", seeds),
         dial=settings.numbers("--dial", dial) if dial else (),
         recipe=name,

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from skipgpt.atomic import staged, to_json
-from skipgpt.baselines.registry import STATIC
-from skipgpt.baselines.top_k import top_k_reach
 from skipgpt.comparison import static, trained
+from skipgpt.comparison.budget import check_reach
 from skipgpt.comparison.job import Job, prepare, run_folder
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
 from skipgpt.comparison.plot import plot
-from skipgpt.comparison.result import Comparison, Row
-from skipgpt.config import check_sparsity
+from skipgpt.comparison.result import UNITS, Comparison, Row
+from skipgpt.config import Budget, check_sparsity
 from skipgpt.errors import ConfigError
 from skipgpt.hardware import hardware
 from skipgpt.model.lora import check_targets
@@ -31,7 +30,7 @@ from skipgpt.training.arguments import check_schedule
 
 logger = logging.getLogger("skipgpt")
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Counted up when the code, or a default in `config.py`, changes what methods give."""
 
 
@@ -42,6 +41,7 @@ def compare(
     methods: Sequence[str],
     *,
     sparsities: Sequence[float] = (0.25,),
+    budget: Budget = "modules",
     seeds: Sequence[int] = (0,),
     dial: Sequence[float] = (),
     recipe: str = "default",
@@ -57,7 +57,8 @@ def compare(
         out: results are cached below it, so that one more method costs one method; in the end it
             holds `comparison.json`, `comparison.md` and `comparison.svg`.
         methods: as `skipgpt.comparison.method` reads them.
-        sparsities: budgets, as shares of modules to skip.
+        sparsities: budgets, as shares to skip.
+        budget: what they are shares of: `modules`, or the `flops` of a dense forward.
         seeds: of everything random; several give a spread.
         dial: other budgets at which every checkpoint is read, too.
         recipe: settings of methods that name none.
@@ -80,7 +81,10 @@ def compare(
         raise ConfigError(
             f"writing to {out}", got="a file", expected="a folder", todo="name another --out"
         )
-    job = prepare(base, data, recipe, dict(settings or {}), device=device, dtype=dtype)
+    if budget not in UNITS:
+        expected = " or ".join(UNITS)
+        raise ConfigError("choosing the budget", got=repr(budget), expected=expected)
+    job = prepare(base, data, recipe, dict(settings or {}), budget, device=device, dtype=dtype)
     _check(job, wanted, budgets, seeds)
     work = _Work(job, out)
     rows: list[Row] = []
@@ -103,6 +107,7 @@ def compare(
         "tokens": job.dense.tokens,
         "dense_nll_per_token": job.dense.nll_per_token,
         "dense_flops": job.dense_flops,
+        "budget": budget,
         "sparsities": budgets,
         "seeds": list(seeds),
         "dial": list(dial),
@@ -128,28 +133,11 @@ def _check(
                 config = job.config(method, sparsity, seed)
                 check_schedule(config.router_stage.schedule)
                 check_schedule(config.lora_stage.schedule)
-            _check_reach(job, method, sparsity)
+    check_reach(job, methods, budgets)
     if healed := [method for method in methods if method.has_lora]:
         model = job.routed()
         for method in healed:
             check_targets(model, job.config(method, budgets[0], seeds[0]).lora_stage)
-
-
-def _check_reach(job: Job, method: Method, sparsity: float) -> None:
-    most = 1.0
-    if method.kind in STATIC:
-        most = STATIC[method.kind].most
-        if STATIC[method.kind].changes_weights:  # into a layer that stays
-            most = 1 - 1 / job.layers
-    elif method.kind in TRAINED and TRAINED[method.kind].top_k:
-        most = top_k_reach(job.layers)
-    if sparsity > most + 1e-9:
-        raise ConfigError(
-            f"comparing {method}",
-            got=f"a budget of {sparsity:g}",
-            expected=f"at most {most:.3g}, all that it can skip in this model",
-            todo="leave out the method or the budget",
-        )
 
 
 class _Work:
@@ -193,8 +181,8 @@ class _Work:
             return trained.random_routes(job, method, self.rows(routers, sparsity, seed)[0])
         if method.kind not in TRAINED:
             if method.lora:
-                return static.heal(job, method, config, folder)
-            return static.remove(job, method, sparsity, seed)
+                return static.heal(job, method, config, folder, self.out)
+            return static.remove(job, method, config, self.out)
         if TRAINED[method.kind].top_k:
             return trained.train_top_k(job, method, config, folder)
         if method.lora:

@@ -1,11 +1,11 @@
-"""What all methods of a comparison share: base, text, budget of training, and the dense loss."""
+"""What all methods of a comparison share: base, text, length of training, and the dense loss."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from skipgpt.checkpoint_folder import is_checkpoint, read_info
-from skipgpt.comparison.method import TRAINED, Method
-from skipgpt.comparison.result import Row
-from skipgpt.config import LoraStage, RouterConfig, TrainConfig, recipe
+from skipgpt.comparison.method import DENSE, TRAINED, Method
+from skipgpt.comparison.result import UNITS, Row
+from skipgpt.config import Budget, LoraStage, RouterConfig, Stage, TrainConfig, recipe
 from skipgpt.cost import flops_per_token, overhead
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError
@@ -25,9 +25,10 @@ from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import fingerprint, load_base
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.model.trace import execution
+from skipgpt.routing.decision import Site
 from skipgpt.settings import override
 
-OWNED = ("target_sparsity", "seed", "stages", "recipe")
+OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
 """Settings that a comparison gives out itself."""
 
 SHARED = (*OWNED, "batch_size", "accumulation", "router_stage.steps", "lora_stage.steps")
@@ -56,6 +57,8 @@ class Job:
         layers: how many the base has.
         overhead: of routers and stand-ins, as shares of the base's parameters.
         where: `device` and `dtype`.
+        budget: what budgets are shares of.
+        fits: stand-ins that were fitted, with the seconds that it took, by rank and tokens.
     """
 
     base: str
@@ -69,6 +72,18 @@ class Job:
     layers: int
     overhead: dict[str, float]
     where: dict[str, Any]
+    budget: Budget = "modules"
+    fits: dict[tuple[int, int], tuple[dict[Site, Any], float]] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What budgets are shares of, as a table says it."""
+        return UNITS[self.budget]
+
+    @property
+    def context(self) -> float:
+        """Mean number of tokens that a token attends to, itself included."""
+        return (self.blocks.held_out.shape[1] + 1) / 2
 
     @property
     def main(self) -> TrainConfig:
@@ -113,14 +128,22 @@ class Job:
                 if key not in SHARED and (method.has_lora or not key.startswith("lora_stage."))
             }
             shared = override(shared, mine)
-        config = override(
-            shared, own | dict(method.settings) | {"target_sparsity": sparsity, "seed": seed}
-        )
+        own |= dict(method.settings) | {"target_sparsity": sparsity, "seed": seed}
+        if method.kind != DENSE:  # which has none: one row serves both units
+            own["budget"] = self.budget
+        config = override(shared, own)
         if config.stages not in (("router",), ("joint",)):
             raise ConfigError(
                 "choosing what to compare",
                 got=f"stages {', '.join(config.stages)} of {method}",
                 expected="router or joint; +lora heals",
+            )
+        if method.stand_in and not config.router.stand_in:
+            raise ConfigError(
+                f"comparing {method}",
+                got=f"the recipe {config.recipe}, which has no stand-ins (router.stand_in is 0)",
+                expected="a rank of 1 or more",
+                todo="set router.stand_in (--set router.stand_in=16), or choose another recipe",
             )
         return config
 
@@ -140,6 +163,15 @@ class Job:
     def searched(self) -> Tensor:
         """The training text that static methods choose on, [N, T]."""
         return cut(self.blocks.train, self.main.router_stage.static_tokens)
+
+    def tokens_trained(self, config: TrainConfig, *stages: Stage) -> int:
+        """Tokens that these stages train on, repeated ones counted each time."""
+        steps = sum(
+            (config.lora_stage if stage == "lora" else config.router_stage).steps
+            for stage in stages
+        )
+        rows = steps * config.batch_size * config.accumulation
+        return rows * self.blocks.train.shape[1]
 
     def row(
         self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any
@@ -161,7 +193,12 @@ class Job:
 
 
 def prepare(
-    base: str, data: list[str], recipe_name: str, settings: dict[str, Any], **where: str
+    base: str,
+    data: list[str],
+    recipe_name: str,
+    settings: dict[str, Any],
+    budget: Budget = "modules",
+    **where: str,
 ) -> Job:
     """Load the base and the text, and measure the base on it.
 
@@ -172,8 +209,8 @@ def prepare(
         raise ConfigError(
             "comparing",
             got=f"the setting {taken[0]}",
-            expected="budgets, seeds, methods and recipe as arguments (--sparsity, --seeds, "
-            "--methods, --recipe)",
+            expected="budgets, their unit, seeds, methods and recipe as arguments (--sparsity, "
+            "--budget, --seeds, --methods, --recipe)",
         )
     if is_checkpoint(base):
         raise ConfigError(
@@ -203,6 +240,7 @@ def prepare(
         layers,
         overhead(model),
         where,
+        budget,
     )
 
 

@@ -2,6 +2,7 @@
 
 router                             one of the kinds below
 sleb+lora                          healed with the LoRA stage of the run
+sleb+stand_in                      what is removed replaced by fitted stand-ins; +lora may follow
 router@paper                       with the settings of a recipe
 router:router.input=module_input   with one setting changed; more follow after further colons
 """
@@ -69,6 +70,9 @@ KINDS: Mapping[str, str] = {
     **{name: static.source for name, static in STATIC.items()},
 }
 
+_ADDED = {"stand_in", "lora"}
+_OF_STAND_INS = ("router.stand_in", "router_stage.fit_tokens")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -77,12 +81,14 @@ class Method:
     Attributes:
         kind: one of `KINDS`.
         lora: whether stage `lora` heals it.
+        stand_in: whether fitted stand-ins run in place of what a static method removes.
         recipe: whose settings it trains with; None where the comparison's.
         settings: dotted settings of its own.
     """
 
     kind: str
     lora: bool = False
+    stand_in: bool = False
     recipe: str | None = None
     settings: tuple[tuple[str, str], ...] = ()
 
@@ -96,10 +102,15 @@ class Method:
         own = tuple(pair for pair in self.settings if not pair[0].startswith("lora_stage."))
         return replace(self, lora=False, settings=own)
 
+    @property
+    def plain(self) -> str:
+        """The name without recipe and settings."""
+        return f"{self.kind}{'+stand_in' * self.stand_in}{'+lora' * self.lora}"
+
     def __str__(self) -> str:
         recipe = f"@{self.recipe}" if self.recipe else ""
         changes = "".join(f":{key}={value}" for key, value in self.settings)
-        return f"{self.kind}{'+lora' if self.lora else ''}{recipe}{changes}"
+        return f"{self.plain}{recipe}{changes}"
 
 
 def split_methods(text: str) -> list[str]:
@@ -123,8 +134,8 @@ def parse_method(text: str) -> Method:
     """A method from how it is written on the command line.
 
     Raises:
-        ConfigError: an unknown kind (the nearest known one is named), or a kind that cannot be
-            healed.
+        ConfigError: an unknown kind (the nearest known one is named), a kind that cannot be healed
+            or has nothing that stand-ins could replace, or a setting that changes nothing of it.
 
     Example:
         >>> parse_method("router+lora@paper").recipe
@@ -132,42 +143,59 @@ def parse_method(text: str) -> Method:
     """
     name, *changes = text.strip().split(":")
     name, at, recipe = name.partition("@")
-    kind, plus, healed = name.partition("+")
-    if kind not in KINDS or (plus and healed != "lora"):
+    kind, *added = name.split("+")
+    if kind not in KINDS or {*added} - _ADDED or len({*added}) < len(added):
         near = difflib.get_close_matches(kind, KINDS, n=1)
         raise ConfigError(
             "choosing what to compare",
             got=repr(text),
-            expected=f"one of {', '.join(KINDS)}; +lora may follow",
+            expected=f"one of {', '.join(KINDS)}; +stand_in and +lora may follow",
             todo=f"did you mean {near[0]}?" if near else "see `skipgpt compare --help`",
         )
     if at and not recipe:
         raise ConfigError("choosing what to compare", got=repr(text), expected="a recipe after @")
-    if plus and kind not in (DENSE, "router", *STATIC):
-        raise ConfigError(
-            "choosing what to compare",
-            got=repr(text),
-            expected="+lora after dense, router or a static method",
-        )
     pairs = [change.partition("=") for change in changes]
     if bad := [change for change, pair in zip(changes, pairs, strict=True) if not pair[1]]:
         raise ConfigError(
             "choosing what to compare", got=repr(bad[0]), expected="key=value after the colon"
         )
     settings = tuple((key, value) for key, _, value in pairs)
-    foreign = [key for key, _ in settings if not key.startswith("lora_stage.")]
-    if plus and kind not in TRAINED and (recipe or foreign):
+    method = Method(kind, "lora" in added, "stand_in" in added, recipe or None, settings)
+    _check(method, text)
+    return method
+
+
+def _check(method: Method, text: str) -> None:
+    """Refuse what could not be made, or would change nothing."""
+    kind, doing = method.kind, "choosing what to compare"
+    if method.lora and kind not in (DENSE, "router", *STATIC):
+        expected = "+lora after dense, router or a static method"
+        raise ConfigError(doing, got=repr(text), expected=expected)
+    if method.stand_in and (kind not in STATIC or STATIC[kind].changes_weights):
         raise ConfigError(
-            "choosing what to compare",
+            doing,
             got=repr(text),
-            expected=f"settings of lora_stage after {kind}+lora: nothing else of it is trained",
+            expected="+stand_in after a static method that changes no weights",
+            todo="of learned routes, router.stand_in sets the rank",
+        )
+    if kind in (*TRAINED, RANDOM):
+        return
+    allowed = (*("lora_stage.",) * method.lora, *_OF_STAND_INS * method.stand_in)
+    if method.lora and method.stand_in:  # which then train, too
+        allowed += ("router_stage.stand_in_rate",)
+    foreign = [key for key, _ in method.settings if not key.startswith(allowed)]
+    if (method.recipe or foreign) and allowed:
+        raise ConfigError(
+            doing,
+            got=repr(text),
+            expected=f"settings of {' and '.join(each.rstrip('.') for each in allowed)} after "
+            f"{method.plain}: nothing else of it is trained",
             todo="what else holds for all methods is set with --set and --recipe",
         )
-    if (recipe or settings) and not plus and kind not in (*TRAINED, RANDOM):
+    if method.recipe or foreign:
         raise ConfigError(
-            "choosing what to compare",
+            doing,
             got=repr(text),
             expected=f"{kind} alone: nothing of it is trained, so no setting changes it",
             todo="the text that static methods choose on is set for all, with --set",
         )
-    return Method(kind, bool(plus), recipe or None, settings)

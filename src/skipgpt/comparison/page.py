@@ -61,9 +61,10 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
         "",
         f"{' and '.join(steps)} of {run['batch_size']} x {run['data']['block_size']} tokens; "
         f"{facts['tokens']:,} held-out tokens; seeds {', '.join(map(str, seeds))}, ± half their "
-        f"range. Dense: {facts['dense_nll_per_token']:.4f} nats a token. *KL*: KL(dense || "
-        "method), nats per token; *agreement*: share of tokens with the same most likely next one. "
-        "*x router*: excess in units of `router`'s at the same FLOPs.",
+        f"range. Dense: {facts['dense_nll_per_token']:.4f} nats per token. Budgets are shares of "
+        f"{comparison.unit}. *KL*: KL(dense || method), nats per token; *agreement*: share of "
+        "tokens with the same most likely next one. *x router*: excess in units of `router`'s at "
+        "the same FLOPs.",
         "",
         comparison.to_markdown(),
         "",

@@ -1,4 +1,4 @@
-"""The picture of a comparison: loss against FLOPs, one line a method."""
+"""The picture of a comparison: excess loss against FLOPs saved, one line per method."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def plot(comparison: Comparison, path: Path) -> bool:
     groups: dict[str, list[Line]] = {}
     for line in comparison.lines():
         groups.setdefault(line.rows[0].method, []).append(line)
-    dense = comparison.facts["dense_nll_per_token"]
     # Below the axes the legend takes a line for two methods, and leaves them their width.
     figure = Figure(figsize=(9, 6 + 0.12 * len(groups)), layout="constrained")
     axes = figure.subplots()
@@ -38,8 +37,8 @@ def plot(comparison: Comparison, path: Path) -> bool:
             continue
         lines.sort(key=lambda line: line.share("flops"))
         axes.errorbar(
-            [100 * (1 - line.share("flops")) for line in lines],
-            [dense + line.excess for line in lines],
+            [100 * line.share("flops") for line in lines],
+            [line.excess for line in lines],
             [line.spread for line in lines],
             label=re.sub(r":\w+\.", ":", name),
             marker="osD^vP*X"[number % 8],
@@ -48,13 +47,13 @@ def plot(comparison: Comparison, path: Path) -> bool:
             linewidth=2.5 if name.startswith("router") else 1.2,
             capsize=2,
         )
-    axes.axhline(dense, color="black", linewidth=1, linestyle=":", label="dense")
-    axes.set_xlabel("FLOPs a token, % of dense")
-    axes.set_ylabel("held-out loss, nats a token")
+    axes.axhline(0, color="black", linewidth=1, linestyle=":", label="dense")
+    axes.set_xlabel("FLOPs saved per token, % of dense")
+    axes.set_ylabel("excess loss over dense, nats per token")
     base, *data = (
         Path(name).name for name in (comparison.facts["base"], *comparison.facts["data"])
     )
-    axes.set_title(f"{base} on {', '.join(data)}")
+    axes.set_title(f"{base} on {', '.join(data)}; budgets in {comparison.unit}")
     figure.legend(fontsize="small", loc="outside lower left", ncols=2)
     figure.savefig(path)
     return True

@@ -8,6 +8,9 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any
 
+UNITS = {"modules": "modules", "flops": "FLOPs"}
+"""What budgets may be shares of, and how a table says it."""
+
 COLUMNS = (
     "method",
     "nats/token",
@@ -28,18 +31,20 @@ class Row:
 
     Attributes:
         method: as it was asked for, and in brackets how else it was evaluated.
-        target: the module sparsity that was asked for.
+        target: the budget that was asked for, a share of what the comparison's `budget` counts.
         seed: of its training.
         sparsity: measured on the held-out text: module, attn, mlp, params, flops.
         nll_per_token: held-out loss in nats.
         excess_nll: above the dense base model.
         flops: FLOPs a token that run.
-        seconds: wall-clock of producing the method, measuring it left out where that is separate.
+        seconds: wall-clock of making the method: search, fitting and training, of everything that
+            it stands on; not of measuring it.
         note: what has to be known to read the row.
         checkpoint: the folder of the trained model, where there is one.
         kl_to_dense: mean KL(dense || this) in nats per token, to the base model without LoRA; None
             in rows that an earlier version measured.
         agreement: share of tokens at which both have the same most likely next one; likewise.
+        tokens_trained: tokens that gradient steps were taken on, repeated ones counted each time.
     """
 
     method: str
@@ -54,6 +59,7 @@ class Row:
     checkpoint: str | None = None
     kl_to_dense: float | None = None
     agreement: float | None = None
+    tokens_trained: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,11 @@ class Comparison:
         """Plain JSON types."""
         return dataclasses.asdict(self)
 
+    @property
+    def unit(self) -> str:
+        """What its budgets are shares of, in words."""
+        return UNITS[self.facts.get("budget", "modules")]
+
     def lines(self) -> list[Line]:
         """Rows by method and budget, seeds together, in the order of the rows."""
         groups: dict[tuple[str, float], list[Row]] = {}
@@ -140,14 +151,14 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The table of docs/results.md."""
-        head = [*COLUMNS, "x router", "seconds", "note"]
+        head = self._head()
         lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         lines += ["| " + " | ".join(cells) + " |" for cells in self._cells()]
         return "\n".join(lines)
 
     def to_terminal(self) -> str:
         """The same table in columns."""
-        table = [[*COLUMNS, "x router", "seconds", "note"], *self._cells()]
+        table = [self._head(), *self._cells()]
         widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
         return "\n".join(
             "  ".join(
@@ -156,6 +167,9 @@ class Comparison:
             ).rstrip()
             for row in table
         )
+
+    def _head(self) -> list[str]:
+        return [*COLUMNS, "x router", "budget", "tokens trained", "seconds", "note"]
 
     def _cells(self) -> list[list[str]]:
         cells = []
@@ -172,6 +186,8 @@ class Comparison:
                     "" if line.agreement is None else f"{line.agreement:.1%}",
                     *(f"{line.share(name):.1%}" for name in COLUMNS[5:]),
                     "" if times is None else f"{times:.1f}",
+                    f"{first.target:.1%} of {self.unit}" if first.target else "",
+                    f"{first.tokens_trained:,}",
                     f"{mean(row.seconds for row in line.rows):.0f}",
                     first.note,
                 ]

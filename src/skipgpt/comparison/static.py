@@ -14,11 +14,13 @@ from skipgpt.baselines.static import constant_routes
 from skipgpt.baselines.units import Unit, sites_of
 from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import DENSE, Method
+from skipgpt.comparison.removal import Removal, find_removal, without
 from skipgpt.comparison.result import Row
 from skipgpt.comparison.trained import in_comparison
 from skipgpt.config import TrainConfig
 from skipgpt.cost import sparsities
 from skipgpt.errors import TrainingError
+from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import routers
@@ -27,91 +29,86 @@ from skipgpt.routing.decision import Forced
 from skipgpt.training.run_stage import run_stage
 
 
-def remove(job: Job, method: Method, sparsity: float, seed: int) -> list[Row]:
+def remove(job: Job, method: Method, config: TrainConfig, out: Path) -> list[Row]:
     """A static method at exactly this budget.
 
     Between two numbers of removals the losses are interpolated: that is what removing the larger
     number for a share of the sequences, and the smaller for the others, would give.
     """
-    low, high, share = _counts(job, method, sparsity)
-    began = time.perf_counter()
-    measured = _without(job, method, sorted({low, high}))
-    seconds = time.perf_counter() - began
-    mixed = measured[0] if low == high else _mixture(measured[0], measured[1], share)
-    note = _note(method, low, high)
-    return [job.row(method, sparsity, seed, mixed, note=note, seconds=seconds)]
+    removal = find_removal(job, method, config, out)
+    measured, seconds = [], removal.seconds
+    for count in sorted({removal.low, removal.high}):
+        model, units, more = without(job, method, config, removal, count)
+        with deciding(model, Forced.without(sites_of(units))):
+            measured.append(_pruned(job, method, model, units))
+        seconds += more
+    return [_row(job, method, config, measured, removal, seconds)]
 
 
-def heal(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
+def heal(job: Job, method: Method, config: TrainConfig, folder: Path, out: Path) -> list[Row]:
     """Stage `lora` around a static removal, or around the whole base model.
 
-    A budget between two numbers of removals is mixed from both of them, each healed.
+    A budget between two numbers of removals is mixed from both of them, each healed. Stand-ins
+    train along.
     """
-    sparsity, began = config.target_sparsity, time.perf_counter()
-    if method.kind == DENSE:
-        mixed, note = _healed(job, method, config, folder, job.routed(), []), ""
-    else:
-        low, high, share = _counts(job, method, sparsity)
-        measured = [
-            _healed(job, method, config, folder / str(count), *_removed(job, method, count))
-            for count in sorted({low, high})
-        ]
-        mixed = measured[0] if low == high else _mixture(measured[0], measured[1], share)
-        note = _note(method, low, high)
+    removal = Removal((), 0, 0, 0.0)
+    if method.kind != DENSE:
+        removal = find_removal(job, method, config, out)
+    measured, seconds = [], removal.seconds
+    for count in sorted({removal.low, removal.high}):
+        if method.kind == DENSE:
+            model, units, more = job.routed(), list[Unit](), 0.0
+        else:
+            model, units, more = without(job, method, config, removal, count)
+        began = time.perf_counter()
+        model = _healed(job, config, folder / str(count), model, units)
+        seconds += more + time.perf_counter() - began
+        measured.append(_pruned(job, method, model, units))
     shutil.rmtree(folder, ignore_errors=True)  # what it would have been resumed from
-    seconds = time.perf_counter() - began
-    return [job.row(method, sparsity, config.seed, mixed, note=note, seconds=seconds)]
+    return [_row(job, method, config, measured, removal, seconds)]
 
 
-def _healed(
-    job: Job,
-    method: Method,
-    config: TrainConfig,
-    folder: Path,
-    model: Any,
-    removed: list[Unit],
-) -> Perplexity:
-    """The loss after stage `lora` around what is removed."""
+def _healed(job: Job, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]) -> Any:
+    """The model after stage `lora` around what is removed."""
     constant_routes(model, removed)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        model = run_stage(model, "lora", config, job.blocks, folder)
+        return run_stage(model, "lora", config, job.blocks, folder)
     except TrainingError as error:
         raise in_comparison(error) from error
-    return _pruned(job, method, model, removed)
 
 
-def _note(method: Method, low: int, high: int) -> str:
-    kind = STATIC[method.kind].units
-    return f"{low} {kind} removed" if low == high else f"between {low} and {high} {kind} removed"
+def _row(
+    job: Job,
+    method: Method,
+    config: TrainConfig,
+    measured: list[Perplexity],
+    removal: Removal,
+    seconds: float,
+) -> Row:
+    """The row of a mixture, of which each part was trained as long as any other method."""
+    low, high = measured[0], measured[-1]
+    trained = job.tokens_trained(config, "lora") if method.lora else 0
+    return job.row(
+        method,
+        config.target_sparsity,
+        config.seed,
+        low if low is high else _mixture(low, high, removal.share),
+        note=_note(job, method, config, removal),
+        seconds=seconds,
+        tokens_trained=trained,
+    )
 
 
-def _counts(job: Job, method: Method, sparsity: float) -> tuple[int, int, float]:
-    """The whole numbers of removals around a budget, and the share of the larger."""
-    units = job.layers if STATIC[method.kind].units == "layers" else 2 * job.layers
-    exact = sparsity * units
-    low, high = math.floor(exact + 1e-9), math.ceil(exact - 1e-9)
-    return low, high, exact - low
-
-
-def _removed(job: Job, method: Method, count: int) -> tuple[Any, list[Unit]]:
-    """A fresh model, changed if the method does that, and what it removes."""
-    model = job.routed()
-    return model, STATIC[method.kind].order(model, job.searched(), count) if count else []
-
-
-def _without(job: Job, method: Method, counts: list[int]) -> list[Perplexity]:
-    """The losses without so many units, given in rising order."""
-    model, removed = _removed(job, method, counts[-1])
-    measured = []
-    for count in counts:
-        if count < len(removed) and STATIC[method.kind].changes_weights:
-            changed, fewer = _removed(job, method, count)
-        else:
-            changed, fewer = model, removed[:count]
-        with deciding(changed, Forced.without(sites_of(fewer))):
-            measured.append(_pruned(job, method, changed, fewer))
-    return measured
+def _note(job: Job, method: Method, config: TrainConfig, removal: Removal) -> str:
+    if method.kind == DENSE:
+        return ""
+    kind, low, high = STATIC[method.kind].units, removal.low, removal.high
+    note = f"{low} {kind} removed" if low == high else f"between {low} and {high} {kind} removed"
+    if not method.stand_in:
+        return note
+    fitted = cut(job.blocks.train, config.router_stage.fit_tokens).numel()
+    return f"{note}, stand-ins of rank {config.router.stand_in} fitted on {fitted:,} tokens"
 
 
 def _pruned(job: Job, method: Method, model: Any, removed: list[Unit]) -> Perplexity:
@@ -122,8 +119,7 @@ def _pruned(job: Job, method: Method, model: Any, removed: list[Unit]) -> Perple
     measured = perplexity(model, job.held_out(), closeness_to=_dense(job, method, model))
     gone = set(sites_of(removed))
     keep = {site: float(site not in gone) for site in routers(model)}
-    context = (job.blocks.held_out.shape[1] + 1) / 2
-    shares = sparsities(model, keep, context, gone=gone, routed=False)
+    shares = sparsities(model, keep, job.context, gone=gone, routed=False)
     return dataclasses.replace(measured, sparsity=shares)
 
 

@@ -17,6 +17,7 @@ from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import TrainConfig
+from skipgpt.cost import savings
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.dial import set_sparsity
@@ -34,7 +35,7 @@ def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) ->
     """Routers, evaluated deterministically and, for the recipe `paper`, also sampled."""
     began = time.perf_counter()
     result = _trained(job, job.base, config, folder)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began - result.seconds_measuring
     (measured,) = (result.held_out[stage] for stage in config.stages)
     row = job.row(
         method,
@@ -43,6 +44,7 @@ def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) ->
         measured,
         seconds=seconds,
         checkpoint=str(folder),
+        tokens_trained=job.tokens_trained(config, *config.stages),
     )
     return _also_sampled(job, row) if config.recipe == "paper" else [row]
 
@@ -53,10 +55,19 @@ def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Pat
     assert routed.checkpoint is not None
     healing = dataclasses.replace(config, stages=("lora",))
     result = _trained(job, routed.checkpoint, healing, folder)
-    seconds = routed.seconds + time.perf_counter() - began
+    seconds = routed.seconds + time.perf_counter() - began - result.seconds_measuring
     measured = result.held_out["lora"]
     sparsity, seed = config.target_sparsity, config.seed
-    row = job.row(method, sparsity, seed, measured, seconds=seconds, checkpoint=str(folder))
+    tokens = job.tokens_trained(config, "router", "lora")
+    row = job.row(
+        method,
+        sparsity,
+        seed,
+        measured,
+        seconds=seconds,
+        checkpoint=str(folder),
+        tokens_trained=tokens,
+    )
     return _also_sampled(job, row) if config.recipe == "paper" else [row]
 
 
@@ -69,7 +80,7 @@ def random_routes(job: Job, method: Method, routed: Row) -> list[Row]:
     measured = _measure(job, Path(str(routed.checkpoint)), RandomRoutes(rates), routed.seed)
     note = "rates for each module from `router`, tokens at random"
     row = job.row(method, routed.target, routed.seed, measured, note=note)
-    return [dataclasses.replace(row, seconds=routed.seconds)]
+    return [_as_long(row, routed)]
 
 
 def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, ...]) -> list[Row]:
@@ -85,16 +96,23 @@ def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, .
         measured = perplexity(model, job.held_out(), closeness_to=model)
         row = job.row(method, sparsity, trained.seed, measured)
         name = f"{method} (dial of {trained.target:g})"
-        rows.append(dataclasses.replace(row, method=name, checkpoint=trained.checkpoint))
+        row = dataclasses.replace(row, method=name, checkpoint=trained.checkpoint)
+        rows.append(_as_long(row, trained))
     return rows
+
+
+def _as_long(row: Row, trained: Row) -> Row:
+    """A row of routers that another row is of, too: what they took is told there and here."""
+    return dataclasses.replace(row, seconds=trained.seconds, tokens_trained=trained.tokens_trained)
 
 
 def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
     """Mixture-of-Depths on a frozen base: as published, and with thresholds in place of ranks."""
     model = job.routed(config.router, config.seed)
-    start_routers(model, config, job.blocks.train)
-    rule = top_k_rule(model, config.target_sparsity)
+    saved = savings(model, job.budget, job.context)
+    rule = top_k_rule(model, config.target_sparsity, saved)
     began = time.perf_counter()
+    start_routers(model, config, job.blocks.train)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         model = run_stage(model, "router", config, job.blocks, folder, rule=lambda _: rule)
@@ -104,15 +122,14 @@ def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> 
     shutil.rmtree(folder, ignore_errors=True)  # what it would have been resumed from
     ranked = "selects among all tokens of a row, later ones included"
     causal = "selects by a threshold a layer, set on calibration text"
-    rows = []
-    for each, note, suffix in (
-        (rule, ranked, ""),
-        (layer_thresholds(model, job.calibration(), rule), causal, " (causal)"),
-    ):
-        row = job.row(method, config.target_sparsity, config.seed, _gated(model, job, each))
-        rows.append(
-            dataclasses.replace(row, method=f"{method}{suffix}", note=note, seconds=seconds)
-        )
+    tokens, rows = job.tokens_trained(config, "router"), []
+    for each, note, suffix in ((rule, ranked, ""), (None, causal, " (causal)")):
+        began = time.perf_counter()
+        chosen = each or layer_thresholds(model, job.calibration(), rule)
+        seconds += time.perf_counter() - began
+        row = job.row(method, config.target_sparsity, config.seed, _gated(model, job, chosen))
+        row = dataclasses.replace(row, method=f"{method}{suffix}", note=note)
+        rows.append(dataclasses.replace(row, seconds=seconds, tokens_trained=tokens))
     return rows
 
 

@@ -85,7 +85,12 @@ class Savings:
 
 
 def savings(
-    model: nn.Module, unit: Budget, context: float, timed: TimedForward | None = None
+    model: nn.Module,
+    unit: Budget,
+    context: float,
+    timed: TimedForward | None = None,
+    *,
+    removed: bool = False,
 ) -> Savings:
     """What each site of a model saves.
 
@@ -94,6 +99,8 @@ def savings(
         unit: `modules`, `flops` or `time`.
         context: mean number of tokens that a token attends to; `time` has its own.
         timed: the forward whose seconds `time` counts; the default one where None.
+        removed: count a static removal: attention takes its keys and values along, and no router
+            runs; stand-ins still do.
 
     Raises:
         ConfigError: the unit is unknown, or it is `time` and this machine was not profiled.
@@ -113,10 +120,13 @@ def savings(
         core = 4 * cost.core_width * cost.attended(0, 2 * context - 1)
         saved[attn] = 2 * cost.qo + core
         saved[Site(layer.index, "mlp")] = 2 * cost.mlp
-        if layer.routing.config.kv == "skip":
+        if removed:
+            saved[attn] += 2 * cost.kv
+        elif layer.routing.config.kv == "skip":
             saved[attn] += 2 * cost.kv
             pairs[attn] = core / dense
     for site, stand_in in stand_ins(model).items():
         saved[site] -= 2 * parameters_of(stand_in)
     by_site = {site: saved[site] / dense for site in sites}
-    return Savings(unit, by_site, 2 * deciding_parameters(model) / dense, pairs)
+    overhead = 0.0 if removed else 2 * deciding_parameters(model) / dense
+    return Savings(unit, by_site, overhead, pairs)

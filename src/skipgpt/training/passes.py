@@ -7,6 +7,7 @@ in pieces runs in no other way. The first process decides wherever numbers of tw
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Passes:
         out: its folder.
         order: the greedy static removal, once it was searched for.
         dense: the loss of the dense model on held-out text, once measured.
+        seconds_measuring: spent on losses that are reported only.
     """
 
     config: TrainConfig
@@ -47,6 +49,7 @@ class Passes:
     out: Path
     order: list[Unit] = field(default_factory=list)
     dense: Perplexity | None = None
+    seconds_measuring: float = 0.0
 
     @property
     def held_out(self) -> Tensor:
@@ -64,7 +67,7 @@ class Passes:
                 spread(each.parameters())
         self._calibrate_for_healing(model)
         with execution(model, "dense"):
-            self.dense = perplexity(model, self.held_out)
+            self.dense = self._measured(model)
         note_measured(self.out, "dense", self.dense)
 
     def _calibrate_for_healing(self, model: Any) -> None:
@@ -104,4 +107,10 @@ class Passes:
             centre_margins(model)
             state = routing_state(model)
             state.curves, state.rule = from_first((state.curves, state.rule))
-        return from_first(perplexity(model, self.held_out, closeness_to=model))
+        return from_first(self._measured(model))
+
+    def _measured(self, model: Any) -> Perplexity:
+        began = time.perf_counter()
+        found = perplexity(model, self.held_out, closeness_to=model)
+        self.seconds_measuring += time.perf_counter() - began
+        return found

@@ -59,12 +59,14 @@ class TrainResult:
         held_out: loss and sparsity on held-out text: `dense`, then one entry a stage.
         folder: where the checkpoint lies.
         static_order: the greedy static removal that routers were blended with, if they were.
+        seconds_measuring: of this call, spent on the losses in `held_out`.
     """
 
     info: CheckpointInfo
     held_out: dict[str, Perplexity]
     folder: str
     static_order: tuple[Unit, ...] = ()
+    seconds_measuring: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -174,7 +176,7 @@ def train(
     forget_states(out)
     measured = {"dense": cast("Perplexity", passes.dense)}
     measured |= {stage: found[stage] for stage in config.stages}
-    return TrainResult(info, measured, str(out), tuple(passes.order))
+    return TrainResult(info, measured, str(out), tuple(passes.order), passes.seconds_measuring)
 
 
 def _start(

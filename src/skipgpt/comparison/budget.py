@@ -1,0 +1,115 @@
+"""Budgets of a comparison: how much each method can skip, and which removals lie around a budget.
+
+A budget is a share of the modules or of the FLOPs of a dense forward. What a site saves is counted
+by `skipgpt.cost.savings`; a static removal takes keys and values along and runs no routers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from torch import nn
+
+from skipgpt.baselines.registry import STATIC
+from skipgpt.baselines.top_k import top_k_rule
+from skipgpt.baselines.units import Unit
+from skipgpt.comparison.job import Job
+from skipgpt.comparison.method import DENSE, TRAINED, Method
+from skipgpt.config import RouterConfig, TrainConfig
+from skipgpt.cost import Savings, savings
+from skipgpt.errors import ConfigError
+from skipgpt.model.surgery import add_routers, remove_routers
+
+ROUNDING = 1e-9
+"""Budgets that differ by less are the same: sums of shares are rounded."""
+
+
+def stand_ins_of(method: Method, config: TrainConfig) -> RouterConfig:
+    """What a model of a static method has beside its base: stand-ins, if the method has them."""
+    return RouterConfig(stand_in=config.router.stand_in if method.stand_in else 0)
+
+
+def check_reach(job: Job, methods: Sequence[Method], sparsities: Sequence[float]) -> None:
+    """Raise where a method cannot skip as much as a budget asks for.
+
+    Raises:
+        ConfigError: it cannot; says how much it can skip.
+    """
+    model = job.routed()
+    for method in methods:
+        if method.kind == DENSE:
+            continue
+        most = _reach(job, remove_routers(model), method)
+        if (largest := max(sparsities)) > most + ROUNDING:
+            raise ConfigError(
+                f"comparing {method}",
+                got=f"a budget of {largest:g} of all {job.unit}",
+                expected=f"at most {most:.3g}, all that it can skip in this model",
+                todo="leave out the method or the budget",
+            )
+
+
+def _reach(job: Job, model: nn.Module, method: Method) -> float:
+    """The largest share that a method can skip, of a model without routers; gives it some."""
+    config = job.config(method, 0.0, 0)
+    if method.kind in STATIC:
+        kind = STATIC[method.kind]
+        add_routers(model, stand_ins_of(method, config))
+        saved = savings(model, job.budget, job.context, removed=True)
+        each = [unit_saves(saved, unit) for unit in kind.candidates(model)]
+        return sum(each) - (max(each) if kind.changes_weights else 0.0)  # into one that stays
+    add_routers(model, config.router)
+    saved = savings(model, job.budget, job.context)
+    skips = saved.by_site
+    if method.kind in TRAINED and TRAINED[method.kind].top_k:
+        rule = top_k_rule(model, 0.0)
+        skips = {site: share for site, share in skips.items() if rule.skips(site)}
+    return sum(skips.values()) - saved.overhead
+
+
+def unit_saves(saved: Savings, unit: Unit) -> float:
+    """What removing a unit saves, as a share of the dense forward."""
+    return sum(saved.by_site[site] for site in unit)
+
+
+def most_removals(units: Iterable[Unit], saved: Savings, target: float) -> int:
+    """How many removals a budget takes at most: where those go first that save least.
+
+    Args:
+        units: all that may be removed.
+        saved: by site.
+        target: share to save.
+    """
+    return _reached(sorted(unit_saves(saved, unit) for unit in units), target)
+
+
+def between(order: Sequence[Unit], saved: Savings, target: float) -> tuple[int, int, float]:
+    """The two numbers of removals around a budget, and the share of the larger in a mixture.
+
+    Args:
+        order: what is removed, first removed first; reaches the target.
+        saved: by site.
+        target: share to save.
+
+    Returns:
+        Twice the same number and 0 where that meets the target.
+
+    Example:
+        >>> one, two = (Site(0, "attn"),), (Site(0, "mlp"),)
+        >>> between([one, two], Savings("flops", {one[0]: 0.2, two[0]: 0.4}), 0.5)
+        (1, 2, 0.75)
+    """
+    each = [unit_saves(saved, unit) for unit in order]
+    high = _reached(each, target)
+    reached = sum(each[:high])
+    if high == 0 or reached <= target + ROUNDING:
+        return high, high, 0.0
+    below = reached - each[high - 1]
+    return high - 1, high, (target - below) / (reached - below)
+
+
+def _reached(each: Sequence[float], target: float) -> int:
+    """How many of these, from the first, come to the target; all where they never do."""
+    sums = accumulate(each, initial=0.0)
+    return next((n for n, share in enumerate(sums) if share >= target - ROUNDING), len(each))

@@ -1,0 +1,154 @@
+"""What a static method removes at a budget: searched for once, and kept on disk.
+
+`sleb` and `sleb+lora` share a search, and so do the two removals that a budget lies between. Its
+time counts for every row that stands on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipgpt.atomic import staged, to_json
+from skipgpt.baselines.registry import STATIC
+from skipgpt.baselines.units import Unit
+from skipgpt.comparison.budget import ROUNDING, between, most_removals, stand_ins_of, unit_saves
+from skipgpt.comparison.job import Job
+from skipgpt.comparison.method import Method
+from skipgpt.config import TrainConfig
+from skipgpt.cost import savings
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.fitting.stand_ins import fit_stand_ins
+from skipgpt.model.surgery import stand_ins
+from skipgpt.progress import advancing
+from skipgpt.routing.decision import Site
+
+logger = logging.getLogger("skipgpt")
+
+SEARCH_VERSION = 1
+"""Counted up when the code changes what a search finds."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The two numbers of removals around a budget.
+
+    Attributes:
+        order: what is removed, first removed first; empty for methods that change weights, whose
+            answers differ from number to number.
+        low: the smaller number.
+        high: the larger one; the same where one number meets the budget.
+        share: of the larger one in their mixture.
+        seconds: that fitting stand-ins and searching took.
+    """
+
+    order: tuple[Unit, ...]
+    low: int
+    high: int
+    share: float
+    seconds: float = 0.0
+
+
+def find_removal(job: Job, method: Method, config: TrainConfig, out: Path) -> Removal:
+    """What a static method removes at the budget of a config.
+
+    A search goes as far as the budget could ask for, whichever units go. For methods that change
+    weights, the answer is a number: every layer counts as the mean of all there.
+
+    Args:
+        job: what all methods share.
+        method: a static one.
+        config: says the budget, and of stand-ins their rank and how much they are fitted on.
+        out: the folder of the comparison; searches are kept below it.
+    """
+    kind, target = STATIC[method.kind], config.target_sparsity
+    model, fitting = _fresh(job, method, config)
+    saved = savings(model, job.budget, job.context, removed=True)
+    units = kind.candidates(model)
+    if kind.changes_weights:
+        exact = target * len(units) / sum(unit_saves(saved, unit) for unit in units)
+        low, high = math.floor(exact + ROUNDING), math.ceil(exact - ROUNDING)
+        return Removal((), low, high, exact - low)
+    removals = most_removals(units, saved, target)
+    order, seconds = _searched(job, method, config, model, removals, out)
+    return Removal(order, *between(order, saved, target), fitting + seconds)
+
+
+def without(
+    job: Job, method: Method, config: TrainConfig, removal: Removal, count: int
+) -> tuple[Any, list[Unit], float]:
+    """A model with the weights of the method, what it removes, and the seconds of changing them."""
+    model, _ = _fresh(job, method, config)
+    if not STATIC[method.kind].changes_weights:
+        return model, [*removal.order[:count]], 0.0
+    units, seconds = _search(job, method, model, count)
+    return model, units, seconds
+
+
+def _fresh(job: Job, method: Method, config: TrainConfig) -> tuple[Any, float]:
+    """The base model with routers and fitted stand-ins, if any; seconds of fitting.
+
+    Stand-ins are fitted once per comparison; every row that has them counts the time of that fit.
+    """
+    model = job.routed(stand_ins_of(method, config))
+    if not method.stand_in:
+        return model, 0.0
+    key = config.router.stand_in, config.router_stage.fit_tokens
+    if key not in job.fits:
+        began = time.perf_counter()
+        fit_stand_ins(model, cut(job.blocks.train, config.router_stage.fit_tokens))
+        seconds = time.perf_counter() - began
+        fitted = {site: each.state_dict() for site, each in stand_ins(model).items()}
+        job.fits[key] = fitted, seconds
+    fitted, seconds = job.fits[key]
+    for site, each in stand_ins(model).items():
+        each.load_state_dict(fitted[site])
+    return model, seconds
+
+
+def _searched(
+    job: Job, method: Method, config: TrainConfig, model: Any, removals: int, out: Path
+) -> tuple[tuple[Unit, ...], float]:
+    """The order of removals and the seconds of its search, from disk where it was searched for."""
+    made_of = {
+        "version": SEARCH_VERSION,
+        "method": method.kind,
+        "removals": removals,
+        "tokens": job.searched().numel(),
+        "stand_ins": method.stand_in and [config.router.stand_in, config.router_stage.fit_tokens],
+        "base": job.fingerprint,
+        "text": job.blocks.fingerprint,
+        "where": job.where,
+    }
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    path = out / "searches" / f"{method.kind}-{key[:16]}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        order = tuple(tuple(Site(*site) for site in unit) for unit in kept["order"])
+        return order, float(kept["seconds"])
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged and made anew: %s", path, error)
+    found, seconds = _search(job, method, model, removals)
+    order = tuple(found)
+    with staged(path.parent) as stage:
+        text = to_json({"order": order, "seconds": seconds, **made_of})
+        (stage / path.name).write_text(text, encoding="utf-8")
+    return order, seconds
+
+
+def _search(job: Job, method: Method, model: Any, removals: int) -> tuple[list[Unit], float]:
+    """Let the method choose, and say how many seconds it took."""
+    if not removals:
+        return [], 0.0
+    began = time.perf_counter()
+    with advancing(method.kind) as advance:
+        found = STATIC[method.kind].order(model, job.searched(), removals, on_step=advance)
+    return found, time.perf_counter() - began
