@@ -143,7 +143,8 @@ def test_progress_ends_at_its_total(name: str) -> None:
 def test_more_removals_than_there_are_units_are_refused(name: str) -> None:
     model = deep()
     count = len(_candidates(name, model))
-    assert count == (2 * DEEP if name in ("llm-drop", "blockpruner") else DEEP)
+    of_modules = ("llm-drop", "blockpruner", "fisher", "fisher-flops")
+    assert count == (2 * DEEP if name in of_modules else DEEP)
     with pytest.raises(ConfigError, match=f"got {count + 1} removals; expected 0 to {count}"):
         STATIC[name].order(model, _text(), count + 1)
 

@@ -41,8 +41,8 @@ REFUSED = {
     "": "expected one of dense, random, router",
     "router+lorra": "+stand_in and +lora may follow",
     "router+": "+stand_in and +lora may follow",
-    "mod+lora": "+lora after dense, router or a static method",
-    "random+lora": "+lora after dense, router or a static method",
+    "mod+lora": "+lora after dense, router, fit or a static method",
+    "random+lora": "+lora after dense, router, fit or a static method",
     "router+stand_in": "router.stand_in sets the rank",
     "laco+stand_in": "+stand_in after a static method that changes no weights",
     "sleb+lora+lora": "+stand_in and +lora may follow",
@@ -104,7 +104,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(job: Job) -> None:
     config = job.config(Method("router"), 0.4, 7)
-    assert (config.target_sparsity, config.seed, config.stages) == (0.4, 7, ("router",))
+    assert (config.target_sparsity, config.seed, config.stages) == (
+        *(0.4, 7),
+        ("fit", "router"),
+    )
     assert (config.recipe, config.router) == ("default", recipe("default").router)
     assert config.router_stage.alpha == 5
     assert config.batch_size == 3
@@ -131,7 +134,8 @@ def test_a_methods_own_settings_win(job: Job) -> None:
 @pytest.mark.parametrize("kind", TRAINED)
 def test_every_learned_kind_has_settings_that_exist(job: Job, kind: str) -> None:
     config = job.config(Method(kind), 0.25, 0)
-    assert config.stages == (("joint",) if kind == "joint" else ("router",))
+    fitted = {"fit": ("fit",), "router": ("fit", "router"), "coupled": ("fit", "router")}
+    assert config.stages == fitted.get(kind, ("joint",) if kind == "joint" else ("router",))
     decides = {"coupled": "layer", "d-llm": "layer", "mod": "layer", "sequence": "sequence"}
     assert config.router.decides == decides.get(kind, "module")
     assert config.router.kv == ("skip" if kind == "d-llm" else "dense")

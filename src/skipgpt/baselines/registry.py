@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from skipgpt.baselines.blockpruner import blockpruner
+from skipgpt.baselines.fisher import fisher
 from skipgpt.baselines.laco import laco
 from skipgpt.baselines.llm_drop import llm_drop
 from skipgpt.baselines.search import Method
@@ -59,5 +60,9 @@ STATIC: Mapping[str, Static] = {
         partial(llm_drop, modules="mlp"), "modules", "the same, MLPs only", ("mlp",)
     ),
     "blockpruner": Static(blockpruner, "modules", "perplexity, one by one (arXiv 2406.10594)"),
+    "fisher": Static(fisher, "modules", "second-order cost, the mean of each module; one shot"),
+    "fisher-flops": Static(
+        partial(fisher, per_flop=True), "modules", "the same, per FLOP that is saved"
+    ),
     "laco": Static(laco, "layers", "merging of layers (arXiv 2402.11187)", changes_weights=True),
 }

@@ -120,7 +120,7 @@ class Job:
             stage = dataclasses.replace(shared.router_stage, steps=both)
             shared = dataclasses.replace(shared, router_stage=stage)
         own = dict(TRAINED[method.kind].settings) if method.kind in TRAINED else {}
-        own.setdefault("stages", ["router"])
+        own.setdefault("stages", [stage for stage in chosen.stages if stage != "lora"])
         if method.recipe is None:
             mine = {
                 key: value
@@ -132,11 +132,11 @@ class Job:
         if method.kind != DENSE:  # which has none: one row serves both units
             own["budget"] = self.budget
         config = override(shared, own)
-        if config.stages not in (("router",), ("joint",)):
+        if config.stages not in (("fit",), ("fit", "router"), ("router",), ("joint",)):
             raise ConfigError(
                 "choosing what to compare",
                 got=f"stages {', '.join(config.stages)} of {method}",
-                expected="router or joint; +lora heals",
+                expected="fit, router or joint; +lora heals",
             )
         if method.stand_in and not config.router.stand_in:
             raise ConfigError(
@@ -169,6 +169,7 @@ class Job:
         steps = sum(
             (config.lora_stage if stage == "lora" else config.router_stage).steps
             for stage in stages
+            if stage != "fit"
         )
         rows = steps * config.batch_size * config.accumulation
         return rows * self.blocks.train.shape[1]

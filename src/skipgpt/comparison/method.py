@@ -18,7 +18,14 @@ from typing import Any
 from skipgpt.baselines.registry import STATIC
 from skipgpt.errors import ConfigError
 
+_FROM_NOISE: Mapping[str, Any] = {
+    "stages": ["router"],
+    "router_stage.learning_rate": 2e-2,
+    "router_stage.noise": 1.0,
+    "router_stage.distill": 0.0,
+}
 _NO_WARM_START: Mapping[str, Any] = {
+    **_FROM_NOISE,
     "router_stage.static_blend": False,
     "router_stage.start": "keep",
     "router_stage.start_margin": 1.0,
@@ -44,9 +51,12 @@ class Trained:
 
 TRAINED: Mapping[str, Trained] = {
     "router": Trained("a router for each module, base frozen (RT)"),
-    "joint": Trained("routers and LoRA at once", {"stages": ["joint"]}),
+    "fit": Trained("the same routers as they are fitted, without training", {"stages": ["fit"]}),
+    "joint": Trained("routers and LoRA at once", {**_FROM_NOISE, "stages": ["joint"]}),
     "coupled": Trained("one router a layer, for attention and MLP together", _WHOLE_LAYERS),
-    "sequence": Trained("one decision a sequence and module", {"router.decides": "sequence"}),
+    "sequence": Trained(
+        "one decision a sequence and module", {**_FROM_NOISE, "router.decides": "sequence"}
+    ),
     "d-llm": Trained(
         "one Gumbel router a layer, skipped keys and values evicted (D-LLM)",
         {**_NO_WARM_START, **_WHOLE_LAYERS, "router.kv": "skip"},
@@ -168,8 +178,8 @@ def parse_method(text: str) -> Method:
 def _check(method: Method, text: str) -> None:
     """Refuse what could not be made, or would change nothing."""
     kind, doing = method.kind, "choosing what to compare"
-    if method.lora and kind not in (DENSE, "router", *STATIC):
-        expected = "+lora after dense, router or a static method"
+    if method.lora and kind not in (DENSE, "router", "fit", *STATIC):
+        expected = "+lora after dense, router, fit or a static method"
         raise ConfigError(doing, got=repr(text), expected=expected)
     if method.stand_in and (kind not in STATIC or STATIC[kind].changes_weights):
         raise ConfigError(

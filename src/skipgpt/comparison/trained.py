@@ -36,7 +36,7 @@ def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) ->
     began = time.perf_counter()
     result = _trained(job, job.base, config, folder)
     seconds = time.perf_counter() - began - result.seconds_measuring
-    (measured,) = (result.held_out[stage] for stage in config.stages)
+    measured = result.held_out[config.stages[-1]]
     row = job.row(
         method,
         config.target_sparsity,
@@ -58,7 +58,7 @@ def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Pat
     seconds = routed.seconds + time.perf_counter() - began - result.seconds_measuring
     measured = result.held_out["lora"]
     sparsity, seed = config.target_sparsity, config.seed
-    tokens = job.tokens_trained(config, "router", "lora")
+    tokens = job.tokens_trained(config, *config.stages, "lora")
     row = job.row(
         method,
         sparsity,

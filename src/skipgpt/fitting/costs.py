@@ -93,7 +93,7 @@ def measure_costs(
     """Measure what each decision costs, and what its router reads.
 
     Args:
-        model: with routers. Frozen: no weight may require a gradient.
+        model: with routers; left as it was.
         text: [N / T, T] token ids.
         threshold: the routes to measure under; minus infinity keeps everything.
         layers: whose sites; all where None.
@@ -130,7 +130,7 @@ def measure_costs(
     kind = torch.float16 if config.normalize else torch.float32
     batches = text.split(batch_size)  # type: ignore[no-untyped-call]
     costs: dict[Site, list[Tensor]] = {}
-    with _recording(model, wanted, kind) as held, execution(model, "gated"):
+    with _at_rest(model), _recording(model, wanted, kind) as held, execution(model, "gated"):
         for number, rows in enumerate(batches):
             rule = _Gates(threshold, {})
             with deciding(model, rule):
@@ -170,6 +170,19 @@ def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
         level = torch.rand(len(some), 1, generator=generator, device=some.device) * mass[:, -1:]
         rows.append(torch.searchsorted(mass, level).squeeze(-1).clamp(max=some.shape[-1] - 1))
     return torch.cat(rows)
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """Inside the block no weight asks for a gradient, and nothing is dropped out."""
+    trained, was_training = [p for p in model.parameters() if p.requires_grad], model.training
+    model.requires_grad_(False).eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""A static choice from the costs that stage `fit` is made of: the mean over tokens, by module.
+
+It is what routers come to that know no token: the rival that says what deciding by token gains.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from skipgpt.baselines.search import OnStep, one_shot
+from skipgpt.baselines.units import Unit, units_of
+from skipgpt.cost import savings
+from skipgpt.fitting.costs import measure_costs
+
+
+def fisher(
+    model: nn.Module,
+    blocks: Tensor,
+    removals: int,
+    *,
+    batch_size: int = 4,
+    on_step: OnStep | None = None,
+    per_flop: bool = False,
+) -> list[Unit]:
+    """Remove the modules whose removal costs least to second order, in one ranking.
+
+    Args:
+        model: with routers; its stand-ins, if any, run where modules are removed.
+        blocks: [N, T] token ids that costs are measured on.
+        removals: how many modules to remove.
+        batch_size: blocks per forward.
+        on_step: called with batches done and batches in all.
+        per_flop: rank by the cost per FLOP saved.
+
+    Returns:
+        The removed modules as units of one site, the cheapest to lose first.
+
+    Raises:
+        ConfigError: more removals than modules.
+        TrainingError: a gradient is NaN or infinite.
+
+    Example:
+        constant_routes(model, fisher(model, blocks, 15))
+    """
+    measured = measure_costs(model, blocks, batch_size=batch_size, on_step=on_step)
+    context = (blocks.shape[1] + 1) / 2
+    saved = savings(model, "flops", context, removed=True).by_site
+    importance = {}
+    for unit in units_of(model, "modules"):
+        (site,) = unit
+        importance[unit] = measured[site].cost.mean().item() / (saved[site] if per_flop else 1.0)
+    return one_shot(importance, removals)
