@@ -89,6 +89,23 @@ def test_a_unit_without_a_sparsity_is_refused() -> None:
         load(shared_checkpoint(), budget="flops")
 
 
+def test_seconds_of_other_hardware_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(shared_checkpoint(), tmp_path / "copy"))
+    path = copy / "skipgpt_config.json"
+    values = json.loads(path.read_text())
+    values["curves"]["time"] = values["curves"]["flops"]
+    timed = {"phase": "decode", "batch_size": 1, "context": 64}
+    path.write_text(json.dumps(values | {"timed": timed, "hardware": {"device": "an abacus"}}))
+    with caplog.at_level("WARNING", "skipgpt"):
+        load(copy, sparsity=0.2)
+        assert not caplog.text
+        load(copy, sparsity=0.2, budget="time")
+    assert "counts the seconds of an abacus, and this is" in caplog.text
+    assert "decode, batch size 1, context of 64 tokens; an abacus" in command("show", copy).stdout
+
+
 def test_show_says_the_unit_of_each_number() -> None:
     done = command("show", str(shared_checkpoint()))
     assert "target sparsity  25% of modules" in done.stdout

@@ -13,6 +13,7 @@ docs/checkpoint.md has every field.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from skipgpt.checkpoint_info import (
 )
 from skipgpt.config import Budget, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.hardware import hardware
 from skipgpt.model.base import base_location, load_base
 from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.dial import set_sparsity, within_reach
@@ -49,6 +51,8 @@ from skipgpt.model.surgery import add_routers, router_state_dict
 from skipgpt.model.trace import routing_state
 from skipgpt.pieces import whole
 from skipgpt.routing.curve import CalibrationCurve, Curves
+
+logger = logging.getLogger("skipgpt")
 
 
 def describe(
@@ -220,6 +224,7 @@ def load(
     state = routing_state(model)
     state.curves = curves_of(info)
     if state.curves is not None:
+        _say_if_timed_elsewhere(state.curves, budget, torch.device(device))
         own = within_reach(model, info.target_sparsity)
         set_sparsity(model, own if sparsity is None else sparsity, budget=budget)
     elif sparsity is not None:
@@ -270,6 +275,18 @@ def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(tensors[key])
+
+
+def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch.device) -> None:
+    """Warn where a sparsity counts the seconds of other hardware than it is to run on."""
+    here = hardware(device)
+    if (budget or curves.budget) == "time" and curves.hardware.get("device") != here["device"]:
+        logger.warning(
+            "a sparsity in time counts the seconds of %s, and this is %s; calibrate the checkpoint "
+            "here to count those",
+            curves.hardware.get("device", "other hardware"),
+            here["device"],
+        )
 
 
 def _held(kind: str | None) -> str:

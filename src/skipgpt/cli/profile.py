@@ -5,12 +5,12 @@ from __future__ import annotations
 from skipgpt.cli import options
 
 NAME = "profile"
-HELP = """Measure this machine once, so that models know where packing tokens pays.
+HELP = """Measure this machine once: where packing tokens pays, and what a budget in time counts.
 
 Takes a few seconds; the figures go to the cache folder of the user ($SKIPGPT_CACHE, else
 $XDG_CACHE_HOME/skipgpt, else ~/.cache/skipgpt), one file a device, dtype and number of threads.
-Without them execution `auto` goes by the figures of a common machine. Nothing else should run
-meanwhile.
+Without them execution `auto` goes by the figures of a common machine, and `--budget time` is
+refused. Nothing else should run meanwhile.
 """ + options.examples("skipgpt profile", "skipgpt profile --device cuda --dtype bfloat16 --json")
 
 

@@ -21,17 +21,21 @@ from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings
 from skipgpt.errors import DataError
 from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.meter import Meter
 from skipgpt.fitting.costs import OnStep, SiteCosts, measure_costs
 from skipgpt.fitting.heads import write_router
 from skipgpt.fitting.regression import Design
 from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
 from skipgpt.model.trace import routing_state
+from skipgpt.routing.calibration import calibrate
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.routing.router import add_to_margin, set_constant
 
 logger = logging.getLogger("skipgpt")
 
+SEARCH_TOKENS = 4096
+"""Of the text that the threshold of the target is searched on before stand-ins are fitted again."""
 INPUT_BYTES = 2**32
 """What the stored inputs of routers may take up at once; more layers take more passes."""
 NEVER = 64.0
@@ -172,6 +176,32 @@ def price_margins(model: nn.Module, savings: Savings) -> None:
             set_constant(router, NEVER)
         else:
             add_to_margin(router, -math.log(saved * len(savings.by_site)))
+
+
+def refit_stand_ins(
+    model: nn.Module, text: Tensor, config: TrainConfig, savings: Savings, progress: Progress
+) -> None:
+    """Fit stand-ins again to the tokens that skip at the target, as they are then, in place.
+
+    Those are other tokens than the average, and the streams that reach them have been skipped in.
+
+    Args:
+        model: with priced margins.
+        text: [N, T] token ids of training text.
+        config: of the run.
+        savings: what each site saves in the budget's unit.
+        progress: opens a bar.
+    """
+    few = Meter(model, cut(text, SEARCH_TOKENS), savings)
+    start = few(-math.inf).guess(config.target_sparsity)
+    threshold = calibrate(few, config.target_sparsity, start, rounds=2)
+    with progress("fitting stand-ins to what skips") as on_step:
+        fit_stand_ins(
+            model,
+            cut(text, config.fit_stage.stand_in_tokens),
+            threshold=threshold,
+            on_step=on_step,
+        )
 
 
 def centre_margins(model: nn.Module) -> None:

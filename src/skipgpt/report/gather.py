@@ -29,7 +29,7 @@ from skipgpt.analysis import (
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import local_folder, read_info
 from skipgpt.checkpoint_info import CheckpointInfo
-from skipgpt.config import Budget, DataConfig, check_pair
+from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, check_pair
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.evaluation.dense_base import dense_base_of
@@ -104,6 +104,8 @@ def gather(
     model, tokenizer = load(folder, sparsity=sparsity, budget=budget, merge=True, **where)
     read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
     notes = _notes(info, model, read)
+    if info.curves and unit != "modules":
+        notes.append(f"A sparsity that is asked for is a share of {BUDGET_NOUNS[unit]}.")
     for note in (f"reading {read.said}", *notes):
         logger.info(note)
     own = within_reach(model, info.target_sparsity) if sparsity is None else sparsity

@@ -15,7 +15,8 @@ from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.cache import key_of, read_fit, write_fit
 from skipgpt.fitting.costs import OnStep
-from skipgpt.fitting.fit import fit_model, price_margins, summary
+from skipgpt.fitting.fit import fit_model, price_margins, refit_stand_ins, summary
+from skipgpt.model.surgery import stand_ins
 from skipgpt.processes import launched
 from skipgpt.progress import advancing
 from skipgpt.training.run_folder import note_fit
@@ -88,7 +89,10 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, fingerprint: str, out
     else:
         found = fit_model(model, text, config, _logged)
         write_fit(model, key, found)
-    price_margins(model, savings_of(model, config))
+    saved = savings_of(model, config)
+    price_margins(model, saved)
+    if stand_ins(model):
+        refit_stand_ins(model, text, config, saved, _logged)
     seconds = round(time.perf_counter() - began, 1)
     note_fit(out, {**summary(found), "seconds": seconds, "cached": is_known, "key": key})
     if not is_known:
