@@ -46,15 +46,15 @@ def test_the_paper_recipe_is_every_number_of_the_paper() -> None:
     assert config.recipe == "paper"
 
 
-def test_the_default_recipe_normalises_has_stand_ins_and_starts_at_the_static_solution() -> None:
+def test_the_default_recipe_fits_before_it_trains_by_kl_with_little_noise() -> None:
     config = recipe("default")
     assert config.recipe == "default"
+    assert (config.budget, config.stages) == ("flops", ("fit", "router", "lora"))
     assert config.router.normalize
     assert config.router.input == "layer_input"
     assert config.router.stand_in == 16
-    assert config.router_stage.start == "static"
-    assert config.router_stage.static_blend
-    assert config.target_sparsity == 0.25
+    assert (config.router_stage.noise, config.router_stage.distill) == (0.3, 1.0)
+    assert config.router_stage.rate_width == 64
 
 
 def test_a_recipe_takes_changes() -> None:

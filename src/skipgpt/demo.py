@@ -36,6 +36,8 @@ from skipgpt.training.start import static_removal
 logger = logging.getLogger("skipgpt")
 
 SETTINGS = {
+    "fit_stage.tokens": 16384,
+    "fit_stage.stand_in_tokens": 8192,
     "router_stage.steps": 60,
     "lora_stage.steps": 120,
     "batch_size": 8,
@@ -43,7 +45,6 @@ SETTINGS = {
     "data.calibration_tokens": 4096,
     "router_stage.static_tokens": 2048,
     "router_stage.static_depth": 0.25,
-    "router_stage.fit_tokens": 8192,
     "data.evaluation_tokens": 32768,
     "save_every": 1000,
 }

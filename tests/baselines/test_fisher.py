@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+
 from cases import routed
 from runs import rows
-
 from skipgpt.baselines.fisher import fisher
 from skipgpt.cost import savings
 from skipgpt.fitting.costs import measure_costs

@@ -136,7 +136,7 @@ def test_layers_that_do_not_fit_into_memory_together_take_more_passes() -> None:
     text = rows(40, 16)
     fit_model(one, text, _config(), advancing)
     with mock.patch.object(fitting, "INPUT_BYTES", 512 * 32 * 2):
-        assert list(fitting._groups(other, 512)) == [[0], [1], [2]]
+        assert list(fitting.layer_groups(other, 512)) == [[0], [1], [2]]
         fit_model(other, text, _config(), advancing)
     for site, router in routers(one).items():
         # Labels are drawn from the same seed in every pass.

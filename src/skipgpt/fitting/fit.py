@@ -100,7 +100,7 @@ def fit_model(
         with progress("fitting stand-ins") as on_step:
             fit_stand_ins(model, cut(text, stage.stand_in_tokens), on_step=on_step)
     found = []
-    groups = list(_groups(model, sample.numel()))
+    groups = list(layer_groups(model, sample.numel()))
     for number, layers in enumerate(groups, 1):
         label = "measuring costs" + (f" {number}/{len(groups)}" if len(groups) > 1 else "")
         with progress(label) as on_step:
@@ -236,7 +236,7 @@ def summary(found: list[FittedSite]) -> dict[str, Any]:
     return {"explained": means, "sites": sites}
 
 
-def _groups(model: nn.Module, tokens: int) -> Iterator[list[int]]:
+def layer_groups(model: nn.Module, tokens: int) -> Iterator[list[int]]:
     """Layers whose router inputs fit into memory together."""
     config = routing_state(model).config
     each = tokens * _router_width(model) * (2 if config.normalize else 4)

@@ -13,10 +13,13 @@ from skipgpt.config import Budget, Stage, TrainConfig
 from skipgpt.cost import Forward, lora_flops, savings, training_flops, work
 from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import stored
+from skipgpt.errors import ConfigError
+from skipgpt.fitting.fit import INPUT_BYTES, layer_groups
+from skipgpt.fitting.stand_ins import SUMS_BYTES
 from skipgpt.machine import typical
 from skipgpt.model.base import parse_device
 from skipgpt.model.names import kind_of
-from skipgpt.model.surgery import add_routers, routed_layers, routers
+from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
 from skipgpt.model.trace import Execution
 from skipgpt.training.row_order import Share, share_of_step
 from skipgpt.training.stages import StagePlan, plan, prepare
@@ -106,6 +109,11 @@ class DryRun:
                 f"  {each.step_flops:.3g} FLOPs a step: {each.seconds:.3g} s at "
                 f"{self.device_flops:.3g} FLOPs a second and device, {each.hours:.3g} h in all",
             ]
+        if any(each.stage == "fit" for each in self.stages):
+            lines.append(
+                f"stage fit keeps up to {_amount(INPUT_BYTES).strip()} of router inputs and up to "
+                f"{_amount(SUMS_BYTES).strip()} of sums in the memory of the machine"
+            )
         left_out = "not counted: what allocator and libraries keep; messages, loading, evaluation"
         return "\n".join([*lines, left_out])
 
@@ -146,8 +154,18 @@ def dry_run(
         dry_run(base, recipe("paper"), layout="fsdp2", processes=8, dtype=torch.bfloat16)
     """
     flops = typical(parse_device(device)).flops
+    if "fit" in config.stages and processes > 1:
+        raise ConfigError(
+            "planning stage fit",
+            got=f"{processes} processes",
+            expected="one",
+            todo="ask for --stages fit alone, and for the other stages in several processes",
+        )
     needs = [
-        _stage(base, stage, config, layout, processes, dtype, flops) for stage in config.stages
+        _fit(base, config, dtype, flops)
+        if stage == "fit"
+        else _stage(base, stage, config, layout, processes, dtype, flops)
+        for stage in config.stages
     ]
     return DryRun(
         layout,
@@ -202,6 +220,45 @@ def _stage(
     )
 
 
+def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float) -> StageNeeds:
+    """Stage `fit`: forwards for stand-ins, forwards and backwards for costs."""
+    stage, tokens = config.fit_stage, config.data.block_size
+    rows, width = stage.batch_size, base.get_text_config().vocab_size
+
+    def build(of: Any) -> Any:
+        return _on_meta(of, "fit", config, dtype)
+
+    model = build(base)
+    base.dtype = dtype
+    kept = stored(base, build, rows, tokens, samples=True)
+    held = _held(model.requires_grad_(False))
+    needs = memory(
+        held,
+        "single",
+        1,
+        activations=kept.total(checkpointing=False),
+        logits=2 * rows * tokens * width * 4.0,
+    )
+    passes = len(list(layer_groups(model, stage.tokens)))
+    forward = Forward(rows, tokens, logits=tokens)
+    step = training_flops(model, forward, "router")
+    step += (stage.draws - 1) * step / 2
+    steps = passes * stage.tokens / (rows * tokens)
+    stand_ins = 2 * stage.stand_in_tokens / (rows * tokens) * work(model, forward).flops
+    seconds = (steps * step + stand_ins) / device_flops
+    return StageNeeds(
+        stage="fit",
+        execution="gated",
+        held=held,
+        memory=needs,
+        rows=rows,
+        parts=1,
+        step_flops=step,
+        seconds=step / device_flops,
+        hours=seconds / 3600,
+    )
+
+
 def _amount(count: float) -> str:
     """Bytes as people read them."""
     return f"{count / 1e9:9.2f} GB" if count >= 1e8 else f"{count / 1e6:9.2f} MB"
@@ -213,6 +270,9 @@ def _on_meta(base: Any, stage: Stage, config: TrainConfig, dtype: torch.dtype) -
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(base, dtype=dtype)
         add_routers(model, config.router)
+        if stage == "fit":  # gates carry gradients, as routers give them
+            train_only(model, "router")
+            return model.eval()
         once = dataclasses.replace(config, activation_checkpointing=False)
         return prepare(model.train(), stage, once)
 
