@@ -186,7 +186,7 @@ def test_convert_turns_an_authors_file_into_a_checkpoint(base_folder: Path, tmp_
         "convert", tmp_path / "router.pth", "--base", base_folder, "--out", tmp_path / "out"
     )
     assert document["base"] == str(base_folder)
-    assert document["curve"] is None
+    assert document["curves"] == {}
     assert load(tmp_path / "out")
 
 
@@ -200,7 +200,7 @@ def test_convert_with_text_calibrates(base_folder: Path, tmp_path: Path) -> None
         *("--data", tmp_path / "stories.jsonl", "--sparsity", 0.3),
     )
     assert document["target_sparsity"] == 0.3
-    assert document["curve"][0] == [0.0, None]
+    assert document["curves"]["modules"][0] == [0.0, None]
 
 
 def test_quiet_leaves_standard_error_empty(base_folder: Path, tmp_path: Path) -> None:

@@ -82,8 +82,11 @@ def made(
         traces[asked] = trace
     at = min(1, len(dial) - 1)
     own = traces[dial[at]]
-    curve = tuple((each, each) for each in dial) if len(dial) > 1 else None
-    info = CheckpointInfo("bases/tiny", "0123abcd", RouterConfig(), stages=("router",), curve=curve)
+    curve = tuple((each, each) for each in dial)
+    curves = {"modules": curve} if len(dial) > 1 else {}
+    info = CheckpointInfo(
+        "bases/tiny", "0123abcd", RouterConfig(), stages=("router",), curves=curves
+    )
     return Report(
         title=title,
         facts={

@@ -55,7 +55,7 @@ def test_the_dial_is_a_labelled_range_that_keys_turn(tmp_path: Path) -> None:
     page.run("arguments[0].focus()", dial)
     page.press(RIGHT)
     assert dial.get_attribute("value") == "2"
-    assert dial.get_attribute("aria-valuetext").startswith(f"{100 * DIAL[2]:.1f}% asked")
+    assert dial.get_attribute("aria-valuetext").startswith(f"{100 * DIAL[2]:.1f}% of modules asked")
     page.press(HOME)
     assert dial.get_attribute("value") == "0"
     assert page.one("[data-token] [data-value=ran]").text == "6 of 6 modules"
