@@ -237,13 +237,24 @@ def test_a_file_without_some_tensors_is_refused_by_their_names(tmp_path: Path) -
     )
 
 
+def test_a_file_with_tensors_of_another_shape_is_refused_by_their_names(tmp_path: Path) -> None:
+    name = "blk.2.ffn_up.weight"
+    more = {name: np.ones((32, 32), np.float32)}
+    file = write_gguf(tmp_path / "model.gguf", more=more)
+    with pytest.raises(UnsupportedModelError, match="loading the base model") as caught:
+        load_base(str(file))
+    assert caught.value.got == (
+        "a GGUF file with another shape of the tensors model.layers.2.mlp.up_proj.weight"
+    )
+
+
 def test_a_file_with_tensors_that_transformers_passes_over_is_refused(tmp_path: Path) -> None:
     more = {f"blk.{n}.attn_{p}.bias": np.ones(32, np.float32) for n in range(3) for p in "qo"}
     file = write_gguf(tmp_path / "model.gguf", more=more)
     with pytest.raises(UnsupportedModelError, match="loading the base model") as caught:
         load_base(str(file))
     assert caught.value.got == (
-        "a GGUF file with tensors that the model has not, blk.0.attn_o.bias, blk.0.attn_q.bias, "
+        "a GGUF file with the unknown tensors blk.0.attn_o.bias, blk.0.attn_q.bias, "
         "blk.1.attn_o.bias and 3 more"
     )
 

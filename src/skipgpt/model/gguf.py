@@ -5,7 +5,7 @@ that it does are not what a base model needs, and are put right here:
 
     neighbours         files beside the GGUF file, or of its name in the working directory, are
                        read, too: it is given an empty folder and an absolute path
-    missing tensors    are drawn at random: refused
+    missing tensors    are drawn at random: refused, and so are those of another shape
     unknown tensors    are passed over, biases as well: refused
     rotary embedding   scaling is passed over: see `gguf_rope.py`
     special tokens     older releases guess the end of a text: taken from the file
@@ -68,10 +68,13 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
             config=_config(where, header, path, doing),
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which says their names, and they are refused
             **options,
         )
     _refuse_tensors(doing, "without the tensors", loading["missing_keys"])
-    _refuse_tensors(doing, "with tensors that the model has not,", _unread(model, header))
+    misfits = {name for name, *_ in loading["mismatched_keys"]}
+    _refuse_tensors(doing, "with another shape of the tensors", misfits)
+    _refuse_tensors(doing, "with the unknown tensors", _unread(model, header))
     for role, key in _SPECIAL_TOKENS.items():
         number = header.values.get(f"tokenizer.ggml.{key}_token_id")
         token = None if number is None else tokenizer.convert_ids_to_tokens(number)
@@ -144,9 +147,8 @@ def _refuse_tensors(doing: str, what: str, names: Collection[str]) -> None:
     raise UnsupportedModelError(
         doing,
         got=f"a GGUF file {what} {first}",
-        expected="a value for each parameter of the model that transformers makes of it, and no "
-        "other",
-        todo="use the model's folder of transformers",
+        expected="one for each parameter of the transformers model, and no others",
+        todo="load the model from its transformers folder",
     )
 
 

@@ -39,6 +39,7 @@ def checked_header(path: Path, doing: str) -> Header:
             doing,
             got=f"a GGUF file of the architecture {header.architecture!r}",
             expected="one of " + ", ".join(supported),
+            todo="load the model from its transformers folder, if `skipgpt families` lists it",
         )
     return header
 
@@ -48,7 +49,10 @@ def _check_size(header: Header, size: int, doing: str) -> None:
         end = max((tensor.end for tensor in header.tensors.values()), default=0)
     except ValueError as error:
         raise UnsupportedModelError(
-            doing, got=str(error), expected="a type of tensor that the package gguf knows"
+            doing,
+            got=f"a tensor type that the package gguf does not know ({error})",
+            expected="a GGUF file of known tensor types",
+            todo="upgrade gguf",
         ) from error
     if size < end:
         raise UnsupportedModelError(

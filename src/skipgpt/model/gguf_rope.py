@@ -84,5 +84,5 @@ def _unread(doing: str, what: str) -> UnsupportedModelError:
         doing,
         got=what,
         expected="one that transformers reads from a GGUF file, or that of Llama 3",
-        todo="use the model's folder of transformers",
+        todo="load the model from its transformers folder",
     )
