@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from skipgpt.baselines.search import OnStep, one_by_one
-from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.announced import announced
+from skipgpt.baselines.search import OnStep, one_by_one, trials_of
+from skipgpt.baselines.suffix_loss import SuffixLoss
 from skipgpt.baselines.units import Unit, units_of
 
 
@@ -43,9 +44,7 @@ def blockpruner(
     Example:
         constant_routes(model, blockpruner(model, blocks, 8))
     """
-    return one_by_one(
-        lambda removed: static_loss(model, blocks, removed, batch_size=batch_size),
-        units_of(model, "modules"),
-        removals,
-        on_step=on_step,
-    )
+    modules = units_of(model, "modules")
+    loss = SuffixLoss(model, blocks, batch_size=batch_size)
+    timed = announced(loss, "blockpruner", trials_of(len(modules), removals))
+    return one_by_one(timed, modules, removals, on_step=on_step)

@@ -75,9 +75,7 @@ def one_by_one(
     """
     check_removals(removals, units)
     left, removed = list(units), list[Unit]()
-    free = len(left) - len(protected)
-    trials = sum(free - n if n < free else len(left) - n for n in range(removals))
-    done = 0
+    trials, done = trials_of(len(left), removals, protected=len(protected)), 0
     for _ in range(removals):
         losses = {}
         for unit in [each for each in left if each not in protected] or left:
@@ -89,6 +87,17 @@ def one_by_one(
         left.remove(best)
         removed.append(best)
     return removed
+
+
+def trials_of(units: int, removals: int, *, protected: int = 0) -> int:
+    """How many trials `one_by_one` makes.
+
+    Example:
+        >>> trials_of(30, 7, protected=2)
+        175
+    """
+    free = units - protected
+    return sum(free - n if n < free else units - n for n in range(removals))
 
 
 def lazily(

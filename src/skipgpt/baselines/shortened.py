@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from skipgpt.baselines.announced import announced
 from skipgpt.baselines.search import OnStep, one_shot
-from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.suffix_loss import SuffixLoss
 from skipgpt.baselines.units import Unit, units_of
 from skipgpt.baselines.weights import base_weights, refuse_quantized
 from skipgpt.model.surgery import routed_layers
@@ -67,8 +68,9 @@ def shortened_ppl(
     """
     losses = {}
     layers = units_of(model, "layers")
+    loss = announced(SuffixLoss(model, blocks, batch_size=batch_size), "shortened-ppl", len(layers))
     for done, unit in enumerate(layers, 1):
-        losses[unit] = static_loss(model, blocks, list(unit), batch_size=batch_size)
+        losses[unit] = loss(unit)
         if on_step:
             on_step(done, len(layers))
     return one_shot(losses, removals)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from skipgpt.baselines.search import OnStep, one_by_one
-from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.announced import announced
+from skipgpt.baselines.search import OnStep, one_by_one, trials_of
+from skipgpt.baselines.suffix_loss import SuffixLoss
 from skipgpt.baselines.units import Unit, units_of
 
 
@@ -42,10 +43,7 @@ def sleb(
         constant_routes(model, sleb(model, blocks, 4))
     """
     layers = units_of(model, "layers")
-    return one_by_one(
-        lambda removed: static_loss(model, blocks, removed, batch_size=batch_size),
-        layers,
-        removals,
-        protected={layers[0], layers[-1]},
-        on_step=on_step,
-    )
+    protected = {layers[0], layers[-1]}
+    trials = trials_of(len(layers), removals, protected=len(protected))
+    loss = announced(SuffixLoss(model, blocks, batch_size=batch_size), "sleb", trials)
+    return one_by_one(loss, layers, removals, protected=protected, on_step=on_step)

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from skipgpt.baselines.announced import announced
 from skipgpt.baselines.search import lazily
-from skipgpt.baselines.static import static_loss
+from skipgpt.baselines.suffix_loss import SuffixLoss
 from skipgpt.baselines.units import Unit, sites_of, units_of
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
@@ -132,7 +133,9 @@ def static_solution(
     whole = routing_state(model).config.decides == "layer"
     units = units_of(model, "layers" if whole else "modules")
     removals = max(1, round(sparsity * len(units)))
-    return lazily(lambda sites: static_loss(model, text, sites), units, removals, on_step=on_step)
+    name, trials = "greedy static removal", len(units) + removals
+    loss = announced(SuffixLoss(model, text), name, trials, at_least=True)
+    return lazily(loss, units, removals, on_step=on_step)
 
 
 def static_removal(
