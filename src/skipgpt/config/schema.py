@@ -1,115 +1,21 @@
 """What a run is made of, as frozen dataclasses that check themselves.
 
 `RouterConfig` says what the routers are and travels in the checkpoint. `TrainConfig` says how they
-were trained; its nested `RouterStage`, `LoraStage` and `DataConfig` each answer one question.
-Where settings meet, the later wins: recipe < TOML file < `--set key=value` < named options.
+were made; its nested stages and `DataConfig` each answer one question.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from skipgpt.config.budget import Budget, TimedForward, check_sparsity
+from skipgpt.config.checks import check_choices, check_counts, check_shares
 from skipgpt.errors import ConfigError
 
 Stage = Literal["fit", "router", "lora", "joint"]
-Budget = Literal["modules", "flops", "time"]
-"""What a budget counts: modules (paper), FLOPs, or seconds of this machine."""
-BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
-BUDGET_NOUNS: dict[str, str] = {"modules": "modules", "flops": "FLOPs", "time": "time"}
-"""What a share of each budget is a share of, in a sentence."""
-MAX_SPARSITY = 0.95
 ALL_LINEAR = ("all-linear",)
-
-
-def check_sparsity(value: float, name: str = "sparsity") -> float:
-    """Return `value` if it is a usable share of skipped modules.
-
-    Raises:
-        ConfigError: outside 0 to 0.95, or not a number.
-    """
-    if not isinstance(value, int | float) or not 0 <= value <= MAX_SPARSITY:
-        raise ConfigError(
-            f"reading {name}",
-            got=f"{value}",
-            expected=f"a share from 0 to {MAX_SPARSITY}",
-            todo="0.25 skips a quarter of all modules",
-        )
-    return float(value)
-
-
-def check_budget(value: Any) -> Budget:
-    """Return `value` if it is the name of a budget.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if value not in BUDGETS:
-        raise ConfigError(
-            "reading budget",
-            got=repr(value),
-            expected="modules, flops or time",
-            todo="flops counts what skipping really saves",
-        )
-    return typing.cast("Budget", value)
-
-
-def as_budget(value: str | None) -> Budget | None:
-    """The budget of this name; None stays None.
-
-    Raises:
-        ConfigError: there is no such budget.
-    """
-    return None if value is None else check_budget(value)
-
-
-def check_pair(sparsity: float | None, budget: str | None) -> None:
-    """Raise where a unit comes without the sparsity that it counts, or is none.
-
-    Raises:
-        ConfigError: it does.
-    """
-    if budget is None:
-        return
-    check_budget(budget)
-    if sparsity is None:
-        raise ConfigError(
-            "reading budget",
-            got=f"{budget!r} without a sparsity",
-            expected="the sparsity that it counts",
-            todo="give a sparsity beside it (--sparsity), or leave the budget out",
-        )
-
-
-def _check_choices(instance: Any) -> None:
-    """Refuse a value that its field's `Literal` type does not list, and unusable numbers."""
-    for name, hint in typing.get_type_hints(type(instance)).items():
-        value = getattr(instance, name)
-        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-            choices = ", ".join(map(str, typing.get_args(hint)))
-            raise ConfigError(f"reading {name}", got=repr(value), expected=f"one of {choices}")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not 0 <= value < math.inf:
-            raise ConfigError(f"reading {name}", got=str(value), expected="a number, zero or more")
-
-
-def _check_shares(instance: Any, *names: str) -> None:
-    for name in names:
-        if getattr(instance, name) > 1:
-            got = str(getattr(instance, name))
-            raise ConfigError(f"reading {name}", got=got, expected="a share from 0 to 1")
-
-
-def _check_counts(instance: Any, *names: str) -> None:
-    """Refuse a count below 1."""
-    for name in names:
-        if getattr(instance, name) < 1:
-            raise ConfigError(
-                f"reading {name}", got=str(getattr(instance, name)), expected="1 or more"
-            )
 
 
 @dataclass(frozen=True)
@@ -140,31 +46,7 @@ class RouterConfig:
     stand_in: int = 0
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-
-
-@dataclass(frozen=True)
-class TimedForward:
-    """The forward whose seconds a budget in time counts.
-
-    Attributes:
-        phase: `prefill` of whole prompts, or `decode` of one token per row.
-        batch_size: rows (B).
-        context: tokens per row: of the prompt, or in the cache before the decoded token.
-    """
-
-    phase: Literal["prefill", "decode"] = "prefill"
-    batch_size: int = 1
-    context: int = 512
-
-    def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_counts(self, "batch_size", "context")
-
-    def __str__(self) -> str:
-        """For people."""
-        rows = f"batch size {self.batch_size}"
-        return f"{self.phase}, {rows}, context of {self.context:,} tokens"
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -188,7 +70,7 @@ class DataConfig:
     evaluation_tokens: int = 32768
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         if self.block_size < 2:
             raise ConfigError("reading block_size", got=str(self.block_size), expected="2 or more")
         if not 0 < self.held_out < 1:
@@ -217,8 +99,8 @@ class FitStage:
     by_token: bool = True
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_counts(self, "tokens", "stand_in_tokens", "draws", "batch_size")
+        check_choices(self)
+        check_counts(self, "tokens", "stand_in_tokens", "draws", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -275,9 +157,9 @@ class RouterStage:
     fit_tokens: int = 32768
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_shares(self, "warmup", "static_depth", "distill")
-        _check_counts(self, "steps", "static_tokens", "fit_tokens")
+        check_choices(self)
+        check_shares(self, "warmup", "static_depth", "distill")
+        check_counts(self, "steps", "static_tokens", "fit_tokens")
 
 
 @dataclass(frozen=True)
@@ -309,9 +191,9 @@ class LoraStage:
     targets: tuple[str, ...] = ("q_proj", "v_proj", "gate_proj")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_shares(self, "warmup", "dropout", "distill")
-        _check_counts(self, "steps", "rank")
+        check_choices(self)
+        check_shares(self, "warmup", "dropout", "distill")
+        check_counts(self, "steps", "rank")
 
 
 @dataclass(frozen=True)
@@ -358,7 +240,7 @@ class TrainConfig:
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         check_sparsity(self.target_sparsity, "target_sparsity")
         if self.seed >= 2**32:
             raise ConfigError("reading seed", got=str(self.seed), expected="below 4294967296")
@@ -374,41 +256,4 @@ class TrainConfig:
             raise ConfigError(
                 "reading stages", got="no stage", expected="fit, router, lora or joint"
             )
-        _check_counts(self, "batch_size", "accumulation", "log_every", "save_every")
-
-
-def recipe(name: str, **changes: Any) -> TrainConfig:
-    """The settings of a named recipe, with some fields of `TrainConfig` replaced.
-
-    `paper` is every number that the paper states. `default` is what measured best at equal budget
-    (docs/results.md).
-
-    Raises:
-        ConfigError: the recipe is unknown.
-    """
-    if name == "paper":
-        config = TrainConfig(
-            recipe="paper", data=DataConfig(block_size=4096), batch_size=16, max_grad_norm=1.0
-        )
-    elif name == "default":
-        config = TrainConfig(
-            recipe="default",
-            budget="flops",
-            stages=("fit", "router", "lora"),
-            router=RouterConfig(normalize=True, stand_in=16),
-            router_stage=RouterStage(
-                steps=200,
-                learning_rate=6.3e-3,
-                rate_width=64,
-                schedule="cosine",
-                budget_softness=0.1,
-                noise=0.3,
-                distill=1.0,
-                start="keep",
-                stand_in_rate=6e-4,
-            ),
-            lora_stage=LoraStage(steps=1_000, learning_rate=1e-3),
-        )
-    else:
-        raise ConfigError("choosing the recipe", got=repr(name), expected="paper or default")
-    return dataclasses.replace(config, **changes)
+        check_counts(self, "batch_size", "accumulation", "log_every", "save_every")

@@ -1,0 +1,48 @@
+"""Settings: what they are, how they check themselves, and the named recipes.
+
+Where settings meet, the later wins: recipe < TOML file < `--set key=value` < named options.
+"""
+
+from skipgpt.config.budget import (
+    BUDGET_NOUNS,
+    BUDGETS,
+    MAX_SPARSITY,
+    Budget,
+    TimedForward,
+    as_budget,
+    check_budget,
+    check_pair,
+    check_sparsity,
+)
+from skipgpt.config.recipes import recipe
+from skipgpt.config.schema import (
+    ALL_LINEAR,
+    DataConfig,
+    FitStage,
+    LoraStage,
+    RouterConfig,
+    RouterStage,
+    Stage,
+    TrainConfig,
+)
+
+__all__ = [
+    "ALL_LINEAR",
+    "BUDGETS",
+    "BUDGET_NOUNS",
+    "MAX_SPARSITY",
+    "Budget",
+    "DataConfig",
+    "FitStage",
+    "LoraStage",
+    "RouterConfig",
+    "RouterStage",
+    "Stage",
+    "TimedForward",
+    "TrainConfig",
+    "as_budget",
+    "check_budget",
+    "check_pair",
+    "check_sparsity",
+    "recipe",
+]

@@ -1,0 +1,100 @@
+"""What a sparsity is, what it counts, and which values are refused."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from skipgpt.config.checks import check_choices, check_counts
+from skipgpt.errors import ConfigError
+
+Budget = Literal["modules", "flops", "time"]
+"""What a budget counts: modules (paper), FLOPs, or seconds of this machine."""
+BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
+BUDGET_NOUNS: dict[str, str] = {"modules": "modules", "flops": "FLOPs", "time": "time"}
+"""What a share of each budget is a share of, in a sentence."""
+MAX_SPARSITY = 0.95
+
+
+def check_sparsity(value: float, name: str = "sparsity") -> float:
+    """Return `value` if it is a usable share of skipped modules.
+
+    Raises:
+        ConfigError: outside 0 to 0.95, or not a number.
+    """
+    if not isinstance(value, int | float) or not 0 <= value <= MAX_SPARSITY:
+        raise ConfigError(
+            f"reading {name}",
+            got=f"{value}",
+            expected=f"a share from 0 to {MAX_SPARSITY}",
+            todo="0.25 skips a quarter of all modules",
+        )
+    return float(value)
+
+
+def check_budget(value: Any) -> Budget:
+    """Return `value` if it is the name of a budget.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if value not in BUDGETS:
+        raise ConfigError(
+            "reading budget",
+            got=repr(value),
+            expected="modules, flops or time",
+            todo="flops counts what skipping really saves",
+        )
+    return typing.cast("Budget", value)
+
+
+def as_budget(value: str | None) -> Budget | None:
+    """The budget of this name; None stays None.
+
+    Raises:
+        ConfigError: there is no such budget.
+    """
+    return None if value is None else check_budget(value)
+
+
+def check_pair(sparsity: float | None, budget: str | None) -> None:
+    """Raise where a unit comes without the sparsity that it counts, or is none.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if budget is None:
+        return
+    check_budget(budget)
+    if sparsity is None:
+        raise ConfigError(
+            "reading budget",
+            got=f"{budget!r} without a sparsity",
+            expected="the sparsity that it counts",
+            todo="give a sparsity beside it (--sparsity), or leave the budget out",
+        )
+
+
+@dataclass(frozen=True)
+class TimedForward:
+    """The forward whose seconds a budget in time counts.
+
+    Attributes:
+        phase: `prefill` of whole prompts, or `decode` of one token per row.
+        batch_size: rows (B).
+        context: tokens per row: of the prompt, or in the cache before the decoded token.
+    """
+
+    phase: Literal["prefill", "decode"] = "prefill"
+    batch_size: int = 1
+    context: int = 512
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(self, "batch_size", "context")
+
+    def __str__(self) -> str:
+        """For people."""
+        rows = f"batch size {self.batch_size}"
+        return f"{self.phase}, {rows}, context of {self.context:,} tokens"

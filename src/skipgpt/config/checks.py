@@ -1,0 +1,38 @@
+"""Checks that the frozen dataclasses of settings make of their own fields."""
+
+from __future__ import annotations
+
+import math
+import typing
+from typing import Any, Literal
+
+from skipgpt.errors import ConfigError
+
+
+def check_choices(instance: Any) -> None:
+    """Refuse a value that its field's `Literal` type does not list, and unusable numbers."""
+    for name, hint in typing.get_type_hints(type(instance)).items():
+        value = getattr(instance, name)
+        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            raise ConfigError(f"reading {name}", got=repr(value), expected=f"one of {choices}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not 0 <= value < math.inf:
+            raise ConfigError(f"reading {name}", got=str(value), expected="a number, zero or more")
+
+
+def check_shares(instance: Any, *names: str) -> None:
+    """Refuse a share above 1."""
+    for name in names:
+        if getattr(instance, name) > 1:
+            got = str(getattr(instance, name))
+            raise ConfigError(f"reading {name}", got=got, expected="a share from 0 to 1")
+
+
+def check_counts(instance: Any, *names: str) -> None:
+    """Refuse a count below 1."""
+    for name in names:
+        if getattr(instance, name) < 1:
+            raise ConfigError(
+                f"reading {name}", got=str(getattr(instance, name)), expected="1 or more"
+            )
