@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, pad
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from skipgpt.model.trace import execution
 from skipgpt.training.labelled import NO_LABEL
@@ -65,3 +66,34 @@ def kl_to_dense(dense: Tensor, routed: Tensor, labels: Tensor) -> Tensor:
         found = log_softmax(routed.flatten(0, 1)[some].float(), -1)
         total = total + kl_div(found, target, reduction="sum", log_target=True)
     return total
+
+
+def distilled_loss(
+    dense: Tensor,
+    routed: Tensor,
+    labels: Tensor,
+    share: float,
+    items: Tensor | int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """KL to the dense model mixed with the loss on text, in nats per token.
+
+    Args:
+        dense: [B, T, V] logits of the teacher.
+        routed: [B, T, V] logits of the student, with gradient.
+        labels: [B, T].
+        share: of the KL divergence in the loss; at 1 the text gives no gradient.
+        items: tokens with a label in the whole step; those of this part where None.
+
+    Returns:
+        The mixed loss, the loss on text and the KL divergence; scalars.
+    """
+    if items is None:
+        items = (labels[:, 1:] != NO_LABEL).sum()
+    divergence = kl_to_dense(dense, routed, labels) / items
+    text = ForCausalLMLoss(
+        routed.detach() if share == 1 else routed,
+        labels,
+        routed.shape[-1],
+        num_items_in_batch=items,
+    )
+    return share * divergence + (1 - share) * text, text, divergence

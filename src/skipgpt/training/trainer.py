@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers.loss.loss_utils import ForCausalLMLoss
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import TrainingError
@@ -18,7 +17,7 @@ from skipgpt.processes import count, joined, layout, mean, rank, shard_on_cpu
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.routing.noise import RowNoise
-from skipgpt.training.distillation import dense_logits, kl_to_dense
+from skipgpt.training.distillation import dense_logits, distilled_loss
 from skipgpt.training.labelled import NO_LABEL, labelled_rows
 from skipgpt.training.resumable import ResumableTrainer
 from skipgpt.training.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
@@ -120,20 +119,11 @@ class RoutingTrainer(ResumableTrainer):
     ) -> Tensor:
         """KL to the dense model, mixed with the loss on text as the stage says, per token."""
         assert self._dense is not None
-        tokens = num_items_in_batch
-        if tokens is None:
-            tokens = (labels[:, 1:] != NO_LABEL).sum()
-        divergence = kl_to_dense(self._dense, outputs.logits, labels) / tokens
-        share, logits = self.plan.distill, outputs.logits
-        text = ForCausalLMLoss(
-            logits.detach() if share == 1 else logits,
-            labels,
-            logits.shape[-1],
-            num_items_in_batch=num_items_in_batch,
+        mixed, text, divergence = distilled_loss(
+            self._dense, outputs.logits, labels, self.plan.distill, num_items_in_batch
         )
         # As transformers scales what is returned: means over processes are then of all tokens.
         self._sums.add(lm_loss=text * count(), kl_to_dense=divergence * count())
-        mixed: Tensor = share * divergence + (1 - share) * text
         return mixed
 
     def get_train_dataloader(self) -> DataLoader[Any]:

@@ -1,0 +1,118 @@
+"""What a run would take, as values: memory, FLOPs and hours of each stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from skipgpt.config import Stage
+from skipgpt.cost.memory import Held, Layout, Memory
+from skipgpt.fitting.fit import INPUT_BYTES
+from skipgpt.fitting.stand_ins import SUMS_BYTES
+from skipgpt.model.trace import Execution
+
+_LABELS = {
+    "weights": "weights",
+    "at_work": "gathered while layers run",
+    "gradients": "gradients",
+    "optimizer": "state of the optimiser",
+    "buckets": "gradients that are sent",
+    "activations": "activations",
+    "logits": "gradient of the logits",
+    "total": "total",
+}
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What one stage takes.
+
+    Attributes:
+        stage: its name.
+        execution: of its forwards; `gated` runs every module for all tokens.
+        held: what there is to hold, in all.
+        memory: bytes on each device.
+        rows: of a forward on each device.
+        parts: forwards a step on each device.
+        step_flops: of all devices, a step.
+        seconds: of a step.
+        hours: of all steps.
+    """
+
+    stage: Stage
+    execution: Execution
+    held: Held
+    memory: Memory
+    rows: int
+    parts: int
+    step_flops: float
+    seconds: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would take.
+
+    Attributes:
+        layout: how the model is spread.
+        processes: one a device.
+        tokens: a row.
+        dtype: of the base model.
+        activation_checkpointing: whether layers are computed again backwards.
+        device_flops: that a device is taken to reach, a second.
+        loading: bytes of the base, which each machine reads into its own memory first; once for all
+            its processes if it is stored in `dtype`, else once for each.
+        stages: what each takes.
+    """
+
+    layout: Layout
+    processes: int
+    tokens: int
+    dtype: str
+    activation_checkpointing: bool
+    device_flops: float
+    loading: float
+    stages: tuple[StageNeeds, ...]
+
+    def __str__(self) -> str:
+        devices = "1 device" if self.processes == 1 else f"{self.processes} devices"
+        lines = [
+            f"{devices}, {self.layout}, base in {self.dtype}, {self.tokens} tokens a row, "
+            f"activation checkpointing {'on' if self.activation_checkpointing else 'off'}",
+            f"the base, read into the memory of each machine: {_amount(self.loading).strip()}",
+        ]
+        for each in self.stages:
+            rows = self.processes * each.parts * each.rows
+            lines += [
+                f"stage {each.stage}: {each.held.trained:,} parameters train, "
+                f"{each.held.parameters:,} of the base rest; {each.execution}",
+                f"  {rows} rows a step; forwards of each device: {each.parts}, of {each.rows} rows",
+                *(
+                    f"  {_LABELS[name]:26} {_amount(value)} a device"
+                    for name, value in [*vars(each.memory).items(), ("total", each.memory.total)]
+                    if value
+                ),
+                f"  {each.step_flops:.3g} FLOPs a step: {each.seconds:.3g} s at "
+                f"{self.device_flops:.3g} FLOPs a second and device, {each.hours:.3g} h in all",
+            ]
+        if any(each.stage == "fit" for each in self.stages):
+            lines.append(
+                f"stage fit keeps up to {_amount(INPUT_BYTES).strip()} of router inputs and up to "
+                f"{_amount(SUMS_BYTES).strip()} of sums in the memory of the machine"
+            )
+        left_out = "not counted: what allocator and libraries keep; messages, loading, evaluation"
+        return "\n".join([*lines, left_out])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the memory of each stage with its total."""
+        plain: dict[str, Any] = dataclasses.asdict(self)
+        for each, stage in zip(plain["stages"], self.stages, strict=True):
+            each["memory"]["total"] = stage.memory.total
+        return plain
+
+
+def _amount(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:9.2f} GB" if count >= 1e8 else f"{count / 1e6:9.2f} MB"
