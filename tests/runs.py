@@ -40,6 +40,8 @@ TINY = {
     "data.held_out": 0.3,
     "data.calibration_tokens": 128,
     "data.evaluation_tokens": 128,
+    "fit_stage.tokens": 512,
+    "fit_stage.stand_in_tokens": 256,
     "router_stage.steps": 6,
     "router_stage.static_tokens": 64,
     "lora_stage.steps": 4,

@@ -11,6 +11,8 @@ import skipgpt.demo
 from skipgpt.checkpoint_folder import read_info
 
 SHORT = {
+    "fit_stage.tokens": 512,
+    "fit_stage.stand_in_tokens": 512,
     "router_stage.steps": 2,
     "router_stage.static_tokens": 64,
     "lora_stage.steps": 2,
@@ -32,14 +34,14 @@ def test_two_demos_with_one_seed_give_the_same_numbers_and_every_file(
     assert written == (tmp_path / "second" / "demo.json").read_text()
 
     numbers = json.loads(written)
-    assert list(numbers["rows"]) == ["dense", "static", "router", "router+lora"]
+    assert list(numbers["rows"]) == ["dense", "static", "fit", "router", "router+lora"]
     assert numbers["rows"]["dense"]["excess_nll"] == 0
     assert len(numbers["static_modules"]) == 6
     assert numbers["samples"].keys() == {"dense", "sparse"}
     assert len(numbers["map"]["tokens"]) == len(numbers["map"]["attn"])
     for value in (row["nll_per_token"] for row in numbers["rows"].values()):
         assert f"{value:.4f}" in first.table()
-    assert read_info(tmp_path / "first" / "checkpoint").stages == ("router", "lora")
+    assert read_info(tmp_path / "first" / "checkpoint").stages == ("fit", "router", "lora")
     page = (tmp_path / "first" / "report.html").read_text()
     assert "What does it skip?" in page
     assert "What does it skip?" in (tmp_path / "second" / "report.html").read_text()

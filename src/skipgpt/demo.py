@@ -1,7 +1,7 @@
 """The whole chain on the embedded base model, offline, in a few minutes.
 
-Trains routers on `nano` with the standard library's sources, calibrates, heals with LoRA, and
-measures all of it against the dense model and against static removal that saves as much.
+Fits and trains routers on `nano` with the standard library's sources, calibrates, heals with LoRA,
+and measures all of it against the dense model and against static removal that saves as much.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from skipgpt.training.start import static_removal
 logger = logging.getLogger("skipgpt")
 
 SETTINGS = {
-    "fit_stage.tokens": 16384,
+    "fit_stage.tokens": 8192,
     "fit_stage.stand_in_tokens": 8192,
     "router_stage.steps": 60,
     "lora_stage.steps": 120,
@@ -44,8 +44,7 @@ SETTINGS = {
     "data.block_size": 256,
     "data.calibration_tokens": 4096,
     "router_stage.static_tokens": 2048,
-    "router_stage.static_depth": 0.25,
-    "data.evaluation_tokens": 32768,
+    "data.evaluation_tokens": 16384,
     "save_every": 1000,
 }
 PROMPT = "def read_config(path):\n"
@@ -133,7 +132,7 @@ def demo(
     out = Path(out)
     changes = SETTINGS | {"target_sparsity": sparsity, "budget": budget, "seed": seed}
     config = override(recipe("default"), changes)
-    logger.info("training routers, calibrating, healing with LoRA")
+    logger.info("fitting and training routers, calibrating, healing with LoRA")
     where: dict[str, Any] = {"device": device, "dtype": dtype}
     trained = train("nano", ["stdlib"], out / "checkpoint", config, overwrite=True, **where)
 
@@ -148,6 +147,7 @@ def demo(
     rows = {
         "dense": trained.held_out["dense"],
         "static": static,
+        "fit": trained.held_out["fit"],
         "router": trained.held_out["router"],
         "router+lora": trained.held_out["lora"],
     }

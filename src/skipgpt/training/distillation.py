@@ -8,7 +8,6 @@ Shapes: B batch, T tokens, V vocabulary, N predicted tokens.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, pad
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from skipgpt.model.lora import without_lora
 from skipgpt.model.trace import execution
 from skipgpt.training.labelled import NO_LABEL
 
@@ -34,9 +34,7 @@ def dense_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
     given = {name: value for name, value in inputs.items() if name != "labels"}
     was_training = model.training
     model.eval()
-    with execution(model, "dense"), ExitStack() as stack:
-        if hasattr(model, "disable_adapter"):
-            stack.enter_context(model.disable_adapter())
+    with execution(model, "dense"), without_lora(model):
         logits: Tensor = model(**given).logits
     model.train(was_training)
     return logits
