@@ -151,7 +151,7 @@ def _coerce(hint: Any, value: Any, doing: str) -> Any:
     if origin is types.UnionType:
         some = next(arg for arg in inner if arg is not types.NoneType)
         return None if value is None else _coerce(some, value, doing)
-    if origin is Literal:
+    if origin is Literal or hint is Any:
         return value  # the dataclass names the choices itself
     try:
         if origin is tuple:

@@ -170,7 +170,11 @@ def test_router_is_what_train_makes_of_the_same_settings(
 
 def test_a_checkpoint_lies_where_its_row_says(everything: Comparison) -> None:
     rows = _by_method(everything)
-    stages = {"router": ("router",), "router+lora": ("router", "lora"), "joint": ("joint",)}
+    stages = {
+        "router": ("fit", "router"),
+        "router+lora": ("fit", "router", "lora"),
+        "joint": ("joint",),
+    }
     for name, expected in stages.items():
         info = read_info(str(rows[name].checkpoint))
         assert info.stages == expected
