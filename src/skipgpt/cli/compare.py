@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from skipgpt.cli import options, settings
 
 NAME = "compare"
-HELP = "Train or compute methods on one base and one text, and measure them at the same budget."
+INTRO = "Train or compute methods on one base and one text, and measure them at the same budget."
 NOTES = """+lora after dense, router or a static one heals it; +stand_in after a static one runs
 fitted stand-ins in place of what it removes; @paper takes that recipe; :key=value changes a setting
 of training. Steps, batch and data are those of the comparison for all. Results are cached in --out:
@@ -22,6 +22,7 @@ one more method costs one method.
     "skipgpt compare llama-8b --data corpus --methods router+lora,blockpruner+stand_in+lora "
     "--sparsity 0.25,0.4 --budget flops --seeds 0,1 --device cuda --out out/8b",
 )
+HELP = f"{INTRO}\n\n{NOTES}"
 
 
 class Command(TyperCommand):
@@ -32,7 +33,7 @@ class Command(TyperCommand):
         from skipgpt.comparison.method import KINDS
 
         lines = "\n".join(f"  {name:<17}{what}" for name, what in KINDS.items())
-        self.help = f"{HELP}\n\nMethods, by commas:\n\n\b\n{lines}\n\n{NOTES}"
+        self.help = f"{INTRO}\n\nMethods, by commas:\n\n\b\n{lines}\n\n{NOTES}"
         super().format_help(ctx, formatter)
 
 
