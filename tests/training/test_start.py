@@ -114,7 +114,7 @@ def test_the_fit_is_the_same_in_one_pass_over_the_text_or_in_several(
 ) -> None:
     entering, text, models = torch.randn(2, 7, 32), rows(8), []
     for room in (2**31, 1):
-        monkeypatch.setattr("skipgpt.training.start.SUMS_BYTES", room)
+        monkeypatch.setattr("skipgpt.fitting.stand_ins.SUMS_BYTES", room)
         models.append(routed(stand_in=RANK))
         fit_stand_ins(models[-1], text)
     at_once, one_by_one = map(stand_ins, models)
