@@ -17,6 +17,7 @@ from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import read_info
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate_checkpoint
+from skipgpt.machine import Machine, keep
 from skipgpt.model.dial import set_sparsity
 from skipgpt.model.trace import routing_state
 
@@ -87,6 +88,23 @@ def test_an_uncalibrated_checkpoint_of_before_has_no_curve(
 def test_a_unit_without_a_sparsity_is_refused() -> None:
     with pytest.raises(ConfigError, match="'flops' without a sparsity; expected the sparsity that"):
         load(shared_checkpoint(), budget="flops")
+
+
+def test_a_curve_of_time_is_saved_and_loaded_with_what_it_counts(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    keep(Machine(1e9, 1e9, 1e-6, 1e-6), torch.device("cpu"), torch.float32)
+    model, info = make_checkpoint(base_folder, tmp_path / "out")
+    assert set(info.curves) == {"modules", "flops", "time"}
+    assert read_info(tmp_path / "out") == info
+    loaded, _ = load(tmp_path / "out", sparsity=0.2, budget="time")
+    assert routing_state(loaded).curves == routing_state(model).curves
+    expected = routing_state(model).curves.threshold_at(0.2, "time")
+    assert routing_state(loaded).rule.value == expected
+    skipgpt.export_merged(tmp_path / "out", tmp_path / "merged")
+    skipgpt.register()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", sparsity=0.2, budget="time")
+    assert routing_state(merged).rule.value == expected
 
 
 def test_seconds_of_other_hardware_are_told(

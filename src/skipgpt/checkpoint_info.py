@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from skipgpt.config import BUDGET_NOUNS, Budget, RouterConfig, TimedForward
 from skipgpt.errors import ConfigError
@@ -52,7 +51,7 @@ class CheckpointInfo:
     keep: dict[str, tuple[float, ...]] = field(default_factory=dict)
     curves: dict[str, tuple[tuple[float, float | None], ...]] = field(default_factory=dict)
     timed: TimedForward | None = None
-    hardware: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

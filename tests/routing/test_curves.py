@@ -57,7 +57,10 @@ def test_the_end_of_a_curve_is_that_of_its_unit() -> None:
         BOTH,
         Curves.of_modules(MODULES),
         Curves(
-            {"modules": MODULES, "time": FLOPS}, "time", TimedForward("decode", 4, 2048), {"a": 1}
+            {"modules": MODULES, "time": FLOPS},
+            "time",
+            TimedForward("decode", 4, 2048),
+            {"device": "an abacus"},
         ),
     ],
 )

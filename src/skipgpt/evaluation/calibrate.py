@@ -98,7 +98,8 @@ def calibrate(
             if other != unit and share > 0:
                 curves[other] = curves[other].through(share, found)
     by_budget = {each: curves[each] for each in BUDGETS if each in curves}
-    timed_on = hardware(next(model.parameters()).device) if "time" in curves else {}
+    here = hardware(next(model.parameters()).device) if "time" in curves else {}
+    timed_on = {name: str(value) for name, value in here.items()}
     state.curves = Curves(by_budget, unit, timed if "time" in curves else None, timed_on)
     if target is None:
         return curves[unit]

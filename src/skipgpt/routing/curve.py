@@ -132,7 +132,7 @@ class Curves:
     by_budget: Mapping[Budget, CalibrationCurve]
     budget: Budget = "modules"
     timed: TimedForward | None = None
-    hardware: Mapping[str, Any] = field(default_factory=dict)
+    hardware: Mapping[str, str] = field(default_factory=dict)
 
     def curve(self, budget: Budget | None = None) -> CalibrationCurve:
         """The curve of a unit; of the model's own where None.
