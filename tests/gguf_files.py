@@ -131,7 +131,8 @@ def _add_tokenizer(writer: GGUFWriter) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(["c a"])
+    # Twice, since transformers 5.16 takes a list of one for its element.
+    writer.add_token_merges(["c a"] * 2)
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_pad_token_id(EOS)
