@@ -17,6 +17,7 @@ to the dense base model: KL divergence and top-1 agreement. Tasks: through lm-ev
 the dense base model beside the checkpoint.
 """ + options.examples(
     "skipgpt eval out/nano-25 --text README.md --sparsity 0.4 --json",
+    "skipgpt eval out/nano-25 --text README.md --block-size 64 --continuations 20",
     "skipgpt eval out/8b-25 --suite paper --use-cache out/answers --device cuda",
 )
 
@@ -37,6 +38,13 @@ NoCloseness = Annotated[
         help="Leave out closeness to dense: half the forwards, and one copy of a healed model.",
     ),
 ]
+Continuations = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Continue this many rows greedily: loss under the dense model, and repetition.",
+    ),
+]
 UseCache = Annotated[
     Path | None, typer.Option(help="Folder that keeps answers: an interrupted run goes on.")
 ]
@@ -45,7 +53,16 @@ BatchSize = Annotated[
     typer.Option(min=1, help="Rows a forward.  [default: 8 of text, automatic of tasks]"),
 ]
 
-_OF_TEXT = ("form", "window", "stride", "max_tokens", "block_size", "max_documents", "no_closeness")
+_OF_TEXT = (
+    "form",
+    "window",
+    "stride",
+    "max_tokens",
+    "block_size",
+    "max_documents",
+    "no_closeness",
+    "continuations",
+)
 _OF_TASKS = ("task_dir", "limit", "use_cache")
 
 
@@ -70,6 +87,7 @@ def run(
     stride: Annotated[int, typer.Option(help="Of sliding; 0 is half a window.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
     no_closeness: NoCloseness = False,
+    continuations: Continuations = 0,
     tasks: Tasks = None,
     suite: Suite = None,
     task_dir: TaskDir = None,
@@ -163,7 +181,9 @@ def run(
         logging.getLogger("skipgpt").info(cut.said)
         info = read_info(local_folder(folder))
         dense = None if no_closeness else dense_base_of(info, model, where)
-        result = measure_text(model, cut, batch_size=rows, closeness_to=dense)
+        result = measure_text(
+            model, cut, batch_size=rows, closeness_to=dense, continuations=continuations
+        )
         cache = cache_memory(model, cut.first_rows(rows))
     document = {**result.to_dict(), "cache": cache.to_dict()}
     options.emit(document, as_json, f"{result}\n{cache}")

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.continuations import Continuations, measure_continuations
 from skipgpt.evaluation.forms import CutText, Form
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.evaluation.spans import perplexity_of_spans
@@ -23,12 +25,14 @@ class TextResult:
         form: how the text was cut.
         source: where a corpus came from; None of other text.
         bits_per_byte: of `bits`, else None.
+        continuations: what the model writes, where that was measured.
     """
 
     loss: Perplexity
     form: Form
     source: str | None = None
     bits_per_byte: float | None = None
+    continuations: Continuations | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: the loss's own, and the form."""
@@ -37,6 +41,7 @@ class TextResult:
             "stride": self.form.stride,
             "source": self.source,
             "bits_per_byte": self.bits_per_byte,
+            "continuations": self.continuations and self.continuations.to_dict(),
         }
         return {**dataclasses.asdict(self.loss), **form, **{k: v for k, v in more.items() if v}}
 
@@ -48,6 +53,8 @@ class TextResult:
             lines.append(f"{self.bits_per_byte:.4f} bits a byte")
         if self.form.name != "blocks":
             lines.append(f"form: {self.form}" + (f"; {self.source}" if self.source else ""))
+        if self.continuations is not None:
+            lines.append(str(self.continuations))
         return "\n".join(lines)
 
 
@@ -57,6 +64,7 @@ def measure_text(
     *,
     batch_size: int = 8,
     closeness_to: nn.Module | None = None,
+    continuations: int = 0,
 ) -> TextResult:
     """Loss and perplexity on a text, and bits a byte where that is its form.
 
@@ -65,10 +73,29 @@ def measure_text(
         text: from `skipgpt.evaluation.forms.cut_text`.
         batch_size: rows a forward.
         closeness_to: the dense model that closeness is measured to, as for `perplexity`.
+        continuations: how many rows are continued to see what the model writes, judged by
+            `closeness_to`; 0 is none.
+
+    Raises:
+        ConfigError: continuations without `closeness_to`.
+        DataError: fewer rows than are to be continued.
 
     Example:
         print(measure_text(model, cut_text(["README.md"], tokenizer, model, Form("sliding"))))
     """
+    if continuations and closeness_to is None:
+        raise ConfigError(
+            "measuring continuations",
+            got="no dense model to judge them",
+            expected="closeness to dense measured, too",
+            todo="leave --no-closeness out",
+        )
     loss = perplexity_of_spans(model, text.spans, batch_size=batch_size, closeness_to=closeness_to)
     bits = loss.nll_per_token * loss.tokens / math.log(2) / text.bytes if text.bytes else None
-    return TextResult(loss, text.form, text.source, bits)
+    written = None
+    if continuations and closeness_to is not None:
+        rows = [span.ids for span in text.spans]
+        written = measure_continuations(
+            model, rows, continuations, closeness_to, batch_size=batch_size
+        )
+    return TextResult(loss, text.form, text.source, bits, written)

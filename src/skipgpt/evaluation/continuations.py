@@ -1,0 +1,142 @@
+"""What a model writes: greedy continuations, judged by its dense model and by how they repeat."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from skipgpt.errors import DataError
+from skipgpt.evaluation.closeness import as_dense
+
+PROMPT_TOKENS = 64
+NEW_TOKENS = 64
+NGRAM = 4
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """Greedy continuations of a model beside those of its dense model.
+
+    Attributes:
+        count: how many prompts were continued, each of `PROMPT_TOKENS` tokens by `NEW_TOKENS`.
+        nll_per_token: loss of the model's continuations under the dense model, in nats per token.
+        dense_nll_per_token: the same of the dense model's own continuations.
+        repetition: share of the n-grams of `NGRAM` tokens that stand in the same continuation
+            before.
+        dense_repetition: the same of the dense model's own.
+        same: mean share of a continuation before it first differs from the dense model's.
+    """
+
+    count: int
+    nll_per_token: float
+    dense_nll_per_token: float
+    repetition: float
+    dense_repetition: float
+    same: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} greedy continuations of {NEW_TOKENS} tokens: "
+            f"{self.nll_per_token:.4f} nats per token under the dense model "
+            f"(its own: {self.dense_nll_per_token:.4f}), "
+            f"{self.repetition:.1%} of {NGRAM}-grams repeated (its own: "
+            f"{self.dense_repetition:.1%}), the first {self.same:.1%} equal to its own"
+        )
+
+
+@torch.no_grad()
+def measure_continuations(
+    model: nn.Module, rows: Sequence[Tensor], count: int, dense: nn.Module, *, batch_size: int = 8
+) -> Continuations:
+    """Continue the beginnings of rows greedily, with routes and densely, and compare.
+
+    Losses on given text and multiple choice hide what errors do that a model itself has to go on
+    from. A text that its dense model finds unlikely, or that goes in circles, is worse than its
+    perplexity says; a text that goes in circles is likely, too, which is why both are measured.
+
+    Args:
+        model: with routers, in whatever execution and sparsity is set.
+        rows: token ids [T] of held-out text; those shorter than `PROMPT_TOKENS` are left out.
+        count: how many of them are continued, the first ones.
+        dense: the dense model: `model` itself, or its base where LoRA is part of its weights.
+        batch_size: continuations at once.
+
+    Raises:
+        DataError: there are fewer rows than are to be continued.
+
+    Example:
+        print(measure_continuations(model, list(held_out), 100, model))
+    """
+    rows = [row for row in rows if len(row) >= PROMPT_TOKENS][:count]
+    if not 0 < count <= len(rows):
+        raise DataError(
+            f"continuing {count} rows of text",
+            got=f"{len(rows)} rows of {PROMPT_TOKENS} tokens or more",
+            expected=f"{max(count, 1)}",
+            todo="give more text, longer rows, or ask for fewer continuations",
+        )
+    found = _Sums(), _Sums()
+    same = 0.0
+    device = next(model.parameters()).device
+    for start in range(0, len(rows), batch_size):
+        batch = [row[:PROMPT_TOKENS] for row in rows[start : start + batch_size]]
+        prompts = torch.stack(batch).to(device)
+        routed = greedy(model, prompts, NEW_TOKENS)
+        with as_dense(dense):
+            own = greedy(dense, prompts, NEW_TOKENS)
+            for sums, texts in zip(found, (routed, own), strict=True):
+                sums.add(dense, prompts, texts)
+        same += (routed == own).long().cumprod(dim=1).double().mean(dim=1).sum().item()
+    (nll, repeated), (own_nll, own_repeated) = (sums.means() for sums in found)
+    return Continuations(len(rows), nll, own_nll, repeated, own_repeated, same / len(rows))
+
+
+def greedy(model: nn.Module, prompts: Tensor, new_tokens: int) -> Tensor:
+    """The likeliest next tokens, [B, new_tokens], of prompts [B, T]; no token ends a text."""
+    cache, ids, added = None, prompts, []
+    for _ in range(new_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache, ids = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
+        added.append(ids)
+    return torch.cat(added, dim=1)
+
+
+def repetition(text: Sequence[int], n: int = NGRAM) -> float:
+    """The share of a text's n-grams that it has before.
+
+    Example:
+        >>> repetition([1, 2, 3, 1, 2, 3], n=2)
+        0.4
+    """
+    grams = [tuple(text[start : start + n]) for start in range(len(text) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+class _Sums:
+    """Losses and repetition of continuations, added up batch by batch."""
+
+    def __init__(self) -> None:
+        self.nll, self.tokens, self.repeated, self.count = 0.0, 0, 0.0, 0
+
+    def add(self, dense: Any, prompts: Tensor, texts: Tensor) -> None:
+        """Score texts [B, N] behind prompts [B, T] under the dense model."""
+        logits = dense(input_ids=torch.cat([prompts, texts], dim=1), use_cache=False).logits
+        predicted = logits[:, prompts.shape[1] - 1 : -1].flatten(0, 1).float()
+        self.nll += cross_entropy(predicted, texts.flatten(), reduction="sum").item()
+        self.tokens += texts.numel()
+        self.repeated += sum(repetition(text) for text in texts.tolist())
+        self.count += len(texts)
+
+    def means(self) -> tuple[float, float]:
+        """Nats per token, and repetition per text."""
+        return self.nll / self.tokens, self.repeated / self.count
