@@ -5,13 +5,15 @@ READY := .venv/.ready
 LOWEST := .venv-lowest
 # vLLM pins torch and transformers, so it has an environment of its own.
 SERVING := .venv-serving
+# The site is built from sources alone, without torch.
+DOCS := .venv-docs
 # The tests' models are tiny: a process for each core is faster than threads within one.
 PYTEST := pytest -n auto --dist worksteal
 
 # Long text for the base of `compare-gpu`, one document a line or file.
 TEXT ?= novels.txt
 
-.PHONY: demo test test-long test-lowest test-matrix test-serving check format clean compare-gpu test-gpu bench-gpu \
+.PHONY: demo docs test test-long test-lowest test-matrix test-serving check format clean compare-gpu test-gpu bench-gpu \
 	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
 	bench-routers
 
@@ -59,6 +61,14 @@ $(SERVING)/.ready: constraints-serving.txt pyproject.toml
 	$(SERVING)/bin/pip install --quiet --constraint $< accelerate hypothesis peft pytest typer
 	$(SERVING)/bin/pip install --quiet --no-deps --editable .
 	touch $@
+
+$(DOCS)/.ready: constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --constraint $< mkdocs-material 'mkdocstrings[python]' ruff
+	touch $@
+
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/mkdocs build --strict
 
 # On a machine with a GPU, and with torch for it.
 test-gpu: $(READY)
@@ -126,4 +136,4 @@ bench-routers: $(READY)
 	$(BIN)/python benchmarks/routers.py --out $(CPU)/routers/routers.json
 
 clean:
-	rm -rf .venv $(LOWEST) $(SERVING) demo-out
+	rm -rf .venv $(LOWEST) $(SERVING) $(DOCS) build/site demo-out

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import skipgpt
+
 ROOT = Path(__file__).parents[1]
 MAIN = "import sys; from skipgpt.cli import main; main()"
 
@@ -49,6 +51,16 @@ def test_the_command_page_is_the_real_help() -> None:
     from write_cli_docs import page
 
     assert (ROOT / "docs/cli.md").read_text() == page(), "run: python scripts/write_cli_docs.py"
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    named = re.findall(r"^::: skipgpt\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(skipgpt.__all__)
+
+
+def test_the_site_has_every_page() -> None:
+    pages = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(pages) == sorted(path.name for path in ROOT.glob("docs/*.md"))
 
 
 @pytest.mark.parametrize("document", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
