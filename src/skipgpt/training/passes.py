@@ -20,6 +20,7 @@ from skipgpt.data import Blocks
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.fitting.fit import centre_margins
+from skipgpt.model.lora import without_lora
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import execution, routing_state
 from skipgpt.processes import from_first, spread
@@ -64,7 +65,7 @@ class Passes:
             for each in [*routers(model).values(), *stand_ins(model).values()]:
                 spread(each.parameters())
         self._calibrate_for_healing(model)
-        with execution(model, "dense"):
+        with without_lora(model), execution(model, "dense"):
             self.dense = self._measured(model, closeness=False)
         note_measured(self.out, "dense", self.dense)
 
