@@ -22,6 +22,7 @@ from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_meth
 from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import UNITS, Comparison, Row
 from skipgpt.config import Budget, check_sparsity
+from skipgpt.config import recipe as named_recipe
 from skipgpt.errors import ConfigError
 from skipgpt.folder_lock import writing_to
 from skipgpt.hardware import hardware
@@ -44,7 +45,7 @@ def compare(
     methods: Sequence[str],
     *,
     sparsities: Sequence[float] = (0.25,),
-    budget: Budget = "modules",
+    budget: Budget | None = None,
     seeds: Sequence[int] = (0,),
     dial: Sequence[float] = (),
     recipe: str = "default",
@@ -61,7 +62,8 @@ def compare(
             holds `comparison.json`, `comparison.md` and `comparison.svg`.
         methods: as `skipgpt.comparison.method` reads them.
         sparsities: budgets, as shares to skip.
-        budget: what they are shares of: `modules`, or the `flops` of a dense forward.
+        budget: what they are shares of: `modules`, or the `flops` of a dense forward; where None,
+            as `settings` say, or else as the recipe does.
         seeds: of everything random; several give a spread.
         dial: other budgets at which every checkpoint is read, too.
         recipe: settings of methods that name none.
@@ -80,11 +82,14 @@ def compare(
     if not wanted or not budgets or not seeds:
         raise ConfigError("comparing", got="nothing to compare", expected="methods and budgets")
     out = Path(out).absolute()  # rows name checkpoints; they are found from any folder
+    shared = dict(settings or {})
+    named = shared.pop("budget", None)
+    budget = budget or named or named_recipe(recipe).budget
     if budget not in UNITS:
         expected = " or ".join(UNITS)
         raise ConfigError("choosing the budget", got=repr(budget), expected=expected)
     with stoppable(f"comparing into {out}", lambda: KEPT), advancing(), writing_to(out):
-        job = prepare(base, data, recipe, dict(settings or {}), budget, device=device, dtype=dtype)
+        job = prepare(base, data, recipe, shared, budget, device=device, dtype=dtype)
         _check(job, wanted, budgets, seeds)
         work = _Work(job, out)
         rows: list[Row] = []
