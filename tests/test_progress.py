@@ -127,7 +127,7 @@ def test_a_run_says_its_phases_and_of_steps_what_they_reach(
     base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(
-        "default", stages="fit,router,lora", router__stand_in=4, router_stage__start="static"
+        "default", stages="fit,router,lora", router__stand_in=4, router_stage__static_blend=True
     )
     run(base_folder, tmp_path / "out", config)
     said = _lines(capsys)
