@@ -79,7 +79,10 @@ def main() -> None:
         sparsities=options.sparsity or plan["sparsity"],
         seeds=options.seeds or plan["seeds"],
         dial=options.dial or plan.get("dial", ()),
-        settings=plan["settings"] | dict(parse_pair(pair) for pair in options.set),
+        # The budgets of docs/results.md, unless an experiment or --set says another unit.
+        settings={"budget": "modules"}
+        | plan["settings"]
+        | dict(parse_pair(pair) for pair in options.set),
         device=options.device,
         dtype=options.dtype,
     )

@@ -125,8 +125,10 @@ def _command(
     sys.argv = argv
     if folder:
         os.chdir(folder)
+    from skipgpt import progress
     from skipgpt.cli import main
 
+    progress.PATIENCE = 1e6  # on no machine are these commands so slow that they speak
     try:
         if before:
             before()

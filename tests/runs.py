@@ -111,7 +111,7 @@ def compared(
     if not data.exists():
         write_documents(base.parent)
     gc.freeze()
-    given = COMPARED | (settings or {})
+    given = {"budget": "modules"} | COMPARED | (settings or {})
     with ExitStack() as stack:
         stack.enter_context(mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)))
         if not draw:  # a picture takes as long as a training

@@ -29,7 +29,7 @@ from skipgpt.errors import (
     CheckpointError,
     ConfigError,
     MissingExtraError,
-    TrainingError,
+    StoppedError,
     UnsupportedModelError,
 )
 from skipgpt.model.base import fingerprint, load_base
@@ -311,7 +311,7 @@ def test_resuming_keeps_the_kind_and_gives_the_run_that_was_not_stopped(
     config = tiny_config("default", stages="router,lora", save_every=1)
     run(base, tmp_path / "straight", config, quantize="4bit")
     for stage in ("router", "lora"):
-        with stopping_at(2, stage), pytest.raises(TrainingError):
+        with stopping_at(2, stage), pytest.raises(StoppedError):
             run(base, tmp_path / "out", config, quantize="4bit", resume=stage == "lora")
         for other in (None, "8bit"):
             with pytest.raises(ConfigError, match="than it was started with: quantize"):
@@ -321,7 +321,7 @@ def test_resuming_keeps_the_kind_and_gives_the_run_that_was_not_stopped(
 
 
 def test_a_run_of_before_there_were_kinds_can_be_resumed(base: Path, tmp_path: Path) -> None:
-    with stopping_at(2), pytest.raises(TrainingError):
+    with stopping_at(2), pytest.raises(StoppedError):
         run(base, tmp_path / "out", tiny_config("paper"))
     path = tmp_path / "out" / "run.json"
     values = json.loads(path.read_text())

@@ -30,7 +30,12 @@ from skipgpt.baselines.static import static_loss
 from skipgpt.checkpoint import describe, load, save
 from skipgpt.config import DataConfig, LoraStage, RouterConfig
 from skipgpt.data import load_blocks
-from skipgpt.errors import CheckpointError, ConfigError, TrainingError, UnsupportedModelError
+from skipgpt.errors import (
+    CheckpointError,
+    ConfigError,
+    StoppedError,
+    UnsupportedModelError,
+)
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.export import StaticExport, smaller
@@ -347,7 +352,7 @@ def test_healing_follows_its_seed_and_is_written_down(tmp_path: Path) -> None:
 
 def test_a_stop_while_healing_writes_nothing(tmp_path: Path) -> None:
     checkpoint = make(tmp_path, [M0, A1])
-    with stopping_at(1, "lora"), pytest.raises(TrainingError, match="nothing was written"):
+    with stopping_at(1, "lora"), pytest.raises(StoppedError, match="nothing was written"):
         skipgpt.export_static(
             checkpoint,
             tmp_path / "healed",

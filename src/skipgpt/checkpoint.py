@@ -40,6 +40,7 @@ from skipgpt.checkpoint_info import (
 )
 from skipgpt.config import Budget, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.folder_lock import writing_to
 from skipgpt.hardware import hardware
 from skipgpt.model.base import base_location, load_base
 from skipgpt.model.base import fingerprint as fingerprint_of
@@ -115,7 +116,8 @@ def save(
         CheckpointError: a checkpoint is there already, or the disk refuses; then whatever was
             there before is untouched.
     """
-    return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
+    with writing_to(Path(folder)):
+        return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
 
 
 def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -153,7 +155,7 @@ def write(
             str(p.relative_to(stage)): digest_of(p) for p in files_below(stage) if p.suffix != ".md"
         }
         info = dataclasses.replace(info, files=files)
-        (stage / "README.md").write_text(model_card(info), encoding="utf-8")
+        (stage / "README.md").write_text(model_card(info), encoding="utf-8", errors="replace")
         (stage / CONFIG).write_text(to_json(dataclasses.asdict(info)), encoding="utf-8")
     if not has_adapter(info):
         shutil.rmtree(folder / LORA, ignore_errors=True)

@@ -115,9 +115,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     return str(
-        api.upload_folder(
-            repo_id=repo_id, folder_path=folder, ignore_patterns=["trainer/*", ".*/*"]
-        )
+        api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=["trainer/*", ".*"])
     )
 
 

@@ -20,6 +20,7 @@ from skipgpt.config import Budget, DataConfig, recipe
 from skipgpt.data import load_blocks, read_documents, split_documents
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.folder_lock import writing_to
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
@@ -30,6 +31,7 @@ from skipgpt.report.page import to_html
 from skipgpt.report.routing_map import RoutingMap, routing_map
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.settings import override
+from skipgpt.stopping import stoppable
 from skipgpt.training.run import train
 from skipgpt.training.start import static_removal
 
@@ -130,6 +132,14 @@ def demo(
         SkipGPTError: with whatever went wrong.
     """
     out = Path(out)
+    again = f"what finished is kept in {out}; the same command starts again"
+    with stoppable("running the demo", lambda: again), advancing(), writing_to(out):
+        return _demo(out, sparsity, budget, seed, device, dtype)
+
+
+def _demo(
+    out: Path, sparsity: float, budget: Budget, seed: int, device: str, dtype: str
+) -> DemoResult:
     changes = SETTINGS | {"target_sparsity": sparsity, "budget": budget, "seed": seed}
     config = override(recipe("default"), changes)
     logger.info("fitting and training routers, calibrating, healing with LoRA")
@@ -182,8 +192,7 @@ def _held_out(config: DataConfig) -> str:
 
 def _static(model: Any, blocks: Any, config: Any) -> list[Site]:
     text = cut(blocks, config.router_stage.static_tokens)
-    with advancing("greedy static removal") as advance:
-        return sites_of(static_removal(model, text, config, advance))
+    return sites_of(static_removal(model, text, config))
 
 
 def _continue(model: Any, tokenizer: Any) -> str:

@@ -6,6 +6,7 @@
     ├── CheckpointError                 files are missing, damaged or of another base model
     ├── DataError                       text that cannot be read, or not enough of it
     ├── TrainingError                   training had to stop; the message says what was kept
+    ├── StoppedError                    a signal stopped the work; the message says what is kept
     ├── ServingError                    an engine that serves a model ended by itself
     └── MissingExtraError(ImportError)  an optional package is absent; prints the install line
 
@@ -71,6 +72,10 @@ class DataError(SkipGPTError):
 
 class TrainingError(SkipGPTError):
     """Training had to stop; the message says what was kept."""
+
+
+class StoppedError(SkipGPTError):
+    """A signal stopped the work; the message says what is kept and how to go on."""
 
 
 class ServingError(SkipGPTError):

@@ -72,7 +72,7 @@ def measured(device: torch.device, dtype: torch.dtype) -> Machine | None:
         machine = Machine(**{f.name: float(values[f.name]) for f in dataclasses.fields(Machine)})
         if not all(math.isfinite(each) and each > 0 for each in dataclasses.astuple(machine)):
             raise ValueError("a figure is not a number above 0")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         logger.warning("%s is not read (%s); `skipgpt profile` writes it anew", path, error)
@@ -87,20 +87,35 @@ def keep(machine: Machine, device: torch.device, dtype: torch.dtype) -> Path:
         CheckpointError: the folder cannot be written, or the user has none.
     """
     facts = dataclasses.asdict(machine) | {"dtype": str(dtype), **hardware(device)}
+    path = kept_at(device, dtype)
     try:
-        path = path_of(device, dtype)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
-    except (OSError, RuntimeError) as error:
-        # An OSError names the file.
-        raise CheckpointError(
-            "keeping the profile of this machine",
-            got=str(error),
-            todo="set SKIPGPT_CACHE to a folder that can be written",
-        ) from error
+    except OSError as error:  # names the file
+        raise _not_kept(error) from error
     return path
+
+
+def kept_at(device: torch.device, dtype: torch.dtype) -> Path:
+    """The file that `keep` writes.
+
+    Raises:
+        CheckpointError: the user has no home folder, and no other is named.
+    """
+    try:
+        return path_of(device, dtype)
+    except RuntimeError as error:
+        raise _not_kept(error) from error
+
+
+def _not_kept(error: Exception) -> CheckpointError:
+    return CheckpointError(
+        "keeping the profile of this machine",
+        got=str(error),
+        todo="set SKIPGPT_CACHE to a folder that can be written",
+    )
 
 
 def path_of(device: torch.device, dtype: torch.dtype) -> Path:

@@ -1,7 +1,9 @@
 """Ctrl-C, SIGTERM and SIGKILL at a real process in the middle of training."""
 
 import functools
+import importlib
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from command import Finished, skipgpt
-from runs import ARGUMENTS, metrics, weights, write_documents
+from runs import ARGUMENTS, metrics, shared_checkpoint, weights, write_documents
 
 
 @pytest.fixture
@@ -56,11 +58,10 @@ def test_a_signalled_run_ends_in_one_line_and_resumes_to_the_same_end(
     for name in ("SIGINT", "SIGTERM"):
         number = getattr(signal, name)
         stopped = command(name, before=functools.partial(_signals_at, 3, number))
-        assert stopped == Finished(
-            1,
-            "",
-            f"skipgpt: training stage router: got {name} at step 4 of 6; "
-            "the state was saved; the same command with --resume goes on from it\n",
+        assert (stopped.status, stopped.stdout) == (1, "")
+        assert stopped.stderr.splitlines()[-1] == (
+            f"skipgpt: training stage router: got {name} at step 4 of 6; the state was saved at "
+            "step 4 of stage router; the same command with --resume goes on from it"
         )
         assert not (tmp_path / name / "skipgpt_config.json").exists()
         resumed = command(name, "--resume")
@@ -87,12 +88,100 @@ def test_a_second_signal_stops_at_once(command: Callable[..., Finished], tmp_pat
     stopped = command("out", before=twice)
     assert stopped.status == 1
     assert stopped.stdout == ""
-    assert stopped.stderr.splitlines() == ["skipgpt: interrupted"]
+    assert stopped.stderr.splitlines()[-1] == (
+        "skipgpt: stage router: got SIGTERM; the state was saved at step 2 of stage router; "
+        "the same command with --resume goes on from it"
+    )
     assert command("out", "--resume").status == 0
 
 
-def test_an_interrupt_before_training_is_one_line(
-    command: Callable[..., Finished],
+def test_an_interrupt_before_training_leaves_nothing(
+    command: Callable[..., Finished], tmp_path: Path
 ) -> None:
     stopped = command("out", before=_interrupt_while_reading)
-    assert stopped == Finished(1, "", "skipgpt: interrupted\n")
+    assert (stopped.status, stopped.stdout) == (1, "")
+    assert stopped.stderr.splitlines()[-1] == (
+        f"skipgpt: training into {tmp_path / 'out'}: got SIGINT; "
+        "nothing was written; the same command starts it again"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def _terminated_in(module: str, name: str) -> None:
+    """Let a function be asked to stop when it is called the first time."""
+
+    def asked(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    setattr(importlib.import_module(module), name, asked)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "phase", "kept"),
+    [
+        ("skipgpt.training.passes", "perplexity", "measuring the dense model on held-out text",
+         "no step is saved yet"),
+        ("skipgpt.evaluation.calibrate", "calibrate_curve", "calibrating the curve",
+         "the state was saved at step 6 of stage router"),
+    ],
+)  # fmt: skip
+def test_a_stop_between_steps_says_where_what_is_kept_and_how_to_go_on(
+    module: str, name: str, phase: str, kept: str, command: Callable[..., Finished], tmp_path: Path
+) -> None:
+    stopped = command("out", before=functools.partial(_terminated_in, module, name))
+    assert (stopped.status, stopped.stdout) == (1, "")
+    assert stopped.stderr.splitlines()[-1] == (
+        f"skipgpt: {phase}: got SIGTERM; {kept}; the same command with --resume goes on from it"
+    )
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert command("out", "--resume").status == 0
+
+
+def test_a_stopped_export_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint = shared_checkpoint()
+    before = functools.partial(_terminated_in, "skipgpt.export.merged", "as_auto_model")
+    out = tmp_path / "merged"
+    stopped = skipgpt("export", checkpoint, "--merged", "--out", out, before=before)
+    assert stopped.status == 1
+    assert stopped.stderr.splitlines()[-1] == (
+        f"skipgpt: exporting {checkpoint}: got SIGTERM; "
+        "nothing was written; the same command starts again"
+    )
+    assert not out.exists()
+
+
+def _full_disk_at(step: int) -> None:
+    """Let no file grow beyond 100 bytes while the optimiser of a step is saved."""
+    from skipgpt.training.trainer import RoutingTrainer
+
+    save = RoutingTrainer._save_optimizer_and_scheduler
+
+    def saved(self: RoutingTrainer, folder: str) -> None:
+        if self.state.global_step == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        try:
+            save(self, folder)
+        finally:
+            unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    RoutingTrainer._save_optimizer_and_scheduler = saved
+
+
+def test_a_disk_that_fills_up_leaves_the_state_before(
+    command: Callable[..., Finished], tmp_path: Path
+) -> None:
+    full = command("out", before=functools.partial(_full_disk_at, 4))
+    states = tmp_path / "out" / "trainer" / "router"
+    said = full.stderr.splitlines()[-1]
+    assert (full.status, full.stdout) == (1, "")
+    assert said.startswith(f"skipgpt: saving step 4 of stage router below {states}: got ")
+    assert said.endswith(
+        "; expected room on the disk and permission to write; the state of step 2 is kept; "
+        "make room, and the same command with --resume goes on"
+    )
+    assert [path.name for path in states.iterdir()] == ["checkpoint-2"]
+    assert command("out", "--resume").status == 0
+    assert command("straight").status == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "straight")

@@ -24,7 +24,7 @@ from skipgpt.comparison import static, trained
 from skipgpt.comparison.job import Job, prepare
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.config import TrainConfig
-from skipgpt.errors import ConfigError, TrainingError
+from skipgpt.errors import ConfigError, StoppedError
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import Forced
@@ -593,6 +593,33 @@ def test_a_wrong_last_method_is_found_before_the_first_one_runs(
 
 
 @pytest.mark.parametrize(
+    ("recipe", "settings", "asked", "unit"),
+    [
+        ("default", {}, None, "flops"),
+        ("paper", {}, None, "modules"),
+        ("default", {"budget": "modules"}, None, "modules"),
+        ("default", {"budget": "modules"}, "flops", "flops"),
+    ],
+)
+def test_budgets_are_in_the_unit_of_the_settings_or_the_recipe(
+    base: Path, tmp_path: Path, recipe: str, settings: dict[str, Any], asked: Any, unit: str
+) -> None:
+    compared(base, tmp_path, "dense")  # writes the text
+    found = comparing.compare(
+        str(base),
+        [str(base.parent / "stories.jsonl")],
+        tmp_path / "out",
+        ["sleb"],
+        recipe=recipe,
+        budget=asked,
+        settings=COMPARED | settings,
+    )
+    assert found.facts["budget"] == unit
+    words = {"flops": "25.0% of FLOPs", "modules": "25.0% of modules"}
+    assert words[unit] in found.to_terminal()
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"sparsities": ()}, "nothing to compare"),
@@ -600,7 +627,8 @@ def test_a_wrong_last_method_is_found_before_the_first_one_runs(
         ({"sparsities": (0.25, 25)}, "0 to 0.95"),
         ({"dial": (1.5,)}, "0 to 0.95"),
         ({"budget": "time"}, "expected modules or flops"),
-        ({"settings": {"budget": "flops"}}, "--budget"),
+        ({"settings": {"budget": "time"}}, "expected modules or flops"),
+        ({"settings": {"target_sparsity": 0.4}}, "--sparsity"),
         ({"recipe": "papper"}, "paper or default"),
         ({"settings": {"alhpa": 1}}, "alpha"),
     ],
@@ -621,7 +649,7 @@ def test_no_method_is_nothing_to_compare(base: Path, tmp_path: Path) -> None:
 
 def test_an_interrupted_training_goes_on(base: Path, tmp_path: Path, made: list[str]) -> None:
     (straight,) = compared(base, tmp_path / "straight", "router").rows
-    with stopping_at(2), pytest.raises(TrainingError):
+    with stopping_at(2), pytest.raises(StoppedError):
         compared(base, tmp_path / "out", "router")
     (resumed,) = compared(base, tmp_path / "out", "router").rows
     assert resumed.nll_per_token == straight.nll_per_token
@@ -633,7 +661,7 @@ def test_an_interrupted_method_of_another_kind_goes_on_too(
 ) -> None:
     straight = compared(base, tmp_path / "straight", method).rows
     stage = "lora" if method.endswith("+lora") else "router"
-    refused = pytest.raises(TrainingError, match="the same command goes on from it")
+    refused = pytest.raises(StoppedError, match="the same command goes on from it")
     with stopping_at(1, stage), refused:
         compared(base, tmp_path / "out", method)
     assert list((tmp_path / "out").rglob("checkpoint-1"))

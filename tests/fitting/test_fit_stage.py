@@ -17,7 +17,7 @@ from runs import logits, rows, run, tiny_config
 from skipgpt.checkpoint import load
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
-from skipgpt.errors import ConfigError, DataError
+from skipgpt.errors import ConfigError, DataError, StoppedError
 from skipgpt.fitting import fit as fitting
 from skipgpt.fitting.costs import measure_costs
 from skipgpt.fitting.fit import fit_model, fit_routers, price_margins
@@ -98,7 +98,7 @@ def test_a_damaged_fit_is_made_anew(
 
 def test_an_interrupted_fit_starts_cleanly(base_folder: Path, tmp_path: Path) -> None:
     stopped = mock.patch("skipgpt.fitting.fit.fit_routers", side_effect=KeyboardInterrupt)
-    with stopped, pytest.raises(KeyboardInterrupt):
+    with stopped, pytest.raises(StoppedError):
         run(base_folder, tmp_path / "out", _config())
     run(base_folder, tmp_path / "out", _config(), resume=True)
     run(base_folder, tmp_path / "straight", _config())

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from runs import metrics, run, stopping_at, tiny_config, weights
 from skipgpt.checkpoint_folder import read_info
-from skipgpt.errors import TrainingError
+from skipgpt.errors import StoppedError
 from skipgpt.training.run import train
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ def test_a_stopped_and_resumed_stage_ends_where_a_straight_one_does(
 ) -> None:
     config = tiny_config(**RUNS[name])
     run(base_folder, tmp_path / "straight", config)
-    with stopping_at(step, config.stages[0]), pytest.raises(TrainingError) as caught:
+    with stopping_at(step, config.stages[0]), pytest.raises(StoppedError) as caught:
         run(base_folder, tmp_path / "stopped", config)
     assert f"got SIGTERM at step {step} of 6" in str(caught.value)
     assert "--resume" in caught.value.todo
@@ -47,7 +47,7 @@ def test_a_run_stopped_in_its_second_stage_does_not_repeat_the_first(
 ) -> None:
     config = tiny_config("default", stages="router,lora")
     run(base_folder, tmp_path / "straight", config)
-    with stopping_at(2, "lora"), pytest.raises(TrainingError, match="stage lora"):
+    with stopping_at(2, "lora"), pytest.raises(StoppedError, match="stage lora"):
         run(base_folder, tmp_path / "stopped", config)
     assert read_info(tmp_path / "stopped").stages == ("router",)
     before = _routers(tmp_path / "stopped")
@@ -68,7 +68,7 @@ def test_a_run_lost_before_the_first_state_of_its_second_stage_still_ends_the_sa
 ) -> None:
     config = tiny_config("default", stages="router,lora")
     run(base_folder, tmp_path / "straight", config)
-    with stopping_at(1, "lora"), pytest.raises(TrainingError):
+    with stopping_at(1, "lora"), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "lost", config)
     shutil.rmtree(tmp_path / "lost" / "trainer" / "lora")
     run(base_folder, tmp_path / "lost", config, resume=True)
@@ -80,7 +80,7 @@ def test_a_resumed_run_does_not_search_again(
 ) -> None:
     config = tiny_config("default")
     straight = run(base_folder, tmp_path / "straight", config)
-    with stopping_at(4), pytest.raises(TrainingError):
+    with stopping_at(4), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "stopped", config)
     monkeypatch.setattr("skipgpt.training.start.lazily", None)
     resumed = run(base_folder, tmp_path / "stopped", config, resume=True)
@@ -91,7 +91,7 @@ def test_a_resumed_run_does_not_search_again(
 def test_a_half_written_state_is_passed_over(base_folder: Path, tmp_path: Path) -> None:
     config = tiny_config("paper", save_every=2)
     run(base_folder, tmp_path / "straight", config)
-    with stopping_at(4), pytest.raises(TrainingError):
+    with stopping_at(4), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "cut", config)
     states = tmp_path / "cut" / "trainer" / "router"
     assert sorted(p.name for p in states.iterdir()) == ["checkpoint-2", "checkpoint-4"]
@@ -111,7 +111,7 @@ def test_resuming_a_finished_run_changes_nothing(base_folder: Path, tmp_path: Pa
 def test_steps_that_were_lost_are_not_logged_twice(base_folder: Path, tmp_path: Path) -> None:
     config = tiny_config("paper", save_every=2)
     run(base_folder, tmp_path / "straight", config)
-    with stopping_at(5), pytest.raises(TrainingError):
+    with stopping_at(5), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "lost", config)
     shutil.rmtree(tmp_path / "lost" / "trainer" / "router" / "checkpoint-5")
     run(base_folder, tmp_path / "lost", config, resume=True)
@@ -125,7 +125,7 @@ def test_training_a_healed_checkpoint_further_resumes_with_the_stage_it_was_in(
     run(base_folder, tmp_path / "first", config)
     data = [str(tmp_path / "stories.jsonl")]
     again = (str(tmp_path / "first"), data, tmp_path / "second", config)
-    with stopping_at(2, "lora"), pytest.raises(TrainingError):
+    with stopping_at(2, "lora"), pytest.raises(StoppedError):
         train(*again)
     assert read_info(tmp_path / "second").stages == ("router", "lora", "router")
     result = train(*again, resume=True)

@@ -14,7 +14,7 @@ from runs import metrics, rows, run, stage_trainer, tiny_config
 from skipgpt.checkpoint_folder import read_info
 from skipgpt.config import RouterConfig, TrainConfig, recipe
 from skipgpt.cost import Savings, savings, sparsities
-from skipgpt.errors import ConfigError
+from skipgpt.errors import ConfigError, StoppedError
 from skipgpt.model.trace import record_routing, routing_state
 from skipgpt.routing.decision import GumbelSample, Site
 from skipgpt.settings import from_dict
@@ -108,9 +108,8 @@ def test_a_run_begun_before_there_were_units_is_resumed_in_modules(
     base_folder: Path, tmp_path: Path
 ) -> None:
     from runs import stopping_at
-    from skipgpt.errors import TrainingError
 
-    with stopping_at(3), pytest.raises(TrainingError):
+    with stopping_at(3), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "out")
     path = tmp_path / "out" / "run.json"
     made = json.loads(path.read_text())

@@ -15,7 +15,14 @@ from runs import make_checkpoint, metrics, run, stopping_at, tiny_config, weight
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import read_info
 from skipgpt.data import load_blocks
-from skipgpt.errors import CheckpointError, ConfigError, DataError, SkipGPTError, TrainingError
+from skipgpt.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    SkipGPTError,
+    StoppedError,
+    TrainingError,
+)
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.model.surgery import routers
 from skipgpt.training.callbacks import MetricsFile
@@ -131,7 +138,7 @@ def test_a_checkpoint_is_not_written_over_unless_asked(base_folder: Path, tmp_pa
 def test_an_interrupted_run_is_not_written_over_unless_asked(
     base_folder: Path, tmp_path: Path
 ) -> None:
-    with stopping_at(2), pytest.raises(TrainingError):
+    with stopping_at(2), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"interrupted run; .*pass --resume"):
         run(base_folder, tmp_path / "out")
@@ -170,7 +177,7 @@ def test_resuming_where_nothing_ran_is_refused(base_folder: Path, tmp_path: Path
 
 
 def test_resuming_with_other_settings_or_data_is_refused(base_folder: Path, tmp_path: Path) -> None:
-    with stopping_at(2), pytest.raises(TrainingError):
+    with stopping_at(2), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "out")
     with pytest.raises(ConfigError, match="other values than it was started with: config"):
         run(base_folder, tmp_path / "out", tiny_config(seed=9), resume=True)
@@ -291,17 +298,34 @@ def test_a_run_interrupted_after_training_ends_where_a_straight_one_does(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"skipgpt.training.passes.{at}", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(StoppedError):
             run(base_folder, tmp_path / "stopped", config)
     run(base_folder, tmp_path / "stopped", config, resume=True)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
+
+
+def test_a_run_resumed_after_healing_measures_the_base_and_not_lora(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("paper", stages="router,lora", lora_stage__learning_rate=0.1)
+    data = write_documents(base_folder.parent)
+    run(base_folder, tmp_path / "out", config)
+    resumed = run(base_folder, tmp_path / "out", config, resume=True)
+
+    blocks = load_blocks([str(data)], byte_tokenizer(), config.data)
+    rows = cut(blocks.held_out, config.data.evaluation_tokens)
+    plain = AutoModelForCausalLM.from_pretrained(base_folder).eval()
+    with torch.no_grad():  # rows of one length: the mean of means is the mean
+        loss = plain(input_ids=rows, labels=rows).loss.item()
+    assert resumed.held_out["dense"].nll_per_token == pytest.approx(loss, abs=1e-5)
+    assert abs(resumed.held_out["lora"].nll_per_token - loss) > 1e-3
 
 
 def test_resuming_without_the_resume_state_trains_what_is_missing(
     base_folder: Path, tmp_path: Path
 ) -> None:
     config = tiny_config("paper", stages="router,lora")
-    with stopping_at(1, "lora"), pytest.raises(TrainingError):
+    with stopping_at(1, "lora"), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "out", config)
     shutil.rmtree(tmp_path / "out" / "trainer")
     run(base_folder, tmp_path / "out", config, resume=True)
@@ -312,7 +336,7 @@ def test_a_metrics_line_cut_off_by_a_kill_does_not_stop_a_resume(
     base_folder: Path, tmp_path: Path
 ) -> None:
     config = tiny_config("paper")
-    with stopping_at(2), pytest.raises(TrainingError):
+    with stopping_at(2), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "out", config)
     with (tmp_path / "out" / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "rou')

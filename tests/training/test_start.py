@@ -16,7 +16,7 @@ from skipgpt.baselines.units import sites_of, units_of
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import read_info
 from skipgpt.config import TrainConfig
-from skipgpt.errors import TrainingError
+from skipgpt.errors import StoppedError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.surgery import router_state_dict, routers, stand_ins
 from skipgpt.model.trace import deciding, record_routing, routing_state
@@ -275,7 +275,7 @@ def test_an_interrupted_run_with_stand_ins_ends_where_a_straight_one_does(
 ) -> None:
     config = settings(router__stand_in=RANK, save_every=2)
     run(base_folder, tmp_path / "straight", config)
-    with stopping_at(3), pytest.raises(TrainingError):
+    with stopping_at(3), pytest.raises(StoppedError):
         run(base_folder, tmp_path / "stopped", config)
     run(base_folder, tmp_path / "stopped", config, resume=True)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")

@@ -117,7 +117,8 @@ def lazily(
         loss: of the model without these sites.
         units: to choose from.
         removals: how many to remove.
-        on_step: called with removals done and removals in all.
+        on_step: called with units that were tried or removed and how many will be: each is tried
+            once before the first one goes.
 
     Returns:
         The removed units, first removed first.
@@ -128,17 +129,19 @@ def lazily(
     check_removals(removals, units)
     removed, so_far = list[Unit](), loss([])
     queue = [(-math.inf, number) for number in range(len(units))]
+    tried = 0
     while len(removed) < removals:
         _, number = heapq.heappop(queue)
         found = _orderly(loss(sites_of([*removed, units[number]])))
+        tried += 1
         cost = found - so_far
-        if queue and (cost, number) > queue[0]:
+        if not queue or (cost, number) <= queue[0]:
+            removed.append(units[number])
+            so_far = found
+        else:
             heapq.heappush(queue, (cost, number))
-            continue
-        removed.append(units[number])
-        so_far = found
         if on_step:
-            on_step(len(removed), removals)
+            on_step(min(tried, len(units)) + len(removed), len(units) + removals)
     return removed
 
 

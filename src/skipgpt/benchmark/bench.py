@@ -25,6 +25,7 @@ from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
 from skipgpt.hardware import hardware
 from skipgpt.machine import measured, typical
+from skipgpt.progress import Phase, advancing
 
 logger = logging.getLogger("skipgpt")
 
@@ -51,14 +52,19 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         subject = subject_of_shape("llama-160m")
         print(bench(subject, Grid(sparsities=(0.4,))).to_terminal())
     """
-    grid = grid or Grid()
+    with advancing("timing", unit="cell") as advance:
+        return _bench(subject, grid or Grid(), advance)
+
+
+def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
     rows: list[Row] = []
     left_out: list[str] = []
     # On both sides or on none: a graph alone speeds up decoding.
     graphs = can_capture(subject.dense) and can_capture(subject.routed)
-    for phase, batch, prompt in itertools.product(
-        grid.phases, grid.batch_sizes, grid.prompt_tokens
-    ):
+    cells = list(itertools.product(grid.phases, grid.batch_sizes, grid.prompt_tokens))
+    for number, (phase, batch, prompt) in enumerate(cells):
+        advance(number, len(cells))
+        advance.tell(f"{phase}, batch {batch}, prompt {prompt}")
         ids = subject.prompts(batch, prompt)
         new = 0 if phase in ("prefill", *get_args(Training)) else grid.decode_tokens
         sparsities = grid.sparsities[:1] if phase == "router_step" else grid.sparsities

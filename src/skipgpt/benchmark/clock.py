@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from skipgpt.hardware import wait_for
+from skipgpt.progress import Phase, advancing
 
 SHORT = 0.1
 """Seconds of a run in which filling the caches of the processor is a part that counts."""
@@ -44,6 +45,13 @@ def alternate(
         device: waited for before each look at the clock.
         warmup: rounds before, that do not count.
     """
+    with advancing("taking turns", unit="round") as advance:
+        return _alternate(tasks, repeats, device, warmup, advance)
+
+
+def _alternate(
+    tasks: Mapping[str, Task], repeats: int, device: torch.device, warmup: int, advance: Phase
+) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
     spent = dict.fromkeys(names, math.inf)
@@ -66,6 +74,7 @@ def alternate(
                 if turn >= warmup:
                     seconds[name].append(spent[name])
             gc.collect()
+            advance(turn + 1, warmup + repeats)
     finally:
         if collecting:
             gc.enable()

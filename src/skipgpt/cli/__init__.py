@@ -7,6 +7,7 @@ while working, 2 wrong usage.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -50,10 +51,12 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command; turns an error into one line unless --traceback is given."""
     try:
+        # Until, and wherever, a command says itself what a signal leaves.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         app()
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            sys.exit(_fail("interrupted", 1))
+            sys.exit(_fail("interrupted; the same command starts again", 1))
         raise
     except SkipGPTError as error:
         if "--traceback" in sys.argv:

@@ -64,9 +64,9 @@ def run(
 ) -> None:
     """Parse, measure, print."""
     options.begin(quiet=quiet, seed=seed)
+    from contextlib import nullcontext
     from typing import cast
 
-    from skipgpt.atomic import staged
     from skipgpt.benchmark.bench import bench
     from skipgpt.benchmark.contender import Timed
     from skipgpt.benchmark.grid import Grid, PhaseName
@@ -74,6 +74,9 @@ def run(
     from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
     from skipgpt.config import as_budget
     from skipgpt.errors import ConfigError
+    from skipgpt.folder_lock import writing_to
+    from skipgpt.progress import advancing
+    from skipgpt.stopping import NOTHING_KEPT, stoppable
 
     if (folder is None) == (shape is None):
         raise ConfigError(
@@ -95,21 +98,21 @@ def run(
         executions=cast("tuple[Timed, ...]", tuple(executions.split(","))),
         repeats=repeats,
     )
-    if out:
-        with staged(out):  # refuses a folder that cannot be written before anything is measured
-            pass
-    subject = (
-        subject_of_shape(shape, device=device, dtype=dtype)
-        if shape
-        else subject_of_checkpoint(
-            str(folder),
-            data or ["stdlib"],
-            budget=as_budget(budget),
-            device=device,
-            dtype=dtype,
+    # A folder that cannot be written is refused before anything is measured.
+    target = writing_to(out) if out else nullcontext()
+    with stoppable("timing", lambda: NOTHING_KEPT), advancing(), target:
+        subject = (
+            subject_of_shape(shape, device=device, dtype=dtype)
+            if shape
+            else subject_of_checkpoint(
+                str(folder),
+                data or ["stdlib"],
+                budget=as_budget(budget),
+                device=device,
+                dtype=dtype,
+            )
         )
-    )
-    result = bench(subject, grid)
-    if out:
-        write(result, out)
+        result = bench(subject, grid)
+        if out:
+            write(result, out)
     options.emit(result.to_dict(), as_json, result.to_terminal())

@@ -20,7 +20,7 @@ one more method costs one method.
     "skipgpt compare nano --data stdlib --methods dense,router,router@paper,sleb --steps 200 "
     "--out out/compare",
     "skipgpt compare llama-8b --data corpus --methods router+lora,blockpruner+stand_in+lora "
-    "--sparsity 0.25,0.4 --budget flops --seeds 0,1 --device cuda --out out/8b",
+    "--sparsity 0.25,0.4 --budget modules --seeds 0,1 --device cuda --out out/8b",
 )
 HELP = f"{INTRO}\n\n{NOTES}"
 
@@ -47,8 +47,12 @@ def run(
     more: options.More = None,
     sparsity: Annotated[str, typer.Option(help="Budgets, by commas: shares to skip.")] = "0.25",
     budget: Annotated[
-        str, typer.Option(help="What budgets are shares of: modules or flops.")
-    ] = "modules",
+        str | None,
+        typer.Option(
+            help="What budgets are shares of: modules or flops.  [default: as --config or the "
+            "recipe: default flops, paper modules]"
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="By commas; several give a spread.")] = "0",
     dial: Annotated[
         str | None, typer.Option(help="Other budgets to read every checkpoint at, by commas.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +41,7 @@ def run(
         out, sparsity=sparsity, budget=check_budget(budget), seed=seed, device=device, dtype=dtype
     )
     if as_json:
-        print(json.dumps(result.to_dict(), indent=2))
+        options.emit(result.to_dict(), as_json, "")
         return
     print(result.table())
     print(f"\nstatic removes: {', '.join(result.static_modules)}")

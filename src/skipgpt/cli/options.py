@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -54,6 +55,10 @@ BaseOverride = Annotated[
 ]
 
 
+_document: IO[str] | None = None
+"""Where the one JSON document goes; standard output where nobody else writes there."""
+
+
 def examples(*lines: str) -> str:
     """The end of a help text."""
     return "\n\nExamples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
@@ -69,6 +74,7 @@ def begin(*, quiet: bool, seed: int | None = None) -> None:
     from skipgpt.model.quantized import silence
     from skipgpt.processes import is_first
 
+    _settle_stdout()
     if seed is not None:
         torch.manual_seed(seed)
     transformers_logging.set_verbosity_error()
@@ -93,8 +99,34 @@ def shows(letters: str, stream: Any) -> bool:
     return True
 
 
-def emit(result: Any, as_json: bool, text: str) -> None:
+def _settle_stdout() -> None:
+    """Keep standard output for what `emit` prints under --json; libraries get standard error."""
+    global _document
+    if hasattr(sys.stdout, "reconfigure"):  # a name that cannot be written costs no result
+        sys.stdout.reconfigure(errors="backslashreplace")
+    out, errors = sys.__stdout__, sys.__stderr__
+    # Not where a program that calls this command has replaced standard output.
+    if "--json" not in sys.argv or _document or not (out and errors) or sys.stdout is not out:
+        return
+    out.flush()
+    _document = os.fdopen(os.dup(out.fileno()), "w", encoding="ascii")
+    os.dup2(errors.fileno(), out.fileno())  # also what is written past Python
+
+
+def emit(result: Any, as_json: bool, text: str, *, indent: int | None = 2) -> None:
     """Print a result, as one JSON document or for people; of several processes, the first does."""
     if os.environ.get("RANK", "0") != "0":
         return
-    print(json.dumps(result, indent=2) if as_json else text)
+    if as_json:
+        print(json.dumps(_plain(result), indent=indent), file=_document or sys.stdout, flush=True)
+    else:
+        print(text)
+
+
+def _plain(value: Any) -> Any:
+    """The same, with null in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

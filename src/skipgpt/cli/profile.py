@@ -29,13 +29,22 @@ def run(
     import torch
 
     from skipgpt.benchmark.profile import profile_machine
-    from skipgpt.machine import keep
+    from skipgpt.folder_lock import writing_file
+    from skipgpt.machine import keep, kept_at
     from skipgpt.model.base import check_device, choose_dtype
+    from skipgpt.progress import advancing
+    from skipgpt.stopping import NOTHING_KEPT, stoppable
 
     kind = choose_dtype(dtype, check_device(device))
     where = torch.device(device)
-    machine = profile_machine(where, kind)
-    path = keep(machine, where, kind)
+    elsewhere = "set SKIPGPT_CACHE to a folder that can be written"
+    with (
+        stoppable("profiling this machine", lambda: NOTHING_KEPT),
+        writing_file(kept_at(where, kind), elsewhere),
+        advancing("measuring"),
+    ):
+        machine = profile_machine(where, kind)
+        path = keep(machine, where, kind)
     lines = [
         f"products       {machine.flops / 1e9:,.0f} GFLOP/s",
         f"weights        {machine.bandwidth / 1e9:,.1f} GB/s",

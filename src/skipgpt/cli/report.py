@@ -61,7 +61,7 @@ def run(
     """Parse, measure, write, print."""
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.errors import ConfigError
-    from skipgpt.report.writing import check_writable, format_of
+    from skipgpt.report.writing import format_of, kept_for
 
     kind = format_of(out, form)
     if bool(folders) == bool(run):
@@ -71,8 +71,6 @@ def run(
             expected="skipgpt report DIR --data SRC, or skipgpt report --run DIR",
         )
     path = out or (None if as_json else Path(f"report.{kind}"))
-    if path:
-        check_writable(path)
     if run:
         of_text = {"--data": data, "--sparsity": sparsity, "--budget": budget, "--tasks": tasks,
                    "--base": base, "--quantize": quantize}  # fmt: skip
@@ -82,7 +80,8 @@ def run(
                 got=" and ".join(given_too),
                 expected="--run alone, which reads what the run has written",
             )
-        _of_run(run, path, kind, as_json)
+        with kept_for(path):
+            _of_run(run, path, kind, as_json)
         return
     if not data:
         raise ConfigError(
@@ -109,15 +108,15 @@ def run(
         "tasks": tasks.split(",") if tasks else (), "task_dir": task_dir, "limit": limit,
         "base": base, "device": device, "dtype": dtype, "quantize": quantize,
     }  # fmt: skip
-    with advancing("reading the text") as advance:
-        many = folders or []
+    many = folders or []
+    with kept_for(path), advancing("reading the text", unit="pass", announced=True) as advance:
         report = (
             gather(many[0], data, config, on_step=advance, **given)
             if len(many) == 1
             else gather_several(many, data, config, on_step=advance, **given)
         )
-    if path:
-        write(path, rendered(report, kind))
+        if path:
+            write(path, rendered(report, kind))
     options.emit(report.to_dict(), as_json, f"{report}\n{path}")
 
 

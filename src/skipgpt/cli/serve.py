@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
@@ -69,7 +68,7 @@ def run(
 
     def ready(address: str) -> None:
         if as_json:
-            print(json.dumps({"url": address}), flush=True)
+            options.emit({"url": address}, as_json, "", indent=None)
         else:
             print(f"serving on {address}", file=sys.stderr, flush=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -16,16 +17,19 @@ import torch
 from skipgpt.atomic import staged, to_json
 from skipgpt.comparison import static, trained
 from skipgpt.comparison.budget import check_reach
-from skipgpt.comparison.job import Job, prepare, run_folder
+from skipgpt.comparison.job import KEPT, Job, prepare, run_folder
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
 from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import UNITS, Comparison, Row
 from skipgpt.config import Budget, check_sparsity
+from skipgpt.config import recipe as named_recipe
 from skipgpt.errors import ConfigError
+from skipgpt.folder_lock import writing_to
 from skipgpt.hardware import hardware
 from skipgpt.model.lora import check_targets
-from skipgpt.progress import progress_bar
+from skipgpt.progress import advancing
 from skipgpt.settings import changed, from_dict, to_dict
+from skipgpt.stopping import stoppable
 from skipgpt.training.arguments import check_schedule
 
 logger = logging.getLogger("skipgpt")
@@ -41,7 +45,7 @@ def compare(
     methods: Sequence[str],
     *,
     sparsities: Sequence[float] = (0.25,),
-    budget: Budget = "modules",
+    budget: Budget | None = None,
     seeds: Sequence[int] = (0,),
     dial: Sequence[float] = (),
     recipe: str = "default",
@@ -58,7 +62,8 @@ def compare(
             holds `comparison.json`, `comparison.md` and `comparison.svg`.
         methods: as `skipgpt.comparison.method` reads them.
         sparsities: budgets, as shares to skip.
-        budget: what they are shares of: `modules`, or the `flops` of a dense forward.
+        budget: what they are shares of: `modules`, or the `flops` of a dense forward; where None,
+            as `settings` say, or else as the recipe does.
         seeds: of everything random; several give a spread.
         dial: other budgets at which every checkpoint is read, too.
         recipe: settings of methods that name none.
@@ -77,50 +82,48 @@ def compare(
     if not wanted or not budgets or not seeds:
         raise ConfigError("comparing", got="nothing to compare", expected="methods and budgets")
     out = Path(out).absolute()  # rows name checkpoints; they are found from any folder
-    if out.exists() and not out.is_dir():
-        raise ConfigError(
-            f"writing to {out}", got="a file", expected="a folder", todo="name another --out"
-        )
+    shared = dict(settings or {})
+    named = shared.pop("budget", None)
+    budget = budget or named or named_recipe(recipe).budget
     if budget not in UNITS:
         expected = " or ".join(UNITS)
         raise ConfigError("choosing the budget", got=repr(budget), expected=expected)
-    job = prepare(base, data, recipe, dict(settings or {}), budget, device=device, dtype=dtype)
-    _check(job, wanted, budgets, seeds)
-    work = _Work(job, out)
-    rows: list[Row] = []
-    bar = progress_bar(len(wanted) * len(budgets) * len(seeds), "methods")
-    with bar:
-        for method in wanted:
-            for sparsity in budgets:
-                for seed in seeds:
-                    bar.set_postfix_str(f"{method} at {sparsity:g}")
-                    found = work.rows(method, sparsity, seed)
-                    rows += found
-                    if dial and method.kind in TRAINED and found[0].checkpoint:
-                        rows += work.dial(method, found[0], tuple(dial))
-                    bar.update()
-    facts = {
-        "base": base,
-        "data": data,
-        "recipe": recipe,
-        "settings": to_dict(job.main),
-        "tokens": job.dense.tokens,
-        "dense_nll_per_token": job.dense.nll_per_token,
-        "dense_flops": job.dense_flops,
-        "budget": budget,
-        "sparsities": budgets,
-        "seeds": list(seeds),
-        "dial": list(dial),
-        "overhead": job.overhead,
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware(torch.device(device)),
-    }
-    result = Comparison(tuple(_once(rows)), facts)
-    with staged(out) as stage:
-        (stage / "comparison.json").write_text(to_json(result.to_dict()), encoding="utf-8")
-        (stage / "comparison.md").write_text(result.to_markdown() + "\n", encoding="utf-8")
-        plot(result, stage / "comparison.svg")
-    return result
+    with stoppable(f"comparing into {out}", lambda: KEPT), advancing(), writing_to(out):
+        job = prepare(base, data, recipe, shared, budget, device=device, dtype=dtype)
+        _check(job, wanted, budgets, seeds)
+        work = _Work(job, out)
+        rows: list[Row] = []
+        asked = list(itertools.product(wanted, budgets, seeds))
+        with advancing("comparing", unit="row", total=len(asked)) as advance:
+            for number, (method, sparsity, seed) in enumerate(asked):
+                advance.tell(f"{method} at {sparsity:g}")
+                found = work.rows(method, sparsity, seed)
+                rows += found
+                if dial and method.kind in TRAINED and found[0].checkpoint:
+                    rows += work.dial(method, found[0], tuple(dial))
+                advance(number + 1, len(asked))
+        facts = {
+            "base": base,
+            "data": data,
+            "recipe": recipe,
+            "settings": to_dict(job.main),
+            "tokens": job.dense.tokens,
+            "dense_nll_per_token": job.dense.nll_per_token,
+            "dense_flops": job.dense_flops,
+            "budget": budget,
+            "sparsities": budgets,
+            "seeds": list(seeds),
+            "dial": list(dial),
+            "overhead": job.overhead,
+            "date": datetime.date.today().isoformat(),
+            "hardware": hardware(torch.device(device)),
+        }
+        result = Comparison(tuple(_once(rows)), facts)
+        with staged(out) as stage:
+            (stage / "comparison.json").write_text(to_json(result.to_dict()), encoding="utf-8")
+            (stage / "comparison.md").write_text(result.to_markdown() + "\n", encoding="utf-8")
+            plot(result, stage / "comparison.svg")
+        return result
 
 
 def _check(

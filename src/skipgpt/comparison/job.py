@@ -34,6 +34,9 @@ OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
 SHARED = (*OWNED, "batch_size", "accumulation", "router_stage.steps", "lora_stage.steps")
 """Settings that no method may have to itself; nor any of `data`."""
 
+KEPT = "what was finished is kept: the same command goes on from it"
+"""Of a comparison that stopped."""
+
 OF_THE_RUN = (
     *("data", "batch_size", "accumulation"),
     *("activation_checkpointing", "log_every", "save_every", "report_to"),

@@ -102,7 +102,9 @@ def _fresh(job: Job, method: Method, config: TrainConfig) -> tuple[Any, float]:
     key = config.router.stand_in, config.router_stage.fit_tokens
     if key not in job.fits:
         began = time.perf_counter()
-        fit_stand_ins(model, cut(job.blocks.train, config.router_stage.fit_tokens))
+        with advancing("fitting stand-ins", announced=True) as advance:
+            text = cut(job.blocks.train, config.router_stage.fit_tokens)
+            fit_stand_ins(model, text, on_step=advance)
         seconds = time.perf_counter() - began
         fitted = {site: each.state_dict() for site, each in stand_ins(model).items()}
         job.fits[key] = fitted, seconds
@@ -149,6 +151,6 @@ def _search(job: Job, method: Method, model: Any, removals: int) -> tuple[list[U
     if not removals:
         return [], 0.0
     began = time.perf_counter()
-    with advancing(method.kind) as advance:
+    with advancing(f"searching what {method.kind} removes", announced=True) as advance:
         found = STATIC[method.kind].order(model, job.searched(), removals, on_step=advance)
     return found, time.perf_counter() - began

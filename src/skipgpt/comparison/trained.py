@@ -13,7 +13,7 @@ import torch
 
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
 from skipgpt.checkpoint import load
-from skipgpt.comparison.job import Job
+from skipgpt.comparison.job import KEPT, Job
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import TrainConfig
@@ -184,5 +184,5 @@ def in_comparison(error: TrainingError) -> TrainingError:
         error.doing,
         got=error.got,
         expected=error.expected,
-        todo="what was finished is kept: the same command goes on from it",
+        todo=KEPT,
     )

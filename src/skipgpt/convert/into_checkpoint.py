@@ -16,9 +16,11 @@ from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.config import Budget, LoraStage, RouterConfig, check_budget, check_sparsity
 from skipgpt.convert.authors_file import AuthorsFile, read_authors_file, router_keys
 from skipgpt.errors import CheckpointError
+from skipgpt.folder_lock import writing_to
 from skipgpt.model.base import load_base
 from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import add_routers
+from skipgpt.stopping import NOTHING_KEPT, stoppable
 
 _SHOWN = 3
 
@@ -59,33 +61,38 @@ def convert(
     """
     check_sparsity(target_sparsity, "target_sparsity")
     check_budget(budget)
-    if not overwrite:
-        refuse_existing(Path(out))
-    source = AuthorsFile.of(*(read_authors_file(file) for file in (path, lora) if file is not None))
-    if base_model is None:
-        # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be
-        # compared with a base that was rounded twice.
-        half = any(tensor.dtype == torch.float16 for tensor in source.tensors.values())
-        base_model, _ = load_base(base, revision=revision, dtype="float32" if half else "bfloat16")
-    doing = f"converting {path} for the base {base!r}"
-    _check_keys(source, base_model, doing)
-    _check_base_weights(source, base_model.state_dict(), doing)
+    with stoppable(f"converting {path}", lambda: NOTHING_KEPT), writing_to(Path(out)):
+        if not overwrite:
+            refuse_existing(Path(out))
+        source = AuthorsFile.of(
+            *(read_authors_file(file) for file in (path, lora) if file is not None)
+        )
+        if base_model is None:
+            # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be
+            # compared with a base that was rounded twice.
+            half = any(tensor.dtype == torch.float16 for tensor in source.tensors.values())
+            base_model, _ = load_base(
+                base, revision=revision, dtype="float32" if half else "bfloat16"
+            )
+        doing = f"converting {path} for the base {base!r}"
+        _check_keys(source, base_model, doing)
+        _check_base_weights(source, base_model.state_dict(), doing)
 
-    model = add_routers(base_model, RouterConfig(head=source.head))
-    names = router_keys(source.head, *_sizes(model))
-    checkpoint.load_routers(model, {n: source.tensors[k] for k, (n, _) in names.items()}, path)
-    if source.lora:
-        model = _with_lora(model, source, lora_alpha)
-    info = checkpoint.describe(
-        model,
-        base,
-        revision=revision,
-        recipe="paper",
-        stages=("router", "lora") if source.lora else ("router",),
-        target_sparsity=target_sparsity,
-        budget=budget,
-    )
-    return checkpoint.save(model, out, info, overwrite=overwrite)
+        model = add_routers(base_model, RouterConfig(head=source.head))
+        names = router_keys(source.head, *_sizes(model))
+        checkpoint.load_routers(model, {n: source.tensors[k] for k, (n, _) in names.items()}, path)
+        if source.lora:
+            model = _with_lora(model, source, lora_alpha)
+        info = checkpoint.describe(
+            model,
+            base,
+            revision=revision,
+            recipe="paper",
+            stages=("router", "lora") if source.lora else ("router",),
+            target_sparsity=target_sparsity,
+            budget=budget,
+        )
+        return checkpoint.save(model, out, info, overwrite=overwrite)
 
 
 def _sizes(model: Any) -> tuple[int, int]:

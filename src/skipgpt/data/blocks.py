@@ -16,6 +16,7 @@ from skipgpt.config import DataConfig
 from skipgpt.data.documents import END_OF_TEXT, SECTION, Document
 from skipgpt.data.sources import read_documents
 from skipgpt.errors import DataError
+from skipgpt.progress import advancing
 from skipgpt.settings import to_dict
 
 if TYPE_CHECKING:
@@ -119,18 +120,20 @@ def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokeniz
     elif tokenizer.eos_token_id is not None:
         after = [tokenizer.eos_token_id]
     parts = [torch.empty(0, dtype=torch.int64)]
-    stream = iter(documents)
-    while batch := [document.text for document in islice(stream, BATCH)]:
-        # Documents are longer than the model's window on purpose: no word about that.
-        encoded = tokenizer(
-            batch,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids = [token for row in encoded["input_ids"] for token in (*before, *row, *after)]
-        parts.append(torch.tensor(ids, dtype=torch.int64))
+    stream, done = iter(documents), 0
+    with advancing("encoding the text", unit="document") as advance:
+        while batch := [document.text for document in islice(stream, BATCH)]:
+            # Documents are longer than the model's window on purpose: no word about that.
+            encoded = tokenizer(
+                batch,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            ids = [token for row in encoded["input_ids"] for token in (*before, *row, *after)]
+            parts.append(torch.tensor(ids, dtype=torch.int64))
+            advance(done := done + len(batch))
     return torch.cat(parts)
 
 
@@ -169,6 +172,7 @@ def pack_blocks(
     return ids[: rows * block_size].view(rows, block_size)
 
 
+@advancing("reading the text and cutting it into rows", announced=True)
 def load_blocks(
     sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig
 ) -> Blocks:

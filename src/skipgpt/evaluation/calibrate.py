@@ -27,13 +27,16 @@ from skipgpt.data import load_blocks
 from skipgpt.evaluation.meter import Meter
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.evaluation.windows import mean_context
+from skipgpt.folder_lock import writing_to
 from skipgpt.hardware import hardware
 from skipgpt.machine import measured as profile_of
 from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.trace import routing_state
+from skipgpt.progress import advancing
 from skipgpt.routing.calibration import CURVE, calibrate_curve
 from skipgpt.routing.calibration import calibrate as find_threshold
 from skipgpt.routing.curve import CalibrationCurve, Curves
+from skipgpt.stopping import stoppable
 
 logger = logging.getLogger("skipgpt")
 
@@ -83,7 +86,10 @@ def calibrate(
     saved = all_savings(model, unit, mean_context(blocks), timed)
     few = Meter(model, cut(blocks, CURVE_TOKENS), saved[unit], batch_size)
     reachable = tuple(each for each in CURVE if unit == "modules" or each < saved[unit].largest)
-    curves: dict[Budget, CalibrationCurve] = {unit: calibrate_curve(few, reachable)}
+    with advancing("calibrating the curve", unit="point", announced=True) as advance:
+        curves: dict[Budget, CalibrationCurve] = {
+            unit: calibrate_curve(few, reachable, on_point=advance)
+        }
     thresholds = [at for _, at in curves[unit].points if at > -math.inf]
     for other in saved:
         if other != unit:
@@ -91,7 +97,8 @@ def calibrate(
             curves[other] = CalibrationCurve.rising(shares)
     if target:
         meter = Meter(model, blocks, saved[unit], batch_size)
-        found = find_threshold(meter, target, curves[unit].threshold(target))
+        with advancing(f"calibrating to {target:g} of {BUDGET_NOUNS[unit]}", announced=True):
+            found = find_threshold(meter, target, curves[unit].threshold(target))
         curves[unit] = curves[unit].through(meter.shares[found], found)
         for other in saved:
             share = saved[other].share(meter.keep[found])
@@ -157,25 +164,27 @@ def calibrate_checkpoint(
     Raises:
         SkipGPTError: with whatever went wrong; the checkpoint is then as it was.
     """
-    model, tokenizer = load(folder, **where)
-    before = read_info(folder)
-    unit = budget or before.budget
-    blocks = load_blocks(data, tokenizer, config)
-    text = cut(blocks.calibration, config.calibration_tokens)
-    calibrate(model, text, target=target, budget=unit, timed=timed)
-    measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens))
-    found = describe(model, before.base, fingerprint=before.fingerprint)
-    info = dataclasses.replace(
-        before,
-        curves=found.curves,
-        budget=unit,
-        timed=found.timed,
-        hardware=found.hardware,
-        target_sparsity=target,
-        sparsity=measured.sparsity,
-        keep=measured.keep_rates,
-    )
-    return save(model, folder, info, overwrite=True)
+    kept = "the checkpoint is as it was; the same command starts again"
+    with stoppable(f"calibrating {folder}", lambda: kept), writing_to(Path(folder)):
+        model, tokenizer = load(folder, **where)
+        before = read_info(folder)
+        unit = budget or before.budget
+        blocks = load_blocks(data, tokenizer, config)
+        text = cut(blocks.calibration, config.calibration_tokens)
+        calibrate(model, text, target=target, budget=unit, timed=timed)
+        measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens))
+        found = describe(model, before.base, fingerprint=before.fingerprint)
+        info = dataclasses.replace(
+            before,
+            curves=found.curves,
+            budget=unit,
+            timed=found.timed,
+            hardware=found.hardware,
+            target_sparsity=target,
+            sparsity=measured.sparsity,
+            keep=measured.keep_rates,
+        )
+        return save(model, folder, info, overwrite=True)
 
 
 def say_if_uncalibrated(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from skipgpt.cost import sparsities
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.windows import batches, mean_context
 from skipgpt.model.trace import MODULES, Trace, record_routing
+from skipgpt.progress import advancing
 
 Rows = Tensor | Sequence[Tensor]
 """Token ids [N, T], or rows that may differ in length."""
@@ -117,17 +118,20 @@ def total_loss(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    nll, tokens = 0.0, 0
-    for batch in batches(blocks, batch_size):
-        ids = batch.to(device)
-        logits = model(input_ids=ids, use_cache=False).logits
-        predicted = logits[:, :-1].flatten(0, 1).float()
-        losses = cross_entropy(predicted, ids[:, 1:].flatten(), reduction="none")
-        nll += losses.double().sum().item()
-        tokens += losses.numel()
-        del predicted  # float32 logits of the whole batch
-        if on_batch:
-            on_batch(ids, logits, losses.view(len(ids), -1))
+    nll, tokens, rows = 0.0, 0, 0
+    with advancing("running the text", unit="row", total=len(blocks)) as advance:
+        for batch in batches(blocks, batch_size):
+            ids = batch.to(device)
+            logits = model(input_ids=ids, use_cache=False).logits
+            predicted = logits[:, :-1].flatten(0, 1).float()
+            losses = cross_entropy(predicted, ids[:, 1:].flatten(), reduction="none")
+            nll += losses.double().sum().item()
+            tokens += losses.numel()
+            del predicted  # float32 logits of the whole batch
+            if on_batch:
+                on_batch(ids, logits, losses.view(len(ids), -1))
+            rows += len(ids)
+            advance(rows, len(blocks))
     model.train(was_training)
     return nll, tokens
 

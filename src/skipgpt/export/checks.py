@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from skipgpt.checkpoint_folder import read_info
 from skipgpt.checkpoint_info import CheckpointInfo
 from skipgpt.errors import CheckpointError
+from skipgpt.folder_lock import writing_to
+from skipgpt.progress import advancing
+from skipgpt.stopping import NOTHING_KEPT, stoppable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def exporting(export: Callable[P, T]) -> Callable[P, T]:
+    """Let an export, called with a checkpoint and a folder to write, have that folder for itself.
+
+    Raises:
+        CheckpointError: another process is writing there, or nothing can be written.
+        StoppedError: somebody asked to stop.
+    """
+
+    @functools.wraps(export)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = inspect.signature(export).bind(*args, **kwargs).arguments
+        doing, out = f"exporting {given['folder']}", Path(given["out"])
+        with stoppable(doing, lambda: NOTHING_KEPT), advancing(doing), writing_to(out):
+            return export(*args, **kwargs)
+
+    return alone
 
 
 def exportable(folder: str | Path, out: Path, overwrite: bool) -> CheckpointInfo:
@@ -16,10 +44,6 @@ def exportable(folder: str | Path, out: Path, overwrite: bool) -> CheckpointInfo
         CheckpointError: a model or a file is there already, the base is quantised, or there is
             no checkpoint.
     """
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(
-            f"writing to {out}", got="a file", expected="a folder", todo="name another --out"
-        )
     if (out / "config.json").exists() and not overwrite:
         raise CheckpointError(
             f"writing to {out}",

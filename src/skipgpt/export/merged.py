@@ -11,13 +11,14 @@ import torch
 from skipgpt.atomic import staged
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget
-from skipgpt.export.checks import exportable
+from skipgpt.export.checks import exportable, exporting
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
 from skipgpt.model.dial import within_reach
 from skipgpt.model.families import family_of
 from skipgpt.model.trace import routing_state
 
 
+@exporting
 def export_merged(
     folder: str | Path,
     out: str | Path,

@@ -18,7 +18,7 @@ from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
-from skipgpt.export.checks import exportable
+from skipgpt.export.checks import exportable, exporting
 from skipgpt.export.no_ops import Layer, check_servable, choose_layers, write_for_engines
 from skipgpt.export.pairing import Pair, pair_up
 from skipgpt.export.smaller import (
@@ -40,6 +40,7 @@ RECORD = "static_export.json"
 Form = Literal["transformers", "vllm"]
 
 
+@exporting
 def export_static(
     folder: str | Path,
     out: str | Path,

@@ -61,7 +61,10 @@ def read_fit(model: nn.Module, key: str) -> list[FittedSite] | None:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         found = [from_dict(FittedSite, each, f"reading {folder}") for each in facts["sites"]]
         tensors = load_file(folder / TENSORS)
-    except (FileNotFoundError, RuntimeError):  # without a home nothing is kept
+    except (FileNotFoundError, NotADirectoryError, RuntimeError):  # without a home nothing is kept
+        return None
+    except PermissionError as error:
+        logger.warning("a stored fit may not be read and is made anew: %s", error)
         return None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("a stored fit is damaged and made anew: %s", error)

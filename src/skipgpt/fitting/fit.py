@@ -42,7 +42,7 @@ NEVER = 64.0
 """A margin beyond every threshold."""
 
 Progress = Callable[[str], AbstractContextManager[OnStep]]
-"""Opens a progress bar with a label."""
+"""Opens a phase with a label."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fit_model(
         model: with new routers. Its weights are frozen here.
         text: [N, T] token ids of training text.
         config: of the run.
-        progress: opens a bar for each pass over the text.
+        progress: opens a phase for each pass over the text.
 
     Returns:
         What was found, by site, in the order the data moves.
@@ -190,11 +190,12 @@ def refit_stand_ins(
         text: [N, T] token ids of training text.
         config: of the run.
         savings: what each site saves in the budget's unit.
-        progress: opens a bar.
+        progress: opens a phase for each pass over the text.
     """
-    few = Meter(model, cut(text, SEARCH_TOKENS), savings)
-    start = few(-math.inf).guess(config.target_sparsity)
-    threshold = calibrate(few, config.target_sparsity, start, rounds=2)
+    with progress("searching the threshold of the target"):
+        few = Meter(model, cut(text, SEARCH_TOKENS), savings)
+        start = few(-math.inf).guess(config.target_sparsity)
+        threshold = calibrate(few, config.target_sparsity, start, rounds=2)
     with progress("fitting stand-ins to what skips") as on_step:
         fit_stand_ins(
             model,

@@ -14,6 +14,7 @@ from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
 from skipgpt.model.gguf import gguf_config, is_gguf, load_gguf, refuse_quantizing
 from skipgpt.model.names import is_routing
 from skipgpt.model.quantized import check_quantization, loading_options, make_safe
+from skipgpt.progress import advancing
 
 EMBEDDED = "nano"
 _SAMPLED_VALUES = 64
@@ -48,6 +49,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     return chosen
 
 
+@advancing("loading the base model", announced=True)
 def load_base(
     name: str,
     *,

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from skipgpt.progress import is_terminal
+
 STEPS = ((17, 231), (19, 231), (25, 231), (31, 16), (74, 16), (117, 16), (195, 16))
 """Background and foreground, of the 256 colours, from little compute to much.
 
@@ -89,11 +91,6 @@ def has_colour(stream: Any) -> bool:
     if os.environ.get("NO_COLOR") or forced == "0":
         return False
     return bool(forced) or is_terminal(stream)
-
-
-def is_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal that knows colours and cursor movements."""
-    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
 
 
 def _steers(letter: str) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from skipgpt.atomic import staged, to_json
 from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.folder_lock import writing_file
 from skipgpt.report.content import Report
 from skipgpt.report.figures import to_picture
 from skipgpt.report.markdown import several_to_markdown, to_markdown
 from skipgpt.report.page import to_html as page_of
 from skipgpt.report.several import SideBySide
 from skipgpt.report.several_page import to_html as page_of_several
+from skipgpt.stopping import NOTHING_KEPT, stoppable
 
 Format = Literal["html", "md", "json", "png", "svg"]
 
@@ -65,14 +69,23 @@ def rendered(report: Report | SideBySide, form: Format) -> bytes:
     return made.encode(errors="replace")  # of file names that are no Unicode
 
 
-def check_writable(out: Path) -> None:
-    """Raise if a file cannot be written; before the work, not after it.
+@contextmanager
+def kept_for(out: Path | None) -> Iterator[None]:
+    """Keep others from writing a file inside the block; before the work, not after it.
+
+    Args:
+        out: the file; None where nothing is written.
 
     Raises:
-        CheckpointError: it is a folder, a device or a pipe, or its folder cannot be written to.
+        CheckpointError: it is a folder, a device or a pipe, its folder cannot be written to, or
+            somebody else is writing it.
+        StoppedError: somebody asked to stop.
     """
-    with staged(_target(out).parent):
-        pass
+    with (
+        stoppable("making the report", lambda: NOTHING_KEPT),
+        writing_file(_target(out)) if out else nullcontext(),
+    ):
+        yield
 
 
 def write(out: Path, content: bytes) -> None:

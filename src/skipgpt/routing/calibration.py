@@ -72,15 +72,26 @@ def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int 
 
 
 def calibrate_curve(
-    margins_at: MarginsAt, sparsities: tuple[float, ...] = CURVE, rounds: int = 1
+    margins_at: MarginsAt,
+    sparsities: tuple[float, ...] = CURVE,
+    rounds: int = 1,
+    on_point: Callable[[int, int], None] | None = None,
 ) -> CalibrationCurve:
     """Measure the whole curve, each point starting from the threshold of the one before.
 
     Where skipping a little more would skip nearly everything, the curve ends.
+
+    Args:
+        margins_at: measures the margins at a threshold.
+        sparsities: of its points.
+        rounds: the most measurements of a point that is about met.
+        on_point: called with points done and points in all.
     """
     points: list[tuple[float, float]] = [(0.0, -math.inf)]
     threshold, seen = -math.inf, _seen(margins_at, -math.inf)
-    for sparsity in sparsities:
+    for number, sparsity in enumerate(sparsities):
+        if on_point:
+            on_point(number, len(sparsities))
         if sparsity == 0:
             continue
         guess = seen.guess(sparsity)

@@ -1,11 +1,10 @@
-"""What watches a training run: metrics file, warnings, progress bar, and requests to stop."""
+"""What watches a training run: metrics file, warnings, progress, and requests to stop."""
 
 from __future__ import annotations
 
 import json
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from transformers import TrainerCallback
 from skipgpt.analysis.failures import failures
 from skipgpt.atomic import staged
 from skipgpt.processes import any_of
-from skipgpt.progress import progress_bar
-from skipgpt.training.routing_metrics import nested
+from skipgpt.progress import Phase
+from skipgpt.stopping import handling, stop_now
+from skipgpt.training.routing_metrics import KEEP, nested
 
 logger = logging.getLogger("skipgpt")
 
@@ -76,30 +76,39 @@ class FailureWatch(TrainerCallback):  # type: ignore[misc]
                 logger.warning("stage %s, step %d: %s", self.stage, state.global_step, failure)
 
 
-class ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """A bar on standard error, on a terminal only."""
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Says how far a stage is: steps, loss, sparsity and speed.
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self.bar: Any = None
+    Args:
+        phase: of the stage.
+        tokens: of one step.
+    """
+
+    def __init__(self, phase: Phase, tokens: int) -> None:
+        self.phase, self.tokens = phase, tokens
+        self.logged: dict[str, str] = {}
+        self.began, self.first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar where training starts or resumes."""
-        self.bar = progress_bar(state.max_steps, f"stage {self.stage}", state.global_step)
+        """Look at the clock where training starts or resumes."""
+        self.began, self.first = time.monotonic(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance."""
-        self.bar.update(state.global_step - self.bar.n)
+        seconds = time.monotonic() - self.began
+        speed = self.tokens * (state.global_step - self.first) / max(seconds, 1e-9)
+        told = [f"{name} {value}" for name, value in self.logged.items()]
+        self.phase.tell(", ".join([*told, f"{speed:,.0f} tokens/s"]))
+        self.phase(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show the newest loss and sparsity."""
-        if logs and "lm_loss" in logs:
-            shown = {name: logs[name] for name in ("lm_loss", "sparsity") if name in logs}
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self.bar.close()
+        """Keep the newest loss and sparsity; of stage `lora`, what its last step skipped."""
+        if not logs or "lm_loss" not in logs:
+            return
+        kept = [value for name, value in logs.items() if name.startswith(KEEP)]
+        sparsity = logs.get("sparsity", 1 - sum(kept) / len(kept) if kept else None)
+        self.logged = {"loss": f"{logs['lm_loss']:.3f}"}
+        self.logged |= {} if sparsity is None else {"sparsity": f"{sparsity:.3f}"}
 
 
 class Beginning(TrainerCallback):  # type: ignore[misc]
@@ -132,19 +141,11 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals inside the block; a second one acts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def note(number: int, frame: FrameType | None) -> None:
+            if self.received:
+                stop_now(number, frame)
             self.received = signal.Signals(number).name
-            signal.signal(number, signal.default_int_handler)
 
-        for number in before:
-            signal.signal(number, note)
-        try:
+        with handling(note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

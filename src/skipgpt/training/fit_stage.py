@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from torch import Tensor
 from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.cache import key_of, read_fit, write_fit
-from skipgpt.fitting.costs import OnStep
 from skipgpt.fitting.fit import fit_model, price_margins, refit_stand_ins, summary
 from skipgpt.model.surgery import stand_ins
 from skipgpt.processes import launched
-from skipgpt.progress import advancing
+from skipgpt.progress import Phase, advancing
 from skipgpt.training.run_folder import note_fit
 from skipgpt.training.start import savings_of
 
@@ -87,12 +85,12 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, fingerprint: str, out
     if is_known := found is not None:
         logger.info("stage fit: taken from the cache; only the budget is new")
     else:
-        found = fit_model(model, text, config, _logged)
+        found = fit_model(model, text, config, _phase)
         write_fit(model, key, found)
     saved = savings_of(model, config)
     price_margins(model, saved)
     if stand_ins(model):
-        refit_stand_ins(model, text, config, saved, _logged)
+        refit_stand_ins(model, text, config, saved, _phase)
     seconds = round(time.perf_counter() - began, 1)
     note_fit(out, {**summary(found), "seconds": seconds, "cached": is_known, "key": key})
     if not is_known:
@@ -106,19 +104,5 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, fingerprint: str, out
         )
 
 
-@contextmanager
-def _logged(label: str) -> Iterator[OnStep]:
-    """A progress bar, and where there is no terminal, a line with an estimate."""
-    began, said = time.perf_counter(), False
-    with advancing(f"fit: {label}") as advance:
-
-        def on_step(done: int, total: int) -> None:
-            nonlocal said
-            advance(done, total)
-            spent = time.perf_counter() - began
-            if not said and done < total and spent > 3:
-                said = True
-                left = spent / done * (total - done)
-                logger.info("stage fit: %s, about %.0f s left", label, left)
-
-        yield on_step
+def _phase(label: str) -> AbstractContextManager[Phase]:
+    return advancing(f"stage fit: {label}", announced=True)

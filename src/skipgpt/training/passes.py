@@ -20,6 +20,7 @@ from skipgpt.data import Blocks
 from skipgpt.evaluation.calibrate import calibrate, cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.fitting.fit import centre_margins
+from skipgpt.model.lora import without_lora
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import execution, routing_state
 from skipgpt.processes import from_first, spread
@@ -59,14 +60,12 @@ class Passes:
     def before_stages(self, model: Any, start: bool) -> None:
         """Set new routers to what training starts from if so asked, and measure the dense model."""
         if start:
-            with advancing("greedy static removal") as advance:
-                text = self.blocks.train
-                self.order = start_routers(model, self.config, text, advance, self.order)
+            self.order = start_routers(model, self.config, self.blocks.train, self.order)
             note_static_order(self.out, self.order)
             for each in [*routers(model).values(), *stand_ins(model).values()]:
                 spread(each.parameters())
         self._calibrate_for_healing(model)
-        with execution(model, "dense"):
+        with without_lora(model), execution(model, "dense"):
             self.dense = self._measured(model, closeness=False)
         note_measured(self.out, "dense", self.dense)
 
@@ -97,10 +96,9 @@ class Passes:
         if stage in ("router", "joint") and self.config.router_stage.static_blend:
             if not self.order:
                 text = cut(self.blocks.train, self.config.router_stage.static_tokens)
-                with advancing("greedy static removal") as advance:
-                    depth = saved.share_of_sites(target)
-                    self.order = static_solution(model, text, depth, advance)
-            strength = blend_with_static(model, self.order, calibration, target, saved)
+                self.order = static_solution(model, text, saved.share_of_sites(target))
+            with advancing("blending routers with static removal", announced=True):
+                strength = blend_with_static(model, self.order, calibration, target, saved)
             logger.info("stage router: blended with static removal at strength %g", strength)
         self._calibrate(model)
         if stage == "fit":
@@ -111,6 +109,8 @@ class Passes:
 
     def _measured(self, model: Any, closeness: bool = True) -> Perplexity:
         began = time.perf_counter()
-        found = perplexity(model, self.held_out, closeness_to=model if closeness else None)
+        what = "the model" if closeness else "the dense model"
+        with advancing(f"measuring {what} on held-out text", announced=True):
+            found = perplexity(model, self.held_out, closeness_to=model if closeness else None)
         self.seconds_measuring += time.perf_counter() - began
         return found

@@ -5,11 +5,13 @@ A state says nothing of how many processes made it, or of how the model was spre
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
@@ -18,6 +20,7 @@ from skipgpt.errors import TrainingError
 from skipgpt.pieces import assign, whole
 from skipgpt.processes import by_first
 from skipgpt.training.optimizer_state import gathered_state, scatter_state
+from skipgpt.training.run_folder import after_room_is_made
 from skipgpt.training.stages import StagePlan, optimizer_groups
 from skipgpt.training.zero_state import gathered_from_zero, scatter_to_zero, tell_weights
 
@@ -57,6 +60,26 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(state_dict, folder / WEIGHTS)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a resume state, whole or not at all.
+
+        Raises:
+            TrainingError: the disk refuses; says what is kept.
+        """
+        step, states = self.state.global_step, Path(self.args.output_dir)
+        try:
+            super()._save_checkpoint(model, trial)
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch says so of a full disk
+            shutil.rmtree(states / f"checkpoint-{step}", ignore_errors=True)
+            raise TrainingError(
+                f"saving step {step} of stage {self.plan.stage} below {states}",
+                got=" ".join(str(error).split()),
+                expected="room on the disk and permission to write",
+                todo=after_room_is_made(states),
+            ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the state of the optimiser in one piece, whatever pieces it is in."""

@@ -19,6 +19,7 @@ from skipgpt.config import Stage, TrainConfig, recipe
 from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.folder_lock import writing_to
 from skipgpt.model.base import choose_dtype, load_base
 from skipgpt.model.gguf import is_gguf
 from skipgpt.model.lora import check_targets
@@ -26,13 +27,16 @@ from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
 from skipgpt.processes import first_alone, layout, load_whole, meet
+from skipgpt.progress import advancing
 from skipgpt.routing.decision import RuleAt
 from skipgpt.settings import to_dict
+from skipgpt.stopping import stoppable
 from skipgpt.training.fit_stage import check_fit, run_fit
 from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.passes import Passes
 from skipgpt.training.run_folder import (
     RESUME,
+    Keepsake,
     begin_run,
     check_folder,
     compare_run,
@@ -108,11 +112,28 @@ def train(
     Example:
         skipgpt.train("nano", ["stdlib"], "out/nano-25", skipgpt.recipe("default"))
     """
-    from skipgpt.training.arguments import training_arguments
-
     out = Path(out)
     check_launcher(device)
     device = meet(device)
+    kept = Keepsake.of(out, resume)
+    with stoppable(f"training into {out}", kept.told), advancing(), writing_to(out):
+        return _train(base, data, out, config, device, dtype, quantize, resume, overwrite, rule)
+
+
+def _train(
+    base: str,
+    data: list[str],
+    out: Path,
+    config: TrainConfig,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    resume: bool,
+    overwrite: bool,
+    rule: RuleAt | None,
+) -> TrainResult:
+    from skipgpt.training.arguments import training_arguments
+
     torch.manual_seed(config.seed)
     check_quantization(quantize)
     check_fit(config, is_new=not is_checkpoint(base))

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,6 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
         CheckpointError: it holds a checkpoint or an interrupted run and nobody said what to do
             with it, or there is nothing to resume.
     """
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(
-            f"writing to {out}", got="a file", expected="a folder", todo="name another --out"
-        )
     if resume:
         if not (out / RUN).exists():
             raise CheckpointError(
@@ -159,6 +156,11 @@ def finished_stages(out: Path) -> tuple[str, ...]:
     return tuple(_read_run(out).get("finished", []))
 
 
+def _run_in(out: Path) -> bytes | None:
+    path = out / RUN
+    return path.read_bytes() if path.is_file() else None
+
+
 def _note(out: Path, facts: dict[str, Any]) -> None:
     with staged(out) as folder:
         (folder / RUN).write_text(to_json(_read_run(out) | facts), encoding="utf-8")
@@ -177,9 +179,61 @@ def _read_run(out: Path) -> dict[str, Any]:
     return run
 
 
+@dataclass(frozen=True)
+class Keepsake:
+    """What a folder keeps of a run that is stopped.
+
+    Each process looks for itself: another one may have ended.
+
+    Attributes:
+        out: the folder of the run.
+        resumed: the run had begun before.
+        before: what run.json was before the run.
+    """
+
+    out: Path
+    resumed: bool
+    before: bytes | None
+
+    @classmethod
+    def of(cls, out: Path, resumed: bool) -> Keepsake:
+        """Look before the run begins."""
+        return cls(out, resumed, _run_in(out))
+
+    def told(self) -> str:
+        """What is kept, and how to go on."""
+        now = _run_in(self.out)
+        if now is None or (now == self.before and not self.resumed):
+            there = "" if self.before is None else "; what was there before is untouched"
+            return f"nothing was written; the same command starts it again{there}"
+        finished = ", ".join(json.loads(now).get("finished", []))
+        states = {each.name: newest_state(each) for each in (self.out / RESUME).glob("*")}
+        saved = [f"step {step_of(at)} of stage {stage}" for stage, at in states.items() if at]
+        kept = f"what finished ({finished}) is kept" if finished else ""
+        kept += " and " if finished and saved else ""
+        kept += f"the state was saved at {saved[-1]}" if saved else ""
+        return f"{kept or 'no step is saved yet'}; the same command with --resume goes on from it"
+
+
+def after_room_is_made(states: Path) -> str:
+    """What is kept of a stage that a full disk stopped, and how to go on; each process by itself.
+
+    Args:
+        states: the folder of its resume states.
+    """
+    before = newest_state(states)
+    kept = f"the state of step {step_of(before)} is kept" if before else "no state is kept"
+    return f"{kept}; make room, and the same command with --resume goes on"
+
+
 @first_alone
 def latest_state(folder: Path) -> Path | None:
     """The newest complete resume state of a stage; a half-written one is passed over."""
+    return newest_state(folder)
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The same, as this process alone sees it."""
     states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for state in reversed(states):
         try:  # transformers writes trainer_state.json last
@@ -199,4 +253,9 @@ def forget_states(out: Path) -> None:
 @first_alone
 def steps_done(state: Path) -> int:
     """How many steps a resume state has behind it."""
+    return step_of(state)
+
+
+def step_of(state: Path) -> int:
+    """The same, as this process alone sees it."""
     return int(json.loads((state / "trainer_state.json").read_text())["global_step"])

@@ -15,16 +15,25 @@ from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.errors import TrainingError
 from skipgpt.processes import count, in_lockstep, is_first, layout
+from skipgpt.progress import Phase, advancing
 from skipgpt.routing.decision import RuleAt
+from skipgpt.stopping import Stop
 from skipgpt.training.callbacks import (
     Beginning,
     FailureWatch,
     MetricsFile,
-    ProgressBar,
+    Progress,
     StopRequest,
 )
-from skipgpt.training.run_folder import EVENTS, METRICS, RESUME, latest_state, steps_done
-from skipgpt.training.stages import plan, prepare
+from skipgpt.training.run_folder import (
+    EVENTS,
+    METRICS,
+    RESUME,
+    after_room_is_made,
+    latest_state,
+    steps_done,
+)
+from skipgpt.training.stages import StagePlan, plan, prepare
 from skipgpt.training.timing import training_speedup
 
 logger = logging.getLogger("skipgpt")
@@ -59,8 +68,34 @@ def run_stage(
         The trained model; with LoRA, it is wrapped by PEFT.
 
     Raises:
-        TrainingError: the loss is no number, the disk refuses, or somebody asked to stop.
+        TrainingError: the loss is no number, or the disk refuses.
+        Stop: somebody asked to stop, and the state is saved.
     """
+    stage_plan = plan(stage, config, processes=count(), lockstep=in_lockstep())
+    resume_from = latest_state(out / RESUME / stage)
+    done = steps_done(resume_from) if resume_from else 0
+    with advancing(
+        f"stage {stage}", unit="step", done=done, total=stage_plan.steps, announced=True
+    ) as phase:
+        return _run(
+            model, stage_plan, config, blocks, out, rule, dense_loss, device, begin, resume_from,
+            phase,
+        )  # fmt: skip
+
+
+def _run(
+    model: Any,
+    stage_plan: StagePlan,
+    config: TrainConfig,
+    blocks: Blocks,
+    out: Path,
+    rule: RuleAt | None,
+    dense_loss: float | None,
+    device: str | None,
+    begin: Callable[[Any], None] | None,
+    resume_from: Path | None,
+    phase: Phase,
+) -> Any:
     from transformers import default_data_collator
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -69,9 +104,7 @@ def run_stage(
 
     # A stage draws the same numbers whether or not earlier ones ran in this process.
     torch.manual_seed(config.seed)
-    stage_plan = plan(stage, config, processes=count(), lockstep=in_lockstep())
-    states = out / RESUME / stage
-    resume_from = latest_state(states)
+    stage, states = stage_plan.stage, out / RESUME / stage_plan.stage
     model = prepare(model, stage, config)
     packs = stage_plan.execution == "sparse" and layout() == "whole"
     if stage == "lora" and resume_from is None and is_first() and packs:
@@ -89,7 +122,7 @@ def run_stage(
         callbacks=[
             MetricsFile(out / METRICS, stage),
             FailureWatch(stage, config.target_sparsity, dense_loss),
-            ProgressBar(stage),
+            Progress(phase, config.batch_size * config.accumulation * blocks.train.shape[1]),
             stop,
         ],
     )
@@ -112,14 +145,11 @@ def run_stage(
             f"training stage {stage}, step {trainer.state.global_step}",
             got=str(error),
             expected="room on the disk and permission to write",
-            todo="the state saved before is kept; make room and use --resume",
+            todo=after_room_is_made(states),
         ) from error
     if stop.received:
-        raise TrainingError(
-            f"training stage {stage}",
-            got=f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}",
-            todo="the state was saved; the same command with --resume goes on from it",
-        )
+        at = f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}"
+        raise Stop(at, f"training stage {stage}")
     return trainer.model.eval()
 
 

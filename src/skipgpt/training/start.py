@@ -9,7 +9,6 @@ around the budget are those that noise overrules most.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,16 +24,14 @@ from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import routing_state
+from skipgpt.progress import advancing
 from skipgpt.routing.router import set_constant
-
-OnStep = Callable[[int, int], None]
 
 
 def start_routers(
     model: Any,
     config: TrainConfig,
     text: Tensor,
-    on_step: OnStep | None = None,
     order: list[Unit] | None = None,
 ) -> list[Unit]:
     """Set new routers and stand-ins to what the stage starts from.
@@ -43,7 +40,6 @@ def start_routers(
         model: with new routers, in place.
         config: says which start, and on how much text it is chosen.
         text: [N, T] token ids of training text.
-        on_step: called with steps of the search done and in all.
         order: what an earlier call returned, to save the search.
 
     Returns:
@@ -52,7 +48,8 @@ def start_routers(
     """
     stage = config.router_stage
     if stand_ins(model):
-        fit_stand_ins(model, cut(text, stage.fit_tokens))
+        with advancing("fitting stand-ins", announced=True) as advance:
+            fit_stand_ins(model, cut(text, stage.fit_tokens), on_step=advance)
     if stage.start == "random":
         return []
     if stage.start == "keep":
@@ -62,7 +59,7 @@ def start_routers(
     if not order:
         wanted = savings_of(model, config).share_of_sites(config.target_sparsity)
         depth = max(wanted, stage.static_depth)
-        order = static_solution(model, cut(text, stage.static_tokens), depth, on_step)
+        order = static_solution(model, cut(text, stage.static_tokens), depth)
     share = sites_skipped(order, savings_of(model, config), config.target_sparsity)
     rank = {site: n * len(unit) for n, unit in enumerate(order) for site in unit}
     last = len(sites_of(order))
@@ -116,16 +113,13 @@ def sites_skipped(order: list[Unit], saved: Savings, target: float) -> float:
     return float(len(sites_of(order)))
 
 
-def static_solution(
-    model: nn.Module, text: Tensor, sparsity: float, on_step: OnStep | None = None
-) -> list[Unit]:
+def static_solution(model: nn.Module, text: Tensor, sparsity: float) -> list[Unit]:
     """The greedy static removal of this share of what the routers decide about.
 
     Args:
         model: with routers; its stand-ins run where modules are removed.
         text: [N, T] token ids that the loss is measured on.
         sparsity: share to remove.
-        on_step: called with trials done and trials in all.
 
     Returns:
         Modules, or layers where those decide as one; first removed first.
@@ -135,23 +129,21 @@ def static_solution(
     removals = max(1, round(sparsity * len(units)))
     name, trials = "greedy static removal", len(units) + removals
     loss = announced(SuffixLoss(model, text), name, trials, at_least=True)
-    return lazily(loss, units, removals, on_step=on_step)
+    with advancing(f"searching the {name}", announced=True) as advance:
+        return lazily(loss, units, removals, on_step=advance)
 
 
-def static_removal(
-    model: nn.Module, text: Tensor, config: TrainConfig, on_step: OnStep | None = None
-) -> list[Unit]:
+def static_removal(model: nn.Module, text: Tensor, config: TrainConfig) -> list[Unit]:
     """The greedy static removal that saves about a run's target, in the unit of its budget.
 
     Args:
         model: with routers, which a static removal does without.
         text: [N, T] token ids that the loss is measured on.
         config: of the run.
-        on_step: called with trials done and trials in all.
     """
     target = config.target_sparsity
     saved = dataclasses.replace(savings_of(model, config), overhead=0.0)
-    order = static_solution(model, text, saved.share_of_sites(target), on_step)
+    order = static_solution(model, text, saved.share_of_sites(target))
     if config.budget == "modules":
         return order
     return order[: max(1, round(sites_skipped(order, saved, target) / len(order[0])))]

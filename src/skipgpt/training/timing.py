@@ -11,8 +11,10 @@ from torch import Tensor
 
 from skipgpt.hardware import wait_for
 from skipgpt.model.trace import Execution, execution
+from skipgpt.progress import advancing
 
 
+@advancing("timing steps of stage lora beside dense ones")
 def training_speedup(model: Any, batch: Tensor, repeats: int = 3) -> float:
     """Dense seconds over sparse seconds of a forward and backward, medians of alternating runs.
 

@@ -23,6 +23,7 @@ from skipgpt.model.base import choose_dtype, load_base
 from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state
+from skipgpt.progress import advancing
 
 logger = logging.getLogger("skipgpt")
 
@@ -227,7 +228,8 @@ def _run(
     requests: list[Any] = []
     for task in tasks:
         task.prepare()
-        with quietly():
+        what = "dense" if execution == "dense" else "sparse"
+        with advancing(f"task {task.name.name}, {what}", announced=True), quietly():
             found = evaluate(
                 lm=asking,
                 task_dict=task.loaded,
@@ -239,7 +241,7 @@ def _run(
         by_task[task.name.name] = lm.sparsity_over(task.requests()) or _nothing()
         logger.info(
             "%s %s: %s",
-            "dense" if execution == "dense" else "sparse",
+            what,
             task.name.name,
             ", ".join(f"{score.metric} {score.value:.4f}" for score in scores[-1:]),
         )

@@ -13,6 +13,7 @@ from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.ran import Ran, ran_by_row, sparsity_of, together
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
 from skipgpt.model.trace import routing_state
+from skipgpt.progress import advancing
 
 try:
     from lm_eval.api.model import CacheHook, hash_args
@@ -154,6 +155,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             self.cache_hook.add_partial("loglikelihood", requests[n][0], answers[n])
         return answers
 
+    @advancing("scoring whole texts")
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, cut into windows where they are longer than the context.
 
@@ -174,6 +176,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
         return totals
 
+    @advancing("generating answers")
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts decoded up to a stop sequence, in batches of requests that ask for the same."""
         keys = [

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from skipgpt.errors import DataError
 from skipgpt.evaluation.harness.ran import Ran, ran_by_row
 from skipgpt.model.trace import Trace, record_routing, routing_state
+from skipgpt.progress import advancing
 
 logger = logging.getLogger("skipgpt")
 
@@ -106,15 +106,13 @@ class Scorer:
         Raises:
             DataError: a continuation that is empty or longer than the model's context.
         """
-        from tqdm import tqdm
-
         shared: dict[Row, list[int]] = {}
         for n, pair in enumerate(pairs):
             shared.setdefault(self._row(*pair), []).append(n)
         self._say_what_is_cut(pairs)
         rows = sorted(shared, key=len, reverse=True)
         start = 0
-        with tqdm(total=len(rows), desc="scoring", disable=not sys.stderr.isatty()) as bar:
+        with advancing("scoring", unit="row", total=len(rows)) as advance:
             while start < len(rows):
                 chunk = rows[start : start + self.batch.rows(len(rows[start]))]
                 tails = [max(len(pairs[n][1]) for n in shared[row]) for row in chunk]
@@ -125,7 +123,7 @@ class Scorer:
                     for n in shared[row]:
                         yield n, _of(logprobs, pairs[n][1], ran, self._is_cut(pairs[n]))
                 start += len(chunk)
-                bar.update(len(chunk))
+                advance(start, len(rows))
 
     def recording(self) -> AbstractContextManager[Trace | None]:
         """Records what is decided inside the block; nothing in `dense` execution."""

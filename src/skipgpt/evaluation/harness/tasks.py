@@ -11,6 +11,7 @@ from typing import Any
 from skipgpt.errors import ConfigError, DataError, SkipGPTError
 from skipgpt.evaluation.harness.local import LocalTasks
 from skipgpt.evaluation.harness.quiet import quietly
+from skipgpt.progress import advancing
 
 _PAPER = (
     "boolq",
@@ -133,6 +134,7 @@ def named(tasks: Sequence[str], suite: str | None = None) -> list[TaskName]:
     return found
 
 
+@advancing("loading the tasks", announced=True)
 def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) -> list[LoadedTask]:
     """Load tasks with their data.
 

@@ -1,0 +1,119 @@
+"""Standard output under --json, and folders of any name, or that cannot be written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from command import skipgpt
+from runs import ARGUMENTS, logits, run, shared_checkpoint, tiny_config, write_documents
+from skipgpt.checkpoint import load
+from skipgpt.cli.options import emit
+
+
+def _libraries_that_print() -> None:
+    """Let loading a tokenizer write to standard output in every way there is."""
+    original = AutoTokenizer.from_pretrained
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:
+        sys.stdout.write("printed\n")
+        os.write(1, b"past Python\n")
+        warnings.warn("warned", UserWarning, stacklevel=1)
+        return original(*args, **kwargs)
+
+    AutoTokenizer.from_pretrained = noisy
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "CHECKPOINT", "x", "--max-new-tokens", "1"),
+        ("eval", "CHECKPOINT", "--text", "TEXT", "--max-tokens", "64", "--block-size", "16"),
+        ("export", "CHECKPOINT", "--merged", "--out", "OUT"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_json_is_one_document_whatever_libraries_print(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    places = {
+        "CHECKPOINT": shared_checkpoint(),
+        "TEXT": write_documents(tmp_path),
+        "OUT": tmp_path / "out",
+    }
+    words = [places.get(word, word) for word in command]
+    done = skipgpt(*words, "--json", before=_libraries_that_print)
+    assert done.status == 0, done.stderr
+    assert isinstance(json.loads(done.stdout), dict)
+    assert "printed\n" in done.stderr
+    assert "past Python\n" in done.stderr
+
+
+def test_numbers_that_json_lacks_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"rows": [{"nll": math.nan, "high": math.inf, "n": 2}]}, True, "")
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed == {"rows": [{"nll": None, "high": None, "n": 2}]}
+
+
+def _ascii_only() -> None:
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")  # type: ignore[union-attr]
+
+
+def test_a_name_that_a_terminal_cannot_show_costs_no_result(tmp_path: Path) -> None:
+    out = tmp_path / "größer und kleiner" / "ä"
+    done = skipgpt("export", shared_checkpoint(), "--merged", "--out", out, before=_ascii_only)
+    assert done.status == 0, done.stderr
+    assert "gr\\xf6\\xdfer und kleiner" in done.stdout
+    assert (out / "config.json").is_file()
+
+
+def test_spaces_and_letters_beyond_ascii_are_names_like_others(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "mein Ordner größer [1]"
+    home.mkdir()
+    base_folder.rename(home / "bäse модель")
+    monkeypatch.setenv("SKIPGPT_CACHE", str(home / "cäche"))
+    config = tiny_config("default", stages="fit,lora", router__stand_in=2)
+    result = run(home / "bäse модель", home / "öut 1", config)
+    assert result.folder == str(home / "öut 1")
+    model = load(home / "öut 1")[0]
+    page = home / "Bericht 1.html"
+    text = write_documents(home, "Tëxt 1.jsonl")
+    cut = ("--block-size", "16", "--max-tokens", "64")
+    done = skipgpt("report", home / "öut 1", "--data", text, *cut, "-o", page)
+    assert done.status == 0, done.stderr
+    assert "bäse модель" in page.read_text(encoding="utf-8")
+    done = skipgpt("export", home / "öut 1", "--merged", "--out", home / "gänze")
+    assert done.status == 0, done.stderr
+    assert torch.isfinite(logits(model)).all()
+
+
+def _cache_at(place: str) -> None:
+    os.environ["SKIPGPT_CACHE"] = place
+
+
+def test_without_a_cache_folder_a_fit_is_made_and_a_profile_refused_at_once(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    here = functools.partial(_cache_at, str(tmp_path / "file" / "cache"))
+    data = write_documents(tmp_path)
+    out = ("--out", tmp_path / "out", *ARGUMENTS, "--stages", "fit", "--json")
+    done = skipgpt("train", base_folder, "--data", data, *out, before=here)
+    assert done.status == 0, done.stderr
+    assert "the fit is not kept for another budget" in done.stderr
+    assert "damaged" not in done.stderr
+    refused = skipgpt("profile", before=here)
+    assert (refused.status, refused.stdout) == (1, "")
+    assert refused.stderr.endswith("; set SKIPGPT_CACHE to a folder that can be written\n")
