@@ -46,6 +46,7 @@ from skipgpt.model.base import base_location, load_base
 from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
+from skipgpt.model.lora import merge_lora, with_saved_lora
 from skipgpt.model.names import kind_of
 from skipgpt.model.quantized import quantization_of
 from skipgpt.model.surgery import add_routers, router_state_dict
@@ -182,7 +183,8 @@ def load(
         budget: what `sparsity` counts: `modules`, `flops` or `time`; as it was trained where None.
         base: where the base model lies, if not where the checkpoint says.
         merge: fold LoRA into the base weights, which saves its overhead; not into quantised
-            ones, which that would round once more and so move every logit.
+            ones, which that would round once more and so move every logit. A weight of several
+            names that LoRA is on, such as a tied head, gets a tensor for each.
         trainable: leave LoRA parameters trainable.
         device: where to put the model.
         dtype: of the base model; routers are always float32. A base is quantised as it was
@@ -232,11 +234,8 @@ def load(
     elif sparsity is not None:
         set_sparsity(model, sparsity)
     if has_adapter(info):
-        from peft import PeftModel
-
-        state.lora = True
-        model = PeftModel.from_pretrained(model, str(folder / LORA), is_trainable=trainable)
-        model = model.merge_and_unload() if merge and kind is None else model
+        model = with_saved_lora(model, folder / LORA, trainable=trainable)
+        model = merge_lora(model) if merge and kind is None else model
     model = model.eval()
     return (quantize_int8(model) if quantize else model), tokenizer
 

@@ -491,7 +491,7 @@ def test_a_damaged_row_is_made_anew(base: Path, tmp_path: Path, made: list[str])
         (
             ("router+lora",),
             {"settings": {"lora_stage.targets": "nope"}},
-            "targets that the model does not have: nope",
+            "targets that are no linear layers of this model: nope",
         ),
         (("router",), {"seeds": (0, 2**32)}, "below 4294967296"),
     ],

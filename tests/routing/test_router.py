@@ -4,6 +4,7 @@ from torch import nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.routing.collapsed import margins
+from skipgpt.routing.linear_map import LinearMap
 from skipgpt.routing.router import (
     KEEP,
     SKIP,
@@ -70,7 +71,7 @@ def test_the_mlp_head_has_at_least_one_inner_unit(size: int) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_a_new_router_has_kaiming_weights_and_no_bias(head: str) -> None:
     made = build_router(RouterConfig(head=head), 64)
-    *inner, last = [m for m in made.modules() if isinstance(m, nn.Linear)]
+    *inner, last = [m for m in made.modules() if isinstance(m, LinearMap)]
     assert not last.bias.any()
     # Kaiming-uniform: sqrt(3 / fan in) bounds a linear map's weights, sqrt(6 / fan in) a ReLU's.
     for layer, gain in [(last, 3), *((layer, 6) for layer in inner)]:

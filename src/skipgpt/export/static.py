@@ -28,7 +28,7 @@ from skipgpt.export.smaller import (
     smaller_model,
 )
 from skipgpt.export.static_result import StaticExport, site_name
-from skipgpt.model.lora import check_targets
+from skipgpt.model.lora import check_targets, merge_lora
 from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import drop_stand_ins
 from skipgpt.model.trace import deciding, execution, record_routing
@@ -239,7 +239,7 @@ def _healed(
     config = recipe("default", stages=("lora",), lora_stage=heal, data=cutting, seed=seed)
     with tempfile.TemporaryDirectory() as folder:  # for what it would be resumed from
         try:
-            return run_stage(model, "lora", config, blocks, Path(folder)).merge_and_unload()
+            return merge_lora(run_stage(model, "lora", config, blocks, Path(folder)))
         except TrainingError as error:
             raise TrainingError(
                 "healing the export",

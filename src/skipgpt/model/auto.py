@@ -16,6 +16,7 @@ from skipgpt.model.dial import at_sparsity, set_sparsity
 from skipgpt.model.families import FAMILIES, MERGED_PREFIX
 from skipgpt.model.family import Family
 from skipgpt.model.names import ROUTING_PARTS
+from skipgpt.model.quantized import make_safe
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
 from skipgpt.routing.curve import CalibrationCurve, Curves, Points
@@ -27,6 +28,9 @@ from skipgpt.model.auto import auto_classes
 
 SkipGPTConfig, SkipGPTForCausalLM = auto_classes("{model_type}")
 '''
+
+_OURS = frozenset(f".+{part}" for part in ROUTING_PARTS)
+"""Names of routers and stand-ins, and of what is in them, as transformers matches names."""
 
 
 @functools.cache
@@ -66,7 +70,8 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         """The family's model with routers, set to the config's sparsity."""
 
         config_class = SkipGPTConfig
-        _keep_in_fp32_modules_strict = frozenset(ROUTING_PARTS)
+        # The one for float16 and bfloat16; the other is what quantisers leave alone.
+        _keep_in_fp32_modules_strict = _keep_in_fp32_modules = _OURS
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
@@ -75,6 +80,13 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
             state.curves, state.lora = curves_of(config), True
             if config.sparsity is not None:
                 set_sparsity(self, config.sparsity, budget=config.budget)
+
+        @classmethod
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+            loaded = super().from_pretrained(*args, **kwargs)
+            # Routers came before the weights were quantised.
+            make_safe(loaded[0] if isinstance(loaded, tuple) else loaded, "loading quantised")
+            return loaded
 
         def generate(
             self,

@@ -1,18 +1,29 @@
-"""LoRA, through PEFT."""
+"""LoRA, through PEFT.
+
+An adapter belongs to a module, a weight may have several names: a head that is the input embedding,
+too, has two. Unmerged, LoRA on the one leaves the other alone; merged into the weight it would
+change both. So merging gives each name a tensor of its own first.
+"""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from skipgpt.config import ALL_LINEAR, LoraStage
-from skipgpt.errors import ConfigError
+from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.linear import has_widths
+from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import routed_layers, take_the_dial
 from skipgpt.model.trace import routing_state
+
+logger = logging.getLogger("skipgpt")
 
 
 def with_lora(model: Any, stage: LoraStage) -> Any:
@@ -33,12 +44,114 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
         target_modules=target_names(model, stage),
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(model, adapter)
+    with _ties_are_seen_to():
+        wrapped = get_peft_model(model, adapter)
+    if adapted := _adapted_of_several_names(wrapped):
+        logger.warning(
+            "LoRA on %s, whose weight has other names in this model: merging it, as eval, generate "
+            "and exports do, unties them and costs %s parameters more",
+            ", ".join(adapted),
+            f"{sum(copies(wrapped).values()):,}",
+        )
     if routed_layers(model):
         routing_state(model).lora = True
         # PEFT calls the forward of the model in it, past its hooks.
         take_the_dial(wrapped, routing_state(model))
     return wrapped
+
+
+def with_saved_lora(model: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """The model with the adapter of a folder.
+
+    Args:
+        model: with routers.
+        folder: as PEFT writes it.
+        trainable: leave its parameters trainable.
+    """
+    from peft import PeftModel
+
+    routing_state(model).lora = True
+    with _ties_are_seen_to():
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def merge_lora(model: Any) -> Any:
+    """Fold the adapter into the weights and return the model without it; its logits stay.
+
+    Where an adapted weight has several names, each gets a tensor of its own first, and the config
+    says that nothing is tied.
+
+    Args:
+        model: wrapped by PEFT, its weights not quantised.
+
+    Raises:
+        UnsupportedModelError: one module has two names, so that its weight cannot be untied.
+
+    Example:
+        model = merge_lora(with_lora(model, stage))
+    """
+    if adapted := _adapted_of_several_names(model):
+        logger.info(
+            "merging LoRA on %s unties its weight: %s parameters more",
+            ", ".join(adapted),
+            f"{_untie(model):,}",
+        )
+    return model.merge_and_unload()
+
+
+def copies(model: nn.Module) -> dict[str, int]:
+    """The names that parameters have beside their first one, and the sizes of the parameters.
+
+    Example:
+        >>> embedding, head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        >>> head.weight = embedding.weight
+        >>> copies(nn.ModuleDict({"embed": embedding, "head": head}))
+        {'head.weight': 15}
+    """
+    first = {name for name, _ in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: parameter.numel() for name, parameter in every if name not in first}
+
+
+def _untie(model: Any) -> int:
+    """Give each name of a parameter a tensor of its own; returns how many numbers that adds."""
+    found = copies(model)
+    for name in found:
+        path, _, last = name.rpartition(".")
+        parameter = model.get_parameter(name)
+        own = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        setattr(model.get_submodule(path), last, own)
+    if left := copies(model):
+        raise UnsupportedModelError(
+            "merging LoRA into weights of several names",
+            got=f"modules that are one object under two names: {', '.join(sorted(left))}",
+            expected="modules of their own that share a tensor, as a tied head does",
+            todo="leave LoRA unmerged: skipgpt.load(…, merge=False)",
+        )
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+    return sum(found.values())
+
+
+def _adapted_of_several_names(model: nn.Module) -> list[str]:
+    """Adapted modules, by the end of their name, whose weight is another module's, too."""
+    shared = {id(model.get_parameter(name)) for name in copies(model)}
+    return sorted(
+        {
+            name.removesuffix(".base_layer").rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if name.endswith(".base_layer")
+            and any(id(parameter) in shared for parameter in module.parameters())
+        }
+    )
+
+
+@contextmanager
+def _ties_are_seen_to() -> Iterator[None]:
+    """Leave out PEFT's warning that merging may go wrong; `merge_lora` unties first."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer")
+        yield
 
 
 @contextmanager
@@ -70,12 +183,16 @@ def check_targets(model: nn.Module, stage: LoraStage) -> None:
     Raises:
         ConfigError: there is one.
     """
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if (has_widths(module) or isinstance(module, nn.Embedding)) and not is_routing(f"{name}.")
+    }
     unknown = [target for target in stage.targets if target not in names]
     if stage.targets != ALL_LINEAR and unknown:
         raise ConfigError(
             "planning stage lora",
-            got=f"targets that the model does not have: {', '.join(unknown)}",
+            got=f"targets that are no linear layers of this model: {', '.join(unknown)}",
             expected="names of linear layers, such as q_proj or down_proj, or all-linear",
             todo="set them with --set lora_stage.targets=q_proj,v_proj",
         )

@@ -15,6 +15,7 @@ from torch.nn.functional import linear, relu
 
 from skipgpt.config import RouterConfig
 from skipgpt.pieces import assign, whole
+from skipgpt.routing.linear_map import LinearMap
 
 KEEP, SKIP = 0, 1
 EPSILON = 1e-6
@@ -23,7 +24,7 @@ Scale = Tensor | float
 """Of hidden states [B, T, D]: [B, T, 1], or one number."""
 
 
-class LinearRouter(nn.Linear):
+class LinearRouter(LinearMap):
     """One linear map D -> 2, the router of the paper and of the released checkpoints.
 
     Example:
@@ -54,8 +55,8 @@ class MLPRouter(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, max(1, hidden_size // 4))
-        self.out = nn.Linear(max(1, hidden_size // 4), 2)
+        self.up = LinearMap(hidden_size, max(1, hidden_size // 4))
+        self.out = LinearMap(max(1, hidden_size // 4), 2)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits, [B, T, D] -> [B, T, 2]."""
@@ -83,7 +84,7 @@ def in_full_precision(hidden: Tensor) -> AbstractContextManager[object]:
 def build_router(config: RouterConfig, hidden_size: int) -> Router:
     """A new router with the authors' random start: Kaiming-uniform weights, zero biases."""
     router = LinearRouter(hidden_size) if config.head == "linear" else MLPRouter(hidden_size)
-    layers = [m for m in router.modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in router.modules() if isinstance(m, LinearMap)]
     for number, layer in enumerate(layers, 1):
         nn.init.kaiming_uniform_(
             layer.weight, nonlinearity="linear" if number == len(layers) else "relu"
@@ -110,7 +111,7 @@ def add_to_margin(router: Router, amount: float) -> None:
     assign(bias, shifted)
 
 
-def _last(router: Router) -> nn.Linear:
+def _last(router: Router) -> LinearMap:
     return router if isinstance(router, LinearRouter) else router.out
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from skipgpt.routing.linear_map import LinearMap
 from skipgpt.routing.router import EPSILON
 
 
@@ -24,8 +25,8 @@ class StandIn(nn.Module):
 
     def __init__(self, hidden_size: int, rank: int) -> None:
         super().__init__()
-        self.down = nn.Linear(hidden_size, rank, bias=False)
-        self.up = nn.Linear(rank, hidden_size)
+        self.down = LinearMap(hidden_size, rank, bias=False)
+        self.up = LinearMap(rank, hidden_size)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
