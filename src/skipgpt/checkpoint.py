@@ -38,6 +38,12 @@ from skipgpt.checkpoint_info import (
     has_adapter,
     model_card,
 )
+from skipgpt.checkpoint_tensors import (
+    load_adapter,
+    load_routers,
+    save_adapter,
+    trained_tensors,
+)
 from skipgpt.config import Budget, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.hardware import hardware
@@ -45,11 +51,9 @@ from skipgpt.model.base import base_location, load_base
 from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
-from skipgpt.model.names import kind_of
 from skipgpt.model.quantized import quantization_of
-from skipgpt.model.surgery import add_routers, router_state_dict
+from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
-from skipgpt.pieces import whole
 from skipgpt.routing.curve import CalibrationCurve, Curves
 
 logger = logging.getLogger("skipgpt")
@@ -118,19 +122,6 @@ def save(
     return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
 
 
-def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a checkpoint holds of routers and stand-ins, and of LoRA, each in one piece on a CPU.
-
-    Every process takes part where the model lies in pieces.
-    """
-    lora = {name: p for name, p in model.named_parameters() if kind_of(name) == "lora"}
-    routing, adapter = (
-        {name: whole(tensor).cpu().contiguous() for name, tensor in named.items()}
-        for named in (router_state_dict(model), lora)
-    )
-    return routing, adapter
-
-
 def write(
     model: nn.Module,
     folder: Path,
@@ -148,7 +139,7 @@ def write(
     with staged(folder, last=CONFIG) as stage:
         save_file(routing, stage / ROUTERS)
         if hasattr(model, "peft_config"):
-            _save_adapter(model, adapter, stage / LORA)
+            save_adapter(model, adapter, stage / LORA)
         files = {
             str(p.relative_to(stage)): digest_of(p) for p in files_below(stage) if p.suffix != ".md"
         }
@@ -230,10 +221,8 @@ def load(
     elif sparsity is not None:
         set_sparsity(model, sparsity)
     if has_adapter(info):
-        from peft import PeftModel
-
         state.lora = True
-        model = PeftModel.from_pretrained(model, str(folder / LORA), is_trainable=trainable)
+        model = load_adapter(model, folder / LORA, trainable=trainable)
         model = model.merge_and_unload() if merge and kind is None else model
     model = model.eval()
     return (quantize_int8(model) if quantize else model), tokenizer
@@ -245,36 +234,6 @@ def curves_of(info: CheckpointInfo) -> Curves | None:
         return None
     curves = {check_budget(u): CalibrationCurve.from_json(c) for u, c in info.curves.items()}
     return Curves(curves, info.budget, info.timed, info.hardware)
-
-
-def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
-    """Copy router weights into a model, strictly.
-
-    Args:
-        model: with routers.
-        tensors: under the keys of a checkpoint.
-        source: named in the message.
-
-    Raises:
-        CheckpointError: one message with every missing, unexpected and mis-shaped key.
-    """
-    wanted = router_state_dict(model)
-    problems = [f"missing {key}" for key in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"unexpected {key}" for key in sorted(tensors.keys() - wanted.keys())]
-    problems += [
-        f"{key} of shape {list(tensors[key].shape)}, not {list(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & tensors.keys())
-        if tensors[key].shape != wanted[key].shape
-    ]
-    if problems:
-        raise CheckpointError(
-            f"loading routers from {source}",
-            got="; ".join(problems),
-            expected=f"the {len(wanted)} router tensors of this base model",
-        )
-    with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(tensors[key])
 
 
 def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch.device) -> None:
@@ -291,9 +250,3 @@ def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch
 
 def _held(kind: str | None) -> str:
     return f" in {kind}" if kind else ""
-
-
-def _save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    # It would look for the base's config to see whether embeddings have grown; none are saved.
-    model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)

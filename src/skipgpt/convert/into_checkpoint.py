@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from skipgpt import checkpoint
 from skipgpt.checkpoint_folder import refuse_existing
 from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.checkpoint_tensors import load_routers
 from skipgpt.config import Budget, LoraStage, RouterConfig, check_budget, check_sparsity
 from skipgpt.convert.authors_file import AuthorsFile, read_authors_file, router_keys
 from skipgpt.errors import CheckpointError
@@ -73,7 +74,7 @@ def convert(
 
     model = add_routers(base_model, RouterConfig(head=source.head))
     names = router_keys(source.head, *_sizes(model))
-    checkpoint.load_routers(model, {n: source.tensors[k] for k, (n, _) in names.items()}, path)
+    load_routers(model, {n: source.tensors[k] for k, (n, _) in names.items()}, path)
     if source.lora:
         model = _with_lora(model, source, lora_alpha)
     info = checkpoint.describe(

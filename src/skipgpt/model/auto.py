@@ -18,6 +18,7 @@ from skipgpt.model.family import Family
 from skipgpt.model.names import ROUTING_PARTS
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
+from skipgpt.model.weights import load_strictly
 from skipgpt.routing.curve import CalibrationCurve, Curves, Points
 from skipgpt.settings import from_dict
 
@@ -75,6 +76,14 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
             state.curves, state.lora = curves_of(config), True
             if config.sparsity is not None:
                 set_sparsity(self, config.sparsity, budget=config.budget)
+
+        @classmethod
+        def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+            """As ever, but strict: transformers would draw a missing router at random."""
+            asked = kwargs.pop("output_loading_info", False)
+            load = functools.partial(super().from_pretrained, **kwargs)
+            loaded = load_strictly(load, name, f"loading the merged export {name}", *args)
+            return loaded if asked else loaded[0]
 
         def generate(
             self,

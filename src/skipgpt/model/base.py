@@ -14,6 +14,7 @@ from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
 from skipgpt.model.gguf import gguf_config, is_gguf, load_gguf, refuse_quantizing
 from skipgpt.model.names import is_routing
 from skipgpt.model.quantized import check_quantization, loading_options, make_safe
+from skipgpt.model.weights import load_strictly
 
 EMBEDDED = "nano"
 _SAMPLED_VALUES = 64
@@ -66,8 +67,8 @@ def load_base(
         quantize: `8bit` or `4bit`; a base that is stored quantised stays as it is stored.
 
     Raises:
-        UnsupportedModelError: nothing that transformers can load is there, or bitsandbytes
-            computes wrongly with it.
+        UnsupportedModelError: nothing that transformers can load is there, tensors are missing,
+            unknown or of another shape, or bitsandbytes computes wrongly with it.
         ConfigError: the dtype, device or kind of quantisation is unknown, or a GGUF file is to be
             quantised once more.
         MissingExtraError: the base is to be quantised without the extra `quantize`, or a GGUF file
@@ -87,9 +88,8 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(location, **where)
             config = AutoConfig.from_pretrained(location, **where)
             quantized = loading_options(kind, config, chosen, device)
-            model = AutoModelForCausalLM.from_pretrained(
-                location, dtype=chosen, **where, **quantized
-            )
+            load = AutoModelForCausalLM.from_pretrained
+            model, _ = load_strictly(load, location, doing, dtype=chosen, **where, **quantized)
     except SkipGPTError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise

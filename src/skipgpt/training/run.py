@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 
 from skipgpt.baselines.units import Unit
-from skipgpt.checkpoint import describe, load, trained_tensors, write
+from skipgpt.checkpoint import describe, load, write
 from skipgpt.checkpoint_folder import is_checkpoint, read_info
 from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.checkpoint_tensors import trained_tensors
 from skipgpt.config import Stage, TrainConfig, recipe
 from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
