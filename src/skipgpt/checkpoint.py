@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from skipgpt.atomic import files_below, staged, to_json
 from skipgpt.checkpoint_folder import (
-    CONFIG,
     ROUTERS,
+    base_of,
     digest_of,
     local_folder,
     read_info,
@@ -47,9 +47,12 @@ from skipgpt.checkpoint_tensors import (
 from skipgpt.config import Budget, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.hardware import hardware
-from skipgpt.model.base import base_location, load_base
+from skipgpt.model.auto import register
+from skipgpt.model.base import base_location, load_base, load_merged
 from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.dial import set_sparsity, within_reach
+from skipgpt.model.families import MERGED_PREFIX
+from skipgpt.model.folder import CONFIG, json_of, kind_of_model
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
 from skipgpt.model.quantized import quantization_of
 from skipgpt.model.surgery import add_routers
@@ -166,7 +169,7 @@ def load(
     """A checkpoint's model, in evaluation mode and execution `auto`, and its tokenizer.
 
     Args:
-        folder: a checkpoint folder, or a hub id of one.
+        folder: a checkpoint folder, a hub id of one, or a merged export.
         sparsity: share to save; the trained target where None.
         budget: what `sparsity` counts: `modules`, `flops` or `time`; as it was trained where None.
         base: where the base model lies, if not where the checkpoint says.
@@ -194,9 +197,11 @@ def load(
     check_loaded_as(quantize)
     check_pair(sparsity, budget)
     folder = local_folder(folder)
+    if kind_of_model(folder) == "merged":
+        return _load_merged(folder, sparsity, budget, base, trainable, device, dtype, quantize)
     info = read_info(folder)
     verify_files(folder, info)
-    name = base or info.base
+    name = base_of(info, folder, base)
     kind = info.quantization
     model, tokenizer = load_base(
         name, revision=info.revision, device=device, dtype=dtype, quantize=kind
@@ -225,6 +230,24 @@ def load(
         model = load_adapter(model, folder / LORA, trainable=trainable)
         model = model.merge_and_unload() if merge and kind is None else model
     model = model.eval()
+    return (quantize_int8(model) if quantize else model), tokenizer
+
+
+def _load_merged(
+    folder: Path, sparsity: float | None, budget: Budget | None, base: str | None,
+    trainable: bool, device: str, dtype: str, quantize: str | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    if base is not None or trainable:
+        raise ConfigError(
+            f"loading the merged export {folder}",
+            got=f"the base model {base!r}" if base is not None else "LoRA to be trained further",
+            expected="nothing more, since base and LoRA are merged into it",
+            todo="leave out --base (base=)" if base is not None else "load the checkpoint",
+        )
+    register(json_of(folder / "config.json")["model_type"].removeprefix(MERGED_PREFIX))
+    model, tokenizer = load_merged(str(folder), device=device, dtype=dtype)
+    if sparsity is not None:
+        set_sparsity(model, sparsity, budget=budget)
     return (quantize_int8(model) if quantize else model), tokenizer
 
 
