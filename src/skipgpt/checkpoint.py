@@ -53,6 +53,7 @@ from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.families import MERGED_PREFIX
 from skipgpt.model.folder import CONFIG, json_of, kind_of_model
+from skipgpt.model.identity import refuse_other_settings, settings_of
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
 from skipgpt.model.quantized import quantization_of
 from skipgpt.model.surgery import add_routers
@@ -63,7 +64,12 @@ logger = logging.getLogger("skipgpt")
 
 
 def describe(
-    model: nn.Module, base: str, *, fingerprint: str | None = None, **facts: Any
+    model: nn.Module,
+    base: str,
+    *,
+    fingerprint: str | None = None,
+    tokenizer: Any = None,
+    **facts: Any,
 ) -> CheckpointInfo:
     """The info of a routed model; what can be read off the model is: all but the `facts`.
 
@@ -71,6 +77,7 @@ def describe(
         model: with routers.
         base: hub id, folder or GGUF file of its base model.
         fingerprint: of the base, where it is known; that takes reading all of its weights.
+        tokenizer: the base's; another one will then be refused.
         facts: other fields of the info.
 
     Raises:
@@ -98,6 +105,7 @@ def describe(
         location,
         fingerprint or fingerprint_of(model),
         state.config,
+        base_settings=settings_of(model, tokenizer),
         quantization=kind,
         curves=curves,
         **facts,
@@ -184,7 +192,7 @@ def load(
 
     Raises:
         CheckpointError: files are missing or damaged, keys do not match, or the base model is
-            another one than the checkpoint was made from.
+            another one than the checkpoint was made from, in its weights or its settings.
         ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated (in that
             unit), a unit comes without a sparsity, or the model cannot be quantised so.
         UnsupportedModelError: likewise, for the family that it is of.
@@ -215,6 +223,8 @@ def load(
             todo="pass the right base model with base= (--base)"
             + (" and the dtype of training with dtype= (--dtype)" if kind else ""),
         )
+    doing = f"loading the checkpoint {folder} on the base model {name!r}"
+    refuse_other_settings(info.base_settings, settings_of(model, tokenizer), doing)
     add_routers(model, info.router)
     load_routers(model, read_tensors(folder / ROUTERS), folder)
     state = routing_state(model)

@@ -95,9 +95,7 @@ def test_a_checkpoint_given_as_base_names_its_own(places: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize("kind", [*WORDS.keys() - {"checkpoint"}, "base"])
-def test_what_is_no_checkpoint_is_refused_as_what_it_is(
-    kind: str, places: dict[str, Path]
-) -> None:
+def test_what_is_no_checkpoint_is_refused_as_what_it_is(kind: str, places: dict[str, Path]) -> None:
     words = WORDS.get(kind, "a model without routers, as base models and static exports are")
     with pytest.raises(CheckpointError, match="expected a folder made by `skipgpt train`") as one:
         read_info(places[kind])

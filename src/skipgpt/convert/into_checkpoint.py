@@ -63,11 +63,13 @@ def convert(
     if not overwrite:
         refuse_existing(Path(out))
     source = AuthorsFile.of(*(read_authors_file(file) for file in (path, lora) if file is not None))
+    tokenizer = None
     if base_model is None:
         # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be
         # compared with a base that was rounded twice.
         half = any(tensor.dtype == torch.float16 for tensor in source.tensors.values())
-        base_model, _ = load_base(base, revision=revision, dtype="float32" if half else "bfloat16")
+        dtype = "float32" if half else "bfloat16"
+        base_model, tokenizer = load_base(base, revision=revision, dtype=dtype)
     doing = f"converting {path} for the base {base!r}"
     _check_keys(source, base_model, doing)
     _check_base_weights(source, base_model.state_dict(), doing)
@@ -80,6 +82,7 @@ def convert(
     info = checkpoint.describe(
         model,
         base,
+        tokenizer=tokenizer,
         revision=revision,
         recipe="paper",
         stages=("router", "lora") if source.lora else ("router",),

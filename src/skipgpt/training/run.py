@@ -22,6 +22,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.model.base import choose_dtype, load_base
 from skipgpt.model.gguf import is_gguf
+from skipgpt.model.identity import digest_of_settings
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
@@ -134,6 +135,8 @@ def train(
         "base": base,
         "data": data,
         "config": to_dict(config),
+        "base_weights": info.fingerprint,
+        "base_settings": digest_of_settings(info.base_settings),
         "dtype": str(model.dtype),
         "quantize": quantize,
         "data_fingerprint": blocks.fingerprint,
@@ -202,7 +205,7 @@ def _start(
     if {"lora", "joint"} & set(config.stages):
         check_targets(model, config.lora_stage)
     add_routers(model, config.router)
-    return model, tokenizer, describe(model, base)
+    return model, tokenizer, describe(model, base, tokenizer=tokenizer)
 
 
 def _check_held(base: str, found: str | None, wanted: str | None) -> None:
@@ -247,6 +250,7 @@ def _save_stage(
     info = dataclasses.replace(
         describe(model, info.base, fingerprint=info.fingerprint),
         base=info.base,
+        base_settings=info.base_settings,
         revision=info.revision,
         recipe=config.recipe,
         stages=(*info.stages, stage),
