@@ -213,3 +213,29 @@ def test_a_process_that_never_heard_of_skipgpt_loads_it_with_remote_code(
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(expected))
     # Nor did it take an optional package to load, or to import every public name.
     assert set(done.stdout.split()) & {"datasets", "lm_eval", "matplotlib", "vllm"} == set()
+
+
+@pytest.mark.parametrize("remote", [True, False], ids=["by-its-own-code", "registered"])
+def test_a_loaded_export_that_is_saved_again_has_the_code_it_names(
+    remote: bool, merged: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for source, out in ((merged, one), (one, two)):
+        AutoModelForCausalLM.from_pretrained(source, trust_remote_code=remote).save_pretrained(out)
+    auto_map = AutoConfig.from_pretrained(two).auto_map
+    assert auto_map.keys() == {"AutoConfig", "AutoModelForCausalLM"}
+    assert {path.name for path in two.glob("*.py")} == {
+        f"{name.split('.')[0]}.py" for name in auto_map.values()
+    }
+    found = AutoModelForCausalLM.from_pretrained(two, trust_remote_code=True).eval()
+    wanted = AutoModelForCausalLM.from_pretrained(merged).eval()
+    assert torch.equal(logits(found), logits(wanted))
+
+
+def test_a_config_that_is_saved_by_itself_has_the_code_it_names(
+    merged: Path, tmp_path: Path
+) -> None:
+    AutoConfig.from_pretrained(merged).save_pretrained(tmp_path / "config")
+    assert (tmp_path / "config" / "modeling_skipgpt.py").read_text() == (
+        merged / "modeling_skipgpt.py"
+    ).read_text()

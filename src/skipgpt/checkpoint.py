@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from skipgpt.atomic import files_below, staged, to_json
 from skipgpt.checkpoint_folder import (
-    CONFIG,
     ROUTERS,
+    base_of,
     digest_of,
     local_folder,
     read_info,
@@ -38,27 +38,40 @@ from skipgpt.checkpoint_info import (
     has_adapter,
     model_card,
 )
+from skipgpt.checkpoint_tensors import (
+    load_adapter,
+    load_routers,
+    save_adapter,
+    trained_tensors,
+)
 from skipgpt.config import Budget, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.folder_lock import writing_to
 from skipgpt.hardware import hardware
-from skipgpt.model.base import base_location, load_base
+from skipgpt.model.auto import register
+from skipgpt.model.base import base_location, load_base, load_merged
 from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.dial import set_sparsity, within_reach
+from skipgpt.model.families import MERGED_PREFIX
+from skipgpt.model.folder import CONFIG, json_of, kind_of_model
+from skipgpt.model.identity import refuse_other_settings, settings_of
 from skipgpt.model.int8 import check_loaded_as, is_int8, quantize_int8
-from skipgpt.model.lora import merge_lora, with_saved_lora
-from skipgpt.model.names import kind_of
+from skipgpt.model.lora import merge_lora
 from skipgpt.model.quantized import quantization_of
-from skipgpt.model.surgery import add_routers, router_state_dict
+from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
-from skipgpt.pieces import whole
 from skipgpt.routing.curve import CalibrationCurve, Curves
 
 logger = logging.getLogger("skipgpt")
 
 
 def describe(
-    model: nn.Module, base: str, *, fingerprint: str | None = None, **facts: Any
+    model: nn.Module,
+    base: str,
+    *,
+    fingerprint: str | None = None,
+    tokenizer: Any = None,
+    **facts: Any,
 ) -> CheckpointInfo:
     """The info of a routed model; what can be read off the model is: all but the `facts`.
 
@@ -66,6 +79,7 @@ def describe(
         model: with routers.
         base: hub id, folder or GGUF file of its base model.
         fingerprint: of the base, where it is known; that takes reading all of its weights.
+        tokenizer: the base's; another one will then be refused.
         facts: other fields of the info.
 
     Raises:
@@ -93,6 +107,7 @@ def describe(
         location,
         fingerprint or fingerprint_of(model),
         state.config,
+        base_settings=settings_of(model, tokenizer),
         quantization=kind,
         curves=curves,
         **facts,
@@ -121,19 +136,6 @@ def save(
         return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
 
 
-def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a checkpoint holds of routers and stand-ins, and of LoRA, each in one piece on a CPU.
-
-    Every process takes part where the model lies in pieces.
-    """
-    lora = {name: p for name, p in model.named_parameters() if kind_of(name) == "lora"}
-    routing, adapter = (
-        {name: whole(tensor).cpu().contiguous() for name, tensor in named.items()}
-        for named in (router_state_dict(model), lora)
-    )
-    return routing, adapter
-
-
 def write(
     model: nn.Module,
     folder: Path,
@@ -151,7 +153,7 @@ def write(
     with staged(folder, last=CONFIG) as stage:
         save_file(routing, stage / ROUTERS)
         if hasattr(model, "peft_config"):
-            _save_adapter(model, adapter, stage / LORA)
+            save_adapter(model, adapter, stage / LORA)
         files = {
             str(p.relative_to(stage)): digest_of(p) for p in files_below(stage) if p.suffix != ".md"
         }
@@ -178,7 +180,7 @@ def load(
     """A checkpoint's model, in evaluation mode and execution `auto`, and its tokenizer.
 
     Args:
-        folder: a checkpoint folder, or a hub id of one.
+        folder: a checkpoint folder, a hub id of one, or a merged export.
         sparsity: share to save; the trained target where None.
         budget: what `sparsity` counts: `modules`, `flops` or `time`; as it was trained where None.
         base: where the base model lies, if not where the checkpoint says.
@@ -194,7 +196,7 @@ def load(
 
     Raises:
         CheckpointError: files are missing or damaged, keys do not match, or the base model is
-            another one than the checkpoint was made from.
+            another one than the checkpoint was made from, in its weights or its settings.
         ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated (in that
             unit), a unit comes without a sparsity, or the model cannot be quantised so.
         UnsupportedModelError: likewise, for the family that it is of.
@@ -207,9 +209,11 @@ def load(
     check_loaded_as(quantize)
     check_pair(sparsity, budget)
     folder = local_folder(folder)
+    if kind_of_model(folder) == "merged":
+        return _load_merged(folder, sparsity, budget, base, trainable, device, dtype, quantize)
     info = read_info(folder)
     verify_files(folder, info)
-    name = base or info.base
+    name = base_of(info, folder, base)
     kind = info.quantization
     model, tokenizer = load_base(
         name, revision=info.revision, device=device, dtype=dtype, quantize=kind
@@ -223,6 +227,8 @@ def load(
             todo="pass the right base model with base= (--base)"
             + (" and the dtype of training with dtype= (--dtype)" if kind else ""),
         )
+    doing = f"loading the checkpoint {folder} on the base model {name!r}"
+    refuse_other_settings(info.base_settings, settings_of(model, tokenizer), doing)
     add_routers(model, info.router)
     load_routers(model, read_tensors(folder / ROUTERS), folder)
     state = routing_state(model)
@@ -234,9 +240,27 @@ def load(
     elif sparsity is not None:
         set_sparsity(model, sparsity)
     if has_adapter(info):
-        model = with_saved_lora(model, folder / LORA, trainable=trainable)
+        model = load_adapter(model, folder / LORA, trainable=trainable)
         model = merge_lora(model) if merge and kind is None else model
     model = model.eval()
+    return (quantize_int8(model) if quantize else model), tokenizer
+
+
+def _load_merged(
+    folder: Path, sparsity: float | None, budget: Budget | None, base: str | None,
+    trainable: bool, device: str, dtype: str, quantize: str | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    if base is not None or trainable:
+        raise ConfigError(
+            f"loading the merged export {folder}",
+            got=f"the base model {base!r}" if base is not None else "LoRA to be trained further",
+            expected="nothing more, since base and LoRA are merged into it",
+            todo="leave out --base (base=)" if base is not None else "load the checkpoint",
+        )
+    register(json_of(folder / "config.json")["model_type"].removeprefix(MERGED_PREFIX))
+    model, tokenizer = load_merged(str(folder), device=device, dtype=dtype)
+    if sparsity is not None:
+        set_sparsity(model, sparsity, budget=budget)
     return (quantize_int8(model) if quantize else model), tokenizer
 
 
@@ -246,36 +270,6 @@ def curves_of(info: CheckpointInfo) -> Curves | None:
         return None
     curves = {check_budget(u): CalibrationCurve.from_json(c) for u, c in info.curves.items()}
     return Curves(curves, info.budget, info.timed, info.hardware)
-
-
-def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
-    """Copy router weights into a model, strictly.
-
-    Args:
-        model: with routers.
-        tensors: under the keys of a checkpoint.
-        source: named in the message.
-
-    Raises:
-        CheckpointError: one message with every missing, unexpected and mis-shaped key.
-    """
-    wanted = router_state_dict(model)
-    problems = [f"missing {key}" for key in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"unexpected {key}" for key in sorted(tensors.keys() - wanted.keys())]
-    problems += [
-        f"{key} of shape {list(tensors[key].shape)}, not {list(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & tensors.keys())
-        if tensors[key].shape != wanted[key].shape
-    ]
-    if problems:
-        raise CheckpointError(
-            f"loading routers from {source}",
-            got="; ".join(problems),
-            expected=f"the {len(wanted)} router tensors of this base model",
-        )
-    with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(tensors[key])
 
 
 def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch.device) -> None:
@@ -292,9 +286,3 @@ def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch
 
 def _held(kind: str | None) -> str:
     return f" in {kind}" if kind else ""
-
-
-def _save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    # It would look for the base's config to see whether embeddings have grown; none are saved.
-    model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)

@@ -12,10 +12,17 @@ from torch import Tensor
 from skipgpt.checkpoint_info import FORMAT_VERSION, CheckpointInfo, check_keep
 from skipgpt.config import check_budget, check_sparsity
 from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.model.folder import (
+    CONFIG,
+    json_of,
+    kind_of_model,
+    not_a_checkpoint,
+    refuse_if_moved,
+)
 from skipgpt.model.quantized import check_quantization
 from skipgpt.settings import from_dict
 
-CONFIG, ROUTERS = "skipgpt_config.json", "routers.safetensors"
+ROUTERS = "routers.safetensors"
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
@@ -27,9 +34,7 @@ def read_info(folder: str | Path) -> CheckpointInfo:
     path = local_folder(folder) / CONFIG
     doing = f"reading the checkpoint {folder}"
     if not path.is_file():
-        raise CheckpointError(
-            doing, got=f"no {CONFIG} there", expected="a folder made by `skipgpt train`"
-        )
+        raise not_a_checkpoint(folder, doing)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["format_version"]
@@ -65,6 +70,13 @@ def _of_today(values: dict[str, Any]) -> dict[str, Any]:
     return others | {"curves": curves, "format_version": FORMAT_VERSION}
 
 
+def own_sparsity(folder: Path) -> float:
+    """The share that a checkpoint, or a merged export, saves where nothing else is said."""
+    if kind_of_model(folder) == "merged":
+        return float(json_of(folder / "config.json").get("sparsity") or 0.0)
+    return read_info(folder).target_sparsity
+
+
 def verify_files(folder: Path, info: CheckpointInfo) -> None:
     """Compare every file with its recorded digest.
 
@@ -89,7 +101,23 @@ def verify_files(folder: Path, info: CheckpointInfo) -> None:
 
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether a folder on disk holds a checkpoint."""
-    return (Path(folder) / CONFIG).is_file()
+    return kind_of_model(folder) == "checkpoint"
+
+
+def base_of(info: CheckpointInfo, folder: str | Path, base: str | None = None) -> str:
+    """Where the base model of a checkpoint is looked for.
+
+    Args:
+        info: of the checkpoint.
+        folder: where it lies.
+        base: what a caller names in its place, if anything.
+
+    Raises:
+        UnsupportedModelError: nothing is where the checkpoint says.
+    """
+    if base is None:
+        refuse_if_moved(info.base, Path(folder) / CONFIG)
+    return base or info.base
 
 
 def refuse_existing(folder: Path) -> None:
@@ -121,7 +149,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
 
 def local_folder(folder: str | Path) -> Path:
     """The folder itself, or the download of a hub id."""
-    if Path(folder).is_dir() or str(folder).count("/") != 1:
+    if kind_of_model(folder) != "remote" or "/" not in str(folder):
         return Path(folder)
     from huggingface_hub import snapshot_download
 
@@ -131,7 +159,7 @@ def local_folder(folder: str | Path) -> Path:
         raise CheckpointError(
             f"loading the checkpoint {folder}",
             got=f"no such folder, and from the hub {type(error).__name__}",
-            expected="a folder made by `skipgpt train`, or a hub id",
+            expected="a folder made by `skipgpt train`, or a hub id of one",
         ) from error
 
 

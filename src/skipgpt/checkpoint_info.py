@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from skipgpt.config import BUDGET_NOUNS, Budget, RouterConfig, TimedForward
 from skipgpt.errors import ConfigError
@@ -21,6 +22,8 @@ class CheckpointInfo:
         base: hub id, folder, GGUF file or `nano`.
         revision: of the hub id.
         fingerprint: of the base model's weights.
+        base_settings: what else decides the base's logits: fields of its config and its
+            tokenizer; empty where they were not recorded.
         router: what the routers are.
         quantization: `8bit` or `4bit` where bitsandbytes holds the base's weights, or null.
         recipe: the settings they were trained with, by name.
@@ -42,6 +45,7 @@ class CheckpointInfo:
     fingerprint: str
     router: RouterConfig
     revision: str | None = None
+    base_settings: dict[str, Any] = field(default_factory=dict)
     quantization: str | None = None
     recipe: str = "default"
     stages: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
     SkipGPTError
     ├── ConfigError(ValueError)         a setting is unknown, of the wrong type or out of range
-    ├── UnsupportedModelError           the base model is not a family that routers fit into
+    ├── UnsupportedModelError           the base model is not whole, or not of a family with a row
     ├── CheckpointError                 files are missing, damaged or of another base model
     ├── DataError                       text that cannot be read, or not enough of it
     ├── TrainingError                   training had to stop; the message says what was kept
@@ -59,7 +59,7 @@ class ConfigError(SkipGPTError, ValueError):
 
 
 class UnsupportedModelError(SkipGPTError):
-    """The base model is not a family that routers fit into."""
+    """The base model is not whole, or not of a family that routers fit into."""
 
 
 class CheckpointError(SkipGPTError):

@@ -244,7 +244,8 @@ def test_a_file_with_tensors_of_another_shape_is_refused_by_their_names(tmp_path
     with pytest.raises(UnsupportedModelError, match="loading the base model") as caught:
         load_base(str(file))
     assert caught.value.got == (
-        "a GGUF file with another shape of the tensors model.layers.2.mlp.up_proj.weight"
+        "a GGUF file with another shape of the tensors model.layers.2.mlp.up_proj.weight "
+        "([32, 32], not [64, 32])"
     )
 
 

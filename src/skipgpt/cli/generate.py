@@ -50,7 +50,7 @@ def run(
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.analysis.live import TokenRun
     from skipgpt.checkpoint import load
-    from skipgpt.checkpoint_folder import local_folder, read_info
+    from skipgpt.checkpoint_folder import local_folder, own_sparsity
     from skipgpt.config import as_budget
     from skipgpt.generation import generate
     from skipgpt.report.live_text import live_text
@@ -70,7 +70,7 @@ def run(
     how: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature if sample else 0.0
     }  # fmt: skip
-    scale = Scale.around(read_info(where).target_sparsity if sparsity is None else sparsity)
+    scale = Scale.around(own_sparsity(where) if sparsity is None else sparsity)
     live = show_routing and not as_json
     told: list[TokenRun] = []
     if live:

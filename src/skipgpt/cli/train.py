@@ -164,14 +164,14 @@ def _say_needs(
     as_json: bool,
 ) -> None:
     from skipgpt.benchmark.shapes import shape_or_base
-    from skipgpt.checkpoint_folder import is_checkpoint, read_info
+    from skipgpt.checkpoint_folder import base_of, is_checkpoint, read_info
     from skipgpt.cost.memory import check_layout
     from skipgpt.model.base import choose_dtype
     from skipgpt.training.dry_run import dry_run
 
     if is_checkpoint(base):
         info = read_info(base)
-        base, config = info.base, dataclasses.replace(config, router=info.router)
+        base, config = base_of(info, base), dataclasses.replace(config, router=info.router)
     chosen = check_layout(layout or ("single" if processes == 1 else "ddp"), processes)
     kind = choose_dtype(dtype, device)
     found = dry_run(

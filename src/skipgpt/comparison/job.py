@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.closeness import IDENTICAL
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import fingerprint, load_base
+from skipgpt.model.identity import digest_of_settings, settings_of
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Site
@@ -56,7 +55,7 @@ class Job:
         blocks: the text.
         dense: what the base model reaches on the held-out text.
         dense_flops: FLOPs a token of the base model at this block size.
-        fingerprint: of the base's weights and config.
+        fingerprint: of the base's weights and settings.
         layers: how many the base has.
         overhead: of routers and stand-ins, as shares of the base's parameters.
         where: `device` and `dtype`.
@@ -224,7 +223,7 @@ def prepare(
         )
     config = override(recipe(recipe_name), settings)
     model, tokenizer = load_base(base, **where)
-    of_base = f"{fingerprint(model)} {_digest_of_config(model)}"
+    of_base = f"{fingerprint(model)} {digest_of_settings(settings_of(model, tokenizer))}"
     blocks = load_blocks(data, tokenizer, config.data)
     add_routers(model, config.router)
     with execution(model, "dense"):
@@ -246,15 +245,6 @@ def prepare(
         where,
         budget,
     )
-
-
-def _digest_of_config(model: Any) -> str:
-    """16 hex digits of what the base computes, besides its weights."""
-    config = model.config.to_dict()
-    for name in ("_name_or_path", "dtype", "torch_dtype", "transformers_version"):
-        config.pop(name, None)
-    text = json.dumps(config, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_folder(out: Path, method: Method, sparsity: float, seed: int, key: str) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from skipgpt import checkpoint
 from skipgpt.checkpoint_folder import refuse_existing
 from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.checkpoint_tensors import load_routers
 from skipgpt.config import Budget, LoraStage, RouterConfig, check_budget, check_sparsity
 from skipgpt.convert.authors_file import AuthorsFile, read_authors_file, router_keys
 from skipgpt.errors import CheckpointError
@@ -67,25 +68,26 @@ def convert(
         source = AuthorsFile.of(
             *(read_authors_file(file) for file in (path, lora) if file is not None)
         )
+        tokenizer = None
         if base_model is None:
             # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be
             # compared with a base that was rounded twice.
             half = any(tensor.dtype == torch.float16 for tensor in source.tensors.values())
-            base_model, _ = load_base(
-                base, revision=revision, dtype="float32" if half else "bfloat16"
-            )
+            dtype = "float32" if half else "bfloat16"
+            base_model, tokenizer = load_base(base, revision=revision, dtype=dtype)
         doing = f"converting {path} for the base {base!r}"
         _check_keys(source, base_model, doing)
         _check_base_weights(source, base_model.state_dict(), doing)
 
         model = add_routers(base_model, RouterConfig(head=source.head))
         names = router_keys(source.head, *_sizes(model))
-        checkpoint.load_routers(model, {n: source.tensors[k] for k, (n, _) in names.items()}, path)
+        load_routers(model, {n: source.tensors[k] for k, (n, _) in names.items()}, path)
         if source.lora:
             model = _with_lora(model, source, lora_alpha)
         info = checkpoint.describe(
             model,
             base,
+            tokenizer=tokenizer,
             revision=revision,
             recipe="paper",
             stages=("router", "lora") if source.lora else ("router",),

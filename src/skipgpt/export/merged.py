@@ -12,7 +12,7 @@ from skipgpt.atomic import staged
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget
 from skipgpt.export.checks import exportable, exporting
-from skipgpt.model.auto import REMOTE_CODE, auto_classes
+from skipgpt.model.auto import auto_classes
 from skipgpt.model.dial import within_reach
 from skipgpt.model.families import family_of
 from skipgpt.model.trace import routing_state
@@ -67,8 +67,6 @@ def export_merged(
     with staged(out) as stage:
         merged.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
-        code = REMOTE_CODE.format(model_type=family_of(model).model_type)
-        (stage / "modeling_skipgpt.py").write_text(code, encoding="utf-8")
 
 
 def as_auto_model(model: Any, sparsity: float | None, budget: Budget | None = None) -> Any:
@@ -91,10 +89,6 @@ def as_auto_model(model: Any, sparsity: float | None, budget: Budget | None = No
         budget=None if curves is None else budget or curves.budget,
         **values,
     )
-    config.auto_map = {
-        "AutoConfig": "modeling_skipgpt.SkipGPTConfig",
-        "AutoModelForCausalLM": "modeling_skipgpt.SkipGPTForCausalLM",
-    }
     config._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
         merged = model_class(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from skipgpt.config import Budget, RouterConfig, check_pair
@@ -19,10 +20,12 @@ from skipgpt.model.names import ROUTING_PARTS
 from skipgpt.model.quantized import make_safe
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
+from skipgpt.model.weights import load_strictly
 from skipgpt.routing.curve import CalibrationCurve, Curves, Points
 from skipgpt.settings import from_dict
 
-REMOTE_CODE = '''"""For from_pretrained(…, trust_remote_code=True); needs the package skipgpt."""
+_CODE_FILE = "modeling_skipgpt"
+_CODE = '''"""For from_pretrained(…, trust_remote_code=True); needs the package skipgpt."""
 
 from skipgpt.model.auto import auto_classes
 
@@ -64,6 +67,22 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
             self.calibration = None if found is None else found.to_json()
             self.sparsity, self.budget = sparsity, budget
 
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+            """As ever, with the code that `trust_remote_code=True` runs, and the names in it."""
+            folder = Path(save_directory)
+            self.auto_map = {
+                "AutoConfig": f"{_CODE_FILE}.SkipGPTConfig",
+                "AutoModelForCausalLM": f"{_CODE_FILE}.SkipGPTForCausalLM",
+            }
+            folder.mkdir(parents=True, exist_ok=True)
+            code = _CODE.format(model_type=model_type)
+            (folder / f"{_CODE_FILE}.py").write_text(code, encoding="utf-8")
+            return super().save_pretrained(save_directory, *args, **kwargs)
+
+        @classmethod
+        def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+            """Do nothing; transformers would save this module, which is not what is needed."""
+
     SkipGPTConfig.model_type = MERGED_PREFIX + model_type
 
     class SkipGPTForCausalLM(base_model):  # type: ignore[misc, valid-type]
@@ -82,11 +101,17 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
                 set_sparsity(self, config.sparsity, budget=config.budget)
 
         @classmethod
-        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-            loaded = super().from_pretrained(*args, **kwargs)
-            # Routers came before the weights were quantised.
-            make_safe(loaded[0] if isinstance(loaded, tuple) else loaded, "loading quantised")
-            return loaded
+        def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+            """Do nothing: the config saves the code that is needed."""
+
+        @classmethod
+        def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+            """As ever, but strict: transformers would draw a missing router at random."""
+            asked = kwargs.pop("output_loading_info", False)
+            load = functools.partial(super().from_pretrained, **kwargs)
+            model, info = load_strictly(load, name, f"loading the merged export {name}", *args)
+            make_safe(model, "loading quantised")  # routers came before the weights were quantised
+            return (model, info) if asked else model
 
         def generate(
             self,

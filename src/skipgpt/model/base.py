@@ -11,13 +11,16 @@ import torch
 from torch import nn
 
 from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
+from skipgpt.model.folder import EMBEDDED, refuse_unless_base
 from skipgpt.model.gguf import gguf_config, is_gguf, load_gguf, refuse_quantizing
 from skipgpt.model.names import is_routing
 from skipgpt.model.quantized import check_quantization, loading_options, make_safe
+from skipgpt.model.weights import load_strictly
 from skipgpt.progress import advancing
 
-EMBEDDED = "nano"
 _SAMPLED_VALUES = 64
+_NO_CODE = {"trust_remote_code": False}
+"""Without it transformers asks on a terminal, and waits."""
 
 
 def base_location(name: str) -> str:
@@ -68,18 +71,42 @@ def load_base(
         quantize: `8bit` or `4bit`; a base that is stored quantised stays as it is stored.
 
     Raises:
-        UnsupportedModelError: nothing that transformers can load is there, or bitsandbytes
-            computes wrongly with it.
+        UnsupportedModelError: nothing that transformers can load is there, tensors are missing,
+            unknown or of another shape, or bitsandbytes computes wrongly with it.
         ConfigError: the dtype, device or kind of quantisation is unknown, or a GGUF file is to be
             quantised once more.
         MissingExtraError: the base is to be quantised without the extra `quantize`, or a GGUF file
             and the extra `gguf` is not installed.
     """
+    doing = f"loading the base model {name!r}"
+    refuse_unless_base(name, doing)
+    return _load(name, doing, revision, device, dtype, quantize)
+
+
+def load_merged(folder: str, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
+    """The routed model of a merged export in evaluation mode, and its tokenizer.
+
+    Args:
+        folder: of the export.
+        device: where to put it.
+        dtype: of the base's weights; `auto`, or a name as in torch.
+
+    Raises:
+        UnsupportedModelError: transformers cannot load it, or tensors are missing, unknown or of
+            another shape.
+        ConfigError: the dtype or device is unknown.
+    """
+    return _load(folder, f"loading the merged export {folder}", None, device, dtype, None)
+
+
+def _load(
+    name: str, doing: str, revision: str | None, device: str, dtype: str, quantize: str | None
+) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    location, doing = base_location(name), f"loading the base model {name!r}"
+    location = base_location(name)
     chosen, kind = choose_dtype(dtype, check_device(device)), check_quantization(quantize)
-    where: dict[str, Any] = {"revision": revision}
+    where: dict[str, Any] = {"revision": revision, **_NO_CODE}
     quantized: dict[str, Any] = {}
     try:
         if is_gguf(location):
@@ -89,16 +116,15 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(location, **where)
             config = AutoConfig.from_pretrained(location, **where)
             quantized = loading_options(kind, config, chosen, device)
-            model = AutoModelForCausalLM.from_pretrained(
-                location, dtype=chosen, **where, **quantized
-            )
+            load = AutoModelForCausalLM.from_pretrained
+            model, _ = load_strictly(load, location, doing, dtype=chosen, **where, **quantized)
     except SkipGPTError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise
-        raise UnsupportedModelError(
+        raise _not_loaded(
+            error,
             doing,
-            got=_first_line(error),
-            expected="a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
+            "a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
             f"{EMBEDDED!r}",
         ) from error
     make_safe(model, doing)
@@ -118,23 +144,29 @@ def base_config(name: str) -> Any:
     from transformers import AutoConfig
 
     location, doing = base_location(name), f"reading the config of {name!r}"
+    refuse_unless_base(name, doing)
     try:
         if is_gguf(location):
             return gguf_config(Path(location), doing)
-        return AutoConfig.from_pretrained(location)
+        return AutoConfig.from_pretrained(location, **_NO_CODE)
     except SkipGPTError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise
-        raise UnsupportedModelError(
+        expected = "a hub id, a folder with config.json, a GGUF file, a named shape, or "
+        raise _not_loaded(error, doing, f"{expected}{EMBEDDED!r}") from error
+
+
+def _not_loaded(error: Exception, doing: str, expected: str) -> UnsupportedModelError:
+    """What to raise where a reader of transformers failed, of which the first line is told."""
+    if "trust_remote_code" in str(error):
+        return UnsupportedModelError(
             doing,
-            got=_first_line(error),
-            expected="a hub id, a folder with config.json, a GGUF file, "
-            f"{EMBEDDED!r}, or a named shape",
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            got="a model whose code lies beside its weights",
+            expected="one whose code is part of transformers; that of others is never run",
+            todo="see `skipgpt families` for the models that can be routed",
+        )
+    first = (str(error).strip().splitlines() or [""])[0]
+    return UnsupportedModelError(doing, got=f"{type(error).__name__}: {first}", expected=expected)
 
 
 def parse_device(device: str) -> torch.device:

@@ -37,6 +37,7 @@ _GPT2: dict[str, Any] = {
     "fused": "c_attn",
     "output": "c_proj",
     "requires": (("crossattention", None),),
+    "unread": (r"\.attn\.(masked_)?bias$",),  # causal masks, which old releases stored
 }
 _ONE_NORM: dict[str, Any] = {"parallel": True, "mlp_norm": ("input_layernorm",)}
 _PRE_NORM = [
@@ -161,7 +162,7 @@ _PARALLEL = [
 _EXPERTS = [
     Family("dots1", "Dots1"),
     Family("gpt_oss", "GptOss"),
-    Family("mellum", "Mellum"),
+    Family("mellum", "Mellum", unread=(r"^mtp\.",)),  # predicts further tokens
     Family("mixtral", "Mixtral"),
     Family("olmoe", "Olmoe"),
     Family("phimoe", "Phimoe"),

@@ -48,6 +48,8 @@ class Family:
         adds_residual: whether the modules take the residual stream and add to it themselves.
         returns_tuple: whether the layer returns a tuple with the residual stream in front.
         requires: attributes of the layer and the values without which the row is wrong.
+        unread: regular expressions for tensors that files of the family hold for no use, beside
+            those that transformers itself lists.
         since: the first supported transformers release that has the family, if not the oldest.
     """
 
@@ -74,6 +76,7 @@ class Family:
     adds_residual: bool = False
     returns_tuple: bool = False
     requires: tuple[tuple[str, object], ...] = ()
+    unread: Names = ()
     since: str = ""
 
     @property

@@ -14,17 +14,18 @@ that it does are not what a base model needs, and are put right here:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from skipgpt.errors import ConfigError, UnsupportedModelError
+from skipgpt.errors import ConfigError
 from skipgpt.model.gguf_check import checked_header
 from skipgpt.model.gguf_header import Header
 from skipgpt.model.gguf_rope import DIVISORS, scale_rope
+from skipgpt.model.weights import refuse_tensors
 
 _SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
@@ -71,10 +72,14 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
             ignore_mismatched_sizes=True,  # which says their names, and they are refused
             **options,
         )
-    _refuse_tensors(doing, "without the tensors", loading["missing_keys"])
-    misfits = {name for name, *_ in loading["mismatched_keys"]}
-    _refuse_tensors(doing, "with another shape of the tensors", misfits)
-    _refuse_tensors(doing, "with the unknown tensors", _unread(model, header))
+    refuse_tensors(
+        doing,
+        missing=loading["missing_keys"],
+        misfits={name: (have, want) for name, have, want in loading["mismatched_keys"]},
+        unknown=_unread(model, header),
+        what="a GGUF file",
+        todo="load the model from its transformers folder",
+    )
     for role, key in _SPECIAL_TOKENS.items():
         number = header.values.get(f"tokenizer.ggml.{key}_token_id")
         token = None if number is None else tokenizer.convert_ids_to_tokens(number)
@@ -138,18 +143,6 @@ def _unread(model: Any, header: Header) -> set[str]:
     names = get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
     read = {name.removesuffix(".weight") for name in names} | {DIVISORS.removesuffix(".weight")}
     return {name for name in header.tensors if name.removesuffix(".weight") not in read}
-
-
-def _refuse_tensors(doing: str, what: str, names: Collection[str]) -> None:
-    if not names:
-        return
-    first = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    raise UnsupportedModelError(
-        doing,
-        got=f"a GGUF file {what} {first}",
-        expected="one for each parameter of the transformers model, and no others",
-        todo="load the model from its transformers folder",
-    )
 
 
 def _show_progress_as_transformers_does() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from skipgpt.checkpoint_folder import is_checkpoint, read_info
+from skipgpt.checkpoint_folder import base_of, read_info
 from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError
 from skipgpt.model.base import base_config
 from skipgpt.model.families import MERGED_PREFIX
+from skipgpt.model.folder import json_of, kind_of_model, said
 from skipgpt.serving.vllm.families import unsupported
 
 logger = logging.getLogger("skipgpt")
@@ -73,22 +73,18 @@ def choose(
 
 def _facts(folder: Path, base: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The model type of the base, how routers are built, and the rest of the config."""
-    if is_checkpoint(folder):
+    kind = kind_of_model(folder)
+    if kind == "checkpoint":
         info = read_info(folder)
-        config = base_config(base or info.base).to_dict()
+        config = base_config(base_of(info, folder, base)).to_dict()
         if info.quantization:
             config["quantization_config"] = {"held_in": info.quantization}
         return config["model_type"], dataclasses.asdict(info.router), config
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
-        if kind.startswith(MERGED_PREFIX):
-            return kind.removeprefix(MERGED_PREFIX), config["router"], config
-        got = f"a model of type {kind!r}, without routers"
-    except (OSError, ValueError, KeyError, TypeError):
-        got = "no checkpoint"
+    if kind == "merged":
+        config = json_of(folder / "config.json")
+        return config["model_type"].removeprefix(MERGED_PREFIX), config.get("router", {}), config
     raise CheckpointError(
         f"serving {folder}",
-        got=got,
+        got=said(folder),
         expected="a folder made by `skipgpt train`, or by `skipgpt export --merged`",
     )

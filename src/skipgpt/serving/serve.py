@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -15,14 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import is_checkpoint
+from skipgpt.checkpoint_folder import is_checkpoint, local_folder
 from skipgpt.config import Budget, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.export import export_merged
-from skipgpt.model.auto import curves_of, register
-from skipgpt.model.base import load_base
-from skipgpt.model.dial import set_sparsity, threshold_of
-from skipgpt.model.int8 import check_loaded_as, quantize_int8
+from skipgpt.model.auto import curves_of
+from skipgpt.model.dial import threshold_of
+from skipgpt.model.folder import json_of
 from skipgpt.serving.address import bind
 from skipgpt.serving.choice import choose
 from skipgpt.serving.server import check_installed, run_server
@@ -51,7 +49,7 @@ def serve(
     """Answer OpenAI-style requests until SIGINT or SIGTERM.
 
     Args:
-        folder: a checkpoint, or a merged export.
+        folder: a checkpoint, a hub id of one, or a merged export.
         engine: `vllm`, which takes many requests at once; `transformers`, which takes one after
             the other and runs every family; `auto` is vLLM where it is installed and can.
         host: to listen on; loopback unless said otherwise.
@@ -77,8 +75,8 @@ def serve(
         serve("out/nano-25", port=8080, sparsity=0.4, budget="flops")
     """
     check_pair(sparsity, budget)
-    folder = Path(folder)
-    name = name or folder.resolve().name
+    name = name or Path(folder).resolve().name
+    folder = local_folder(folder)
     _check_exposure(host, api_key)
     chosen = choose(folder, engine, base, quantize, vllm_options)
     common: dict[str, Any] = {"name": name, "api_key": api_key, "grace": grace}
@@ -86,7 +84,10 @@ def serve(
     if chosen == "transformers":
         check_installed()
         with bind(host, port) as address:
-            model, tokenizer = _load(folder, sparsity, budget, base, device, dtype, quantize)
+            model, tokenizer = load(
+                folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device,
+                dtype=dtype, quantize=quantize,
+            )  # fmt: skip
             run_server(model, tokenizer, address, **common)
         return
     from skipgpt.serving.vllm.launch import launch
@@ -137,23 +138,5 @@ def _check_dial(folder: Path, sparsity: float, budget: Budget | None) -> None:
     Raises:
         ConfigError: it does not.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json_of(folder / "config.json")
     threshold_of(curves_of(SimpleNamespace(**config)), sparsity, budget)
-
-
-def _load(
-    folder: Path, sparsity: float | None, budget: Budget | None, base: str | None, device: str,
-    dtype: str, quantize: str | None,
-) -> tuple[Any, Any]:  # fmt: skip
-    """The model in transformers, LoRA merged, and its tokenizer."""
-    if is_checkpoint(folder):
-        return load(
-            folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device,
-            dtype=dtype, quantize=quantize,
-        )  # fmt: skip
-    check_loaded_as(quantize)
-    register()
-    model, tokenizer = load_base(str(folder), device=device, dtype=dtype)
-    if sparsity is not None:
-        set_sparsity(model, sparsity, budget=budget)
-    return (quantize_int8(model) if quantize else model), tokenizer

@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 
 from skipgpt.baselines.units import Unit
-from skipgpt.checkpoint import describe, load, trained_tensors, write
+from skipgpt.checkpoint import describe, load, write
 from skipgpt.checkpoint_folder import is_checkpoint, read_info
 from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.checkpoint_tensors import trained_tensors
 from skipgpt.config import Stage, TrainConfig, recipe
 from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
@@ -22,6 +23,7 @@ from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.folder_lock import writing_to
 from skipgpt.model.base import choose_dtype, load_base
 from skipgpt.model.gguf import is_gguf
+from skipgpt.model.identity import digest_of_settings
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
@@ -154,6 +156,8 @@ def _train(
         "base": base,
         "data": data,
         "config": to_dict(config),
+        "base_weights": info.fingerprint,
+        "base_settings": digest_of_settings(info.base_settings),
         "dtype": str(model.dtype),
         "quantize": quantize,
         "data_fingerprint": blocks.fingerprint,
@@ -222,7 +226,7 @@ def _start(
     if {"lora", "joint"} & set(config.stages):
         check_targets(model, config.lora_stage)
     add_routers(model, config.router)
-    return model, tokenizer, describe(model, base)
+    return model, tokenizer, describe(model, base, tokenizer=tokenizer)
 
 
 def _check_held(base: str, found: str | None, wanted: str | None) -> None:
@@ -267,6 +271,7 @@ def _save_stage(
     info = dataclasses.replace(
         describe(model, info.base, fingerprint=info.fingerprint),
         base=info.base,
+        base_settings=info.base_settings,
         revision=info.revision,
         recipe=config.recipe,
         stages=(*info.stages, stage),

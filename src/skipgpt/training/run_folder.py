@@ -29,6 +29,7 @@ from skipgpt.routing.decision import Site
 from skipgpt.settings import from_dict, to_dict
 
 RUN, METRICS, RESUME, EVENTS = "run.json", "metrics.jsonl", "trainer", "tensorboard"
+_LATER = ("base_weights", "base_settings")
 
 
 @first_alone
@@ -93,7 +94,8 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
     now = json.loads(json.dumps(facts))
     if "config" in before:  # as an older version wrote it, without settings that came later
         before |= {"config": to_dict(from_dict(TrainConfig, before["config"]))}
-    if changed := [key for key in now if now[key] != before.get(key)]:
+    later = {key: now[key] for key in _LATER if key in now}  # an older version wrote none
+    if changed := [key for key in now if now[key] != (later | before).get(key)]:
         raise ConfigError(
             f"resuming the run in {out}",
             got=f"other values than it was started with: {', '.join(changed)}",

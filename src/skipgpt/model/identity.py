@@ -1,0 +1,125 @@
+"""What decides a base model's logits besides its weights: fields of its config, and the tokenizer.
+
+A checkpoint records them, and is told apart from a base with the same weights that computes
+something else: another rotary base, another epsilon, another vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from skipgpt.errors import CheckpointError
+
+logger = logging.getLogger("skipgpt")
+
+TOKENIZER, VERSION = "tokenizer.", "transformers_version"
+_ROLES = ("bos", "eos", "unk")
+_SAMPLE = TOKENIZER + "sample"
+_PROBE = "Hello, World! 12345 déjà-vu\n\n\tdef f(x):  return x ** 2  # 你好 🙂"
+_DECIDE_NOTHING = frozenset(
+    {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "use_cache", "id2label",
+     "label2id", "problem_type", "return_dict", "output_attentions", "output_hidden_states",
+     "output_router_logits", "router_aux_loss_coef", "initializer_range", "quantization_config",
+     "pretraining_tp", "chunk_size_feed_forward", "tokenizer_class", "attn_implementation"}
+)  # fmt: skip
+"""Fields of a config that change no logit, or that something else records."""
+_DECIDE_LITTLE = frozenset(
+    {"bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings",
+     "tokenizer.eos_token", "tokenizer.chat_template"}
+)  # fmt: skip
+"""What changes where a text begins, ends or is cut, and no logit of given tokens."""
+
+
+def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
+    """The settings by which a base model with the same weights may differ, as JSON values.
+
+    Args:
+        model: the base, with routers or without.
+        tokenizer: its tokenizer; nothing is said of it where None.
+    """
+    config = {k: v for k, v in model.config.to_dict().items() if not _is_idle(k)}
+    found = dict(_flat(config))
+    if tokenizer is not None:
+        vocabulary = tokenizer.get_vocab()
+        texts = {
+            "vocabulary": f"{len(vocabulary)} tokens, {_digest(sorted(vocabulary.items()))}",
+            "sample": _digest(tokenizer(_PROBE).input_ids),
+            "chat_template": _digest(getattr(tokenizer, "chat_template", None)),
+        }
+        texts |= {f"{role}_token": getattr(tokenizer, f"{role}_token") for role in _ROLES}
+        found |= {TOKENIZER + name: value for name, value in texts.items()}
+    return found
+
+
+def digest_of_settings(settings: Mapping[str, Any]) -> str:
+    """16 hex digits that change with any setting, whatever release of transformers reads them."""
+    return _digest({k: v for k, v in settings.items() if k != VERSION})
+
+
+def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], doing: str) -> None:
+    """Hold the settings of a base model against those that a checkpoint records.
+
+    What decides no logit of given tokens is warned of, and so is a field that only one release of
+    transformers has, and what another release makes of the same tokenizer.
+
+    Args:
+        then: as the checkpoint has them; empty in those of older versions.
+        now: those of the base that was loaded.
+        doing: for the message.
+
+    Raises:
+        CheckpointError: others that decide logits; every one with both values.
+    """
+    same_release = then.get(VERSION) == now.get(VERSION)
+    wrong: list[str] = []
+    odd: list[str] = []
+    for name in sorted(then.keys() | now.keys() if then else ()):
+        old, new = (side.get(name, "absent") for side in (then, now))
+        if old == new or name == VERSION:
+            continue
+        if name.startswith(TOKENIZER) and not (name in then and name in now):
+            continue  # a model was described without its tokenizer
+        both = (name in then and name in now) or same_release
+        little = name in _DECIDE_LITTLE or not both or (name == _SAMPLE and not same_release)
+        (odd if little else wrong).append(f"{name} {_short(new)}, was {_short(old)}")
+    if wrong:
+        raise CheckpointError(
+            doing,
+            got=f"a base model with the same weights and other settings: {'; '.join(wrong)}",
+            expected="the settings that the routers were trained with",
+            todo="undo the change in the base's folder; if it is meant, write the new values into "
+            "base_settings of skipgpt_config.json",
+        )
+    if odd:
+        logger.warning("%s: the base model has changed since: %s", doing, "; ".join(odd))
+
+
+def _is_idle(name: str) -> bool:
+    return name in _DECIDE_NOTHING or name.endswith(("dropout", "_pdrop", "_drop"))
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested fields under dotted names; what JSON does not know, as text."""
+    for key, value in values.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield name, str(value)
+        else:
+            yield name, json.loads(json.dumps(value, default=str))
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _short(value: Any) -> str:
+    text = value if value == "absent" else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
