@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from skipgpt.analysis.live import LiveRouting, OnToken
-from skipgpt.analysis.text import Pieces, pieces_of
+from skipgpt.analysis.stop_text import NewText
+from skipgpt.analysis.text import pieces_of
 from skipgpt.errors import ConfigError
 from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
+from skipgpt.model.generation_settings import drawing_from, ends_of, plain_generation
 from skipgpt.model.trace import record_routing
 
 
@@ -77,26 +79,25 @@ def generate(
     length = inputs["input_ids"].shape[1]
     if length == 0:
         raise ConfigError("generating", got="an empty prompt", expected="at least one token")
-    how: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-    if temperature > 0:
-        how |= {"do_sample": True, "temperature": temperature}
-    given, special = inputs["input_ids"][0].tolist(), tokenizer.all_special_ids
-    with record_routing(model) as trace:
+    given, ends = inputs["input_ids"][0].tolist(), ends_of(model, tokenizer)
+    how = drawing_from(temperature)
+    if ends.strings:
+        how |= {"stop_strings": list(ends.strings), "tokenizer": tokenizer}
+    with record_routing(model) as trace, plain_generation(model, ends):
         if on_token:
             texts = _texts_of(tokenizer, prompt, given)
-            pieces = Pieces(tokenizer, given)
-            how["streamer"] = LiveRouting(trace, texts, pieces, special, on_token)
+            live = NewText(tokenizer, given, ends)
+            how["streamer"] = LiveRouting(trace, texts, live, on_token)
         output = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             return_dict_in_generate=True,
             **how,
         )
-    added, pieces = output.sequences[0, length:].tolist(), Pieces(tokenizer, given)
+    added, text = output.sequences[0, length:].tolist(), NewText(tokenizer, given, ends)
     return Generation(
-        text="".join(pieces.add(n) for n in added if n not in special) + pieces.rest(),
+        text="".join(map(text.add, added)) + text.rest(),
         prompt_tokens=length,
         new_tokens=len(added),
         sparsity=trace.sparsity() if trace.steps else 0.0,

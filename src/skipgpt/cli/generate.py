@@ -53,6 +53,7 @@ def run(
     from skipgpt.checkpoint_folder import local_folder, read_info
     from skipgpt.config import as_budget
     from skipgpt.generation import generate
+    from skipgpt.model.generation_settings import say_left_out
     from skipgpt.report.live_text import live_text
     from skipgpt.report.terminal import Scale, fit_for, has_colour
 
@@ -67,6 +68,7 @@ def run(
         dtype=dtype,
         quantize=quantize,
     )
+    say_left_out(model.generation_config, sampling=sample)
     how: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature if sample else 0.0
     }  # fmt: skip

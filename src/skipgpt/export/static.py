@@ -28,6 +28,7 @@ from skipgpt.export.smaller import (
     smaller_model,
 )
 from skipgpt.export.static_result import StaticExport, site_name
+from skipgpt.model.generation_settings import write_ends
 from skipgpt.model.lora import check_targets
 from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import drop_stand_ins
@@ -116,6 +117,7 @@ def export_static(
         device=device,
         dtype=dtype,
     )
+    write_ends(model, tokenizer)
     check_movable(model)
     if form == "vllm":
         check_servable(model)

@@ -22,6 +22,7 @@ from skipgpt.export import export_merged
 from skipgpt.model.auto import curves_of, register
 from skipgpt.model.base import load_base
 from skipgpt.model.dial import set_sparsity, threshold_of
+from skipgpt.model.generation_settings import say_left_out
 from skipgpt.model.int8 import check_loaded_as, quantize_int8
 from skipgpt.serving.address import bind
 from skipgpt.serving.choice import choose
@@ -87,8 +88,11 @@ def serve(
         check_installed()
         with bind(host, port) as address:
             model, tokenizer = _load(folder, sparsity, budget, base, device, dtype, quantize)
+            say_left_out(model.generation_config, sampling=True)
             run_server(model, tokenizer, address, **common)
         return
+    from transformers import GenerationConfig
+
     from skipgpt.serving.vllm.launch import launch
 
     with ExitStack() as stack:
@@ -102,6 +106,8 @@ def serve(
             folder, sparsity = Path(made), None
         elif sparsity is not None:
             _check_dial(folder, sparsity, budget)
+        if (folder / "generation_config.json").is_file():
+            say_left_out(GenerationConfig.from_pretrained(folder), sampling=True)
         launch(folder, address, sparsity=sparsity, budget=budget, **common)
 
 

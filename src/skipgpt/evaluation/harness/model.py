@@ -12,6 +12,7 @@ from skipgpt.errors import MissingExtraError
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.ran import Ran, ran_by_row, sparsity_of, together
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
+from skipgpt.model.generation_settings import ends_of, plain_generation
 from skipgpt.model.trace import routing_state
 
 try:
@@ -113,6 +114,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             padding_side,
         )
         self._decoded: list[Ran] = []
+        self._ends = ends_of(self.model, self.tokenizer)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Answers are kept from now on, and notes beside them."""
@@ -203,20 +205,24 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         self.batch_size_per_gpu = len(batch)
         return list(super().generate_until(batch, disable_tqdm=True))
 
-    def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Tensor:
-        with self.scorer.recording() as trace:
-            out: Tensor = super()._model_generate(context, *args, **options)
-        ends = self.model.generation_config.eos_token_id
-        ends = [*(ends if isinstance(ends, list) else [ends]), self.tokenizer.pad_token_id]
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """Text of tokens, up to where the base's own stop strings end it."""
+        text = str(super().tok_decode(tokens, skip_special_tokens))
+        ends = self._ends.strings if skip_special_tokens else ()
+        return min((text.split(end)[0] for end in ends), key=len, default=text)
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **options: Any
+    ) -> Tensor:
+        stops = [*stop, *self._ends.strings]
+        with self.scorer.recording() as trace, plain_generation(self.model, self._ends):
+            out: Tensor = super()._model_generate(context, max_length, stops, **options)
         new = out[:, context.shape[1] :].cpu()
+        pad = self.tokenizer.pad_token_id
+        # What ends a turn is no part of it, whether or not its token is a special one.
+        out[:, context.shape[1] :][_from_the_first(new, self._ends.ids).to(out.device)] = pad
         # The last token of a row is decoded, but not read again.
-        read = (
-            (~torch.isin(new, torch.tensor([end for end in ends if end is not None])))
-            .int()
-            .cumprod(-1)
-            .sum(-1)
-            .clamp(max=new.shape[1] - 1)
-        )
+        read = (~_from_the_first(new, (*self._ends.ids, pad))).sum(-1).clamp(max=new.shape[1] - 1)
         prompts: list[int] = options["attention_mask"].sum(-1).tolist()
         self._decoded = ran_by_row(trace, prompts, read.tolist()) if trace else []
         return out
@@ -229,3 +235,8 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             return list(self.notes.values())
         keys: Sequence[str] = [hash_args(each.request_type, each.args) for each in requests]
         return [self.notes[key] for key in keys if key in self.notes]
+
+
+def _from_the_first(rows: Tensor, ids: Sequence[int]) -> Tensor:
+    """[B, T] bool, True from the first of these ids on."""
+    return torch.isin(rows, torch.tensor(ids)).int().cummax(-1).values.bool()

@@ -62,6 +62,8 @@ def launch(
         "--host", address.host, "--port", str(address.port), "--dtype", _dtype(dtype),
         "--shutdown-timeout", str(grace),
         "--middleware", "skipgpt.serving.vllm.http.SparsityField",
+        # The model alone decides, as in our own server; special tokens are read nevertheless.
+        "--generation-config", "vllm",
     ]  # fmt: skip
     if sparsity is not None:
         command += ["--hf-overrides", json.dumps({"sparsity": sparsity, "budget": budget})]
