@@ -25,6 +25,7 @@ from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
 from skipgpt.hardware import hardware
 from skipgpt.machine import measured, typical
+from skipgpt.model.limits import check_length, context_of
 
 logger = logging.getLogger("skipgpt")
 
@@ -44,7 +45,8 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         every batch size and length.
 
     Raises:
-        ConfigError: a sparsity that the checkpoint does not reach.
+        ConfigError: a sparsity that the checkpoint does not reach, or more tokens than the context
+            has room for.
         DataError: too little text for the prompts.
 
     Example:
@@ -54,13 +56,16 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
     grid = grid or Grid()
     rows: list[Row] = []
     left_out: list[str] = []
+    for phase, prompt in itertools.product(grid.phases, grid.prompt_tokens):
+        new = _new_tokens(phase, grid)
+        check_length(f"timing {phase}", context_of(subject.dense), prompt, new)
     # On both sides or on none: a graph alone speeds up decoding.
     graphs = can_capture(subject.dense) and can_capture(subject.routed)
     for phase, batch, prompt in itertools.product(
         grid.phases, grid.batch_sizes, grid.prompt_tokens
     ):
         ids = subject.prompts(batch, prompt)
-        new = 0 if phase in ("prefill", *get_args(Training)) else grid.decode_tokens
+        new = _new_tokens(phase, grid)
         sparsities = grid.sparsities[:1] if phase == "router_step" else grid.sparsities
         for sparsity in sparsities:
             try:
@@ -92,6 +97,10 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         **hardware(subject.device),
     }
     return Benchmark(tuple(rows), facts, tuple(left_out))
+
+
+def _new_tokens(phase: PhaseName, grid: Grid) -> int:
+    return 0 if phase in ("prefill", *get_args(Training)) else grid.decode_tokens
 
 
 def _field(

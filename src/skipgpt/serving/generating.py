@@ -173,7 +173,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         if places is not None:
             logs, likely = self.probabilities.newest, []
             if places:
-                top = logs.topk(places)
+                top = logs.topk(min(places, len(logs)))
                 likely = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
             self._tokens.add(token, self._text.piece, start, logs[token].item(), likely)
         self.ended = self._text.found or token in self._ends.ids

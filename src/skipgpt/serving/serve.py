@@ -39,6 +39,7 @@ def serve(
     port: int = 8000,
     name: str | None = None,
     api_key: str | None = None,
+    allowed_origins: Sequence[str] = (),
     grace: int = 20,
     sparsity: float | None = None,
     budget: Budget | None = None,
@@ -59,6 +60,8 @@ def serve(
         port: to listen on; 0 takes a free one.
         name: of the model for clients; that of the folder where None.
         api_key: which clients have to send; None asks for none.
+        allowed_origins: of web pages whose scripts may ask, as in `https://chat.example`; `*` is
+            any; none where empty.
         grace: seconds that requests get to finish once the server was asked to stop.
         sparsity: of requests that do not say; the checkpoint's own where None.
         budget: what `sparsity` counts; as the checkpoint was trained where None.
@@ -83,7 +86,7 @@ def serve(
     _check_exposure(host, api_key)
     chosen = choose(folder, engine, base, quantize, vllm_options)
     common: dict[str, Any] = {"name": name, "api_key": api_key, "grace": grace}
-    common["on_ready"] = on_ready
+    common |= {"on_ready": on_ready, "allowed_origins": tuple(allowed_origins)}
     if chosen == "transformers":
         check_installed()
         with bind(host, port) as address:

@@ -21,6 +21,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.model.base import choose_dtype, load_base
 from skipgpt.model.gguf import is_gguf
+from skipgpt.model.limits import check_rows
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
@@ -129,6 +130,7 @@ def train(
     config = _with_routers_of(model, config)
     savings_of(model, config).check_reach(config.target_sparsity)
     blocks = load_blocks(data, tokenizer, config.data)
+    check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     facts = {
         "base": base,
         "data": data,

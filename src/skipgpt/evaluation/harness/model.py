@@ -13,12 +13,14 @@ from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.ran import Ran, ran_by_row, sparsity_of, together
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
 from skipgpt.model.generation_settings import ends_of, plain_generation
+from skipgpt.model.limits import check_ids, check_length
 from skipgpt.model.trace import routing_state
 
 try:
     from lm_eval.api.model import CacheHook, hash_args
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise MissingExtraError("lm_eval", "eval", "running benchmarks") from error
@@ -182,6 +184,10 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             (str(each.args[1]), -len(self.tok_encode(each.args[0])), each.args[0])
             for each in requests
         ]
+        rooms = [self.max_length - self._new_tokens(each) for each in requests]
+        for room in rooms:  # of a longer prompt the beginning is cut off
+            check_length("decoding a prompt", self.max_length, 1, self.max_length - room)
+        cut = [-key[1] > room for key, room in zip(keys, rooms, strict=True)]
         texts = [""] * len(requests)
         waiting = sorted(range(len(requests)), key=keys.__getitem__)
         while waiting:
@@ -196,9 +202,14 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             for place, n in enumerate(batch):
                 texts[n] = found[place]
                 ran = self._decoded[place] if self._decoded else None
-                self._note("generate_until", requests[n].args, ran, False)
+                self._note("generate_until", requests[n].args, ran, cut[n])
             waiting = [n for n in waiting if n not in batch]
         return texts
+
+    def _new_tokens(self, request: Any) -> int:
+        """The most tokens that a request asks for."""
+        wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+        return int(wanted["max_gen_toks"])
 
     def _decode(self, batch: list[Any]) -> list[str]:
         """The texts of a batch that the harness decodes in one go, the longest prompt first."""
@@ -215,6 +226,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         self, context: Tensor, max_length: int, stop: list[str], **options: Any
     ) -> Tensor:
         stops = [*stop, *self._ends.strings]
+        check_ids("decoding a prompt", self.model, self.tokenizer, context)
         with self.scorer.recording() as trace, plain_generation(self.model, self._ends):
             out: Tensor = super()._model_generate(context, max_length, stops, **options)
         new = out[:, context.shape[1] :].cpu()
