@@ -34,3 +34,21 @@ def test_the_unit_of_a_sparsity_goes_with_it() -> None:
     body = json.dumps({"prompt": "a", "sparsity": 0.4, "budget": "flops"}).encode()
     both = {"sparsity": 0.4, "budget": "flops"}
     assert json.loads(moved(body)) == {"prompt": "a", "vllm_xargs": both}
+
+
+def test_a_turn_of_the_assistant_at_the_end_goes_on_in_vllm_too() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    said = {"continue_final_message": True, "add_generation_prompt": False}
+    assert json.loads(moved(json.dumps({"messages": turns}).encode())) == {
+        "messages": turns,
+        **said,
+    }
+    for unchanged in (
+        {"messages": turns[:1]},
+        {"messages": turns, "add_generation_prompt": True},
+        {"messages": turns, "continue_final_message": False},
+        {"messages": "a"},
+        {"messages": []},
+    ):
+        body = json.dumps(unchanged).encode()
+        assert moved(body) == body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 import torch
 
 from skipgpt.analysis.live import LiveRouting, OnToken
-from skipgpt.analysis.text import Pieces, pieces_of
+from skipgpt.analysis.stop_text import NewText
+from skipgpt.analysis.text import pieces_of
+from skipgpt.data.chat import chat_ids
 from skipgpt.errors import ConfigError
 from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
+from skipgpt.model.generation_settings import drawing_from, ends_of, plain_generation
+from skipgpt.model.limits import check_ids, check_length, context_of
 from skipgpt.model.trace import record_routing
 
 
@@ -50,6 +55,7 @@ def generate(
     *,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
+    chat: bool = False,
     on_token: OnToken | None = None,
 ) -> Generation:
     """Continue a prompt.
@@ -60,11 +66,14 @@ def generate(
         prompt: not empty.
         max_new_tokens: the most to add.
         temperature: 0 is greedy.
+        chat: whether the prompt is what a user says, to be put into the chat template.
         on_token: called with each token, the prompt's too, and what ran for it, as soon as that is
-            known; the texts together are the prompt and the continuation.
+            known; the texts together are the prompt, within its template, and the continuation.
 
     Raises:
-        ConfigError: an empty prompt, or fewer than one token asked for.
+        ConfigError: an empty prompt, fewer than one token asked for, a negative temperature, or
+            more tokens than the context has room for; or no chat template where one is asked for.
+        DataError: a token that the model has no embedding for.
 
     Example:
         told = []
@@ -73,30 +82,37 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ConfigError("generating", got=f"{max_new_tokens} new tokens", expected="1 or more")
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    length = inputs["input_ids"].shape[1]
+    if not 0 <= temperature < math.inf:
+        raise ConfigError("generating", got=f"temperature {temperature}", expected="0 or more")
+    if chat:
+        given = chat_ids(tokenizer, [{"role": "user", "content": prompt}])
+    else:
+        given = tokenizer(prompt)["input_ids"]
+    ids = torch.tensor([given], dtype=torch.int64, device=model.device)
+    length = len(given)
     if length == 0:
         raise ConfigError("generating", got="an empty prompt", expected="at least one token")
-    how: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-    if temperature > 0:
-        how |= {"do_sample": True, "temperature": temperature}
-    given, special = inputs["input_ids"][0].tolist(), tokenizer.all_special_ids
-    with record_routing(model) as trace:
+    check_ids("generating", model, tokenizer, ids)
+    check_length("generating", context_of(model), length, max_new_tokens)
+    ends = ends_of(model, tokenizer)
+    how = drawing_from(temperature)
+    if ends.strings:
+        how |= {"stop_strings": list(ends.strings), "tokenizer": tokenizer}
+    with record_routing(model) as trace, plain_generation(model, ends):
         if on_token:
-            texts = _texts_of(tokenizer, prompt, given)
-            pieces = Pieces(tokenizer, given)
-            how["streamer"] = LiveRouting(trace, texts, pieces, special, on_token)
+            texts = pieces_of(given, tokenizer) if chat else _texts_of(tokenizer, prompt, given)
+            live = NewText(tokenizer, given, ends)
+            how["streamer"] = LiveRouting(trace, texts, live, on_token)
         output = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             return_dict_in_generate=True,
             **how,
         )
-    added, pieces = output.sequences[0, length:].tolist(), Pieces(tokenizer, given)
+    added, text = output.sequences[0, length:].tolist(), NewText(tokenizer, given, ends)
     return Generation(
-        text="".join(pieces.add(n) for n in added if n not in special) + pieces.rest(),
+        text="".join(map(text.add, added)) + text.rest(),
         prompt_tokens=length,
         new_tokens=len(added),
         sparsity=trace.sparsity() if trace.steps else 0.0,

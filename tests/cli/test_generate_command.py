@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from command import Finished, skipgpt
-from runs import shared_checkpoint
+from conftest import byte_tokenizer
+from runs import make_checkpoint, shared_checkpoint
 from skipgpt.report.terminal import harmless
 
 PROMPT = "naïve \033[31m🙂 cat"
@@ -99,3 +100,39 @@ def test_an_empty_prompt_is_refused_in_one_line(checkpoint: Path) -> None:
     done = skipgpt("generate", checkpoint, "", "--show-routing")
     assert (done.status, done.stdout) == (2, "")
     assert done.stderr.startswith("skipgpt: reading the prompt: got none")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--temperature", "0.7"), "--temperature 0.7 without --sample"),
+        (("--seed", "3"), "--seed 3 without --sample"),
+        (("--sample", "--temperature", "-1"), "--temperature -1.0; expected above 0"),
+        (("--sample", "--temperature", "0"), "--temperature 0.0; expected above 0"),
+        (("--chat",), "a tokenizer without one"),
+        (("--max-new-tokens", "500"), "expected at most 128 tokens in all"),
+    ],
+)
+def test_options_that_change_nothing_or_cannot_be_are_refused(
+    checkpoint: Path, flags: tuple[str, ...], said: str
+) -> None:
+    done = skipgpt("generate", checkpoint, "The cat", *flags)
+    assert (done.status, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert said in done.stderr
+
+
+def test_a_chat_template_is_used_on_request_and_its_absence_said(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(base_folder)
+    make_checkpoint(base_folder, tmp_path / "checkpoint")
+    plain, chat = (
+        skipgpt("generate", tmp_path / "checkpoint", "Hi", "--json", *flags)
+        for flags in ((), ("--chat",))
+    )
+    assert "--chat puts it into the model's chat template" in plain.stderr
+    assert "--chat" not in chat.stderr
+    found = [json.loads(done.stdout)["prompt_tokens"] for done in (plain, chat)]
+    assert found == [2, len("<user>Hi")]

@@ -3,12 +3,17 @@ import threading
 import pytest
 import torch
 
+from conftest import byte_tokenizer
 from runs import shared_checkpoint
+from skipgpt.analysis.stop_text import NewText
 from skipgpt.checkpoint import load
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
 from skipgpt.model.dial import at_sparsity
+from skipgpt.model.generation_settings import Ends
 from skipgpt.serving.generating import Done, Job, Piece, run_job
+from skipgpt.serving.replies import Reply
+from skipgpt.serving.tokens import Chosen, Likely, Tokens
 
 PROMPT = "Story 3 of the cats"
 
@@ -70,7 +75,7 @@ def test_probabilities_are_those_of_a_plain_forward(loaded) -> None:
         with torch.no_grad():
             logs = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         assert token.logprob == pytest.approx(logs.max().item(), abs=1e-4)
-        assert [value for _, value in token.top] == pytest.approx(
+        assert [each.logprob for each in token.top] == pytest.approx(
             logs.topk(3).values.tolist(), abs=1e-4
         )
         ids = [*ids, int(logs.argmax())]
@@ -93,3 +98,51 @@ def test_a_cancelled_job_stops_at_its_next_token(loaded) -> None:
 def test_a_sparsity_out_of_reach_is_refused(loaded) -> None:
     with pytest.raises(ConfigError, match="setting the sparsity"):
         _run(loaded, sparsity=0.95)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_texts_and_bytes_of_tokens_join_to_the_text(loaded, temperature: float) -> None:
+    for seed in range(3):  # random bytes, most of them part of no letter
+        text, pieces, done = _run(loaded, logprobs=2, temperature=temperature, seed=seed)
+        tokens = [token for piece in pieces for token in piece.tokens]
+        assert len(tokens) == done.new_tokens
+        if done.reason == "length":
+            assert "".join(token.text for token in tokens) == text
+        assert b"".join(token.bytes for token in tokens).decode() == text
+
+
+def test_a_letter_of_several_tokens_has_the_bytes_of_each() -> None:
+    tokenizer = byte_tokenizer()
+    tokens = Tokens(tokenizer, Ends((0,)))
+    text = NewText(tokenizer, (), Ends((0,)))
+    ids = tokenizer("a🙂", add_special_tokens=False)["input_ids"]
+    for token in [*ids, 0]:
+        start = text.length
+        text.add(token)
+        tokens.add(token, text.piece, start, -1.0, [(ids[1], -1.0), (ids[2], -2.0), (0, -3.0)])
+    found = tokens.up_to(9)
+    assert [token.bytes for token in found] == [b"a", b"\xf0", b"\x9f", b"\x99", b"\x82", b""]
+    assert [token.text for token in found] == ["a", "", "", "", "🙂", "<|endoftext|>"]
+    assert [token.start for token in found] == [0, 1, 1, 1, 1, 2]
+    top = found[0].top
+    assert [each.text for each in top] == [r"bytes:\xf0", r"bytes:\x9f", "<|endoftext|>"]
+    assert [each.bytes for each in top] == [b"\xf0", b"\x9f", b""]
+
+
+def test_a_letter_that_is_never_complete_is_the_text_of_its_last_token() -> None:
+    tokenizer = byte_tokenizer()
+    tokens, text = Tokens(tokenizer, Ends((0,))), NewText(tokenizer, (), Ends((0,)))
+    for token in tokenizer("🙂", add_special_tokens=False)["input_ids"][:2]:
+        text.add(token)
+        tokens.add(token, text.piece, 0, -1.0, ())
+    assert text.rest() == "\N{REPLACEMENT CHARACTER}"
+    tokens.complete(text.piece)
+    assert [token.bytes for token in tokens.up_to(9)] == [b"", "\N{REPLACEMENT CHARACTER}".encode()]
+
+
+def test_alternatives_that_read_alike_are_all_told() -> None:
+    likely = tuple(Likely(n, "\N{REPLACEMENT CHARACTER}", None, -float(n)) for n in (5, 6, 7))
+    chosen = Chosen(5, "", b"", -5.0, 0, likely)
+    reply = Reply("m", False, 3, logprobs=True).chunk(Piece("", (chosen,)))
+    (top,) = reply["choices"][0]["logprobs"]["top_logprobs"]
+    assert top == {"\N{REPLACEMENT CHARACTER}": -5.0, "token_id:6": -6.0, "token_id:7": -7.0}

@@ -18,6 +18,9 @@ from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, 
 from skipgpt.checkpoint import load
 from skipgpt.generation import generate
 from skipgpt.model.dial import at_sparsity
+from skipgpt.serving.app import build_app
+from skipgpt.serving.engine import Engine
+from skipgpt.serving.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -402,3 +405,86 @@ def test_a_port_is_free_again_at_once(folder: Path) -> None:
 def _raw(server: Server, body: bytes) -> Request:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     return Request(f"{server.url}/completions", body, headers)
+
+
+ORIGIN = "https://chat.example"
+
+
+@pytest.fixture(scope="module")
+def client(loaded: Any) -> Iterator[Any]:
+    """The application with an allowed origin, in this process."""
+    from fastapi.testclient import TestClient
+
+    metrics = Metrics()
+    engine = Engine(*loaded, metrics)
+    app = build_app(engine, "tiny", metrics, context=CONTEXT, api_key=KEY, allowed_origins=[ORIGIN])
+    with TestClient(app) as client:
+        yield client
+    engine.close()
+
+
+def _preflight(client: Any, origin: str) -> Any:
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    return client.options("/v1/chat/completions", headers=asked)
+
+
+def test_a_browser_may_ask_from_an_allowed_origin_only(client: Any) -> None:
+    answer = _preflight(client, ORIGIN)  # which bears no key
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert "access-control-allow-origin" not in _preflight(client, "https://other").headers
+    headers = {"Origin": ORIGIN, "Authorization": f"Bearer {KEY}"}
+    body = {"prompt": "The cats", "max_tokens": 2, "temperature": 0}
+    answer = client.post("/v1/completions", headers=headers, json=body)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ORIGIN)
+    refused = client.post("/v1/completions", headers={"Origin": ORIGIN}, json=body)
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ORIGIN)
+
+
+def test_no_browser_may_ask_unless_an_origin_is_allowed(server: Server) -> None:
+    request = Request(f"{server.url}/chat/completions", method="OPTIONS")
+    request.add_header("Origin", ORIGIN)
+    request.add_header("Access-Control-Request-Method", "POST")
+    with pytest.raises(HTTPError) as refused:
+        urlopen(request)
+    assert "access-control-allow-origin" not in refused.value.headers
+    refused.value.close()
+
+
+def test_a_chat_as_clients_send_it_back(client: Any) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns: list[Any] = [
+        {"role": "user", "content": "Cats?"},
+        {"role": "assistant", "content": "Me"},
+    ]
+
+    def ask(messages: list[Any], **more: Any) -> Any:
+        body = {"messages": messages, "max_tokens": 4, "temperature": 0, **more}
+        return client.post("/v1/chat/completions", headers=headers, json=body)
+
+    answer = ask(turns, logprobs=True, top_logprobs=20)
+    assert answer.json()["usage"]["prompt_tokens"] == len("user: Cats?\nassistant: Me")
+    (choice,) = answer.json()["choices"]
+    places = choice["logprobs"]["content"]
+    joined = b"".join(bytes(place["bytes"]) for place in places)
+    assert joined.decode() == choice["message"]["content"]
+    assert [len(place["top_logprobs"]) for place in places] == [20] * len(places)
+    calls = {"role": "assistant", "content": None, "tool_calls": [call]}
+    refused = ask([turns[0], calls])
+    assert refused.status_code == 400  # its template has no place for calls
+    assert "messages.1.tool_calls" in refused.json()["error"]["message"]
+
+
+def test_a_completion_has_as_many_alternatives_as_were_asked_for(client: Any) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"prompt": "The cats", "max_tokens": 8, "temperature": 0, "logprobs": 20}
+    answer = client.post("/v1/completions", headers=headers, json=body).json()
+    top = answer["choices"][0]["logprobs"]["top_logprobs"]
+    assert [len(each) for each in top] == [20] * answer["usage"]["completion_tokens"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import itertools
 import json
 import os
 import signal
@@ -16,8 +17,9 @@ import pytest
 
 from command import skipgpt
 from runs import logits, shared_checkpoint
-from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError
+from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError, ServingError
 from skipgpt.export import export_merged
+from skipgpt.serving.address import bind
 from skipgpt.serving.serve import serve
 
 SERVE = "skipgpt.serving.serve"
@@ -179,3 +181,62 @@ def test_a_folder_without_routers_is_refused(tmp_path: Path, config: str | None)
     done = skipgpt("serve", tmp_path)
     assert done.status == 1
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("VLLM_PLUGINS", ""), ("VLLM_PLUGINS", "lora,other"), ("VLLM_USE_V2_MODEL_RUNNER", "1")],
+)
+def test_settings_that_keep_the_plug_in_out_of_vllm_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert _served(monkeypatch, shared_checkpoint(), True)[0] == "transformers"
+    assert name in caplog.text
+    with pytest.raises(ConfigError, match=name):
+        _served(monkeypatch, shared_checkpoint(), True, engine="vllm")
+
+
+def test_the_plug_in_may_be_one_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "other,skipgpt")
+    assert _served(monkeypatch, shared_checkpoint(), True)[0] == "vllm"
+
+
+@pytest.mark.parametrize("vllm", [False, True])
+def test_allowed_origins_reach_either_engine(monkeypatch: pytest.MonkeyPatch, vllm: bool) -> None:
+    origins = ["https://chat.example"]
+    found = _served(monkeypatch, shared_checkpoint(), vllm, allowed_origins=origins)
+    assert found[2]["allowed_origins"] == tuple(origins)
+
+
+def test_what_vllm_is_started_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The model alone decides, and no web page may ask unless it is named."""
+    from skipgpt.serving.vllm import launch as launching
+
+    started: list[list[str]] = []
+
+    class Process:
+        pid = 0
+
+        def __init__(self, command: list[str], **options: Any) -> None:
+            started.append(command)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def poll(self) -> int:
+            return 0
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(launching.subprocess, "Popen", Process)
+    given: dict[str, Any] = {"name": "m", "api_key": None, "shown": "m", "grace": 1}
+    for origins in ((), ("https://chat.example",)):
+        with bind("127.0.0.1", 0) as address, pytest.raises(ServingError):
+            launching.launch(tmp_path, address, dtype="float32", allowed_origins=origins, **given)
+        options = dict(itertools.pairwise(started[-1]))
+        assert options["--generation-config"] == "vllm"
+        assert json.loads(options["--allowed-origins"]) == list(origins)

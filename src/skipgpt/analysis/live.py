@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.analysis.text import Pieces
+from skipgpt.analysis.stop_text import NewText
 from skipgpt.model.trace import MODULES, Trace
 
 
@@ -53,20 +53,12 @@ class LiveRouting:
     Args:
         trace: that records the forwards under way.
         prompt: the text of each token of the prompt.
-        pieces: gives the others their text.
-        special: ids that have none.
+        new: gives the others their text.
         tell: called with every token, in order.
     """
 
-    def __init__(
-        self,
-        trace: Trace,
-        prompt: Sequence[str],
-        pieces: Pieces,
-        special: Sequence[int],
-        tell: OnToken,
-    ) -> None:
-        self._trace, self._pieces, self._special, self._tell = trace, pieces, set(special), tell
+    def __init__(self, trace: Trace, prompt: Sequence[str], new: NewText, tell: OnToken) -> None:
+        self._trace, self._new, self._tell = trace, new, tell
         self._waiting = [TokenRun(text, prompt=True) for text in prompt]
         self._begun, self._steps = False, 0
 
@@ -74,20 +66,19 @@ class LiveRouting:
         """The prompt first, then each token that was generated."""
         self._tell_read()
         if self._begun:
-            self._waiting += [TokenRun(self._text(token), prompt=False) for token in ids.tolist()]
+            self._waiting += [
+                TokenRun(self._new.add(token), prompt=False) for token in ids.tolist()
+            ]
         self._begun = True
 
     def end(self) -> None:
         """Nothing more comes."""
         self._tell_read()
-        if rest := self._pieces.rest():
+        if rest := self._new.rest():
             last = self._waiting.pop()
             self._waiting.append(dataclasses.replace(last, text=last.text + rest))
         for token in self._waiting:
             self._tell(token)
-
-    def _text(self, token: int) -> str:
-        return "" if token in self._special else self._pieces.add(token)
 
     def _tell_read(self) -> None:
         for step in self._trace.steps[self._steps :]:

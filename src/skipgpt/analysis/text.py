@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_PRINTED = {*range(33, 127), *range(161, 173), *range(174, 256)}
+_LETTERS = {
+    chr(byte if byte in _PRINTED else 256 + sum(n not in _PRINTED for n in range(byte))): byte
+    for byte in range(256)
+}
+"""The letter that byte-level tokenizers write for each byte."""
 
 _LONGEST_CHARACTER = 8
 """More tokens than this for one character are taken for bytes that make none."""
@@ -103,3 +111,18 @@ class Pieces:
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def bytes_of(tokenizer: Any, token: int) -> bytes | None:
+    """The bytes that a token stands for, also where it is part of a character; None if unknown."""
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    if found := re.fullmatch("<0x([0-9A-F]{2})>", name):
+        data = bytes.fromhex(found[1])
+    else:
+        data = bytes(_LETTERS.get(letter, 0) for letter in name)
+        if any(letter not in _LETTERS for letter in name):
+            data = b"\xff"  # of no text
+    if data.decode(errors="replace") == text:
+        return data
+    return None if "\N{REPLACEMENT CHARACTER}" in text else text.encode()

@@ -25,6 +25,7 @@ from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
 from skipgpt.hardware import hardware
 from skipgpt.machine import measured, typical
+from skipgpt.model.limits import check_length, context_of
 from skipgpt.progress import Phase, advancing
 
 logger = logging.getLogger("skipgpt")
@@ -45,7 +46,8 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
         every batch size and length.
 
     Raises:
-        ConfigError: a sparsity that the checkpoint does not reach.
+        ConfigError: a sparsity that the checkpoint does not reach, or more tokens than the context
+            has room for.
         DataError: too little text for the prompts.
 
     Example:
@@ -59,6 +61,9 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
 def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
     rows: list[Row] = []
     left_out: list[str] = []
+    for phase, prompt in itertools.product(grid.phases, grid.prompt_tokens):
+        new = _new_tokens(phase, grid)
+        check_length(f"timing {phase}", context_of(subject.dense), prompt, new)
     # On both sides or on none: a graph alone speeds up decoding.
     graphs = can_capture(subject.dense) and can_capture(subject.routed)
     cells = list(itertools.product(grid.phases, grid.batch_sizes, grid.prompt_tokens))
@@ -66,7 +71,7 @@ def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
         advance(number, len(cells))
         advance.tell(f"{phase}, batch {batch}, prompt {prompt}")
         ids = subject.prompts(batch, prompt)
-        new = 0 if phase in ("prefill", *get_args(Training)) else grid.decode_tokens
+        new = _new_tokens(phase, grid)
         sparsities = grid.sparsities[:1] if phase == "router_step" else grid.sparsities
         for sparsity in sparsities:
             try:
@@ -98,6 +103,10 @@ def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
         **hardware(subject.device),
     }
     return Benchmark(tuple(rows), facts, tuple(left_out))
+
+
+def _new_tokens(phase: PhaseName, grid: Grid) -> int:
+    return 0 if phase in ("prefill", *get_args(Training)) else grid.decode_tokens
 
 
 def _field(

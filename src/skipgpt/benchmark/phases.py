@@ -19,6 +19,7 @@ from skipgpt.benchmark.captured import StaticDecode, captured
 from skipgpt.benchmark.clock import Task
 from skipgpt.benchmark.contender import seeded
 from skipgpt.cost import Forward, work
+from skipgpt.model.generation_settings import Ends, plain_generation
 from skipgpt.model.trace import MODULES, Step, Trace, record_routing
 from skipgpt.routing.decision import Site
 
@@ -124,14 +125,12 @@ class Cell:
             token = output.logits[:, -1:].argmax(-1)
 
     def _generate(self, model: Any) -> None:
-        model.generate(
-            input_ids=self.ids,
-            attention_mask=torch.ones_like(self.ids),
-            do_sample=False,
-            min_new_tokens=self.new_tokens,
-            max_new_tokens=self.new_tokens,
-            pad_token_id=0,
-        )
+        with plain_generation(model, Ends(())):  # no token ends it early
+            model.generate(
+                input_ids=self.ids,
+                attention_mask=torch.ones_like(self.ids),
+                max_new_tokens=self.new_tokens,
+            )
 
 
 def launched(cell: Cell, model: Any) -> Task:

@@ -21,6 +21,7 @@ from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
 from skipgpt.model.dial import set_sparsity
 from skipgpt.model.int8 import quantize_int8
+from skipgpt.model.limits import check_ids
 from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state
@@ -157,6 +158,7 @@ def subject_of_checkpoint(
         info.base, revision=info.revision, device=device, dtype=dtype, quantize=info.quantization
     )
     blocks = pack_blocks(read_documents(list(data), DataConfig()), tokenizer, 256)
+    check_ids("reading the text for prompts", dense, tokenizer, blocks)
     return Subject(Path(folder).name, dense, routed, True, blocks.flatten(), budget)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -9,10 +10,16 @@ import typer
 
 from skipgpt.cli import options
 
+logger = logging.getLogger("skipgpt")
+
 NAME = "generate"
 HELP = """Continue a prompt with a checkpoint's model; without one, read it from a pipe.
+
+The model reads the prompt as it is. With --chat it reads it as what a user says, within its chat
+template, and the reply alone is printed; instruct models expect that.
 """ + options.examples(
     'skipgpt generate out/nano-25 "def main():" --max-new-tokens 40',
+    'skipgpt generate out/qwen-25 --chat "What do cats do?"',
     "cat prompt.txt | skipgpt generate out/nano-25 --sparsity 0.4 --show-routing",
 )
 
@@ -22,7 +29,12 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens to add.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy.")] = False,
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of --sample, above 0; 1 if absent.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
+    ] = False,
     show_routing: Annotated[
         bool,
         typer.Option("--show-routing", help="Colour each token by the share of modules it ran."),
@@ -31,7 +43,7 @@ def run(
     budget: options.Budget = None,
     base: options.BaseOverride = None,
     as_json: options.Json = False,
-    seed: options.Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Of --sample; 0 if absent.")] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     quantize: options.QuantizeLoaded = None,
@@ -47,12 +59,14 @@ def run(
         raise ConfigError(
             "reading the prompt", got="none", expected="an argument or text on standard input"
         )
-    options.begin(quiet=quiet, seed=seed)
+    _check_sampling(sample, temperature, seed)
+    options.begin(quiet=quiet, seed=seed or 0)
     from skipgpt.analysis.live import TokenRun
     from skipgpt.checkpoint import load
     from skipgpt.checkpoint_folder import local_folder, own_sparsity
     from skipgpt.config import as_budget
     from skipgpt.generation import generate
+    from skipgpt.model.generation_settings import say_left_out
     from skipgpt.report.live_text import live_text
     from skipgpt.report.terminal import Scale, fit_for, has_colour
 
@@ -67,9 +81,14 @@ def run(
         dtype=dtype,
         quantize=quantize,
     )
+    say_left_out(model.generation_config, sampling=sample)
+    if tokenizer.chat_template and not chat:
+        logger.info("the prompt is read as it is; --chat puts it into the model's chat template")
     how: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature if sample else 0.0
-    }  # fmt: skip
+        "max_new_tokens": max_new_tokens,
+        "temperature": (1.0 if temperature is None else temperature) if sample else 0.0,
+        "chat": chat,
+    }
     scale = Scale.around(own_sparsity(where) if sparsity is None else sparsity)
     live = show_routing and not as_json
     told: list[TokenRun] = []
@@ -82,7 +101,9 @@ def run(
         result = generate(model, tokenizer, prompt, on_token=on_token, **how)
         tokens = {"tokens": [token.to_dict() for token in told]} if show_routing else {}
         options.emit(
-            {**result.to_dict(), **tokens}, as_json, fit_for(sys.stdout, prompt + result.text)
+            {**result.to_dict(), **tokens},
+            as_json,
+            fit_for(sys.stdout, result.text if chat else prompt + result.text),
         )
     if not (as_json or quiet):
         saved = 1 - result.cache_bytes / max(1, result.dense_cache_bytes)
@@ -93,3 +114,29 @@ def run(
         )
         if live and has_colour(sys.stdout) and has_colour(sys.stderr):
             print(f"[{scale.legend()}]", file=sys.stderr)
+
+
+def _check_sampling(sample: bool, temperature: float | None, seed: int | None) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    from skipgpt.errors import ConfigError
+
+    given = {"--temperature": temperature, "--seed": seed}
+    for name, value in given.items():
+        if value is not None and not sample:
+            raise ConfigError(
+                "reading the options",
+                got=f"{name} {value} without --sample",
+                expected="greedy text without it, or sampled text with both",
+                todo="add --sample, or leave it out",
+            )
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ConfigError(
+            "reading the options",
+            got=f"--temperature {temperature}",
+            expected="above 0",
+            todo="for greedy text leave out --sample and --temperature",
+        )

@@ -44,6 +44,11 @@ def run(
         typer.Option(envvar="SKIPGPT_API_KEY", help="Clients have to send it; none is asked for "
                      "without it. Other users see what is on a command line."),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A web page's origin whose scripts may ask, as in "
+                     "https://chat.example; * is any. Repeat. [default: none]"),
+    ] = None,
     grace: Annotated[
         int,
         typer.Option(min=0, help="Seconds that requests get to finish once the server is asked to "
@@ -79,6 +84,7 @@ def run(
         port=port,
         name=name,
         api_key=api_key,
+        allowed_origins=allow_origin or (),
         grace=grace,
         sparsity=sparsity,
         budget=as_budget(budget),

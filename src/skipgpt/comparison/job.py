@@ -22,6 +22,7 @@ from skipgpt.evaluation.closeness import IDENTICAL
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import fingerprint, load_base
 from skipgpt.model.identity import digest_of_settings, settings_of
+from skipgpt.model.limits import check_rows
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Site
@@ -225,6 +226,7 @@ def prepare(
     model, tokenizer = load_base(base, **where)
     of_base = f"{fingerprint(model)} {digest_of_settings(settings_of(model, tokenizer))}"
     blocks = load_blocks(data, tokenizer, config.data)
+    check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     add_routers(model, config.router)
     with execution(model, "dense"):
         dense = perplexity(model, cut(blocks.held_out, config.data.evaluation_tokens))

@@ -31,6 +31,7 @@ from skipgpt.folder_lock import writing_to
 from skipgpt.hardware import hardware
 from skipgpt.machine import measured as profile_of
 from skipgpt.model.dial import set_sparsity, within_reach
+from skipgpt.model.limits import check_rows
 from skipgpt.model.trace import routing_state
 from skipgpt.progress import advancing
 from skipgpt.routing.calibration import CURVE, calibrate_curve
@@ -170,6 +171,7 @@ def calibrate_checkpoint(
         before = read_info(folder)
         unit = budget or before.budget
         blocks = load_blocks(data, tokenizer, config)
+        check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
         text = cut(blocks.calibration, config.calibration_tokens)
         calibrate(model, text, target=target, budget=unit, timed=timed)
         measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens))

@@ -25,9 +25,10 @@ from skipgpt.data.documents import Document, split_text
 from skipgpt.data.sources import ROWS
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
-from skipgpt.evaluation.source_rows import context_of, source_rows
+from skipgpt.evaluation.source_rows import source_rows
 from skipgpt.evaluation.spans import Span, document_spans, sliding_spans
 from skipgpt.evaluation.windows import batches, full_windows
+from skipgpt.model.limits import check_ids, context_of
 
 logger = logging.getLogger("skipgpt")
 
@@ -146,7 +147,9 @@ def cut_text(
         return CutText(Form("blocks", read.length), spans, first=read.first)
     form = dataclasses.replace(form, window=_window(form, model))
     if form.name == "bits":
-        return _bits(_texts(sources, config), tokenizer, form)
+        cut = _bits(_texts(sources, config), tokenizer, form)
+        check_ids("reading the text", model, tokenizer, torch.cat([span.ids for span in cut.spans]))
+        return cut
     if corpus is None:
         text, source = "\n\n".join(_texts(sources, config)), None
     else:
@@ -155,6 +158,7 @@ def cut_text(
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
     first = max_tokens if 0 < max_tokens < len(ids) else 0
     ids = ids[: first or None]
+    check_ids("reading the text", model, tokenizer, ids)
     if form.name == "fixed":
         spans = [Span(row) for row in full_windows(ids, form.window)]
     else:

@@ -15,6 +15,7 @@ from skipgpt.config import DataConfig
 from skipgpt.data import Document, encode_documents, read_documents
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.windows import rows_of
+from skipgpt.model.limits import check_ids, context_of
 
 logger = logging.getLogger("skipgpt")
 
@@ -60,7 +61,8 @@ def source_rows(
 
     Raises:
         ConfigError: a negative `max_tokens`.
-        DataError: a source cannot be read, or holds fewer than two tokens.
+        DataError: a source cannot be read, holds fewer than two tokens, or one that the model does
+            not have.
 
     Example:
         rows = source_rows(["README.md"], tokenizer, model, DataConfig(block_size=512)).rows
@@ -77,6 +79,7 @@ def source_rows(
         )
     cut = bool(max_tokens) and len(ids) > max_tokens
     ids = ids[:max_tokens] if max_tokens else ids
+    check_ids("reading the text", model, tokenizer, ids)
     rows = rows_of(ids, length)
     said = "the first " * cut + f"{len(ids):,} tokens"
     if len(rows) > 1:
@@ -94,9 +97,3 @@ def _beginning(
         texts += [document.text for document in some]
         found += len(parts[-1])
     return torch.cat(parts), tuple(texts)
-
-
-def context_of(model: Any) -> int | None:
-    """How many tokens a model was made to read at once; None where its config does not say."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(longest) if longest else None

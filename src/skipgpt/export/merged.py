@@ -15,6 +15,7 @@ from skipgpt.export.checks import exportable, exporting
 from skipgpt.model.auto import auto_classes
 from skipgpt.model.dial import within_reach
 from skipgpt.model.families import family_of
+from skipgpt.model.generation_settings import write_ends
 from skipgpt.model.trace import routing_state
 
 
@@ -62,6 +63,7 @@ def export_merged(
         device=device,
         dtype=dtype,
     )
+    write_ends(model, tokenizer)
     own = within_reach(model, info.target_sparsity)
     merged = as_auto_model(model, own if sparsity is None else sparsity, budget)
     with staged(out) as stage:

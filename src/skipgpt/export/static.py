@@ -28,6 +28,8 @@ from skipgpt.export.smaller import (
     smaller_model,
 )
 from skipgpt.export.static_result import StaticExport, site_name
+from skipgpt.model.generation_settings import write_ends
+from skipgpt.model.limits import check_rows
 from skipgpt.model.lora import check_targets, merge_lora
 from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import drop_stand_ins
@@ -117,6 +119,7 @@ def export_static(
         device=device,
         dtype=dtype,
     )
+    write_ends(model, tokenizer)
     check_movable(model)
     if form == "vllm":
         check_servable(model)
@@ -124,6 +127,7 @@ def export_static(
         check_targets(model, heal)
     cutting = cutting or DataConfig()
     blocks = load_blocks(data, tokenizer, cutting)
+    check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     rates = _keep_rates(model, cut(blocks.calibration, cutting.calibration_tokens))
     layers, removed, kept_anyway = _choose(model, rates, keep_rate, form, doing)
 

@@ -35,10 +35,11 @@ from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.evaluation.dense_base import dense_base_of
 from skipgpt.evaluation.harness.benchmark import Setting, check_tasks, task_scores
 from skipgpt.evaluation.perplexity import Perplexity
-from skipgpt.evaluation.source_rows import SourceRows, context_of, source_rows
+from skipgpt.evaluation.source_rows import SourceRows, source_rows
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.hardware import hardware
 from skipgpt.model.dial import at_sparsity, within_reach
+from skipgpt.model.limits import context_of
 from skipgpt.model.trace import MODULES, routing_state
 from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run

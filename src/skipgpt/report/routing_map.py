@@ -7,8 +7,8 @@ from typing import Any
 
 from skipgpt.analysis.trace import TextTrace, trace_text
 from skipgpt.errors import ConfigError
-from skipgpt.evaluation.source_rows import context_of
 from skipgpt.evaluation.windows import rows_of
+from skipgpt.model.limits import check_ids, context_of
 from skipgpt.report.terminal import Scale, in_a_line
 
 _CELLS = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): "·"}
@@ -74,5 +74,6 @@ def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
     if len(ids) == 0:
         raise ConfigError("mapping a text", got="no token", expected="a text that is not empty")
+    check_ids("mapping a text", model, tokenizer, ids)
     rows = rows_of(ids, context_of(model) or len(ids))
     return RoutingMap.of(trace_text(model, tokenizer, rows))

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import torch
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from skipgpt.config import check_pair
-from skipgpt.errors import ConfigError
+from skipgpt.data.chat import chat_ids
+from skipgpt.errors import ConfigError, DataError, SkipGPTError
 from skipgpt.model.dial import dialled
+from skipgpt.model.limits import check_ids, check_length
 from skipgpt.model.trace import routing_state
 from skipgpt.serving.door import Door
 from skipgpt.serving.engine import CrowdedError, Engine, Running, StoppingError
@@ -33,8 +37,9 @@ CHECK = 0.5
 
 
 def build_app(
-    engine: Engine, name: str, metrics: Metrics, *, context: int, api_key: str | None = None
-) -> FastAPI:
+    engine: Engine, name: str, metrics: Metrics, *, context: int, api_key: str | None = None,
+    allowed_origins: Sequence[str] = (),
+) -> FastAPI:  # fmt: skip
     """The application, for any ASGI server.
 
     Args:
@@ -43,6 +48,7 @@ def build_app(
         metrics: what `/metrics` shows.
         context: the most tokens of a prompt and its continuation.
         api_key: that requests to `/v1/` have to bear; None asks for none.
+        allowed_origins: of web pages whose scripts may ask; `*` is any.
 
     Example:
         uvicorn.run(build_app(Engine(model, tokenizer, metrics), "nano", metrics, context=512))
@@ -50,6 +56,13 @@ def build_app(
     # No pages of documentation: they load scripts from elsewhere, and ask for no key.
     app = FastAPI(title="skipgpt", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Door, metrics=metrics, api_key=api_key)
+    if allowed_origins:  # before the door: what a browser asks first bears no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
     _errors(app, metrics)
 
     @app.get("/health")
@@ -83,7 +96,8 @@ def build_app(
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
-        ids = await run_in_threadpool(_chat_ids, engine.tokenizer, asked)
+        turns = [message.turn() for message in asked.messages]
+        ids = await run_in_threadpool(chat_ids, engine.tokenizer, turns, **asked.template_options)
         job = _job(engine, name, context, asked, ids, asked.most, asked.places)
         reply = Reply(name, True, len(ids), asked.logprobs)
         return await _answer(engine.submit(job), reply, asked, request)
@@ -97,39 +111,22 @@ def _job(
 ) -> Job:  # fmt: skip
     """The job that a request is, if it can be done."""
     _refuse_other(name, asked.model)
-    size = engine.model.get_input_embeddings().num_embeddings
-    if not ids or not all(0 <= n < size for n in ids):
-        raise HTTPException(400, f"a prompt needs at least one token, each from 0 to {size - 1}")
-    room = context - len(ids)
-    if room < (most or 1):
-        raise HTTPException(
-            400,
-            f"the context has {context:,} tokens; the prompt has {len(ids):,} and {most or 1:,} "
-            "more were asked for",
-        )
+    if not ids:
+        raise HTTPException(400, "a prompt needs at least one token")
+    check_ids("reading the prompt", engine.model, engine.tokenizer, torch.tensor(ids))
+    check_length("reading the prompt", context, len(ids), most or 1)
     check_pair(asked.sparsity, asked.budget)
     if asked.sparsity is not None:  # raises before anything is begun
         dialled(routing_state(engine.model), asked.sparsity, asked.budget)
     return Job(
-        tuple(ids), most or room, asked.temperature, asked.top_p, asked.seed, asked.stop,
-        asked.sparsity, asked.budget, logprobs,
+        tuple(ids), most or context - len(ids), asked.temperature, asked.top_p, asked.seed,
+        asked.stop, asked.sparsity, asked.budget, logprobs,
     )  # fmt: skip
 
 
 def _refuse_other(name: str, asked: str | None) -> None:
     if asked not in (None, name):
         raise HTTPException(404, f"there is no model {asked!r} here; this is {name!r}")
-
-
-def _chat_ids(tokenizer: Any, asked: ChatRequest) -> list[int]:
-    if not tokenizer.chat_template:
-        raise HTTPException(400, "this model has no chat template; use /v1/completions")
-    turns = [message.model_dump() for message in asked.messages]
-    try:
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-    except Exception as error:  # templates raise whatever they like
-        raise HTTPException(400, f"the chat template refuses these messages: {error}") from error
-    return list(ids["input_ids"])
 
 
 async def _answer(running: Running, reply: Reply, asked: Wanted, request: Request) -> Response:
@@ -195,8 +192,9 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
     async def refused(_: Request, error: AnyHTTPException) -> Response:
         return JSONResponse(error_body(str(error.detail)), error.status_code)
 
+    @app.exception_handler(DataError)
     @app.exception_handler(ConfigError)
-    async def out_of_reach(_: Request, error: ConfigError) -> Response:
+    async def out_of_reach(_: Request, error: SkipGPTError) -> Response:
         return JSONResponse(error_body(str(error)), 400)
 
     @app.exception_handler(CrowdedError)

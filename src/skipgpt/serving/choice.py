@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ logger = logging.getLogger("skipgpt")
 ENGINES = ("auto", "vllm", "transformers")
 OURS = frozenset(
     {"--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--dtype",
-     "--hf-overrides", "--shutdown-timeout", "--ssl-keyfile", "--ssl-certfile"}
+     "--hf-overrides", "--allowed-origins", "--shutdown-timeout", "--ssl-keyfile", "--ssl-certfile"}
 )  # fmt: skip
 """Options of vLLM that are set here already."""
 
@@ -38,7 +39,7 @@ def choose(
     """
     if engine not in ENGINES:
         raise ConfigError("choosing the engine", got=repr(engine), expected=", ".join(ENGINES))
-    why_not = "quantize=" if quantize else unsupported(*_facts(folder, base))
+    why_not = "quantize=" if quantize else unsupported(*_facts(folder, base)) or _kept_out()
     installed = find_spec("vllm") is not None
     if engine == "vllm":
         if not installed:
@@ -48,7 +49,7 @@ def choose(
                 f"serving {folder} with vLLM",
                 got=why_not,
                 expected="what its plug-in runs",
-                todo="serve it with engine transformers",
+                todo="change that, or serve it with engine transformers",
             )
     if taken := [o for o in options if o.split("=")[0].replace("_", "-") in OURS]:
         raise ConfigError(
@@ -69,6 +70,17 @@ def choose(
     if engine == "auto" and installed:
         logger.warning("vLLM is installed and cannot run this (%s): serving without it", why_not)
     return "transformers"
+
+
+def _kept_out() -> str | None:
+    """Which setting of the environment keeps our plug-in out of vLLM, if any."""
+    names = os.environ.get("VLLM_PLUGINS")
+    if names is not None and "skipgpt" not in names.split(","):
+        return f"VLLM_PLUGINS={names!r} in the environment, without skipgpt"
+    runner = os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0")
+    if runner not in ("", "0"):
+        return f"VLLM_USE_V2_MODEL_RUNNER={runner} in the environment, in place of 0"
+    return None
 
 
 def _facts(folder: Path, base: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,15 +13,14 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from skipgpt.analysis.text import Pieces
+from skipgpt.analysis.stop_text import NewText
 from skipgpt.config import Budget
 from skipgpt.model.dial import at_sparsity
+from skipgpt.model.generation_settings import Ends, drawing_from, ends_of, plain_generation
 from skipgpt.model.trace import record_routing
-from skipgpt.serving.stop_text import StopText
+from skipgpt.serving.tokens import Chosen, Tokens
 
 Reason = Literal["stop", "length"]
-COLDEST = 1e-4
-"""Temperatures below are greedy: divided by them, logits would overflow."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,6 @@ class Job:
     sparsity: float | None = None
     budget: Budget | None = None
     logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A token and how likely it was.
-
-    Attributes:
-        text: of the token alone.
-        start: characters of the generated text before it.
-        logprob: natural logarithm of its probability, before temperature.
-        top: the likeliest tokens at this place, with theirs.
-    """
-
-    text: str
-    start: int
-    logprob: float
-    top: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -111,10 +94,9 @@ def run_job(
     Raises:
         ConfigError: the dial does not reach the sparsity.
     """
-    watch = _Watch(tokenizer, job, tell, cancelled or threading.Event())
-    how: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-    if job.temperature > COLDEST:
-        how = {"do_sample": True, "temperature": job.temperature, "top_p": job.top_p, "top_k": 0}
+    ends = ends_of(model, tokenizer, job.stops)
+    watch = _Watch(tokenizer, job, ends, tell, cancelled or threading.Event())
+    how = drawing_from(job.temperature, job.top_p)
     if job.logprobs is not None:
         how["logits_processor"] = [watch.probabilities]
     ids = torch.tensor([job.ids], device=model.device)
@@ -123,22 +105,25 @@ def run_job(
         if job.sparsity is None
         else at_sparsity(model, job.sparsity, budget=job.budget)
     )
-    with torch.no_grad(), _seeded(job.seed, ids.device), dial, record_routing(model) as trace:
+    with (
+        torch.no_grad(),
+        _seeded(job.seed, ids.device),
+        dial,
+        plain_generation(model, ends),
+        record_routing(model) as trace,
+    ):
         model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=job.max_tokens,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-            streamer=watch,
-            stopping_criteria=[watch.stopping],
+            stopping_criteria=[watch],
             **how,
         )
+    watch.end()
     kept, tokens = trace.keep_counts()
     decisions = tokens * len(kept)
-    ends = watch.text.found or watch.last in _ends(model)
-    return Done(
-        "stop" if ends else "length", watch.count, decisions, decisions - sum(kept.values())
-    )
+    reason: Reason = "stop" if watch.ended else "length"
+    return Done(reason, watch.count, decisions, decisions - sum(kept.values()))
 
 
 @contextmanager
@@ -152,59 +137,59 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _ends(model: Any) -> Sequence[int]:
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [ends]
+class _Watch(StoppingCriteria):  # type: ignore[misc]
+    """Takes each new token as soon as it is chosen, and says whether it was the last.
 
-
-class _Watch:
-    """A streamer for `generate`, and what it is asked between two tokens."""
+    Attributes:
+        ended: whether the text ended by itself.
+        count: tokens taken.
+        probabilities: a logits processor, where log-probabilities are taken from.
+    """
 
     def __init__(
-        self, tokenizer: Any, job: Job, tell: Callable[[Piece], None], cancelled: threading.Event
+        self,
+        tokenizer: Any,
+        job: Job,
+        ends: Ends,
+        tell: Callable[[Piece], None],
+        cancelled: threading.Event,
     ) -> None:
-        self.text, self.count, self.last = StopText(job.stops), 0, -1
-        self.probabilities, self.stopping = _Probabilities(), _Stopping(self, cancelled)
-        self._tokenizer, self._job, self._tell = tokenizer, job, tell
-        self._pieces, self._special = Pieces(tokenizer, job.ids), set(tokenizer.all_special_ids)
-        self._begun = False
-        self._come = self._shown = 0  # characters
-        self._waiting: list[Chosen] = []
+        self.ended, self.count, self.probabilities = False, 0, _Probabilities()
+        self._text, self._tokens = NewText(tokenizer, job.ids, ends), Tokens(tokenizer, ends)
+        self._job, self._ends, self._tell, self._cancelled = job, ends, tell, cancelled
+        self._shown = 0  # characters
 
-    def put(self, ids: Tensor) -> None:
-        if not self._begun:  # the prompt
-            self._begun = True
-            return
-        token = int(ids.flatten()[0])
-        self.count, self.last = self.count + 1, token
-        if self._job.logprobs is not None:
-            self._waiting.append(self._chosen(token, self._job.logprobs))
-        text = "" if token in self._special else self._pieces.add(token)
-        self._come += len(text)
-        self._show(self.text.add(text))
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        over = self.ended or self._cancelled.is_set()
+        if not over:
+            self._take(int(input_ids[0, -1]))
+            over = self.ended or self._cancelled.is_set()
+        return torch.full((len(input_ids),), over, device=input_ids.device)
+
+    def _take(self, token: int) -> None:
+        self.count += 1
+        start, places = self._text.length, self._job.logprobs
+        shown = self._text.add(token)
+        if places is not None:
+            logs, likely = self.probabilities.newest, []
+            if places:
+                top = logs.topk(min(places, len(logs)))
+                likely = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+            self._tokens.add(token, self._text.piece, start, logs[token].item(), likely)
+        self.ended = self._text.found or token in self._ends.ids
+        self._show(shown)
 
     def end(self) -> None:
-        rest = self._pieces.rest()
-        self._come += len(rest)
-        self._show(self.text.add(rest) + self.text.rest(), last=not self.text.found)
+        """Show what was held back, as nothing more comes."""
+        rest = self._text.rest()
+        self._tokens.complete(self._text.piece)
+        self._show(rest, last=not self._text.found)
 
     def _show(self, text: str, last: bool = False) -> None:
         self._shown += len(text)
-        ready = [token for token in self._waiting if token.start < self._shown or last]
-        self._waiting = self._waiting[len(ready) :]
+        ready = self._tokens.up_to(math.inf if last else self._shown)
         if text or ready:
-            self._tell(Piece(text, tuple(ready)))
-
-    def _chosen(self, token: int, places: int) -> Chosen:
-        logs = self.probabilities.newest
-        top = logs.topk(places) if places else None
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True) if top else ()
-        return Chosen(
-            self._tokenizer.decode([token]),
-            self._come,
-            logs[token].item(),
-            tuple((self._tokenizer.decode([n]), value) for n, value in pairs),
-        )
+            self._tell(Piece(text, ready))
 
 
 class _Probabilities(LogitsProcessor):  # type: ignore[misc]
@@ -215,14 +200,3 @@ class _Probabilities(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.newest = scores[0].float().log_softmax(-1)
         return scores
-
-
-class _Stopping(StoppingCriteria):  # type: ignore[misc]
-    """Ends `generate` at a stop sequence, or when nobody waits any more."""
-
-    def __init__(self, watch: _Watch, cancelled: threading.Event) -> None:
-        self._watch, self._cancelled = watch, cancelled
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        over = self._watch.text.found or self._cancelled.is_set()
-        return torch.full((len(input_ids),), over, device=input_ids.device)

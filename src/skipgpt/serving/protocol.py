@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
@@ -143,10 +144,52 @@ class CompletionRequest(Wanted):
 
 
 class Message(BaseModel):
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Any other field, as `name`, `tool_calls` and `tool_call_id`, is for the chat template.
+
+    Attributes:
+        role: whose turn it is.
+        content: what was said; nothing where a turn calls tools only.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
 
     role: Annotated[str, PlainValidator(_text)]
-    content: Annotated[str, PlainValidator(_content)]
+    content: Annotated[str, PlainValidator(_content)] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nothing(cls, values: Any) -> Any:
+        """A field that is null, or an empty list, is one that is not there."""
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in values.items() if value not in (None, [])}
+        if "content" not in given and "tool_calls" not in given:
+            raise ValueError("content: expected text; only a turn with tool_calls may have none")
+        return given
+
+    def turn(self) -> dict[str, Any]:
+        """The turn as chat templates take it: arguments of a call are no JSON text there."""
+        turn = self.model_dump()
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [_with_arguments(call) for call in _list(turn["tool_calls"])]
+        return turn
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _with_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return call  # the template gets what the client sent
+    return call | {"function": function | {"arguments": arguments}}
 
 
 class ChatRequest(Wanted):
@@ -157,12 +200,32 @@ class ChatRequest(Wanted):
         max_completion_tokens: another name of `max_tokens`.
         logprobs: report the probability of each token.
         top_logprobs: and of so many of the likeliest.
+        continue_final_message: whether the reply goes on with the last turn; it does where that is
+            an assistant's, unless this or `add_generation_prompt` says otherwise.
+        add_generation_prompt: whether a new turn of the assistant begins behind the messages.
     """
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @model_validator(mode="after")
+    def _begin_or_go_on(self) -> ChatRequest:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+        return self
+
+    @property
+    def template_options(self) -> dict[str, bool]:
+        """How the chat template ends: `add_generation_prompt` and `continue_final_message`."""
+        goes_on, begins = self.continue_final_message, self.add_generation_prompt
+        if goes_on is None:
+            goes_on = begins is None and self.messages[-1].role == "assistant"
+        begins = not goes_on if begins is None else begins
+        return {"continue_final_message": goes_on, "add_generation_prompt": begins}
 
     @property
     def most(self) -> int | None:

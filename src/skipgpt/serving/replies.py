@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipgpt.serving.generating import Chosen, Done, Piece
+from skipgpt.serving.generating import Done, Piece
+from skipgpt.serving.tokens import Chosen, Likely
 
 
 @dataclass(frozen=True)
@@ -97,28 +98,34 @@ def _of_completion(tokens: list[Chosen]) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
-        # Of tokens that read alike, as parts of a letter do, the likeliest comes first and stays.
-        "top_logprobs": [{text: _finite(value) for text, value in t.top[::-1]} for t in tokens],
+        "top_logprobs": [_by_text(token.top) for token in tokens],
         "text_offset": [token.start for token in tokens],
     }
+
+
+def _by_text(top: Iterable[Likely]) -> dict[str, float]:
+    """The likeliest tokens by text; of those that read alike, all but the first by id."""
+    found: dict[str, float] = {}
+    for each in top:
+        text = each.text if each.text not in found else f"token_id:{each.id}"
+        found[text] = _finite(each.logprob)
+    return found
 
 
 def _of_chat(tokens: list[Chosen]) -> dict[str, Any]:
     return {
         "content": [
-            _place(token.text, token.logprob)
-            | {"top_logprobs": [_place(text, value) for text, value in token.top]}
+            _place(token) | {"top_logprobs": [_place(each) for each in token.top]}
             for token in tokens
         ]
     }
 
 
-def _place(text: str, logprob: float) -> dict[str, Any]:
-    known = "\N{REPLACEMENT CHARACTER}" not in text  # else it is a part of a letter
+def _place(token: Likely) -> dict[str, Any]:
     return {
-        "token": text,
-        "logprob": _finite(logprob),
-        "bytes": list(text.encode()) if known else None,
+        "token": token.text,
+        "logprob": _finite(token.logprob),
+        "bytes": None if token.bytes is None else list(token.bytes),
     }
 
 

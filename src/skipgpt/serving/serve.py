@@ -21,6 +21,7 @@ from skipgpt.export import export_merged
 from skipgpt.model.auto import curves_of
 from skipgpt.model.dial import threshold_of
 from skipgpt.model.folder import json_of
+from skipgpt.model.generation_settings import say_left_out
 from skipgpt.serving.address import bind
 from skipgpt.serving.choice import choose
 from skipgpt.serving.server import check_installed, run_server
@@ -36,6 +37,7 @@ def serve(
     port: int = 8000,
     name: str | None = None,
     api_key: str | None = None,
+    allowed_origins: Sequence[str] = (),
     grace: int = 20,
     sparsity: float | None = None,
     budget: Budget | None = None,
@@ -56,6 +58,8 @@ def serve(
         port: to listen on; 0 takes a free one.
         name: of the model for clients; that of the folder where None.
         api_key: which clients have to send; None asks for none.
+        allowed_origins: of web pages whose scripts may ask, as in `https://chat.example`; `*` is
+            any; none where empty.
         grace: seconds that requests get to finish once the server was asked to stop.
         sparsity: of requests that do not say; the checkpoint's own where None.
         budget: what `sparsity` counts; as the checkpoint was trained where None.
@@ -80,7 +84,7 @@ def serve(
     _check_exposure(host, api_key)
     chosen = choose(folder, engine, base, quantize, vllm_options)
     common: dict[str, Any] = {"name": name, "api_key": api_key, "grace": grace}
-    common["on_ready"] = on_ready
+    common |= {"on_ready": on_ready, "allowed_origins": tuple(allowed_origins)}
     if chosen == "transformers":
         check_installed()
         with bind(host, port) as address:
@@ -88,8 +92,11 @@ def serve(
                 folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device,
                 dtype=dtype, quantize=quantize,
             )  # fmt: skip
+            say_left_out(model.generation_config, sampling=True)
             run_server(model, tokenizer, address, **common)
         return
+    from transformers import GenerationConfig
+
     from skipgpt.serving.vllm.launch import launch
 
     with ExitStack() as stack:
@@ -103,6 +110,8 @@ def serve(
             folder, sparsity = Path(made), None
         elif sparsity is not None:
             _check_dial(folder, sparsity, budget)
+        if (folder / "generation_config.json").is_file():
+            say_left_out(GenerationConfig.from_pretrained(folder), sampling=True)
         launch(folder, address, sparsity=sparsity, budget=budget, **common)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from skipgpt.errors import MissingExtraError
-from skipgpt.evaluation.source_rows import context_of
+from skipgpt.model.limits import context_of
 from skipgpt.serving.address import Address
 
 CLOSING = 5
@@ -36,6 +36,7 @@ def run_server(
     *,
     name: str,
     api_key: str | None = None,
+    allowed_origins: Sequence[str] = (),
     grace: int = 20,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -47,6 +48,7 @@ def run_server(
         address: to listen on.
         name: of the model for clients.
         api_key: which clients have to send; None asks for none.
+        allowed_origins: of web pages whose scripts may ask; `*` is any.
         grace: seconds that requests get to finish once the server was asked to stop; those that are
             not over by then end with an error that says so.
         on_ready: called with the URL once requests are taken.
@@ -64,7 +66,9 @@ def run_server(
     metrics = Metrics()
     engine = Engine(model, tokenizer, metrics)
     context = context_of(model) or 2**31
-    app = build_app(engine, name, metrics, context=context, api_key=api_key)
+    app = build_app(
+        engine, name, metrics, context=context, api_key=api_key, allowed_origins=allowed_origins
+    )
     # What goes wrong in a request is logged where it is answered.
     config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=grace + CLOSING)
 

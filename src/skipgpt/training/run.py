@@ -24,6 +24,7 @@ from skipgpt.folder_lock import writing_to
 from skipgpt.model.base import choose_dtype, load_base
 from skipgpt.model.gguf import is_gguf
 from skipgpt.model.identity import digest_of_settings
+from skipgpt.model.limits import check_rows
 from skipgpt.model.lora import check_targets
 from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
@@ -152,6 +153,7 @@ def _train(
     config = _with_routers_of(model, config)
     savings_of(model, config).check_reach(config.target_sparsity)
     blocks = load_blocks(data, tokenizer, config.data)
+    check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     facts = {
         "base": base,
         "data": data,

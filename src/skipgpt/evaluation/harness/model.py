@@ -12,6 +12,8 @@ from skipgpt.errors import MissingExtraError
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.ran import Ran, ran_by_row, sparsity_of, together
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
+from skipgpt.model.generation_settings import ends_of, plain_generation
+from skipgpt.model.limits import check_ids, check_length
 from skipgpt.model.trace import routing_state
 from skipgpt.progress import advancing
 
@@ -19,6 +21,7 @@ try:
     from lm_eval.api.model import CacheHook, hash_args
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise MissingExtraError("lm_eval", "eval", "running benchmarks") from error
@@ -114,6 +117,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             padding_side,
         )
         self._decoded: list[Ran] = []
+        self._ends = ends_of(self.model, self.tokenizer)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Answers are kept from now on, and notes beside them."""
@@ -183,6 +187,10 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             (str(each.args[1]), -len(self.tok_encode(each.args[0])), each.args[0])
             for each in requests
         ]
+        rooms = [self.max_length - self._new_tokens(each) for each in requests]
+        for room in rooms:  # of a longer prompt the beginning is cut off
+            check_length("decoding a prompt", self.max_length, 1, self.max_length - room)
+        cut = [-key[1] > room for key, room in zip(keys, rooms, strict=True)]
         texts = [""] * len(requests)
         waiting = sorted(range(len(requests)), key=keys.__getitem__)
         while waiting:
@@ -197,29 +205,39 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             for place, n in enumerate(batch):
                 texts[n] = found[place]
                 ran = self._decoded[place] if self._decoded else None
-                self._note("generate_until", requests[n].args, ran, False)
+                self._note("generate_until", requests[n].args, ran, cut[n])
             waiting = [n for n in waiting if n not in batch]
         return texts
+
+    def _new_tokens(self, request: Any) -> int:
+        """The most tokens that a request asks for."""
+        wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+        return int(wanted["max_gen_toks"])
 
     def _decode(self, batch: list[Any]) -> list[str]:
         """The texts of a batch that the harness decodes in one go, the longest prompt first."""
         self.batch_size_per_gpu = len(batch)
         return list(super().generate_until(batch, disable_tqdm=True))
 
-    def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Tensor:
-        with self.scorer.recording() as trace:
-            out: Tensor = super()._model_generate(context, *args, **options)
-        ends = self.model.generation_config.eos_token_id
-        ends = [*(ends if isinstance(ends, list) else [ends]), self.tokenizer.pad_token_id]
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """Text of tokens, up to where the base's own stop strings end it."""
+        text = str(super().tok_decode(tokens, skip_special_tokens))
+        ends = self._ends.strings if skip_special_tokens else ()
+        return min((text.split(end)[0] for end in ends), key=len, default=text)
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **options: Any
+    ) -> Tensor:
+        stops = [*stop, *self._ends.strings]
+        check_ids("decoding a prompt", self.model, self.tokenizer, context)
+        with self.scorer.recording() as trace, plain_generation(self.model, self._ends):
+            out: Tensor = super()._model_generate(context, max_length, stops, **options)
         new = out[:, context.shape[1] :].cpu()
+        pad = self.tokenizer.pad_token_id
+        # What ends a turn is no part of it, whether or not its token is a special one.
+        out[:, context.shape[1] :][_from_the_first(new, self._ends.ids).to(out.device)] = pad
         # The last token of a row is decoded, but not read again.
-        read = (
-            (~torch.isin(new, torch.tensor([end for end in ends if end is not None])))
-            .int()
-            .cumprod(-1)
-            .sum(-1)
-            .clamp(max=new.shape[1] - 1)
-        )
+        read = (~_from_the_first(new, (*self._ends.ids, pad))).sum(-1).clamp(max=new.shape[1] - 1)
         prompts: list[int] = options["attention_mask"].sum(-1).tolist()
         self._decoded = ran_by_row(trace, prompts, read.tolist()) if trace else []
         return out
@@ -232,3 +250,8 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             return list(self.notes.values())
         keys: Sequence[str] = [hash_args(each.request_type, each.args) for each in requests]
         return [self.notes[key] for key in keys if key in self.notes]
+
+
+def _from_the_first(rows: Tensor, ids: Sequence[int]) -> Tensor:
+    """[B, T] bool, True from the first of these ids on."""
+    return torch.isin(rows, torch.tensor(ids)).int().cummax(-1).values.bool()

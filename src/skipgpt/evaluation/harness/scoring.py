@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from skipgpt.errors import DataError
 from skipgpt.evaluation.harness.ran import Ran, ran_by_row
+from skipgpt.model.limits import check_ids
 from skipgpt.model.trace import Trace, record_routing, routing_state
 from skipgpt.progress import advancing
 
@@ -104,8 +105,12 @@ class Scorer:
         Pairs that differ in the last token only, as most one-word choices do, share a row.
 
         Raises:
-            DataError: a continuation that is empty or longer than the model's context.
+            DataError: a continuation that is empty or longer than the model's context, or a token
+                that the model has no embedding for.
         """
+        if pairs:
+            ids = torch.tensor([n for pair in pairs for side in pair for n in side])
+            check_ids("scoring a choice", self.model, None, ids)
         shared: dict[Row, list[int]] = {}
         for n, pair in enumerate(pairs):
             shared.setdefault(self._row(*pair), []).append(n)

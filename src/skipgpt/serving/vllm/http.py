@@ -1,4 +1,4 @@
-"""`sparsity` and `budget` as fields of a request to vLLM's server, as our own server takes them."""
+"""Requests to vLLM's server as our own server takes them: `sparsity`, `budget`, and chats."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def _beams_with_sparsity(body: bytes) -> bool:
 
 
 def moved(body: bytes) -> bytes:
-    """A request with `sparsity` and `budget` among vLLM's extra arguments; others as they are.
+    """A request as vLLM takes it; one that needs no change as it is.
+
+    `sparsity` and `budget` go among vLLM's extra arguments. A chat whose last turn is the
+    assistant's goes on with that turn, unless the request says otherwise.
 
     Example:
         >>> moved(b'{"prompt": "a", "sparsity": 0.4}')
@@ -74,11 +77,25 @@ def moved(body: bytes) -> bytes:
         asked = json.loads(body)
     except ValueError:
         return body
-    if not isinstance(asked, dict) or not set(FIELDS) & set(asked):
+    if not isinstance(asked, dict):
         return body
+    goes_on = _goes_on(asked)
+    if not goes_on and not set(FIELDS) & set(asked):
+        return body
+    asked |= goes_on
     others = asked.get("vllm_xargs") or {}
     given = {name: asked.pop(name) for name in FIELDS if name in asked}
     given = {name: value for name, value in given.items() if value is not None}
     if given and isinstance(others, dict):
         asked["vllm_xargs"] = others | given
     return json.dumps(asked).encode()
+
+
+def _goes_on(asked: dict[str, Any]) -> dict[str, bool]:
+    """The fields that make a chat go on with the assistant's turn at its end."""
+    turns = asked.get("messages")
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    said = {"continue_final_message", "add_generation_prompt"} & set(asked)
+    if said or not isinstance(last, dict) or last.get("role") != "assistant":
+        return {}
+    return {"continue_final_message": True, "add_generation_prompt": False}

@@ -33,6 +33,7 @@ def launch(
     api_key: str | None,
     shown: str,
     grace: int,
+    allowed_origins: Sequence[str] = (),
     sparsity: float | None = None,
     budget: str | None = None,
     dtype: str = "auto",
@@ -48,6 +49,7 @@ def launch(
         api_key: which clients have to send; None asks for none.
         shown: what is served, for messages.
         grace: seconds that requests get to finish.
+        allowed_origins: of web pages whose scripts may ask.
         sparsity: of requests that do not say.
         budget: what it counts; as the export was trained where None.
         dtype: of the weights; `auto` is float32 on a CPU and bfloat16 elsewhere.
@@ -62,6 +64,9 @@ def launch(
         "--host", address.host, "--port", str(address.port), "--dtype", _dtype(dtype),
         "--shutdown-timeout", str(grace),
         "--middleware", "skipgpt.serving.vllm.http.SparsityField",
+        # The model alone decides, as in our own server; special tokens are read nevertheless.
+        "--generation-config", "vllm",
+        "--allowed-origins", json.dumps(list(allowed_origins)),  # any, where vLLM is not told
     ]  # fmt: skip
     if sparsity is not None:
         command += ["--hf-overrides", json.dumps({"sparsity": sparsity, "budget": budget})]

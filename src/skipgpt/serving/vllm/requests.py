@@ -1,15 +1,18 @@
 """What happens to a request before the engine sees it.
 
-A sparsity that the checkpoint does not offer is refused, to that request alone. And requests of
-different sparsity must not share cached prefixes, since each layer's keys and values depend on
-what the layers below it skipped: the sparsity becomes a part of the salt of the prefix cache.
+A sparsity that the checkpoint does not offer is refused, to that request alone. Its text ends where
+our own server ends it. And requests of different sparsity must not share cached prefixes, since
+each layer's keys and values depend on what the layers below it skipped: the sparsity becomes a part
+of the salt of the prefix cache.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
+from skipgpt.model.generation_settings import ends_in, stop_ids
 from skipgpt.serving.vllm.families import ARCHITECTURES
 
 _WATCHED = "_skipgpt_watches"
@@ -35,10 +38,33 @@ def watch_requests() -> None:
         threshold = _checked(dial, params)
         request = process(self, request_id, prompt, params, *args, **kwargs)
         request.cache_salt = salted(request.cache_salt, threshold, dial.own)
+        if request.sampling_params is not None and self.tokenizer is not None:
+            add_ends(request.sampling_params, self.generation_config_fields, self.tokenizer)
         return request
 
     InputProcessor.process_inputs = process_inputs
     setattr(InputProcessor, _WATCHED, True)
+
+
+def add_ends(params: Any, settings: Mapping[str, Any], tokenizer: Any) -> None:
+    """End a request at special tokens among its stop strings, and where the base ends a turn.
+
+    Args:
+        params: the sampling parameters of the request; changed in place.
+        settings: the generation config of the model.
+        tokenizer: of the model.
+    """
+    stops = list(params.stop or ())
+    ids = stop_ids(tokenizer, stops)
+    if not params.ignore_eos:
+        ends = ends_in(settings, tokenizer, stops)
+        ids = ids.union(ends.ids)
+        if params.detokenize and ends.strings:
+            params.stop = list(ends.strings)
+            if not params.include_stop_str_in_output:
+                params.output_text_buffer_length = max(map(len, params.stop)) - 1
+    params.stop_token_ids = sorted(ids.union(params.stop_token_ids or ()))
+    params._all_stop_token_ids.update(ids)
 
 
 def salted(salt: str | None, threshold: float, own: float) -> str | None:

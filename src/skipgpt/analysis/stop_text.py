@@ -1,8 +1,52 @@
-"""Text that ends before a stop sequence, however it is cut into pieces."""
+"""The text of new tokens, which ends before a stop sequence, however it is cut into pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from skipgpt.analysis.text import Pieces
+from skipgpt.model.generation_settings import Ends
+
+
+class NewText:
+    """New tokens to text as they come, without special tokens and up to where the text ends.
+
+    Args:
+        tokenizer: that made the ids.
+        before: ids of the prompt.
+        ends: where the text ends.
+
+    Attributes:
+        length: characters that came, those behind a stop sequence too.
+        piece: those that the newest token added.
+
+    Example:
+        text = NewText(tokenizer, prompt_ids, ends_of(model, tokenizer))
+        shown = "".join(map(text.add, ids)) + text.rest()
+    """
+
+    def __init__(self, tokenizer: Any, before: Sequence[int], ends: Ends) -> None:
+        self._pieces, self._stop = Pieces(tokenizer, before), StopText(ends.strings)
+        self._hidden = {*tokenizer.all_special_ids, *ends.ids}
+        self.length, self.piece = 0, ""
+
+    @property
+    def found(self) -> bool:
+        """Whether a stop sequence ended it."""
+        return self._stop.found
+
+    def add(self, token: int) -> str:
+        """What may be shown now that this token has come."""
+        return self._stop.add(self._came("" if token in self._hidden else self._pieces.add(token)))
+
+    def rest(self) -> str:
+        """What was held back, as nothing more comes."""
+        return self._stop.add(self._came(self._pieces.rest())) + self._stop.rest()
+
+    def _came(self, text: str) -> str:
+        self.length, self.piece = self.length + len(text), text
+        return text
 
 
 class StopText:

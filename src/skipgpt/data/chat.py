@@ -1,0 +1,77 @@
+"""Turns of a chat to token ids, through the chat template of a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from skipgpt.errors import ConfigError
+
+Turn = dict[str, Any]
+
+_SILENT = frozenset({"role", "content", "tool_call_id"})
+"""Fields that every template reads, or that only tell calls apart."""
+
+
+def chat_ids(tokenizer: Any, turns: Sequence[Turn], **options: Any) -> list[int]:
+    """The token ids of a chat.
+
+    Args:
+        tokenizer: of the base model, with a chat template.
+        turns: with `role` and `content`, and whatever else the template reads.
+        options: of `apply_chat_template`; `add_generation_prompt` where none is given.
+
+    Raises:
+        ConfigError: there is no template, it refuses the turns, or it leaves a part of them out.
+
+    Example:
+        ids = chat_ids(tokenizer, [{"role": "user", "content": "What do cats do?"}])
+    """
+    options = options or {"add_generation_prompt": True}
+    doing = "putting messages into the chat template"
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            doing,
+            got="a tokenizer without one",
+            expected="a model that was trained on chats",
+            todo="give a plain prompt: leave --chat out, or use /v1/completions",
+        )
+    try:
+        ids = tokenizer.apply_chat_template(list(turns), return_dict=True, **options)["input_ids"]
+    except Exception as error:  # templates raise whatever they like
+        raise ConfigError(
+            doing, got=f"its refusal of these messages: {error}", expected="messages that it takes"
+        ) from error
+    if left_out := _left_out(tokenizer, turns, options):
+        raise ConfigError(
+            doing,
+            got=left_out,
+            expected="fields and roles that the template of this model reads",
+            todo="leave it out",
+        )
+    return list(ids)
+
+
+def _left_out(tokenizer: Any, turns: Sequence[Turn], options: dict[str, Any]) -> str | None:
+    """A field or a role that the template does not read, and so would be lost without a word."""
+
+    def rendered(some: Sequence[Turn]) -> str | None:
+        try:
+            return str(tokenizer.apply_chat_template(list(some), tokenize=False, **options))
+        except Exception:  # it is read, as the template misses it
+            return None
+
+    known = {"user", "assistant"}
+    roles = [turn["role"] for turn in turns if turn["role"] not in known]
+    fields = [(n, name) for n, turn in enumerate(turns) for name in turn if name not in _SILENT]
+    if not roles and not fields:
+        return None
+    whole = rendered(turns)
+    for role in dict.fromkeys(roles):
+        if rendered([turn for turn in turns if turn["role"] != role]) == whole:
+            return f"role {role!r} (messages.{[turn['role'] for turn in turns].index(role)}.role)"
+    for n, name in fields:
+        without = {key: value for key, value in turns[n].items() if key != name}
+        if rendered([*turns[:n], without, *turns[n + 1 :]]) == whole:
+            return f"messages.{n}.{name}"
+    return None

@@ -1,0 +1,172 @@
+"""How text is generated and where a turn ends: one decision for every command and engine.
+
+Of the `generation_config` of a base, what says where its texts end counts: `eos_token_id` and
+`stop_strings`. All else is left out: penalties, forced and suppressed tokens, minimum lengths,
+beams, several sequences, and defaults of sampling. So temperature 0 is the argmax of the model's
+logits, sampling draws from their softmax unless a request says otherwise, and two engines agree.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger("skipgpt")
+
+COLDEST = 1e-4
+"""Temperatures below are greedy: divided by them, logits would overflow."""
+
+NEUTRAL: dict[str, Any] = {
+    "use_cache": True,
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "min_length": 0,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+"""Settings of transformers with which the model alone decides; the rest are None."""
+
+_SAMPLING = frozenset(
+    {"temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+)
+"""Settings that change sampled text only."""
+
+_SILENT = frozenset(
+    {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "stop_strings",
+     "do_sample", "max_length", "max_new_tokens", "use_cache", "transformers_version"}
+)  # fmt: skip
+"""Settings that are kept, or that a caller always says anew."""
+
+_CONTENT = "skipgpt"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where a text ends.
+
+    Attributes:
+        ids: tokens that end it.
+        strings: texts that end it, and are left out of it.
+    """
+
+    ids: tuple[int, ...]
+    strings: tuple[str, ...] = ()
+
+
+def ends_of(model: Any, tokenizer: Any, stops: Sequence[str] = ()) -> Ends:
+    """Where texts of a model end: what generation config, tokenizer and chat template say.
+
+    Args:
+        model: of transformers, wrapped by PEFT or not.
+        tokenizer: of the base model.
+        stops: more texts that end it.
+
+    Example:
+        >>> ends_of(model, tokenizer, ["<|im_end|>", "User:"])
+        Ends(ids=(151643, 151645), strings=('<|im_end|>', 'User:'))
+    """
+    settings = vars(model.generation_config) if model.generation_config else {}
+    return ends_in(settings, tokenizer, stops)
+
+
+def ends_in(settings: Mapping[str, Any], tokenizer: Any, stops: Sequence[str] = ()) -> Ends:
+    """`ends_of`, where there is a generation config in place of a model."""
+    found, own = settings.get("eos_token_id"), settings.get("stop_strings") or ()
+    ids: set[int | None] = set(found) if isinstance(found, list | tuple) else {found}
+    ids.add(tokenizer.eos_token_id)
+    strings = dict.fromkeys([*([own] if isinstance(own, str) else own), *stops])
+    named = stop_ids(tokenizer, [*strings, *_turn_ends(tokenizer)])
+    known = {n for n in ids if n is not None and n >= 0}
+    return Ends(tuple(sorted(known | named)), tuple(strings))
+
+
+def stop_ids(tokenizer: Any, stops: Sequence[str]) -> set[int]:
+    """The tokens that stop strings name: a special token has no text that a string could match."""
+    added: dict[str, int] = tokenizer.get_added_vocab()
+    return {added[text] for text in stops if text in added}
+
+
+def _turn_ends(tokenizer: Any) -> list[str]:
+    """The tokens that a chat template puts behind what an assistant says."""
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    user, assistant = ({"role": role, "content": _CONTENT} for role in ("user", "assistant"))
+    added, found = tokenizer.get_added_vocab(), []
+    for turns in ([user, assistant], [user, assistant, user]):
+        try:
+            text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception:  # templates raise whatever they like
+            continue
+        behind = text.split(_CONTENT)[2:3]
+        rest = behind[0].lstrip() if behind else ""
+        found += sorted((token for token in added if rest.startswith(token)), key=len)[-1:]
+    return found
+
+
+@contextmanager
+def plain_generation(model: Any, ends: Ends) -> Iterator[None]:
+    """Inside the block, `model.generate` does what its arguments say, and ends where a text ends.
+
+    Args:
+        model: of transformers, wrapped by PEFT or not.
+        ends: whose ids end a text.
+
+    Example:
+        with plain_generation(model, ends_of(model, tokenizer)):
+            model.generate(**inputs, max_new_tokens=64)   # greedy
+    """
+    from transformers import GenerationConfig
+
+    ids = list(ends.ids)
+    plain = GenerationConfig(**NEUTRAL, eos_token_id=ids or None, pad_token_id=(ids or [0])[0])
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    before, inner.generation_config = inner.generation_config, plain
+    try:
+        yield
+    finally:
+        inner.generation_config = before
+
+
+def write_ends(model: Any, tokenizer: Any) -> None:
+    """Write all ends into the model's `generation_config`, where other programs look for them."""
+    ids = ends_of(model, tokenizer).ids
+    if model.generation_config is not None and ids:
+        model.generation_config.eos_token_id = list(ids) if len(ids) > 1 else ids[0]
+
+
+def drawing_from(temperature: float, top_p: float = 1.0) -> dict[str, Any]:
+    """Arguments of `generate`: greedy at temperature 0, else sampled."""
+    if temperature <= COLDEST:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p}
+
+
+def say_left_out(settings: Any, *, sampling: bool) -> None:
+    """Warn of settings of a base that would change text and are left out.
+
+    Args:
+        settings: a `GenerationConfig`, or None.
+        sampling: whether text is sampled; what changes sampled text only counts then.
+    """
+    given = settings.to_diff_dict() if settings is not None else {}
+    silent = _SILENT if sampling else _SILENT | _SAMPLING
+    found = [
+        f"{name}={value!r}"
+        for name, value in sorted(given.items())
+        if not (name in silent or name.startswith(("_", "output_", "return_")))
+        and value not in (None, NEUTRAL.get(name))
+    ]
+    if found:
+        logger.warning(
+            "the base's generation_config sets %s: left out, the model alone decides",
+            ", ".join(found),
+        )

@@ -1,0 +1,95 @@
+"""What a model can read: how many tokens at once, and which ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from skipgpt.errors import ConfigError, DataError
+
+_STRETCHED = ("linear", "dynamic", "yarn")
+"""Scalings of rotary embeddings whose configs may state the context before scaling."""
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens a model was made to read at once; None where its config does not say."""
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if not longest:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _STRETCHED and rope.get("factor"):
+        original = rope.get("original_max_position_embeddings") or longest
+        longest = max(longest, int(original * rope["factor"]))
+    return int(longest)
+
+
+def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> None:
+    """Refuse a prompt that does not fit into the context together with what is to follow it.
+
+    Args:
+        doing: for the error.
+        context: from `context_of`.
+        prompt: tokens of it.
+        new: tokens to follow.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    if context is None or prompt + new <= context:
+        return
+    room = context - prompt
+    shorter = f"shorten the prompt to at most {context - new:,} tokens" if new < context else ""
+    fewer = f"ask for at most {room:,} new tokens" if room > 0 and new else ""
+    raise ConfigError(
+        doing,
+        got=f"a prompt of {prompt:,} tokens" + (f" and {new:,} new tokens" if new else ""),
+        expected=f"at most {context:,} tokens in all, the model's context",
+        todo=", or ".join(filter(None, (shorter, fewer))) or "take a model with a longer context",
+    )
+
+
+def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
+    """Refuse tokens that the model's embedding has no row for.
+
+    Args:
+        doing: for the error.
+        model: of transformers.
+        tokenizer: that made the ids; None where they come from elsewhere.
+        ids: of any shape.
+
+    Raises:
+        DataError: there is one.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    beyond = ids[(ids >= rows) | (ids < 0)]
+    if not len(beyond):
+        return
+    token = int(beyond[0])
+    name = f" ({tokenizer.convert_ids_to_tokens(token)!r})" if tokenizer and token >= 0 else ""
+    raise DataError(
+        doing,
+        got=f"token {token}{name}",
+        expected=f"tokens from 0 to {rows - 1:,}, the rows of the model's embedding",
+        todo="take the tokenizer that belongs to the model, or leave such tokens out of the text",
+    )
+
+
+def check_rows(doing: str, model: Any, tokenizer: Any, *blocks: Tensor) -> None:
+    """Refuse rows [N, T] that are longer than the context or hold tokens without an embedding.
+
+    Raises:
+        ConfigError: rows are too long.
+        DataError: there is such a token.
+    """
+    context = context_of(model)
+    for rows in blocks:
+        check_ids(doing, model, tokenizer, rows)
+        if context is not None and rows.shape[-1] > context:
+            raise ConfigError(
+                doing,
+                got=f"rows of {rows.shape[-1]:,} tokens",
+                expected=f"at most {context:,}, the model's context",
+                todo=f"set data.block_size to {context:,} or less",
+            )
