@@ -56,6 +56,7 @@ def run(
     steps: settings.Steps = None,
     batch_size: settings.BatchSize = None,
     block_size: settings.BlockSize = None,
+    text_field: options.TextField = None,
     lr: settings.Lr = None,
     recipe: settings.Recipe = None,
     config: settings.Config = None,
@@ -74,6 +75,7 @@ def run(
     named = {
         "batch_size": batch_size,
         "data.block_size": block_size,
+        "data.text_field": text_field,
         **settings.for_stages("steps", steps),
         **settings.for_stages("learning_rate", lr),
     }

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from skipgpt.cli import options
+from skipgpt.cli.settings import data_config
 
 NAME = "eval"
 HELP = """Measure a checkpoint on text or on published tasks, and the sparsity of that very run.
@@ -45,7 +46,10 @@ BatchSize = Annotated[
     typer.Option(min=1, help="Rows a forward.  [default: 8 of text, automatic of tasks]"),
 ]
 
-_OF_TEXT = ("form", "window", "stride", "max_tokens", "block_size", "max_documents", "no_closeness")
+_OF_TEXT = (
+    *("form", "window", "stride", "max_tokens", "block_size", "max_documents"),
+    *("text_field", "no_closeness"),
+)
 _OF_TASKS = ("task_dir", "limit", "use_cache")
 
 
@@ -57,6 +61,7 @@ def run(
         typer.Option(help="Text, JSONL or parquet files, a folder, stdlib. Repeat."),
     ] = None,
     more: options.More = None,
+    text_field: options.TextField = None,
     corpus: Annotated[
         str | None, typer.Option(help="wikitext2 or ptb, from the hub, or its file by --text.")
     ] = None,
@@ -108,6 +113,13 @@ def run(
             got="text and tasks" if of_text else "neither text nor tasks",
             expected="--text or --corpus, or else --tasks or --suite",
         )
+    if corpus and text_field:
+        raise ConfigError(
+            f"reading the corpus {corpus}",
+            got="--text-field",
+            expected="the field that the corpus has on the hub",
+            todo="leave it out",
+        )
     _refuse_given(context, *(("text", _OF_TASKS) if of_text else ("tasks", _OF_TEXT)))
     where: dict[str, Any] = {
         "base": base, "device": device, "dtype": dtype, "quantize": quantize
@@ -136,7 +148,6 @@ def run(
 
     from skipgpt.checkpoint import load
     from skipgpt.checkpoint_folder import local_folder, read_info
-    from skipgpt.config import DataConfig
     from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.calibrate import say_if_uncalibrated
     from skipgpt.evaluation.dense_base import dense_base_of
@@ -148,7 +159,7 @@ def run(
         folder, sparsity=sparsity, budget=as_budget(budget), merge=True, **where
     )
     say_if_uncalibrated(model)
-    config = DataConfig(block_size=block_size, max_documents=max_documents)
+    config = data_config(block_size=block_size, max_documents=max_documents, text_field=text_field)
     rows = batch_size or 8
     with executing(model, cast("Execution", execution)):
         cut = cut_text(

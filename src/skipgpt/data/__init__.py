@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from skipgpt.data.blocks import (
     Blocks,
+    encode_beginning,
     encode_documents,
     load_blocks,
     pack_blocks,
@@ -22,6 +23,7 @@ __all__ = [
     "stdlib_documents",
     "split_documents",
     "encode_documents",
+    "encode_beginning",
     "pack_blocks",
     "Blocks",
     "load_blocks",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 BATCH = 256
 
+AT_ONCE = 64
+"""Documents that are encoded together where a beginning is enough."""
+
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -134,6 +137,27 @@ def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokeniz
     return torch.cat(parts)
 
 
+def encode_beginning(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, tokens: int
+) -> tuple[Tensor, list[Document]]:
+    """Encode no more documents than it takes to have more than `tokens`; 0 encodes all.
+
+    Returns:
+        Token ids [S], which may be more than `tokens`, and the documents that they are of.
+
+    Example:
+        ids, read = encode_beginning(documents, tokenizer, 4096)
+    """
+    stream, found = iter(documents), 0
+    read: list[Document] = []
+    parts = [torch.empty(0, dtype=torch.int64)]
+    while (not tokens or found <= tokens) and (some := list(islice(stream, AT_ONCE))):
+        parts.append(encode_documents(some, tokenizer))
+        read += some
+        found += len(parts[-1])
+    return torch.cat(parts), read
+
+
 def pack_blocks(
     documents: Iterable[Document],
     tokenizer: PreTrainedTokenizerBase,
@@ -164,7 +188,7 @@ def pack_blocks(
             doing,
             got=f"{len(ids)} tokens, which is too short",
             expected=f"{block_size} or more, the length of one row",
-            todo="give more text, lower --block-size, or move the split with --set data.held_out=",
+            todo="give more text, or fewer tokens per row (--block-size)",
         )
     return ids[: rows * block_size].view(rows, block_size)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,14 +107,11 @@ def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> It
     unit = name.rpartition(" ")[2]
     for number, row in rows:
         if field not in row:
-            texts = [key for key, value in row.items() if isinstance(value, str)]
             raise DataError(
                 doing,
                 got=f"{unit} {number} with the fields {', '.join(row) or '(none)'}",
                 expected=f"a field {field!r}",
-                todo=f"name the field that holds the text: --set data.text_field={texts[0]}"
-                if texts
-                else "name the field that holds the text with --set data.text_field=",
+                todo=_name_another(row),
             )
         text = row[field]
         if text is None:
@@ -123,7 +121,7 @@ def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> It
                 doing,
                 got=f"{unit} {number}, where {field!r} holds a {_json_type(text)}",
                 expected="a string",
-                todo="name the field that holds the text with --set data.text_field=",
+                todo=_name_another(row),
             )
         if not text.isascii() and re.search(r"[\ud800-\udfff]", text):
             raise DataError(
@@ -134,6 +132,15 @@ def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> It
             )
         if text.strip():
             yield document_of(f"{name} {number}", text)
+
+
+def _name_another(row: dict[str, Any]) -> str:
+    """Advice to name the field of the longest text in a row, as the command line takes it."""
+    texts = {key: value for key, value in row.items() if isinstance(value, str)}
+    if not texts:
+        return "give rows with a field of text, and name it: --text-field=NAME (text_field)"
+    field = max(texts, key=lambda key: len(texts[key]))
+    return f"name the field that holds the text: --text-field={shlex.quote(field)} (text_field)"
 
 
 def _json_type(value: object) -> str:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from skipgpt.config import DataConfig
-from skipgpt.data import Document, encode_documents, read_documents
+from skipgpt.data import encode_beginning, read_documents
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.windows import rows_of
 
 logger = logging.getLogger("skipgpt")
-
-_AT_ONCE = 64
-"""Documents that are encoded together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +62,7 @@ def source_rows(
     """
     if max_tokens < 0:
         raise ConfigError("reading max_tokens", got=str(max_tokens), expected="0 (all) or more")
-    ids, texts = _beginning(read_documents(sources, config), tokenizer, max_tokens)
+    ids, read = encode_beginning(read_documents(sources, config), tokenizer, max_tokens)
     length = min(config.block_size, context_of(model) or config.block_size)
     if length < config.block_size:
         logger.warning(
@@ -81,19 +76,8 @@ def source_rows(
     said = "the first " * cut + f"{len(ids):,} tokens"
     if len(rows) > 1:
         said += f" in {len(rows):,} rows of {length}, each read from nothing"
+    texts = tuple(document.text for document in read)
     return SourceRows(rows, length, texts, said, len(ids) if cut else 0)
-
-
-def _beginning(
-    documents: Iterable[Document], tokenizer: Any, most: int
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Token ids and texts of documents; no more of them than it takes to have more than `most`."""
-    stream, texts, parts, found = iter(documents), [], [torch.empty(0, dtype=torch.int64)], 0
-    while (not most or found <= most) and (some := list(islice(stream, _AT_ONCE))):
-        parts.append(encode_documents(some, tokenizer))
-        texts += [document.text for document in some]
-        found += len(parts[-1])
-    return torch.cat(parts), tuple(texts)
 
 
 def context_of(model: Any) -> int | None:

@@ -15,7 +15,7 @@ from skipgpt.baselines.static import constant_routes
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget, DataConfig, LoraStage, recipe
 from skipgpt.data import Blocks, load_blocks
-from skipgpt.errors import ConfigError, TrainingError, UnsupportedModelError
+from skipgpt.errors import ConfigError, DivergedError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.export.checks import exportable
@@ -200,7 +200,8 @@ def _choose(
         doing,
         got=f"as the lowest keep rates {found}",
         expected=wanted,
-        todo="raise --keep-rate (keep_rate=) or --sparsity (sparsity=)",
+        todo="raise --keep-rate (keep_rate=) or --sparsity (sparsity=)"
+        + (", or use --format vllm, where either may go alone" if rare and form != "vllm" else ""),
     )
 
 
@@ -240,11 +241,11 @@ def _healed(
         try:
             return run_stage(model, "lora", config, blocks, Path(folder)).merge_and_unload()
         except TrainingError as error:
-            raise TrainingError(
-                "healing the export",
-                got=error.got,
-                expected=error.expected,
-                todo="nothing was written; the same command starts again",
+            todo = "nothing was written; the same command starts again"
+            if isinstance(error, DivergedError):
+                todo = "nothing was written; remove less (--keep-rate), or heal for fewer steps"
+            raise type(error)(
+                "healing the export", got=error.got, expected=error.expected, todo=todo
             ) from error
 
 

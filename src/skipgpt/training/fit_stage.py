@@ -49,14 +49,14 @@ def check_fit(config: TrainConfig, is_new: bool) -> None:
             "planning stage fit",
             got='router.kv = "skip"',
             expected='"dense": a gradient does not see what later tokens lose with a token\'s keys',
-            todo="train such routers with --stages router,lora",
+            todo="train such routers without a fit: --stages router,lora (compare: router@paper)",
         )
     if config.router.decides == "sequence":
         raise ConfigError(
             "planning stage fit",
             got='router.decides = "sequence"',
             expected="a decision for each token, by module or by layer",
-            todo="train such routers with --stages router,lora",
+            todo="train such routers without a fit: --stages router,lora (compare: router@paper)",
         )
     if not is_new or config.stages[0] != "fit":
         raise ConfigError(

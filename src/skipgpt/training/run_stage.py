@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
-from skipgpt.errors import TrainingError
+from skipgpt.errors import StoppedError
 from skipgpt.processes import count, in_lockstep, is_first, layout
 from skipgpt.routing.decision import RuleAt
 from skipgpt.training.callbacks import (
@@ -59,7 +59,8 @@ def run_stage(
         The trained model; with LoRA, it is wrapped by PEFT.
 
     Raises:
-        TrainingError: the loss is no number, the disk refuses, or somebody asked to stop.
+        StoppedError: the disk refuses, or somebody asked to stop.
+        DivergedError: the loss is NaN or infinite.
     """
     from transformers import default_data_collator
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -108,14 +109,14 @@ def run_stage(
             with stop.listening():
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(
+        raise StoppedError(
             f"training stage {stage}, step {trainer.state.global_step}",
             got=str(error),
             expected="room on the disk and permission to write",
             todo="the state saved before is kept; make room and use --resume",
         ) from error
     if stop.received:
-        raise TrainingError(
+        raise StoppedError(
             f"training stage {stage}",
             got=f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}",
             todo="the state was saved; the same command with --resume goes on from it",
