@@ -22,7 +22,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.closeness import IDENTICAL
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
-from skipgpt.model.base import fingerprint, load_base
+from skipgpt.model.base import load_base, weights_digest
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Site
@@ -221,7 +221,7 @@ def prepare(
         )
     config = override(recipe(recipe_name), settings)
     model, tokenizer = load_base(base, **where)
-    of_base = f"{fingerprint(model)} {_digest_of_config(model)}"
+    of_base = f"{weights_digest(model)} {_digest_of_config(model)}"
     blocks = load_blocks(data, tokenizer, config.data)
     add_routers(model, config.router)
     with execution(model, "dense"):

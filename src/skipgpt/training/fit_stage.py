@@ -67,14 +67,13 @@ def check_fit(config: TrainConfig, is_new: bool) -> None:
         )
 
 
-def run_fit(model: Any, config: TrainConfig, text: Tensor, fingerprint: str, out: Path) -> None:
+def run_fit(model: Any, config: TrainConfig, text: Tensor, out: Path) -> None:
     """Fit a model's new routers and stand-ins, in place, and note in run.json what was found.
 
     Args:
         model: with new routers.
         config: of the run.
         text: [N, T] token ids of training text.
-        fingerprint: of the base model's weights.
         out: the folder of the run.
 
     Raises:
@@ -82,7 +81,7 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, fingerprint: str, out
     """
     began = time.perf_counter()
     model.eval().requires_grad_(False)
-    key = key_of(model, fingerprint, text, config)
+    key = key_of(model, text, config)
     found = read_fit(model, key)
     if is_known := found is not None:
         logger.info("stage fit: taken from the cache; only the budget is new")

@@ -157,7 +157,7 @@ def train(
             load_whole()
             model, tokenizer, info = _start(str(out), config, home, dtype, quantize)
         if stage == "fit":
-            run_fit(model, config, blocks.train, info.fingerprint, out)
+            run_fit(model, config, blocks.train, out)
         else:
             model = run_stage(
                 model,

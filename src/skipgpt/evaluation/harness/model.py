@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.errors import MissingExtraError
+from skipgpt.evaluation.harness.kept_answers import answers_key, use_own_table
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.ran import Ran, ran_by_row, sparsity_of, together
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
@@ -115,13 +116,16 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         self._decoded: list[Ran] = []
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Answers are kept from now on, and notes beside them."""
+        """Answers of this model are kept from now on, and notes beside them."""
         super().set_cache_hook(cache_hook)
         if cache_hook.dbdict is not None:
             from sqlitedict import SqliteDict
 
+            key = answers_key(self)
             name = f"{cache_hook.dbdict.filename.removesuffix('.db')}.notes.db"
             self.notes = SqliteDict(name, autocommit=True)
+            for database in (cache_hook.dbdict, self.notes):
+                use_own_table(database, key)
 
     def sparsity_over(self, requests: Iterable[Any] | None = None) -> dict[str, float] | None:
         """Measured sparsity over requests of the harness; over all that were run where None."""
