@@ -11,6 +11,7 @@ import torch
 
 from skipgpt.analysis.live import LiveRouting, OnToken
 from skipgpt.analysis.text import Pieces, pieces_of
+from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError
 from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.trace import record_routing
@@ -50,6 +51,7 @@ def generate(
     *,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
+    control_tokens: bool = False,
     on_token: OnToken | None = None,
 ) -> Generation:
     """Continue a prompt.
@@ -60,6 +62,8 @@ def generate(
         prompt: not empty.
         max_new_tokens: the most to add.
         temperature: 0 is greedy.
+        control_tokens: whether control tokens that are written in the prompt count as such; else
+            they are text.
         on_token: called with each token, the prompt's too, and what ran for it, as soon as that is
             known; the texts together are the prompt and the continuation.
 
@@ -73,7 +77,9 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ConfigError("generating", got=f"{max_new_tokens} new tokens", expected="1 or more")
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    inputs = encode_prompt(
+        tokenizer, prompt, control_tokens=control_tokens, return_tensors="pt"
+    ).to(model.device)
     length = inputs["input_ids"].shape[1]
     if length == 0:
         raise ConfigError("generating", got="an empty prompt", expected="at least one token")
@@ -83,7 +89,7 @@ def generate(
     given, special = inputs["input_ids"][0].tolist(), tokenizer.all_special_ids
     with record_routing(model) as trace:
         if on_token:
-            texts = _texts_of(tokenizer, prompt, given)
+            texts = _texts_of(tokenizer, prompt, given, control_tokens)
             pieces = Pieces(tokenizer, given)
             how["streamer"] = LiveRouting(trace, texts, pieces, special, on_token)
         output = model.generate(
@@ -105,7 +111,7 @@ def generate(
     )
 
 
-def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int]) -> list[str]:
+def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int], control_tokens: bool) -> list[str]:
     """The prompt in the pieces that its tokens stand for; together they are exactly the prompt.
 
     Where the tokenizer does not say which those are, and decodes to another text, the prompt stands
@@ -114,7 +120,10 @@ def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int]) -> list[str]:
     if not tokenizer.is_fast:
         pieces = pieces_of(ids, tokenizer)
         return pieces if "".join(pieces) == prompt else [""] * (len(ids) - 1) + [prompt]
-    spans = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    encoded = encode_prompt(
+        tokenizer, prompt, control_tokens=control_tokens, return_offsets_mapping=True
+    )
+    spans = encoded["offset_mapping"]
     pieces, done = [], 0
     for n, (_, end) in enumerate(spans):
         shared = n + 1 < len(spans) and spans[n + 1][0] < end  # a character of several tokens

@@ -147,7 +147,7 @@ def subject_of_checkpoint(
         folder: of the checkpoint, or its hub id.
         data: text for the prompts; learned routes depend on it.
         tokens: how many the largest batch of prompts has; no more text is read.
-        config: `max_documents` and `text_field`.
+        config: `max_documents`, `text_field` and `control_tokens`.
         base: where the base model lies, if not where the checkpoint says.
         budget: what a sparsity counts; as the checkpoint was trained where None.
         device: where to put both models.
@@ -166,9 +166,11 @@ def subject_of_checkpoint(
         dtype=dtype,
         quantize=info.quantization,
     )
-    documents = read_documents(list(data), config or DataConfig())
-    ids, _ = encode_beginning(documents, tokenizer, tokens)
-    return Subject(Path(folder).name, dense, routed, True, ids, budget)
+    config = config or DataConfig()
+    read, _ = encode_beginning(
+        read_documents(list(data), config), tokenizer, tokens, control_tokens=config.control_tokens
+    )
+    return Subject(Path(folder).name, dense, routed, True, read.ids, budget)
 
 
 def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:

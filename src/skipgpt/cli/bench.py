@@ -53,6 +53,7 @@ def run(
         list[str] | None, typer.Option(help="Text for prompts of a checkpoint.  [default: stdlib]")
     ] = None,
     text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for bench.json, bench.md and bench.svg.")
     ] = None,
@@ -107,7 +108,7 @@ def run(
             str(folder),
             data or ["stdlib"],
             tokens=max(grid.batch_sizes) * max(grid.prompt_tokens),
-            config=settings.data_config(text_field=text_field),
+            config=settings.data_config(text_field=text_field, control_tokens=control_tokens),
             base=base,
             budget=as_budget(budget),
             device=device,

@@ -30,6 +30,7 @@ def run(
         list[str] | None, typer.Option(help="Text to calibrate on; argmax routing without.")
     ] = None,
     text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     block_size: Annotated[
         int | None, typer.Option(help="With --data: tokens per row.  [default: 256]")
     ] = None,
@@ -69,7 +70,9 @@ def run(
         info = calibrate_checkpoint(
             out,
             data,
-            data_config(block_size=block_size, text_field=text_field),
+            data_config(
+                block_size=block_size, text_field=text_field, control_tokens=control_tokens
+            ),
             target=sparsity,
             device=device,
             dtype=dtype,

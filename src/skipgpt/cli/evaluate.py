@@ -48,7 +48,7 @@ BatchSize = Annotated[
 
 _OF_TEXT = (
     *("form", "window", "stride", "max_tokens", "block_size", "max_documents"),
-    *("text_field", "no_closeness"),
+    *("text_field", "control_tokens", "no_closeness"),
 )
 _OF_TASKS = ("task_dir", "limit", "use_cache")
 
@@ -62,6 +62,7 @@ def run(
     ] = None,
     more: options.More = None,
     text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     corpus: Annotated[
         str | None, typer.Option(help="wikitext2 or ptb, from the hub, or its file by --text.")
     ] = None,
@@ -159,7 +160,12 @@ def run(
         folder, sparsity=sparsity, budget=as_budget(budget), merge=True, **where
     )
     say_if_uncalibrated(model)
-    config = data_config(block_size=block_size, max_documents=max_documents, text_field=text_field)
+    config = data_config(
+        block_size=block_size,
+        max_documents=max_documents,
+        text_field=text_field,
+        control_tokens=control_tokens,
+    )
     rows = batch_size or 8
     with executing(model, cast("Execution", execution)):
         cut = cut_text(

@@ -23,6 +23,7 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens to add.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy.")] = False,
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    control_tokens: options.ControlTokens = False,
     show_routing: Annotated[
         bool,
         typer.Option("--show-routing", help="Colour each token by the share of modules it ran."),
@@ -68,7 +69,8 @@ def run(
         quantize=quantize,
     )
     how: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature if sample else 0.0
+        "max_new_tokens": max_new_tokens, "temperature": temperature if sample else 0.0,
+        "control_tokens": control_tokens,
     }  # fmt: skip
     scale = Scale.around(read_info(where).target_sparsity if sparsity is None else sparsity)
     live = show_routing and not as_json

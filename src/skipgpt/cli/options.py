@@ -42,6 +42,12 @@ TextField = Annotated[
         "--text-field", help="Field of JSONL, parquet or hub rows that holds text.  [default: text]"
     ),
 ]
+ControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--control-tokens", help="Special tokens written in the text count as such, not as text."
+    ),
+]
 Sparsity = Annotated[
     float | None,
     typer.Option("--sparsity", help="Share to save, of --budget; the trained target if absent."),

@@ -33,6 +33,7 @@ def run(
         typer.Option(help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."),
     ] = None,
     text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     run: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
     out: Annotated[
         Path | None,
@@ -104,7 +105,12 @@ def run(
     from skipgpt.report.several import gather_several
     from skipgpt.report.writing import rendered, write
 
-    config = data_config(block_size=block_size, max_documents=max_documents, text_field=text_field)
+    config = data_config(
+        block_size=block_size,
+        max_documents=max_documents,
+        text_field=text_field,
+        control_tokens=control_tokens,
+    )
     given: dict[str, Any] = {
         "sparsity": sparsity, "budget": as_budget(budget), "max_tokens": max_tokens,
         "batch_size": batch_size,

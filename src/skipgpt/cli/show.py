@@ -29,6 +29,7 @@ def run(
     ] = None,
     more: options.More = None,
     text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     sparsity: options.Sparsity = None,
     budget: options.Budget = None,
     block_size: Annotated[int, typer.Option(help="Tokens a row of the text.")] = 256,
@@ -82,7 +83,9 @@ def run(
             quantize=quantize,
         )
         say_if_uncalibrated(model)
-        config = data_config(block_size=block_size, text_field=text_field)
+        config = data_config(
+            block_size=block_size, text_field=text_field, control_tokens=control_tokens
+        )
         read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
         logging.getLogger("skipgpt").info("reading %s", read.said)
         with advancing("reading the text") as advance:

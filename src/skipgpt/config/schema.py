@@ -58,6 +58,9 @@ class DataConfig:
         held_out: share of documents kept for calibration and evaluation.
         max_documents: read no more than this many documents; 0 reads all.
         text_field: the field of a JSONL or parquet row that holds the text.
+        control_tokens: whether control tokens that are written in a document count as such; else
+            they are text.
+        seed: of the order in which a hub dataset is read, whatever trains on it.
         calibration_tokens: held-out tokens that set the thresholds.
         evaluation_tokens: other held-out tokens that a finished stage is measured on.
     """
@@ -66,6 +69,8 @@ class DataConfig:
     held_out: float = 0.05
     max_documents: int = 0
     text_field: str = "text"
+    control_tokens: bool = False
+    seed: int = 0
     calibration_tokens: int = 32768
     evaluation_tokens: int = 32768
 
@@ -238,6 +243,16 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     report_to: tuple[str, ...] = ()
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of training text that the longest stage, fits and searches take."""
+        steps = {"lora": self.lora_stage.steps, "router": self.router_stage.steps}
+        steps["joint"] = self.router_stage.steps
+        longest = max((steps.get(stage, 0) for stage in self.stages), default=0)
+        trained = longest * self.batch_size * self.accumulation * self.data.block_size
+        fitted = (self.fit_stage.tokens, self.fit_stage.stand_in_tokens)
+        return max(trained, *fitted, self.router_stage.static_tokens, self.router_stage.fit_tokens)
 
     def __post_init__(self) -> None:
         check_choices(self)

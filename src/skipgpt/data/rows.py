@@ -16,6 +16,9 @@ from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
 
 Row = tuple[int, dict[str, Any]]
 
+SHUFFLED = 1000
+"""Rows of a hub dataset that are shuffled among each other."""
+
 
 def json_documents(path: Path, name: str, field: str) -> Iterator[Document]:
     """The documents of a file with one JSON object a line."""
@@ -34,11 +37,11 @@ def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
     return _row_documents(rows, doing, f"{name}, row", field)
 
 
-def hub_documents(source: str, field: str) -> Iterator[Document]:
-    """The documents of a hub dataset, `org/name` or `org/name:config`, as they arrive."""
+def hub_documents(source: str, field: str, seed: int = 0) -> Iterator[Document]:
+    """The documents of a hub dataset, `org/name` or `org/name:config`, in an order by a seed."""
     doing = f"streaming the hub dataset {source}"
     rows = _guarded(
-        _hub_rows(source, _import_extra("datasets", doing)),
+        _hub_rows(source, seed, _import_extra("datasets", doing)),
         doing,
         expected="a dataset that can be reached, with a split named train",
         todo="check the id (org/name:config where it has several), the network and "
@@ -89,9 +92,11 @@ def _parquet_rows(path: Path, field: str, parquet: Any) -> Iterator[Row]:
                 yield number, row
 
 
-def _hub_rows(source: str, datasets: Any) -> Iterator[Row]:
+def _hub_rows(source: str, seed: int, datasets: Any) -> Iterator[Row]:
     name, _, subset = source.partition(":")
     stream = datasets.load_dataset(name, subset or None, split="train", streaming=True)
+    if hasattr(stream, "shuffle"):  # its files, and rows that lie near each other
+        stream = stream.shuffle(seed=seed, buffer_size=SHUFFLED)
     yield from enumerate(stream, 1)
 
 

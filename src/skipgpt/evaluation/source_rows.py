@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skipgpt.config import DataConfig
 from skipgpt.data import encode_beginning, read_documents
+from skipgpt.data.sources import check_limit
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.windows import rows_of
 
@@ -27,6 +28,7 @@ class SourceRows:
         texts: the documents that the rows are of; the last of them may go on behind the rows.
         said: how the text was cut, in a sentence.
         first: tokens that are read, where the text goes on behind them; else 0.
+        inside: rows that begin inside a document.
     """
 
     rows: list[Tensor]
@@ -34,6 +36,7 @@ class SourceRows:
     texts: tuple[str, ...]
     said: str
     first: int = 0
+    inside: int = 0
 
 
 def source_rows(
@@ -50,7 +53,7 @@ def source_rows(
         sources: as for `skipgpt.data.read_documents`.
         tokenizer: of the base model.
         model: that will read them.
-        config: `block_size` tokens a row, `max_documents` and `text_field`.
+        config: `block_size` tokens a row, `max_documents`, `text_field`, `control_tokens`.
         max_tokens: read no more than this; 0 reads all.
 
     Raises:
@@ -62,7 +65,14 @@ def source_rows(
     """
     if max_tokens < 0:
         raise ConfigError("reading max_tokens", got=str(max_tokens), expected="0 (all) or more")
-    ids, read = encode_beginning(read_documents(sources, config), tokenizer, max_tokens)
+    check_limit(sources, max_tokens or config.max_documents, "--max-tokens (max_tokens)")
+    encoded, read = encode_beginning(
+        read_documents(sources, config),
+        tokenizer,
+        max_tokens,
+        control_tokens=config.control_tokens,
+    )
+    ids = encoded.ids
     length = min(config.block_size, context_of(model) or config.block_size)
     if length < config.block_size:
         logger.warning(
@@ -76,8 +86,11 @@ def source_rows(
     said = "the first " * cut + f"{len(ids):,} tokens"
     if len(rows) > 1:
         said += f" in {len(rows):,} rows of {length}, each read from nothing"
+    inside = encoded.inside(range(0, len(rows) * length, length))
+    if inside:
+        said += f", {inside:,} from inside a document"
     texts = tuple(document.text for document in read)
-    return SourceRows(rows, length, texts, said, len(ids) if cut else 0)
+    return SourceRows(rows, length, texts, said, len(ids) if cut else 0, inside)
 
 
 def context_of(model: Any) -> int | None:

@@ -122,7 +122,8 @@ def export_static(
     if heal:
         check_targets(model, heal)
     cutting = cutting or DataConfig()
-    blocks = load_blocks(data, tokenizer, cutting)
+    healing = heal.steps * recipe("default").batch_size * cutting.block_size if heal else 0
+    blocks = load_blocks(data, tokenizer, cutting, train_tokens=healing)
     rates = _keep_rates(model, cut(blocks.calibration, cutting.calibration_tokens))
     layers, removed, kept_anyway = _choose(model, rates, keep_rate, form, doing)
 

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from skipgpt.config import check_pair
+from skipgpt.data.encoding import encode_chat, encode_prompt
 from skipgpt.errors import ConfigError
 from skipgpt.model.dial import dialled
 from skipgpt.model.trace import routing_state
@@ -76,7 +77,7 @@ def build_app(
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         ids: Any = asked.prompt
         if isinstance(ids, str):  # others are answered meanwhile
-            ids = (await run_in_threadpool(engine.tokenizer, ids))["input_ids"]
+            ids = (await run_in_threadpool(encode_prompt, engine.tokenizer, ids))["input_ids"]
         job = _job(engine, name, context, asked, ids, asked.most, asked.logprobs)
         reply = Reply(name, False, len(ids), asked.logprobs is not None)
         return await _answer(engine.submit(job), reply, asked, request)
@@ -126,10 +127,9 @@ def _chat_ids(tokenizer: Any, asked: ChatRequest) -> list[int]:
         raise HTTPException(400, "this model has no chat template; use /v1/completions")
     turns = [message.model_dump() for message in asked.messages]
     try:
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        return encode_chat(tokenizer, turns, add_generation_prompt=True)
     except Exception as error:  # templates raise whatever they like
         raise HTTPException(400, f"the chat template refuses these messages: {error}") from error
-    return list(ids["input_ids"])
 
 
 async def _answer(running: Running, reply: Reply, asked: Wanted, request: Request) -> Response:

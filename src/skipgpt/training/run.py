@@ -128,7 +128,7 @@ def train(
     check_whole(quantization_of(model))
     config = _with_routers_of(model, config)
     savings_of(model, config).check_reach(config.target_sparsity)
-    blocks = load_blocks(data, tokenizer, config.data)
+    blocks = load_blocks(data, tokenizer, config.data, train_tokens=config.train_tokens)
     facts = {
         "base": base,
         "data": data,
