@@ -205,7 +205,7 @@ def weights_digest(model: nn.Module, *, routers: bool = True) -> str:
         if routers or not is_routing(name):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             values = tensor.detach().cpu().contiguous().flatten()
-            digest.update(memoryview(values.view(torch.uint8).numpy()))
+            digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
