@@ -72,6 +72,18 @@ def pack_blocks(
     Example:
         rows = pack_blocks(documents, tokenizer, block_size=256)
     """
+    rows, _ = _packed(documents, tokenizer, block_size, doing, control_tokens)
+    return rows
+
+
+def _packed(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    doing: str,
+    control_tokens: bool,
+) -> tuple[Tensor, int]:
+    """The rows, and how many of them begin inside a document."""
     encoded = encode_stream(documents, tokenizer, control_tokens=control_tokens)
     ids = encoded.ids
     rows = len(ids) // block_size
@@ -83,11 +95,7 @@ def pack_blocks(
             todo="give more text, or fewer tokens per row (--block-size)",
         )
     inside = encoded.inside(range(0, rows * block_size, block_size))
-    logger.info(
-        "%s: %d rows of %d tokens; %d of them begin inside a document",
-        *(doing, rows, block_size, inside),
-    )
-    return ids[: rows * block_size].view(rows, block_size)
+    return ids[: rows * block_size].view(rows, block_size), inside
 
 
 def load_blocks(
@@ -122,22 +130,26 @@ def load_blocks(
     train, aside = split_documents(documents, config.held_out)
     controls = config.control_tokens
 
-    def pack(documents: Sequence[Document], doing: str) -> Tensor:
-        return pack_blocks(documents, tokenizer, config.block_size, doing, control_tokens=controls)
+    def pack(documents: Sequence[Document], doing: str) -> tuple[Tensor, int]:
+        return _packed(documents, tokenizer, config.block_size, doing, controls)
 
-    rows = pack(train, "packing the training text")
+    rows, inside = pack(train, "packing the training text")
     calibration, held_out = rows, aside
     if len({document.group for document in aside}) > 1:
         first, second = split_documents(aside, config.held_out / 2)
         if len(encode_documents(first, tokenizer, control_tokens=controls)) >= config.block_size:
-            calibration = pack(first, "packing the calibration text")
+            calibration, _ = pack(first, "packing the calibration text")
             held_out = second
-    held_rows = pack(held_out, "packing the held-out text")
+    held_rows, _ = pack(held_out, "packing the held-out text")
     digest = hashlib.sha256(json.dumps(_of_a_fingerprint(config), sort_keys=True).encode())
     for part in (rows, calibration, held_rows):
         digest.update(f"{len(part)} rows".encode())
         digest.update(part.numpy().astype("<i8").tobytes())
     counts = (len(train), len(aside))
+    logger.info(
+        "training text: %d rows of %d tokens, %d of which begin inside a document",
+        *(len(rows), config.block_size, inside),
+    )
     return Blocks(rows, calibration, held_rows, digest.hexdigest()[:16], counts)
 
 

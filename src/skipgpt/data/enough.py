@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from skipgpt.config import DataConfig
 from skipgpt.data.documents import Document
 from skipgpt.data.split import place_of
-from skipgpt.data.stream import AT_ONCE, encode_documents
+from skipgpt.data.stream import AT_ONCE, encode_stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,21 +57,29 @@ def read_enough(
     most = PATIENCE * LETTERS * expected
     have, read, letters = [0, 0, 0], 0, 0
     kept: list[Document] = []
+
+    def side_of(document: Document) -> int:
+        place = place_of(document.group)
+        return 0 if place < share / 2 else 1 if place < share else 2
+
+    def lacks(document: Document) -> bool:
+        side = side_of(document)
+        return have[side] < needs[side]
+
     stream = iter(documents)
     while any(a < b for a, b in zip(have, needs, strict=True)) and letters <= most:
         some = list(islice(stream, AT_ONCE))
         if not some:
             break
         read += len(some)
-        for document in some:
-            letters += len(document.text)
-            place = place_of(document.group)
-            side = 0 if place < share / 2 else 1 if place < share else 2
-            if have[side] >= needs[side]:
-                continue
-            ids = encode_documents([document], tokenizer, control_tokens=config.control_tokens)
-            have[side] += len(ids)
-            kept.append(document)
+        letters += sum(len(document.text) for document in some)
+        some = [document for document in some if lacks(document)]
+        encoded = encode_stream(some, tokenizer, control_tokens=config.control_tokens)
+        ends = [*encoded.starts, len(encoded.ids)][1:]
+        for document, start, end in zip(some, encoded.starts, ends, strict=True):
+            if lacks(document):
+                have[side_of(document)] += end - start
+                kept.append(document)
     logger.info(
         "read %s documents: %s tokens to train on, %s to calibrate on, %s to measure on",
         f"{read:,}", f"{have[2]:,}", f"{have[0]:,}", f"{have[1]:,}",
