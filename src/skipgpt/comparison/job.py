@@ -222,7 +222,9 @@ def prepare(
     config = override(recipe(recipe_name), settings)
     model, tokenizer = load_base(base, **where)
     of_base = f"{weights_digest(model)} {_digest_of_config(model)}"
-    blocks = load_blocks(data, tokenizer, config.data, train_tokens=config.train_tokens)
+    searched = config.router_stage.static_tokens, config.router_stage.fit_tokens
+    most = max(config.train_tokens, *searched)
+    blocks = load_blocks(data, tokenizer, config.data, train_tokens=most)
     add_routers(model, config.router)
     with execution(model, "dense"):
         dense = perplexity(model, cut(blocks.held_out, config.data.evaluation_tokens))

@@ -247,12 +247,17 @@ class TrainConfig:
     @property
     def train_tokens(self) -> int:
         """Tokens of training text that the longest stage, fits and searches take."""
-        steps = {"lora": self.lora_stage.steps, "router": self.router_stage.steps}
-        steps["joint"] = self.router_stage.steps
-        longest = max((steps.get(stage, 0) for stage in self.stages), default=0)
-        trained = longest * self.batch_size * self.accumulation * self.data.block_size
-        fitted = (self.fit_stage.tokens, self.fit_stage.stand_in_tokens)
-        return max(trained, *fitted, self.router_stage.static_tokens, self.router_stage.fit_tokens)
+        routers, lora = self.router_stage, self.lora_stage
+        steps = {"router": routers.steps, "joint": routers.steps, "lora": lora.steps}
+        rows = self.batch_size * self.accumulation
+        needs = [steps.get(each, 0) * rows * self.data.block_size for each in self.stages]
+        if "fit" in self.stages:
+            needs += [self.fit_stage.tokens, self.fit_stage.stand_in_tokens]
+        if routers.start == "static" or routers.static_blend:
+            needs.append(routers.static_tokens)
+        if self.router.stand_in:
+            needs.append(routers.fit_tokens)
+        return max(needs)
 
     def __post_init__(self) -> None:
         check_choices(self)

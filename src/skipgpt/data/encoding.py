@@ -55,7 +55,8 @@ def boundaries(tokenizer: Any) -> Boundaries:
         return Boundaries(before=(tokenizer.bos_token_id,))
     if tokenizer.eos_token_id is not None and not _is_role_marker(tokenizer, tokenizer.eos_token):
         return Boundaries(after=(tokenizer.eos_token_id,))
-    if END_OF_TEXT in control_tokens(tokenizer):
+    has_either = (tokenizer.bos_token_id, tokenizer.eos_token_id) != (None, None)
+    if has_either and END_OF_TEXT in control_tokens(tokenizer):
         return Boundaries(before=(tokenizer.convert_tokens_to_ids(END_OF_TEXT),))
     return Boundaries()
 
