@@ -310,7 +310,7 @@ def test_a_hub_dataset_without_the_field_or_without_rows_is_refused(
 ) -> None:
     error = refusal("org/name")
     assert "row 1 with the fields body" in error.got
-    assert error.todo.endswith("--set data.text_field=body")
+    assert error.todo.endswith("--text-field=body (text_field)")
     assert "no row with text" in refusal("org/empty").got
 
 
@@ -439,7 +439,7 @@ def test_a_row_without_the_field_names_those_that_exist(tmp_path: Path) -> None:
         error = refusal(path)
         assert error.got == f"{unit} 1 with the fields id, story, title"
         assert error.expected == "a field 'text'"
-        assert error.todo.endswith("--set data.text_field=story")
+        assert error.todo.endswith("--text-field=story (text_field)")
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:

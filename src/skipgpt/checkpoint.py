@@ -224,7 +224,11 @@ def load(
             got=f"base model {name!r} with fingerprint {found}{_held(quantization_of(model))}",
             expected=f"fingerprint {info.fingerprint}{_held(kind)}, the weights the routers were "
             "trained on",
-            todo="pass the right base model with base= (--base)"
+            todo=(
+                f"write the path of the right base model as `base` into {folder / CONFIG}"
+                if trainable
+                else "pass the right base model with base= (--base)"
+            )
             + (" and the dtype of training with dtype= (--dtype)" if kind else ""),
         )
     doing = f"loading the checkpoint {folder} on the base model {name!r}"

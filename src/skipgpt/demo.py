@@ -18,6 +18,7 @@ from skipgpt.baselines.units import sites_of
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget, DataConfig, recipe
 from skipgpt.data import load_blocks, read_documents, split_documents
+from skipgpt.errors import StoppedError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.folder_lock import writing_to
@@ -144,7 +145,10 @@ def _demo(
     config = override(recipe("default"), changes)
     logger.info("fitting and training routers, calibrating, healing with LoRA")
     where: dict[str, Any] = {"device": device, "dtype": dtype}
-    trained = train("nano", ["stdlib"], out / "checkpoint", config, overwrite=True, **where)
+    try:
+        trained = train("nano", ["stdlib"], out / "checkpoint", config, overwrite=True, **where)
+    except StoppedError as error:
+        raise error.advising("the same command starts again") from error
 
     logger.info("measuring static removal on the same text")
     model, tokenizer = load(out / "checkpoint", merge=True, **where)

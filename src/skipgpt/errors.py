@@ -6,6 +6,7 @@
     ├── CheckpointError                 files are missing, damaged or of another base model
     ├── DataError                       text that cannot be read, or not enough of it
     ├── TrainingError                   training had to stop; the message says what was kept
+    │   └── DivergedError               a value is NaN or infinite
     ├── StoppedError                    a signal stopped the work; the message says what is kept
     ├── ServingError                    an engine that serves a model ended by itself
     └── MissingExtraError(ImportError)  an optional package is absent; prints the install line
@@ -21,7 +22,7 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 
 class SkipGPTError(Exception):
@@ -42,6 +43,10 @@ class SkipGPTError(Exception):
         if todo:
             message += f"; {todo}"
         super().__init__(message)
+
+    def advising(self, todo: str) -> Self:
+        """The same error with other advice, for a caller that has other options."""
+        return type(self)(self.doing, got=self.got, expected=self.expected, todo=todo)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """An error may cross from one process to another, which its arguments alone would not."""
@@ -72,6 +77,10 @@ class DataError(SkipGPTError):
 
 class TrainingError(SkipGPTError):
     """Training had to stop; the message says what was kept."""
+
+
+class DivergedError(TrainingError):
+    """Training met a value that is NaN or infinite."""
 
 
 class StoppedError(SkipGPTError):

@@ -14,6 +14,7 @@ from skipgpt.analysis.live import LiveRouting, OnToken
 from skipgpt.analysis.stop_text import NewText
 from skipgpt.analysis.text import pieces_of
 from skipgpt.data.chat import chat_ids
+from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError
 from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.generation_settings import drawing_from, ends_of, plain_generation
@@ -56,6 +57,7 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     chat: bool = False,
+    control_tokens: bool = False,
     on_token: OnToken | None = None,
 ) -> Generation:
     """Continue a prompt.
@@ -67,6 +69,8 @@ def generate(
         max_new_tokens: the most to add.
         temperature: 0 is greedy.
         chat: whether the prompt is what a user says, to be put into the chat template.
+        control_tokens: whether control tokens that are written in the prompt count as such; else
+            they are text.
         on_token: called with each token, the prompt's too, and what ran for it, as soon as that is
             known; the texts together are the prompt, within its template, and the continuation.
 
@@ -85,9 +89,9 @@ def generate(
     if not 0 <= temperature < math.inf:
         raise ConfigError("generating", got=f"temperature {temperature}", expected="0 or more")
     if chat:
-        given = chat_ids(tokenizer, [{"role": "user", "content": prompt}])
+        given = chat_ids(tokenizer, [{"role": "user", "content": prompt}], control_tokens)
     else:
-        given = tokenizer(prompt)["input_ids"]
+        given = encode_prompt(tokenizer, prompt, control_tokens=control_tokens)["input_ids"]
     ids = torch.tensor([given], dtype=torch.int64, device=model.device)
     length = len(given)
     if length == 0:
@@ -100,7 +104,11 @@ def generate(
         how |= {"stop_strings": list(ends.strings), "tokenizer": tokenizer}
     with record_routing(model) as trace, plain_generation(model, ends):
         if on_token:
-            texts = pieces_of(given, tokenizer) if chat else _texts_of(tokenizer, prompt, given)
+            texts = (
+                pieces_of(given, tokenizer)
+                if chat
+                else _texts_of(tokenizer, prompt, given, control_tokens)
+            )
             live = NewText(tokenizer, given, ends)
             how["streamer"] = LiveRouting(trace, texts, live, on_token)
         output = model.generate(
@@ -121,7 +129,7 @@ def generate(
     )
 
 
-def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int]) -> list[str]:
+def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int], control_tokens: bool) -> list[str]:
     """The prompt in the pieces that its tokens stand for; together they are exactly the prompt.
 
     Where the tokenizer does not say which those are, and decodes to another text, the prompt stands
@@ -130,7 +138,10 @@ def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int]) -> list[str]:
     if not tokenizer.is_fast:
         pieces = pieces_of(ids, tokenizer)
         return pieces if "".join(pieces) == prompt else [""] * (len(ids) - 1) + [prompt]
-    spans = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    encoded = encode_prompt(
+        tokenizer, prompt, control_tokens=control_tokens, return_offsets_mapping=True
+    )
+    spans = encoded["offset_mapping"]
     pieces, done = [], 0
     for n, (_, end) in enumerate(spans):
         shared = n + 1 < len(spans) and spans[n + 1][0] < end  # a character of several tokens

@@ -35,5 +35,5 @@ def refuse_quantized(model: nn.Module, doing: str) -> None:
             doing,
             got="a quantised base model",
             expected="weights as floating-point numbers",
-            todo="load the base without --quantize (quantize=None), or choose another method",
+            todo="give a base whose weights are not quantised, or choose another method",
         )

@@ -16,7 +16,7 @@ from skipgpt.benchmark.shapes import shape_config
 from skipgpt.checkpoint import load
 from skipgpt.checkpoint_folder import local_folder, read_info
 from skipgpt.config import Budget, DataConfig
-from skipgpt.data import pack_blocks, read_documents
+from skipgpt.data import encode_beginning, read_documents
 from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
 from skipgpt.model.dial import set_sparsity
@@ -135,6 +135,9 @@ def subject_of_checkpoint(
     folder: str | Path,
     data: Sequence[str],
     *,
+    tokens: int = 1 << 18,
+    config: DataConfig | None = None,
+    base: str | None = None,
     budget: Budget | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -144,6 +147,9 @@ def subject_of_checkpoint(
     Args:
         folder: of the checkpoint, or its hub id.
         data: text for the prompts; learned routes depend on it.
+        tokens: how many the largest batch of prompts has; no more text is read.
+        config: `max_documents`, `text_field` and `control_tokens`.
+        base: where the base model lies, if not where the checkpoint says.
         budget: what a sparsity counts; as the checkpoint was trained where None.
         device: where to put both models.
         dtype: of the base model.
@@ -152,14 +158,21 @@ def subject_of_checkpoint(
         CheckpointError: files are missing or damaged.
         DataError: there is no text.
     """
-    routed, tokenizer = load(folder, merge=True, device=device, dtype=dtype)
+    routed, tokenizer = load(folder, base=base, merge=True, device=device, dtype=dtype)
     info = read_info(local_folder(folder))
     dense, _ = load_base(
-        info.base, revision=info.revision, device=device, dtype=dtype, quantize=info.quantization
+        base or info.base,
+        revision=info.revision,
+        device=device,
+        dtype=dtype,
+        quantize=info.quantization,
     )
-    blocks = pack_blocks(read_documents(list(data), DataConfig()), tokenizer, 256)
-    check_ids("reading the text for prompts", dense, tokenizer, blocks)
-    return Subject(Path(folder).name, dense, routed, True, blocks.flatten(), budget)
+    config = config or DataConfig()
+    read, _ = encode_beginning(
+        read_documents(list(data), config), tokenizer, tokens, control_tokens=config.control_tokens
+    )
+    check_ids("reading the text for prompts", dense, tokenizer, read.ids)
+    return Subject(Path(folder).name, dense, routed, True, read.ids, budget)
 
 
 def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:

@@ -70,8 +70,10 @@ def main() -> None:
         if "--traceback" in sys.argv:
             raise
         if "RANK" in os.environ and _is_loss_of_a_process(error):
-            todo = "the states saved before are kept; the same command with --resume goes on"
-            sys.exit(_fail(f"running on several processes: got one that ended early; {todo}", 1))
+            what = "running on several processes: got one that ended early"
+            if train.NAME in sys.argv[1:2]:
+                what += "; the states saved before are kept; the same command with --resume goes on"
+            sys.exit(_fail(what, 1))
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         sys.exit(_fail(f"unexpected {what}; --traceback shows where", 1))
 

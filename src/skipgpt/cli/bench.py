@@ -52,9 +52,12 @@ def run(
     data: Annotated[
         list[str] | None, typer.Option(help="Text for prompts of a checkpoint.  [default: stdlib]")
     ] = None,
+    text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for bench.json, bench.md and bench.svg.")
     ] = None,
+    base: options.BaseOverride = None,
     as_json: options.Json = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -107,6 +110,9 @@ def run(
             else subject_of_checkpoint(
                 str(folder),
                 data or ["stdlib"],
+                tokens=max(grid.batch_sizes) * max(grid.prompt_tokens),
+                config=settings.data_config(text_field=text_field, control_tokens=control_tokens),
+                base=base,
                 budget=as_budget(budget),
                 device=device,
                 dtype=dtype,

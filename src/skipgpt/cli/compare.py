@@ -60,6 +60,8 @@ def run(
     steps: settings.Steps = None,
     batch_size: settings.BatchSize = None,
     block_size: settings.BlockSize = None,
+    text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     lr: settings.Lr = None,
     recipe: settings.Recipe = None,
     config: settings.Config = None,
@@ -78,6 +80,8 @@ def run(
     named = {
         "batch_size": batch_size,
         "data.block_size": block_size,
+        "data.text_field": text_field,
+        "data.control_tokens": control_tokens or None,
         **settings.for_stages("steps", steps),
         **settings.for_stages("learning_rate", lr),
     }

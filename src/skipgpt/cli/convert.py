@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from skipgpt.cli import options
+from skipgpt.cli.settings import data_config
 
 NAME = "convert"
 HELP = """Turn a router file of the paper's authors into a checkpoint.
@@ -28,6 +29,11 @@ def run(
     data: Annotated[
         list[str] | None, typer.Option(help="Text to calibrate on; argmax routing without.")
     ] = None,
+    text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
+    block_size: Annotated[
+        int | None, typer.Option(help="With --data: tokens per row.  [default: 256]")
+    ] = None,
     sparsity: Annotated[float, typer.Option(help="Target to calibrate to, of --budget.")] = 0.25,
     budget: Annotated[
         str, typer.Option(help="What --sparsity counts: modules, as the paper; flops or time.")
@@ -46,7 +52,7 @@ def run(
 ) -> None:
     """Parse, convert, print."""
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.config import DataConfig, check_budget
+    from skipgpt.config import check_budget
     from skipgpt.convert import convert
     from skipgpt.evaluation.calibrate import calibrate_checkpoint
 
@@ -62,7 +68,14 @@ def run(
     )
     if data:
         info = calibrate_checkpoint(
-            out, data, DataConfig(), target=sparsity, device=device, dtype=dtype
+            out,
+            data,
+            data_config(
+                block_size=block_size, text_field=text_field, control_tokens=control_tokens
+            ),
+            target=sparsity,
+            device=device,
+            dtype=dtype,
         )
     stages = ", ".join(info.stages)
     text = f"{out}\nhead {info.router.head}, stages {stages}, base {info.base}"

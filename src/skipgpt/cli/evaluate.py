@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from skipgpt.cli import options
+from skipgpt.cli.settings import data_config
 
 NAME = "eval"
 HELP = """Measure a checkpoint on text or on published tasks, and the sparsity of that very run.
@@ -54,14 +55,8 @@ BatchSize = Annotated[
 ]
 
 _OF_TEXT = (
-    "form",
-    "window",
-    "stride",
-    "max_tokens",
-    "block_size",
-    "max_documents",
-    "no_closeness",
-    "continuations",
+    *("form", "window", "stride", "max_tokens", "block_size", "max_documents"),
+    *("text_field", "control_tokens", "no_closeness", "continuations"),
 )
 _OF_TASKS = ("task_dir", "limit", "use_cache")
 
@@ -74,6 +69,8 @@ def run(
         typer.Option(help="Text, JSONL or parquet files, a folder, stdlib. Repeat."),
     ] = None,
     more: options.More = None,
+    text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     corpus: Annotated[
         str | None, typer.Option(help="wikitext2 or ptb, from the hub, or its file by --text.")
     ] = None,
@@ -126,6 +123,13 @@ def run(
             got="text and tasks" if of_text else "neither text nor tasks",
             expected="--text or --corpus, or else --tasks or --suite",
         )
+    if corpus and text_field:
+        raise ConfigError(
+            f"reading the corpus {corpus}",
+            got="--text-field",
+            expected="the field that the corpus has on the hub",
+            todo="leave it out",
+        )
     _refuse_given(context, *(("text", _OF_TASKS) if of_text else ("tasks", _OF_TEXT)))
     where: dict[str, Any] = {
         "base": base, "device": device, "dtype": dtype, "quantize": quantize
@@ -154,7 +158,6 @@ def run(
 
     from skipgpt.checkpoint import load
     from skipgpt.checkpoint_folder import local_folder, read_info
-    from skipgpt.config import DataConfig
     from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.calibrate import say_if_uncalibrated
     from skipgpt.evaluation.dense_base import dense_base_of
@@ -166,7 +169,12 @@ def run(
         folder, sparsity=sparsity, budget=as_budget(budget), merge=True, **where
     )
     say_if_uncalibrated(model)
-    config = DataConfig(block_size=block_size, max_documents=max_documents)
+    config = data_config(
+        block_size=block_size,
+        max_documents=max_documents,
+        text_field=text_field,
+        control_tokens=control_tokens,
+    )
     rows = batch_size or 8
     with executing(model, cast("Execution", execution)):
         cut = cut_text(

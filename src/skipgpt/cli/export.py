@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from skipgpt.cli import options
+from skipgpt.cli.settings import data_config
 
 NAME = "export"
 HELP = """Write a checkpoint and its base model as one transformers folder, LoRA merged in.
@@ -40,6 +41,8 @@ def run(
         list[str] | None,
         typer.Option(help="For --static: text to measure on, as for train. Repeat."),
     ] = None,
+    text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     keep_rate: Annotated[
         float | None,
         typer.Option(
@@ -80,14 +83,16 @@ def run(
     if static != bool(sources):
         got = "--static without --data" if static else "--merged with --data"
         raise ConfigError("exporting", got=got, expected="text to measure on, for --static alone")
-    if merged and (keep_rate, heal_steps, block_size, form) != (None, None, None, None):
+    only_static = (keep_rate, heal_steps, block_size, form, text_field, control_tokens or None)
+    if merged and any(each is not None for each in only_static):
         raise ConfigError(
             "exporting",
-            got="--merged with --keep-rate, --heal-steps, --block-size or --format",
+            got="--merged with --keep-rate, --heal-steps, --block-size, --format, --text-field or "
+            "--control-tokens",
             expected="them for --static alone",
         )
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.config import ALL_LINEAR, DataConfig, as_budget, recipe
+    from skipgpt.config import ALL_LINEAR, as_budget, recipe
     from skipgpt.export import export_merged, export_static
 
     if merged:
@@ -112,7 +117,9 @@ def run(
         keep_rate=0.05 if keep_rate is None else keep_rate,
         sparsity=sparsity,
         budget=as_budget(budget),
-        cutting=DataConfig(block_size=block_size or 256),
+        cutting=data_config(
+            block_size=block_size, text_field=text_field, control_tokens=control_tokens
+        ),
         heal=dataclasses.replace(lora, steps=heal_steps) if heal_steps else None,
         seed=seed,
         base=base,

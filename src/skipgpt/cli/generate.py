@@ -35,6 +35,7 @@ def run(
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
     ] = False,
+    control_tokens: options.ControlTokens = False,
     show_routing: Annotated[
         bool,
         typer.Option("--show-routing", help="Colour each token by the share of modules it ran."),
@@ -88,6 +89,7 @@ def run(
         "max_new_tokens": max_new_tokens,
         "temperature": (1.0 if temperature is None else temperature) if sample else 0.0,
         "chat": chat,
+        "control_tokens": control_tokens,
     }
     scale = Scale.around(own_sparsity(where) if sparsity is None else sparsity)
     live = show_routing and not as_json

@@ -37,6 +37,18 @@ More = Annotated[
     list[str] | None,
     typer.Argument(metavar="SRC", help="More sources, as a shell's pattern gives them."),
 ]
+TextField = Annotated[
+    str | None,
+    typer.Option(
+        "--text-field", help="Field of JSONL, parquet or hub rows that holds text.  [default: text]"
+    ),
+]
+ControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--control-tokens", help="Special tokens written in the text count as such, not as text."
+    ),
+]
 Sparsity = Annotated[
     float | None,
     typer.Option("--sparsity", help="Share to save, of --budget; the trained target if absent."),

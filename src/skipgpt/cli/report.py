@@ -9,6 +9,7 @@ import typer
 
 from skipgpt.cli import options
 from skipgpt.cli.evaluate import Limit, TaskDir, Tasks
+from skipgpt.cli.settings import data_config
 
 NAME = "report"
 HELP = """Make a page of what a checkpoint skips, costs and loses on a text.
@@ -31,6 +32,8 @@ def run(
         list[str] | None,
         typer.Option(help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."),
     ] = None,
+    text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     run: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
     out: Annotated[
         Path | None,
@@ -73,7 +76,7 @@ def run(
     path = out or (None if as_json else Path(f"report.{kind}"))
     if run:
         of_text = {"--data": data, "--sparsity": sparsity, "--budget": budget, "--tasks": tasks,
-                   "--base": base, "--quantize": quantize}  # fmt: skip
+                   "--base": base, "--quantize": quantize, "--text-field": text_field}  # fmt: skip
         if given_too := [name for name, value in of_text.items() if value is not None]:
             raise ConfigError(
                 "reporting on a run",
@@ -95,13 +98,18 @@ def run(
             expected="--tasks beside it",
         )
 
-    from skipgpt.config import DataConfig, as_budget
+    from skipgpt.config import as_budget
     from skipgpt.progress import advancing
     from skipgpt.report.gather import gather
     from skipgpt.report.several import gather_several
     from skipgpt.report.writing import rendered, write
 
-    config = DataConfig(block_size=block_size, max_documents=max_documents)
+    config = data_config(
+        block_size=block_size,
+        max_documents=max_documents,
+        text_field=text_field,
+        control_tokens=control_tokens,
+    )
     given: dict[str, Any] = {
         "sparsity": sparsity, "budget": as_budget(budget), "max_tokens": max_tokens,
         "batch_size": batch_size,

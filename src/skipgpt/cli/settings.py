@@ -18,6 +18,13 @@ Config = Annotated[Path | None, typer.Option(help="TOML file with settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value. Repeat.")]
 
 
+def data_config(**given: Any) -> Any:
+    """The `DataConfig` of what was given; what is None keeps its default."""
+    from skipgpt.config import DataConfig
+
+    return DataConfig(**{name: value for name, value in given.items() if value is not None})
+
+
 def gathered(config: Path | None, pairs: list[str] | None, named: dict[str, Any]) -> dict[str, Any]:
     """Dotted settings where the later wins: TOML file < `--set` < named options.
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from skipgpt.cli import options
+from skipgpt.cli.settings import data_config
 
 NAME = "show"
 HELP = """Say what a checkpoint is, and how much each of its modules runs; verifies its files.
@@ -27,6 +28,8 @@ def run(
         typer.Option(help="Measure on this: text, JSONL or parquet, a folder, stdlib. Repeat."),
     ] = None,
     more: options.More = None,
+    text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     sparsity: options.Sparsity = None,
     budget: options.Budget = None,
     block_size: Annotated[int, typer.Option(help="Tokens a row of the text.")] = 256,
@@ -64,7 +67,7 @@ def run(
 
         from skipgpt.analysis import trace_text
         from skipgpt.checkpoint import load
-        from skipgpt.config import DataConfig, as_budget
+        from skipgpt.config import as_budget
         from skipgpt.evaluation.calibrate import say_if_uncalibrated
         from skipgpt.evaluation.source_rows import source_rows
         from skipgpt.progress import advancing
@@ -80,7 +83,9 @@ def run(
             quantize=quantize,
         )
         say_if_uncalibrated(model)
-        config = DataConfig(block_size=block_size)
+        config = data_config(
+            block_size=block_size, text_field=text_field, control_tokens=control_tokens
+        )
         read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
         logging.getLogger("skipgpt").info("reading %s", read.said)
         with advancing("reading the text") as advance:

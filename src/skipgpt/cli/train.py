@@ -55,6 +55,8 @@ def run(
     steps: settings.Steps = None,
     batch_size: settings.BatchSize = None,
     block_size: settings.BlockSize = None,
+    text_field: options.TextField = None,
+    control_tokens: options.ControlTokens = False,
     lr: settings.Lr = None,
     recipe: settings.Recipe = None,
     config: settings.Config = None,
@@ -99,6 +101,8 @@ def run(
         "stages": stages,
         "batch_size": batch_size,
         "data.block_size": block_size,
+        "data.text_field": text_field,
+        "data.control_tokens": control_tokens or None,
         "report_to": report_to,
         "seed": seed,
     }

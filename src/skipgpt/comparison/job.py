@@ -20,7 +20,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.closeness import IDENTICAL
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
-from skipgpt.model.base import fingerprint, load_base
+from skipgpt.model.base import load_base, weights_digest
 from skipgpt.model.identity import digest_of_settings, settings_of
 from skipgpt.model.limits import check_rows
 from skipgpt.model.surgery import add_routers, routed_layers
@@ -224,8 +224,10 @@ def prepare(
         )
     config = override(recipe(recipe_name), settings)
     model, tokenizer = load_base(base, **where)
-    of_base = f"{fingerprint(model)} {digest_of_settings(settings_of(model, tokenizer))}"
-    blocks = load_blocks(data, tokenizer, config.data)
+    of_base = f"{weights_digest(model)} {digest_of_settings(settings_of(model, tokenizer))}"
+    searched = config.router_stage.static_tokens, config.router_stage.fit_tokens
+    most = max(config.train_tokens, *searched)
+    blocks = load_blocks(data, tokenizer, config.data, train_tokens=most)
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     add_routers(model, config.router)
     with execution(model, "dense"):

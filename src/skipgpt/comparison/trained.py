@@ -18,7 +18,7 @@ from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
-from skipgpt.errors import ConfigError, TrainingError
+from skipgpt.errors import ConfigError, DivergedError, TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.dial import set_sparsity
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state
@@ -179,10 +179,7 @@ def _trained(job: Job, base: str, config: TrainConfig, folder: Path) -> TrainRes
 
 
 def in_comparison(error: TrainingError) -> TrainingError:
-    """The same error with the advice that helps here: a comparison goes on by itself."""
-    return TrainingError(
-        error.doing,
-        got=error.got,
-        expected=error.expected,
-        todo=KEPT,
-    )
+    """The same error with advice that a comparison can follow: it goes on by itself."""
+    if isinstance(error, DivergedError):
+        return error.advising("what was finished is kept; give a lower learning rate (--lr)")
+    return error.advising(KEPT)

@@ -58,6 +58,9 @@ class DataConfig:
         held_out: share of documents kept for calibration and evaluation.
         max_documents: read no more than this many documents; 0 reads all.
         text_field: the field of a JSONL or parquet row that holds the text.
+        control_tokens: whether control tokens that are written in a document count as such; else
+            they are text.
+        seed: of the order in which a hub dataset is read, whatever trains on it.
         calibration_tokens: held-out tokens that set the thresholds.
         evaluation_tokens: other held-out tokens that a finished stage is measured on.
     """
@@ -66,6 +69,8 @@ class DataConfig:
     held_out: float = 0.05
     max_documents: int = 0
     text_field: str = "text"
+    control_tokens: bool = False
+    seed: int = 0
     calibration_tokens: int = 32768
     evaluation_tokens: int = 32768
 
@@ -238,6 +243,21 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     report_to: tuple[str, ...] = ()
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of training text that the longest stage, fits and searches take."""
+        routers, lora = self.router_stage, self.lora_stage
+        steps = {"router": routers.steps, "joint": routers.steps, "lora": lora.steps}
+        rows = self.batch_size * self.accumulation
+        needs = [steps.get(each, 0) * rows * self.data.block_size for each in self.stages]
+        if "fit" in self.stages:
+            needs += [self.fit_stage.tokens, self.fit_stage.stand_in_tokens]
+        if routers.start == "static" or routers.static_blend:
+            needs.append(routers.static_tokens)
+        if self.router.stand_in:
+            needs.append(routers.fit_tokens)
+        return max(needs)
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -1,20 +1,17 @@
 """Text, JSONL, parquet, folders, hub datasets and `stdlib`, as packed token blocks.
 
 Read in this order: `documents` (what a document is), `sources` (where documents come from),
-`blocks` (how they become rows of tokens, and which of them are held out).
+`encoding` and `stream` (how they become tokens), `split` (which of them are held out), `blocks`
+(how they become rows of tokens), `enough` (how far a data set that may not end is read).
 """
 
 from __future__ import annotations
 
-from skipgpt.data.blocks import (
-    Blocks,
-    encode_documents,
-    load_blocks,
-    pack_blocks,
-    split_documents,
-)
+from skipgpt.data.blocks import Blocks, load_blocks, pack_blocks
 from skipgpt.data.documents import Document, stdlib_documents
 from skipgpt.data.sources import read_documents
+from skipgpt.data.split import split_documents
+from skipgpt.data.stream import encode_beginning, encode_documents
 
 __all__ = [
     "Document",
@@ -22,6 +19,7 @@ __all__ = [
     "stdlib_documents",
     "split_documents",
     "encode_documents",
+    "encode_beginning",
     "pack_blocks",
     "Blocks",
     "load_blocks",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from skipgpt.config import DataConfig
-from skipgpt.data.documents import END_OF_TEXT, SECTION, Document
-from skipgpt.data.sources import read_documents
+from skipgpt.data.documents import Document
+from skipgpt.data.enough import read_enough
+from skipgpt.data.sources import is_streamed, read_documents
+from skipgpt.data.split import split_documents
+from skipgpt.data.stream import encode_documents, encode_stream
 from skipgpt.errors import DataError
 from skipgpt.progress import advancing
 from skipgpt.settings import to_dict
@@ -22,7 +24,7 @@ from skipgpt.settings import to_dict
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 256
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,103 +47,13 @@ class Blocks:
     documents: tuple[int, int]
 
 
-def split_documents(
-    documents: Iterable[Document], held_out: float
-) -> tuple[list[Document], list[Document]]:
-    """Divide documents by the hash of their group, keeping their order.
-
-    The side of a group depends on its name alone, so it is the same on every machine and whatever
-    other documents there are. The one exception: where a side would stay empty, the group nearest
-    to it moves over.
-
-    Args:
-        documents: all of them.
-        held_out: share of groups to hold out, about.
-
-    Returns:
-        Documents to train on, and documents held out.
-
-    Raises:
-        DataError: fewer than two groups.
-
-    Example:
-        >>> documents = [Document(name, "text", group=name) for name in "abcdefgh"]
-        >>> train, held_out = split_documents(documents, 0.05)
-        >>> [document.name for document in held_out]
-        ['d']
-    """
-    documents = list(documents)
-    places = {document.group: _place(document.group) for document in documents}
-    if len(places) < 2:
-        raise DataError(
-            "holding out documents",
-            got="no document"
-            if not documents
-            else f"{len(documents)} documents of one group"
-            if len(documents) > 1
-            else f"only one document, {documents[0].name!r}",
-            expected="two or more that differ, to train on one and measure on another",
-            todo=f"give several files, a folder or JSONL rows; a lone text file needs "
-            f"{END_OF_TEXT} between its documents or about {3 * SECTION // 1024} KiB of text",
-        )
-    held = {group for group, place in places.items() if place < held_out}
-    if not held:
-        held = {min(places, key=places.__getitem__)}
-    elif len(held) == len(places):
-        held.remove(max(places, key=places.__getitem__))
-    return (
-        [document for document in documents if document.group not in held],
-        [document for document in documents if document.group in held],
-    )
-
-
-def _place(group: str) -> float:
-    """Where a group lies between 0 and 1."""
-    digest = hashlib.sha256(group.encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Encode documents into one stream of tokens.
-
-    The tokenizer's BOS stands before every document; where there is none, its EOS stands after
-    every document; where there is neither, documents touch. BOS is preferred because a row that is
-    read from nothing then begins as a prompt does.
-
-    Returns:
-        Token ids [S], int64.
-
-    Example:
-        ids = encode_documents(stdlib_documents(), tokenizer)
-    """
-    before, after = [], []
-    if tokenizer.bos_token_id is not None:
-        before = [tokenizer.bos_token_id]
-    elif tokenizer.eos_token_id is not None:
-        after = [tokenizer.eos_token_id]
-    parts = [torch.empty(0, dtype=torch.int64)]
-    stream, done = iter(documents), 0
-    with advancing("encoding the text", unit="document") as advance:
-        while batch := [document.text for document in islice(stream, BATCH)]:
-            # Documents are longer than the model's window on purpose: no word about that.
-            encoded = tokenizer(
-                batch,
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )
-            ids = [token for row in encoded["input_ids"] for token in (*before, *row, *after)]
-            parts.append(torch.tensor(ids, dtype=torch.int64))
-            advance(done := done + len(batch))
-    return torch.cat(parts)
-
-
 def pack_blocks(
     documents: Iterable[Document],
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
     doing: str = "packing the text into rows",
+    *,
+    control_tokens: bool = False,
 ) -> Tensor:
     """Cut the stream of `encode_documents` into rows; a remainder shorter than a row is dropped.
 
@@ -150,6 +62,7 @@ def pack_blocks(
         tokenizer: of the base model.
         block_size: tokens a row (T).
         doing: for errors.
+        control_tokens: as for `encode_documents`.
 
     Returns:
         Token ids [N, T], int64, with N at least 1.
@@ -160,28 +73,50 @@ def pack_blocks(
     Example:
         rows = pack_blocks(documents, tokenizer, block_size=256)
     """
-    ids = encode_documents(documents, tokenizer)
+    rows, _ = _packed(documents, tokenizer, block_size, doing, control_tokens)
+    return rows
+
+
+def _packed(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    doing: str,
+    control_tokens: bool,
+) -> tuple[Tensor, int]:
+    """The rows, and how many of them begin inside a document."""
+    encoded = encode_stream(documents, tokenizer, control_tokens=control_tokens)
+    ids = encoded.ids
     rows = len(ids) // block_size
     if not rows:
         raise DataError(
             doing,
             got=f"{len(ids)} tokens, which is too short",
             expected=f"{block_size} or more, the length of one row",
-            todo="give more text, lower --block-size, or move the split with --set data.held_out=",
+            todo="give more text, or fewer tokens per row (--block-size)",
         )
-    return ids[: rows * block_size].view(rows, block_size)
+    inside = encoded.inside(range(0, rows * block_size, block_size))
+    return ids[: rows * block_size].view(rows, block_size), inside
 
 
 @advancing("reading the text and cutting it into rows", announced=True)
 def load_blocks(
-    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    *,
+    train_tokens: int | None = None,
 ) -> Blocks:
     """Read, split, encode and pack.
+
+    Files are read whole. A hub dataset, which may not end, is read as far as `train_tokens`, the
+    calibration and the evaluation need.
 
     Args:
         sources: as for `read_documents`.
         tokenizer: of the base model.
         config: how to cut and split.
+        train_tokens: how many tokens training takes; None reads hub datasets to their end, too.
 
     Raises:
         DataError: a source cannot be read, or there is too little text on one side.
@@ -191,18 +126,41 @@ def load_blocks(
         blocks = load_blocks(["stdlib"], tokenizer, DataConfig(block_size=128))
         blocks.train.shape  # [N, 128]
     """
-    train, aside = split_documents(read_documents(sources, config), config.held_out)
-    rows = pack_blocks(train, tokenizer, config.block_size, "packing the training text")
+    documents: Iterable[Document] = read_documents(sources, config)
+    if train_tokens is not None and any(map(is_streamed, sources)):
+        documents = read_enough(documents, tokenizer, config, train_tokens)
+    train, aside = split_documents(documents, config.held_out)
+    controls = config.control_tokens
+
+    def pack(documents: Sequence[Document], doing: str) -> tuple[Tensor, int]:
+        return _packed(documents, tokenizer, config.block_size, doing, controls)
+
+    rows, inside = pack(train, "packing the training text")
     calibration, held_out = rows, aside
     if len({document.group for document in aside}) > 1:
         first, second = split_documents(aside, config.held_out / 2)
-        if len(encode_documents(first, tokenizer)) >= config.block_size:
-            calibration = pack_blocks(first, tokenizer, config.block_size)
+        if len(encode_documents(first, tokenizer, control_tokens=controls)) >= config.block_size:
+            calibration, _ = pack(first, "packing the calibration text")
             held_out = second
-    held_rows = pack_blocks(held_out, tokenizer, config.block_size, "packing the held-out text")
-    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode())
+    held_rows, _ = pack(held_out, "packing the held-out text")
+    digest = hashlib.sha256(json.dumps(_of_a_fingerprint(config), sort_keys=True).encode())
     for part in (rows, calibration, held_rows):
         digest.update(f"{len(part)} rows".encode())
         digest.update(part.numpy().astype("<i8").tobytes())
     counts = (len(train), len(aside))
+    logger.info(
+        "training text: %d rows of %d tokens, %d of which begin inside a document",
+        *(len(rows), config.block_size, inside),
+    )
     return Blocks(rows, calibration, held_rows, digest.hexdigest()[:16], counts)
+
+
+def _of_a_fingerprint(config: DataConfig) -> dict[str, Any]:
+    """The settings, without later ones at their defaults: earlier runs can be resumed."""
+    later = ("control_tokens", "seed")
+    default = to_dict(DataConfig())
+    return {
+        name: value
+        for name, value in to_dict(config).items()
+        if name not in later or value != default[name]
+    }

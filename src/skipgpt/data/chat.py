@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from skipgpt.data.encoding import encode_chat
 from skipgpt.errors import ConfigError
 
 Turn = dict[str, Any]
@@ -13,12 +14,16 @@ _SILENT = frozenset({"role", "content", "tool_call_id"})
 """Fields that every template reads, or that only tell calls apart."""
 
 
-def chat_ids(tokenizer: Any, turns: Sequence[Turn], **options: Any) -> list[int]:
+def chat_ids(
+    tokenizer: Any, turns: Sequence[Turn], control_tokens: bool = False, **options: Any
+) -> list[int]:
     """The token ids of a chat.
 
     Args:
         tokenizer: of the base model, with a chat template.
         turns: with `role` and `content`, and whatever else the template reads.
+        control_tokens: whether control tokens that are written in the turns count as such; else
+            they are text.
         options: of `apply_chat_template`; `add_generation_prompt` where none is given.
 
     Raises:
@@ -37,7 +42,7 @@ def chat_ids(tokenizer: Any, turns: Sequence[Turn], **options: Any) -> list[int]
             todo="give a plain prompt: leave --chat out, or use /v1/completions",
         )
     try:
-        ids = tokenizer.apply_chat_template(list(turns), return_dict=True, **options)["input_ids"]
+        ids = encode_chat(tokenizer, turns, control_tokens=control_tokens, **options)
     except Exception as error:  # templates raise whatever they like
         raise ConfigError(
             doing, got=f"its refusal of these messages: {error}", expected="messages that it takes"
@@ -49,7 +54,7 @@ def chat_ids(tokenizer: Any, turns: Sequence[Turn], **options: Any) -> list[int]
             expected="fields and roles that the template of this model reads",
             todo="leave it out",
         )
-    return list(ids)
+    return ids
 
 
 def _left_out(tokenizer: Any, turns: Sequence[Turn], options: dict[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from skipgpt.data.documents import Document, document_of
 from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
 
 Row = tuple[int, dict[str, Any]]
+
+SHUFFLED = 1000
+"""Rows of a hub dataset that are shuffled among each other."""
 
 
 def json_documents(path: Path, name: str, field: str) -> Iterator[Document]:
@@ -33,11 +37,11 @@ def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
     return _row_documents(rows, doing, f"{name}, row", field)
 
 
-def hub_documents(source: str, field: str) -> Iterator[Document]:
-    """The documents of a hub dataset, `org/name` or `org/name:config`, as they arrive."""
+def hub_documents(source: str, field: str, seed: int = 0) -> Iterator[Document]:
+    """The documents of a hub dataset, `org/name` or `org/name:config`, in an order by a seed."""
     doing = f"streaming the hub dataset {source}"
     rows = _guarded(
-        _hub_rows(source, _import_extra("datasets", doing)),
+        _hub_rows(source, seed, _import_extra("datasets", doing)),
         doing,
         expected="a dataset that can be reached, with a split named train",
         todo="check the id (org/name:config where it has several), the network and "
@@ -88,9 +92,11 @@ def _parquet_rows(path: Path, field: str, parquet: Any) -> Iterator[Row]:
                 yield number, row
 
 
-def _hub_rows(source: str, datasets: Any) -> Iterator[Row]:
+def _hub_rows(source: str, seed: int, datasets: Any) -> Iterator[Row]:
     name, _, subset = source.partition(":")
     stream = datasets.load_dataset(name, subset or None, split="train", streaming=True)
+    if hasattr(stream, "shuffle"):  # its files, and rows that lie near each other
+        stream = stream.shuffle(seed=seed, buffer_size=SHUFFLED)
     yield from enumerate(stream, 1)
 
 
@@ -106,14 +112,11 @@ def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> It
     unit = name.rpartition(" ")[2]
     for number, row in rows:
         if field not in row:
-            texts = [key for key, value in row.items() if isinstance(value, str)]
             raise DataError(
                 doing,
                 got=f"{unit} {number} with the fields {', '.join(row) or '(none)'}",
                 expected=f"a field {field!r}",
-                todo=f"name the field that holds the text: --set data.text_field={texts[0]}"
-                if texts
-                else "name the field that holds the text with --set data.text_field=",
+                todo=_name_another(row),
             )
         text = row[field]
         if text is None:
@@ -123,7 +126,7 @@ def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> It
                 doing,
                 got=f"{unit} {number}, where {field!r} holds a {_json_type(text)}",
                 expected="a string",
-                todo="name the field that holds the text with --set data.text_field=",
+                todo=_name_another(row),
             )
         if not text.isascii() and re.search(r"[\ud800-\udfff]", text):
             raise DataError(
@@ -134,6 +137,15 @@ def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> It
             )
         if text.strip():
             yield document_of(f"{name} {number}", text)
+
+
+def _name_another(row: dict[str, Any]) -> str:
+    """Advice to name the field of the longest text in a row, as the command line takes it."""
+    texts = {key: value for key, value in row.items() if isinstance(value, str)}
+    if not texts:
+        return "give rows with a field of text, and name it: --text-field=NAME (text_field)"
+    field = max(texts, key=lambda key: len(texts[key]))
+    return f"name the field that holds the text: --text-field={shlex.quote(field)} (text_field)"
 
 
 def _json_type(value: object) -> str:

@@ -13,7 +13,7 @@ from skipgpt.config import DataConfig
 from skipgpt.data.decoding import is_binary, read_text
 from skipgpt.data.documents import Document, split_text, stdlib_documents
 from skipgpt.data.rows import hub_documents, json_documents, parquet_documents
-from skipgpt.errors import DataError
+from skipgpt.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ def read_documents(sources: Sequence[str], config: DataConfig) -> Iterator[Docum
     - a folder: every file below it in the order of their paths, except hidden, empty and binary;
     - the word `stdlib`: the sources of Python's standard library (a folder of that name can be
       given as `./stdlib`);
-    - a hub dataset, `org/name` or `org/name:config`: its split `train`, streamed.
+    - a hub dataset, `org/name` or `org/name:config`: its split `train`, streamed in an order that
+      `config.seed` fixes.
 
     Raises:
         DataError: a source is not found (at once), or cannot be read or holds no text (when its
@@ -54,6 +55,28 @@ def read_documents(sources: Sequence[str], config: DataConfig) -> Iterator[Docum
     readers = [_reader(source, config, lone=len(sources) == 1) for source in sources]
     documents = chain.from_iterable(reader() for reader in readers)
     return islice(documents, config.max_documents or None)
+
+
+def is_streamed(source: str) -> bool:
+    """Whether a source is a hub dataset, which is streamed and may not end."""
+    if source == "stdlib" or os.path.exists(os.path.expanduser(source)):
+        return False
+    return bool(HUB_ID.fullmatch(source)) and not source.lower().endswith(FILE_SUFFIXES)
+
+
+def check_limit(sources: Sequence[str], limit: int, name: str) -> None:
+    """Refuse to read a hub dataset, which may not end, to its end.
+
+    Raises:
+        ConfigError: it would be, since the limit is 0.
+    """
+    if not limit and (streamed := [source for source in sources if is_streamed(source)]):
+        raise ConfigError(
+            f"streaming the hub dataset {streamed[0]}",
+            got="no limit of what is read",
+            expected="one: a streamed data set may not end",
+            todo=f"give {name}",
+        )
 
 
 def _reader(source: str, config: DataConfig, *, lone: bool) -> Callable[[], Iterator[Document]]:
@@ -76,9 +99,9 @@ def _reader(source: str, config: DataConfig, *, lone: bool) -> Callable[[], Iter
             got="an empty file" if _is_empty(path) else "a file without text",
             expected="text",
         )
-    if HUB_ID.fullmatch(source) and not source.lower().endswith(FILE_SUFFIXES):
+    if is_streamed(source):
         return lambda: _some(
-            hub_documents(source, config.text_field),
+            hub_documents(source, config.text_field, config.seed),
             f"streaming the hub dataset {source}",
             got="no row with text",
             expected="text",

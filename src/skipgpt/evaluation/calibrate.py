@@ -170,7 +170,7 @@ def calibrate_checkpoint(
         model, tokenizer = load(folder, **where)
         before = read_info(folder)
         unit = budget or before.budget
-        blocks = load_blocks(data, tokenizer, config)
+        blocks = load_blocks(data, tokenizer, config, train_tokens=0)
         check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
         text = cut(blocks.calibration, config.calibration_tokens)
         calibrate(model, text, target=target, budget=unit, timed=timed)

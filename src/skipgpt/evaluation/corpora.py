@@ -119,7 +119,8 @@ def _text(corpus: Corpus, row: dict[str, Any], path: Path) -> str:
         raise DataError(
             f"reading {path}",
             got=f"a row with the fields {', '.join(row) or '(none)'}",
-            expected=f"text in a field {corpus.field!r}",
+            expected=f"text in a field {corpus.field!r}, as the hub has it ({corpus.hub})",
+            todo="give the corpus as it was published, or any other text without --corpus",
         )
     return str(row[corpus.field])
 

@@ -22,7 +22,8 @@ from skipgpt.config import DataConfig
 from skipgpt.data import read_documents
 from skipgpt.data.decoding import read_text
 from skipgpt.data.documents import Document, split_text
-from skipgpt.data.sources import ROWS
+from skipgpt.data.encoding import boundaries, encode, encode_prompt
+from skipgpt.data.sources import ROWS, check_limit
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
 from skipgpt.evaluation.source_rows import source_rows
@@ -85,6 +86,7 @@ class CutText:
         source: where a corpus came from; None of other text.
         bytes: of UTF-8 in all documents, of `bits`, else 0.
         first: tokens that `max_tokens` left of the text; 0 where it left all.
+        inside: rows of `blocks` that begin inside a document.
     """
 
     form: Form
@@ -92,6 +94,7 @@ class CutText:
     source: str | None = None
     bytes: int = 0
     first: int = 0
+    inside: int = 0
 
     @property
     def said(self) -> str:
@@ -102,7 +105,8 @@ class CutText:
         if self.first:
             some = f"{what} of the first {self.first:,}"
             what = f"the first {what}" if read == self.first else some
-        return f"reading {what} in {rows}, each from nothing; form: {self.form}"
+        inside = f", {self.inside:,} from inside a document" if self.inside else ""
+        return f"reading {what} in {rows}, each from nothing{inside}; form: {self.form}"
 
     def first_rows(self, count: int) -> Tensor:
         """[B, T] as many of the first rows as are of one length, and no more than this."""
@@ -127,7 +131,7 @@ def cut_text(
         model: that will read it; a window longer than its context is cut down to that.
         form: how the text is cut.
         corpus: `wikitext2` or `ptb`: its test split, joined as pruning papers join it.
-        config: `max_documents` and `text_field`.
+        config: `max_documents`, `text_field` and `control_tokens`.
         max_tokens: read no more than this of the stream; 0 reads all. Not of `bits`.
 
     Raises:
@@ -144,10 +148,10 @@ def cut_text(
         config = dataclasses.replace(config, block_size=form.window or config.block_size)
         read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
         spans = [Span(row) for row in read.rows]
-        return CutText(Form("blocks", read.length), spans, first=read.first)
+        return CutText(Form("blocks", read.length), spans, first=read.first, inside=read.inside)
     form = dataclasses.replace(form, window=_window(form, model))
     if form.name == "bits":
-        cut = _bits(_texts(sources, config), tokenizer, form)
+        cut = _bits(_texts(sources, config), tokenizer, form, config.control_tokens)
         check_ids("reading the text", model, tokenizer, torch.cat([span.ids for span in cut.spans]))
         return cut
     if corpus is None:
@@ -155,7 +159,8 @@ def cut_text(
     else:
         text, source = corpus_text(corpus, list(sources))
     # With the special tokens that the tokenizer puts around any text, as the papers' code has it.
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    encoded = encode_prompt(tokenizer, text, control_tokens=config.control_tokens, verbose=False)
+    ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     first = max_tokens if 0 < max_tokens < len(ids) else 0
     ids = ids[: first or None]
     check_ids("reading the text", model, tokenizer, ids)
@@ -184,14 +189,13 @@ def _check(form: Form, corpus: str | None, max_tokens: int) -> None:
             )
 
 
-def _bits(texts: Sequence[str], tokenizer: Any, form: Form) -> CutText:
+def _bits(texts: Sequence[str], tokenizer: Any, form: Form, control_tokens: bool) -> CutText:
     """Documents by themselves; those longer than a window are read in several rows."""
-    prefix = tokenizer.bos_token_id
-    prefix = tokenizer.eos_token_id if prefix is None else prefix
-    before = [] if prefix is None else [prefix]
+    around = boundaries(tokenizer)
+    before = [] if around.prefix is None else [around.prefix]
+    options = {"control_tokens": control_tokens, "add_special_tokens": False, "verbose": False}
     documents = [
-        torch.tensor([*before, *tokenizer(text, add_special_tokens=False, verbose=False).input_ids])
-        for text in texts
+        torch.tensor([*before, *encode(tokenizer, text, **options)["input_ids"]]) for text in texts
     ]
     if cut := sum(len(ids) > form.window for ids in documents):
         logger.warning(
@@ -220,6 +224,7 @@ def _some(spans: list[Span], tokens: int) -> list[Span]:
 
 def _texts(sources: Sequence[str], config: DataConfig) -> list[str]:
     """The documents of sources, a text file being one whatever its length."""
+    check_limit(sources, config.max_documents, "--max-documents (max_documents)")
     texts: list[str] = []
     for source in sources:
         path = Path(source).expanduser()

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from skipgpt.config import DataConfig
-from skipgpt.data import Document, encode_documents, read_documents
+from skipgpt.data import encode_beginning, read_documents
+from skipgpt.data.sources import check_limit
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.windows import rows_of
 from skipgpt.model.limits import check_ids, context_of
 
 logger = logging.getLogger("skipgpt")
-
-_AT_ONCE = 64
-"""Documents that are encoded together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +29,7 @@ class SourceRows:
         texts: the documents that the rows are of; the last of them may go on behind the rows.
         said: how the text was cut, in a sentence.
         first: tokens that are read, where the text goes on behind them; else 0.
+        inside: rows that begin inside a document.
     """
 
     rows: list[Tensor]
@@ -40,6 +37,7 @@ class SourceRows:
     texts: tuple[str, ...]
     said: str
     first: int = 0
+    inside: int = 0
 
 
 def source_rows(
@@ -56,7 +54,7 @@ def source_rows(
         sources: as for `skipgpt.data.read_documents`.
         tokenizer: of the base model.
         model: that will read them.
-        config: `block_size` tokens a row, `max_documents` and `text_field`.
+        config: `block_size` tokens a row, `max_documents`, `text_field`, `control_tokens`.
         max_tokens: read no more than this; 0 reads all.
 
     Raises:
@@ -69,7 +67,14 @@ def source_rows(
     """
     if max_tokens < 0:
         raise ConfigError("reading max_tokens", got=str(max_tokens), expected="0 (all) or more")
-    ids, texts = _beginning(read_documents(sources, config), tokenizer, max_tokens)
+    check_limit(sources, max_tokens or config.max_documents, "--max-tokens (max_tokens)")
+    encoded, read = encode_beginning(
+        read_documents(sources, config),
+        tokenizer,
+        max_tokens,
+        control_tokens=config.control_tokens,
+    )
+    ids = encoded.ids
     length = min(config.block_size, context_of(model) or config.block_size)
     if length < config.block_size:
         logger.warning(
@@ -84,16 +89,8 @@ def source_rows(
     said = "the first " * cut + f"{len(ids):,} tokens"
     if len(rows) > 1:
         said += f" in {len(rows):,} rows of {length}, each read from nothing"
-    return SourceRows(rows, length, texts, said, len(ids) if cut else 0)
-
-
-def _beginning(
-    documents: Iterable[Document], tokenizer: Any, most: int
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Token ids and texts of documents; no more of them than it takes to have more than `most`."""
-    stream, texts, parts, found = iter(documents), [], [torch.empty(0, dtype=torch.int64)], 0
-    while (not most or found <= most) and (some := list(islice(stream, _AT_ONCE))):
-        parts.append(encode_documents(some, tokenizer))
-        texts += [document.text for document in some]
-        found += len(parts[-1])
-    return torch.cat(parts), tuple(texts)
+    inside = encoded.inside(range(0, len(rows) * length, length))
+    if inside:
+        said += f", {inside:,} from inside a document"
+    texts = tuple(document.text for document in read)
+    return SourceRows(rows, length, texts, said, len(ids) if cut else 0, inside)

@@ -15,7 +15,7 @@ from skipgpt.baselines.static import constant_routes
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget, DataConfig, LoraStage, recipe
 from skipgpt.data import Blocks, load_blocks
-from skipgpt.errors import ConfigError, TrainingError, UnsupportedModelError
+from skipgpt.errors import ConfigError, DivergedError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.export.checks import exportable, exporting
@@ -126,7 +126,8 @@ def export_static(
     if heal:
         check_targets(model, heal)
     cutting = cutting or DataConfig()
-    blocks = load_blocks(data, tokenizer, cutting)
+    healing = heal.steps * recipe("default").batch_size * cutting.block_size if heal else 0
+    blocks = load_blocks(data, tokenizer, cutting, train_tokens=healing)
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     rates = _keep_rates(model, cut(blocks.calibration, cutting.calibration_tokens))
     layers, removed, kept_anyway = _choose(model, rates, keep_rate, form, doing)
@@ -205,7 +206,8 @@ def _choose(
         doing,
         got=f"as the lowest keep rates {found}",
         expected=wanted,
-        todo="raise --keep-rate (keep_rate=) or --sparsity (sparsity=)",
+        todo="raise --keep-rate (keep_rate=) or --sparsity (sparsity=)"
+        + (", or use --format vllm, where either may go alone" if rare and form != "vllm" else ""),
     )
 
 
@@ -245,11 +247,11 @@ def _healed(
         try:
             return merge_lora(run_stage(model, "lora", config, blocks, Path(folder)))
         except TrainingError as error:
-            raise TrainingError(
-                "healing the export",
-                got=error.got,
-                expected=error.expected,
-                todo="nothing was written; the same command starts again",
+            todo = "nothing was written; the same command starts again"
+            if isinstance(error, DivergedError):
+                todo = "nothing was written; remove less (--keep-rate), or heal for fewer steps"
+            raise type(error)(
+                "healing the export", got=error.got, expected=error.expected, todo=todo
             ) from error
 
 

@@ -17,6 +17,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.errors import CheckpointError
 from skipgpt.fitting.fit import FittedSite
 from skipgpt.machine import cache_folder
+from skipgpt.model.base import weights_digest
 from skipgpt.model.surgery import router_state_dict
 from skipgpt.model.trace import routing_state
 from skipgpt.pieces import assign
@@ -24,17 +25,16 @@ from skipgpt.settings import from_dict, to_dict
 
 logger = logging.getLogger("skipgpt")
 
-VERSION = 1
+VERSION = 2
 """Counted up when the code changes what a fit gives."""
 TENSORS, FACTS = "fit.safetensors", "fit.json"
 
 
-def key_of(model: nn.Module, fingerprint: str, text: Tensor, config: TrainConfig) -> str:
+def key_of(model: nn.Module, text: Tensor, config: TrainConfig) -> str:
     """16 hex digits of what a fit depends on; the budget and its unit are not part of it.
 
     Args:
         model: with routers.
-        fingerprint: of the base model's weights.
         text: [N, T] token ids of training text.
         config: of the run.
     """
@@ -42,7 +42,7 @@ def key_of(model: nn.Module, fingerprint: str, text: Tensor, config: TrainConfig
     described = {name: value for name, value in base.to_dict().items() if name[0] != "_"}
     made_of = {
         "version": VERSION,
-        "base": fingerprint,
+        "base": weights_digest(model, routers=False),
         "config": described,
         "dtype": str(model.dtype),
         "router": to_dict(routing_state(model).config),

@@ -120,7 +120,7 @@ def measure_costs(
             "fitting routers",
             got='router.decides = "sequence"',
             expected="a decision for each token, by module or by layer",
-            todo="train such routers with --stages router",
+            todo="train such routers without a fit: --stages router,lora (compare: router@paper)",
         )
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)

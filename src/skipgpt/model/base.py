@@ -225,6 +225,24 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@torch.no_grad()
+def weights_digest(model: nn.Module, *, routers: bool = True) -> str:
+    """32 hex digits that change when any value of any weight or buffer does, for keys of caches.
+
+    Args:
+        model: with or without routers.
+        routers: whether routers and stand-ins count, too.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, tensor in sorted(named.items(), key=lambda item: item[0]):
+        if routers or not is_routing(name):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            values = tensor.detach().cpu().contiguous().flatten()
+            digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _is_base(name: str) -> bool:
     return not is_routing(name) and "lora_" not in name
 

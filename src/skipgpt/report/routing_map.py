@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipgpt.analysis.trace import TextTrace, trace_text
+from skipgpt.data.encoding import encode
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.windows import rows_of
 from skipgpt.model.limits import check_ids, context_of
@@ -71,7 +72,7 @@ def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
     Example:
         print(routing_map(model, tokenizer, "print('hello')").to_terminal())
     """
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+    ids = encode(tokenizer, text, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
     if len(ids) == 0:
         raise ConfigError("mapping a text", got="no token", expected="a text that is not empty")
     check_ids("mapping a text", model, tokenizer, ids)

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from skipgpt.config import check_pair
 from skipgpt.data.chat import chat_ids
+from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError, DataError, SkipGPTError
 from skipgpt.model.dial import dialled
 from skipgpt.model.limits import check_ids, check_length
@@ -89,7 +90,7 @@ def build_app(
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         ids: Any = asked.prompt
         if isinstance(ids, str):  # others are answered meanwhile
-            ids = (await run_in_threadpool(engine.tokenizer, ids))["input_ids"]
+            ids = (await run_in_threadpool(encode_prompt, engine.tokenizer, ids))["input_ids"]
         job = _job(engine, name, context, asked, ids, asked.most, asked.logprobs)
         reply = Reply(name, False, len(ids), asked.logprobs is not None)
         return await _answer(engine.submit(job), reply, asked, request)

@@ -47,14 +47,14 @@ def check_fit(config: TrainConfig, is_new: bool) -> None:
             "planning stage fit",
             got='router.kv = "skip"',
             expected='"dense": a gradient does not see what later tokens lose with a token\'s keys',
-            todo="train such routers with --stages router,lora",
+            todo="train such routers without a fit: --stages router,lora (compare: router@paper)",
         )
     if config.router.decides == "sequence":
         raise ConfigError(
             "planning stage fit",
             got='router.decides = "sequence"',
             expected="a decision for each token, by module or by layer",
-            todo="train such routers with --stages router,lora",
+            todo="train such routers without a fit: --stages router,lora (compare: router@paper)",
         )
     if not is_new or config.stages[0] != "fit":
         raise ConfigError(
@@ -65,14 +65,13 @@ def check_fit(config: TrainConfig, is_new: bool) -> None:
         )
 
 
-def run_fit(model: Any, config: TrainConfig, text: Tensor, fingerprint: str, out: Path) -> None:
+def run_fit(model: Any, config: TrainConfig, text: Tensor, out: Path) -> None:
     """Fit a model's new routers and stand-ins, in place, and note in run.json what was found.
 
     Args:
         model: with new routers.
         config: of the run.
         text: [N, T] token ids of training text.
-        fingerprint: of the base model's weights.
         out: the folder of the run.
 
     Raises:
@@ -80,7 +79,7 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, fingerprint: str, out
     """
     began = time.perf_counter()
     model.eval().requires_grad_(False)
-    key = key_of(model, fingerprint, text, config)
+    key = key_of(model, text, config)
     found = read_fit(model, key)
     if is_known := found is not None:
         logger.info("stage fit: taken from the cache; only the budget is new")

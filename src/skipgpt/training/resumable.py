@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from skipgpt.config import TrainConfig
-from skipgpt.errors import TrainingError
+from skipgpt.errors import DivergedError, TrainingError
 from skipgpt.pieces import assign, whole
 from skipgpt.processes import by_first
 from skipgpt.training.optimizer_state import gathered_state, scatter_state
@@ -47,12 +47,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             if parameter.requires_grad
         }
         if broken := [name for name, tensor in trained.items() if not tensor.isfinite().all()]:
-            raise TrainingError(
+            raise DivergedError(
                 f"saving step {self.state.global_step} of stage {self.plan.stage}",
                 got=f"values that are no numbers in {broken[0]} and {len(broken) - 1} more",
                 expected="finite weights",
                 todo="the state saved before is kept; start again with a lower learning rate "
-                "and --overwrite",
+                "(--lr) and --overwrite",
             )
         by_first(lambda: self._save(output_dir, trained))
 

@@ -152,7 +152,7 @@ def _train(
     check_whole(quantization_of(model))
     config = _with_routers_of(model, config)
     savings_of(model, config).check_reach(config.target_sparsity)
-    blocks = load_blocks(data, tokenizer, config.data)
+    blocks = load_blocks(data, tokenizer, config.data, train_tokens=config.train_tokens)
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     facts = {
         "base": base,
@@ -184,7 +184,7 @@ def _train(
             load_whole()
             model, tokenizer, info = _start(str(out), config, home, dtype, quantize)
         if stage == "fit":
-            run_fit(model, config, blocks.train, info.fingerprint, out)
+            run_fit(model, config, blocks.train, out)
         else:
             model = run_stage(
                 model,

@@ -68,7 +68,8 @@ def run_stage(
         The trained model; with LoRA, it is wrapped by PEFT.
 
     Raises:
-        TrainingError: the loss is no number, or the disk refuses.
+        TrainingError: the disk refuses.
+        DivergedError: the loss is NaN or infinite.
         Stop: somebody asked to stop, and the state is saved.
     """
     stage_plan = plan(stage, config, processes=count(), lockstep=in_lockstep())

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from skipgpt.config import TrainConfig
-from skipgpt.errors import TrainingError
+from skipgpt.errors import DivergedError
 from skipgpt.model.trace import Step, Trace, deciding, drawing, execution, record_routing
 from skipgpt.processes import count, joined, layout, mean, rank, shard_on_cpu
 from skipgpt.routing.budget import budget_loss, linear_between
@@ -37,7 +37,7 @@ class RoutingTrainer(ResumableTrainer):
         arguments: passed to `transformers.Trainer`.
 
     Raises:
-        TrainingError: the loss is NaN or infinite; the step is not taken.
+        DivergedError: the loss is NaN or infinite; the step is not taken.
     """
 
     is_fsdp_enabled: bool
@@ -214,12 +214,12 @@ class RoutingTrainer(ResumableTrainer):
             given = {name: value for name, value in inputs.items() if name != ROWS}
             loss: Tensor = super().training_step(model, given, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"training stage {self.plan.stage}, step {self.state.global_step + 1}",
                 got=f"a loss of {loss.item()}",
                 expected="a finite number",
                 todo="the last saved state is kept; start again with a lower learning rate "
-                "and --overwrite",
+                "(--lr) and --overwrite",
             )
         return loss
 

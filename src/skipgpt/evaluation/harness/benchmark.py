@@ -19,7 +19,7 @@ from skipgpt.evaluation.harness.quiet import quietly, require_harness
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
 from skipgpt.evaluation.perplexity import SENSES
-from skipgpt.model.base import choose_dtype, load_base
+from skipgpt.model.base import load_base
 from skipgpt.model.dial import set_sparsity, within_reach
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state
@@ -183,25 +183,19 @@ def _runs(
     for sparsity in sparsities:  # before an hour at the first of them
         if sparsity is not None:
             set_sparsity(model, sparsity, budget=budget)
-    key: dict[str, Any] = {
-        "base": info.fingerprint,
-        "dtype": str(choose_dtype(setting.dtype, setting.device)),
-    }
-    of_checkpoint = key | {"files": info.files, "quantize": setting.quantize}
     for sparsity in sparsities:
         own = within_reach(model, info.target_sparsity)
         at = own if sparsity is None else sparsity
         unit = budget if sparsity is not None else None
         if routing_state(model).curves is not None:
             set_sparsity(model, at, budget=unit)
-        of_run = of_checkpoint | {"at": at, "curve": info.curves.get(unit or info.budget)}
-        yield _run(model, tokenizer, tasks, setting, sparsity, setting.execution, of_run)
+        yield _run(model, tokenizer, tasks, setting, sparsity, setting.execution)
     del model
     gc.collect()
     base, tokenizer = load_base(
         setting.base or info.base, revision=info.revision, quantize=info.quantization, **where
     )
-    yield _run(add_routers(base), tokenizer, tasks, setting, 0.0, "dense", key)
+    yield _run(add_routers(base), tokenizer, tasks, setting, 0.0, "dense")
 
 
 def _run(
@@ -211,7 +205,6 @@ def _run(
     setting: Setting,
     asked: float | None,
     execution: Execution,
-    key: dict[str, Any],
 ) -> Run:
     """Score one model on all tasks."""
     from lm_eval.evaluator import evaluate
@@ -222,7 +215,7 @@ def _run(
     lm = RoutedLM(model, tokenizer, batch_size=setting.batch_size)
     asking: Any = lm
     if setting.cache:
-        asking = answering(lm, setting.cache, key | {"runs": execution})
+        asking = answering(lm, setting.cache)
     scores: list[Score] = []
     by_task: dict[str, dict[str, float]] = {}
     requests: list[Any] = []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from skipgpt.errors import MissingExtraError
+from skipgpt.data.encoding import boundaries
+from skipgpt.errors import ConfigError, MissingExtraError
+from skipgpt.evaluation.harness.kept_answers import answers_key, use_own_table
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.ran import Ran, ran_by_row, sparsity_of, together
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
@@ -44,6 +47,9 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         max_batch_size: the most rows of `auto`.
         padding_side: of scored requests. Decoding always pads left.
         max_length: tokens that the model reads at once, if not as its config says.
+        add_bos_token: whether BOS stands before each prompt; as the tokenizer has it where None.
+        prefix_token_id: what a text without a context is predicted from; where None what stands
+            before a document, which is never a token of a chat's turns.
         device: where to put the model.
         dtype: of the base model.
         quantize: `int8`, as for `skipgpt.load`.
@@ -73,6 +79,8 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         max_batch_size: int = 64,
         padding_side: Literal["left", "right"] = "right",
         max_length: int | None = None,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
         device: str = "cpu",
         dtype: str = "auto",
         quantize: str | None = None,
@@ -95,6 +103,10 @@ class RoutedLM(HFLM):  # type: ignore[misc]
                 dtype=dtype,
                 quantize=quantize,
             )
+        if add_bos_token is not None and tokenizer is not None:
+            tokenizer = _with_bos(tokenizer, add_bos_token)
+        if prefix_token_id is None and tokenizer is not None:
+            prefix_token_id = boundaries(tokenizer).prefix
         if execution:
             routing_state(model).execution = execution  # type: ignore[assignment]
         automatic = str(batch_size).startswith("auto")
@@ -105,6 +117,8 @@ class RoutedLM(HFLM):  # type: ignore[misc]
                 tokenizer=tokenizer,
                 backend="causal",
                 max_length=max_length,
+                add_bos_token=add_bos_token,
+                prefix_token_id=prefix_token_id,
                 batch_size=most,
                 max_batch_size=max_batch_size,
             )
@@ -120,13 +134,16 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         self._ends = ends_of(self.model, self.tokenizer)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Answers are kept from now on, and notes beside them."""
+        """Answers of this model are kept from now on, and notes beside them."""
         super().set_cache_hook(cache_hook)
         if cache_hook.dbdict is not None:
             from sqlitedict import SqliteDict
 
+            key = answers_key(self)
             name = f"{cache_hook.dbdict.filename.removesuffix('.db')}.notes.db"
             self.notes = SqliteDict(name, autocommit=True)
+            for database in (cache_hook.dbdict, self.notes):
+                use_own_table(database, key)
 
     def sparsity_over(self, requests: Iterable[Any] | None = None) -> dict[str, float] | None:
         """Measured sparsity over requests of the harness; over all that were run where None."""
@@ -255,3 +272,35 @@ class RoutedLM(HFLM):  # type: ignore[misc]
 def _from_the_first(rows: Tensor, ids: Sequence[int]) -> Tensor:
     """[B, T] bool, True from the first of these ids on."""
     return torch.isin(rows, torch.tensor(ids)).int().cummax(-1).values.bool()
+
+
+def _with_bos(tokenizer: Any, wanted: bool) -> Any:
+    """A tokenizer that puts BOS before a text, or does not.
+
+    Raises:
+        ConfigError: it cannot be made to.
+    """
+    bos = tokenizer.bos_token_id
+
+    def has_it(tokenizer: Any) -> bool:
+        return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+
+    if has_it(tokenizer) == wanted or not wanted:  # left out by the harness, text by text
+        return tokenizer
+    made = copy.deepcopy(tokenizer)
+    if bos is not None and made.is_fast:
+        from tokenizers.processors import TemplateProcessing
+
+        made.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{made.bos_token} $A",
+            pair=f"{made.bos_token} $A {made.bos_token} $B",
+            special_tokens=[(made.bos_token, bos)],
+        )
+    if not has_it(made):
+        raise ConfigError(
+            "reading add_bos_token",
+            got="true",
+            expected="false: this tokenizer has no BOS that can be put before a text",
+            todo="leave it out",
+        )
+    return made

@@ -1,0 +1,199 @@
+"""Text -> token ids: where a document begins, and control tokens that stand in text.
+
+Control tokens are the special tokens of a tokenizer, such as `<|endoftext|>` or `<|im_start|>`.
+Where they stand in a document, a prompt or a message, they are text, unless somebody asks for
+control tokens: a document cannot end itself, and a message cannot end its turn.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from skipgpt.data.documents import END_OF_TEXT
+
+ROLE_MARKERS = frozenset(
+    {"<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
+     "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"}
+)  # fmt: skip
+"""Tokens that begin or end a turn of a chat, also where a tokenizer has no template to tell."""
+
+_ENCODING = threading.Lock()
+"""A fast tokenizer keeps as its own state whether control tokens are text."""
+
+
+class Boundaries(NamedTuple):
+    """Token ids that stand around every document.
+
+    Attributes:
+        before: each document.
+        after: each document; empty where some stand before it.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    @property
+    def prefix(self) -> int | None:
+        """The token after which a text that stands alone is predicted."""
+        return next(iter([*self.before[-1:], *self.after[-1:]]), None)
+
+
+def boundaries(tokenizer: Any) -> Boundaries:
+    """What stands around a document.
+
+    What the tokenizer itself puts before any text, as BOS; a prompt begins with it, too. Of a
+    tokenizer that puts nothing there, its BOS before, or else its EOS after every document; but
+    never a token that begins or ends a turn of a chat: instruct models often have one as their BOS
+    or EOS, and then `<|endoftext|>` stands before every document if they know it.
+    """
+    if own := _own_prefix(tokenizer):
+        return Boundaries(before=own)
+    if tokenizer.bos_token_id is not None and not _is_role_marker(tokenizer, tokenizer.bos_token):
+        return Boundaries(before=(tokenizer.bos_token_id,))
+    if tokenizer.eos_token_id is not None and not _is_role_marker(tokenizer, tokenizer.eos_token):
+        return Boundaries(after=(tokenizer.eos_token_id,))
+    has_either = (tokenizer.bos_token_id, tokenizer.eos_token_id) != (None, None)
+    if has_either and END_OF_TEXT in control_tokens_of(tokenizer):
+        return Boundaries(before=(tokenizer.convert_tokens_to_ids(END_OF_TEXT),))
+    return Boundaries()
+
+
+def control_tokens_of(tokenizer: Any) -> set[str]:
+    """The special tokens of a tokenizer, as they are written."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(each.content for each in added if each.special)}
+
+
+def encode(
+    tokenizer: Any, text: str | Sequence[str], *, control_tokens: bool = False, **options: Any
+) -> Any:
+    """Call a tokenizer; what is written like a control token is text unless asked for.
+
+    Args:
+        tokenizer: of the base model.
+        text: one, or several.
+        control_tokens: whether control tokens that are written in it count as such.
+        options: of the call.
+    """
+    with _ENCODING:
+        return tokenizer(
+            text if isinstance(text, str) else list(text),
+            split_special_tokens=not control_tokens,
+            **options,
+        )
+
+
+def encode_prompt(
+    tokenizer: Any, prompt: str, *, control_tokens: bool = False, **options: Any
+) -> Any:
+    """Encode a text that a model reads from nothing: BOS as the tokenizer has it, and once.
+
+    Args:
+        tokenizer: of the base model.
+        prompt: the text.
+        control_tokens: whether control tokens that are written in it count as such; a BOS that it
+            begins with is then the only one.
+        options: of the call.
+    """
+    bos = tokenizer.bos_token
+    has_bos = control_tokens and bos is not None and prompt.startswith(bos)
+    adds = {"add_special_tokens": False} if has_bos else {}
+    return encode(tokenizer, prompt, control_tokens=control_tokens, **adds | options)
+
+
+def encode_chat(
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    *,
+    control_tokens: bool = False,
+    **options: Any,
+) -> list[int]:
+    """The token ids of a chat, in which the template alone writes control tokens.
+
+    Where no message has anything that is written like one, this is transformers'
+    `apply_chat_template`. Else they are broken up before the template sees them, and put together
+    again as text between the control tokens of the template.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: as the template takes them.
+        control_tokens: whether control tokens that are written in messages count as such.
+        options: of `apply_chat_template`.
+
+    Raises:
+        Exception: whatever the template raises.
+    """
+    controls = sorted(control_tokens_of(tokenizer), key=len, reverse=True)
+    written = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+    texts = list(_strings(messages))
+    if control_tokens or not any(map(written.search, texts)):
+        with _ENCODING:
+            found = tokenizer.apply_chat_template(list(messages), return_dict=True, **options)
+        return list(found["input_ids"])
+    breaker = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in t for t in texts))
+
+    def broken(text: str) -> str:
+        return written.sub(lambda found: breaker.join(found[0]), text)
+
+    rendered = tokenizer.apply_chat_template(
+        [_mapped(each, broken) for each in messages], tokenize=False, **options
+    )
+    ids: list[int] = []
+    done = 0
+    for found in [*written.finditer(rendered), None]:
+        piece = rendered[done : found.start() if found else None].replace(breaker, "")
+        if piece:
+            ids += encode(tokenizer, piece, add_special_tokens=False)["input_ids"]
+        if found:
+            ids.append(tokenizer.convert_tokens_to_ids(found[0]))
+            done = found.end()
+    return ids
+
+
+def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
+    """The token ids that a tokenizer puts before any text."""
+    ids = list(encode(tokenizer, "a")["input_ids"])
+    bare = list(encode(tokenizer, "a", add_special_tokens=False)["input_ids"])
+    for start in range(len(ids) - len(bare) + 1):
+        if ids[start : start + len(bare)] == bare:
+            return tuple(ids[:start])
+    return ()
+
+
+def _is_role_marker(tokenizer: Any, token: str) -> bool:
+    """Whether a token begins or ends turns of a chat; `<|endoftext|>` ends documents, too."""
+    if token == END_OF_TEXT or token in ROLE_MARKERS:
+        return token != END_OF_TEXT
+    if not tokenizer.chat_template:
+        return False
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    try:
+        return bool(tokenizer.apply_chat_template(turns, tokenize=False).count(token) > 1)
+    except Exception:  # templates raise whatever they like
+        return False
+
+
+def _strings(value: Any) -> Any:
+    """Every text in nested lists and dicts, keys left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _strings(each)
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    """The same lists and dicts with every text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(each, change) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(each, change) for each in value]
+    return value

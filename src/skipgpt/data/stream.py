@@ -1,0 +1,116 @@
+"""Documents -> one stream of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from skipgpt.data.documents import Document
+from skipgpt.data.encoding import boundaries, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 256
+
+AT_ONCE = 64
+"""Documents that are encoded together where a beginning is enough."""
+
+
+class Encoded(NamedTuple):
+    """Documents as one stream of tokens.
+
+    Attributes:
+        ids: [S] int64.
+        starts: where each document begins in it.
+    """
+
+    ids: Tensor
+    starts: tuple[int, ...]
+
+    def inside(self, places: Iterable[int]) -> int:
+        """How many rows that begin at these places begin inside a document."""
+        return len(set(places).difference(self.starts))
+
+
+def encode_documents(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    control_tokens: bool = False,
+) -> Tensor:
+    """Encode documents into one stream of tokens, with `boundaries` around each.
+
+    Args:
+        documents: in the order of the stream.
+        tokenizer: of the base model.
+        control_tokens: whether control tokens that are written in a document count as such.
+
+    Returns:
+        Token ids [S], int64.
+
+    Example:
+        ids = encode_documents(stdlib_documents(), tokenizer)
+    """
+    return encode_stream(documents, tokenizer, control_tokens=control_tokens).ids
+
+
+def encode_stream(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    control_tokens: bool = False,
+) -> Encoded:
+    """The same, and where each document begins."""
+    before, after = boundaries(tokenizer)
+    parts = [torch.empty(0, dtype=torch.int64)]
+    starts, length = [], 0
+    stream = iter(documents)
+    while batch := [document.text for document in islice(stream, BATCH)]:
+        # Documents are longer than the model's window on purpose: no word about that.
+        encoded = encode(
+            tokenizer,
+            batch,
+            control_tokens=control_tokens,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        for row in encoded["input_ids"]:
+            starts.append(length)
+            parts.append(torch.tensor([*before, *row, *after], dtype=torch.int64))
+            length += len(parts[-1])
+    return Encoded(torch.cat(parts), tuple(starts))
+
+
+def encode_beginning(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: int,
+    *,
+    control_tokens: bool = False,
+) -> tuple[Encoded, list[Document]]:
+    """Encode no more documents than it takes to have more than `tokens`; 0 encodes all.
+
+    Returns:
+        The stream, which may have more than `tokens`, and the documents in it.
+
+    Example:
+        ids, read = encode_beginning(documents, tokenizer, 4096)
+    """
+    stream, found = iter(documents), 0
+    read: list[Document] = []
+    parts = [torch.empty(0, dtype=torch.int64)]
+    starts: list[int] = []
+    while (not tokens or found <= tokens) and (some := list(islice(stream, AT_ONCE))):
+        part = encode_stream(some, tokenizer, control_tokens=control_tokens)
+        starts += [found + start for start in part.starts]
+        parts.append(part.ids)
+        read += some
+        found += len(part.ids)
+    return Encoded(torch.cat(parts), tuple(starts)), read

@@ -1,0 +1,202 @@
+"""Advice of errors can be followed: it is executed, and each option it names exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from command import skipgpt
+from runs import ARGUMENTS, COMPARED, shared_checkpoint, short_curve
+from skipgpt.cli import app
+from skipgpt.errors import DivergedError, StoppedError
+
+SOURCE = Path(__file__).parents[2] / "src/skipgpt"
+CHECKPOINT, BASE, ROUTERS, ROWS, OUT = "CHECKPOINT", "BASE", "ROUTERS", "ROWS", "OUT"
+SETTINGS = [f"--set={key}={value}" for key, value in COMPARED.items() if key != "stages"]
+
+READING = {
+    "train": ("train", BASE, "--data", ROWS, "--out", OUT, *ARGUMENTS, "--recipe", "paper"),
+    "compare": ("compare", BASE, "--data", ROWS, "--out", OUT, "--methods", "dense", *SETTINGS),
+    "eval": ("eval", CHECKPOINT, "--text", ROWS, "--block-size", "16"),
+    "eval in bits": ("eval", CHECKPOINT, "--text", ROWS, "--form", "bits"),
+    "show": ("show", CHECKPOINT, "--text", ROWS, "--block-size", "16"),
+    "report": ("report", CHECKPOINT, "--data", ROWS, "--block-size", "16", "-o", "r.json"),
+    "bench": ("bench", CHECKPOINT, "--data", ROWS, "--prompt-tokens", "8", "--phases", "prefill",
+              "--repeats", "1", "--sparsity", "0.25"),
+    "export": ("export", CHECKPOINT, "--static", "--data", ROWS, "--keep-rate", "0.9",
+               "--block-size", "16", "--out", OUT),
+    "convert": ("convert", ROUTERS, "--base", BASE, "--data", ROWS, "--out", OUT,
+                "--block-size", "16"),
+}  # fmt: skip
+"""Every command that reads rows, with rows whose text is in another field than `text`."""
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    rows = [
+        {"id": f"{n}", "a story": f"Story {n}: {n * n} cats sat on {n + 3} mats." * 3}
+        for n in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    checkpoint = shared_checkpoint()
+    base = checkpoint.parent / "base"
+    size = json.loads((base / "config.json").read_text())
+    heads = {
+        f"model.layers.{layer}.router_{module}.weight_predictor.{name}": torch.randn(shape)
+        for layer in range(size["num_hidden_layers"])
+        for module in ("attention", "mlp")
+        for name, shape in (("weight", (2, size["hidden_size"])), ("bias", (2,)))
+    }
+    save_file(heads, tmp_path / "routers.safetensors")
+    return {
+        CHECKPOINT: str(checkpoint),
+        BASE: str(base),
+        ROUTERS: str(tmp_path / "routers.safetensors"),
+        ROWS: str(tmp_path / "rows.jsonl"),
+        OUT: str(tmp_path / "out"),
+    }
+
+
+@pytest.mark.parametrize("name", READING)
+def test_the_field_of_the_text_is_named_as_the_error_says(
+    name: str, places: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = [places.get(each, each) for each in READING[name]]
+    refused = skipgpt(*arguments, folder=tmp_path)
+    assert refused.status == 1, refused.stderr
+    assert "line 1 with the fields id, a story" in refused.stderr
+    (advice,) = re.findall(r"--text-field='a story'", refused.stderr)
+    again = [*arguments, advice.replace("'", "")]
+    if name == "convert":  # the checkpoint was converted; what failed is its calibration
+        again.append("--overwrite")
+    followed = skipgpt(*again, folder=tmp_path, before=short_curve)
+    assert followed.status == 0, followed.stderr
+
+
+def test_text_that_is_too_short_is_cut_into_shorter_rows_as_the_error_says(
+    places: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "few.jsonl").write_text('{"text": "One cat sat."}\n{"text": "Two dogs ran."}\n')
+    for name in ("train", "compare", "export", "convert"):
+        arguments = [places.get(each, each) for each in READING[name]]
+        arguments[arguments.index("--data") + 1] = str(tmp_path / "few.jsonl")
+        arguments += ["--block-size", "4000", "--overwrite"][: 2 if name == "compare" else 4]
+        refused = skipgpt(*arguments, folder=tmp_path)
+        assert "fewer tokens per row (--block-size)" in refused.stderr, name
+        arguments[arguments.index("4000")] = "8"
+        followed = skipgpt(*arguments, folder=tmp_path, before=short_curve)
+        assert followed.status == 0, followed.stderr
+
+
+LOAD = {"eval", "show", "report", "bench", "export", "generate", "serve"}
+RAISED_BY = {
+    "benchmark/subject.py": {"bench"},
+    "checkpoint.py": LOAD,
+    "checkpoint_folder.py": {"train", "convert"},
+    "comparison/compare.py": {"compare"},
+    "comparison/job.py": {"compare"},
+    "comparison/method.py": {"compare"},
+    "comparison/trained.py": {"compare"},
+    "config/budget.py": LOAD,
+    "convert/into_checkpoint.py": {"convert"},
+    "cost/savings.py": {"train", "compare", "convert"},
+    "data/blocks.py": {"train", "compare", "export", "convert"},
+    "data/sources.py": {"train", "compare", "report", "bench", "export", "convert"},
+    "evaluation/corpora.py": {"eval"},
+    "evaluation/forms.py": {"eval"},
+    "evaluation/harness/kept_answers.py": {"eval"},
+    "evaluation/harness/tasks.py": {"eval", "report"},
+    "evaluation/windows.py": {"eval"},
+    "export/checks.py": {"export"},
+    "export/no_ops.py": {"export"},
+    "export/static.py": {"export"},
+    "fitting/costs.py": {"train", "compare"},
+    "fitting/fit.py": {"train", "compare"},
+    "model/gguf.py": {"train"},
+    "model/int8.py": {"train", "eval", "generate"},
+    "model/lora.py": {"train", "compare"},
+    "model/quantized.py": {"train"},
+    "report/writing.py": {"report"},
+    "serving/address.py": {"serve"},
+    "settings.py": {"train", "compare"},
+    "training/dry_run.py": {"train"},
+    "training/fit_stage.py": {"train"},
+    "training/launcher.py": {"train"},
+    "training/resumable.py": {"train"},
+    "training/row_order.py": {"train", "compare"},
+    "training/run.py": {"train"},
+    "training/run_folder.py": {"train"},
+    "training/run_stage.py": {"train"},
+    "training/trainer.py": {"train"},
+}
+"""Of each module whose errors name options: the commands in which they are read.
+
+`compare`, `demo` and `export` give errors of training advice of their own.
+"""
+OF_ANOTHER_PROGRAM = {"--merge"}
+"""Of llama-gguf-split."""
+
+
+def _options(verb: str) -> set[str]:
+    import typer
+
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    return {"--help"} | {name for option in command.params for name in option.opts}
+
+
+def _advice() -> list[tuple[str, str]]:
+    """Of every error that the package raises its words, as far as they are constant."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name.endswith("Error") or name in ("advising", "BadParameter", "_fail"):
+                texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+                words = " ".join(text for text in texts if isinstance(text, str))
+                found.append((path.relative_to(SOURCE).as_posix(), words))
+    return found
+
+
+def test_every_option_that_an_error_names_exists_in_the_commands_that_raise_it() -> None:
+    verbs = {command.name for command in app.registered_commands}
+    of_file = {"evaluate": "eval"}
+    seen = set()
+    for module, words in _advice():
+        quoted = re.findall(r"skipgpt (\w+)((?: --[\w-]+)*)", words)
+        for verb, named in quoted:  # another command
+            if verb in verbs:
+                assert set(named.split()) <= _options(verb), (module, words)
+        words = re.sub(r"`skipgpt \w+[^`]*`", "", words)
+        words = re.sub(r"skipgpt \w+(?: --[\w-]+)+", "", words)
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", words)) - OF_ANOTHER_PROGRAM
+        if not named or module == "cli/__init__.py":
+            continue
+        seen.add(module)
+        own = Path(module).stem if module.startswith("cli/") else ""
+        raising = {of_file.get(own, own)} if own else RAISED_BY[module]
+        if "(compare: " in words:  # says what to do there
+            raising = raising - {"compare"}
+        for verb in raising:
+            assert named <= _options(verb), (module, verb, words)
+    assert set(RAISED_BY) == {each for each in seen if not each.startswith("cli/")}
+
+
+def test_a_comparison_gives_advice_of_its_own_for_errors_of_training() -> None:
+    from skipgpt.comparison.trained import in_comparison
+
+    facts = {"got": "a", "expected": "b", "todo": "use --resume and --overwrite"}
+    for kind in (StoppedError, DivergedError):
+        told = in_comparison(kind("training", **facts))
+        assert type(told) is kind
+        assert (told.got, told.expected) == ("a", "b")
+        named = set(re.findall(r"--[a-z-]+", told.todo))
+        assert named <= _options("compare")
+    assert "same command" not in told.todo  # would diverge again
