@@ -185,3 +185,39 @@ def test_a_disk_that_fills_up_leaves_the_state_before(
     assert command("out", "--resume").status == 0
     assert command("straight").status == 0
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+
+
+NOTHING = "nothing was written; the same command starts again"
+
+
+@pytest.mark.parametrize(
+    ("words", "patched", "told"),
+    [
+        (("compare", "none", "--data", "none", "--methods", "dense", "--out", "OUT"),
+         ("skipgpt.comparison.compare", "prepare"),
+         "comparing into OUT: got SIGTERM; what was finished is kept: "
+         "the same command goes on from it"),
+        (("bench", "none", "--out", "OUT"),
+         ("skipgpt.benchmark.subject", "subject_of_checkpoint"),
+         f"timing: got SIGTERM; {NOTHING}"),
+        (("report", "none", "--data", "none", "-o", "OUT"),
+         ("skipgpt.report.gather", "gather"),
+         f"reading the text: got SIGTERM; {NOTHING}"),
+        (("convert", "none.pth", "--base", "none", "--out", "OUT"),
+         ("skipgpt.convert.into_checkpoint", "read_authors_file"),
+         f"converting none.pth: got SIGTERM; {NOTHING}"),
+        (("demo", "--out", "OUT"), ("skipgpt.demo", "train"),
+         "running the demo: got SIGTERM; what finished is kept in OUT; "
+         "the same command starts again"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_every_command_that_writes_says_what_a_stop_leaves(
+    words: tuple[str, ...], patched: tuple[str, str], told: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out.html")
+    before = functools.partial(_terminated_in, *patched)
+    stopped = skipgpt(*(out if word == "OUT" else word for word in words), before=before)
+    assert (stopped.status, stopped.stdout) == (1, "")
+    assert stopped.stderr.splitlines()[-1] == "skipgpt: " + told.replace("OUT", out)
+    assert list(tmp_path.iterdir()) == []
