@@ -86,3 +86,18 @@ def test_the_digest_sees_a_value_that_a_fingerprint_of_samples_does_not() -> Non
         model.get_input_embeddings().weight[0, 1] += 1
     assert fingerprint(model) == before[0]
     assert weights_digest(model) != before[1]
+
+
+def test_a_text_without_context_is_not_predicted_from_a_token_of_turns() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>"})
+    assert RoutedLM(tiny_routed(), tokenizer).prefix_token_id == 0  # <|endoftext|>
+    assert RoutedLM(tiny_routed(), tokenizer, prefix_token_id=5).prefix_token_id == 5
+
+
+def test_bos_stands_before_a_prompt_of_the_harness_as_asked_for() -> None:
+    plain = byte_tokenizer()("cat")["input_ids"]
+    for asked, expected in ((None, plain), (False, plain), (True, [0, *plain])):
+        made = RoutedLM(tiny_routed(), byte_tokenizer(), add_bos_token=asked)
+        assert made.tok_encode("cat") == expected
+        assert made.tok_encode("<|endoftext|>cat").count(0) == 1  # never twice
