@@ -151,8 +151,8 @@ def subject_of_checkpoint(
         CheckpointError: files are missing or damaged.
         DataError: there is no text.
     """
-    routed, tokenizer = load(folder, merge=True, device=device, dtype=dtype)
     info = read_info(local_folder(folder))
+    routed, tokenizer = load(folder, merge=True, device=device, dtype=dtype)
     dense, _ = load_base(
         info.base, revision=info.revision, device=device, dtype=dtype, quantize=info.quantization
     )

@@ -157,8 +157,8 @@ def calibrate_checkpoint(
     Raises:
         SkipGPTError: with whatever went wrong; the checkpoint is then as it was.
     """
-    model, tokenizer = load(folder, **where)
     before = read_info(folder)
+    model, tokenizer = load(folder, **where)
     unit = budget or before.budget
     blocks = load_blocks(data, tokenizer, config)
     text = cut(blocks.calibration, config.calibration_tokens)
