@@ -112,7 +112,7 @@ def test_commands_that_take_a_base_refuse_a_merged_export_in_one_line(
     verb: str, places: dict[str, Path], tmp_path: Path
 ) -> None:
     text, out = str(write_documents(tmp_path)), str(tmp_path / "out")
-    more = ARGUMENTS if verb == "train" else ("--sparsity", "0.25")
+    more = ARGUMENTS if verb == "train" else ("--sparsity", "0.25", "--methods", "router")
     done = command(verb, str(places["merged"]), "--data", text, "--out", out, *more)
     assert done.status == 1
     assert done.stdout == ""

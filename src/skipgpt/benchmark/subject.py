@@ -158,8 +158,8 @@ def subject_of_checkpoint(
         CheckpointError: files are missing or damaged.
         DataError: there is no text.
     """
-    routed, tokenizer = load(folder, base=base, merge=True, device=device, dtype=dtype)
     info = read_info(local_folder(folder))
+    routed, tokenizer = load(folder, base=base, merge=True, device=device, dtype=dtype)
     dense, _ = load_base(
         base or info.base,
         revision=info.revision,

@@ -165,6 +165,7 @@ def run(
     from skipgpt.evaluation.text_result import measure_text
 
     name = cast("FormName", form or ("fixed" if corpus else "blocks"))
+    info = None if no_closeness else read_info(local_folder(folder))
     model, tokenizer = load(
         folder, sparsity=sparsity, budget=as_budget(budget), merge=True, **where
     )
@@ -187,8 +188,7 @@ def run(
             max_tokens=max_tokens,
         )
         logging.getLogger("skipgpt").info(cut.said)
-        info = read_info(local_folder(folder))
-        dense = None if no_closeness else dense_base_of(info, model, where)
+        dense = None if info is None else dense_base_of(info, model, where)
         result = measure_text(
             model, cut, batch_size=rows, closeness_to=dense, continuations=continuations
         )

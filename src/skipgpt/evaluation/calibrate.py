@@ -167,8 +167,8 @@ def calibrate_checkpoint(
     """
     kept = "the checkpoint is as it was; the same command starts again"
     with stoppable(f"calibrating {folder}", lambda: kept), writing_to(Path(folder)):
-        model, tokenizer = load(folder, **where)
         before = read_info(folder)
+        model, tokenizer = load(folder, **where)
         unit = budget or before.budget
         blocks = load_blocks(data, tokenizer, config, train_tokens=0)
         check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)

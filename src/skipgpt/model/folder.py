@@ -58,7 +58,7 @@ def kind_of_model(name: str | Path) -> Kind:
     if is_gguf(path):
         return "gguf"
     if not path.is_dir():
-        hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) and str(name).strip(".")
+        hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name))
         return "file" if path.exists() else "remote" if hub_id else "absent"
     if (path / CONFIG).is_file():
         return "checkpoint"
