@@ -5,13 +5,16 @@ READY := .venv/.ready
 LOWEST := .venv-lowest
 # vLLM pins torch and transformers, so it has an environment of its own.
 SERVING := .venv-serving
+# What reads our exports, without any of our code.
+OLDER := .venv-transformers4
 # The tests' models are tiny: a process for each core is faster than threads within one.
 PYTEST := pytest -n auto --dist worksteal
 
 # Long text for the base of `compare-gpu`, one document a line or file.
 TEXT ?= novels.txt
 
-.PHONY: demo test test-long test-lowest test-matrix test-serving check format clean compare-gpu test-gpu bench-gpu \
+.PHONY: demo test test-long test-lowest test-matrix test-serving \
+	test-transformers4 check format clean compare-gpu test-gpu bench-gpu \
 	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
 	bench-routers
 
@@ -31,6 +34,10 @@ test-matrix: test test-lowest
 
 test-serving: $(SERVING)/.ready
 	OMP_NUM_THREADS=1 $(SERVING)/bin/pytest tests/serving
+
+test-transformers4: $(READY) $(OLDER)/.ready
+	OMP_NUM_THREADS=1 SKIPGPT_TRANSFORMERS4=$(CURDIR)/$(OLDER)/bin/python $(BIN)/pytest -rs \
+		tests/test_exports_for_transformers_4.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -58,6 +65,11 @@ $(SERVING)/.ready: constraints-serving.txt pyproject.toml
 	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(SERVING)/bin/pip install --quiet --constraint $< accelerate hypothesis peft pytest typer
 	$(SERVING)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+$(OLDER)/.ready: constraints-transformers4.txt
+	$(PYTHON) -m venv $(OLDER)
+	$(OLDER)/bin/pip install --quiet --constraint $< torch safetensors transformers
 	touch $@
 
 # On a machine with a GPU, and with torch for it.
@@ -126,4 +138,4 @@ bench-routers: $(READY)
 	$(BIN)/python benchmarks/routers.py --out $(CPU)/routers/routers.json
 
 clean:
-	rm -rf .venv $(LOWEST) $(SERVING) demo-out
+	rm -rf .venv $(LOWEST) $(SERVING) $(OLDER) demo-out

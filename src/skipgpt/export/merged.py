@@ -12,6 +12,7 @@ from skipgpt.atomic import staged
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget
 from skipgpt.export.checks import exportable
+from skipgpt.export.older_forms import save_tokenizer, write_older_config
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
 from skipgpt.model.dial import within_reach
 from skipgpt.model.families import family_of
@@ -65,7 +66,8 @@ def export_merged(
     merged = as_auto_model(model, own if sparsity is None else sparsity, budget)
     with staged(out) as stage:
         merged.save_pretrained(stage)
-        tokenizer.save_pretrained(stage)
+        write_older_config(stage)
+        save_tokenizer(tokenizer, stage)
         code = REMOTE_CODE.format(model_type=family_of(model).model_type)
         (stage / "modeling_skipgpt.py").write_text(code, encoding="utf-8")
 
