@@ -7,13 +7,16 @@ LOWEST := .venv-lowest
 SERVING := .venv-serving
 # The site is built from sources alone, without torch.
 DOCS := .venv-docs
+# What reads our exports, without any of our code.
+OLDER := .venv-transformers4
 # The tests' models are tiny: a process for each core is faster than threads within one.
 PYTEST := pytest -n auto --dist worksteal
 
 # Long text for the base of `compare-gpu`, one document a line or file.
 TEXT ?= novels.txt
 
-.PHONY: demo docs test test-long test-lowest test-matrix test-serving check format clean compare-gpu test-gpu bench-gpu \
+.PHONY: demo docs test test-long test-lowest test-matrix test-serving \
+	test-transformers4 check format clean compare-gpu test-gpu bench-gpu \
 	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
 	bench-routers
 
@@ -33,6 +36,10 @@ test-matrix: test test-lowest
 
 test-serving: $(SERVING)/.ready
 	OMP_NUM_THREADS=1 $(SERVING)/bin/pytest tests/serving
+
+test-transformers4: $(READY) $(OLDER)/.ready
+	OMP_NUM_THREADS=1 SKIPGPT_TRANSFORMERS4=$(CURDIR)/$(OLDER)/bin/python $(BIN)/pytest -rs \
+		tests/test_exports_for_transformers_4.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -69,6 +76,11 @@ $(DOCS)/.ready: constraints.txt
 
 docs: $(DOCS)/.ready
 	$(DOCS)/bin/mkdocs build --strict
+
+$(OLDER)/.ready: constraints-transformers4.txt
+	$(PYTHON) -m venv $(OLDER)
+	$(OLDER)/bin/pip install --quiet --constraint $< torch safetensors transformers
+	touch $@
 
 # On a machine with a GPU, and with torch for it.
 test-gpu: $(READY)
@@ -136,4 +148,4 @@ bench-routers: $(READY)
 	$(BIN)/python benchmarks/routers.py --out $(CPU)/routers/routers.json
 
 clean:
-	rm -rf .venv $(LOWEST) $(SERVING) $(DOCS) build/site demo-out
+	rm -rf .venv $(LOWEST) $(SERVING) $(OLDER) $(DOCS) build/site demo-out

@@ -94,7 +94,7 @@ def test_a_checkpoint_given_as_base_names_its_own(places: dict[str, Path]) -> No
     load_base(caught.value.todo.rpartition(" ")[-1])  # what it says to do
 
 
-@pytest.mark.parametrize("kind", [*WORDS.keys() - {"checkpoint"}, "base"])
+@pytest.mark.parametrize("kind", [*sorted(WORDS.keys() - {"checkpoint"}), "base"])
 def test_what_is_no_checkpoint_is_refused_as_what_it_is(kind: str, places: dict[str, Path]) -> None:
     words = WORDS.get(kind, "a model without routers, as base models and static exports are")
     with pytest.raises(CheckpointError, match="expected a folder made by `skipgpt train`") as one:

@@ -12,6 +12,7 @@ from skipgpt.atomic import staged
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget
 from skipgpt.export.checks import exportable, exporting
+from skipgpt.export.older_forms import save_tokenizer, write_older_config
 from skipgpt.model.auto import auto_classes
 from skipgpt.model.dial import within_reach
 from skipgpt.model.families import family_of
@@ -68,7 +69,8 @@ def export_merged(
     merged = as_auto_model(model, own if sparsity is None else sparsity, budget)
     with staged(out) as stage:
         merged.save_pretrained(stage)
-        tokenizer.save_pretrained(stage)
+        write_older_config(stage)
+        save_tokenizer(tokenizer, stage)
 
 
 def as_auto_model(model: Any, sparsity: float | None, budget: Budget | None = None) -> Any:

@@ -20,6 +20,7 @@ from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.export.checks import exportable, exporting
 from skipgpt.export.no_ops import Layer, check_servable, choose_layers, write_for_engines
+from skipgpt.export.older_forms import save_tokenizer, write_older_config
 from skipgpt.export.pairing import Pair, pair_up
 from skipgpt.export.smaller import (
     check_movable,
@@ -147,7 +148,7 @@ def export_static(
             parameters = _written(model, layers, removed, held_out[:2], form, stage)
             with deciding(model, Forced.without(list(removed))):
                 losses["healed"] = _loss(model, held_out)
-        tokenizer.save_pretrained(stage)
+        save_tokenizer(tokenizer, stage)
         result = StaticExport(
             out=str(out),
             keep_rate=keep_rate,
@@ -221,15 +222,17 @@ def _written(
 ) -> int:
     """Write the smaller model, and compare it with the routed one; returns its parameters."""
     if form == "vllm":
-        return write_for_engines(model, layers, folder)
+        parameters = write_for_engines(model, layers, folder)
+        write_older_config(folder)
+        return parameters
     pairs: list[Pair] = [
         (attn, mlp) for attn, mlp in layers if attn is not None and mlp is not None
     ]
     smaller_model(model, pairs).save_pretrained(folder)
+    write_older_config(folder)
     static = _load_plainly(folder, str(model.device))
     _check_same(static, model, removed, ids)
-    parameters: int = static.num_parameters()
-    return parameters
+    return int(static.num_parameters())
 
 
 def _healed(
