@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from skipgpt.processes import is_first
 
-PATIENCE = 3.0
+PATIENCE = 10.0
 """Seconds of work of which nothing is said."""
 EVERY = 30.0
 """Seconds between two lines of a phase."""
