@@ -47,7 +47,7 @@ def _interrupt_while_reading() -> None:
     import skipgpt.training.run as run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    run.load_blocks = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+    run.load_blocks = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_signalled_run_ends_in_one_line_and_resumes_to_the_same_end(

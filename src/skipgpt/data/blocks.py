@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,6 @@ from skipgpt.settings import to_dict
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -38,6 +35,7 @@ class Blocks:
         held_out: token ids [N'', T] of other held-out documents, to measure on.
         fingerprint: 16 hex digits that change with any token and any setting.
         documents: how many documents were trained on, and how many held out.
+        inside: how many training rows begin inside a document.
     """
 
     train: Tensor
@@ -45,6 +43,7 @@ class Blocks:
     held_out: Tensor
     fingerprint: str
     documents: tuple[int, int]
+    inside: int = 0
 
 
 def pack_blocks(
@@ -148,11 +147,7 @@ def load_blocks(
         digest.update(f"{len(part)} rows".encode())
         digest.update(part.numpy().astype("<i8").tobytes())
     counts = (len(train), len(aside))
-    logger.info(
-        "training text: %d rows of %d tokens, %d of which begin inside a document",
-        *(len(rows), config.block_size, inside),
-    )
-    return Blocks(rows, calibration, held_rows, digest.hexdigest()[:16], counts)
+    return Blocks(rows, calibration, held_rows, digest.hexdigest()[:16], counts, inside)
 
 
 def _of_a_fingerprint(config: DataConfig) -> dict[str, Any]:

@@ -172,7 +172,8 @@ def _train(
         compare_run(out, facts)
     else:
         used = ["bitsandbytes"] * bool(quantization_of(model)) + ["gguf"] * is_gguf(info.base)
-        begin_run(out, facts, *used)
+        rows = {"train": len(blocks.train), "train_inside_a_document": blocks.inside}
+        begin_run(out, facts | {"rows": rows}, *used)
     found, left = held_out_of(out), [stage for stage in config.stages if stage not in done]
     fresh = not is_checkpoint(base) and not done and latest_state(out / RESUME / left[0]) is None
     passes = Passes(config, blocks, out, static_order(out))
