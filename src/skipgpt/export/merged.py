@@ -11,7 +11,7 @@ import torch
 from skipgpt.atomic import staged
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget
-from skipgpt.export.checks import exportable
+from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable
 from skipgpt.export.older_forms import save_tokenizer, write_older_config
 from skipgpt.model.auto import REMOTE_CODE, auto_classes
 from skipgpt.model.dial import within_reach
@@ -64,7 +64,7 @@ def export_merged(
     )
     own = within_reach(model, info.target_sparsity)
     merged = as_auto_model(model, own if sparsity is None else sparsity, budget)
-    with staged(out) as stage:
+    with staged(out, "config.json", OF_ANOTHER_EXPORT) as stage:
         merged.save_pretrained(stage)
         write_older_config(stage)
         save_tokenizer(tokenizer, stage)
