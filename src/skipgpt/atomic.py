@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,34 @@ from skipgpt.errors import CheckpointError, SkipGPTError
 
 
 @contextmanager
-def staged(folder: Path, last: str | None = None) -> Iterator[Path]:
+def staged(
+    folder: Path, last: str | None = None, instead_of: tuple[str, ...] = ()
+) -> Iterator[Path]:
     """A temporary folder whose files are renamed into `folder` once all of them are written.
 
     Args:
         folder: made if absent.
         last: name of the file that vouches for the others, so has to be the last to appear.
+        instead_of: patterns of names; files of `folder` that match and are not written go.
 
     Raises:
-        CheckpointError: writing failed; `folder` holds what it held before.
+        CheckpointError: writing failed; `folder` holds what it held before, or is not there.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     except OSError as error:
         raise CheckpointError(f"writing to {folder}", got=str(error)) from error
+    written = False
     try:
         yield stage
+        names = {path.name for path in files_below(stage)}
         _move_into(stage, folder, last)
+        written = True
+        for path in (old for pattern in instead_of for old in folder.glob(pattern)):
+            if path.name not in names:
+                path.unlink()
     except Exception as error:
         # safetensors reports a full disk with an exception class of its own.
         if isinstance(error, SkipGPTError):
@@ -45,6 +55,10 @@ def staged(folder: Path, last: str | None = None) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if not written:
+            with suppress(OSError):  # somebody else put something there
+                for path in made:
+                    path.rmdir()
 
 
 def _move_into(stage: Path, folder: Path, last: str | None) -> None:

@@ -37,6 +37,17 @@ def exporting(export: Callable[P, T]) -> Callable[P, T]:
     return alone
 
 
+OF_ANOTHER_EXPORT = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "modeling_skipgpt.py",
+    "configuration_decilm.py",
+    "static_export.json",
+    "chat_template.jinja",
+)
+"""Files that would be read beside, or instead of, those of an export that replaces another."""
+
+
 def exportable(folder: str | Path, out: Path, overwrite: bool) -> CheckpointInfo:
     """The info of a checkpoint that can be written to `out` with its LoRA merged.
 

@@ -11,7 +11,7 @@ import torch
 from skipgpt.atomic import staged
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget
-from skipgpt.export.checks import exportable, exporting
+from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
 from skipgpt.export.older_forms import save_tokenizer, write_older_config
 from skipgpt.model.auto import auto_classes
 from skipgpt.model.dial import within_reach
@@ -67,7 +67,7 @@ def export_merged(
     write_ends(model, tokenizer)
     own = within_reach(model, info.target_sparsity)
     merged = as_auto_model(model, own if sparsity is None else sparsity, budget)
-    with staged(out) as stage:
+    with staged(out, "config.json", OF_ANOTHER_EXPORT) as stage:
         merged.save_pretrained(stage)
         write_older_config(stage)
         save_tokenizer(tokenizer, stage)

@@ -18,7 +18,7 @@ from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, DivergedError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
-from skipgpt.export.checks import exportable, exporting
+from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
 from skipgpt.export.no_ops import Layer, check_servable, choose_layers, write_for_engines
 from skipgpt.export.older_forms import save_tokenizer, write_older_config
 from skipgpt.export.pairing import Pair, pair_up
@@ -141,7 +141,7 @@ def export_static(
     drop_stand_ins(model)
     with deciding(model, Forced.without(list(removed))):
         losses["static"] = _loss(model, held_out)
-    with staged(out) as stage:
+    with staged(out, "config.json", OF_ANOTHER_EXPORT) as stage:
         parameters = _written(model, layers, removed, held_out[:2], form, stage)
         if heal:
             model = _healed(model, removed, blocks, heal, cutting, seed)
