@@ -17,7 +17,7 @@ from runs import stopping_at, tiny_config, weights
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
 from skipgpt.data.rows import SHUFFLED
-from skipgpt.errors import ConfigError, DataError, TrainingError
+from skipgpt.errors import ConfigError, DataError, StoppedError
 from skipgpt.evaluation.source_rows import source_rows
 from skipgpt.training.run import train
 
@@ -102,7 +102,7 @@ def test_a_run_trains_on_it_and_resumes_on_the_same_rows(
     config = tiny_config(save_every=2)
     where = [str(base_folder), ["org/endless"]]
     train(*where, tmp_path / "whole", config)
-    with stopping_at(3), pytest.raises(TrainingError):
+    with stopping_at(3), pytest.raises(StoppedError):
         train(*where, tmp_path / "cut", config)
     train(*where, tmp_path / "cut", config, resume=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")

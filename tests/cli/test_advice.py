@@ -106,6 +106,7 @@ RAISED_BY = {
     "config/budget.py": LOAD,
     "convert/into_checkpoint.py": {"convert"},
     "cost/savings.py": {"train", "compare", "convert"},
+    "data/chat.py": {"generate"},
     "data/blocks.py": {"train", "compare", "export", "convert"},
     "data/sources.py": {"train", "compare", "report", "bench", "export", "convert"},
     "evaluation/corpora.py": {"eval"},

@@ -197,7 +197,7 @@ def test_convert_with_text_calibrates(base_folder: Path, tmp_path: Path) -> None
     write_documents(tmp_path, count=200)
     document = done(
         *("convert", tmp_path / "router.pth", "--base", base_folder, "--out", tmp_path / "out"),
-        *("--data", tmp_path / "stories.jsonl", "--sparsity", 0.3),
+        *("--data", tmp_path / "stories.jsonl", "--sparsity", 0.3, "--block-size", 64),
     )
     assert document["target_sparsity"] == 0.3
     assert document["curves"]["modules"][0] == [0.0, None]

@@ -24,7 +24,7 @@ from skipgpt.comparison import static, trained
 from skipgpt.comparison.job import Job, prepare
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.config import TrainConfig
-from skipgpt.errors import ConfigError, StoppedError
+from skipgpt.errors import CheckpointError, ConfigError, StoppedError
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import Forced
@@ -512,7 +512,7 @@ def test_what_the_last_method_cannot_do_is_said_before_the_first_runs(
 
 def test_a_file_in_the_place_of_the_folder_is_refused(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ConfigError, match="expected a folder"):
+    with pytest.raises(CheckpointError, match="got a file; expected a folder"):
         compared(base, tmp_path / "out", "dense")
     assert (tmp_path / "out").read_text() == "mine"
 

@@ -40,12 +40,11 @@ def test_no_other_file_lies_there() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == set(KINDS)
 
 
-def test_the_guide_names_each_file_and_links_to_their_folder() -> None:
+def test_the_guide_names_each_file_and_their_folder() -> None:
     guide = FOLDER.parents[1] / "docs/scaling.md"
     text = guide.read_text(encoding="utf-8")
     assert all(f"`{name}.yaml`" in text for name in KINDS)
-    targets = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert FOLDER.resolve() in {(guide.parent / target).resolve() for target in targets}
+    assert "`configs/accelerate/`" in text
 
 
 def test_what_the_tests_of_fsdp2_run_with_is_what_its_file_sets() -> None:

@@ -172,9 +172,13 @@ def test_forms_agree_with_the_plain_computation_on_published_text(
     text = (data_folder / "text/wikitext2-valid.txt").read_text()[:3000]
     path = tmp_path / "cut.txt"
     path.write_text(text)
-    ids = tokenizer(text)["input_ids"]
+    as_text = {"split_special_tokens": True}  # `<unk>` is written in it
+    ids = tokenizer(text, **as_text)["input_ids"]
     if name == "bits":
-        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        ids = [
+            tokenizer.bos_token_id,
+            *tokenizer(text, add_special_tokens=False, **as_text)["input_ids"],
+        ]
     _, result = measured(model, [str(path)], Form(name, 200), tokenizer)
     if name == "fixed":
         losses = [nats(model, ids[n : n + 200]) for n in range(0, len(ids) - 199, 200)]

@@ -72,7 +72,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         except torch.OutOfMemoryError:
             raise
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch says so of a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch names this file of its own where the disk is full; else a process has ended.
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
             shutil.rmtree(states / f"checkpoint-{step}", ignore_errors=True)
             raise TrainingError(
                 f"saving step {step} of stage {self.plan.stage} below {states}",
