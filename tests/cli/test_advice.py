@@ -111,6 +111,7 @@ RAISED_BY = {
     "data/sources.py": {"train", "compare", "report", "bench", "export", "convert"},
     "evaluation/corpora.py": {"eval"},
     "evaluation/forms.py": {"eval"},
+    "evaluation/text_result.py": {"eval"},
     "evaluation/harness/kept_answers.py": {"eval"},
     "evaluation/harness/tasks.py": {"eval", "report"},
     "evaluation/windows.py": {"eval"},

@@ -88,7 +88,7 @@ def run(
         )
         read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
         logging.getLogger("skipgpt").info("reading %s", read.said)
-        with advancing("reading the text") as advance:
+        with advancing("reading the text", announced=True) as advance:
             found = trace_text(
                 model, tokenizer, read.rows, batch_size=batch_size, on_step=advance
             ).measured
