@@ -99,7 +99,6 @@ RAISED_BY = {
     "benchmark/subject.py": {"bench"},
     "checkpoint.py": LOAD,
     "checkpoint_folder.py": {"train", "convert"},
-    "comparison/compare.py": {"compare"},
     "comparison/job.py": {"compare"},
     "comparison/method.py": {"compare"},
     "comparison/trained.py": {"compare"},
@@ -120,6 +119,7 @@ RAISED_BY = {
     "export/static.py": {"export"},
     "fitting/costs.py": {"train", "compare"},
     "fitting/fit.py": {"train", "compare"},
+    "model/folder.py": LOAD,
     "model/gguf.py": {"train"},
     "model/int8.py": {"train", "eval", "generate"},
     "model/lora.py": {"train", "compare"},
@@ -134,7 +134,6 @@ RAISED_BY = {
     "training/row_order.py": {"train", "compare"},
     "training/run.py": {"train"},
     "training/run_folder.py": {"train"},
-    "training/run_stage.py": {"train"},
     "training/trainer.py": {"train"},
 }
 """Of each module whose errors name options: the commands in which they are read.
