@@ -57,7 +57,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(_json(values | older_tokenizer(values, tokenizer)), encoding="utf-8")
+    told = values | older_tokenizer(values, tokenizer)
+    if "additional_special_tokens" in told:  # the older version takes no list under this name
+        told.pop("extra_special_tokens", None)
+    path.write_text(_json(told), encoding="utf-8")
 
 
 def older_config(values: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def older_tokenizer(values: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     if kind.endswith("Backend"):
         older["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(further := values.get("extra_special_tokens"), list):
-        older |= {"additional_special_tokens": further, "extra_special_tokens": {}}
+        older["additional_special_tokens"] = further
     if kind.removesuffix("Fast") in _ADD_BY_SETTING:
         bare = tokenizer("a", add_special_tokens=False).input_ids
         whole = tokenizer("a").input_ids
