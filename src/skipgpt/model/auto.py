@@ -64,6 +64,12 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
             self.calibration = None if found is None else found.to_json()
             self.sparsity, self.budget = sparsity, budget
 
+        @property
+        def curve(self) -> Points | None:
+            """Sparsities and thresholds in the unit that `sparsity` counts, as JSON has them."""
+            found = _curves(self.calibration, None)
+            return None if found is None else found.curve(self.budget).to_json()
+
     SkipGPTConfig.model_type = MERGED_PREFIX + model_type
 
     class SkipGPTForCausalLM(base_model):  # type: ignore[misc, valid-type]
