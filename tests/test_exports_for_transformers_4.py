@@ -89,7 +89,7 @@ def test_the_tokenizers_class_is_known_to_both(form: str, tmp_path: Path) -> Non
     said = read(folder, "tokenizer_config.json")
     assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert said["additional_special_tokens"] == ["<|end|>"]
-    assert said["extra_special_tokens"] == {}
+    assert "extra_special_tokens" not in said
     assert said["model_input_names"] == ["input_ids", "attention_mask"]
     skipgpt.register()
     again = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
