@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -69,6 +70,16 @@ def test_sparsity_zero_is_the_base_model_with_merged_lora(merged: Path) -> None:
 def test_a_dial_beyond_its_end_is_refused(merged: Path) -> None:
     with pytest.raises(ConfigError, match=r"0 to 0\.95"):
         AutoModelForCausalLM.from_pretrained(merged, sparsity=1.5)
+
+
+def test_the_config_tells_the_curve_of_its_unit(merged: Path, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(merged)
+    kept = json.loads((merged / "config.json").read_text(encoding="utf-8"))
+    assert "curve" not in kept
+    wanted = kept["calibration"]["curves"][kept["budget"]]
+    assert [list(point) for point in config.curve] == wanted
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).curve == config.curve
 
 
 def test_set_sparsity_works_on_a_loaded_export(merged: Path) -> None:

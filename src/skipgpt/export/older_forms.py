@@ -56,11 +56,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer so that both versions read the same one."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    told = values | older_tokenizer(values, tokenizer)
-    if "additional_special_tokens" in told:  # the older version takes no list under this name
-        told.pop("extra_special_tokens", None)
-    path.write_text(_json(told), encoding="utf-8")
+    older = older_tokenizer(json.loads(path.read_text(encoding="utf-8")), tokenizer)
+    path.write_text(json.dumps(older, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def older_config(values: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +104,7 @@ def _rope(rope: dict[str, Any], values: dict[str, Any], family: str) -> dict[str
 
 
 def older_tokenizer(values: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """What a tokenizer's config of transformers 5 says, in words of transformers 4.
+    """A tokenizer's config of transformers 5 in words that both versions know.
 
     Args:
         values: the config.
@@ -115,18 +112,14 @@ def older_tokenizer(values: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """
     kind = str(values.get("tokenizer_class"))
     # The older general class would give token types, too, which decoders refuse.
-    older: dict[str, Any] = {"model_input_names": list(tokenizer.model_input_names)}
+    older = values | {"model_input_names": list(tokenizer.model_input_names)}
     if kind.endswith("Backend"):
         older["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(further := values.get("extra_special_tokens"), list):
-        older["additional_special_tokens"] = further
+    if isinstance(values.get("extra_special_tokens"), list):
+        older["additional_special_tokens"] = older.pop("extra_special_tokens")
     if kind.removesuffix("Fast") in _ADD_BY_SETTING:
         bare = tokenizer("a", add_special_tokens=False).input_ids
         whole = tokenizer("a").input_ids
         before, after = whole.index(bare[0]), len(whole) - len(bare)
         older |= {"add_bos_token": before > 0, "add_eos_token": after > before}
     return older
-
-
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

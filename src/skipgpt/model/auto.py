@@ -83,6 +83,12 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
             """Do nothing; transformers would save this module, which is not what is needed."""
 
+        @property
+        def curve(self) -> Points | None:
+            """Sparsities and thresholds in the unit that `sparsity` counts, as JSON has them."""
+            found = _curves(self.calibration, None)
+            return None if found is None else found.curve(self.budget).to_json()
+
     SkipGPTConfig.model_type = MERGED_PREFIX + model_type
 
     class SkipGPTForCausalLM(base_model):  # type: ignore[misc, valid-type]
