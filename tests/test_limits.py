@@ -115,9 +115,7 @@ def test_the_harness_counts_prompts_whose_beginning_it_cuts_off() -> None:
 def test_rows_for_training_fit_into_the_context(base_folder: Path, tmp_path: Path) -> None:
     write_documents(tmp_path)
     config = tiny_config(data__block_size=CONTEXT + 1)
-    with pytest.raises(
-        ConfigError, match=r"rows of 129 tokens.*set data.block_size to 128 or less"
-    ):
+    with pytest.raises(ConfigError, match=r"rows of 129 tokens.*give at most --block-size=128"):
         train(str(base_folder), [str(tmp_path / "stories.jsonl")], tmp_path / "out", config)
 
 

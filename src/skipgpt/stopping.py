@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 from skipgpt.errors import StoppedError
@@ -20,8 +21,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTHING_KEPT = "nothing was written; the same command starts again"
 """Of commands that write in the end."""
 
-_surrounded: set[int] = set()
-"""Threads that are inside a `stoppable` block."""
+_SURROUNDED = ContextVar("surrounded", default=False)
+"""Whether this thread is inside a `stoppable` block."""
 
 
 class Stop(KeyboardInterrupt):
@@ -52,11 +53,10 @@ def stoppable(doing: str, kept: Callable[[], str]) -> Iterator[None]:
         with stoppable("exporting out/a", lambda: "nothing was written; start it again"):
             ...
     """
-    thread = threading.get_ident()
-    if thread in _surrounded:
+    if _SURROUNDED.get():
         yield
         return
-    _surrounded.add(thread)
+    outermost = _SURROUNDED.set(True)
     try:
         with handling(stop_now):
             yield
@@ -64,7 +64,7 @@ def stoppable(doing: str, kept: Callable[[], str]) -> Iterator[None]:
         stop = asked if isinstance(asked, Stop) else Stop("SIGINT")
         raise StoppedError(stop.doing or doing, got=stop.got, todo=kept()) from None
     finally:
-        _surrounded.discard(thread)
+        _SURROUNDED.reset(outermost)
 
 
 def stop_now(number: int, frame: FrameType | None) -> None:

@@ -122,6 +122,7 @@ RAISED_BY = {
     "model/folder.py": LOAD,
     "model/gguf.py": {"train"},
     "model/int8.py": {"train", "eval", "generate"},
+    "model/limits.py": {"train", "compare", "export", "convert"},
     "model/lora.py": {"train", "compare"},
     "model/quantized.py": {"train"},
     "report/writing.py": {"report"},

@@ -91,5 +91,5 @@ def check_rows(doing: str, model: Any, tokenizer: Any, *blocks: Tensor) -> None:
                 doing,
                 got=f"rows of {rows.shape[-1]:,} tokens",
                 expected=f"at most {context:,}, the model's context",
-                todo=f"set data.block_size to {context:,} or less",
+                todo=f"give at most --block-size={context} (data.block_size)",
             )
