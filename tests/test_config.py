@@ -35,7 +35,7 @@ def test_the_paper_recipe_is_every_number_of_the_paper() -> None:
     stage = config.router_stage
     assert (stage.steps, stage.learning_rate, stage.alpha) == (10_000, 2e-3, 8.0)
     assert (stage.temperature_start, stage.temperature_end) == (5.0, 1.0)
-    assert (stage.start, stage.static_blend) == ("random", False)
+    assert stage.start == "random"
     lora = config.lora_stage
     assert (lora.rank, lora.alpha, lora.dropout) == (16, 32, 0.1)
     assert lora.targets == ("q_proj", "v_proj", "gate_proj")
@@ -92,7 +92,6 @@ def configs(draw: st.DrawFn) -> TrainConfig:
             steps=draw(_size),
             learning_rate=draw(_positive),
             alpha=draw(_positive),
-            static_blend=draw(st.booleans()),
         ),
         lora_stage=LoraStage(
             rank=draw(_size),
@@ -305,3 +304,15 @@ def test_a_file_that_is_no_toml_is_named(content: bytes | None, tmp_path: Path) 
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"reading .*run\.toml: .*expected a TOML file"):
         read_toml(path)
+
+
+@pytest.mark.parametrize("value", [False, "false"])
+def test_a_retired_setting_may_say_what_is_so_anyway(value: object) -> None:
+    settings = {"router_stage.static_blend": value, "router_stage.alpha": 20}
+    assert override(recipe("default"), settings).router_stage.alpha == 20
+    assert "static_blend" not in to_dict(override(recipe("default"), settings))["router_stage"]
+
+
+def test_a_retired_setting_that_did_something_is_refused_with_what_replaces_it() -> None:
+    with pytest.raises(ConfigError, match=r"static_blend.*got true.*stage fit starts better"):
+        override(recipe("default"), {"router_stage.static_blend": "true"})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.atomic import staged, to_json
+from skipgpt.baselines.greedy import greedy_removal
 from skipgpt.baselines.units import sites_of
 from skipgpt.checkpoint import load
 from skipgpt.config import Budget, DataConfig, recipe
@@ -34,7 +35,7 @@ from skipgpt.routing.decision import Forced, Site
 from skipgpt.settings import override
 from skipgpt.stopping import stoppable
 from skipgpt.training.run import train
-from skipgpt.training.start import static_removal
+from skipgpt.training.start import savings_of
 
 logger = logging.getLogger("skipgpt")
 
@@ -196,7 +197,8 @@ def _held_out(config: DataConfig) -> str:
 
 def _static(model: Any, blocks: Any, config: Any) -> list[Site]:
     text = cut(blocks, config.router_stage.static_tokens)
-    return sites_of(static_removal(model, text, config))
+    saved, target = savings_of(model, config), config.target_sparsity
+    return sites_of(greedy_removal(model, text, saved, target))
 
 
 def _continue(model: Any, tokenizer: Any) -> str:

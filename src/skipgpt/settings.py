@@ -34,6 +34,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the config") -> C:
     """Build a config from nested plain values; whatever is absent keeps its default.
 
+    A type may list settings of earlier releases in `RETIRED`, each with the value that changed
+    nothing: that value is passed over.
+
     Raises:
         ConfigError: an unknown key (the nearest known one is named), a value of the wrong type, or
             a key without default that is absent.
@@ -44,6 +47,9 @@ def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the c
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
+        if key in (retired := _retired(kind)):
+            _check_retired(f"{doing}, {key}", value, retired[key])
+            continue
         if key not in known:
             raise _unknown_key(doing, key, list(known))
         arguments[key] = _coerce(hints[key], value, f"{doing}, {key}")
@@ -63,7 +69,7 @@ def override(config: C, changes: dict[str, Any]) -> C:
     Raises:
         ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
     """
-    values = to_dict(config)
+    values = _with_retired(config, to_dict(config))
     for key, value in changes.items():
         node, *path = values, *key.split(".")
         for part in path[:-1]:
@@ -123,6 +129,31 @@ def changed(config: Any) -> dict[str, Any]:
     """
     usual = flatten(to_dict(type(config)()))
     return {key: value for key, value in flatten(to_dict(config)).items() if value != usual[key]}
+
+
+def _retired(kind: type) -> dict[str, Any]:
+    return getattr(kind, "RETIRED", {})
+
+
+def _check_retired(doing: str, value: Any, usual: Any) -> None:
+    """Refuse a value with which a retired setting did something."""
+    if _coerce(type(usual), value, doing) != usual:
+        raise ConfigError(
+            doing,
+            got=str(value),
+            expected=f"{str(usual).lower()}, or nothing: what this setting did is gone",
+            todo="leave it out; stage fit starts better (docs/results.md)",
+        )
+
+
+def _with_retired(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a config, and those of retired settings beside them."""
+    nested = {
+        key: _with_retired(getattr(config, key), value)
+        for key, value in values.items()
+        if dataclasses.is_dataclass(getattr(config, key))
+    }
+    return _retired(type(config)) | values | nested
 
 
 def _dotted(values: dict[str, Any]) -> list[str]:

@@ -143,7 +143,6 @@ def test_every_learned_kind_has_settings_that_exist(job: Job, kind: str) -> None
     assert config.router_stage.start == ("keep" if rival else recipe("default").router_stage.start)
     if rival:
         assert config.router.stand_in == 0
-        assert not config.router_stage.static_blend
 
 
 @pytest.mark.parametrize(

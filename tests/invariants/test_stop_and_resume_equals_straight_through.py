@@ -75,19 +75,6 @@ def test_a_run_lost_before_the_first_state_of_its_second_stage_still_ends_the_sa
     assert weights(tmp_path / "lost") == weights(tmp_path / "straight")
 
 
-def test_a_resumed_run_does_not_search_again(
-    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_config("default")
-    straight = run(base_folder, tmp_path / "straight", config)
-    with stopping_at(4), pytest.raises(StoppedError):
-        run(base_folder, tmp_path / "stopped", config)
-    monkeypatch.setattr("skipgpt.training.start.lazily", None)
-    resumed = run(base_folder, tmp_path / "stopped", config, resume=True)
-    assert resumed.static_order == straight.static_order
-    _same(tmp_path / "stopped", tmp_path / "straight")
-
-
 def test_a_half_written_state_is_passed_over(base_folder: Path, tmp_path: Path) -> None:
     config = tiny_config("paper", save_every=2)
     run(base_folder, tmp_path / "straight", config)

@@ -11,6 +11,7 @@ import torch
 
 from conftest import tiny_routed
 from runs import metrics, rows, run, stage_trainer, tiny_config
+from skipgpt.baselines.greedy import sites_skipped
 from skipgpt.checkpoint_folder import read_info
 from skipgpt.config import RouterConfig, TrainConfig, recipe
 from skipgpt.cost import Savings, savings, sparsities
@@ -19,7 +20,6 @@ from skipgpt.model.trace import record_routing, routing_state
 from skipgpt.routing.decision import GumbelSample, Site
 from skipgpt.settings import from_dict
 from skipgpt.training.routing_metrics import margin_metrics
-from skipgpt.training.start import sites_skipped
 
 
 def test_recipes_count_what_they_say() -> None:

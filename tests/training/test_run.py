@@ -113,17 +113,6 @@ def test_routers_start_near_the_dense_model_where_the_recipe_says_so(
     assert margins == [1.0] * 6
 
 
-@pytest.mark.parametrize(("blend", "expected"), [(True, 2), (False, 0)])
-def test_the_result_names_the_static_removal_that_routers_were_blended_with(
-    blend: bool, expected: int, base_folder: Path, tmp_path: Path
-) -> None:
-    # A quarter of six modules, rounded.
-    config = tiny_config(router_stage__static_blend=blend)
-    result = run(base_folder, tmp_path / "out", config)
-    assert len(set(result.static_order)) == expected
-    assert result.to_dict()["static_order"] == result.static_order
-
-
 def test_a_checkpoint_is_not_written_over_unless_asked(base_folder: Path, tmp_path: Path) -> None:
     run(base_folder, tmp_path / "out")
     before = weights(tmp_path / "out")
@@ -286,18 +275,17 @@ def test_an_unknown_schedule_is_an_error_of_the_config(base_folder: Path, tmp_pa
         run(base_folder, tmp_path / "out", tiny_config(router_stage__schedule="zigzag"))
 
 
-@pytest.mark.parametrize("at", ["calibrate", "blend_with_static"])
 def test_a_run_interrupted_after_training_ends_where_a_straight_one_does(
-    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config("default", router_stage__static_blend=True)
+    config = tiny_config("default")
     run(base_folder, tmp_path / "straight", config)
 
     def interrupt(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"skipgpt.training.passes.{at}", interrupt)
+        patch.setattr("skipgpt.training.passes.calibrate", interrupt)
         with pytest.raises(StoppedError):
             run(base_folder, tmp_path / "stopped", config)
     run(base_folder, tmp_path / "stopped", config, resume=True)

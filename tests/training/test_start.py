@@ -1,4 +1,4 @@
-"""Where training begins: fitted stand-ins, constant routers, the greedy static removal."""
+"""Where training begins: fitted stand-ins, and routers at random or at a constant margin."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cases import CLOSE, SITES, base, routed
 from runs import metrics, rows, run, stage_trainer, stopping_at, tiny_config, weights
 from skipgpt.baselines.static import static_loss
-from skipgpt.baselines.units import sites_of, units_of
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import read_info
 from skipgpt.config import TrainConfig
 from skipgpt.errors import StoppedError
-from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.surgery import router_state_dict, routers, stand_ins
-from skipgpt.model.trace import deciding, record_routing, routing_state
+from skipgpt.model.trace import routing_state
 from skipgpt.routing.decision import (
     DecisionRule,
     GumbelSample,
@@ -30,14 +25,13 @@ from skipgpt.routing.decision import (
 )
 from skipgpt.routing.stand_in import StandIn
 from skipgpt.routing.stand_in_fit import Moments, fit
-from skipgpt.training.start import fit_stand_ins, start_routers, static_solution
+from skipgpt.training.start import fit_stand_ins, start_routers
 
 RANK = 3
 
 
-def settings(start: str = "static", **changes: object) -> TrainConfig:
-    tokens = {"router_stage__static_tokens": 64, "router_stage__fit_tokens": 96}
-    return tiny_config(router_stage__start=start, **{"target_sparsity": 0.33, **tokens, **changes})
+def settings(start: str = "keep", **changes: object) -> TrainConfig:
+    return tiny_config(router_stage__start=start, router_stage__fit_tokens=96, **changes)
 
 
 # Stand-ins are fitted.
@@ -157,7 +151,7 @@ def test_fitted_stand_ins_make_skipping_cheaper() -> None:
 def test_a_random_start_leaves_routers_as_they_were() -> None:
     model = routed()
     before = {name: tensor.clone() for name, tensor in router_state_dict(model).items()}
-    assert start_routers(model, settings("random"), rows(8)) == []
+    start_routers(model, settings("random"), rows(8))
     assert all(torch.equal(t, before[name]) for name, t in router_state_dict(model).items())
 
 
@@ -165,75 +159,8 @@ def test_a_random_start_leaves_routers_as_they_were() -> None:
 def test_a_start_from_keep_keeps_everything_by_this_margin(margin: float) -> None:
     model = routed()
     config = settings("keep", router_stage__start_margin=margin)
-    assert start_routers(model, config, rows(8)) == []
+    start_routers(model, config, rows(8))
     assert _margins(model) == dict.fromkeys(SITES, margin)
-
-
-@pytest.mark.parametrize("stand_in", [0, RANK])
-@pytest.mark.parametrize("decides", ["module", "layer", "sequence"])
-def test_a_static_start_loses_exactly_what_the_static_removal_loses(
-    decides: str, stand_in: int
-) -> None:
-    model, text = routed(decides=decides, stand_in=stand_in), rows(16)
-    order = start_routers(model, settings(), text)
-    removed = sites_of(order)[:2]  # a third of 6 modules: two modules, or a layer
-    if decides == "layer":
-        assert removed == list(order[0])
-    nll, tokens = total_loss(model, text)
-    assert nll / tokens == static_loss(model, text, removed)
-    with record_routing(model) as trace, torch.no_grad():
-        model(text)
-    assert {site for site, kept in trace.keep_ratios().items() if kept == 0} == set(removed)
-
-
-@pytest.mark.parametrize(
-    ("decides", "target", "length"), [("module", 0.33, 4), ("module", 0.8, 5), ("layer", 0.33, 2)]
-)
-def test_margins_of_a_static_start_rise_around_the_budget(
-    decides: str, target: float, length: int
-) -> None:
-    model = routed(decides=decides)
-    config = settings(target_sparsity=target, router_stage__start_margin=2.0)
-    order = start_routers(model, config, rows(8))
-    assert len(order) == length  # 60 % at least, for the dial
-    step = 2 if decides == "layer" else 1
-    of_units = [n * step for n, unit in enumerate(order) for _ in unit]
-    expected = dict(zip(sites_of(order), of_units, strict=True))
-    for site, margin in _margins(model).items():
-        rank = expected.get(site, length * step)
-        assert margin == pytest.approx(2 * (rank + step / 2 - 6 * target), abs=1e-5)
-
-
-def test_every_threshold_of_a_static_start_is_a_static_removal() -> None:
-    model, text = routed(), rows(8)
-    order = start_routers(model, settings(), text)
-    for count in range(len(order) + 1):
-        with deciding(model, Threshold(count - 6 * 0.33)):
-            nll, tokens = total_loss(model, text)
-        assert nll / tokens == static_loss(model, text, sites_of(order[:count]))
-
-
-@pytest.mark.parametrize("stand_in", [0, RANK])
-def test_the_static_solution_begins_with_what_costs_least_with_stand_ins_in_place(
-    stand_in: int,
-) -> None:
-    model, text = routed(stand_in=stand_in), rows(8)
-    order = static_solution(model, text, 0.5)
-    assert len(order) == 3
-    assert order[0] == min(
-        units_of(model, "modules"), key=lambda unit: static_loss(model, text, list(unit))
-    )
-    assert static_solution(model, text, 0.17) == order[:1]
-
-
-def test_the_static_start_is_chosen_after_the_fit() -> None:
-    config, text = settings(), rows(16)
-    model, other = routed(stand_in=RANK), routed(stand_in=RANK)
-    order = start_routers(model, config, text)
-    start_routers(other, settings("random"), text)  # fits only
-    for site, stand_in in stand_ins(other).items():
-        assert torch.equal(stand_in.up.bias, stand_ins(model)[site].up.bias)
-    assert order == static_solution(other, text[[0, 5, 10, 15]], 0.6)  # 64 tokens of 16 rows
 
 
 def _margins(model: nn.Module) -> dict[Site, float]:
@@ -244,30 +171,6 @@ def _margins(model: nn.Module) -> dict[Site, float]:
 
 
 # Runs.
-
-
-def test_a_run_from_a_static_start_begins_at_it_and_names_it(
-    base_folder: Path, tmp_path: Path
-) -> None:
-    still = {"router_stage__learning_rate": 0, "router_stage__stand_in_rate": 0}
-    config = settings(router__stand_in=RANK, **still)
-    result = run(base_folder, tmp_path / "out", config)
-    assert len(result.static_order) == 4
-    tensors = load_file(tmp_path / "out" / "routers.safetensors")
-    margins = {
-        Site(n, module): torch.sub(*tensors[f"layers.{n}.{module}_router.bias"]).item()
-        for n in range(3)
-        for module in ("attn", "mlp")
-    }
-    assert {site for site, margin in margins.items() if margin < 0} == set(
-        sites_of(result.static_order[:2])
-    )
-    assert not any(t.any() for name, t in tensors.items() if "router.weight" in name)
-    assert all(t.any() for name, t in tensors.items() if "stand_in" in name)
-    assert read_info(tmp_path / "out").router.stand_in == RANK
-    loaded, _ = load(tmp_path / "out")
-    measured = perplexity(loaded, rows(4))
-    assert measured.sparsity["module"] == pytest.approx(1 / 3)
 
 
 def test_an_interrupted_run_with_stand_ins_ends_where_a_straight_one_does(

@@ -26,7 +26,6 @@ _FROM_NOISE: Mapping[str, Any] = {
 }
 _NO_WARM_START: Mapping[str, Any] = {
     **_FROM_NOISE,
-    "router_stage.static_blend": False,
     "router_stage.start": "keep",
     "router_stage.start_margin": 1.0,
     "router.stand_in": 0,

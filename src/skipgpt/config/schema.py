@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from skipgpt.config.budget import Budget, TimedForward, check_sparsity
 from skipgpt.config.checks import check_choices, check_counts, check_shares
@@ -128,19 +128,16 @@ class RouterStage:
         noise: scale of the Gumbel noise; 1 is the paper's, less keeps a good start.
         distill: share of the loss that is KL to the dense model; the rest is the loss on text
             (paper: 0).
-        start: `random` weights (Kaiming, the authors' code); `keep`: constant margins above 0, so
-            that training begins near the dense model; or `static`: constant margins that copy the
-            greedy static removal, so that training only has to improve on it.
+        start: `random` weights (Kaiming, the authors' code), or `keep`: constant margins above 0,
+            so that training begins near the dense model.
         start_margin: size of the constant margins. Gumbel noise overrules a margin of 1 for 27 %
             of the tokens, of 3 for 5 %.
         stand_in_rate: peak rate of AdamW for stand-ins.
-        static_blend: after training, pull the biases towards the greedy static removal as far as
-            that lowers the loss on calibration text; the result is never worse than static.
-        static_tokens: training tokens a candidate of the greedy search is measured on.
-        static_depth: share of modules that the search of the start `static` ranks at least, so
-            that the dial has a good order beyond the target, too.
+        static_tokens: training tokens that static methods of `compare` choose on.
         fit_tokens: training tokens that stand-ins are fitted on before they train.
     """
+
+    RETIRED: ClassVar[dict[str, Any]] = {"static_blend": False, "static_depth": 0.6}
 
     steps: int = 10_000
     learning_rate: float = 2e-3
@@ -153,17 +150,15 @@ class RouterStage:
     temperature_end: float = 1.0
     noise: float = 1.0
     distill: float = 0.0
-    start: Literal["random", "keep", "static"] = "random"
+    start: Literal["random", "keep"] = "random"
     start_margin: float = 1.0
     stand_in_rate: float = 6e-3
-    static_blend: bool = False
     static_tokens: int = 4096
-    static_depth: float = 0.6
     fit_tokens: int = 32768
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_shares(self, "warmup", "static_depth", "distill")
+        check_shares(self, "warmup", "distill")
         check_counts(self, "steps", "static_tokens", "fit_tokens")
 
 
@@ -246,15 +241,13 @@ class TrainConfig:
 
     @property
     def train_tokens(self) -> int:
-        """Tokens of training text that the longest stage, fits and searches take."""
+        """Tokens of training text that the longest stage and the fits take."""
         routers, lora = self.router_stage, self.lora_stage
         steps = {"router": routers.steps, "joint": routers.steps, "lora": lora.steps}
         rows = self.batch_size * self.accumulation
         needs = [steps.get(each, 0) * rows * self.data.block_size for each in self.stages]
         if "fit" in self.stages:
             needs += [self.fit_stage.tokens, self.fit_stage.stand_in_tokens]
-        if routers.start == "static" or routers.static_blend:
-            needs.append(routers.static_tokens)
         if self.router.stand_in:
             needs.append(routers.fit_tokens)
         return max(needs)

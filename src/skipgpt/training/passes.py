@@ -6,15 +6,13 @@ in pieces runs in no other way. The first process decides wherever numbers of tw
 
 from __future__ import annotations
 
-import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from skipgpt.baselines.units import Unit
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.evaluation.calibrate import calibrate, cut
@@ -25,11 +23,8 @@ from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import execution, routing_state
 from skipgpt.processes import from_first, spread
 from skipgpt.progress import advancing
-from skipgpt.training.run_folder import note_measured, note_static_order
-from skipgpt.training.start import savings_of, start_routers, static_solution
-from skipgpt.training.static_blend import blend_with_static
-
-logger = logging.getLogger("skipgpt")
+from skipgpt.training.run_folder import note_measured
+from skipgpt.training.start import start_routers
 
 
 @dataclass
@@ -40,7 +35,6 @@ class Passes:
         config: of the run.
         blocks: its text.
         out: its folder.
-        order: the greedy static removal, once it was searched for.
         dense: the loss of the dense model on held-out text, once measured.
         seconds_measuring: spent on losses that are reported only.
     """
@@ -48,7 +42,6 @@ class Passes:
     config: TrainConfig
     blocks: Blocks
     out: Path
-    order: list[Unit] = field(default_factory=list)
     dense: Perplexity | None = None
     seconds_measuring: float = 0.0
 
@@ -60,8 +53,7 @@ class Passes:
     def before_stages(self, model: Any, start: bool) -> None:
         """Set new routers to what training starts from if so asked, and measure the dense model."""
         if start:
-            self.order = start_routers(model, self.config, self.blocks.train, self.order)
-            note_static_order(self.out, self.order)
+            start_routers(model, self.config, self.blocks.train)
             for each in [*routers(model).values(), *stand_ins(model).values()]:
                 spread(each.parameters())
         self._calibrate_for_healing(model)
@@ -89,17 +81,7 @@ class Passes:
         state.curves, state.rule = from_first((state.curves, state.rule))
 
     def after_stage(self, model: Any, stage: Stage) -> Perplexity:
-        """Blend routers with static removal if so set, calibrate, and measure on held-out text."""
-        config, target = self.config, self.config.target_sparsity
-        saved = savings_of(model, config)
-        calibration = cut(self.blocks.calibration, self.config.data.calibration_tokens)
-        if stage in ("router", "joint") and self.config.router_stage.static_blend:
-            if not self.order:
-                text = cut(self.blocks.train, self.config.router_stage.static_tokens)
-                self.order = static_solution(model, text, saved.share_of_sites(target))
-            with advancing("blending routers with static removal", announced=True):
-                strength = blend_with_static(model, self.order, calibration, target, saved)
-            logger.info("stage router: blended with static removal at strength %g", strength)
+        """Calibrate, and measure on held-out text."""
         self._calibrate(model)
         if stage == "fit":
             centre_margins(model)

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 
-from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint import describe, load, write
 from skipgpt.checkpoint_folder import is_checkpoint, read_info
 from skipgpt.checkpoint_info import CheckpointInfo
@@ -48,7 +47,6 @@ from skipgpt.training.run_folder import (
     forget_states,
     held_out_of,
     latest_state,
-    static_order,
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import plan
@@ -65,14 +63,12 @@ class TrainResult:
         info: of the checkpoint that was written.
         held_out: loss and sparsity on held-out text: `dense`, then one entry a stage.
         folder: where the checkpoint lies.
-        static_order: the greedy static removal that routers were blended with, if they were.
         seconds_measuring: of this call, spent on the losses in `held_out`.
     """
 
     info: CheckpointInfo
     held_out: dict[str, Perplexity]
     folder: str
-    static_order: tuple[Unit, ...] = ()
     seconds_measuring: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,7 +172,7 @@ def _train(
         begin_run(out, facts | {"rows": rows}, *used)
     found, left = held_out_of(out), [stage for stage in config.stages if stage not in done]
     fresh = not is_checkpoint(base) and not done and latest_state(out / RESUME / left[0]) is None
-    passes = Passes(config, blocks, out, static_order(out))
+    passes = Passes(config, blocks, out)
     begin = functools.partial(passes.before_stages, start=fresh and "fit" not in config.stages)
     if not (in_pieces and left):
         begin(model)
@@ -204,7 +200,7 @@ def _train(
     forget_states(out)
     measured = {"dense": cast("Perplexity", passes.dense)}
     measured |= {stage: found[stage] for stage in config.stages}
-    return TrainResult(info, measured, str(out), tuple(passes.order), passes.seconds_measuring)
+    return TrainResult(info, measured, str(out), passes.seconds_measuring)
 
 
 def _start(

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.atomic import staged, to_json
-from skipgpt.baselines.units import Unit
 from skipgpt.checkpoint_folder import refuse_existing
 from skipgpt.config import TrainConfig
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.processes import first_alone
-from skipgpt.routing.decision import Site
 from skipgpt.settings import from_dict, to_dict
 
 RUN, METRICS, RESUME, EVENTS = "run.json", "metrics.jsonl", "trainer", "tensorboard"
@@ -132,20 +130,6 @@ def held_out_of(out: Path) -> dict[str, Perplexity]:
 def note_fit(out: Path, found: dict[str, Any]) -> None:
     """Note in run.json what stage `fit` found at each site."""
     _note(out, {"fit": found})
-
-
-@first_alone
-def note_static_order(out: Path, order: list[Unit]) -> None:
-    """Note in run.json what the greedy search found, so that a resumed run need not search."""
-    if order:
-        _note(out, {"static_order": order})
-
-
-@first_alone
-def static_order(out: Path) -> list[Unit]:
-    """The greedy static removal that a run starts from; empty where it has not searched yet."""
-    units = _read_run(out).get("static_order", [])
-    return [tuple(Site(layer, module) for layer, module in unit) for unit in units]
 
 
 @first_alone
