@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.config import recipe
+from skipgpt.config.settings import override
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.cache_memory import cache_memory
-from skipgpt.settings import override
 from skipgpt.training.run import train
 
 

@@ -21,14 +21,14 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from skipgpt.checkpoint import describe, save
+from skipgpt.checkpoint.store import describe, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.data import encode_documents, stdlib_documents
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import base_location
 from skipgpt.model.surgery import add_routers
 from skipgpt.report.gather import gather
-from skipgpt.report.page import to_html
+from skipgpt.report.pages.page import to_html
 
 FLAGS = (
     "--headless",

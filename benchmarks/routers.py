@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.benchmark.clock import Task, alternate
-from skipgpt.benchmark.phases import Cell
 from skipgpt.benchmark.subject import Subject, sharing, subject_of_shape
+from skipgpt.benchmark.timing.clock import Task, alternate
+from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.config import recipe
 from skipgpt.cost import Forward, work
-from skipgpt.hardware import hardware
-from skipgpt.model import one_each
+from skipgpt.model.execution import decode
 from skipgpt.model.surgery import add_routers, routed_layers, routers
+from skipgpt.system.hardware import hardware
 
 ROUTERS = {
     # Stand-ins run where a module is skipped, so they are none of the cost of deciding.
@@ -41,8 +41,8 @@ ROUTERS = {
 def decide(model: Any, entering: Tensor) -> None:
     """All decisions of a model about the stream entering [B, T, D], as its layers make them."""
     for layer in routed_layers(model):
-        if one_each.suits(layer, entering):
-            one_each.decide(layer, entering)
+        if decode.suits(layer, entering):
+            decode.decide(layer, entering)
         else:
             layer._decide(entering)
 

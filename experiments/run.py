@@ -20,7 +20,7 @@ from typing import Any
 
 import skipgpt
 from skipgpt.comparison.page import write_section
-from skipgpt.settings import parse_pair
+from skipgpt.config.settings import parse_pair
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import zoo
 from conftest import LONG
 from skipgpt.config import RouterConfig
-from skipgpt.model.families import FAMILIES
+from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.surgery import add_routers, stand_ins
 from skipgpt.model.trace import routing_state
 from skipgpt.routing.decision import Decision, ModuleDecision, Site

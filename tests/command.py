@@ -27,9 +27,9 @@ PRELOADED = [
     "skipgpt.convert",
     "skipgpt.export",
     "skipgpt.generation",
-    "skipgpt.training.arguments",
+    "skipgpt.training.loop.arguments",
     "skipgpt.training.run",
-    "skipgpt.training.trainer",
+    "skipgpt.training.loop.trainer",
     "peft",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
@@ -125,8 +125,8 @@ def _command(
     sys.argv = argv
     if folder:
         os.chdir(folder)
-    from skipgpt import progress
     from skipgpt.cli import main
+    from skipgpt.system import progress
 
     progress.PATIENCE = 1e6  # on no machine are these commands so slow that they speak
     try:

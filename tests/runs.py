@@ -20,20 +20,20 @@ from transformers import default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
 from conftest import byte_tokenizer, tiny_base
-from skipgpt.checkpoint import CheckpointInfo, describe, save
+from skipgpt.checkpoint.store import CheckpointInfo, describe, save
 from skipgpt.comparison.compare import compare
 from skipgpt.comparison.result import Comparison
 from skipgpt.config import RouterConfig, Stage, TrainConfig, recipe
+from skipgpt.config.settings import override
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
 from skipgpt.routing.decision import RuleAt
-from skipgpt.settings import override
-from skipgpt.training.arguments import training_arguments
-from skipgpt.training.callbacks import StopRequest
+from skipgpt.training.loop.arguments import training_arguments
+from skipgpt.training.loop.callbacks import StopRequest
+from skipgpt.training.loop.trainer import RoutingTrainer
 from skipgpt.training.run import TrainResult, train
 from skipgpt.training.stages import plan, prepare, with_lora
-from skipgpt.training.trainer import RoutingTrainer
 
 TINY = {
     "data.block_size": 16,

@@ -112,7 +112,7 @@ def test_traceback_shows_where_an_error_arose(tmp_path: Path) -> None:
 
 
 def _break_families() -> None:
-    import skipgpt.cli.options as options
+    import skipgpt.cli.shared.options as options
 
     def broken(*_: object) -> None:
         raise RuntimeError("a mistake\nof two lines")

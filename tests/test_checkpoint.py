@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 import skipgpt
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, make_checkpoint, shared_checkpoint
-from skipgpt.checkpoint import CheckpointInfo, has_adapter, load, model_card, save
-from skipgpt.checkpoint_folder import push_to_hub, read_info, verify_files
+from skipgpt.checkpoint.folder import push_to_hub, read_info, verify_files
+from skipgpt.checkpoint.store import CheckpointInfo, has_adapter, load, model_card, save
 from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError, UnsupportedModelError
 from skipgpt.model.surgery import remove_routers, routers
 from skipgpt.model.trace import execution, record_routing

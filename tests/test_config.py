@@ -22,8 +22,8 @@ from skipgpt.config import (
     check_sparsity,
     recipe,
 )
+from skipgpt.config.settings import from_dict, override, read_toml, to_dict
 from skipgpt.errors import ConfigError
-from skipgpt.settings import from_dict, override, read_toml, to_dict
 
 # Recipes.
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from authors_reference import authors_logits
 from conftest import byte_tokenizer, tiny_base
-from skipgpt import checkpoint, execution, record_routing
+from skipgpt import execution, record_routing
+from skipgpt.checkpoint import store
 from skipgpt.convert import convert, read_authors_file, router_keys
 from skipgpt.errors import CheckpointError, ConfigError
 
@@ -112,7 +113,7 @@ def written(tmp_path):
 def refusal(path, base_folder, out, **options) -> str:
     with pytest.raises(CheckpointError) as caught:
         convert(path, str(base_folder), out, **options)
-    assert not (out / checkpoint.CONFIG).exists()
+    assert not (out / store.CONFIG).exists()
     return str(caught.value)
 
 
@@ -123,7 +124,7 @@ def test_a_converted_checkpoint_gives_the_reference_logits(
 ):
     file = FORMS[form]()
     info = convert(written(file), str(base_folder), tmp_path / "out")
-    model, _ = checkpoint.load(tmp_path / "out")
+    model, _ = store.load(tmp_path / "out")
 
     base = tiny_base()
     with torch.no_grad(), execution(model, kind), record_routing(model) as trace:
@@ -136,14 +137,14 @@ def test_a_converted_checkpoint_gives_the_reference_logits(
     assert info.curve is None
     assert info.stages == (("router", "lora") if any("lora_" in k for k in file) else ("router",))
     assert info.router.head == ("mlp" if any("hidden_layer" in k for k in file) else "linear")
-    assert checkpoint.read_info(tmp_path / "out") == info
+    assert store.read_info(tmp_path / "out") == info
 
 
 def test_lora_may_lie_in_a_second_file_and_its_alpha_is_given(written, base_folder, tmp_path):
     routers, updates = linear_routers(), prefixed("base_model.model.", lora())
     path, second = written(routers), written(updates, "lora.pth")
     convert(path, str(base_folder), tmp_path / "out", lora=second, lora_alpha=8)
-    model, _ = checkpoint.load(tmp_path / "out", merge=True)
+    model, _ = store.load(tmp_path / "out", merge=True)
 
     base = tiny_base()
     with torch.no_grad():
@@ -160,7 +161,7 @@ def test_lora_may_lie_in_a_second_file_and_its_alpha_is_given(written, base_fold
 def test_a_loaded_base_model_is_used_as_it_is(written, base_folder, tmp_path):
     base = tiny_base()
     convert(written(linear_routers()), str(base_folder), tmp_path / "out", base_model=base)
-    loaded, _ = checkpoint.load(tmp_path / "out")
+    loaded, _ = store.load(tmp_path / "out")
     with torch.no_grad():
         assert torch.equal(base(TOKENS).logits, loaded(TOKENS).logits)
 
@@ -328,7 +329,7 @@ def test_a_checkpoint_is_replaced_only_when_asked(written, base_folder, tmp_path
     with pytest.raises(CheckpointError, match="already holds a checkpoint"):
         convert(path, str(base_folder), out)
     convert(written(two_layer_routers()), str(base_folder), out, overwrite=True)
-    assert checkpoint.load(out)[0].model.layers[0].routing.config.head == "mlp"
+    assert store.load(out)[0].model.layers[0].routing.config.head == "mlp"
 
 
 def test_an_impossible_target_is_refused(written, base_folder, tmp_path):
@@ -364,7 +365,7 @@ def test_the_official_routers_give_the_reference_logits(official_file, tmp_path)
     base.save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
     convert(official_file, str(tmp_path / "base"), tmp_path / "out")
-    model, _ = checkpoint.load(tmp_path / "out")
+    model, _ = store.load(tmp_path / "out")
     with torch.no_grad(), record_routing(model) as trace:
         logits = model(TOKENS).logits
     expected = authors_logits(

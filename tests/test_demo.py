@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import skipgpt.demo
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
 
 SHORT = {
     "fit_stage.tokens": 512,

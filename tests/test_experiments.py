@@ -13,7 +13,7 @@ import pytest
 from runs import COMPARED, write_documents
 from skipgpt.comparison.method import parse_method
 from skipgpt.config import recipe
-from skipgpt.settings import override
+from skipgpt.config.settings import override
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 FILES = sorted(FOLDER.glob("*.toml"))

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import skipgpt
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, make_checkpoint, rows, shared_checkpoint
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.store import load
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.surgery import remove_routers, routers
 from skipgpt.model.trace import record_routing, routing_state

@@ -15,10 +15,10 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 import skipgpt
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows
-from skipgpt.checkpoint import describe, save
+from skipgpt.checkpoint.store import describe, save
 from skipgpt.config import RouterConfig
 from skipgpt.model.base import load_base
-from skipgpt.model.names import is_routing
+from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.surgery import add_routers, router_state_dict, stand_ins
 from skipgpt.model.trace import record_routing
 

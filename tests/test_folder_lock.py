@@ -16,7 +16,7 @@ import pytest
 
 from command import skipgpt
 from skipgpt.errors import CheckpointError
-from skipgpt.folder_lock import LOCK, writing_file, writing_to
+from skipgpt.system.folder_lock import LOCK, writing_file, writing_to
 
 HOLDER = """
 import fcntl, sys

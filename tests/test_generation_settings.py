@@ -18,12 +18,12 @@ from transformers import GenerationConfig
 
 from conftest import byte_tokenizer, tiny_routed
 from runs import make_checkpoint, shared_checkpoint
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.export import export_merged
 from skipgpt.generation import generate
-from skipgpt.model.generation_settings import Ends, ends_of, say_left_out
-from skipgpt.serving.generating import Done, Job, run_job
+from skipgpt.model.loading.generation_settings import Ends, ends_of, say_left_out
+from skipgpt.serving.generation import Done, Job, run_job
 from skipgpt.serving.vllm.requests import add_ends
 
 PROMPT, NEW = "ab ab ab", 8

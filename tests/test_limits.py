@@ -19,12 +19,12 @@ from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.subject import Subject
 from skipgpt.config import DataConfig
 from skipgpt.errors import ConfigError, DataError
-from skipgpt.evaluation.forms import Form, cut_text
 from skipgpt.evaluation.harness.model import RoutedLM
+from skipgpt.evaluation.protocols import Form, cut_text
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
-from skipgpt.model.limits import context_of
-from skipgpt.report.routing_map import routing_map
+from skipgpt.model.loading.limits import context_of
+from skipgpt.report.charts.routing_map import routing_map
 from skipgpt.training.run import train
 
 CONTEXT = 128

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from skipgpt.errors import CheckpointError
-from skipgpt.machine import Machine, keep, known, measured, path_of, typical
+from skipgpt.system.device_profile import Machine, keep, known, measured, path_of, typical
 
 CPU = torch.device("cpu")
 MEASURED = Machine(flops=2e11, bandwidth=1e10, mlp_packing=1e-5, attn_packing=3e-5)

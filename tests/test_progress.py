@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from runs import run, tiny_config
-from skipgpt import progress
-from skipgpt.progress import Phase, advancing, duration, under_way
+from skipgpt.system import progress
+from skipgpt.system.progress import Phase, advancing, duration, under_way
 
 
 class Terminal(io.StringIO):

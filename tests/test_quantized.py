@@ -21,8 +21,8 @@ import skipgpt
 from command import skipgpt as command
 from conftest import byte_tokenizer, tiny_base
 from runs import ARGUMENTS, logits, rows, run, stopping_at, tiny_config, weights, write_documents
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.store import load
 from skipgpt.config import LoraStage
 from skipgpt.cost import layer_costs, sparsities
 from skipgpt.errors import (
@@ -33,8 +33,8 @@ from skipgpt.errors import (
     UnsupportedModelError,
 )
 from skipgpt.model.base import fingerprint, load_base
+from skipgpt.model.loading.bitsandbytes import KINDS, quantization_of
 from skipgpt.model.lora import with_lora
-from skipgpt.model.quantized import KINDS, quantization_of
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, routers, train_only
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import GumbelSample, Site
@@ -250,7 +250,7 @@ def test_a_run_trains_routers_and_lora_and_its_checkpoint_gives_the_same_logits(
         "skipgpt.training.run.write",
         lambda model, *a, **k: trained.append(model) or write(model, *a, **k),
     )
-    from skipgpt.checkpoint import write
+    from skipgpt.checkpoint.store import write
 
     result = run(
         base, tmp_path / "out", tiny_config("default", stages="router,lora"), quantize=kind
@@ -520,7 +520,7 @@ def test_a_quantised_projection_that_does_not_tell_its_width_is_refused() -> Non
 def test_a_base_in_another_format_is_not_quantised_once_more(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from skipgpt.model.quantized import loading_options
+    from skipgpt.model.loading.bitsandbytes import loading_options
 
     config = SimpleNamespace(quantization_config={"quant_method": "gptq", "bits": 4})
     assert loading_options("4bit", config, torch.float32, "cpu") == {}

@@ -10,9 +10,9 @@ from skipgpt.config import RouterConfig, TimedForward
 from skipgpt.cost import Savings, savings, sparsities
 from skipgpt.cost.seconds import ModuleSeconds, time_savings
 from skipgpt.errors import ConfigError
-from skipgpt.machine import Machine
 from skipgpt.model.surgery import routers
 from skipgpt.routing.decision import Site
+from skipgpt.system.device_profile import Machine
 
 COMPUTE = Machine(flops=1e9, bandwidth=1e15, mlp_packing=0.0, attn_packing=0.0)
 """Nothing but products takes time."""

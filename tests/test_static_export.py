@@ -26,8 +26,7 @@ from cases import CLOSE, ONE_ROW, SITES, base, families, routed
 from command import skipgpt as command
 from conftest import LONG, byte_tokenizer, examples, tiny_base
 from runs import logits, rows, stopping_at, tiny_config, write_documents
-from skipgpt.baselines.static import static_loss
-from skipgpt.checkpoint import describe, load, save
+from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import DataConfig, LoraStage, RouterConfig
 from skipgpt.data import load_blocks
 from skipgpt.errors import (
@@ -38,12 +37,13 @@ from skipgpt.errors import (
 )
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import perplexity
-from skipgpt.export import StaticExport, smaller
+from skipgpt.export import StaticExport, rebuild
 from skipgpt.export.pairing import Pair, pair_up, sites_in
-from skipgpt.export.smaller import module_parameters, moves_whole_layers, smaller_model
+from skipgpt.export.rebuild import module_parameters, moves_whole_layers, smaller_model
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers, routed_layers, routers, stand_ins
 from skipgpt.model.trace import deciding, execution
+from skipgpt.removal.static import static_loss
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.routing.router import set_constant
 from skipgpt.training.stages import with_lora
@@ -483,7 +483,7 @@ def test_a_model_whose_logits_would_differ_is_not_written(
     checkpoint = make(tmp_path, [M0, A1])
     monkeypatch.setattr(
         "skipgpt.export.static.smaller_model",
-        lambda model, _: smaller.smaller_model(model, [(0, 0), (2, 2)]),
+        lambda model, _: rebuild.smaller_model(model, [(0, 0), (2, 2)]),
     )
     with pytest.raises(UnsupportedModelError, match="logits that differ by"):
         export(checkpoint)

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from command import skipgpt as command
 from conftest import byte_tokenizer, tiny_base
 from runs import write_documents
-from skipgpt.checkpoint import describe, save
+from skipgpt.checkpoint.store import describe, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.export import export_static
-from skipgpt.export.no_ops import choose_layers
+from skipgpt.export.decilm import choose_layers
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.routing.decision import Site

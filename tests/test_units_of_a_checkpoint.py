@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 import skipgpt
 from command import skipgpt as command
 from runs import logits, make_checkpoint, rows, shared_checkpoint
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.store import load
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate_checkpoint
-from skipgpt.machine import Machine, keep
-from skipgpt.model.dial import set_sparsity
+from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.trace import routing_state
+from skipgpt.system.device_profile import Machine, keep
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from conftest import tiny_base, tiny_routed
 from skipgpt.config import RouterConfig
 from skipgpt.cost import Forward, Work, ideal_speedup, layer_costs, work
 from skipgpt.errors import ConfigError
-from skipgpt.model.cache_policy import cache_bytes
+from skipgpt.model.caches.policy import cache_bytes
 from skipgpt.model.surgery import add_routers, routed_layers, routers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced, Site

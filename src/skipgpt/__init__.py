@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skipgpt.checkpoint import load as load
-    from skipgpt.checkpoint_folder import push_to_hub as push_to_hub
+    from skipgpt.checkpoint.folder import push_to_hub as push_to_hub
+    from skipgpt.checkpoint.store import load as load
     from skipgpt.comparison.compare import compare as compare
     from skipgpt.config import RouterConfig as RouterConfig
     from skipgpt.config import TrainConfig as TrainConfig
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from skipgpt.export import export_merged as export_merged
     from skipgpt.export import export_static as export_static
     from skipgpt.model.auto import register as register
-    from skipgpt.model.cache import SkipCache as SkipCache
-    from skipgpt.model.dial import at_sparsity as at_sparsity
-    from skipgpt.model.dial import set_sparsity as set_sparsity
+    from skipgpt.model.caches.skip_cache import SkipCache as SkipCache
+    from skipgpt.model.sparsity import at_sparsity as at_sparsity
+    from skipgpt.model.sparsity import set_sparsity as set_sparsity
     from skipgpt.model.surgery import add_routers as add_routers
     from skipgpt.model.surgery import remove_routers as remove_routers
     from skipgpt.model.surgery import routed_layers as routed_layers
     from skipgpt.model.trace import execution as execution
     from skipgpt.model.trace import record_routing as record_routing
-    from skipgpt.report.routing_map import routing_map as routing_map
+    from skipgpt.report.charts.routing_map import routing_map as routing_map
     from skipgpt.training.run import train as train
 
 __version__ = "0.1.0"

@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipgpt.atomic import staged, to_json
-from skipgpt.baselines.greedy import greedy_removal
-from skipgpt.baselines.units import sites_of
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.config import Budget, DataConfig, recipe
+from skipgpt.config.settings import override
 from skipgpt.data import load_blocks, read_documents, split_documents
 from skipgpt.errors import StoppedError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
-from skipgpt.folder_lock import writing_to
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import deciding, execution
-from skipgpt.progress import advancing
+from skipgpt.removal.greedy import greedy_removal
+from skipgpt.removal.units import sites_of
+from skipgpt.report.charts.routing_map import RoutingMap, routing_map
 from skipgpt.report.gather import gather
-from skipgpt.report.page import to_html
-from skipgpt.report.routing_map import RoutingMap, routing_map
+from skipgpt.report.pages.page import to_html
 from skipgpt.routing.decision import Forced, Site
-from skipgpt.settings import override
-from skipgpt.stopping import stoppable
+from skipgpt.system.atomic import staged, to_json
+from skipgpt.system.folder_lock import writing_to
+from skipgpt.system.progress import advancing
+from skipgpt.system.stopping import stoppable
+from skipgpt.training.router_init import savings_of
 from skipgpt.training.run import train
-from skipgpt.training.start import savings_of
 
 logger = logging.getLogger("skipgpt")
 

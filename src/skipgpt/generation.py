@@ -16,9 +16,9 @@ from skipgpt.analysis.text import pieces_of
 from skipgpt.data.chat import chat_ids
 from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError
-from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
-from skipgpt.model.generation_settings import drawing_from, ends_of, plain_generation
-from skipgpt.model.limits import check_ids, check_length, context_of
+from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
+from skipgpt.model.loading.generation_settings import drawing_from, ends_of, plain_generation
+from skipgpt.model.loading.limits import check_ids, check_length, context_of
 from skipgpt.model.trace import record_routing
 
 

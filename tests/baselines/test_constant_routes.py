@@ -10,15 +10,15 @@ import torch
 from bases import deep, layer
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows
-from skipgpt.baselines.static import constant_margins, constant_routes
-from skipgpt.baselines.units import Unit, units_of
-from skipgpt.checkpoint import describe, load, save
+from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import deciding, record_routing, routing_state
+from skipgpt.removal.static import constant_margins, constant_routes
+from skipgpt.removal.units import Unit, units_of
 from skipgpt.routing.decision import Forced, Site, Threshold
 
 MIXED: list[Unit] = [layer(3), (Site(1, "mlp"),), layer(4)]

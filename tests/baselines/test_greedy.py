@@ -6,10 +6,10 @@ import pytest
 
 from cases import routed
 from runs import rows
-from skipgpt.baselines.greedy import greedy_removal
-from skipgpt.baselines.static import static_loss
-from skipgpt.baselines.units import units_of
 from skipgpt.cost import savings
+from skipgpt.removal.greedy import greedy_removal
+from skipgpt.removal.static import static_loss
+from skipgpt.removal.units import units_of
 
 
 @pytest.mark.parametrize("stand_in", [0, 3])

@@ -14,10 +14,10 @@ from conftest import tiny_base
 from runs import rows
 from skipgpt.baselines.laco import laco
 from skipgpt.baselines.merging import Merges
-from skipgpt.baselines.units import sites_of
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.model.trace import deciding, execution
+from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced, Site
 
 WAYS = ("llama", "cohere", "olmo2", "glm4", "bloom", "mixtral")

@@ -12,9 +12,9 @@ from conftest import tiny_base
 from runs import rows
 from skipgpt.baselines.shortened import shortened_ppl, shortened_taylor
 from skipgpt.baselines.sleb import sleb
-from skipgpt.baselines.static import static_loss
-from skipgpt.baselines.units import sites_of
 from skipgpt.model.surgery import add_routers, remove_routers
+from skipgpt.removal.static import static_loss
+from skipgpt.removal.units import sites_of
 
 
 def test_sleb_takes_the_cheapest_inner_layer_given_those_gone() -> None:

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from skipgpt.baselines.search import lazily, one_by_one, one_shot
-from skipgpt.baselines.units import Unit
 from skipgpt.errors import ConfigError
+from skipgpt.removal.search import lazily, one_by_one, one_shot
+from skipgpt.removal.units import Unit
 from skipgpt.routing.decision import Site
 
 UNITS: list[Unit] = [(Site(n, "attn"), Site(n, "mlp")) for n in range(5)]

@@ -12,10 +12,10 @@ from cases import ONE_ROW, every_family, routed
 from skipgpt.baselines.llm_drop import llm_drop
 from skipgpt.baselines.shortgpt import shortgpt
 from skipgpt.baselines.similarity import similarities
-from skipgpt.baselines.units import units_of
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution
+from skipgpt.removal.units import units_of
 from skipgpt.routing.decision import Forced, Site
 
 

@@ -21,7 +21,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
 from skipgpt.routing.decision import Forced, ModuleDecision, Site
-from skipgpt.training.trainer import RoutingTrainer
+from skipgpt.training.loop.trainer import RoutingTrainer
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 IDS = rows(2)

@@ -11,16 +11,16 @@ import torch
 from skipgpt.benchmark import bench as bench_module
 from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.grid import Grid
-from skipgpt.benchmark.phases import Cell, keep_and_union, traced
 from skipgpt.benchmark.shapes import SHAPES, shape_config
 from skipgpt.benchmark.subject import Subject, subject_of_shape
+from skipgpt.benchmark.timing.phases import Cell, keep_and_union, traced
 from skipgpt.cost import Forward, work
 from skipgpt.errors import ConfigError, DataError
-from skipgpt.machine import Machine, keep, typical
-from skipgpt.model.int8 import products_are_exact
+from skipgpt.model.loading.int8 import products_are_exact
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Step, record_routing, routing_state
 from skipgpt.routing.decision import Decision, ModuleDecision, RandomRoutes, Site, Threshold
+from skipgpt.system.device_profile import Machine, keep, typical
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_8_bit_weights_are_timed_beside_plain_ones(subject: Subject) -> None:
 
 
 def test_who_cannot_be_held_in_8_bits_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skipgpt.model.int8.products_are_exact", lambda: False)
+    monkeypatch.setattr("skipgpt.model.loading.int8.products_are_exact", lambda: False)
     kinds = ("sparse", "sparse-int8")
     grid = Grid(prompt_tokens=(8,), sparsities=(0.5,), executions=kinds, repeats=1)
     for phase, reason in (("prefill", "8-bit products overflow"), ("lora_step", "no gradient")):

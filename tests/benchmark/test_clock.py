@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
-from skipgpt.benchmark import clock
-from skipgpt.benchmark.clock import Task, alternate
-from skipgpt.hardware import hardware, wait_for
+from skipgpt.benchmark.timing import clock
+from skipgpt.benchmark.timing.clock import Task, alternate
+from skipgpt.system.hardware import hardware, wait_for
 
 CPU = torch.device("cpu")
 

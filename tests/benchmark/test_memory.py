@@ -9,10 +9,10 @@ import torch
 
 from skipgpt.benchmark import bench as bench_module
 from skipgpt.benchmark.bench import bench
-from skipgpt.benchmark.clock import Task
 from skipgpt.benchmark.grid import Grid
-from skipgpt.benchmark.memory import is_out_of_memory, peak_memory
 from skipgpt.benchmark.subject import subject_of_shape
+from skipgpt.benchmark.timing.clock import Task
+from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
 
 CPU = torch.device("cpu")
 GRID = Grid(("prefill",), (1, 2), prompt_tokens=(4,), sparsities=(0.5,), repeats=1)

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from skipgpt.benchmark.bench import bench
-from skipgpt.benchmark.clock import Task
 from skipgpt.benchmark.grid import Grid
-from skipgpt.benchmark.packed import as_run, traced_as_run
-from skipgpt.benchmark.phases import Cell, keep_and_union
 from skipgpt.benchmark.result import Row
 from skipgpt.benchmark.subject import Subject, subject_of_shape
+from skipgpt.benchmark.timing.auto_trace import as_run, traced_as_run
+from skipgpt.benchmark.timing.clock import Task
+from skipgpt.benchmark.timing.phases import Cell, keep_and_union
 from skipgpt.cost import Forward, work
-from skipgpt.machine import Machine, keep
-from skipgpt.model.adaptive import Packing
+from skipgpt.model.execution.auto import Packing
 from skipgpt.model.surgery import routed_layers, routers
 from skipgpt.model.trace import Step
 from skipgpt.routing.decision import Decision, ModuleDecision, RandomRoutes, Site
+from skipgpt.system.device_profile import Machine, keep
 
 # Products that take for ever, or no time; packing that takes no time, or for ever.
 ALWAYS = Machine(flops=1.0, bandwidth=1e30, mlp_packing=1e-30, attn_packing=1e-30)

@@ -15,12 +15,12 @@ import torch
 
 from command import skipgpt
 from skipgpt.benchmark import profile
-from skipgpt.benchmark.clock import Task
 from skipgpt.benchmark.profile import profile_machine
+from skipgpt.benchmark.timing.clock import Task
 from skipgpt.kernels.select import Kernels
-from skipgpt.machine import Machine
-from skipgpt.model import kernel_fit
+from skipgpt.model.execution import kernel_support
 from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.system.device_profile import Machine
 
 CPU = torch.device("cpu")
 SECONDS = {
@@ -95,7 +95,7 @@ def test_packing_of_pytorch_is_measured_where_there_are_kernels(
 
     names = [each.name for each in dataclasses.fields(Kernels)]
     kernels = Kernels(**dict.fromkeys(names, refused))
-    monkeypatch.setattr(kernel_fit, "kernels_for", lambda _: kernels)
+    monkeypatch.setattr(kernel_support, "kernels_for", lambda _: kernels)
     tasks = timed(monkeypatch, SECONDS)
     profile_machine(CPU)
     with torch.inference_mode():

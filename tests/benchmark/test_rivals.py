@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from skipgpt.benchmark.bench import bench
-from skipgpt.benchmark.clock import Task
-from skipgpt.benchmark.contender import LeftOut
 from skipgpt.benchmark.grid import Grid
-from skipgpt.benchmark.rivals import Static, compiled, static_depth
+from skipgpt.benchmark.reference_runs import Static, compiled, static_depth
 from skipgpt.benchmark.shapes import SHAPES
 from skipgpt.benchmark.subject import Subject, subject_of_shape
+from skipgpt.benchmark.timing.candidate import LeftOut
+from skipgpt.benchmark.timing.clock import Task
 from skipgpt.cost import Forward, work
 from skipgpt.errors import UnsupportedModelError
 from skipgpt.model.surgery import routed_layers, routers
@@ -74,7 +74,7 @@ def test_static_comes_as_close_to_the_flops_as_whole_layers_can(
 def test_what_cannot_be_made_smaller_is_left_out(subject: Subject) -> None:
     refusal = UnsupportedModelError("removing layers", got="a strange config")
     with (
-        mock.patch("skipgpt.benchmark.rivals.smaller_model", side_effect=refusal),
+        mock.patch("skipgpt.benchmark.reference_runs.smaller_model", side_effect=refusal),
         pytest.raises(LeftOut, match="a strange config"),
     ):
         static(subject, 0.5)

@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from skipgpt.benchmark.phases import Cell
 from skipgpt.benchmark.subject import subject_of_shape
-from skipgpt.model import one_each
+from skipgpt.benchmark.timing.phases import Cell
+from skipgpt.model.execution import decode
 from skipgpt.model.layer import RoutedLayer
 from skipgpt.model.surgery import routers
 
@@ -87,7 +87,7 @@ def test_each_layer_decides_once_as_in_a_forward(
 
         return decide
 
-    monkeypatch.setattr(one_each, "decide", noting("numbers", one_each.decide))
+    monkeypatch.setattr(decode, "decide", noting("numbers", decode.decide))
     monkeypatch.setattr(RoutedLayer, "_decide", noting("tensors", RoutedLayer._decide))
     script.decide(model, torch.randn(1, tokens, 32))
     decided = list(seen)

@@ -7,11 +7,11 @@ import torch
 
 from skipgpt.benchmark import steps
 from skipgpt.benchmark.bench import bench
-from skipgpt.benchmark.clock import Task
-from skipgpt.benchmark.contender import Field
 from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.steps import StepCell
 from skipgpt.benchmark.subject import Subject, subject_of_shape
+from skipgpt.benchmark.timing.candidate import Field
+from skipgpt.benchmark.timing.clock import Task
 from skipgpt.cost import training_flops
 from skipgpt.model.surgery import routers
 from skipgpt.routing.decision import RandomRoutes

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 import skipgpt as library
 from command import skipgpt
 from runs import ARGUMENTS, logits, metrics, shared_checkpoint, write_documents
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import read_info
-from skipgpt.model.families import FAMILIES
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.store import load
+from skipgpt.model.families.table import FAMILIES
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def command(base_folder: Path, tmp_path: Path) -> Callable[..., Finished]:
 
 def _signals_at(step: int, *numbers: int) -> None:
     """Let the process signal itself after a step, which it notices at the end of the next."""
-    from skipgpt.training.callbacks import MetricsFile
+    from skipgpt.training.loop.callbacks import MetricsFile
 
     on_log = MetricsFile.on_log
 
@@ -120,7 +120,7 @@ def _terminated_in(module: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "phase", "kept"),
     [
-        ("skipgpt.training.passes", "perplexity", "measuring the dense model on held-out text",
+        ("skipgpt.training.measurement", "perplexity", "measuring the dense model on held-out text",
          "no step is saved yet"),
         ("skipgpt.evaluation.calibrate", "calibrate_curve", "calibrating the curve",
          "the state was saved at step 6 of stage router"),
@@ -153,7 +153,7 @@ def test_a_stopped_export_leaves_nothing(tmp_path: Path) -> None:
 
 def _full_disk_at(step: int) -> None:
     """Let no file grow beyond 100 bytes while the optimiser of a step is saved."""
-    from skipgpt.training.trainer import RoutingTrainer
+    from skipgpt.training.loop.trainer import RoutingTrainer
 
     save = RoutingTrainer._save_optimizer_and_scheduler
 

@@ -13,9 +13,9 @@ import pytest
 
 from command import skipgpt
 from runs import shared_checkpoint, write_documents
-from skipgpt.checkpoint import load, save
-from skipgpt.checkpoint_folder import read_info
-from skipgpt.report.keep_bars import keep_bars
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.store import load, save
+from skipgpt.report.charts.keep_bars import keep_bars
 
 KEEP = {"attn": (1.0, 0.5, 0.0), "mlp": (0.25, 0.75, 0.996)}
 

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 
 from command import skipgpt
 from runs import ARGUMENTS, logits, run, shared_checkpoint, tiny_config, write_documents
-from skipgpt.checkpoint import load
-from skipgpt.cli.options import emit
+from skipgpt.checkpoint.store import load
+from skipgpt.cli.shared.options import emit
 
 
 def _libraries_that_print() -> None:

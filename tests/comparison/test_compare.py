@@ -16,19 +16,19 @@ import reference
 from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, compared, stopping_at, write_documents
 from skipgpt.baselines.registry import STATIC
-from skipgpt.baselines.units import sites_of
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.store import load
 from skipgpt.comparison import compare as comparing
 from skipgpt.comparison import static, trained
-from skipgpt.comparison.job import Job, prepare
 from skipgpt.comparison.result import Comparison, Row
+from skipgpt.comparison.setup import Job, prepare
 from skipgpt.config import TrainConfig
+from skipgpt.config.settings import from_dict
 from skipgpt.errors import CheckpointError, ConfigError, StoppedError
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.trace import deciding
+from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced
-from skipgpt.settings import from_dict
 from skipgpt.training.run import train
 
 SENSES = {"module", "attn", "mlp", "params", "flops"}

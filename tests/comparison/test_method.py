@@ -8,8 +8,8 @@ import pytest
 
 from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, write_documents
-from skipgpt.comparison.job import Job, prepare
 from skipgpt.comparison.method import KINDS, TRAINED, Method, parse_method, split_methods
+from skipgpt.comparison.setup import Job, prepare
 from skipgpt.config import recipe
 from skipgpt.errors import ConfigError
 

@@ -9,8 +9,8 @@ import pytest
 from skipgpt.comparison.page import write_section
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.config import recipe
+from skipgpt.config.settings import to_dict
 from skipgpt.errors import ConfigError
-from skipgpt.settings import to_dict
 
 SHARES = dict.fromkeys(("module", "attn", "mlp", "params", "flops"), 0.25)
 

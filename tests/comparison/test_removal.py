@@ -14,18 +14,18 @@ from torch import nn
 from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, compared, write_documents
 from skipgpt.baselines.registry import STATIC
-from skipgpt.baselines.units import sites_of
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
 from skipgpt.comparison import removal, static
-from skipgpt.comparison.job import Job, prepare
+from skipgpt.comparison.setup import Job, prepare
 from skipgpt.config import RouterConfig
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.model.trace import deciding
+from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced
-from skipgpt.training.start import fit_stand_ins
+from skipgpt.training.router_init import fit_stand_ins
 
 RANK = {"router.stand_in": 2}
 WHOLE = 1 / 3

@@ -9,8 +9,8 @@ import pytest
 from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, write_documents
 from skipgpt.comparison.budget import between, check_reach, most_removals
-from skipgpt.comparison.job import Job, prepare
 from skipgpt.comparison.method import parse_method
+from skipgpt.comparison.setup import Job, prepare
 from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.routing.decision import Site

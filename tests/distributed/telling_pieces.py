@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from skipgpt.cli import main
-from skipgpt.model.names import kind_of
-from skipgpt.pieces import in_pieces
-from skipgpt.processes import rank
-from skipgpt.training.trainer import RoutingTrainer
+from skipgpt.model.families.parameter_names import kind_of
+from skipgpt.system.distributed import rank
+from skipgpt.system.sharded import in_pieces
+from skipgpt.training.loop.trainer import RoutingTrainer
 
 
 def _tell(trainer: RoutingTrainer) -> None:
@@ -45,7 +45,7 @@ class TellingTrainer(RoutingTrainer):
 
 
 if __name__ == "__main__":
-    import skipgpt.training.trainer
+    import skipgpt.training.loop.trainer
 
-    skipgpt.training.trainer.RoutingTrainer = TellingTrainer  # type: ignore[misc]
+    skipgpt.training.loop.trainer.RoutingTrainer = TellingTrainer  # type: ignore[misc]
     main()

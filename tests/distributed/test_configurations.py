@@ -13,7 +13,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from launched import FSDP
 from skipgpt.errors import ConfigError, MissingExtraError
-from skipgpt.processes import meet
+from skipgpt.system.distributed import meet
 from skipgpt.training.launcher import check_launcher, check_whole
 
 FOLDER = Path(__file__).parents[2] / "configs/accelerate"

@@ -15,10 +15,10 @@ from skipgpt.cost import savings
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
-from skipgpt.hardware import hardware
-from skipgpt.machine import Machine, keep
-from skipgpt.model.dial import at_sparsity, set_sparsity
+from skipgpt.model.sparsity import at_sparsity, set_sparsity
 from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.system.device_profile import Machine, keep
+from skipgpt.system.hardware import hardware
 
 CPU = torch.device("cpu")
 MACHINE = Machine(flops=1e9, bandwidth=1e9, mlp_packing=1e-6, attn_packing=1e-6)

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from conftest import tiny_routed
 from runs import make_checkpoint, rows, shared_checkpoint, weights, write_documents
-from skipgpt.checkpoint import describe, load, save
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.errors import ConfigError, SkipGPTError
 from skipgpt.evaluation.calibrate import calibrate, calibrate_checkpoint, cut
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.base import load_base
-from skipgpt.model.dial import set_sparsity
+from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.model.trace import record_routing, routing_state
 from skipgpt.routing.router import set_constant

@@ -14,17 +14,17 @@ import reference
 from conftest import byte_tokenizer, tiny_base, tiny_routed
 from runs import rows, shared_checkpoint, tiny_config
 from skipgpt.analysis import trace_dense, trace_text
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
+from skipgpt.config.settings import from_dict, to_dict
 from skipgpt.evaluation import closeness
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
-from skipgpt.evaluation.spans import perplexity_of_spans, sliding_spans
+from skipgpt.evaluation.scored_windows import perplexity_of_spans, sliding_spans
 from skipgpt.export.merged import export_merged
 from skipgpt.model.auto import register
 from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import add_routers, remove_routers
 from skipgpt.model.trace import execution
-from skipgpt.settings import from_dict, to_dict
 
 
 def by_hand(base: nn.Module, model: nn.Module, rows: Iterable[Tensor]) -> Closeness:

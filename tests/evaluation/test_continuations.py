@@ -18,8 +18,8 @@ from skipgpt.evaluation.continuations import (
     measure_continuations,
     repetition,
 )
-from skipgpt.evaluation.forms import CutText, Form
-from skipgpt.evaluation.spans import Span
+from skipgpt.evaluation.protocols import CutText, Form
+from skipgpt.evaluation.scored_windows import Span
 from skipgpt.evaluation.text_result import measure_text
 from skipgpt.model.trace import execution
 

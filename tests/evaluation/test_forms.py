@@ -14,8 +14,8 @@ from torch.nn.functional import log_softmax
 from conftest import byte_tokenizer, tiny_routed
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_text
-from skipgpt.evaluation.forms import CutText, Form, cut_text
-from skipgpt.evaluation.spans import document_spans, sliding_spans
+from skipgpt.evaluation.protocols import CutText, Form, cut_text
+from skipgpt.evaluation.scored_windows import document_spans, sliding_spans
 from skipgpt.evaluation.text_result import TextResult, measure_text
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers

@@ -9,7 +9,7 @@ from skipgpt.config import RouterConfig
 from skipgpt.errors import SkipGPTError
 from skipgpt.evaluation.windows import rows_of
 from skipgpt.model.trace import deciding, record_routing
-from skipgpt.report.routing_map import RoutingMap, routing_map
+from skipgpt.report.charts.routing_map import RoutingMap, routing_map
 from skipgpt.report.terminal import Scale
 from skipgpt.routing.decision import KEEP_ALL, Forced, Site
 

@@ -14,7 +14,7 @@ import torch
 
 from cases import families, routed
 from runs import logits, rows, run, tiny_config
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError, DataError, StoppedError
@@ -24,8 +24,8 @@ from skipgpt.fitting.fit import fit_model, fit_routers, price_margins
 from skipgpt.fitting.regression import Design
 from skipgpt.model.surgery import routers
 from skipgpt.model.trace import record_routing, routing_state
-from skipgpt.progress import advancing
 from skipgpt.routing.decision import Site, Threshold
+from skipgpt.system.progress import advancing
 
 
 def _config(**changes: Any) -> TrainConfig:
@@ -57,7 +57,7 @@ def test_it_gives_a_calibrated_checkpoint_that_skips_what_was_asked_for(
 def test_other_stages_follow_it_and_start_where_it_ended(base_folder: Path, tmp_path: Path) -> None:
     settings = {"router_stage__noise": 0.3, "router_stage__distill": 1, "lora_stage__distill": 0.5}
     stages = _config(stages="fit,router,lora", **settings)
-    with mock.patch("skipgpt.training.passes.start_routers") as start:
+    with mock.patch("skipgpt.training.measurement.start_routers") as start:
         result = run(base_folder, tmp_path / "out", stages)
     start.assert_not_called()
     assert list(result.held_out) == ["dense", "fit", "router", "lora"]

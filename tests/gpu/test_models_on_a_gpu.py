@@ -13,9 +13,9 @@ from transformers import StaticCache
 
 from cases import LEFT_PADDED, ONE_ROW, SITES, Inputs, routed
 from skipgpt.benchmark.bench import Grid, bench
-from skipgpt.benchmark.captured import StaticDecode, can_capture, captured
 from skipgpt.benchmark.subject import subject_of_shape
-from skipgpt.model import kernel_fit
+from skipgpt.benchmark.timing.cuda_graph import StaticDecode, can_capture, captured
+from skipgpt.model.execution import kernel_support
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced
@@ -44,7 +44,7 @@ def on_gpu(inputs: Inputs) -> dict[str, Tensor]:
 @pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
 def test_prefill_with_kernels_equals_gated(family: str, inputs: Inputs, keep: float) -> None:
     model = routed(family).to(CUDA)
-    assert not any(kernel_fit.asks_the_host(layer) for layer in routed_layers(model))
+    assert not any(kernel_support.asks_the_host(layer) for layer in routed_layers(model))
     real, given = inputs.real.to(CUDA), on_gpu(inputs)
     logits = []
     with deciding(model, Forced(routes(len(real), inputs.tokens, keep))):

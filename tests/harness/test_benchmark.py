@@ -15,13 +15,13 @@ from sqlitedict import SqliteDict
 from local_data import ITEMS, PUBLISHED, Plain, plainly, published_items, write_items
 from runs import make_checkpoint, rows, shared_checkpoint
 from skipgpt.analysis import stress, trace_dense, trace_text
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.harness.benchmark import Setting, benchmark, task_scores
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.scoring import Scorer
 from skipgpt.model.base import load_base
-from skipgpt.model.dial import at_sparsity
+from skipgpt.model.sparsity import at_sparsity
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import execution
 

@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax
 from conftest import tiny_routed
 from skipgpt.config import RouterConfig
 from skipgpt.errors import DataError
-from skipgpt.evaluation.harness.ran import sparsity_of
+from skipgpt.evaluation.harness.keep_counts import sparsity_of
 from skipgpt.evaluation.harness.scoring import BatchSize, Scored, Scorer
 from skipgpt.model.trace import execution, record_routing
 

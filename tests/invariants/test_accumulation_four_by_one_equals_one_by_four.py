@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import skipgpt.training.trainer as trainer_module
+import skipgpt.training.loop.trainer as trainer_module
 from cases import routed
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import Stage
 from skipgpt.routing.budget import budget_loss
 from skipgpt.routing.decision import StraightThrough
-from skipgpt.training.trainer import RoutingTrainer
+from skipgpt.training.loop.trainer import RoutingTrainer
 
 # AdamW divides a gradient by its own size, so that float32 noise of the sums (1e-6 relative)
 # reaches an update of 2e-3 a step; a wrong share, sign or mean moves weights by 1e-4 and more.

@@ -17,8 +17,8 @@ from cases import (
     routed,
 )
 from reference import hooked_logits
-from skipgpt.model.family import has
-from skipgpt.model.halves import query_width
+from skipgpt.model.attention.split import query_width
+from skipgpt.model.families.family import has
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, Site

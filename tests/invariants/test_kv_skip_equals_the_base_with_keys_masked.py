@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cases import BATCHES, CLOSE, base, every_family, routed
 from reference import decoder_layers, gating, keeps
-from skipgpt.model.families import FAMILIES
+from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.surgery import routers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import KEEP_ALL

@@ -16,8 +16,8 @@ from cases import (
     module_decisions,
     routed,
 )
-from skipgpt.model.families import FAMILIES
-from skipgpt.model.family import Family
+from skipgpt.model.families.family import Family
+from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.surgery import routed_layers, routers
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, Site

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from runs import metrics, run, stopping_at, tiny_config, weights
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
 from skipgpt.errors import StoppedError
 from skipgpt.training.run import train
 

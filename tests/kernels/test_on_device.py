@@ -16,7 +16,7 @@ from twins import FAST
 from cases import CLOSE, LEFT_PADDED, ONE_ROW, SITES, Inputs, every_batch, every_family, routed
 from skipgpt.kernels.plain import PLAIN
 from skipgpt.kernels.select import Kernels, kernels_for
-from skipgpt.model import kernel_fit, on_device, sparse
+from skipgpt.model.execution import fused, kernel_support, sparse
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, RandomRoutes
@@ -73,7 +73,7 @@ def poisoned() -> Kernels:
 
 def with_kernels(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """Let layers on a CPU run with these."""
-    monkeypatch.setattr(kernel_fit, "kernels_for", lambda _: kernels)
+    monkeypatch.setattr(kernel_support, "kernels_for", lambda _: kernels)
 
 
 def without_packing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_which_families_run_with_kernels_alone(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_kernels(monkeypatch, PLAIN)
-    asking = any(kernel_fit.asks_the_host(layer) for layer in routed_layers(routed(family)))
+    asking = any(kernel_support.asks_the_host(layer) for layer in routed_layers(routed(family)))
     if family in WHOLE:
         assert not asking
     if family in {"bloom", "gpt2", "mixtral", "gemma2", "phi3", "deepseek_v3", "gpt_oss"}:
@@ -182,7 +182,7 @@ def test_chunks_of_several_tokens_see_the_cache(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_step_of_many_sequences_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_device, "MOST_SEQUENCES", 2)
+    monkeypatch.setattr(fused, "MOST_SEQUENCES", 2)
     model, inputs = routed("llama"), Inputs((0, 0, 0), padded=False, tokens=5)
     rule = routes(5, 3, 0.5)
     wanted = full(model, inputs, rule, "gated")
@@ -247,8 +247,8 @@ def test_where_kernels_do_not_suit_tokens_are_packed_in_pytorch(
 
     def suited(model: Any, given: dict[str, Any] = plain) -> tuple[bool, bool]:
         layer = routed_layers(model)[0]
-        attention = kernel_fit.attention_kernels(layer, stream, given)
-        return attention is not None, kernel_fit.mlp_kernels(layer, stream) is not None
+        attention = kernel_support.attention_kernels(layer, stream, given)
+        return attention is not None, kernel_support.mlp_kernels(layer, stream) is not None
 
     model = routed("llama")
     assert suited(model) == (True, True)

@@ -21,8 +21,8 @@ import reference
 import zoo
 from cases import BATCHES, CLOSE, LEFT_PADDED, SITES
 from skipgpt.errors import UnsupportedModelError
-from skipgpt.model.families import FAMILIES
-from skipgpt.model.family import Family
+from skipgpt.model.families.family import Family
+from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, routers
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import KEEP_ALL, Forced

@@ -8,12 +8,12 @@ from torch import nn
 
 from cases import CLOSE, ONE_ROW, Inputs, base, every_batch, every_layout, routed
 from skipgpt.errors import ConfigError
-from skipgpt.machine import Machine
 from skipgpt.model import layer as layers
-from skipgpt.model.adaptive import Packing
+from skipgpt.model.execution.auto import Packing
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import Forced, Site
+from skipgpt.system.device_profile import Machine
 
 SLOW = Machine(flops=1.0, bandwidth=1e12, mlp_packing=0.0, attn_packing=0.0)
 """Products take all the time there is: packing pays."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cases import BATCHES, CLOSE, Inputs, every_layout, routed
-from skipgpt.model import batch_rows
-from skipgpt.model.batch_rows import RowQueries, attend, suits
+from skipgpt.model.attention import batch_rows
+from skipgpt.model.attention.batch_rows import RowQueries, attend, suits
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced, RandomRoutes, Site

@@ -13,8 +13,8 @@ from conftest import tiny_base
 from skipgpt import SkipCache
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.cache_memory import cache_memory
-from skipgpt.model.cache import SkipLayer
-from skipgpt.model.cache_policy import cache_bytes
+from skipgpt.model.caches.policy import cache_bytes
+from skipgpt.model.caches.skip_cache import SkipLayer
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import KEEP_ALL, Forced, GumbelSample, Site

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from cases import ONE_ROW, base, routed
-from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
-from skipgpt.model.roomy_cache import STEP, make_room
+from skipgpt.model.caches.growing_cache import STEP, make_room
+from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.trace import execution
 
 ROWS, HEADS, SIZE = 2, 3, 4

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cases import BATCHES, CLOSE, ONE_ROW, SITES, base, every_family, routed
-from skipgpt.model import causal_blocks, sparse
-from skipgpt.model.causal_blocks import CausalQueries, attend, suits
+from skipgpt.model.attention import causal_blocks
+from skipgpt.model.attention.causal_blocks import CausalQueries, attend, suits
+from skipgpt.model.execution import sparse
 from skipgpt.model.surgery import remove_routers, routed_layers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced

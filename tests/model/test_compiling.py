@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from cases import Inputs, routed
-from skipgpt.machine import Machine
 from skipgpt.model.surgery import train_only
 from skipgpt.model.trace import deciding, execution, routing_state
 from skipgpt.routing.decision import RandomRoutes, StraightThrough
+from skipgpt.system.device_profile import Machine
 
 # Not Bloom: Dynamo itself warns about the activation function of its MLP.
 LAYOUTS = ["llama", "gemma3_text", "gpt_neox", "gpt2", "falcon", "mixtral", "deepseek_v3"]

@@ -18,9 +18,9 @@ from cases import (
 from conftest import tiny_base
 from reference import GATED, USUALLY_GATED
 from skipgpt.errors import ConfigError, UnsupportedModelError
-from skipgpt.model.dial import set_sparsity
-from skipgpt.model.families import FAMILIES, NEWEST, OLDEST, family_of
-from skipgpt.model.halves import query_width
+from skipgpt.model.attention.split import query_width
+from skipgpt.model.families.table import FAMILIES, NEWEST, OLDEST, family_of
+from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, train_only
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.calibration import CalibrationCurve
@@ -98,7 +98,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
         add_routers(_from_config("opt", **sizes))
     assert str(caught.value) == (
         "adding routers to a model of type 'opt': got a family without a row in "
-        f"model/families.py; expected one of {', '.join(sorted(FAMILIES))}; {SEE}"
+        f"model/families/table.py; expected one of {', '.join(sorted(FAMILIES))}; {SEE}"
     )
 
 

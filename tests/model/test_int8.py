@@ -20,13 +20,13 @@ from cases import BATCHES, CLOSE, LEFT_PADDED, Inputs, base, families, routed
 from command import skipgpt as command
 from conftest import tiny_base
 from runs import logits, shared_checkpoint, write_documents
-from skipgpt.checkpoint import describe, load
+from skipgpt.checkpoint.store import describe, load
 from skipgpt.cost import Forward, layer_costs, work
 from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
 from skipgpt.model.base import load_base
-from skipgpt.model.families import FAMILIES
-from skipgpt.model.int8 import Int8Linear, is_int8, products_are_exact, quantize_int8
-from skipgpt.model.linear import in_width, is_plain, out_width
+from skipgpt.model.families.linear import in_width, is_plain, out_width
+from skipgpt.model.families.table import FAMILIES
+from skipgpt.model.loading.int8 import Int8Linear, is_int8, products_are_exact, quantize_int8
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers
 from skipgpt.model.trace import execution, record_routing, routing_state
 
@@ -244,7 +244,7 @@ def test_other_models_are_refused(make, message: str) -> None:
 
 
 def test_a_cpu_whose_products_overflow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skipgpt.model.int8.products_are_exact", lambda: False)
+    monkeypatch.setattr("skipgpt.model.loading.int8.products_are_exact", lambda: False)
     with pytest.raises(ConfigError, match=r"8-bit products overflow; expected one with VNNI"):
         quantize_int8(base())
 

@@ -4,10 +4,10 @@ from torch import Tensor, nn
 
 from cases import routed
 from runs import rows, tiny_config
-from skipgpt.model.lora_dropout import RowDropout
 from skipgpt.model.trace import Execution, deciding, drawing, execution
 from skipgpt.routing.decision import Threshold
 from skipgpt.routing.noise import RowNoise
+from skipgpt.training.loop.lora_dropout import RowDropout
 from skipgpt.training.stages import prepare
 
 IDS = rows(4, 11)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import skipgpt
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, write_documents
-from skipgpt.checkpoint import describe, load, save
+from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import DataConfig, LoraStage, RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import load_base

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cases import CLOSE, LEFT_PADDED, every_layout, routed
-from skipgpt.model import sparse
+from skipgpt.model.execution import sparse
 from skipgpt.model.trace import execution, record_routing
 
 

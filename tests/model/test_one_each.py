@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from cases import CLOSE, every_layout, routed
-from skipgpt.machine import Machine
-from skipgpt.model import one_each
-from skipgpt.model.one_each import Keeps, decide, suits
+from skipgpt.model.execution import decode
+from skipgpt.model.execution.decode import Keeps, decide, suits
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import DecisionRule, Forced, RandomRoutes, Site, Threshold
 from skipgpt.routing.router import set_constant
+from skipgpt.system.device_profile import Machine
 
 ROUTERS = {"plain": {}, "normalized": {"normalize": True}, "stand-ins": {"stand_in": 3}}
 ONE = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
@@ -53,13 +53,13 @@ def test_token_by_token_it_gives_what_gated_gives(
         state.machines[torch.device("cpu"), torch.float32] = MACHINES[machine]
     ids = torch.randint(1, 257, (batch, 9), generator=torch.Generator().manual_seed(3))
     seen: list[Keeps] = []
-    run = one_each.run
+    run = decode.run
 
     def watched(layer: nn.Module, entering: Tensor, keeps: Keeps, arguments: object) -> Tensor:
         seen.append(keeps)
         return run(layer, entering, keeps, arguments)
 
-    monkeypatch.setattr(one_each, "run", watched)
+    monkeypatch.setattr(decode, "run", watched)
     got = decoded(model, ids)
     with execution(model, "gated"):
         expected = model(ids).logits
@@ -123,8 +123,8 @@ def test_it_stands_back_where_more_than_bools_are_wanted() -> None:
     model = routed("llama")
     layer, state = routed_layers(model)[0], routing_state(model)
     assert suits(layer, ONE)
-    assert suits(layer, ONE.expand(one_each.MOST, 1, 32))
-    assert not suits(layer, ONE.expand(one_each.MOST + 1, 1, 32))
+    assert suits(layer, ONE.expand(decode.MOST, 1, 32))
+    assert not suits(layer, ONE.expand(decode.MOST + 1, 1, 32))
     assert not suits(layer, torch.cat([ONE, ONE], 1))
     with torch.enable_grad():
         assert not suits(layer, ONE)

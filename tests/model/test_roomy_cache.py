@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from cases import ONE_ROW, base, routed
-from skipgpt.model.roomy_cache import RoomyLayer, make_room
+from skipgpt.model.caches.growing_cache import RoomyLayer, make_room
 from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import RandomRoutes
 

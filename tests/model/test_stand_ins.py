@@ -16,8 +16,8 @@ import skipgpt
 from cases import CLOSE, LEFT_PADDED, ONE_ROW, SITES, base, every_layout, routed
 from conftest import tiny_base
 from runs import logits, rows
-from skipgpt.checkpoint import describe, load, save
-from skipgpt.checkpoint_tensors import load_routers
+from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.tensors import load_routers
 from skipgpt.config import RouterConfig
 from skipgpt.cost import layer_costs, sparsities
 from skipgpt.errors import CheckpointError, ConfigError

@@ -18,11 +18,11 @@ import zoo
 from cases import families
 from conftest import LONG, byte_tokenizer, tiny_base
 from runs import logits, make_checkpoint
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import digest_of
+from skipgpt.checkpoint.folder import digest_of
+from skipgpt.checkpoint.store import load
 from skipgpt.errors import CheckpointError, UnsupportedModelError
 from skipgpt.model.base import load_base
-from skipgpt.model.quantized import KINDS
+from skipgpt.model.loading.bitsandbytes import KINDS
 from skipgpt.model.surgery import add_routers
 
 Tensors = dict[str, Tensor]
@@ -232,8 +232,8 @@ def test_a_merged_export_of_another_rank_of_stand_ins_is_refused_by_name(
 ) -> None:
     model, _ = load_base(str(base_folder))
     add_routers(model, skipgpt.RouterConfig(stand_in=4))
-    info = skipgpt.checkpoint.describe(model, str(base_folder))
-    skipgpt.checkpoint.save(model, tmp_path / "checkpoint", info)
+    info = skipgpt.checkpoint.store.describe(model, str(base_folder))
+    skipgpt.checkpoint.store.save(model, tmp_path / "checkpoint", info)
     skipgpt.export_merged(tmp_path / "checkpoint", tmp_path / "merged")
     skipgpt.register()
     file = tmp_path / "merged" / "config.json"

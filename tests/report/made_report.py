@@ -19,7 +19,7 @@ from skipgpt.analysis import (
     stress,
 )
 from skipgpt.analysis.text import Text
-from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.config import RouterConfig
 from skipgpt.evaluation.closeness import Closeness
 from skipgpt.evaluation.perplexity import Perplexity

@@ -9,9 +9,9 @@ import pytest
 
 from browser import DOWN, END, FOCUSED, HOME, LEFT, RIGHT, TAB, UP, opened
 from made_report import DIAL, WORDS, made, warned
-from skipgpt.report.page import to_html
-from skipgpt.report.several import SideBySide
-from skipgpt.report.several_page import to_html as side_by_side_html
+from skipgpt.report.pages.page import to_html
+from skipgpt.report.pages.side_by_side_page import to_html as side_by_side_html
+from skipgpt.report.side_by_side import SideBySide
 
 
 def test_the_text_is_walked_with_the_keyboard(tmp_path: Path) -> None:

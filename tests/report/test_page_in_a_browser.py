@@ -9,9 +9,9 @@ from pathlib import Path
 from browser import END, FOCUSED, RIGHT, agrees, opened
 from made_report import WORDS, made, warned
 from skipgpt.report.content import read_bits
-from skipgpt.report.page import to_html
-from skipgpt.report.several import SideBySide
-from skipgpt.report.several_page import to_html as side_by_side_html
+from skipgpt.report.pages.page import to_html
+from skipgpt.report.pages.side_by_side_page import to_html as side_by_side_html
+from skipgpt.report.side_by_side import SideBySide
 
 
 def test_only_the_file_is_read_and_the_console_stays_silent(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from command import skipgpt
 from skipgpt.errors import CheckpointError
-from skipgpt.report.run_page import run_page, run_summary
+from skipgpt.report.pages.run_page import run_page, run_summary
 
 
 def _run(folder: Path, finished: list[str], steps: int) -> Path:

@@ -15,13 +15,13 @@ import torch
 
 from made_report import WORDS, made, warned
 from skipgpt.errors import ConfigError, MissingExtraError
-from skipgpt.report.charts import Axis, Line, line_chart, tick_step
+from skipgpt.report.charts.svg import Axis, Line, line_chart, tick_step
 from skipgpt.report.content import packed_bits, read_bits
-from skipgpt.report.markup import amount, embedded, percent, signed
-from skipgpt.report.page import to_html
+from skipgpt.report.pages.markup import amount, embedded, percent, signed
+from skipgpt.report.pages.page import to_html
+from skipgpt.report.pages.page_frame import filled
 from skipgpt.report.run_files import read_run
-from skipgpt.report.several import SideBySide, names
-from skipgpt.report.shell import filled
+from skipgpt.report.side_by_side import SideBySide, names
 from skipgpt.report.writing import format_of, rendered
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

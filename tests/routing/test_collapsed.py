@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.collapsed import margins, margins_as_numbers
+from skipgpt.routing.fused_margins import margins, margins_as_numbers
 from skipgpt.routing.router import Router, build_router
 
 HEADS = ["linear", "mlp"]

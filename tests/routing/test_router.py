@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.collapsed import margins
+from skipgpt.routing.fused_margins import margins
 from skipgpt.routing.linear_map import LinearMap
 from skipgpt.routing.router import (
     KEEP,

@@ -6,12 +6,12 @@ import torch
 from conftest import byte_tokenizer
 from runs import shared_checkpoint
 from skipgpt.analysis.stop_text import NewText
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
-from skipgpt.model.dial import at_sparsity
-from skipgpt.model.generation_settings import Ends
-from skipgpt.serving.generating import Done, Job, Piece, run_job
+from skipgpt.model.loading.generation_settings import Ends
+from skipgpt.model.sparsity import at_sparsity
+from skipgpt.serving.generation import Done, Job, Piece, run_job
 from skipgpt.serving.replies import Reply
 from skipgpt.serving.tokens import Chosen, Likely, Tokens
 

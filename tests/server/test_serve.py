@@ -15,9 +15,9 @@ import pytest
 
 from command import skipgpt
 from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.generation import generate
-from skipgpt.model.dial import at_sparsity
+from skipgpt.model.sparsity import at_sparsity
 from skipgpt.serving.app import build_app
 from skipgpt.serving.engine import Engine
 from skipgpt.serving.metrics import Metrics

@@ -28,7 +28,7 @@ SERVE = "skipgpt.serving.serve"
 def _served(monkeypatch: pytest.MonkeyPatch, folder: Path, vllm: bool, **wanted: Any) -> Any:
     """What is started: the name of the engine, and what it is given."""
     spec = importlib.machinery.ModuleSpec("vllm", None) if vllm else None
-    monkeypatch.setattr("skipgpt.serving.choice.find_spec", lambda name: spec)
+    monkeypatch.setattr("skipgpt.serving.engine_selection.find_spec", lambda name: spec)
     started = []
     with (
         mock.patch(f"{SERVE}.run_server", lambda *a, **k: started.append(("transformers", a, k))),
@@ -115,7 +115,7 @@ def test_an_engine_that_cannot_be_had_is_refused(
 
 def test_without_the_extra_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    monkeypatch.setattr("skipgpt.serving.choice.find_spec", lambda name: None)
+    monkeypatch.setattr("skipgpt.serving.engine_selection.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'skipgpt\[serve\]'"):
         serve(shared_checkpoint(), port=0)
 

@@ -9,7 +9,7 @@ import served
 import zoo
 from conftest import byte_tokenizer
 from runs import write_documents
-from skipgpt.checkpoint import describe, load, save
+from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.export import export_static
 from skipgpt.model.base import load_base

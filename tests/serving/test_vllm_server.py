@@ -16,9 +16,9 @@ import pytest
 
 from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
 from served import size_of
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.generation import generate
-from skipgpt.model.dial import at_sparsity
+from skipgpt.model.sparsity import at_sparsity
 
 OPTIONS = ("--engine", "vllm", "--", "--max-num-seqs", 16, "--block-size", 32)
 

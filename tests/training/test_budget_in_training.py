@@ -11,15 +11,15 @@ import torch
 
 from conftest import tiny_routed
 from runs import metrics, rows, run, stage_trainer, tiny_config
-from skipgpt.baselines.greedy import sites_skipped
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
 from skipgpt.config import RouterConfig, TrainConfig, recipe
+from skipgpt.config.settings import from_dict
 from skipgpt.cost import Savings, savings, sparsities
 from skipgpt.errors import ConfigError, StoppedError
 from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.removal.greedy import sites_skipped
 from skipgpt.routing.decision import GumbelSample, Site
-from skipgpt.settings import from_dict
-from skipgpt.training.routing_metrics import margin_metrics
+from skipgpt.training.loop.routing_metrics import margin_metrics
 
 
 def test_recipes_count_what_they_say() -> None:

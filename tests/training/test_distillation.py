@@ -11,7 +11,7 @@ from cases import base, routed
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.model.surgery import train_only
 from skipgpt.training.distillation import dense_logits, distilled_loss, kl_to_dense
-from skipgpt.training.labelled import NO_LABEL
+from skipgpt.training.loop.labelled import NO_LABEL
 
 
 def _some() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from skipgpt.cost.memory import Held, check_layout, memory
 from skipgpt.cost.stored import stored_bytes
 from skipgpt.data import Blocks
 from skipgpt.errors import ConfigError
-from skipgpt.model.names import kind_of
+from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.surgery import add_routers
 from skipgpt.routing.decision import StraightThrough, Threshold
 from skipgpt.training.dry_run import DryRun, dry_run
@@ -214,8 +214,8 @@ def test_a_run_executes_as_its_dry_run_says(
         plans.append(given["plan"])
         raise _SeenError
 
-    monkeypatch.setattr("skipgpt.training.trainer.RoutingTrainer", seen)
-    monkeypatch.setattr("skipgpt.training.arguments.training_arguments", lambda *_: None)
+    monkeypatch.setattr("skipgpt.training.loop.trainer.RoutingTrainer", seen)
+    monkeypatch.setattr("skipgpt.training.loop.arguments.training_arguments", lambda *_: None)
     blocks = Blocks(rows(4), rows(2), rows(2), "", (1, 1))
     with pytest.raises(_SeenError):
         run_stage(_real("lora"), "lora", config, blocks, tmp_path)

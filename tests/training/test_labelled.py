@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import skipgpt.training.trainer as trainer_module
+import skipgpt.training.loop.trainer as trainer_module
 from cases import every_family, routed
 from conftest import tiny_routed
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import LoraStage, Stage
 from skipgpt.model.lora import with_lora
-from skipgpt.training.labelled import NO_LABEL, labelled_rows
+from skipgpt.training.loop.labelled import NO_LABEL, labelled_rows
 
 IDS = rows(3, 9)
 MASK = torch.ones_like(IDS)

@@ -7,7 +7,7 @@ import torch
 
 from cases import routed
 from runs import metrics, rows, run, stage_trainer, tiny_config
-from skipgpt.training.arguments import training_arguments
+from skipgpt.training.loop.arguments import training_arguments
 from skipgpt.training.stages import plan
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from skipgpt.errors import ConfigError
-from skipgpt.training.row_order import ROWS, PartsOfSteps, RowsOfRun, Share, share_of_step
+from skipgpt.training.loop.sampler import ROWS, PartsOfSteps, RowsOfRun, Share, share_of_step
 
 
 @pytest.mark.parametrize(

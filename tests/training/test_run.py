@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 import reference
 from conftest import byte_tokenizer
 from runs import make_checkpoint, metrics, run, stopping_at, tiny_config, weights, write_documents
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import read_info
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.store import load
 from skipgpt.data import load_blocks
 from skipgpt.errors import (
     CheckpointError,
@@ -25,10 +25,10 @@ from skipgpt.errors import (
 )
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.model.surgery import routers
-from skipgpt.training.callbacks import MetricsFile
+from skipgpt.training.loop.callbacks import MetricsFile
+from skipgpt.training.loop.trainer import RoutingTrainer
 from skipgpt.training.run import train
-from skipgpt.training.run_folder import held_out_of
-from skipgpt.training.trainer import RoutingTrainer
+from skipgpt.training.run_record import held_out_of
 
 
 def test_a_run_leaves_a_checkpoint_and_how_it_was_made(base_folder: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_run_interrupted_after_training_ends_where_a_straight_one_does(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("skipgpt.training.passes.calibrate", interrupt)
+        patch.setattr("skipgpt.training.measurement.calibrate", interrupt)
         with pytest.raises(StoppedError):
             run(base_folder, tmp_path / "stopped", config)
     run(base_folder, tmp_path / "stopped", config, resume=True)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from cases import CLOSE, SITES, base, routed
 from runs import metrics, rows, run, stage_trainer, stopping_at, tiny_config, weights
-from skipgpt.baselines.static import static_loss
 from skipgpt.config import TrainConfig
 from skipgpt.errors import StoppedError
 from skipgpt.model.surgery import router_state_dict, routers, stand_ins
 from skipgpt.model.trace import routing_state
+from skipgpt.removal.static import static_loss
 from skipgpt.routing.decision import (
     DecisionRule,
     GumbelSample,
@@ -25,7 +25,7 @@ from skipgpt.routing.decision import (
 )
 from skipgpt.routing.stand_in import StandIn
 from skipgpt.routing.stand_in_fit import Moments, fit
-from skipgpt.training.start import fit_stand_ins, start_routers
+from skipgpt.training.router_init import fit_stand_ins, start_routers
 
 RANK = 3
 

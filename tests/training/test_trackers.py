@@ -13,7 +13,7 @@ from transformers.integrations import integration_utils
 
 from runs import run, tiny_config
 from skipgpt.errors import ConfigError
-from skipgpt.training.arguments import training_arguments
+from skipgpt.training.loop.arguments import training_arguments
 from skipgpt.training.stages import plan
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipgpt.analysis.text import Pieces
-from skipgpt.model.generation_settings import Ends
+from skipgpt.model.loading.generation_settings import Ends
 
 
 class NewText:

@@ -19,7 +19,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
 from skipgpt.evaluation.windows import mean_context
-from skipgpt.model.stream import first_of, watching_stream
+from skipgpt.model.residual_stream import first_of, watching_stream
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import MODULES, Trace, record_routing
 from skipgpt.routing.decision import Site

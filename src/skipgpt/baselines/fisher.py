@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from skipgpt.baselines.search import OnStep, one_shot
-from skipgpt.baselines.units import Unit, units_of
 from skipgpt.cost import savings
 from skipgpt.fitting.costs import measure_costs
+from skipgpt.removal.search import OnStep, one_shot
+from skipgpt.removal.units import Unit, units_of
 
 
 def fisher(

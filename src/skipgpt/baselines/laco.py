@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from skipgpt.baselines.merging import Merges
-from skipgpt.baselines.search import OnStep
-from skipgpt.baselines.units import Unit, check_removals, sites_of, units_of
 from skipgpt.baselines.weights import refuse_quantized
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.trace import deciding, execution
+from skipgpt.removal.search import OnStep
+from skipgpt.removal.units import Unit, check_removals, sites_of, units_of
 from skipgpt.routing.decision import Forced
 
 START, STEP = 0.95, 0.05

@@ -14,10 +14,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from skipgpt.baselines.search import OnStep, one_shot
 from skipgpt.baselines.similarity import similarities
-from skipgpt.baselines.units import Unit, units_of
 from skipgpt.errors import ConfigError
+from skipgpt.removal.search import OnStep, one_shot
+from skipgpt.removal.units import Unit, units_of
 
 
 def llm_drop(

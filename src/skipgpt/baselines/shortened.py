@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from skipgpt.baselines.announced import announced
-from skipgpt.baselines.search import OnStep, one_shot
-from skipgpt.baselines.suffix_loss import SuffixLoss
-from skipgpt.baselines.units import Unit, units_of
 from skipgpt.baselines.weights import base_weights, refuse_quantized
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import execution
+from skipgpt.removal.announced import announced
+from skipgpt.removal.search import OnStep, one_shot
+from skipgpt.removal.suffix_loss import SuffixLoss
+from skipgpt.removal.units import Unit, units_of
 
 KEPT_FIRST, KEPT_LAST = 4 / 32, 2 / 32
 """Shares of the layers that Taylor keeps at either end."""

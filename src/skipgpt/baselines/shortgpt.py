@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from skipgpt.baselines.search import OnStep, one_shot
 from skipgpt.baselines.similarity import similarities
-from skipgpt.baselines.units import Unit, units_of
+from skipgpt.removal.search import OnStep, one_shot
+from skipgpt.removal.units import Unit, units_of
 
 
 def shortgpt(

@@ -7,10 +7,10 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from skipgpt.baselines.search import OnStep
-from skipgpt.baselines.units import Unit
 from skipgpt.evaluation.perplexity import total_loss
-from skipgpt.model.stream import watching_stream
+from skipgpt.model.residual_stream import watching_stream
+from skipgpt.removal.search import OnStep
+from skipgpt.removal.units import Unit
 
 
 def similarities(

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from skipgpt.baselines.announced import announced
-from skipgpt.baselines.search import OnStep, one_by_one, trials_of
-from skipgpt.baselines.suffix_loss import SuffixLoss
-from skipgpt.baselines.units import Unit, units_of
+from skipgpt.removal.announced import announced
+from skipgpt.removal.search import OnStep, one_by_one, trials_of
+from skipgpt.removal.suffix_loss import SuffixLoss
+from skipgpt.removal.units import Unit, units_of
 
 
 def sleb(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from skipgpt.errors import UnsupportedModelError
+from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.layer import RoutedLayer
-from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import routed_layers
 
 

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from skipgpt.benchmark import inference, steps
-from skipgpt.benchmark.captured import can_capture
-from skipgpt.benchmark.clock import alternate
-from skipgpt.benchmark.contender import Field
 from skipgpt.benchmark.grid import Grid, PhaseName
-from skipgpt.benchmark.memory import is_out_of_memory, peak_memory
-from skipgpt.benchmark.phases import Cell, Inference
 from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
-from skipgpt.hardware import hardware
-from skipgpt.machine import measured, typical
-from skipgpt.model.limits import check_length, context_of
-from skipgpt.progress import Phase, advancing
+from skipgpt.benchmark.timing.candidate import Field
+from skipgpt.benchmark.timing.clock import alternate
+from skipgpt.benchmark.timing.cuda_graph import can_capture
+from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
+from skipgpt.benchmark.timing.phases import Cell, Inference
+from skipgpt.model.loading.limits import check_length, context_of
+from skipgpt.system.device_profile import measured, typical
+from skipgpt.system.hardware import hardware
+from skipgpt.system.progress import Phase, advancing
 
 logger = logging.getLogger("skipgpt")
 

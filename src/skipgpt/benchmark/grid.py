@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from skipgpt.benchmark.contender import Timed
+from skipgpt.benchmark.timing.candidate import Timed
 from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
 

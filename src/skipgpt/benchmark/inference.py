@@ -6,11 +6,18 @@ import dataclasses
 from collections.abc import Collection
 from typing import Literal
 
-from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered
-from skipgpt.benchmark.packed import traced_as_run
-from skipgpt.benchmark.phases import Cell, Price, keep_and_union, launched, traced, union_sparsity
-from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
+from skipgpt.benchmark.reference_runs import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import InInt8, Subject, sharing
+from skipgpt.benchmark.timing.auto_trace import traced_as_run
+from skipgpt.benchmark.timing.candidate import Contender, Field, LeftOut, Timed, gathered
+from skipgpt.benchmark.timing.phases import (
+    Cell,
+    Price,
+    keep_and_union,
+    launched,
+    traced,
+    union_sparsity,
+)
 from skipgpt.cost import work
 from skipgpt.errors import SkipGPTError
 from skipgpt.routing.decision import DecisionRule

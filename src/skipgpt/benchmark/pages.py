@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from skipgpt.atomic import staged, to_json
 from skipgpt.benchmark.result import Benchmark, Row
+from skipgpt.system.atomic import staged, to_json
 
 logger = logging.getLogger("skipgpt")
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from skipgpt.benchmark.clock import Task, alternate
-from skipgpt.machine import Machine
+from skipgpt.benchmark.timing.clock import Task, alternate
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import MODULES, routing_state
 from skipgpt.routing.decision import Forced, Site
+from skipgpt.system.device_profile import Machine
 
 ROWS, WIDTH, WEIGHTS = 512, 2048, 16 << 20
 """Of the large product, and of the weights that are read for one row: no cache holds them."""
@@ -38,7 +38,7 @@ def profile_machine(
 
     Example:
         machine = profile_machine(torch.device("cpu"))
-        skipgpt.machine.keep(machine, torch.device("cpu"), torch.float32)
+        skipgpt.system.device_profile.keep(machine, torch.device("cpu"), torch.float32)
     """
     make = partial(torch.ones, device=device, dtype=dtype)
     rows, weight = make(ROWS, WIDTH), make(WIDTH, WIDTH)

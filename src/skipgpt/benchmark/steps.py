@@ -17,12 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from skipgpt.benchmark.clock import Task
-from skipgpt.benchmark.contender import Contender, Field, LeftOut, Timed, gathered, seeded
-from skipgpt.benchmark.packed import AsRun, traced_as_run
-from skipgpt.benchmark.phases import keep_and_union, traced, union_sparsity
-from skipgpt.benchmark.rivals import compiled, static_depth, to_compile
+from skipgpt.benchmark.reference_runs import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import Subject, sharing
+from skipgpt.benchmark.timing.auto_trace import AsRun, traced_as_run
+from skipgpt.benchmark.timing.candidate import Contender, Field, LeftOut, Timed, gathered, seeded
+from skipgpt.benchmark.timing.clock import Task
+from skipgpt.benchmark.timing.phases import keep_and_union, traced, union_sparsity
 from skipgpt.config import Stage, recipe
 from skipgpt.cost import Forward, lora_flops, training_flops, work
 from skipgpt.model.trace import MODULES, Execution, Step, Trace

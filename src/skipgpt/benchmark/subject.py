@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.benchmark.shapes import shape_config
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import local_folder, read_info
+from skipgpt.checkpoint.folder import local_folder, read_info
+from skipgpt.checkpoint.store import load
 from skipgpt.config import Budget, DataConfig
 from skipgpt.data import encode_beginning, read_documents
 from skipgpt.errors import DataError
 from skipgpt.model.base import check_device, choose_dtype, load_base
-from skipgpt.model.dial import set_sparsity
-from skipgpt.model.int8 import quantize_int8
-from skipgpt.model.limits import check_ids
-from skipgpt.model.names import is_routing
+from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.loading.int8 import quantize_int8
+from skipgpt.model.loading.limits import check_ids
+from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state
 from skipgpt.routing.decision import DecisionRule, RandomRoutes

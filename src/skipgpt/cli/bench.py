@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from skipgpt.cli import options, settings
+from skipgpt.cli.shared import options, settings
 
 NAME = "bench"
 HELP = """Time the model against its dense base, in turn in one process, and against the ideal.
@@ -71,15 +71,15 @@ def run(
     from typing import cast
 
     from skipgpt.benchmark.bench import bench
-    from skipgpt.benchmark.contender import Timed
     from skipgpt.benchmark.grid import Grid, PhaseName
     from skipgpt.benchmark.pages import write
     from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
+    from skipgpt.benchmark.timing.candidate import Timed
     from skipgpt.config import as_budget
     from skipgpt.errors import ConfigError
-    from skipgpt.folder_lock import writing_to
-    from skipgpt.progress import advancing
-    from skipgpt.stopping import NOTHING_KEPT, stoppable
+    from skipgpt.system.folder_lock import writing_to
+    from skipgpt.system.progress import advancing
+    from skipgpt.system.stopping import NOTHING_KEPT, stoppable
 
     if (folder is None) == (shape is None):
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from skipgpt.cli import options, settings
+from skipgpt.cli.shared import options, settings
 
 NAME = "compare"
 INTRO = "Train or compute methods on one base and one text, and measure them at the same budget."

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from skipgpt.cli import options
-from skipgpt.cli.settings import data_config
+from skipgpt.cli.shared import options
+from skipgpt.cli.shared.settings import data_config
 
 NAME = "convert"
 HELP = """Turn a router file of the paper's authors into a checkpoint.

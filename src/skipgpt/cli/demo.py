@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from skipgpt.cli import options
+from skipgpt.cli.shared import options
 
 NAME = "demo"
 HELP = """Run the whole chain on the embedded base model, offline, in a few minutes.

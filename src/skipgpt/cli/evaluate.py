@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from skipgpt.cli import options
-from skipgpt.cli.settings import data_config
+from skipgpt.cli.shared import options
+from skipgpt.cli.shared.settings import data_config
 
 NAME = "eval"
 HELP = """Measure a checkpoint on text or on published tasks, and the sparsity of that very run.
@@ -156,12 +156,12 @@ def run(
         options.emit(found.to_dict(), as_json, found.to_terminal())
         return
 
-    from skipgpt.checkpoint import load
-    from skipgpt.checkpoint_folder import local_folder, read_info
+    from skipgpt.checkpoint.folder import local_folder, read_info
+    from skipgpt.checkpoint.store import load
     from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.calibrate import say_if_uncalibrated
     from skipgpt.evaluation.dense_base import dense_base_of
-    from skipgpt.evaluation.forms import Form, FormName, cut_text
+    from skipgpt.evaluation.protocols import Form, FormName, cut_text
     from skipgpt.evaluation.text_result import measure_text
 
     name = cast("FormName", form or ("fixed" if corpus else "blocks"))

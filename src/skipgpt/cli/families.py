@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skipgpt.cli import options
+from skipgpt.cli.shared import options
 
 NAME = "families"
 HELP = """List the model families that routers fit into.
@@ -18,7 +18,7 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Print the table."""
-    from skipgpt.model.families import FAMILIES, NEWEST, OLDEST
+    from skipgpt.model.families.table import FAMILIES, NEWEST, OLDEST
 
     rows = [
         {

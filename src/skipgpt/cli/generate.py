@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skipgpt.cli import options
+from skipgpt.cli.shared import options
 
 logger = logging.getLogger("skipgpt")
 
@@ -63,11 +63,11 @@ def run(
     _check_sampling(sample, temperature, seed)
     options.begin(quiet=quiet, seed=seed or 0)
     from skipgpt.analysis.live import TokenRun
-    from skipgpt.checkpoint import load
-    from skipgpt.checkpoint_folder import local_folder, own_sparsity
+    from skipgpt.checkpoint.folder import local_folder, own_sparsity
+    from skipgpt.checkpoint.store import load
     from skipgpt.config import as_budget
     from skipgpt.generation import generate
-    from skipgpt.model.generation_settings import say_left_out
+    from skipgpt.model.loading.generation_settings import say_left_out
     from skipgpt.report.live_text import live_text
     from skipgpt.report.terminal import Scale, fit_for, has_colour
 

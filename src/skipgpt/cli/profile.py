@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skipgpt.cli import options
+from skipgpt.cli.shared import options
 
 NAME = "profile"
 HELP = """Measure this machine once: where packing tokens pays, and what a budget in time counts.
@@ -29,11 +29,11 @@ def run(
     import torch
 
     from skipgpt.benchmark.profile import profile_machine
-    from skipgpt.folder_lock import writing_file
-    from skipgpt.machine import keep, kept_at
     from skipgpt.model.base import check_device, choose_dtype
-    from skipgpt.progress import advancing
-    from skipgpt.stopping import NOTHING_KEPT, stoppable
+    from skipgpt.system.device_profile import keep, kept_at
+    from skipgpt.system.folder_lock import writing_file
+    from skipgpt.system.progress import advancing
+    from skipgpt.system.stopping import NOTHING_KEPT, stoppable
 
     kind = choose_dtype(dtype, check_device(device))
     where = torch.device(device)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from skipgpt.cli import options
 from skipgpt.cli.evaluate import Limit, TaskDir, Tasks
-from skipgpt.cli.settings import data_config
+from skipgpt.cli.shared import options
+from skipgpt.cli.shared.settings import data_config
 
 NAME = "report"
 HELP = """Make a page of what a checkpoint skips, costs and loses on a text.
@@ -99,10 +99,10 @@ def run(
         )
 
     from skipgpt.config import as_budget
-    from skipgpt.progress import advancing
     from skipgpt.report.gather import gather
-    from skipgpt.report.several import gather_several
+    from skipgpt.report.side_by_side import gather_several
     from skipgpt.report.writing import rendered, write
+    from skipgpt.system.progress import advancing
 
     config = data_config(
         block_size=block_size,
@@ -132,7 +132,7 @@ def _of_run(folder: Path, path: Path | None, kind: str, as_json: bool) -> None:
     import json
 
     from skipgpt.errors import ConfigError
-    from skipgpt.report.run_page import run_page, run_summary
+    from skipgpt.report.pages.run_page import run_page, run_summary
     from skipgpt.report.writing import write
 
     if kind not in ("html", "json"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from skipgpt.cli import options
+from skipgpt.cli.shared import options
 
 NAME = "serve"
 HELP = """Answer OpenAI-style requests with a checkpoint's model, until Ctrl-C or SIGTERM.
@@ -67,7 +67,7 @@ def run(
 ) -> None:  # fmt: skip
     """Parse, load, serve."""
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.checkpoint_folder import local_folder
+    from skipgpt.checkpoint.folder import local_folder
     from skipgpt.config import as_budget
     from skipgpt.serving.serve import serve
 

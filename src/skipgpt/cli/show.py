@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from skipgpt.cli import options
-from skipgpt.cli.settings import data_config
+from skipgpt.cli.shared import options
+from skipgpt.cli.shared.settings import data_config
 
 NAME = "show"
 HELP = """Say what a checkpoint is, and how much each of its modules runs; verifies its files.
@@ -45,7 +45,7 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, read, print."""
-    from skipgpt.checkpoint_folder import local_folder, read_info, verify_files
+    from skipgpt.checkpoint.folder import local_folder, read_info, verify_files
     from skipgpt.errors import ConfigError
 
     sources = [*(text or []), *(more or [])]
@@ -66,11 +66,11 @@ def run(
         import logging
 
         from skipgpt.analysis import trace_text
-        from skipgpt.checkpoint import load
+        from skipgpt.checkpoint.store import load
         from skipgpt.config import as_budget
         from skipgpt.evaluation.calibrate import say_if_uncalibrated
         from skipgpt.evaluation.source_rows import source_rows
-        from skipgpt.progress import advancing
+        from skipgpt.system.progress import advancing
 
         model, tokenizer = load(
             where,
@@ -100,7 +100,7 @@ def run(
 def _lines(info: Any, found: Any, keep: Any, sources: list[str]) -> list[str]:
     """For people: what it is, what was measured now, and the keep rates."""
     from skipgpt.config import BUDGET_NOUNS
-    from skipgpt.report.keep_bars import keep_bars
+    from skipgpt.report.charts.keep_bars import keep_bars
 
     reach = ", ".join(
         f"0 to {curve[-1][0]:.0%} of {BUDGET_NOUNS[unit]}" for unit, curve in info.curves.items()

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from skipgpt.cli import options, settings
+from skipgpt.cli.shared import options, settings
 from skipgpt.config import TrainConfig
 
 NAME = "train"
@@ -91,9 +91,9 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, train, print the result."""
-    from skipgpt.checkpoint_folder import is_checkpoint, read_info
+    from skipgpt.checkpoint.folder import is_checkpoint, read_info
     from skipgpt.config import recipe as named_recipe
-    from skipgpt.settings import override
+    from skipgpt.config.settings import override
 
     named = {
         "target_sparsity": sparsity,
@@ -168,7 +168,7 @@ def _say_needs(
     as_json: bool,
 ) -> None:
     from skipgpt.benchmark.shapes import shape_or_base
-    from skipgpt.checkpoint_folder import base_of, is_checkpoint, read_info
+    from skipgpt.checkpoint.folder import base_of, is_checkpoint, read_info
     from skipgpt.cost.memory import check_layout
     from skipgpt.model.base import choose_dtype
     from skipgpt.training.dry_run import dry_run

@@ -13,13 +13,13 @@ from torch import nn
 
 from skipgpt.baselines.registry import STATIC
 from skipgpt.baselines.top_k import top_k_rule
-from skipgpt.baselines.units import Unit
-from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import DENSE, TRAINED, Method
+from skipgpt.comparison.setup import Job
 from skipgpt.config import RouterConfig, TrainConfig
 from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import add_routers, remove_routers
+from skipgpt.removal.units import Unit
 
 ROUNDING = 1e-9
 """Budgets that differ by less are the same: sums of shares are rounded."""

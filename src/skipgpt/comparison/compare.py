@@ -14,23 +14,23 @@ from typing import Any
 
 import torch
 
-from skipgpt.atomic import staged, to_json
 from skipgpt.comparison import static, trained
 from skipgpt.comparison.budget import check_reach
-from skipgpt.comparison.job import KEPT, Job, prepare, run_folder
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
 from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import UNITS, Comparison, Row
+from skipgpt.comparison.setup import KEPT, Job, prepare, run_folder
 from skipgpt.config import Budget, check_sparsity
 from skipgpt.config import recipe as named_recipe
+from skipgpt.config.settings import changed, from_dict, to_dict
 from skipgpt.errors import ConfigError
-from skipgpt.folder_lock import writing_to
-from skipgpt.hardware import hardware
 from skipgpt.model.lora import check_targets
-from skipgpt.progress import advancing
-from skipgpt.settings import changed, from_dict, to_dict
-from skipgpt.stopping import stoppable
-from skipgpt.training.arguments import check_schedule
+from skipgpt.system.atomic import staged, to_json
+from skipgpt.system.folder_lock import writing_to
+from skipgpt.system.hardware import hardware
+from skipgpt.system.progress import advancing
+from skipgpt.system.stopping import stoppable
+from skipgpt.training.loop.arguments import check_schedule
 
 logger = logging.getLogger("skipgpt")
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from skipgpt.atomic import staged
 from skipgpt.comparison.method import KINDS
 from skipgpt.comparison.result import Comparison
 from skipgpt.errors import ConfigError
+from skipgpt.system.atomic import staged
 
 
 def write_section(page: Path, name: str, title: str, command: str, comparison: Comparison) -> None:

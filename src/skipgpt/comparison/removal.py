@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipgpt.atomic import staged, to_json
 from skipgpt.baselines.registry import STATIC
-from skipgpt.baselines.units import Unit
 from skipgpt.comparison.budget import ROUNDING, between, most_removals, stand_ins_of, unit_saves
-from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import Method
+from skipgpt.comparison.setup import Job
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.surgery import stand_ins
-from skipgpt.progress import advancing
+from skipgpt.removal.units import Unit
 from skipgpt.routing.decision import Site
+from skipgpt.system.atomic import staged, to_json
+from skipgpt.system.progress import advancing
 
 logger = logging.getLogger("skipgpt")
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.baselines.registry import STATIC
-from skipgpt.baselines.static import constant_routes
-from skipgpt.baselines.units import Unit, sites_of
-from skipgpt.comparison.job import Job
 from skipgpt.comparison.method import DENSE, Method
 from skipgpt.comparison.removal import Removal, find_removal, without
 from skipgpt.comparison.result import Row
+from skipgpt.comparison.setup import Job
 from skipgpt.comparison.trained import in_comparison
 from skipgpt.config import TrainConfig
 from skipgpt.cost import sparsities
@@ -25,6 +23,8 @@ from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import routers
 from skipgpt.model.trace import deciding
+from skipgpt.removal.static import constant_routes
+from skipgpt.removal.units import Unit, sites_of
 from skipgpt.routing.decision import Forced
 from skipgpt.training.run_stage import run_stage
 

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
-from skipgpt.checkpoint import load
-from skipgpt.comparison.job import KEPT, Job
+from skipgpt.checkpoint.store import load
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
+from skipgpt.comparison.setup import KEPT, Job
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
 from skipgpt.errors import ConfigError, DivergedError, TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
-from skipgpt.model.dial import set_sparsity
+from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
+from skipgpt.training.router_init import start_routers
 from skipgpt.training.run import TrainResult, train
-from skipgpt.training.run_folder import RUN
+from skipgpt.training.run_record import RUN
 from skipgpt.training.run_stage import run_stage
-from skipgpt.training.start import start_routers
 
 logger = logging.getLogger("skipgpt")
 

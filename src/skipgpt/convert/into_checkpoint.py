@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt import checkpoint
-from skipgpt.checkpoint_folder import refuse_existing
-from skipgpt.checkpoint_info import CheckpointInfo
-from skipgpt.checkpoint_tensors import load_routers
+from skipgpt.checkpoint import store
+from skipgpt.checkpoint.folder import refuse_existing
+from skipgpt.checkpoint.info import CheckpointInfo
+from skipgpt.checkpoint.tensors import load_routers
 from skipgpt.config import Budget, LoraStage, RouterConfig, check_budget, check_sparsity
 from skipgpt.convert.authors_file import AuthorsFile, read_authors_file, router_keys
 from skipgpt.errors import CheckpointError
-from skipgpt.folder_lock import writing_to
 from skipgpt.model.base import load_base
 from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import add_routers
-from skipgpt.stopping import NOTHING_KEPT, stoppable
+from skipgpt.system.folder_lock import writing_to
+from skipgpt.system.stopping import NOTHING_KEPT, stoppable
 
 _SHOWN = 3
 
@@ -84,7 +84,7 @@ def convert(
         load_routers(model, {n: source.tensors[k] for k, (n, _) in names.items()}, path)
         if source.lora:
             model = _with_lora(model, source, lora_alpha)
-        info = checkpoint.describe(
+        info = store.describe(
             model,
             base,
             tokenizer=tokenizer,
@@ -94,7 +94,7 @@ def convert(
             target_sparsity=target_sparsity,
             budget=budget,
         )
-        return checkpoint.save(model, out, info, overwrite=overwrite)
+        return store.save(model, out, info, overwrite=overwrite)
 
 
 def _sizes(model: Any) -> tuple[int, int]:

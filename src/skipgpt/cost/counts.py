@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from skipgpt.model.family import has
-from skipgpt.model.halves import query_width
-from skipgpt.model.linear import in_width, out_width
-from skipgpt.model.quantized import size
+from skipgpt.model.attention.split import query_width
+from skipgpt.model.families.family import has
+from skipgpt.model.families.linear import in_width, out_width
+from skipgpt.model.loading.bitsandbytes import size
 from skipgpt.model.surgery import routers
 from skipgpt.model.trace import MODULES, routing_state
 

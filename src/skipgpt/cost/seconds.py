@@ -38,9 +38,9 @@ from skipgpt.cost.counts import (
 )
 from skipgpt.cost.savings import Savings
 from skipgpt.errors import ConfigError
-from skipgpt.machine import Machine, measured
 from skipgpt.model.surgery import routed_layers, stand_ins
 from skipgpt.routing.decision import Site
+from skipgpt.system.device_profile import Machine, measured
 
 ROUTER_BYTES = 4
 """Of a number in routers and stand-ins, which are float32."""

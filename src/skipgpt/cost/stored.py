@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from skipgpt.model import packed_attention
+from skipgpt.model.attention import custom
 from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import DecisionRule, StraightThrough, Threshold
 
@@ -101,7 +101,7 @@ def _no_mask(*_: Any, **__: Any) -> None:
 def _attend_fused(model: Any) -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    packed_attention.register(_FUSED, _fused)
+    custom.register(_FUSED, _fused)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_FUSED, _no_mask)
     model.set_attn_implementation(_FUSED)
 

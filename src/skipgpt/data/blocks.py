@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from skipgpt.config import DataConfig
+from skipgpt.config.settings import to_dict
 from skipgpt.data.documents import Document
 from skipgpt.data.enough import read_enough
 from skipgpt.data.sources import is_streamed, read_documents
 from skipgpt.data.split import split_documents
 from skipgpt.data.stream import encode_documents, encode_stream
 from skipgpt.errors import DataError
-from skipgpt.progress import advancing
-from skipgpt.settings import to_dict
+from skipgpt.system.progress import advancing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

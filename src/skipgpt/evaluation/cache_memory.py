@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.model.cache_policy import cache_bytes, dense_cache_bytes
+from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.trace import record_routing
 
 

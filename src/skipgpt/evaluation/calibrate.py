@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from skipgpt.checkpoint import describe, load, save
-from skipgpt.checkpoint_folder import read_info
-from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.info import CheckpointInfo
+from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import (
     BUDGET_NOUNS,
     BUDGETS,
@@ -27,17 +27,17 @@ from skipgpt.data import load_blocks
 from skipgpt.evaluation.meter import Meter
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.evaluation.windows import mean_context
-from skipgpt.folder_lock import writing_to
-from skipgpt.hardware import hardware
-from skipgpt.machine import measured as profile_of
-from skipgpt.model.dial import set_sparsity, within_reach
-from skipgpt.model.limits import check_rows
+from skipgpt.model.loading.limits import check_rows
+from skipgpt.model.sparsity import set_sparsity, within_reach
 from skipgpt.model.trace import routing_state
-from skipgpt.progress import advancing
 from skipgpt.routing.calibration import CURVE, calibrate_curve
 from skipgpt.routing.calibration import calibrate as find_threshold
 from skipgpt.routing.curve import CalibrationCurve, Curves
-from skipgpt.stopping import stoppable
+from skipgpt.system.device_profile import measured as profile_of
+from skipgpt.system.folder_lock import writing_to
+from skipgpt.system.hardware import hardware
+from skipgpt.system.progress import advancing
+from skipgpt.system.stopping import stoppable
 
 logger = logging.getLogger("skipgpt")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from skipgpt.checkpoint_info import CheckpointInfo, has_adapter
+from skipgpt.checkpoint.info import CheckpointInfo, has_adapter
 from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
 

@@ -16,7 +16,7 @@ from skipgpt.cost import sparsities
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.windows import batches, mean_context
 from skipgpt.model.trace import MODULES, Trace, record_routing
-from skipgpt.progress import advancing
+from skipgpt.system.progress import advancing
 
 Rows = Tensor | Sequence[Tensor]
 """Token ids [N, T], or rows that may differ in length."""

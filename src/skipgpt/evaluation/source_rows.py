@@ -14,7 +14,7 @@ from skipgpt.data import encode_beginning, read_documents
 from skipgpt.data.sources import check_limit
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.windows import rows_of
-from skipgpt.model.limits import check_ids, context_of
+from skipgpt.model.loading.limits import check_ids, context_of
 
 logger = logging.getLogger("skipgpt")
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.continuations import Continuations, measure_continuations
-from skipgpt.evaluation.forms import CutText, Form
 from skipgpt.evaluation.perplexity import Perplexity
-from skipgpt.evaluation.spans import perplexity_of_spans
+from skipgpt.evaluation.protocols import CutText, Form
+from skipgpt.evaluation.scored_windows import perplexity_of_spans
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def measure_text(
 
     Args:
         model: with routers, in whatever execution and sparsity is set.
-        text: from `skipgpt.evaluation.forms.cut_text`.
+        text: from `skipgpt.evaluation.protocols.cut_text`.
         batch_size: rows a forward.
         closeness_to: the dense model that closeness is measured to, as for `perplexity`.
         continuations: how many rows are continued to see what the model writes, judged by

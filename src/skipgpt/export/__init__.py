@@ -6,8 +6,8 @@ Either with its routers, or without the modules that hardly any token keeps:
     static.py         modules that are rarely kept are gone; plain transformers loads it
     static_result.py  what was removed, and the losses
     pairing.py        which modules can go, and how the others form layers; no tensor in sight
-    smaller.py        config and weights of those layers, as a model of the same family
-    older_forms.py    what transformers 4 reads, in every folder
+    rebuild.py        config and weights of those layers, as a model of the same family
+    transformers4.py    what transformers 4 reads, in every folder
     checks.py         what neither kind of export takes
 """
 

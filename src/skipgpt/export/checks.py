@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from skipgpt.checkpoint_folder import read_info
-from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.checkpoint.folder import read_info
+from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.errors import CheckpointError
-from skipgpt.folder_lock import writing_to
-from skipgpt.progress import advancing
-from skipgpt.stopping import NOTHING_KEPT, stoppable
+from skipgpt.system.folder_lock import writing_to
+from skipgpt.system.progress import advancing
+from skipgpt.system.stopping import NOTHING_KEPT, stoppable
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from skipgpt.atomic import staged
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.config import Budget
 from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
-from skipgpt.export.older_forms import save_tokenizer, write_older_config
+from skipgpt.export.transformers4 import save_tokenizer, write_older_config
 from skipgpt.model.auto import auto_classes
-from skipgpt.model.dial import within_reach
-from skipgpt.model.families import family_of
-from skipgpt.model.generation_settings import write_ends
+from skipgpt.model.families.table import family_of
+from skipgpt.model.loading.generation_settings import write_ends
+from skipgpt.model.sparsity import within_reach
 from skipgpt.model.trace import routing_state
+from skipgpt.system.atomic import staged
 
 
 @exporting

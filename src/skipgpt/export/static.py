@@ -10,32 +10,32 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from skipgpt.atomic import staged, to_json
-from skipgpt.baselines.static import constant_routes
-from skipgpt.checkpoint import load
+from skipgpt.checkpoint.store import load
 from skipgpt.config import Budget, DataConfig, LoraStage, recipe
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, DivergedError, TrainingError, UnsupportedModelError
 from skipgpt.evaluation.calibrate import cut
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
-from skipgpt.export.no_ops import Layer, check_servable, choose_layers, write_for_engines
-from skipgpt.export.older_forms import save_tokenizer, write_older_config
+from skipgpt.export.decilm import Layer, check_servable, choose_layers, write_for_engines
 from skipgpt.export.pairing import Pair, pair_up
-from skipgpt.export.smaller import (
+from skipgpt.export.rebuild import (
     check_movable,
     module_parameters,
     moves_whole_layers,
     smaller_model,
 )
 from skipgpt.export.static_result import StaticExport, site_name
-from skipgpt.model.generation_settings import write_ends
-from skipgpt.model.limits import check_rows
+from skipgpt.export.transformers4 import save_tokenizer, write_older_config
+from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.loading.generation_settings import write_ends
+from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.lora import check_targets, merge_lora
-from skipgpt.model.names import is_routing
 from skipgpt.model.surgery import drop_stand_ins
 from skipgpt.model.trace import deciding, execution, record_routing
+from skipgpt.removal.static import constant_routes
 from skipgpt.routing.decision import Forced, Site
+from skipgpt.system.atomic import staged, to_json
 from skipgpt.training.run_stage import run_stage
 
 RECORD = "static_export.json"
@@ -292,5 +292,5 @@ def _check_same(static: Any, model: Any, removed: Sequence[Site], ids: Tensor) -
             "that skips the same modules",
             expected=f"at most {allowed:.1e}",
             todo="use --merged; a layer of this model depends on its place in a way that "
-            "export/smaller.py does not know",
+            "export/rebuild.py does not know",
         )

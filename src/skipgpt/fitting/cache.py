@@ -12,16 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from skipgpt.atomic import staged, to_json
 from skipgpt.config import TrainConfig
+from skipgpt.config.settings import from_dict, to_dict
 from skipgpt.errors import CheckpointError
 from skipgpt.fitting.fit import FittedSite
-from skipgpt.machine import cache_folder
 from skipgpt.model.base import weights_digest
 from skipgpt.model.surgery import router_state_dict
 from skipgpt.model.trace import routing_state
-from skipgpt.pieces import assign
-from skipgpt.settings import from_dict, to_dict
+from skipgpt.system.atomic import staged, to_json
+from skipgpt.system.device_profile import cache_folder
+from skipgpt.system.sharded import assign
 
 logger = logging.getLogger("skipgpt")
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from skipgpt.fitting.regression import HELD_OUT, CostModel, Design, deviance
-from skipgpt.pieces import assign
 from skipgpt.routing.router import KEEP, SKIP, LinearRouter, MLPRouter, Router, set_constant
+from skipgpt.system.sharded import assign
 
 STEPS, ROWS, RATE = 1000, 1024, 3e-3
 """Of Adam, on stored inputs: no forward of the model is needed."""

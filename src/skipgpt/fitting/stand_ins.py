@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.model import parts
+from skipgpt.model import modules
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import ModuleDecision, Site
@@ -118,7 +118,7 @@ def _watched(layers: list[Any], moments: dict[Site, Moments], rule: _Routes) -> 
             def count(
                 _: Any, arguments: Any, layer: Any = layer, site: Site = site, held: Any = held
             ) -> None:
-                update = parts.added(layer, site.module, held.pop("output"))
+                update = modules.added(layer, site.module, held.pop("output"))
                 if site not in moments:
                     moments[site] = Moments(update.shape[-1])
                 moments[site].add(arguments[0], update, rule.counted(site))

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.config import Budget, RouterConfig, check_pair
-from skipgpt.model.dial import at_sparsity, set_sparsity
-from skipgpt.model.families import FAMILIES, MERGED_PREFIX
-from skipgpt.model.family import Family
-from skipgpt.model.names import ROUTING_PARTS
-from skipgpt.model.quantized import make_safe
+from skipgpt.config.settings import from_dict
+from skipgpt.model.families.family import Family
+from skipgpt.model.families.parameter_names import ROUTING_PARTS
+from skipgpt.model.families.table import FAMILIES, MERGED_PREFIX
+from skipgpt.model.loading.bitsandbytes import make_safe
+from skipgpt.model.loading.weights import load_strictly
+from skipgpt.model.sparsity import at_sparsity, set_sparsity
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
-from skipgpt.model.weights import load_strictly
 from skipgpt.routing.curve import CalibrationCurve, Curves, Points
-from skipgpt.settings import from_dict
 
 _CODE_FILE = "modeling_skipgpt"
 _CODE = '''"""For from_pretrained(…, trust_remote_code=True); needs the package skipgpt."""

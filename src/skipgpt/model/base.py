@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
-from skipgpt.model.folder import EMBEDDED, refuse_unless_base
-from skipgpt.model.gguf import gguf_config, is_gguf, load_gguf, refuse_quantizing
-from skipgpt.model.names import is_routing
-from skipgpt.model.quantized import check_quantization, loading_options, make_safe
-from skipgpt.model.weights import load_strictly
-from skipgpt.progress import advancing
+from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.loading.bitsandbytes import check_quantization, loading_options, make_safe
+from skipgpt.model.loading.folder import EMBEDDED, refuse_unless_base
+from skipgpt.model.loading.gguf import gguf_config, is_gguf, load_gguf, refuse_quantizing
+from skipgpt.model.loading.weights import load_strictly
+from skipgpt.system.progress import advancing
 
 _SAMPLED_VALUES = 64
 _NO_CODE = {"trust_remote_code": False}

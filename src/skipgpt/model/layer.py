@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.model import gated, one_each, sparse
-from skipgpt.model.adaptive import Packing, packs
-from skipgpt.model.family import Family
-from skipgpt.model.halves import Blank
+from skipgpt.model.attention.split import Blank
+from skipgpt.model.execution import decode, gated, sparse
+from skipgpt.model.execution.auto import Packing, packs
+from skipgpt.model.families.family import Family
 from skipgpt.model.trace import RoutingState, Step
-from skipgpt.routing.collapsed import margins
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
+from skipgpt.routing.fused_margins import margins
 from skipgpt.routing.router import Router, input_scale, mean_of_rows
 from skipgpt.routing.stand_in import StandIn
 
@@ -65,7 +65,7 @@ class RoutedLayer(nn.Module):
         arguments = kwargs if not args else dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
-        if one_each.suits(self, hidden_states):
+        if decode.suits(self, hidden_states):
             stream = self._run_one_each(hidden_states, arguments)
             return (stream, None) if self.family.returns_tuple else stream
         parallel = self.family.is_parallel(self)
@@ -91,13 +91,13 @@ class RoutedLayer(nn.Module):
 
     def _run_one_each(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
         """The stream after this layer of a decoding step, one token of each sequence."""
-        keeps = one_each.decide(self, entering)
+        keeps = decode.decide(self, entering)
         if keeps is None:
             attn, mlp = self._decide(entering)
             mlp = mlp or attn
             self._record(Decision(attn, mlp))
-            keeps = one_each.Keeps(*(each.keep[:, 0].tolist() for each in (attn, mlp)))
-        return one_each.run(self, entering, keeps, arguments)
+            keeps = decode.Keeps(*(each.keep[:, 0].tolist() for each in (attn, mlp)))
+        return decode.run(self, entering, keeps, arguments)
 
     def _twin(
         self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]

@@ -18,8 +18,8 @@ from torch import nn
 
 from skipgpt.config import ALL_LINEAR, LoraStage
 from skipgpt.errors import ConfigError, UnsupportedModelError
-from skipgpt.model.linear import has_widths
-from skipgpt.model.names import is_routing
+from skipgpt.model.families.linear import has_widths
+from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.surgery import routed_layers, take_the_dial
 from skipgpt.model.trace import routing_state
 

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
-from skipgpt.model import batch_rows, causal_blocks, on_device, packed_attention
-from skipgpt.model.adaptive import Packing
-from skipgpt.model.batch_rows import RowQueries
-from skipgpt.model.causal_blocks import CausalQueries
-from skipgpt.model.entry import begin_forward, give_back_sparsity, take_sparsity
-from skipgpt.model.families import family_of
-from skipgpt.model.halves import blanks
+from skipgpt.model.attention import batch_rows, causal_blocks, custom
+from skipgpt.model.attention.batch_rows import RowQueries
+from skipgpt.model.attention.causal_blocks import CausalQueries
+from skipgpt.model.attention.split import blanks
+from skipgpt.model.execution import fused
+from skipgpt.model.execution.auto import Packing
+from skipgpt.model.execution.fused import QueriesOnDevice
+from skipgpt.model.families.parameter_names import ROUTING_PARTS, kind_of
+from skipgpt.model.families.table import family_of
+from skipgpt.model.forward_hooks import begin_forward, give_back_sparsity, take_sparsity
 from skipgpt.model.layer import RoutedLayer, routed_class
-from skipgpt.model.names import ROUTING_PARTS, kind_of
-from skipgpt.model.on_device import QueriesOnDevice
-from skipgpt.model.parts import attention_arguments
-from skipgpt.model.quantized import make_safe
+from skipgpt.model.loading.bitsandbytes import make_safe
+from skipgpt.model.modules import attention_arguments
 from skipgpt.model.trace import MODULES, RoutingState
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import Router, build_router
@@ -81,9 +82,9 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
     for queries, function in (
         (CausalQueries, causal_blocks.attend),
         (RowQueries, batch_rows.attend),
-        (QueriesOnDevice, on_device.attend),
+        (QueriesOnDevice, fused.attend),
     ):
-        packed_attention.register(queries.attention, function)
+        custom.register(queries.attention, function)
     state = RoutingState(config or RouterConfig())
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]

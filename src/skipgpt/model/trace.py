@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
-from skipgpt.machine import Machine, known
 from skipgpt.routing.budget import keep_ratio, saved_share
 from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.decision import Decision, DecisionRule, Module, Site, Threshold
 from skipgpt.routing.noise import RowNoise
+from skipgpt.system.device_profile import Machine, known
 
 Execution = Literal["dense", "gated", "sparse", "auto"]
 MODULES: tuple[Module, Module] = ("attn", "mlp")

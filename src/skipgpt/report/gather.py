@@ -26,9 +26,9 @@ from skipgpt.analysis import (
     trace_dense,
     trace_text,
 )
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import local_folder, read_info
-from skipgpt.checkpoint_info import CheckpointInfo
+from skipgpt.checkpoint.folder import local_folder, read_info
+from skipgpt.checkpoint.info import CheckpointInfo
+from skipgpt.checkpoint.store import load
 from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, check_pair
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
@@ -37,13 +37,13 @@ from skipgpt.evaluation.harness.benchmark import Setting, check_tasks, task_scor
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.evaluation.source_rows import SourceRows, source_rows
 from skipgpt.evaluation.windows import mean_context
-from skipgpt.hardware import hardware
-from skipgpt.model.dial import at_sparsity, within_reach
-from skipgpt.model.limits import context_of
+from skipgpt.model.loading.limits import context_of
+from skipgpt.model.sparsity import at_sparsity, within_reach
 from skipgpt.model.trace import MODULES, routing_state
 from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
 from skipgpt.routing.decision import Site
+from skipgpt.system.hardware import hardware
 
 logger = logging.getLogger("skipgpt")
 

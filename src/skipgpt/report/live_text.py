@@ -9,8 +9,8 @@ from typing import Any
 from unicodedata import combining, east_asian_width
 
 from skipgpt.analysis.live import OnToken, TokenRun
-from skipgpt.progress import is_terminal
 from skipgpt.report.terminal import Scale, fit_for, harmless, has_colour
+from skipgpt.system.progress import is_terminal
 
 _SAVE, _BACK, _WHOLE = "\0337", "\0338", "\033[r"
 

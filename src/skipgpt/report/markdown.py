@@ -8,8 +8,8 @@ import re
 from skipgpt.analysis.table import shown as plain
 from skipgpt.evaluation.perplexity import SENSES
 from skipgpt.report.content import Report
-from skipgpt.report.markup import amount, nats, percent, signed
-from skipgpt.report.several import SideBySide
+from skipgpt.report.pages.markup import amount, nats, percent, signed
+from skipgpt.report.side_by_side import SideBySide
 
 
 def to_markdown(report: Report) -> str:

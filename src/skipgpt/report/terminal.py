@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from skipgpt.progress import is_terminal
+from skipgpt.system.progress import is_terminal
 
 STEPS = ((17, 231), (19, 231), (25, 231), (31, 16), (74, 16), (117, 16), (195, 16))
 """Background and foreground, of the 256 colours, from little compute to much.

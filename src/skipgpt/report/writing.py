@@ -8,16 +8,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from skipgpt.atomic import staged, to_json
 from skipgpt.errors import CheckpointError, ConfigError
-from skipgpt.folder_lock import writing_file
+from skipgpt.report.charts.figures import to_picture
 from skipgpt.report.content import Report
-from skipgpt.report.figures import to_picture
 from skipgpt.report.markdown import several_to_markdown, to_markdown
-from skipgpt.report.page import to_html as page_of
-from skipgpt.report.several import SideBySide
-from skipgpt.report.several_page import to_html as page_of_several
-from skipgpt.stopping import NOTHING_KEPT, stoppable
+from skipgpt.report.pages.page import to_html as page_of
+from skipgpt.report.pages.side_by_side_page import to_html as page_of_several
+from skipgpt.report.side_by_side import SideBySide
+from skipgpt.system.atomic import staged, to_json
+from skipgpt.system.folder_lock import writing_file
+from skipgpt.system.stopping import NOTHING_KEPT, stoppable
 
 Format = Literal["html", "md", "json", "png", "svg"]
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from skipgpt.config import RouterConfig
-from skipgpt.pieces import assign, whole
 from skipgpt.routing.linear_map import LinearMap
+from skipgpt.system.sharded import assign, whole
 
 KEEP, SKIP = 0, 1
 EPSILON = 1e-6

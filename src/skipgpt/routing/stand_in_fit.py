@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skipgpt.pieces import assign, whole
 from skipgpt.routing.router import divided_by_rms
 from skipgpt.routing.stand_in import StandIn
+from skipgpt.system.sharded import assign, whole
 
 
 class Moments:

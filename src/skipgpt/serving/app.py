@@ -20,13 +20,13 @@ from skipgpt.config import check_pair
 from skipgpt.data.chat import chat_ids
 from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError, DataError, SkipGPTError
-from skipgpt.model.dial import dialled
-from skipgpt.model.limits import check_ids, check_length
+from skipgpt.model.loading.limits import check_ids, check_length
+from skipgpt.model.sparsity import dialled
 from skipgpt.model.trace import routing_state
-from skipgpt.serving.door import Door
 from skipgpt.serving.engine import CrowdedError, Engine, Running, StoppingError
-from skipgpt.serving.generating import Done, Job, Piece
+from skipgpt.serving.generation import Done, Job, Piece
 from skipgpt.serving.metrics import Metrics
+from skipgpt.serving.middleware import Door
 from skipgpt.serving.protocol import ChatRequest, CompletionRequest, Wanted
 from skipgpt.serving.replies import Reply, error_body
 

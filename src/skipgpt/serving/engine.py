@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipgpt.serving.generating import Done, Job, Piece, run_job
+from skipgpt.serving.generation import Done, Job, Piece, run_job
 from skipgpt.serving.metrics import Metrics
 
 LINE = 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from skipgpt.serving.generating import Done
+from skipgpt.serving.generation import Done
 
 
 class Metrics:

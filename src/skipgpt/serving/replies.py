@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipgpt.serving.generating import Done, Piece
+from skipgpt.serving.generation import Done, Piece
 from skipgpt.serving.tokens import Chosen, Likely
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import is_checkpoint, local_folder
+from skipgpt.checkpoint.folder import is_checkpoint, local_folder
+from skipgpt.checkpoint.store import load
 from skipgpt.config import Budget, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.export import export_merged
 from skipgpt.model.auto import curves_of
-from skipgpt.model.dial import threshold_of
-from skipgpt.model.folder import json_of
-from skipgpt.model.generation_settings import say_left_out
+from skipgpt.model.loading.folder import json_of
+from skipgpt.model.loading.generation_settings import say_left_out
+from skipgpt.model.sparsity import threshold_of
 from skipgpt.serving.address import bind
-from skipgpt.serving.choice import choose
+from skipgpt.serving.engine_selection import choose
 from skipgpt.serving.server import check_installed, run_server
 
 logger = logging.getLogger("skipgpt")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from skipgpt.errors import MissingExtraError
-from skipgpt.model.limits import context_of
+from skipgpt.model.loading.limits import context_of
 from skipgpt.serving.address import Address
 
 CLOSING = 5

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipgpt.analysis.text import bytes_of
-from skipgpt.model.generation_settings import Ends
+from skipgpt.model.loading.generation_settings import Ends
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from skipgpt.model.lora import without_lora
 from skipgpt.model.trace import execution
-from skipgpt.training.labelled import NO_LABEL
+from skipgpt.training.loop.labelled import NO_LABEL
 
 ROWS = 1024
 """Tokens whose distributions are compared at once, to bound memory."""

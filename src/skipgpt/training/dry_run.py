@@ -14,12 +14,12 @@ from skipgpt.cost.memory import Held, Layout, memory
 from skipgpt.cost.stored import stored
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.fit import layer_groups
-from skipgpt.machine import typical
 from skipgpt.model.base import parse_device
-from skipgpt.model.names import kind_of
+from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
+from skipgpt.system.device_profile import typical
+from skipgpt.training.loop.sampler import Share, share_of_step
 from skipgpt.training.needs import DryRun, StageNeeds
-from skipgpt.training.row_order import Share, share_of_step
 from skipgpt.training.stages import StagePlan, plan, prepare
 
 

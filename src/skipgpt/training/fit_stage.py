@@ -15,10 +15,10 @@ from skipgpt.errors import ConfigError
 from skipgpt.fitting.cache import key_of, read_fit, write_fit
 from skipgpt.fitting.fit import fit_model, price_margins, refit_stand_ins, summary
 from skipgpt.model.surgery import stand_ins
-from skipgpt.processes import launched
-from skipgpt.progress import Phase, advancing
-from skipgpt.training.run_folder import note_fit
-from skipgpt.training.start import savings_of
+from skipgpt.system.distributed import launched
+from skipgpt.system.progress import Phase, advancing
+from skipgpt.training.router_init import savings_of
+from skipgpt.training.run_record import note_fit
 
 logger = logging.getLogger("skipgpt")
 

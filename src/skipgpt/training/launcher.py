@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from skipgpt.errors import ConfigError
-from skipgpt.processes import in_lockstep, layout
+from skipgpt.system.distributed import in_lockstep, layout
 
 _DOING = "reading how the launcher spreads the run"
 

@@ -11,32 +11,33 @@ from typing import Any, cast
 
 import torch
 
-from skipgpt.checkpoint import describe, load, write
-from skipgpt.checkpoint_folder import is_checkpoint, read_info
-from skipgpt.checkpoint_info import CheckpointInfo
-from skipgpt.checkpoint_tensors import trained_tensors
+from skipgpt.checkpoint.folder import is_checkpoint, read_info
+from skipgpt.checkpoint.info import CheckpointInfo
+from skipgpt.checkpoint.store import describe, load, write
+from skipgpt.checkpoint.tensors import trained_tensors
 from skipgpt.config import Stage, TrainConfig, recipe
+from skipgpt.config.settings import to_dict
 from skipgpt.data import load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
-from skipgpt.folder_lock import writing_to
 from skipgpt.model.base import choose_dtype, load_base
-from skipgpt.model.gguf import is_gguf
-from skipgpt.model.identity import digest_of_settings
-from skipgpt.model.limits import check_rows
+from skipgpt.model.loading.bitsandbytes import check_quantization, quantization_of
+from skipgpt.model.loading.gguf import is_gguf
+from skipgpt.model.loading.identity import digest_of_settings
+from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.lora import check_targets
-from skipgpt.model.quantized import check_quantization, quantization_of
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import routing_state
-from skipgpt.processes import first_alone, layout, load_whole, meet
-from skipgpt.progress import advancing
 from skipgpt.routing.decision import RuleAt
-from skipgpt.settings import to_dict
-from skipgpt.stopping import stoppable
+from skipgpt.system.distributed import first_alone, layout, load_whole, meet
+from skipgpt.system.folder_lock import writing_to
+from skipgpt.system.progress import advancing
+from skipgpt.system.stopping import stoppable
 from skipgpt.training.fit_stage import check_fit, run_fit
 from skipgpt.training.launcher import check_launcher, check_whole
-from skipgpt.training.passes import Passes
-from skipgpt.training.run_folder import (
+from skipgpt.training.measurement import Passes
+from skipgpt.training.router_init import savings_of, set_to_target
+from skipgpt.training.run_record import (
     RESUME,
     Keepsake,
     begin_run,
@@ -50,7 +51,6 @@ from skipgpt.training.run_folder import (
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import plan
-from skipgpt.training.start import savings_of, set_to_target
 
 logger = logging.getLogger("skipgpt")
 
@@ -131,7 +131,7 @@ def _train(
     overwrite: bool,
     rule: RuleAt | None,
 ) -> TrainResult:
-    from skipgpt.training.arguments import training_arguments
+    from skipgpt.training.loop.arguments import training_arguments
 
     torch.manual_seed(config.seed)
     check_quantization(quantize)

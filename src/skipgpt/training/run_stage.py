@@ -14,18 +14,18 @@ from safetensors import SafetensorError
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.errors import TrainingError
-from skipgpt.processes import count, in_lockstep, is_first, layout
-from skipgpt.progress import Phase, advancing
 from skipgpt.routing.decision import RuleAt
-from skipgpt.stopping import Stop
-from skipgpt.training.callbacks import (
+from skipgpt.system.distributed import count, in_lockstep, is_first, layout
+from skipgpt.system.progress import Phase, advancing
+from skipgpt.system.stopping import Stop
+from skipgpt.training.loop.callbacks import (
     Beginning,
     FailureWatch,
     MetricsFile,
     Progress,
     StopRequest,
 )
-from skipgpt.training.run_folder import (
+from skipgpt.training.run_record import (
     EVENTS,
     METRICS,
     RESUME,
@@ -100,8 +100,8 @@ def _run(
     from transformers import default_data_collator
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from skipgpt.training.arguments import keep_events, training_arguments
-    from skipgpt.training.trainer import RoutingTrainer
+    from skipgpt.training.loop.arguments import keep_events, training_arguments
+    from skipgpt.training.loop.trainer import RoutingTrainer
 
     # A stage draws the same numbers whether or not earlier ones ran in this process.
     torch.manual_seed(config.seed)

@@ -40,8 +40,8 @@ def single_step(
     import torch
     from transformers import Trainer
 
-    from skipgpt.training.arguments import training_arguments
-    from skipgpt.training.trainer import RoutingTrainer
+    from skipgpt.training.loop.arguments import training_arguments
+    from skipgpt.training.loop.trainer import RoutingTrainer
 
     stage_plan = plan(stage, config)
     stage_plan = dataclasses.replace(stage_plan, execution=kind or stage_plan.execution)

@@ -16,11 +16,11 @@ from typing import Any
 from torch import nn
 
 from skipgpt.config import RouterStage, Stage, TrainConfig
+from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.lora import with_lora
-from skipgpt.model.lora_dropout import key_dropout
-from skipgpt.model.names import kind_of
 from skipgpt.model.surgery import routed_layers, train_only
 from skipgpt.model.trace import Execution
+from skipgpt.training.loop.lora_dropout import key_dropout
 
 TRAINS: dict[Stage, tuple[str, ...]] = {
     "router": ("router", "stand_in"),

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.hardware import wait_for
 from skipgpt.model.trace import Execution, execution
-from skipgpt.progress import advancing
+from skipgpt.system.hardware import wait_for
+from skipgpt.system.progress import advancing
 
 
 @advancing("timing steps of stage lora beside dense ones")

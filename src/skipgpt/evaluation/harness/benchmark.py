@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from skipgpt.checkpoint import load
-from skipgpt.checkpoint_folder import local_folder, read_info
+from skipgpt.checkpoint.folder import local_folder, read_info
+from skipgpt.checkpoint.store import load
 from skipgpt.config import Budget, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
-from skipgpt.evaluation.harness.kept_answers import answering, check_answers
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
+from skipgpt.evaluation.harness.response_cache import answering, check_answers
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
 from skipgpt.evaluation.perplexity import SENSES
 from skipgpt.model.base import load_base
-from skipgpt.model.dial import set_sparsity, within_reach
+from skipgpt.model.sparsity import set_sparsity, within_reach
 from skipgpt.model.surgery import add_routers
 from skipgpt.model.trace import Execution, routing_state
-from skipgpt.progress import advancing
+from skipgpt.system.progress import advancing
 
 logger = logging.getLogger("skipgpt")
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from skipgpt.data.encoding import boundaries
 from skipgpt.errors import ConfigError, MissingExtraError
-from skipgpt.evaluation.harness.kept_answers import answers_key, use_own_table
+from skipgpt.evaluation.harness.keep_counts import Ran, ran_by_row, sparsity_of, together
 from skipgpt.evaluation.harness.quiet import quietly
-from skipgpt.evaluation.harness.ran import Ran, ran_by_row, sparsity_of, together
+from skipgpt.evaluation.harness.response_cache import answers_key, use_own_table
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
-from skipgpt.model.generation_settings import ends_of, plain_generation
-from skipgpt.model.limits import check_ids, check_length
+from skipgpt.model.loading.generation_settings import ends_of, plain_generation
+from skipgpt.model.loading.limits import check_ids, check_length
 from skipgpt.model.trace import routing_state
-from skipgpt.progress import advancing
+from skipgpt.system.progress import advancing
 
 try:
     from lm_eval.api.model import CacheHook, hash_args
@@ -87,7 +87,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     ) -> None:
         model = pretrained
         if isinstance(pretrained, str):
-            from skipgpt.checkpoint import load
+            from skipgpt.checkpoint.store import load
             from skipgpt.config import as_budget
 
             # The harness's command asks for a GPU unless told otherwise, and then takes what is.

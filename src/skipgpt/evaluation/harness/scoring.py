@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.errors import DataError
-from skipgpt.evaluation.harness.ran import Ran, ran_by_row
-from skipgpt.model.limits import check_ids
+from skipgpt.evaluation.harness.keep_counts import Ran, ran_by_row
+from skipgpt.model.loading.limits import check_ids
 from skipgpt.model.trace import Trace, record_routing, routing_state
-from skipgpt.progress import advancing
+from skipgpt.system.progress import advancing
 
 logger = logging.getLogger("skipgpt")
 

@@ -11,7 +11,7 @@ from typing import Any
 from skipgpt.errors import ConfigError, DataError, SkipGPTError
 from skipgpt.evaluation.harness.local import LocalTasks
 from skipgpt.evaluation.harness.quiet import quietly
-from skipgpt.progress import advancing
+from skipgpt.system.progress import advancing
 
 _PAPER = (
     "boolq",

@@ -27,8 +27,8 @@ def register() -> None:
     except ImportError as error:
         raise MissingExtraError("vllm", "vllm", "serving with vLLM") from error
     from skipgpt.model.auto import register as register_configs
+    from skipgpt.serving.vllm.engine_config import Startup
     from skipgpt.serving.vllm.requests import watch_requests
-    from skipgpt.serving.vllm.startup import Startup
 
     register_configs(*ARCHITECTURES)
     for architecture in ARCHITECTURES.values():

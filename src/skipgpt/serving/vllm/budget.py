@@ -21,7 +21,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from skipgpt.config import check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.model.auto import curves_of
-from skipgpt.model.dial import threshold_of
+from skipgpt.model.sparsity import threshold_of
 from skipgpt.routing.curve import Curves
 
 ARGUMENT, UNIT = "sparsity", "budget"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from skipgpt.model.families import MERGED_PREFIX
+from skipgpt.model.families.table import MERGED_PREFIX
 
 ARCHITECTURES = {
     "llama": "SkipGPTLlamaForCausalLM",

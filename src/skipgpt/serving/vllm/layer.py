@@ -18,12 +18,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.collapsed import margins
+from skipgpt.config.settings import from_dict
+from skipgpt.routing.fused_margins import margins
 from skipgpt.routing.router import build_router, input_scale
 from skipgpt.routing.stand_in import StandIn
 from skipgpt.serving.vllm.attention import SplitAttention
 from skipgpt.serving.vllm.families import dense_layer
-from skipgpt.settings import from_dict
 
 Threshold = Tensor | float
 """Of each token of a step [T], or one for all of them."""

@@ -10,7 +10,7 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from skipgpt.serving.vllm.budget import Budgets
 from skipgpt.serving.vllm.layer import RoutedLayer
-from skipgpt.serving.vllm.tally import Tally
+from skipgpt.serving.vllm.metrics import Tally
 
 
 class SkipGPTModel(LlamaModel):  # type: ignore[misc]

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from skipgpt.model.generation_settings import ends_in, stop_ids
+from skipgpt.model.loading.generation_settings import ends_in, stop_ids
 from skipgpt.serving.vllm.families import ARCHITECTURES
 
 _WATCHED = "_skipgpt_watches"

@@ -1,0 +1,113 @@
+"""Rivals in the same run: static depth with the FLOPs of the measured run, and compiled dense."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.benchmark.subject import Subject, sharing
+from skipgpt.benchmark.timing.candidate import Contender, LeftOut
+from skipgpt.benchmark.timing.clock import Task
+from skipgpt.cost import Forward, Work, layer_costs, work
+from skipgpt.errors import UnsupportedModelError
+from skipgpt.export.rebuild import smaller_model
+from skipgpt.model.loading.bitsandbytes import quantization_of
+from skipgpt.model.surgery import add_routers, routed_layers
+
+
+@dataclass(frozen=True, eq=False)
+class Static:
+    """A smaller model of the same family: whole layers are gone for good.
+
+    Attributes:
+        model: an ordinary transformers model on the same weights.
+        counted: the same with routers, for its cost as a dense model.
+        kept: the layers that are left, in order.
+        sparsity: share of modules that are gone.
+        note: what it is, with the FLOPs that whole layers allow.
+    """
+
+    model: Any
+    counted: Any
+    kept: tuple[int, ...]
+    sparsity: float
+    note: str
+
+
+def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
+    """The dense model without random layers, as close to the FLOPs of a run as whole layers come.
+
+    Attention and MLP have to take turns in a model of the family, so they go in equal numbers,
+    and which of them go changes no cost where layers are alike.
+
+    Args:
+        subject: whose model it is.
+        forward: that was measured.
+        run: its cost.
+
+    Raises:
+        LeftOut: layers of this model cannot be left out.
+    """
+    if kind := quantization_of(subject.dense):
+        raise LeftOut(f"layers cannot be left out of a model held in {kind}")
+    layers, dense = routed_layers(subject.routed), work(subject.routed, forward).flops
+    order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(0)).tolist()
+    flops = [dense]
+    for index in order[:-1]:
+        flops.append(flops[-1] - _flops(layers[index], forward))
+    gone = min(range(len(flops)), key=lambda count: abs(flops[count] - run.flops))
+    kept = tuple(sorted(order[gone:]))
+    try:
+        model = _on_weights(subject, kept)
+    except UnsupportedModelError as error:
+        raise LeftOut(str(error)) from error
+    note = (
+        f"static is a model of {len(kept)} of the {len(layers)} layers, chosen at random: its "
+        f"forward takes {flops[gone] / dense:.1%} of the dense FLOPs, a sparse one "
+        f"{run.flops / dense:.1%}"
+    )
+    return Static(model, add_routers(sharing(model)), kept, gone / len(layers), note)
+
+
+def compiled(task: Task) -> Contender:
+    """The run of a dense model that `torch.compile` has in hand, run once to see that it does.
+
+    Raises:
+        LeftOut: it cannot be compiled here, for want of a C++ compiler or whatever else.
+    """
+    try:
+        task.run(task.prepare())
+    except Exception as error:
+        # Compilers, drivers and operators fail in ways of their own; timing the rest goes on.
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise LeftOut(f"torch.compile failed on this machine ({reason})") from error
+    return Contender("compiled", task, 0.0, 0.0, 1.0, lambda _: 1.0)
+
+
+def to_compile(model: Any) -> Any:
+    """The same model, which `torch.compile` takes in hand when it first runs."""
+    model.compile()
+    return model
+
+
+def _flops(layer: Any, forward: Forward) -> float:
+    costs = layer_costs(layer)
+    linear = 2 * (costs.kv + costs.qo + costs.mlp)
+    attended = costs.attended(forward.cached, forward.tokens)
+    return forward.rows * (linear + 4 * costs.core_width * attended)
+
+
+def _on_weights(subject: Subject, kept: Sequence[int]) -> Any:
+    """The smaller model, with what is no weight (tables of angles) from the dense one."""
+    model = smaller_model(subject.routed, [(index, index) for index in kept])
+    for name, module in model.named_modules():
+        twin = subject.dense.get_submodule(name)
+        for key, value in [*module.named_buffers(recurse=False), *vars(module).items()]:
+            if isinstance(value, Tensor) and value.is_meta:
+                setattr(module, key, copy.deepcopy(getattr(twin, key)))
+    return model

@@ -1,0 +1,1 @@
+"""Timing: clocks, phases, and the runs that are timed."""

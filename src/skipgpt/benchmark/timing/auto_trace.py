@@ -1,0 +1,107 @@
+"""What execution `auto` really ran: in each module kept tokens only, or every token.
+
+Routes say what is skipped at best. Where packing does not pay a module runs every token, and then
+FLOPs are spent that the routes would have saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from skipgpt.benchmark.timing.clock import Task
+from skipgpt.model.execution.auto import Packing
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import MODULES, Step, Trace, record_routing
+from skipgpt.routing.decision import Module
+from skipgpt.system.device_profile import Machine
+
+Whole = dict[int, list[set[Module]]]
+"""By layer, for each of its forwards, the modules for which packing did not pay."""
+
+
+@dataclass(frozen=True, eq=False)
+class AsRun:
+    """How decisions were carried out.
+
+    Attributes:
+        steps: the decisions, except that all tokens keep what ran for all tokens.
+        packed_share: of the module runs in which some tokens kept and others skipped, the share
+            in which only those that kept ran; 1 where there are none.
+    """
+
+    steps: list[Step]
+    packed_share: float
+
+
+def traced_as_run(model: Any, task: Task) -> tuple[Trace, AsRun]:
+    """What was decided in one run in `auto` or `sparse`, and how it was carried out."""
+    given = task.prepare()
+    with record_routing(model) as trace, _watched(model) as whole:
+        task.run(given)
+    return trace, as_run(trace.steps, whole)
+
+
+def as_run(steps: Sequence[Step], whole: Whole) -> AsRun:
+    """Decisions as carried out.
+
+    Args:
+        steps: what was decided, one forward each.
+        whole: what ran for every token in the same forwards.
+    """
+    made, packed = [], []
+    for number, step in enumerate(steps):
+        decisions = {}
+        for index, decision in step.decisions.items():
+            ran = {module: getattr(decision, module) for module in MODULES}
+            for module, each in ran.items():
+                is_whole = module in whole[index][number]
+                if is_whole or each.keep.any() != each.keep.all():
+                    packed.append(not is_whole)
+                if is_whole:
+                    ran[module] = dataclasses.replace(each, keep=torch.ones_like(each.keep))
+            decisions[index] = dataclasses.replace(decision, **ran)
+        made.append(dataclasses.replace(step, decisions=decisions))
+    return AsRun(made, sum(packed) / len(packed) if packed else 1.0)
+
+
+class _Watched:
+    """In the place of a layer's estimate of what packing is worth: asks it and notes the answer."""
+
+    def __init__(self, packing: Packing) -> None:
+        self.forwards: list[set[Module]] = []
+        self._packing = packing
+
+    def begin(self, *_: Any) -> None:
+        """Before each forward of the layer."""
+        self.forwards.append(set())
+
+    def pays(self, machine: Machine, module: Module, *given: Any) -> bool:
+        """Whether packing pays; asked only where a layer has the choice."""
+        answer = self._packing.pays(machine, module, *given)
+        if not answer:
+            self.forwards[-1].add(module)
+        return answer
+
+
+@contextmanager
+def _watched(model: Any) -> Iterator[Whole]:
+    """Note, forward by forward, which modules run every token."""
+    layers: list[Any] = list(routed_layers(model))
+    before = [layer.packing for layer in layers]
+    watched = [_Watched(packing) for packing in before]
+    hooks = []
+    for layer, each in zip(layers, watched, strict=True):
+        layer.packing = each
+        hooks.append(layer.register_forward_pre_hook(each.begin))
+    try:
+        yield {layer.index: each.forwards for layer, each in zip(layers, watched, strict=True)}
+    finally:
+        for layer, packing, hook in zip(layers, before, hooks, strict=True):
+            layer.packing = packing
+            hook.remove()

@@ -1,0 +1,43 @@
+"""What a run holds at most, and when it asks for more than there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from skipgpt.benchmark.timing.clock import Task
+from skipgpt.system.hardware import wait_for
+
+_REFUSALS = ("DefaultCPUAllocator", "out of memory")
+"""Of allocators without an error class of their own, a CPU's and Metal's."""
+
+
+def peak_memory(task: Task, device: torch.device) -> int | None:
+    """The most bytes that are held during one run, all that was held before included.
+
+    On a CPU that is the memory of the process, which Linux alone tells; elsewhere None.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return None
+    given = task.prepare()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        task.run(given)
+        wait_for(device)
+        return int(torch.cuda.max_memory_allocated(device))
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    try:
+        reset.write_text("5")
+        task.run(given)
+        lines = status.read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is used up."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)

@@ -1,0 +1,203 @@
+"""What is timed without gradients: prefill, decode, and both in `generate`.
+
+Each phase makes a `Task` for a model, and says what the same run costs in FLOPs or bytes. Shapes:
+B batch, T prompt tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from skipgpt.benchmark.timing.candidate import seeded
+from skipgpt.benchmark.timing.clock import Task
+from skipgpt.benchmark.timing.cuda_graph import StaticDecode, captured
+from skipgpt.cost import Forward, work
+from skipgpt.model.loading.generation_settings import Ends, plain_generation
+from skipgpt.model.trace import MODULES, Step, Trace, record_routing
+from skipgpt.routing.decision import Site
+
+Inference = Literal["prefill", "decode", "generate"]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a run costs, by what bounds it.
+
+    Attributes:
+        prefill_flops: of the prompt.
+        decode_flops: of one token after it.
+        decode_bytes: read for one token after it.
+    """
+
+    prefill_flops: float
+    decode_flops: float
+    decode_bytes: float
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One cell of the grid.
+
+    Attributes:
+        phase: what is timed.
+        ids: [B, T], the prompts.
+        new_tokens: decoded after the prompt; 0 in prefill.
+        captured: whether decoding runs as a CUDA graph.
+    """
+
+    phase: Inference
+    ids: Tensor
+    new_tokens: int
+    captured: bool = False
+
+    def task(self, model: Any) -> Task:
+        """The run of one model; routes drawn at random are the same in every run.
+
+        A cache to decode from is filled here, once, under the rule that is in force.
+        """
+        if self.captured:
+            return _replayed(model, self.ids, self.new_tokens)
+        if self.phase == "decode":
+            return Task(lambda given: self._decode(model, given), _from(_filled(model, self.ids)))
+        run = self._prefill if self.phase == "prefill" else self._generate
+        return Task(lambda _: run(model), seeded)
+
+    @property
+    def prompt(self) -> Forward:
+        """The forward of the prompts."""
+        return Forward(*self.ids.shape)
+
+    @property
+    def between(self) -> Forward:
+        """The forward of a token half way through decoding."""
+        return Forward(len(self.ids), 1, self.ids.shape[1] + self.new_tokens // 2)
+
+    def price(self, model: Any, steps: Sequence[Step] | None = None) -> Price:
+        """What a run costs.
+
+        Args:
+            model: with routers.
+            steps: decisions of the run, of the prompt first if that is part of it; None is dense.
+        """
+        steps = steps or ()
+        cut = {"prefill": len(steps), "decode": 0, "generate": 1}[self.phase]
+        prompt, rest = (
+            keep_and_union(each) if each else (None, None) for each in (steps[:cut], steps[cut:])
+        )
+        one = work(model, self.between, *rest)
+        return Price(work(model, self.prompt, *prompt).flops, one.flops, one.bytes)
+
+    def ideal(self, dense: Price, run: Price, prefill_share: float) -> float:
+        """The speed-up that a run can give at best.
+
+        Prefill is bound by FLOPs, decoding by the bytes that are read.
+
+        Args:
+            dense: price of dense.
+            run: its own.
+            prefill_share: of the dense seconds of `generate`, what prefill takes.
+        """
+        shares = {"prefill": 1.0, "decode": 0.0, "generate": prefill_share}
+        first = dense.prefill_flops / run.prefill_flops
+        rest = dense.decode_bytes / run.decode_bytes
+        share = shares[self.phase]
+        return 1 / (share / first + (1 - share) / rest)
+
+    def flops(self, price: Price) -> float:
+        """FLOPs of the whole run."""
+        decoding = self.new_tokens * price.decode_flops
+        return decoding if self.phase == "decode" else price.prefill_flops + decoding
+
+    def _prefill(self, model: Any) -> None:
+        model(input_ids=self.ids, use_cache=True, logits_to_keep=1)
+
+    def _decode(self, model: Any, given: tuple[Any, Tensor]) -> None:
+        cache, token = given
+        for _ in range(self.new_tokens):
+            output = model(input_ids=token, past_key_values=cache, use_cache=True)
+            token = output.logits[:, -1:].argmax(-1)
+
+    def _generate(self, model: Any) -> None:
+        with plain_generation(model, Ends(())):  # no token ends it early
+            model.generate(
+                input_ids=self.ids,
+                attention_mask=torch.ones_like(self.ids),
+                max_new_tokens=self.new_tokens,
+            )
+
+
+def launched(cell: Cell, model: Any) -> Task:
+    """The same run step by step: where a graph is replayed, nothing can be recorded."""
+    return dataclasses.replace(cell, captured=False).task(model)
+
+
+def traced(model: Any, task: Task) -> Trace:
+    """What was decided in one run; with the seed of every run, so in every run."""
+    given = task.prepare()
+    with record_routing(model) as trace:
+        task.run(given)
+    return trace
+
+
+def union_sparsity(trace: Trace) -> float:
+    """Share of (forward, module) pairs that no token of the forward ran."""
+    ran = keep_and_union(trace.steps)[1]
+    return 1 - sum(ran.values()) / len(ran)
+
+
+def keep_and_union(steps: Sequence[Step]) -> tuple[dict[Site, float], dict[Site, float]]:
+    """Share of tokens that ran each site, and share of forwards in which some token did."""
+    keep: dict[Site, list[float]] = {}
+    ran: dict[Site, list[float]] = {}
+    for step in steps:
+        for layer, decision in step.decisions.items():
+            for module in MODULES:
+                kept = getattr(decision, module).keep
+                keep.setdefault(Site(layer, module), []).append(float(kept.float().mean()))
+                ran.setdefault(Site(layer, module), []).append(float(kept.any()))
+    return _means(keep), _means(ran)
+
+
+def _means(values: Mapping[Site, list[float]]) -> dict[Site, float]:
+    return {site: sum(each) / len(each) for site, each in values.items()}
+
+
+def _replayed(model: Any, ids: Tensor, new_tokens: int) -> Task:
+    """Steps of decoding as a CUDA graph, from the end of the prompt each time."""
+    seeded()
+    decode = StaticDecode(model, ids, new_tokens)
+    step = captured(decode)
+
+    def prepare() -> None:
+        seeded()
+        decode.reset()
+
+    def run() -> None:
+        for _ in range(new_tokens):
+            step()
+
+    return Task(lambda _: run(), prepare)
+
+
+def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:
+    """Makes copies, for each run to add to its own."""
+
+    def prepare() -> tuple[Any, Tensor]:
+        seeded()
+        return copy.deepcopy(filled)
+
+    return prepare
+
+
+def _filled(model: Any, ids: Tensor) -> tuple[Any, Tensor]:
+    """A cache of the prompt's keys and values, and the next token."""
+    seeded()
+    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    return output.past_key_values, output.logits[:, -1:].argmax(-1)

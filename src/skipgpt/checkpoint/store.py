@@ -1,0 +1,292 @@
+"""The checkpoint: a small folder that turns a base model into a SkipGPT model.
+
+    skipgpt_config.json   what it is; names the base model and the digests of the files below
+    routers.safetensors   layers.3.attn_router.weight …, and stand-ins where there are any
+    lora/                 plain PEFT adapter, absent before stage `lora`
+    README.md             model card
+
+Each file is written under a temporary name and renamed into place, the config last: a failure puts
+the old files back, and a kill between two renames is found by the digests. Loading is strict.
+docs/checkpoint.md has every field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.checkpoint.folder import (
+    ROUTERS,
+    base_of,
+    digest_of,
+    local_folder,
+    read_info,
+    read_tensors,
+    refuse_existing,
+    verify_files,
+)
+from skipgpt.checkpoint.info import (
+    LORA,
+    CheckpointInfo,
+    has_adapter,
+    model_card,
+)
+from skipgpt.checkpoint.tensors import (
+    load_adapter,
+    load_routers,
+    save_adapter,
+    trained_tensors,
+)
+from skipgpt.config import Budget, check_budget, check_pair
+from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.model.auto import register
+from skipgpt.model.base import base_location, load_base, load_merged
+from skipgpt.model.base import fingerprint as fingerprint_of
+from skipgpt.model.families.table import MERGED_PREFIX
+from skipgpt.model.loading.bitsandbytes import quantization_of
+from skipgpt.model.loading.folder import CONFIG, json_of, kind_of_model
+from skipgpt.model.loading.identity import refuse_other_settings, settings_of
+from skipgpt.model.loading.int8 import check_loaded_as, is_int8, quantize_int8
+from skipgpt.model.lora import merge_lora
+from skipgpt.model.sparsity import set_sparsity, within_reach
+from skipgpt.model.surgery import add_routers
+from skipgpt.model.trace import routing_state
+from skipgpt.routing.curve import CalibrationCurve, Curves
+from skipgpt.system.atomic import files_below, staged, to_json
+from skipgpt.system.folder_lock import writing_to
+from skipgpt.system.hardware import hardware
+
+logger = logging.getLogger("skipgpt")
+
+
+def describe(
+    model: nn.Module,
+    base: str,
+    *,
+    fingerprint: str | None = None,
+    tokenizer: Any = None,
+    **facts: Any,
+) -> CheckpointInfo:
+    """The info of a routed model; what can be read off the model is: all but the `facts`.
+
+    Args:
+        model: with routers.
+        base: hub id, folder or GGUF file of its base model.
+        fingerprint: of the base, where it is known; that takes reading all of its weights.
+        tokenizer: the base's; another one will then be refused.
+        facts: other fields of the info.
+
+    Raises:
+        ConfigError: the model is int8, which is how a checkpoint is run and not what it is.
+    """
+    if is_int8(model):
+        raise ConfigError(
+            "describing a model for its checkpoint",
+            got="one that is quantised to int8",
+            expected="the base as the routers were trained on it",
+            todo="save it before quantising",
+        )
+    state = routing_state(model)
+    curves: dict[str, Any] = {}
+    if state.curves is not None:
+        curves = {name: curve.to_json() for name, curve in state.curves.by_budget.items()}
+        facts = {
+            "budget": state.curves.budget,
+            "timed": state.curves.timed,
+            "hardware": dict(state.curves.hardware),
+        } | facts
+    location = base if base == "nano" else base_location(base)
+    kind = quantization_of(model)
+    return CheckpointInfo(
+        location,
+        fingerprint or fingerprint_of(model),
+        state.config,
+        base_settings=settings_of(model, tokenizer),
+        quantization=kind,
+        curves=curves,
+        **facts,
+    )
+
+
+def save(
+    model: nn.Module, folder: str | Path, info: CheckpointInfo, *, overwrite: bool = False
+) -> CheckpointInfo:
+    """Write a checkpoint: routers, the LoRA adapter if the model has one, and what they are.
+
+    Args:
+        model: a routed model, wrapped by PEFT or not.
+        folder: made if absent.
+        info: from `describe`.
+        overwrite: replace a checkpoint that is already there.
+
+    Returns:
+        The info with the digests of the files.
+
+    Raises:
+        CheckpointError: a checkpoint is there already, or the disk refuses; then whatever was
+            there before is untouched.
+    """
+    with writing_to(Path(folder)):
+        return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
+
+
+def write(
+    model: nn.Module,
+    folder: Path,
+    info: CheckpointInfo,
+    tensors: tuple[dict[str, Tensor], dict[str, Tensor]],
+    *,
+    overwrite: bool = False,
+) -> CheckpointInfo:
+    """The part of `save` that one process does: `tensors` are those of `trained_tensors`."""
+    from safetensors.torch import save_file
+
+    routing, adapter = tensors
+    if not overwrite:
+        refuse_existing(folder)
+    with staged(folder, last=CONFIG) as stage:
+        save_file(routing, stage / ROUTERS)
+        if hasattr(model, "peft_config"):
+            save_adapter(model, adapter, stage / LORA)
+        files = {
+            str(p.relative_to(stage)): digest_of(p) for p in files_below(stage) if p.suffix != ".md"
+        }
+        info = dataclasses.replace(info, files=files)
+        (stage / "README.md").write_text(model_card(info), encoding="utf-8", errors="replace")
+        (stage / CONFIG).write_text(to_json(dataclasses.asdict(info)), encoding="utf-8")
+    if not has_adapter(info):
+        shutil.rmtree(folder / LORA, ignore_errors=True)
+    return info
+
+
+def load(
+    folder: str | Path,
+    *,
+    sparsity: float | None = None,
+    budget: Budget | None = None,
+    base: str | None = None,
+    merge: bool = False,
+    trainable: bool = False,
+    device: str = "cpu",
+    dtype: str = "auto",
+    quantize: str | None = None,
+) -> tuple[Any, Any]:
+    """A checkpoint's model, in evaluation mode and execution `auto`, and its tokenizer.
+
+    Args:
+        folder: a checkpoint folder, a hub id of one, or a merged export.
+        sparsity: share to save; the trained target where None.
+        budget: what `sparsity` counts: `modules`, `flops` or `time`; as it was trained where None.
+        base: where the base model lies, if not where the checkpoint says.
+        merge: fold LoRA into the base weights, which saves its overhead; not into quantised
+            ones, which that would round once more and so move every logit. A weight of several
+            names that LoRA is on, such as a tied head, gets a tensor for each.
+        trainable: leave LoRA parameters trainable.
+        device: where to put the model.
+        dtype: of the base model; routers are always float32. A base is quantised as it was
+            when the routers were trained.
+        quantize: `int8` holds linear layers in 8 bits from now on, for speed on a CPU; needs
+            `merge` where there is LoRA. The checkpoint is what it was.
+
+    Raises:
+        CheckpointError: files are missing or damaged, keys do not match, or the base model is
+            another one than the checkpoint was made from, in its weights or its settings.
+        ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated (in that
+            unit), a unit comes without a sparsity, or the model cannot be quantised so.
+        UnsupportedModelError: likewise, for the family that it is of.
+        MissingExtraError: the base is quantised and the extra `quantize` is not installed, or it
+            is a GGUF file and the extra `gguf` is not.
+
+    Example:
+        model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4, budget="flops")
+    """
+    check_loaded_as(quantize)
+    check_pair(sparsity, budget)
+    folder = local_folder(folder)
+    if kind_of_model(folder) == "merged":
+        return _load_merged(folder, sparsity, budget, base, trainable, device, dtype, quantize)
+    info = read_info(folder)
+    verify_files(folder, info)
+    name = base_of(info, folder, base)
+    kind = info.quantization
+    model, tokenizer = load_base(
+        name, revision=info.revision, device=device, dtype=dtype, quantize=kind
+    )
+    if (found := fingerprint_of(model)) != info.fingerprint:
+        raise CheckpointError(
+            f"loading the checkpoint {folder}",
+            got=f"base model {name!r} with fingerprint {found}{_held(quantization_of(model))}",
+            expected=f"fingerprint {info.fingerprint}{_held(kind)}, the weights the routers were "
+            "trained on",
+            todo=(
+                f"write the path of the right base model as `base` into {folder / CONFIG}"
+                if trainable
+                else "pass the right base model with base= (--base)"
+            )
+            + (" and the dtype of training with dtype= (--dtype)" if kind else ""),
+        )
+    doing = f"loading the checkpoint {folder} on the base model {name!r}"
+    refuse_other_settings(info.base_settings, settings_of(model, tokenizer), doing)
+    add_routers(model, info.router)
+    load_routers(model, read_tensors(folder / ROUTERS), folder)
+    state = routing_state(model)
+    state.curves = curves_of(info)
+    if state.curves is not None:
+        _say_if_timed_elsewhere(state.curves, budget, torch.device(device))
+        own = within_reach(model, info.target_sparsity)
+        set_sparsity(model, own if sparsity is None else sparsity, budget=budget)
+    elif sparsity is not None:
+        set_sparsity(model, sparsity)
+    if has_adapter(info):
+        model = load_adapter(model, folder / LORA, trainable=trainable)
+        model = merge_lora(model) if merge and kind is None else model
+    model = model.eval()
+    return (quantize_int8(model) if quantize else model), tokenizer
+
+
+def _load_merged(
+    folder: Path, sparsity: float | None, budget: Budget | None, base: str | None,
+    trainable: bool, device: str, dtype: str, quantize: str | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    if base is not None or trainable:
+        raise ConfigError(
+            f"loading the merged export {folder}",
+            got=f"the base model {base!r}" if base is not None else "LoRA to be trained further",
+            expected="nothing more, since base and LoRA are merged into it",
+            todo="leave out --base (base=)" if base is not None else "load the checkpoint",
+        )
+    register(json_of(folder / "config.json")["model_type"].removeprefix(MERGED_PREFIX))
+    model, tokenizer = load_merged(str(folder), device=device, dtype=dtype)
+    if sparsity is not None:
+        set_sparsity(model, sparsity, budget=budget)
+    return (quantize_int8(model) if quantize else model), tokenizer
+
+
+def curves_of(info: CheckpointInfo) -> Curves | None:
+    """The calibration curves of a checkpoint; None where it was never calibrated."""
+    if not info.curves:
+        return None
+    curves = {check_budget(u): CalibrationCurve.from_json(c) for u, c in info.curves.items()}
+    return Curves(curves, info.budget, info.timed, info.hardware)
+
+
+def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch.device) -> None:
+    """Warn where a sparsity counts the seconds of other hardware than it is to run on."""
+    here = hardware(device)
+    if (budget or curves.budget) == "time" and curves.hardware.get("device") != here["device"]:
+        logger.warning(
+            "a sparsity in time counts the seconds of %s, and this is %s; calibrate the checkpoint "
+            "here to count those",
+            curves.hardware.get("device", "other hardware"),
+            here["device"],
+        )
+
+
+def _held(kind: str | None) -> str:
+    return f" in {kind}" if kind else ""

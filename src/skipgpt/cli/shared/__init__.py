@@ -1,0 +1,1 @@
+"""Options and settings that several commands share."""

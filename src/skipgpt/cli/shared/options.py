@@ -1,0 +1,144 @@
+"""The options that every verb shares, and what they set in motion."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from typing import IO, Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps …")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="auto is float32 on a CPU, bfloat16 elsewhere.")
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", help="Hold the base in 8bit or 4bit, through bitsandbytes."),
+]
+QuantizeLoaded = Annotated[
+    str | None,
+    typer.Option("--quantize", help="int8 runs linear layers in 8 bits, faster on a CPU."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data", help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."
+    ),
+]
+More = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SRC", help="More sources, as a shell's pattern gives them."),
+]
+TextField = Annotated[
+    str | None,
+    typer.Option(
+        "--text-field", help="Field of JSONL, parquet or hub rows that holds text.  [default: text]"
+    ),
+]
+ControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--control-tokens", help="Special tokens written in the text count as such, not as text."
+    ),
+]
+Sparsity = Annotated[
+    float | None,
+    typer.Option("--sparsity", help="Share to save, of --budget; the trained target if absent."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="What --sparsity counts: modules, flops or time; as it was trained if absent.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+BaseOverride = Annotated[
+    str | None,
+    typer.Option("--base", help="Where the base model lies, if it has moved."),
+]
+
+
+_document: IO[str] | None = None
+"""Where the one JSON document goes; standard output where nobody else writes there."""
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text."""
+    return "\n\nExamples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+def begin(*, quiet: bool, seed: int | None = None) -> None:
+    """Seed everything and settle who may write to standard error."""
+    import warnings
+
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from skipgpt.model.loading.bitsandbytes import silence
+    from skipgpt.system.distributed import is_first
+
+    _settle_stdout()
+    if seed is not None:
+        torch.manual_seed(seed)
+    transformers_logging.set_verbosity_error()
+    silence()  # PEFT imports bitsandbytes wherever it is installed
+    quiet = quiet or not is_first()
+    if quiet or not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    if quiet:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process is
+    warnings.simplefilter("ignore")
+    logger = logging.getLogger("skipgpt")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+
+
+def shows(letters: str, stream: Any) -> bool:
+    """Whether a stream can write these letters in its encoding."""
+    try:
+        letters.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _settle_stdout() -> None:
+    """Keep standard output for what `emit` prints under --json; libraries get standard error."""
+    global _document
+    if hasattr(sys.stdout, "reconfigure"):  # a name that cannot be written costs no result
+        sys.stdout.reconfigure(errors="backslashreplace")
+    out, errors = sys.__stdout__, sys.__stderr__
+    # Not where a program that calls this command has replaced standard output.
+    if "--json" not in sys.argv or _document or not (out and errors) or sys.stdout is not out:
+        return
+    out.flush()
+    _document = os.fdopen(os.dup(out.fileno()), "w", encoding="ascii")
+    os.dup2(errors.fileno(), out.fileno())  # also what is written past Python
+
+
+def emit(result: Any, as_json: bool, text: str, *, indent: int | None = 2) -> None:
+    """Print a result, as one JSON document or for people; of several processes, the first does."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        print(json.dumps(_plain(result), indent=indent), file=_document or sys.stdout, flush=True)
+    else:
+        print(text)
+
+
+def _plain(value: Any) -> Any:
+    """The same, with null in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,83 @@
+"""The training options that `train` and `compare` share, and how they become settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from skipgpt.errors import ConfigError
+
+Steps = Annotated[str | None, typer.Option(help="Steps of the router stage, or of both: 200,100.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows a forward.")]
+BlockSize = Annotated[int | None, typer.Option(help="Tokens a row.")]
+Lr = Annotated[str | None, typer.Option(help="Rate of the router stage, or of both: 1e-2,1e-3.")]
+Recipe = Annotated[str | None, typer.Option(help="default or paper.  [default: default]")]
+Config = Annotated[Path | None, typer.Option(help="TOML file with settings.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value. Repeat.")]
+
+
+def data_config(**given: Any) -> Any:
+    """The `DataConfig` of what was given; what is None keeps its default."""
+    from skipgpt.config import DataConfig
+
+    return DataConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def gathered(config: Path | None, pairs: list[str] | None, named: dict[str, Any]) -> dict[str, Any]:
+    """Dotted settings where the later wins: TOML file < `--set` < named options.
+
+    Raises:
+        ConfigError: the file cannot be read, or a pair has no equals sign.
+    """
+    from skipgpt.config.settings import parse_pair, read_toml
+
+    found: dict[str, Any] = read_toml(config) if config else {}
+    found |= dict(parse_pair(pair) for pair in pairs or [])
+    return found | {key: value for key, value in named.items() if value is not None}
+
+
+def for_stages(name: str, values: str | None, stages: Any = None) -> dict[str, str]:
+    """`200,100` for `steps` as the settings of both stages; of `lora` alone, its only one.
+
+    Raises:
+        ConfigError: more than two values.
+    """
+    given = values.split(",") if values else []
+    keys = [f"router_stage.{name}", f"lora_stage.{name}"]
+    if stages in ("lora", ["lora"]):
+        keys = keys[1:]
+    if len(given) > len(keys):
+        raise ConfigError(
+            f"reading {name}", got=repr(values), expected="a value for each stage, with a comma"
+        )
+    return dict(zip(keys, given, strict=False))
+
+
+def numbers(name: str, values: str) -> list[float]:
+    """The numbers of a list by commas.
+
+    Raises:
+        ConfigError: one of them is none.
+    """
+    try:
+        return [float(value) for value in values.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"reading {name}", got=repr(values), expected="numbers with commas, as in 0.25,0.4"
+        ) from error
+
+
+def whole_numbers(name: str, values: str) -> list[int]:
+    """The whole numbers of a list by commas.
+
+    Raises:
+        ConfigError: one of them is none.
+    """
+    try:
+        return [int(value) for value in values.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"reading {name}", got=repr(values), expected="whole numbers with commas, as in 0,1"
+        ) from error

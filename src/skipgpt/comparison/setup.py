@@ -1,0 +1,257 @@
+"""What all methods of a comparison share: base, text, length of training, and the dense loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.checkpoint.folder import is_checkpoint, read_info
+from skipgpt.comparison.method import DENSE, TRAINED, Method
+from skipgpt.comparison.result import UNITS, Row
+from skipgpt.config import Budget, LoraStage, RouterConfig, Stage, TrainConfig, recipe
+from skipgpt.config.settings import override
+from skipgpt.cost import flops_per_token, overhead
+from skipgpt.data import Blocks, load_blocks
+from skipgpt.errors import ConfigError
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.closeness import IDENTICAL
+from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.model.base import load_base, weights_digest
+from skipgpt.model.loading.identity import digest_of_settings, settings_of
+from skipgpt.model.loading.limits import check_rows
+from skipgpt.model.surgery import add_routers, routed_layers
+from skipgpt.model.trace import execution
+from skipgpt.routing.decision import Site
+
+OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
+"""Settings that a comparison gives out itself."""
+
+SHARED = (*OWNED, "batch_size", "accumulation", "router_stage.steps", "lora_stage.steps")
+"""Settings that no method may have to itself; nor any of `data`."""
+
+KEPT = "what was finished is kept: the same command goes on from it"
+"""Of a comparison that stopped."""
+
+OF_THE_RUN = (
+    *("data", "batch_size", "accumulation"),
+    *("activation_checkpointing", "log_every", "save_every", "report_to"),
+)
+"""Settings that a recipe does not bring along."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One comparison's common ground.
+
+    Attributes:
+        base: hub id, folder, GGUF file or `nano`.
+        data: sources of text.
+        recipe: of methods that name none.
+        settings: dotted settings that hold for every method.
+        blocks: the text.
+        dense: what the base model reaches on the held-out text.
+        dense_flops: FLOPs a token of the base model at this block size.
+        fingerprint: of the base's weights and settings.
+        layers: how many the base has.
+        overhead: of routers and stand-ins, as shares of the base's parameters.
+        where: `device` and `dtype`.
+        budget: what budgets are shares of.
+        fits: stand-ins that were fitted, with the seconds that it took, by rank and tokens.
+    """
+
+    base: str
+    data: list[str]
+    recipe: str
+    settings: dict[str, Any]
+    blocks: Blocks
+    dense: Perplexity
+    dense_flops: float
+    fingerprint: str
+    layers: int
+    overhead: dict[str, float]
+    where: dict[str, Any]
+    budget: Budget = "modules"
+    fits: dict[tuple[int, int], tuple[dict[Site, Any], float]] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What budgets are shares of, as a table says it."""
+        return UNITS[self.budget]
+
+    @property
+    def context(self) -> float:
+        """Mean number of tokens that a token attends to, itself included."""
+        return (self.blocks.held_out.shape[1] + 1) / 2
+
+    @property
+    def main(self) -> TrainConfig:
+        """The settings of methods that bring none of their own."""
+        return override(recipe(self.recipe), self.settings)
+
+    def config(self, method: Method, sparsity: float, seed: int) -> TrainConfig:
+        """The settings of one method: its recipe's, with the data, steps and batch of the job.
+
+        Equal training is the point of a comparison, so a recipe brings everything but how much
+        it trains on.
+
+        Raises:
+            ConfigError: a setting that does not exist, or stages that no row could stand for.
+        """
+        for key, _ in method.settings:
+            if key in SHARED or key.startswith("data."):
+                raise ConfigError(
+                    f"comparing {method}",
+                    got=f"a {key} of its own",
+                    expected="one for all methods, or rows could not be compared",
+                    todo="set it for the comparison",
+                )
+        main = self.main
+        chosen = recipe(method.recipe or self.recipe)
+        shared = dataclasses.replace(
+            chosen,
+            **{name: getattr(main, name) for name in OF_THE_RUN},
+            router_stage=dataclasses.replace(chosen.router_stage, steps=main.router_stage.steps),
+            lora_stage=main.lora_stage if method.has_lora else LoraStage(),
+        )
+        if method.kind == "joint":  # one stage in the time of two
+            both = main.router_stage.steps + main.lora_stage.steps
+            stage = dataclasses.replace(shared.router_stage, steps=both)
+            shared = dataclasses.replace(shared, router_stage=stage)
+        own = dict(TRAINED[method.kind].settings) if method.kind in TRAINED else {}
+        own.setdefault("stages", [stage for stage in chosen.stages if stage != "lora"])
+        if method.recipe is None:
+            mine = {
+                key: value
+                for key, value in self.settings.items()
+                if key not in SHARED and (method.has_lora or not key.startswith("lora_stage."))
+            }
+            shared = override(shared, mine)
+        own |= dict(method.settings) | {"target_sparsity": sparsity, "seed": seed}
+        if method.kind != DENSE:  # which has none: one row serves both units
+            own["budget"] = self.budget
+        config = override(shared, own)
+        if config.stages not in (("fit",), ("fit", "router"), ("router",), ("joint",)):
+            raise ConfigError(
+                "choosing what to compare",
+                got=f"stages {', '.join(config.stages)} of {method}",
+                expected="fit, router or joint; +lora heals",
+            )
+        if method.stand_in and not config.router.stand_in:
+            raise ConfigError(
+                f"comparing {method}",
+                got=f"the recipe {config.recipe}, which has no stand-ins (router.stand_in is 0)",
+                expected="a rank of 1 or more",
+                todo="set router.stand_in (--set router.stand_in=16), or choose another recipe",
+            )
+        return config
+
+    def routed(self, router: RouterConfig | None = None, seed: int = 0) -> Any:
+        """The base model, loaded again, with new routers."""
+        torch.manual_seed(seed)
+        return add_routers(load_base(self.base, **self.where)[0], router).eval()
+
+    def held_out(self) -> Tensor:
+        """The text that every row is measured on, [N, T]."""
+        return cut(self.blocks.held_out, self.main.data.evaluation_tokens)
+
+    def calibration(self) -> Tensor:
+        """The text that thresholds are set on, [N, T]."""
+        return cut(self.blocks.calibration, self.main.data.calibration_tokens)
+
+    def searched(self) -> Tensor:
+        """The training text that static methods choose on, [N, T]."""
+        return cut(self.blocks.train, self.main.router_stage.static_tokens)
+
+    def tokens_trained(self, config: TrainConfig, *stages: Stage) -> int:
+        """Tokens that these stages train on, repeated ones counted each time."""
+        steps = sum(
+            (config.lora_stage if stage == "lora" else config.router_stage).steps
+            for stage in stages
+            if stage != "fit"
+        )
+        rows = steps * config.batch_size * config.accumulation
+        return rows * self.blocks.train.shape[1]
+
+    def row(
+        self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any
+    ) -> Row:
+        """A row of the result."""
+        close = measured.closeness
+        return Row(
+            method=str(method),
+            target=sparsity,
+            seed=seed,
+            sparsity=measured.sparsity,
+            nll_per_token=measured.nll_per_token,
+            excess_nll=measured.nll_per_token - self.dense.nll_per_token,
+            flops=self.dense_flops * (1 - measured.sparsity["flops"]),
+            kl_to_dense=close.kl_per_token if close else None,
+            agreement=close.agreement if close else None,
+            **facts,
+        )
+
+
+def prepare(
+    base: str,
+    data: list[str],
+    recipe_name: str,
+    settings: dict[str, Any],
+    budget: Budget = "modules",
+    **where: str,
+) -> Job:
+    """Load the base and the text, and measure the base on it.
+
+    Raises:
+        SkipGPTError: base, text or settings cannot be used.
+    """
+    if taken := [key for key in settings if key in OWNED]:
+        raise ConfigError(
+            "comparing",
+            got=f"the setting {taken[0]}",
+            expected="budgets, their unit, seeds, methods and recipe as arguments (--sparsity, "
+            "--budget, --seeds, --methods, --recipe)",
+        )
+    if is_checkpoint(base):
+        raise ConfigError(
+            "comparing",
+            got=f"{base}, a checkpoint",
+            expected=f"its base model, {read_info(base).base}",
+        )
+    config = override(recipe(recipe_name), settings)
+    model, tokenizer = load_base(base, **where)
+    of_base = f"{weights_digest(model)} {digest_of_settings(settings_of(model, tokenizer))}"
+    searched = config.router_stage.static_tokens, config.router_stage.fit_tokens
+    most = max(config.train_tokens, *searched)
+    blocks = load_blocks(data, tokenizer, config.data, train_tokens=most)
+    check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
+    add_routers(model, config.router)
+    with execution(model, "dense"):
+        dense = perplexity(model, cut(blocks.held_out, config.data.evaluation_tokens))
+    dense = dataclasses.replace(dense, closeness=IDENTICAL)
+    flops = flops_per_token(model, context=(blocks.held_out.shape[1] + 1) / 2)
+    layers = len(routed_layers(model))
+    return Job(
+        base,
+        data,
+        recipe_name,
+        settings,
+        blocks,
+        dense,
+        flops,
+        of_base,
+        layers,
+        overhead(model),
+        where,
+        budget,
+    )
+
+
+def run_folder(out: Path, method: Method, sparsity: float, seed: int, key: str) -> Path:
+    """Where a trained method keeps its checkpoint."""
+    name = "".join(c if c.isalnum() or c in "+-." else "-" for c in str(method))
+    return out / "runs" / f"{name[:60]}-{sparsity:g}-seed{seed}-{key[:8]}"

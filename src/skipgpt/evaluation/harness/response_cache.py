@@ -1,0 +1,119 @@
+"""Answers that earlier runs gave, found again by everything that they depend on.
+
+The harness keeps an answer under its request alone, in the one table of a database. Here each model
+has a table of its own there, so that no model is given what another one answered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from skipgpt.errors import CheckpointError
+from skipgpt.model.base import weights_digest
+from skipgpt.model.trace import routing_state
+from skipgpt.system.atomic import staged
+
+_SQLITE = b"SQLite format 3\0"
+PACKAGES = ("skipgpt", "torch", "transformers", "lm_eval")
+OF_A_FOLDER = ("_name_or_path", "transformers_version")
+"""What a config says of where it came from."""
+
+
+def check_answers(folder: str | Path) -> None:
+    """Raise unless answers can be kept in a folder; before the work, not after it.
+
+    Args:
+        folder: made if absent.
+
+    Raises:
+        CheckpointError: it is a file, cannot be written to, or holds answers that cannot be read.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(
+            f"keeping answers in {folder}",
+            got="a file",
+            expected="a folder",
+            todo="name another --use-cache",
+        )
+    with staged(folder):
+        pass
+    for path in sorted(folder.glob("answers-*.db")):
+        try:
+            with path.open("rb+") as file:
+                head = file.read(len(_SQLITE))
+        except OSError as error:
+            raise CheckpointError(f"reading the answers in {path}", got=str(error)) from error
+        if head not in (b"", _SQLITE):
+            raise CheckpointError(
+                f"reading the answers in {path}",
+                got="no database",
+                expected="what an earlier run wrote",
+                todo="remove it, or name another --use-cache",
+            )
+
+
+def answering(lm: Any, folder: str | Path) -> Any:
+    """The harness's model with a memory of its answers, in a file of its own.
+
+    Args:
+        lm: the model.
+        folder: of the answers.
+    """
+    from lm_eval.api.model import CachingLM
+
+    return CachingLM(lm, str(Path(folder) / f"answers-{answers_key(lm)}.db"))
+
+
+def answers_key(lm: Any) -> str:
+    """16 hex digits of everything that the answers of a model depend on, but the request.
+
+    Args:
+        lm: a `RoutedLM`.
+    """
+    state = routing_state(lm.model)
+    dense = state.execution == "dense"
+    generates = getattr(lm.model, "generation_config", None)
+    made_of = {
+        "weights": weights_digest(lm.model, routers=not dense),
+        "model": _described(lm.model.config.to_dict()),
+        "generation": _described(generates.to_dict()) if generates else None,
+        "classes": sorted({type(module).__qualname__ for module in lm.model.modules()}),
+        "router": None if dense else dataclasses.asdict(state.config),
+        "rule": None if dense else repr(state.rule),
+        "execution": state.execution,
+        "device": lm.model.device.type,
+        "tokenizer": _tokens_of(lm.tokenizer),
+        "context": lm.max_length,
+        "prefix": lm.prefix_token_id,
+        "add_bos_token": lm.add_bos_token,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    text = json.dumps(made_of, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def use_own_table(database: Any, key: str) -> None:
+    """Let a database of the harness read and write the table of one model only, made if absent."""
+    database.tablename = f"answers {key}"
+    database.conn.execute(
+        f'CREATE TABLE IF NOT EXISTS "{database.tablename}" (key TEXT PRIMARY KEY, value BLOB)'
+    )
+    database.conn.commit()
+
+
+def _described(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in OF_A_FOLDER}
+
+
+def _tokens_of(tokenizer: Any) -> str:
+    """A digest of how text becomes tokens, and of how a chat becomes text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    facts = [vocabulary, str(tokenizer.special_tokens_map), str(tokenizer.chat_template)]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()

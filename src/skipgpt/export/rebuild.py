@@ -1,0 +1,158 @@
+"""A model of the same family whose layers are put together from modules of another's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.errors import UnsupportedModelError
+from skipgpt.export.pairing import Pair
+from skipgpt.model.families.family import has
+from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.surgery import routed_layers
+from skipgpt.routing.decision import Module, Site
+
+_ONE_A_LAYER: dict[str, Module] = {
+    "layer_types": "attn",
+    "no_rope_layers": "attn",
+    "mlp_layer_types": "mlp",
+}
+"""Lists in configs with an entry for each layer, and the module that the entry is about."""
+
+_DEPEND_ON_PLACE = ("scale_attn_by_inverse_layer_idx",)
+"""Settings under which a layer computes something else in another place."""
+
+
+def check_movable(model: Any) -> None:
+    """Raise if a layer of the model would not be the same layer in another place.
+
+    Raises:
+        UnsupportedModelError: the config says that it depends on its place, or has a list by
+            layer of which nothing is known.
+    """
+    values = model.config.to_dict()
+    count = len(routed_layers(model))
+    trouble = [f"{name} = true" for name in _DEPEND_ON_PLACE if values.get(name)]
+    trouble += [
+        f"{name}, a list with an entry for each layer"
+        for name, value in values.items()
+        if "layer" in name
+        and isinstance(value, list | tuple)
+        and len(value) == count
+        and name not in (*_ONE_A_LAYER, "mlp_only_layers")
+    ]
+    if trouble:
+        raise UnsupportedModelError(
+            f"removing layers from a model of type {model.config.model_type!r}",
+            got=f"a config with {' and '.join(trouble)}",
+            expected="layers that compute the same in another place, or a list that "
+            f"export/rebuild.py can cut: {', '.join((*_ONE_A_LAYER, 'mlp_only_layers'))}",
+            todo="use `skipgpt export --merged`, which keeps every layer",
+        )
+
+
+def moves_whole_layers(model: Any) -> bool:
+    """Whether modules of this model cannot leave the layer that they are in.
+
+    So it is where the MLP reads what attention reads, and where some parameter of a layer is not
+    the one module's or the other's alone.
+    """
+    return any(
+        layer.family.is_parallel(layer)
+        or any(_owner(layer, name) not in ("attn", "mlp") for name in _layer_state(layer))
+        for layer in routed_layers(model)
+    )
+
+
+def module_parameters(model: Any) -> dict[Site, int]:
+    """Parameters of each module with its norms; what is not the MLP's alone counts as attention."""
+    counts: dict[Site, int] = {}
+    for layer in routed_layers(model):
+        for name, tensor in _layer_state(layer).items():
+            site = Site(layer.index, _module(layer, name))
+            counts[site] = counts.get(site, 0) + tensor.numel()
+    return counts
+
+
+def smaller_model(model: Any, pairs: Sequence[Pair]) -> Any:
+    """The model with these layers instead of its own, without routers; no weight is copied.
+
+    Args:
+        model: with routers, LoRA merged.
+        pairs: for each new layer the layers that its attention and its MLP come from.
+
+    Raises:
+        UnsupportedModelError: see `check_movable`.
+    """
+    check_movable(model)
+    with torch.device("meta"):
+        smaller = type(model)(_smaller_config(model, pairs))
+    smaller.load_state_dict(smaller_state(model, pairs), assign=True)
+    smaller.tie_weights()
+    smaller.generation_config = model.generation_config
+    return smaller.eval()
+
+
+def smaller_state(model: Any, pairs: Sequence[tuple[int | None, int | None]]) -> dict[str, Tensor]:
+    """The weights under the names of their new places; a new layer may lack either module."""
+    layers = routed_layers(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    prefixes = [names[id(layer)] + "." for layer in layers]
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(tuple(prefixes))
+    }
+    for place, (attn, mlp) in enumerate(pairs):
+        for module, source in (("attn", attn), ("mlp", mlp)):
+            if source is None:
+                continue
+            layer = layers[source]
+            for name, tensor in _layer_state(layer).items():
+                if _module(layer, name) == module:
+                    state[prefixes[place] + name] = tensor
+    return state
+
+
+def _smaller_config(model: Any, pairs: Sequence[Pair]) -> Any:
+    """The config with so many layers, in which what is said of a module has moved with it."""
+    config = model.config
+    values = config.to_dict()
+    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(pairs)
+    attns, mlps = zip(*pairs, strict=True)
+    for name, module in _ONE_A_LAYER.items():
+        if values.get(name):
+            values[name] = [values[name][n] for n in (attns if module == "attn" else mlps)]
+    if (first := values.get("first_k_dense_replace")) is not None:
+        values["first_k_dense_replace"] = sum(n < first for n in mlps)
+    if (listed := values.get("mlp_only_layers")) is not None:
+        step = values.get("decoder_sparse_step", 1)
+        dense = [place for place, n in enumerate(mlps) if n in listed or (n + 1) % step]
+        values |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+    return type(config).from_dict(values)
+
+
+def _layer_state(layer: RoutedLayer) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in layer.state_dict().items() if not is_routing(name)}
+
+
+def _module(layer: RoutedLayer, name: str) -> Module:
+    return "mlp" if _owner(layer, name) == "mlp" else "attn"
+
+
+def _owner(layer: RoutedLayer, name: str) -> str:
+    """Which module a parameter of a layer belongs to: `attn`, `mlp`, `both` or neither."""
+    child = name.split(".")[0]
+    family = layer.family
+    norms = {"attn": family.attn_norm, "mlp": family.mlp_norm}
+    before = {
+        module: next((name for name in names if has(layer, name)), "")
+        for module, names in norms.items()
+    }
+    attn = child in (family.attn, before["attn"], *family.attn_after)
+    mlp = child in (family.mlp, before["mlp"], *family.mlp_after)
+    return "both" if attn and mlp else "attn" if attn else "mlp" if mlp else ""

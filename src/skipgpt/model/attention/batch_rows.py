@@ -1,0 +1,99 @@
+"""Attention of some sequences of a batch that decodes one token each, in their own keys.
+
+    sequence   0 1 2 3 4 5 6 7
+    token        ●   ● ● ●   ●      kept tokens
+    runs         1   3─────5  7     each reads keys[run], a view
+
+Picking sequences out of a cache would copy their keys, which takes longer than attending to all.
+Runs of neighbours are slices. Shapes: B batch, N kept tokens, S keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from skipgpt.model.attention import custom
+from skipgpt.model.attention.custom import PackedQueries
+
+if TYPE_CHECKING:
+    from skipgpt.model.layer import RoutedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class RowQueries(PackedQueries):
+    """In the place of a mask: query n is that of sequence rows[n].
+
+    Attributes:
+        rows: the sequences, in order.
+        mask: [B, heads or 1, 1, S], or None where every key is seen.
+    """
+
+    attention = "skipgpt_batch_rows"
+    rows: list[int]
+    mask: Tensor | None
+
+    def runs(self) -> Iterator[tuple[slice, slice]]:
+        """Which queries, and which sequences they belong to."""
+        start = 0
+        for end in range(1, len(self.rows) + 1):
+            if end == len(self.rows) or self.rows[end] != self.rows[end - 1] + 1:
+                yield slice(start, end), slice(self.rows[start], self.rows[end - 1] + 1)
+                start = end
+
+
+def suits(layer: RoutedLayer, keep: Tensor, mask: Any) -> bool:
+    """Whether sequences that decode the tokens of keep [B, T] can attend apart."""
+    sliced = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
+    return keep.shape[1] == 1 and sliced and custom.suits(layer)
+
+
+def take(source: Tensor, rows: Tensor) -> Tensor:
+    """The tokens [1, N, D] of some sequences, side by side, out of [B, 1, D]."""
+    return source.index_select(0, rows).transpose(0, 1)
+
+
+def take_arguments(arguments: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
+    """Attention's arguments for the tokens of some of `batch` sequences."""
+    packed, mask = dict(arguments), arguments["attention_mask"]
+    if (rotary := arguments.get("position_embeddings")) is not None:
+        packed["position_embeddings"] = tuple(
+            take(each.expand(batch, -1, -1), rows) for each in rotary
+        )
+    if (positions := arguments.get("position_ids")) is not None:
+        packed["position_ids"] = take(positions.expand(batch, -1).unsqueeze(-1), rows).squeeze(-1)
+    mask = None if mask is None else mask.expand(batch, -1, -1, -1)
+    packed["attention_mask"] = RowQueries(rows.tolist(), mask)
+    return packed
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: RowQueries,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention [1, N, H, size] of queries [1, H, N, size] to keys [B, heads, S, size]."""
+    queries = query[0].transpose(0, 1).unsqueeze(2)
+    outputs = [
+        scaled_dot_product_attention(
+            queries[chosen],
+            key[rows],
+            value[rows],
+            attn_mask=None if attention_mask.mask is None else attention_mask.mask[rows],
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        for chosen, rows in attention_mask.runs()
+    ]
+    return torch.cat(outputs).squeeze(2)[None], None

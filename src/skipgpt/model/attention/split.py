@@ -1,0 +1,250 @@
+"""A family's own attention in two halves: keys and values of all tokens, queries of some.
+
+Attention modules differ in norms, rotary embeddings, biases, sinks and more, but each hands its
+new keys and values to the cache once, between projecting and attending. That seam cuts it:
+
+    all tokens  ──▶ [ K and V projections, norms, rotary ] ──▶ cache
+    kept tokens ──▶ [ Q projection, norms, rotary ] ──▶ keys and values out of the cache,
+                    [ attention, output projection ] ──▶ update
+
+In each half the projections of the other one return zeros, which cost next to nothing. So nothing
+of a family's attention is written again here, and whatever it does to a query is done.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from skipgpt.model import modules
+from skipgpt.model.attention.custom import PackedConfig, PackedQueries
+from skipgpt.model.families.family import has
+from skipgpt.model.families.linear import in_width, is_plain, out_width, some_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from skipgpt.model.layer import RoutedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class KeysValues:
+    """What the first half leaves for the second.
+
+    Attributes:
+        keys: as attention reads them out of the cache, [B, heads, S, size].
+        values: likewise.
+        fused: the fused projection's output [B, T, width], where it had to run whole.
+    """
+
+    keys: Tensor
+    values: Tensor
+    fused: Tensor | None
+
+
+def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any]) -> KeysValues:
+    """Compute and cache the keys and values of all tokens; no query, score or output.
+
+    Args:
+        layer: whose attention it is.
+        read: [B, T, D], what attention reads.
+        arguments: of attention, by name; its cache is updated, if there is one.
+    """
+    family = layer.family
+    attn, cache = getattr(layer, family.attn), arguments[family.cache]
+    replaced = _blank(layer, family.query)
+    fused = _FusedKeys(layer) if family.fused else None
+    if fused is not None:
+        replaced[family.fused] = fused
+    update = _caught_update(layer, read, arguments, _Half(attn, replaced))
+    keys, values = update[:2]
+    if cache is not None:
+        try:
+            keys, values = cache.update(*update)
+        except RuntimeError as error:
+            modules.explain_misfit(error, layer.index)
+            raise
+    return KeysValues(keys, values, fused.whole if fused else None)
+
+
+def kept_queries(
+    layer: RoutedLayer,
+    packed: Tensor,
+    arguments: dict[str, Any],
+    found: KeysValues,
+    take: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Attention's output for some tokens, given the keys and values of all.
+
+    Args:
+        layer: whose attention it is.
+        packed: [B, N, D], what attention reads of the kept tokens.
+        arguments: of attention, with masks and positions of the kept tokens.
+        found: of `keys_and_values`.
+        take: takes the kept rows out of [B, T, width].
+
+    Returns:
+        [B, N, D].
+    """
+    family = layer.family
+    attn = getattr(layer, family.attn)
+    replaced = _blank(layer, family.key_value)
+    if family.fused:
+        whole = found.fused
+        replaced[family.fused] = (
+            functools.partial(_fused_queries, layer) if whole is None else lambda _: take(whole)
+        )
+    if isinstance(queries := arguments["attention_mask"], PackedQueries):
+        replaced["config"] = PackedConfig(attn.config, queries.attention)
+    supply = _Supply(arguments[family.cache], found)
+    return modules.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, replaced))
+
+
+def with_replaced(
+    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], instead: dict[str, Any]
+) -> Tensor:
+    """Attention's output with some attributes of its module replaced.
+
+    Args:
+        layer: whose attention it is.
+        read: [B, T, D], what attention reads.
+        arguments: of attention, by name.
+        instead: what is to be found in the module, by name.
+
+    Returns:
+        [B, T, D].
+    """
+    return modules.attend(layer, read, arguments, _Half(getattr(layer, layer.family.attn), instead))
+
+
+def _caught_update(
+    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: _Half
+) -> tuple[Any, ...]:
+    """What attention hands to its cache: keys, values and whatever else."""
+    catch = _Catch(arguments[layer.family.cache])
+    try:
+        modules.attend(layer, read, arguments | {layer.family.cache: catch}, half)
+    except _Caught as caught:
+        return caught.update
+    raise AssertionError(f"attention of layer {layer.index} never updated its cache")
+
+
+class _Half:
+    """An attention module some of whose attributes are replaced; everything else is its own."""
+
+    def __init__(self, attn: nn.Module, replaced: dict[str, Any]) -> None:
+        self.__dict__.update(_attn=attn, **replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attn, name)
+
+
+class _Caught(Exception):  # noqa: N818 - it ends the first half, nothing went wrong
+    """Carries what attention wanted to cache out of its forward."""
+
+    def __init__(self, update: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.update = update
+
+
+class _Catch:
+    """A cache that ends the forward where it is updated."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def update(self, *update: Any) -> None:
+        raise _Caught(update)
+
+
+class _Supply:
+    """A cache that answers any update with the keys and values of all tokens."""
+
+    def __init__(self, cache: Any, found: KeysValues) -> None:
+        self._cache, self._found = cache, found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def update(self, *_: Any) -> tuple[Tensor, Tensor]:
+        return self._found.keys, self._found.values
+
+
+class _FusedKeys:
+    """A fused projection that makes keys and values, and queries only where it cannot help it.
+
+    Attributes:
+        whole: its output [B, T, width], where queries had to be made.
+    """
+
+    def __init__(self, layer: RoutedLayer) -> None:
+        self._projection = getattr(getattr(layer, layer.family.attn), layer.family.fused)
+        self._queries = query_width(layer)
+        self.whole: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self._queries:
+            rest = some_outputs(self._projection, rows, self._queries, None)
+            return nn.functional.pad(rest, (self._queries, 0))
+        whole: Tensor = self._projection(rows)
+        self.whole = whole
+        return whole
+
+
+def _fused_queries(layer: RoutedLayer, rows: Tensor) -> Tensor:
+    """The output of a fused projection with zeros for keys and values."""
+    projection = getattr(getattr(layer, layer.family.attn), layer.family.fused)
+    queries = some_outputs(projection, rows, 0, query_width(layer))
+    return nn.functional.pad(queries, (0, out_width(projection) - queries.shape[-1]))
+
+
+class Blank:
+    """Takes the place of a projection: zeros, of fewer outputs."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Zeros [..., width] for rows [..., D]."""
+        return rows.new_zeros(*rows.shape[:-1], self.width)
+
+
+def blanks(layer: RoutedLayer) -> dict[str, Blank]:
+    """What takes the place of each projection of a half: zeros one head wide where that will do.
+
+    They are turned by rotary embeddings and thrown away, so their width is time lost. All heads
+    are needed where a norm spans them or each has its own, or where heads are of several sizes.
+    """
+    attn, family = getattr(layer, layer.family.attn), layer.family
+    lists = any(isinstance(module, nn.ModuleList) for module in attn.modules())
+    size = 0 if lists or has(attn, "qk_head_dim") else getattr(attn, "head_dim", 0)
+    weights = [p for name, p in attn.named_parameters() if name.endswith("weight")]
+    norms = {len(p) for p in weights if p.ndim == 1}
+    names = [name for name in (*family.query, *family.key_value) if has(attn, name)]
+    widths = {name: out_width(getattr(attn, name)) for name in names}
+    narrow = {w for w in widths.values() if size and w % size == 0 and w not in norms}
+    return {name: Blank(size if each in narrow else each) for name, each in widths.items()}
+
+
+def _blank(layer: RoutedLayer, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: layer.attn_blanks[name] for name in names if name in layer.attn_blanks}
+
+
+def query_width(layer: RoutedLayer) -> int:
+    """Outputs of the fused projection that make queries; 0 where its weight cannot be sliced.
+
+    A projection with LoRA on it, or with packed low-bit weights, has no rows to slice.
+    """
+    family = layer.family
+    attn: Any = getattr(layer, family.attn)
+    fused, queries = getattr(attn, family.fused), in_width(getattr(attn, family.output))
+    first = family.query_first
+    if first == "multi-query":
+        first = out_width(fused) == queries + 2 * attn.head_dim
+    return queries if first and is_plain(fused) else 0

@@ -1,0 +1,316 @@
+"""`SkipCache`: a transformers cache that holds keys and values of kept tokens only.
+
+Rows are ragged: each sequence of each layer has as many as it kept. To everything outside, a
+layer is as long as the tokens it has seen, so masks, positions, `crop` and `generate` work as with
+a `DynamicCache`; which keys there really are is known to `skip_kv.py` alone.
+
+Shapes: B batch, N new tokens, P the most kept tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+from skipgpt.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The kept tokens of one sequence: keys and values [heads, P, size], places [P] int32."""
+
+    keys: Tensor
+    values: Tensor
+    places: Tensor
+
+    def map(self, change: Callable[[Tensor, int], Tensor]) -> Row:
+        """Change each part; the number is the dimension along which its tokens lie."""
+        return Row(change(self.keys, 1), change(self.values, 1), change(self.places, 0))
+
+    def only(self, keep: Tensor) -> Row:
+        """The tokens where keep [P] is true."""
+        return self.map(lambda part, dim: part.index_select(dim, keep.nonzero().squeeze(-1)))
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """All rows side by side, [B, P]: places of the keys, and which are there at all."""
+
+    places: Tensor
+    there: Tensor
+
+
+class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
+    """The cache of one layer.
+
+    Attributes:
+        rows: one for each sequence; None before the first token is kept.
+        seen: how many tokens the layer has seen, kept or not.
+        window: of sliding attention, None for full attention.
+        record_past: whether rows that left the window are held for a later `crop`.
+    """
+
+    is_sliding = False  # masks are made over all places, windowed or not, and their columns taken
+    is_croppable = True
+
+    def __init__(self, window: int | None = None) -> None:
+        self.window = window
+        self.record_past = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.rows: list[Row] | None = None
+        self.batch_size = 0
+        self.seen = 0
+        self._dropped_before = 0
+        self._device: Any = None
+
+    def extend(
+        self, keys: Tensor, values: Tensor, places: Tensor, stored: Tensor, tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Store some new tokens and answer with what the new queries may attend to.
+
+        Args:
+            keys: [B, heads, N, size].
+            values: [B, heads, N, size].
+            places: [B, N], where the tokens are in their sequences.
+            stored: [B, N] bool, which of them are to be stored.
+            tokens: how many tokens this forward has, those that skip included.
+
+        Returns:
+            Keys and values [B, heads, P + N, size]: those of the past, then all the new ones.
+        """
+        held = self._side_by_side(keys, values)
+        fresh = [
+            Row(keys[b], values[b], places[b].to(torch.int32)).only(stored[b])
+            for b in range(len(keys))
+        ]
+        if self.rows is None:
+            self.rows = fresh
+        else:
+            self.rows = [_join(old, new) for old, new in zip(self.rows, fresh, strict=True)]
+        self.pass_over(len(keys), tokens)
+        return torch.cat([held[0], keys], 2), torch.cat([held[1], values], 2)
+
+    def pass_over(self, batch: int, tokens: int) -> None:
+        """Count tokens as seen."""
+        self.batch_size = batch
+        self.seen += tokens
+        if self.window is not None and not self.record_past:
+            self._drop(before=self.seen - self.window + 1)
+
+    @property
+    def past(self) -> Past | None:
+        """Where the stored keys are; None where there are none."""
+        if not self.rows:
+            return None
+        counts = torch.tensor([len(row.places) for row in self.rows])
+        most = int(counts.max())
+        pad = torch.nn.functional.pad
+        places = torch.stack([pad(r.places, (0, most - len(r.places))) for r in self.rows]).long()
+        there = torch.arange(most) < counts[:, None]
+        return Past(places, there.to(places.device))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is stored, places included."""
+        parts = [part for r in self.rows or () for part in (r.keys, r.values, r.places)]
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    @property
+    def row_nbytes(self) -> int | None:
+        """Memory of one token's keys and values; None before any was stored."""
+        if not self.rows:
+            return None
+        keys, values = self.rows[0].keys[:, :1], self.rows[0].values[:, :1]
+        width = keys.shape[0] * keys.shape[2] + values.shape[0] * values.shape[2]
+        return width * keys.element_size()
+
+    @property
+    def dense_tokens(self) -> int:
+        """Tokens that a cache without skipping would hold, of all sequences."""
+        held = self.seen if self.window is None else min(self.seen, self.window - 1)
+        return held * self.batch_size
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store every token, as a layer without routers does.
+
+        Raises:
+            ConfigError: earlier tokens are missing here, which only a routed layer can handle.
+        """
+        batch, tokens = key_states.shape[0], key_states.shape[2]
+        held = self.dense_tokens // max(1, self.batch_size)
+        if held and (not self.rows or any(len(row.places) < held for row in self.rows)):
+            raise ConfigError(
+                "running a layer without routing",
+                got="a SkipCache from which skipped tokens are missing",
+                expected="a cache of all tokens",
+                todo="start from an empty cache, or run the model gated or sparse",
+            )
+        places = torch.arange(tokens, device=key_states.device).expand(batch, -1) + self.seen
+        stored = torch.ones_like(places, dtype=torch.bool)
+        return self.extend(key_states, value_states, places, stored, tokens)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare."""
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, kept or not."""
+        return self.seen
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Masks are made for all tokens seen; `skip_kv.py` takes the columns that are there."""
+        return self.seen + query_length, 0
+
+    def activate_past_recording(self) -> None:
+        """From now on hold what leaves the window, until the next crop."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens.
+
+        Args:
+            tokens_to_remove: as a negative number, as transformers has it.
+
+        Raises:
+            ValueError: a positive number.
+            ConfigError: what the window lost since would have to come back.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes a negative number of tokens, got {tokens_to_remove}")
+        seen = max(0, self.seen + tokens_to_remove)
+        if self.window and max(0, seen - self.window + 1) < self._dropped_before:
+            raise ConfigError(
+                "cropping a SkipCache",
+                got="a sliding window that has moved on",
+                todo="call cache.activate_past_recording() before the forward to be undone",
+            )
+        self.seen = seen
+        if self.rows is not None:
+            self.rows = [row.only(row.places < self.seen) for row in self.rows]
+        if self.window is not None:
+            self._drop(before=self.seen - self.window + 1)
+
+    def offload(self) -> None:
+        """Move what is stored to the CPU."""
+        self._move("cpu")
+
+    def prefetch(self) -> None:
+        """Move what is stored back to where it came from."""
+        if self._device is not None:
+            self._move(self._device)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Sequence b becomes what sequence beam_idx[b] was."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these sequences, in this order; indices or a mask."""
+        chosen = torch.arange(self.batch_size, device=indices.device)[indices].tolist()
+        if self.rows is not None:
+            self.rows = [self.rows[b] for b in chosen]
+        self.batch_size = len(chosen)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each sequence so many times, next to each other."""
+        if self.rows is not None:
+            self.rows = [row for row in self.rows for _ in range(repeats)]
+        self.batch_size *= repeats
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether any token was stored."""
+        return self.rows is not None
+
+    def _move(self, device: Any) -> None:
+        if self.rows:
+            self._device = self._device or self.rows[0].keys.device
+            self.rows = [row.map(lambda part, _: part.to(device)) for row in self.rows]
+
+    def _drop(self, before: int) -> None:
+        self._dropped_before = max(self._dropped_before, before)
+        if self.rows is not None and before > 0:
+            self.rows = [row.only(row.places >= before) for row in self.rows]
+
+    def _side_by_side(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored keys and values [B, heads, P, size]; the new ones lend shape and device."""
+        if not self.rows:
+            return keys[:, :, :0], values[:, :, :0]
+        if len(self.rows) == 1:
+            return self.rows[0].keys[None], self.rows[0].values[None]
+        most = max(len(row.places) for row in self.rows)
+        pads = [(0, 0, 0, most - len(row.places)) for row in self.rows]
+        pad = torch.nn.functional.pad
+        return (
+            torch.stack([pad(row.keys, by) for row, by in zip(self.rows, pads, strict=True)]),
+            torch.stack([pad(row.values, by) for row, by in zip(self.rows, pads, strict=True)]),
+        )
+
+
+class SkipCache(Cache):  # type: ignore[misc]
+    """The cache of a model with policy `kv="skip"`.
+
+    Models make one by themselves, also in `generate`; pass one to hold on to it across calls.
+
+    Args:
+        config: of the model: how many layers, and which attend to a window.
+
+    Example:
+        cache = skipgpt.SkipCache(model.config)
+        model(prompt, past_key_values=cache)
+        print(cache.nbytes)
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(layers=_skip_layers(DynamicCache(config=config.get_text_config())))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is stored."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Memory that the same tokens would take if none had skipped."""
+        rows = [layer.row_nbytes for layer in self.layers]
+        known = next((row for row in rows if row is not None), 0)
+        return sum(
+            layer.dense_tokens * (known if row is None else row)
+            for layer, row in zip(self.layers, rows, strict=True)
+        )
+
+
+def turn_into_skip_cache(cache: DynamicCache, config: Any) -> None:
+    """Turn an empty cache, as `generate` makes one, into a `SkipCache` in place."""
+    recorded = [getattr(layer, "record_past", False) for layer in cache.layers]
+    cache.layers = SkipCache(config).layers
+    for layer, record in zip(cache.layers, recorded, strict=False):
+        layer.record_past = record
+    cache.layer_class_to_replicate = None
+    cache.__class__ = SkipCache
+
+
+def _skip_layers(cache: Cache) -> list[SkipLayer]:
+    return [SkipLayer(getattr(layer, "sliding_window", None)) for layer in cache.layers]
+
+
+def _join(old: Row, new: Row) -> Row:
+    if not len(new.places):
+        return old
+    return Row(
+        torch.cat([old.keys, new.keys], 1),
+        torch.cat([old.values, new.values], 1),
+        torch.cat([old.places, new.places]),
+    )

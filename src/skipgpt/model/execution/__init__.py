@@ -1,0 +1,1 @@
+"""How a module is run for the tokens that keep it."""

@@ -1,0 +1,165 @@
+"""Execution `sparse` on a GPU: how many tokens are kept stays on the device.
+
+    read [B, T, D] ──▶ Q projection of kept rows      ─┐
+                   ──▶ K and V projections, cache      ├─▶ attention of kept queries
+                                                       │
+    stream [B, T, D] ◀── O projection of kept rows, added where they are ◀┘
+
+A family's own attention runs once, with its projections of queries and outputs replaced by kernels,
+and its attention function by one of ours. All shapes are those of all tokens and every token stays
+in its place, so positions, masks and caches are as the family knows them. The rows of tokens that
+skip are arbitrary; rotary embeddings and norms work row by row, and nothing reads them in the end.
+
+Each function gives None where kernels do not suit (`kernel_support.py`); then kept tokens are
+packed in PyTorch.
+
+Shapes: B batch, T query tokens, S keys, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from skipgpt.kernels.compaction import KeptQueries, kept_queries, kept_rows
+from skipgpt.kernels.select import MOST_SEQUENCES, Kernels
+from skipgpt.model import modules
+from skipgpt.model.attention import split
+from skipgpt.model.attention.custom import PackedConfig, PackedQueries
+from skipgpt.model.execution import kernel_support
+from skipgpt.routing.decision import ModuleDecision
+from skipgpt.routing.stand_in import StandIn
+
+if TYPE_CHECKING:
+    from skipgpt.model.layer import RoutedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class QueriesOnDevice(PackedQueries):
+    """In the place of a mask: where the queries are, and how to attend with them.
+
+    Attributes:
+        kernels: to attend with.
+        kept: the queries, packed; None in a one-token step.
+        keep: [B, T] bool.
+        mask: [B or 1, 1, T, S] bool, of all T queries; None where plainly causal.
+    """
+
+    attention = "skipgpt_on_device"
+    kernels: Kernels
+    kept: KeptQueries | None
+    keep: Tensor
+    mask: Tensor | None
+
+
+def mlp(
+    layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision
+) -> Tensor | None:
+    """Stream [B, T, D] plus the MLP of the kept tokens of `entering`, or None."""
+    kernels = kernel_support.mlp_kernels(layer, stream)
+    if kernels is None:
+        return None
+    module, keep = getattr(layer, layer.family.mlp), decision.keep
+    gate, up, down = module.gate_proj, module.up_proj, module.down_proj
+    weights = (gate.weight, up.weight, gate.bias, up.bias)
+    activation, scale = kernel_support.ACTIVATIONS[type(module.act_fn).__name__], _scale(layer)
+    read, flat = modules.normed(layer, "mlp", entering).flatten(0, 1), stream.flatten(0, 1)
+    if _is_step(keep):
+        flags = keep[:, 0]
+        opened = kernels.decode_gate_up(read, flags, *weights, activation)
+        summed = kernels.decode_add_linear(flat, opened, flags, down.weight, down.bias, scale)
+    else:
+        kept = kept_rows(keep)
+        opened = kernels.gate_up(read, kept.rows, kept.count, *weights, activation)
+        summed = kernels.add_linear(
+            flat, opened, None, kept.rows, kept.count, down.weight, down.bias, scale
+        )
+    return summed.view_as(stream)
+
+
+def attention(
+    layer: RoutedLayer,
+    stream: Tensor,
+    entering: Tensor,
+    decision: ModuleDecision,
+    arguments: dict[str, Any],
+) -> Tensor | None:
+    """Stream [B, T, D] plus attention of the kept tokens of `entering` to all, or None."""
+    kernels = kernel_support.attention_kernels(layer, stream, arguments)
+    if kernels is None:
+        return None
+    family, keep = layer.family, decision.keep
+    attn = getattr(layer, family.attn)
+    query, output = getattr(attn, family.query[0]), getattr(attn, family.output)
+    scale, flat = _scale(layer), stream.flatten(0, 1)
+    kept = None if _is_step(keep) else kept_queries(keep)
+
+    def project(read: Tensor) -> Tensor:
+        rows = read.flatten(0, 1)
+        if kept is None:
+            made = kernels.decode_linear(rows, keep[:, 0], query.weight, query.bias)
+        else:
+            made = kernels.row_linear(rows, kept.rows, kept.count, query.weight, query.bias)
+        return made.view(*keep.shape, -1)
+
+    def add(attended: Tensor) -> Tensor:
+        rows, weights = attended.flatten(0, 1), (output.weight, output.bias)
+        if kept is None:
+            made = kernels.decode_add_linear(flat, rows, keep[:, 0], *weights, scale)
+        else:
+            made = kernels.add_linear(flat, rows, kept.rows, kept.rows, kept.count, *weights, scale)
+        return made.view_as(stream)
+
+    mask = QueriesOnDevice(kernels, kept, keep, arguments["attention_mask"])
+    config = PackedConfig(attn.config, mask.attention)
+    instead = {family.query[0]: project, family.output: add, "config": config}
+    read = modules.normed(layer, "attn", entering)
+    return split.with_replaced(layer, read, arguments | {"attention_mask": mask}, instead)
+
+
+def stand_in(
+    module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision
+) -> Tensor | None:
+    """Stream [B, T, D] plus the stand-in's output where tokens skip, or None.
+
+    It is computed for all: it is small, and there is nothing to wait for.
+    """
+    if kernel_support.stand_in_kernels(stream) is None:
+        return None
+    return torch.where(decision.keep[..., None], stream, stream + module(entering))
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: QueriesOnDevice,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention [B, T, H, size] of queries [B, H, T, size] to keys [B, heads, S, size]."""
+    asked, kept = attention_mask, attention_mask.kept
+    mask, kernels = asked.mask, asked.kernels
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if kept is None:
+        return kernels.decode_attend(query, key, value, asked.keep[:, 0], mask, scale), None
+    tokens, keys = query.shape[2], key.shape[2]
+    # Without a mask several queries start at the first key, however much room a cache has; one
+    # query sees all there is. With one, a static cache may have room behind the last query.
+    offset = 0 if mask is None and tokens > 1 else keys - tokens
+    attended = kernels.attend(query, key, value, kept.columns, kept.counts, mask, offset, scale)
+    return attended, None
+
+
+def _is_step(keep: Tensor) -> bool:
+    """Whether this is one token of few sequences, keep [B, T]."""
+    return keep.shape[1] == 1 and len(keep) <= MOST_SEQUENCES
+
+
+def _scale(layer: RoutedLayer) -> float:
+    """What a module's output is multiplied by before it is added."""
+    return float(getattr(layer, layer.family.scale)) if layer.family.scale else 1.0

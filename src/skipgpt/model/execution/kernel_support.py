@@ -1,0 +1,126 @@
+"""Which layers can run with kernels: each module is asked what it is made of.
+
+What is not known to be right is refused, and then kept tokens are packed in PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.kernels.plain import Activation
+from skipgpt.kernels.select import WIDEST_HEAD, Kernels, kernels_for
+from skipgpt.model import modules
+
+if TYPE_CHECKING:
+    from skipgpt.model.layer import RoutedLayer
+
+ACTIVATIONS: dict[str, Activation] = {
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELU": "gelu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+}
+"""By class, of torch and of transformers."""
+
+_GATED_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_OWN_SCORES = ("sinks", "attn_logit_softcapping")
+"""What attention may have that changes its scores."""
+
+
+def asks_the_host(layer: RoutedLayer) -> bool:
+    """Whether a one-token step of this layer, without gradients, has to wait for the device.
+
+    If not, a step can be captured as a CUDA graph.
+    """
+    probe = next(layer.parameters()).new_empty(1, 1, 1)
+    given: dict[str, Any] = {"attention_mask": None}
+    suited = mlp_kernels(layer, probe), attention_kernels(layer, probe, given)
+    return any(kernels is None for kernels in suited)
+
+
+def mlp_kernels(layer: RoutedLayer, stream: Tensor) -> Kernels | None:
+    """The kernels that can run this layer's MLP, if any: gated, of plain linear layers."""
+    kernels = kernels_for(stream)
+    if kernels is None or not _plain_residual(layer, layer.family.mlp_after, stream):
+        return None
+    module = getattr(layer, layer.family.mlp)
+    names = set(type(module).forward.__code__.co_names)
+    suits = (
+        names == _GATED_MLP
+        and _is_unhooked(module)
+        and _is_unhooked(module.act_fn)
+        and type(module.act_fn).__name__ in ACTIVATIONS
+        and all(_is_bare(getattr(module, name), stream) for name in _GATED_MLP - {"act_fn"})
+    )
+    return kernels if suits else None
+
+
+def attention_kernels(
+    layer: RoutedLayer, stream: Tensor, arguments: dict[str, Any]
+) -> Kernels | None:
+    """The kernels that can run this layer's attention, if any: of sdpa, causal, nothing fused."""
+    kernels, family = kernels_for(stream), layer.family
+    if kernels is None or not _plain_residual(layer, family.attn_after, stream):
+        return None
+    attn = getattr(layer, family.attn)
+    if layer.routing.config.kv == "skip" or family.fused or len(family.query) != 1:
+        return None
+    suits = all(
+        _is_bare(getattr(attn, name), stream) for name in (*family.query, family.output)
+    ) and _is_plainly_causal(attn, arguments)
+    return kernels if suits else None
+
+
+def stand_in_kernels(stream: Tensor) -> Kernels | None:
+    """The kernels beside which a stand-in runs for all tokens, if any; it needs none itself."""
+    return None if torch.is_grad_enabled() else kernels_for(stream)
+
+
+def _is_plainly_causal(attn: Any, arguments: dict[str, Any]) -> bool:
+    """Whether attention is softmax over earlier keys, and asks transformers to compute it."""
+    mask = arguments["attention_mask"]
+    return (
+        _is_unhooked(attn)
+        and "ALL_ATTENTION_FUNCTIONS" in type(attn).forward.__code__.co_names
+        and attn.config._attn_implementation == "sdpa"
+        and modules.is_causal(attn, arguments)
+        and all(getattr(attn, name, None) is None for name in _OWN_SCORES)
+        and getattr(attn, "head_dim", WIDEST_HEAD + 1) <= WIDEST_HEAD
+        and not hasattr(attn, "v_head_dim")  # values of another size than keys
+        and (mask is None or (isinstance(mask, Tensor) and _is_shared_bool(mask)))
+    )
+
+
+def _is_shared_bool(mask: Tensor) -> bool:
+    return mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1] == 1
+
+
+def _plain_residual(layer: RoutedLayer, after: tuple[str, ...], stream: Tensor) -> bool:
+    """Whether a module's output is added as it is, or scaled, and nobody wants a gradient."""
+    return (
+        not after
+        and not layer.family.adds_residual
+        and not layer.training
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(stream.device.type)
+    )
+
+
+def _is_bare(linear: Any, stream: Tensor) -> bool:
+    """Whether a layer is nothing but a product with weights like the stream."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter
+        and (linear.weight.dtype, linear.weight.device) == (stream.dtype, stream.device)
+        and linear.weight.is_contiguous()
+        and _is_unhooked(linear)
+    )
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    """Whether nobody has to be told when this module runs; kernels do not call it."""
+    return not module._forward_hooks and not module._forward_pre_hooks

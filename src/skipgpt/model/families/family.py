@@ -1,0 +1,177 @@
+"""What differs between decoder families, said as the fields of one row.
+
+A row names the parts of a decoder layer in the order the data moves. The parts themselves are
+always the family's own modules, called as transformers calls them; see `modules.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from skipgpt.model.families.linear import has_widths
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row. Names are of children of the decoder layer, or of its attention.
+
+    Attributes:
+        model_type: as in the model's config.
+        prefix: of its class names (`Llama` in `LlamaDecoderLayer`).
+        module: below `transformers.models`; made from the model type where it is empty.
+        layer: what follows the prefix in the name of the decoder layer's class.
+        causal_lm: likewise of the class with the language-model head.
+        attn: the attention module.
+        mlp: the MLP, which may be a mixture of experts.
+        attn_norm: the norm before attention: the first of these that the layer has; empty where
+            attention reads the residual stream as it is.
+        mlp_norm: likewise before the MLP.
+        attn_after: what acts on attention's output before it is added, in order.
+        mlp_after: likewise on the MLP's output.
+        scale: attribute of the layer that multiplies both outputs, if any.
+        parallel: whether the MLP reads what attention reads; a name asks the layer.
+        sums_first: whether a parallel layer adds its two outputs before the residual stream; the
+            order decides about the last bit.
+        query: projections inside attention that only a token's own query needs.
+        key_value: projections inside attention that only keys and values need.
+        fused: the projection that makes queries, keys and values at once, if there is one.
+        query_first: whether the first outputs of `fused` are the queries, so that a slice of its
+            weight makes the rest; `multi-query`: where there is one head of keys and values.
+        output: the projection of attention's output.
+        cache: the argument that carries the cache.
+        adds_residual: whether the modules take the residual stream and add to it themselves.
+        returns_tuple: whether the layer returns a tuple with the residual stream in front.
+        requires: attributes of the layer and the values without which the row is wrong.
+        unread: regular expressions for tensors that files of the family hold for no use, beside
+            those that transformers itself lists.
+        since: the first supported transformers release that has the family, if not the oldest.
+    """
+
+    model_type: str
+    prefix: str
+    module: str = ""
+    layer: str = "DecoderLayer"
+    causal_lm: str = "ForCausalLM"
+    attn: str = "self_attn"
+    mlp: str = "mlp"
+    attn_norm: Names = ("input_layernorm",)
+    mlp_norm: Names = ("post_attention_layernorm",)
+    attn_after: Names = ()
+    mlp_after: Names = ()
+    scale: str = ""
+    parallel: bool | str = False
+    sums_first: bool = False
+    query: Names = ("q_proj",)
+    key_value: Names = ("k_proj", "v_proj")
+    fused: str = ""
+    query_first: bool | Literal["multi-query"] = False
+    output: str = "o_proj"
+    cache: str = "past_key_values"
+    adds_residual: bool = False
+    returns_tuple: bool = False
+    requires: tuple[tuple[str, object], ...] = ()
+    unread: Names = ()
+    since: str = ""
+
+    @property
+    def layout(self) -> str:
+        """How norms, modules and residual adds follow each other, in words."""
+        fused = ", fused" if self.fused else ""
+        if self.parallel:
+            return ("parallel" if self.parallel is True else "parallel or sequential") + fused
+        after = [n for n in self.attn_after if "norm" in n]
+        norms = (
+            "sandwich norms" if after and self.attn_norm else "post-norm" if after else "pre-norm"
+        )
+        return f"sequential, {norms}{fused}"
+
+    @property
+    def skips(self) -> str:
+        """What is not computed for a skipped token."""
+        always = self.query_first is True or not self.fused
+        queries = "Q, " if always else "Q if multi-query, " if self.query_first else ""
+        return f"{queries}attention, O; MLP"
+
+    @property
+    def layer_class(self) -> type[nn.Module]:
+        """The decoder layer's class; imports transformers."""
+        found: type[nn.Module] = getattr(self._load(), self.prefix + self.layer)
+        return found
+
+    @property
+    def model_class(self) -> Any:
+        """The class with the language-model head; imports transformers."""
+        return getattr(self._load(), self.prefix + self.causal_lm)
+
+    def is_parallel(self, layer: nn.Module) -> bool:
+        """Whether this layer's MLP reads what its attention reads."""
+        if isinstance(self.parallel, bool):
+            return self.parallel
+        return bool(_at(layer, self.parallel))
+
+    def share_of_experts(self, layer: nn.Module) -> float:
+        """The share of its experts that a token runs; 1 for a layer that has none."""
+        if not has(getattr(layer, self.mlp), "experts"):
+            return 1.0
+        config = getattr(layer, self.attn).config
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        total: int = next(getattr(config, name) for name in names if has(config, name))
+        return float(config.num_experts_per_tok / total)
+
+    def missing_parts(self, layer: nn.Module) -> list[str]:
+        """What the row names and the layer lacks, as paths."""
+        attn = getattr(layer, self.attn, None)
+        inner = [self.fused] if self.fused else [self.query, *self.key_value]
+        wanted: list[tuple[Any, str, str | Names]] = [
+            (layer, "", self.attn),
+            (layer, "", self.mlp),
+            *((layer, "", norm) for norm in (self.attn_norm, self.mlp_norm) if norm),
+            *((layer, "", name) for name in (*self.attn_after, *self.mlp_after)),
+            *((attn, f"{self.attn}.", name) for name in (*inner, self.output)),
+        ]
+        return [
+            at + (name if isinstance(name, str) else " or ".join(name))
+            for owner, at, name in wanted
+            if not any(has(owner, each) for each in ((name,) if isinstance(name, str) else name))
+        ]
+
+    def shapeless_parts(self, layer: nn.Module) -> list[str]:
+        """Projections that were replaced by something that does not tell its width, as paths."""
+        attn = getattr(layer, self.attn)
+        names = [n for n in (*self.query, *self.key_value, self.fused, self.output) if n]
+        return [
+            f"{self.attn}.{name}"
+            for name in names
+            if has(attn, name) and not has_widths(getattr(attn, name))
+        ]
+
+    def unmet(self, layer: nn.Module) -> str:
+        """The first setting of the layer that the row does not cover, in words; else empty."""
+        for path, value in self.requires:
+            found = _at(layer, path)
+            if found != value:
+                found = type(found).__name__ if isinstance(found, nn.Module) else repr(found)
+                return f"{path} = {found} where the row needs {value!r}"
+        return ""
+
+    def _load(self) -> Any:
+        name = self.module or f"{self.model_type}.modeling_{self.model_type}"
+        return importlib.import_module(f"transformers.models.{name}")
+
+
+def _at(layer: nn.Module, path: str) -> Any:
+    found: Any = layer
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def has(owner: Any, name: str) -> bool:
+    """Whether the attribute is there and is not None (parallel StableLM has an empty norm)."""
+    return getattr(owner, name, None) is not None

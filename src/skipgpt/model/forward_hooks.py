@@ -1,0 +1,171 @@
+"""What is seen to before each forward: which tokens are real, which cache is used, what is refused.
+
+A hook on the module that runs the layers; see `surgery.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipgpt.errors import ConfigError
+from skipgpt.model.sparsity import dialled
+from skipgpt.model.trace import RoutingState
+
+logger = logging.getLogger("skipgpt")
+
+_PACKABLE = ("eager", "sdpa", "flex_attention")
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def begin_forward(
+    state: RoutingState,
+    layers: int,
+    names: tuple[str, ...],
+    decoder: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Arguments:
+    """The arguments that the decoder is to run with.
+
+    Args:
+        state: of the model; learns which tokens are real, from a 2-D attention mask [B, S].
+        layers: how many the model has.
+        names: of the decoder's arguments, in order.
+        decoder: the module that runs the layers.
+        args: of its forward.
+        kwargs: of its forward.
+
+    Raises:
+        ConfigError: the cache does not fit, or something was asked for that only a forward of all
+            tokens can give.
+    """
+    given = dict(zip(names, args, strict=False)) | kwargs
+    mask, inputs = given.get("attention_mask"), given.get("input_ids")
+    inputs = given.get("inputs_embeds") if inputs is None else inputs
+    state.real, state.may_pack = None, True
+    if not isinstance(inputs, Tensor):
+        return args, kwargs
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        state.real = mask[:, -inputs.shape[1] :].bool()
+    if state.execution == "dense":
+        return args, kwargs
+    config: Any = decoder.config
+    _refuse_unmasked(config, given)
+    if obstacle := _obstacle(state, config, given):
+        if state.execution != "auto" or state.config.kv == "skip":
+            raise obstacle
+        state.may_pack = False
+        _say_once(state, obstacle)
+    cache, used = given.get("past_key_values"), given.get("use_cache")
+    caches = getattr(config, "use_cache", False) if used is None else used
+    if cache is None and not (caches and state.config.kv == "skip"):
+        return args, kwargs
+    from skipgpt.model.caches.growing_cache import make_room
+    from skipgpt.model.caches.policy import fitting_cache
+
+    fit = fitting_cache(cache, state.config.kv, config, layers, len(inputs))
+    if state.execution in ("sparse", "auto"):
+        make_room(fit)
+    return (args, kwargs) if fit is cache else ((), given | {"past_key_values": fit})
+
+
+def take_sparsity(
+    state: RoutingState, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """Take `sparsity` and `budget` out of the arguments of a forward: they hold for that one.
+
+    Raises:
+        ConfigError: the checkpoint has no such sparsity, or a budget comes without one.
+    """
+    if kwargs.get("budget") is not None and "sparsity" not in kwargs:
+        raise ConfigError(
+            "running a forward at a sparsity of its own",
+            got=f"budget={kwargs['budget']!r} alone",
+            expected="the sparsity that it counts",
+            todo="pass sparsity= beside it",
+        )
+    if "sparsity" in kwargs:
+        kwargs = dict(kwargs)
+        rule = dialled(state, kwargs.pop("sparsity"), kwargs.pop("budget", None))
+        state.rule, state.outer_rule = rule, state.outer_rule or state.rule
+    return args, kwargs
+
+
+def give_back_sparsity(state: RoutingState, *_: Any) -> None:
+    """What decides is again what it was before a forward that was given a sparsity."""
+    if state.outer_rule is not None:
+        state.rule, state.outer_rule = state.outer_rule, None
+
+
+def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> ConfigError | None:
+    """What was asked for that only a run of all tokens can give, if anything."""
+    packs = state.execution in ("sparse", "auto")
+    skips = packs or state.config.kv == "skip"
+
+    def asked(name: str) -> bool:
+        wish = given.get(name)
+        return bool(getattr(config, name, False) if wish is None else wish)
+
+    if skips and _is_paged(given):
+        return ConfigError(
+            "running kept tokens only",
+            got="continuous batching, whose cache attention itself writes",
+            expected="a cache that is written for all tokens",
+            todo='use `generate`, or execution "gated" with kv="dense"',
+        )
+    if packs and asked("output_attentions"):
+        return ConfigError(
+            "running kept tokens only",
+            got="output_attentions=True",
+            expected="weights of all tokens to exist",
+            todo='run the model with execution "gated" or "dense" for that',
+        )
+    if packs and asked("output_router_logits"):
+        return ConfigError(
+            "running kept tokens only",
+            got="output_router_logits=True",
+            expected="experts to be chosen for all tokens",
+            todo='run the model with execution "gated" or "dense" for that',
+        )
+    if skips and config._attn_implementation not in _PACKABLE:
+        return ConfigError(
+            "running attention for kept tokens only",
+            got=f"attn_implementation {config._attn_implementation!r}",
+            expected="one whose masks have rows to take: " + ", ".join(_PACKABLE),
+            todo='load the model with attn_implementation="sdpa"',
+        )
+    return None
+
+
+def _say_once(state: RoutingState, obstacle: ConfigError) -> None:
+    """Warn that nothing is skipped, whoever chose `auto` for its speed."""
+    if obstacle.got not in state.said:
+        state.said.add(obstacle.got)
+        logger.warning("every token runs every module, nothing is saved: %s", obstacle.got)
+
+
+def _refuse_unmasked(config: Any, given: dict[str, Any]) -> None:
+    """Raise where transformers would make no mask at all, and padding would be attended to.
+
+    Raises:
+        ConfigError: it would.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    known = ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()
+    if not _is_paged(given) and config._attn_implementation not in known:
+        raise ConfigError(
+            "running a routed model",
+            got=f"attn_implementation {config._attn_implementation!r} without a mask function",
+            expected="one that AttentionMaskInterface knows",
+            todo="register its mask with transformers.AttentionMaskInterface.register",
+        )
+
+
+def _is_paged(given: dict[str, Any]) -> bool:
+    """Whether a paged cache comes, under a name and with a mask of its own."""
+    return given.get("cache") is not None

@@ -1,0 +1,1 @@
+"""Finding a base model, checking it, and loading it."""

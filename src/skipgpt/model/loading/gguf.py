@@ -1,0 +1,153 @@
+"""Base models in GGUF files, as llama.cpp has them.
+
+transformers reads them, and unpacks quantised weights to the dtype that is asked for. Five things
+that it does are not what a base model needs, and are put right here:
+
+    neighbours         files beside the GGUF file, or of its name in the working directory, are
+                       read, too: it is given an empty folder and an absolute path
+    missing tensors    are drawn at random: refused, and so are those of another shape
+    unknown tensors    are passed over, biases as well: refused
+    rotary embedding   scaling is passed over: see `gguf_rope.py`
+    special tokens     older releases guess the end of a text: taken from the file
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipgpt.errors import ConfigError
+from skipgpt.model.loading.gguf_check import checked_header
+from skipgpt.model.loading.gguf_header import Header
+from skipgpt.model.loading.gguf_rope import DIVISORS, scale_rope
+from skipgpt.model.loading.weights import refuse_tensors
+
+_SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+
+def is_gguf(name: str | Path) -> bool:
+    """Whether a base model's name is that of a GGUF file, which need not be there.
+
+    Example:
+        >>> is_gguf("models/smollm2.Q4_1.gguf")
+        True
+    """
+    path = Path(name)
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
+
+
+def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
+    """The model of a GGUF file, on the CPU, and its tokenizer.
+
+    Args:
+        path: of the file, absolute.
+        dtype: to unpack the weights to.
+        doing: for the messages.
+
+    Raises:
+        UnsupportedModelError: it is no whole GGUF file, of an architecture that cannot be routed,
+            or has too few or too many tensors.
+        MissingExtraError: the extra `gguf` is not installed.
+    """
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    header = checked_header(path, doing)
+    options: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):  # newer releases may leave weights packed
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    _show_progress_as_transformers_does()
+    with _by_itself(path) as where:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            **where,
+            config=_config(where, header, path, doing),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which says their names, and they are refused
+            **options,
+        )
+    refuse_tensors(
+        doing,
+        missing=loading["missing_keys"],
+        misfits={name: (have, want) for name, have, want in loading["mismatched_keys"]},
+        unknown=_unread(model, header),
+        what="a GGUF file",
+        todo="load the model from its transformers folder",
+    )
+    for role, key in _SPECIAL_TOKENS.items():
+        number = header.values.get(f"tokenizer.ggml.{key}_token_id")
+        token = None if number is None else tokenizer.convert_ids_to_tokens(number)
+        setattr(tokenizer, f"{role}_token", token)
+    model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(path)
+    return model, tokenizer
+
+
+def gguf_config(path: Path, doing: str) -> Any:
+    """The config of the model in a GGUF file, of which no weights are read.
+
+    Raises:
+        UnsupportedModelError: see `load_gguf`.
+        MissingExtraError: likewise.
+    """
+    header = checked_header(path, doing)
+    with _by_itself(path) as where:
+        return _config(where, header, path, doing)
+
+
+def refuse_quantizing(name: str, kind: str | None) -> None:
+    """Raise if a GGUF base is to be held in 8 or 4 bits.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if kind is not None:
+        raise ConfigError(
+            f"quantising the base {name!r} to {kind}",
+            got="a GGUF file, whose weights are rounded already",
+            expected="a base that is not quantised",
+            todo="leave out --quantize (quantize=None)",
+        )
+
+
+@contextmanager
+def _by_itself(path: Path) -> Iterator[dict[str, str]]:
+    """What `from_pretrained` is given, so that it reads this file and no other."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield {"pretrained_model_name_or_path": folder, "gguf_file": str(path)}
+
+
+def _config(where: dict[str, str], header: Header, path: Path, doing: str) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(**where)
+    vars(config).pop("_model_name_or_path", None)  # `general.name` is none
+    scale_rope(config, header, path, doing)
+    return config
+
+
+def _unread(model: Any, header: Header) -> set[str]:
+    """The file's tensors that transformers has no parameter for."""
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
+
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
+    names = get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    read = {name.removesuffix(".weight") for name in names} | {DIVISORS.removesuffix(".weight")}
+    return {name for name in header.tensors if name.removesuffix(".weight") not in read}
+
+
+def _show_progress_as_transformers_does() -> None:
+    """Where its progress bars are off, this one is, too."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers.utils import logging
+
+    reader.tqdm = logging.tqdm

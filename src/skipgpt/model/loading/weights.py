@@ -1,0 +1,171 @@
+"""Loading weights with transformers, strictly: by itself it draws at random what is missing.
+
+What files of a family hold for no use is known by transformers' own lists, such as those of tied
+heads and rotary buffers, and by `unread` in the family's row.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from skipgpt.errors import UnsupportedModelError
+from skipgpt.model.families.table import FAMILIES, MERGED_PREFIX
+
+_SHOWN = 3
+
+
+def load_strictly(
+    from_pretrained: Callable[..., Any],
+    location: str | Path,
+    doing: str,
+    *arguments: Any,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """A model of which every weight was read, and what transformers says about loading it.
+
+    Args:
+        from_pretrained: of an auto class or a model class.
+        location: a folder or hub id.
+        doing: for the messages.
+        arguments: more of `from_pretrained`.
+        options: likewise, by name.
+
+    Raises:
+        UnsupportedModelError: one message with the tensors that are missing, unknown or of
+            another shape.
+    """
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are named
+    try:
+        model, found = from_pretrained(location, *arguments, **options)
+    except (RuntimeError, NotImplementedError) as error:
+        # Tensors that transformers puts together as it loads are not named where one is missing.
+        refuse_tensors(doing, missing=_gaps(_names_in(Path(location))), cause=error)
+        raise
+    refuse_tensors(
+        doing,
+        missing=found["missing_keys"],
+        misfits={name: (have, want) for name, have, want in found["mismatched_keys"]}
+        | _quantized_misfits(model),
+        unknown=[name for name in found["unexpected_keys"] if not _is_unread(model, name)],
+    )
+    return model, found
+
+
+def refuse_tensors(
+    doing: str,
+    *,
+    missing: Iterable[str] = (),
+    misfits: dict[str, tuple[Any, Any]] | None = None,
+    unknown: Iterable[str] = (),
+    what: str = "weights",
+    todo: str = "copy or download the model again; if its config.json was changed, undo that",
+    cause: Exception | None = None,
+) -> None:
+    """Raise unless there are no such tensors.
+
+    Args:
+        doing: for the message.
+        missing: tensors that the model has and the files lack.
+        misfits: tensors of another shape: the files' and the model's.
+        unknown: tensors that the files have and the model lacks.
+        what: the files, in words.
+        todo: what the reader can do.
+        cause: the error that it was noticed by.
+
+    Raises:
+        UnsupportedModelError: there are.
+    """
+    shapes = [
+        f"{name} ({list(have)}, not {list(want)})"
+        for name, (have, want) in sorted((misfits or {}).items())
+    ]
+    named = (
+        ("without the tensors", sorted(missing)),
+        ("with another shape of the tensors", shapes),
+        ("with the unknown tensors", sorted(unknown)),
+    )
+    problems = [f"{how} {_first(names)}" for how, names in named if names]
+    if problems:
+        raise UnsupportedModelError(
+            doing,
+            got=f"{what} {' and '.join(problems)}",
+            expected="one for each parameter of the transformers model, of its shape, and no "
+            "others",
+            todo=todo,
+        ) from cause
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is_unread(model: Any, name: str) -> bool:
+    family = FAMILIES.get(model.config.model_type.removeprefix(MERGED_PREFIX))
+    return family is not None and any(re.search(pattern, name) for pattern in family.unread)
+
+
+def _quantized_misfits(model: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Layers that bitsandbytes holds whose weights are not of the layer's shape, both shapes.
+
+    transformers does not compare the shapes of what it quantises.
+    """
+    misfits: dict[str, tuple[Any, Any]] = {}
+    if not getattr(model, "is_quantized", False):
+        return misfits
+    module: Any
+    for path, module in model.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        if type(weight).__name__ not in ("Int8Params", "Params4bit"):
+            continue
+        wanted = (module.out_features, module.in_features)
+        found = tuple(weight.shape)
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            held = 2 * weight.numel() * weight.element_size()  # four bits each
+            found = tuple(state.shape)
+            found = found if math.prod(found) == held else (held,)
+        if found != wanted:
+            misfits[f"{path}.weight"] = (found, wanted)
+    return misfits
+
+
+def _names_in(folder: Path) -> list[str]:
+    """The tensors in the safetensors files of a folder; none for a hub id."""
+    from safetensors import SafetensorError, safe_open
+
+    names: list[str] = []
+    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
+        try:
+            with safe_open(path, framework="pt") as file:
+                names += file.keys()
+        except (SafetensorError, OSError):
+            return []
+    return names
+
+
+def _gaps(names: Iterable[str]) -> set[str]:
+    """The tensors that most layers, or most experts, have and some lack.
+
+    Example:
+        >>> sorted(_gaps(["h.0.a", "h.0.b", "h.1.a", "h.1.b", "h.2.a"]))
+        ['h.2.b']
+    """
+    by_place: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in names:
+        if numbered := re.match(r"(.*\.\d+)\.(.+)", name):
+            place, part = numbered.groups()
+            by_place[re.sub(r"\.\d+", ".*", place)][part].add(place)
+    gaps = set()
+    for parts in by_place.values():
+        places: set[str] = set().union(*parts.values())
+        for part, having in parts.items():
+            if len(having) > len(places) / 2:
+                gaps |= {f"{place}.{part}" for place in places - having}
+    return gaps

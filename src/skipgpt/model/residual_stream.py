@@ -1,0 +1,87 @@
+"""The residual stream, watched from outside: what enters and what leaves modules and layers.
+
+By hooks in dense execution, on the stream itself: past the norm that some families have behind a
+module, and past their scale. Shapes: B batch, T tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipgpt.model import modules
+from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.surgery import routed_layers
+from skipgpt.model.trace import execution
+from skipgpt.routing.decision import Module, Site
+
+Seen = Callable[[tuple[Site, ...], Tensor, Tensor], None]
+"""Told of one site or of both of a layer, with the stream [B, T, D] before and after."""
+
+
+@contextmanager
+def watching_stream(model: nn.Module, seen: Seen) -> Iterator[None]:
+    """Run the model dense inside the block and show what each module and layer does to the stream.
+
+    What enters an MLP is the stream behind attention; in parallel families, where both modules
+    read what enters the layer, it is that.
+
+    Args:
+        model: with routers; what they say does not matter.
+        seen: called in the order the data moves: attention, MLP, then their layer.
+    """
+    handles = []
+    for layer in routed_layers(model):
+        watch, family = _Watch(layer, seen), layer.family
+        handles += [
+            layer.register_forward_pre_hook(watch.enter, with_kwargs=True),
+            getattr(layer, family.attn).register_forward_hook(watch.attended),
+            getattr(layer, family.mlp).register_forward_hook(watch.fed),
+            layer.register_forward_hook(watch.leave),
+        ]
+    try:
+        with execution(model, "dense"):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Watch:
+    """What is seen of one layer while its forward runs."""
+
+    def __init__(self, layer: RoutedLayer, seen: Seen) -> None:
+        self.layer, self.seen = layer, seen
+
+    def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.entering: Tensor = args[0] if args else kwargs["hidden_states"]
+
+    def attended(self, _: nn.Module, args: Any, output: Any) -> None:
+        self.between = self._after("attn", self.entering, output)
+
+    def fed(self, _: nn.Module, args: Any, output: Any) -> None:
+        # At once: Falcon adds attention's output to this tensor in place.
+        is_parallel = self.layer.family.is_parallel(self.layer)
+        self._after("mlp", self.entering if is_parallel else self.between, output)
+
+    def leave(self, _: nn.Module, args: Any, output: Any) -> None:
+        index = self.layer.index
+        self.seen((Site(index, "attn"), Site(index, "mlp")), self.entering, first_of(output))
+        del self.entering, self.between
+
+    def _after(self, module: Module, read: Tensor, output: Any) -> Tensor:
+        """The stream [B, T, D] with the module's output added."""
+        update = first_of(output)
+        if not self.layer.family.adds_residual:
+            update = read + modules.added(self.layer, module, update)
+        self.seen((Site(self.layer.index, module),), read, update)
+        return update
+
+
+def first_of(output: Any) -> Tensor:
+    """The tensor of a module's or layer's output, which some families return in a tuple."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found

@@ -1,0 +1,63 @@
+"""How long a search will take, said once its first trials are timed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from skipgpt.removal.suffix_loss import SuffixLoss
+from skipgpt.routing.decision import Site
+
+logger = logging.getLogger("skipgpt")
+
+TIMED = 3
+"""Trials that are timed, after a first one."""
+
+WORTH_SAYING = 20.0
+"""Seconds; of shorter searches nothing is said."""
+
+
+def announced(
+    loss: SuffixLoss, name: str, trials: int, *, at_least: bool = False
+) -> Callable[[Sequence[Site]], float]:
+    """The same loss; its fourth call logs about how long all of them will take.
+
+    Trials further up run fewer layers, so what is timed is a layer. Embeddings and head count as
+    one more, and trials run half of the layers in the mean.
+
+    Args:
+        loss: of the search.
+        name: of the search.
+        trials: how many there will be.
+        at_least: there may be more.
+
+    Example:
+        one_by_one(announced(loss, "sleb", trials(layers, 4)), layers, 4)
+    """
+    seconds: list[float] = []
+    ran: list[float] = []
+
+    def timed(removed: Sequence[Site]) -> float:
+        if len(seconds) > TIMED:
+            return loss(removed)
+        began, before = time.perf_counter(), loss.layers_run
+        found = loss(removed)
+        seconds.append(time.perf_counter() - began)
+        ran.append(loss.layers_run - before + 1)
+        if len(seconds) == TIMED + 1:
+            each = sum(seconds[1:]) / sum(ran[1:])
+            _say(name, each * trials * (loss.layers / 2 + 1), trials, at_least)
+        return found
+
+    return timed
+
+
+def _say(name: str, seconds: float, trials: int, at_least: bool) -> None:
+    if seconds < WORTH_SAYING:
+        return
+    minutes = seconds / 60
+    long = f"{seconds:.0f} seconds" if minutes < 2 else f"{minutes:.0f} minutes"
+    long = f"{minutes / 60:.1f} hours" if minutes > 120 else long
+    about, more = ("at least ", " or more") if at_least else ("about ", "")
+    logger.info("%s: %s%s (%s trials%s)", name, about, long, f"{trials:,}", more)

@@ -1,0 +1,60 @@
+"""The greedy static removal: the module whose removal costs least goes first, then the next."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor, nn
+
+from skipgpt.cost import Savings
+from skipgpt.model.trace import routing_state
+from skipgpt.removal.announced import announced
+from skipgpt.removal.search import lazily
+from skipgpt.removal.suffix_loss import SuffixLoss
+from skipgpt.removal.units import Unit, sites_of, units_of
+from skipgpt.system.progress import advancing
+
+
+def greedy_removal(model: nn.Module, text: Tensor, saved: Savings, target: float) -> list[Unit]:
+    """The greedy static removal that saves about a share.
+
+    Args:
+        model: with routers, which a static removal does without; its stand-ins run where modules
+            are removed.
+        text: [N, T] token ids that the loss is measured on.
+        saved: what each site saves, in the unit of `target`.
+        target: the share to save.
+
+    Returns:
+        Modules, or layers where those decide as one; first removed first.
+    """
+    saved = dataclasses.replace(saved, overhead=0.0)
+    whole = routing_state(model).config.decides == "layer"
+    units = units_of(model, "layers" if whole else "modules")
+    removals = max(1, round(saved.share_of_sites(target) * len(units)))
+    name, trials = "greedy static removal", len(units) + removals
+    loss = announced(SuffixLoss(model, text), name, trials, at_least=True)
+    with advancing(f"searching the {name}", announced=True) as advance:
+        order = lazily(loss, units, removals, on_step=advance)
+    if saved.unit == "modules":
+        return order
+    return order[: max(1, round(sites_skipped(order, saved, target) / len(order[0])))]
+
+
+def sites_skipped(order: list[Unit], saved: Savings, target: float) -> float:
+    """How many sites of a static removal, first removed first, save a share; not a whole number.
+
+    Args:
+        order: the removal.
+        saved: what each site saves.
+        target: the share; where the whole removal saves less, all of its sites are meant.
+    """
+    if saved.unit == "modules":
+        return target * len(saved.by_site)
+    left = target + saved.overhead
+    for count, site in enumerate(sites_of(order)):
+        each = saved.by_site[site]
+        if 0 < left <= each:
+            return count + left / each
+        left -= each
+    return float(len(sites_of(order)))

@@ -1,0 +1,163 @@
+"""The two ways to choose what goes: one after another, or all from one ranking. No tensors.
+
+Some methods protect the ends of a model. Protected units go last, so that every budget has an
+answer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from skipgpt.removal.units import Unit, check_removals, sites_of
+from skipgpt.routing.decision import Site
+
+OnStep = Callable[[int, int], None]
+"""Called with what is done and what there is to do in all."""
+
+
+class Method(Protocol):
+    """A static method, as all of them are called."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        blocks: Tensor,
+        removals: int,
+        *,
+        batch_size: int = 8,
+        on_step: OnStep | None = None,
+    ) -> list[Unit]:
+        """Choose what to remove.
+
+        Args:
+            model: with routers; what they say does not matter.
+            blocks: [N, T] token ids that the choice is made on.
+            removals: how many units to remove.
+            batch_size: blocks a forward.
+            on_step: called with steps done and steps in all.
+
+        Returns:
+            The removed units, first removed first: any prefix is the answer for a smaller budget.
+
+        Raises:
+            ConfigError: the model has no routers, or fewer units than that.
+        """
+        ...
+
+
+def one_by_one(
+    loss: Callable[[list[Site]], float],
+    units: Sequence[Unit],
+    removals: int,
+    *,
+    protected: Collection[Unit] = (),
+    on_step: OnStep | None = None,
+) -> list[Unit]:
+    """Remove unit after unit, each time the one whose removal leaves the lowest loss.
+
+    Args:
+        loss: of the model without these sites.
+        units: to choose from.
+        removals: how many to remove.
+        protected: those that stay as long as there is another one.
+        on_step: called with trials done and trials in all.
+
+    Returns:
+        The removed units, first removed first.
+
+    Raises:
+        ConfigError: more removals than units.
+    """
+    check_removals(removals, units)
+    left, removed = list(units), list[Unit]()
+    trials, done = trials_of(len(left), removals, protected=len(protected)), 0
+    for _ in range(removals):
+        losses = {}
+        for unit in [each for each in left if each not in protected] or left:
+            losses[unit] = loss(sites_of([*removed, unit]))
+            done += 1
+            if on_step:
+                on_step(done, trials)
+        best = min(losses, key=lambda unit: _orderly(losses[unit]))
+        left.remove(best)
+        removed.append(best)
+    return removed
+
+
+def trials_of(units: int, removals: int, *, protected: int = 0) -> int:
+    """How many trials `one_by_one` makes.
+
+    Example:
+        >>> trials_of(30, 7, protected=2)
+        175
+    """
+    free = units - protected
+    return sum(free - n if n < free else units - n for n in range(removals))
+
+
+def lazily(
+    loss: Callable[[list[Site]], float],
+    units: Sequence[Unit],
+    removals: int,
+    *,
+    on_step: OnStep | None = None,
+) -> list[Unit]:
+    """Remove unit after unit as `one_by_one` does, without trying all of them each time.
+
+    What a removal adds to the loss seldom shrinks as more is removed. So the units are tried in
+    the order of what they added when last tried, until one adds less than the next one did; if no
+    cost shrinks, that is the same answer for a fraction of the trials (Minoux, 1978).
+
+    Args:
+        loss: of the model without these sites.
+        units: to choose from.
+        removals: how many to remove.
+        on_step: called with units that were tried or removed and how many will be: each is tried
+            once before the first one goes.
+
+    Returns:
+        The removed units, first removed first.
+
+    Raises:
+        ConfigError: more removals than units.
+    """
+    check_removals(removals, units)
+    removed, so_far = list[Unit](), loss([])
+    queue = [(-math.inf, number) for number in range(len(units))]
+    tried = 0
+    while len(removed) < removals:
+        _, number = heapq.heappop(queue)
+        found = _orderly(loss(sites_of([*removed, units[number]])))
+        tried += 1
+        cost = found - so_far
+        if not queue or (cost, number) <= queue[0]:
+            removed.append(units[number])
+            so_far = found
+        else:
+            heapq.heappush(queue, (cost, number))
+        if on_step:
+            on_step(min(tried, len(units)) + len(removed), len(units) + removals)
+    return removed
+
+
+def one_shot(
+    importance: Mapping[Unit, float], removals: int, *, protected: Collection[Unit] = ()
+) -> list[Unit]:
+    """The least important units, the least important first; protected ones last.
+
+    Raises:
+        ConfigError: more removals than units.
+    """
+    check_removals(removals, list(importance))
+    ranking = sorted(importance, key=lambda unit: (unit in protected, _orderly(importance[unit])))
+    return ranking[:removals]
+
+
+def _orderly(value: float) -> float:
+    """NaN compares with nothing; a loss that is one is as bad as can be."""
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,59 @@
+"""A static removal in force: what it costs, and routers that say nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model.surgery import routers
+from skipgpt.model.trace import deciding, execution, routing_state
+from skipgpt.removal.units import Unit, check_removals
+from skipgpt.routing.decision import Forced, Site, Threshold
+from skipgpt.routing.router import set_constant
+
+
+def static_loss(
+    model: nn.Module, blocks: Tensor, removed: list[Site], *, batch_size: int = 8
+) -> float:
+    """Nats a token over blocks [N, T] with some sites removed for every token."""
+    with deciding(model, Forced.without(removed)), execution(model, "sparse"):
+        nll, tokens = total_loss(model, blocks, batch_size)
+    return nll / tokens
+
+
+def constant_margins(model: nn.Module, removed: Sequence[Unit]) -> dict[Site, float]:
+    """Constant margins from -1 to +1 whose thresholds remove units in the given order.
+
+    The first removed gets -1, the next ones more, always below 0; all that were not removed share
+    +1. The sites of one unit share a margin, so that no threshold splits it.
+    """
+    rank = {site: -1 + n / len(removed) for n, unit in enumerate(removed) for site in unit}
+    return {site: rank.get(site, 1.0) for site in routers(model)}
+
+
+def constant_routes(model: nn.Module, units: Sequence[Unit], removals: int | None = None) -> None:
+    """Make routers of a static removal, in place: healing, saving and loading work as ever.
+
+    From now on the model decides by threshold 0 and skips exactly these units for every token;
+    lower thresholds skip the first ones only. What was calibrated before no longer holds and is
+    forgotten.
+
+    Args:
+        model: with routers; what they were is overwritten.
+        units: as a method returns them, first removed first.
+        removals: how many of them; all, if not given.
+
+    Raises:
+        ConfigError: more removals than units.
+
+    Example:
+        constant_routes(model, sleb(model, blocks, 8), 4)
+    """
+    removals = len(units) if removals is None else removals
+    check_removals(removals, units)
+    for site, margin in constant_margins(model, units[:removals]).items():
+        set_constant(routers(model)[site], margin)
+    state = routing_state(model)
+    state.rule, state.curve = Threshold(0.0), None

@@ -1,0 +1,1 @@
+"""Charts and maps, for pages, pictures and terminals."""

@@ -1,0 +1,197 @@
+"""Line charts as inline SVG, coloured by the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from skipgpt.report.pages.markup import escaped
+
+WIDTH, HEIGHT = 440, 250
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 28, 42
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        name: in the legend.
+        kind: class of the style sheet, which gives colour and dashes: `attn`, `mlp`, `one`, `two`.
+        points: x and y; where y is no number the line is broken off.
+        dots: mark every point; by number, so that a script can find it.
+        dashed: a second line of the same kind.
+    """
+
+    name: str
+    kind: str
+    points: Sequence[Point]
+    dots: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis.
+
+    Attributes:
+        name: with its unit.
+        said: a number of it for people; with as many digits as its ticks need where None.
+        low: where it begins; as the data have it where None.
+        high: where it ends; likewise.
+    """
+
+    name: str
+    said: Callable[[float], str] | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    *,
+    level: tuple[str, float] | None = None,
+    marks: Sequence[tuple[str, float]] = (),
+) -> str:
+    """A chart with a title, axes, a legend and a description for those who cannot see it.
+
+    Args:
+        title: what it shows.
+        lines: to draw.
+        x: the horizontal axis.
+        y: the vertical one.
+        level: name and height of a horizontal line to compare with.
+        marks: names and places of vertical lines.
+    """
+    points = [p for line in lines for p in line.points if math.isfinite(p[1])]
+    if not points:
+        return ""
+    across = _scale([p[0] for p in points] + [at for _, at in marks], x)
+    up = _scale([p[1] for p in points] + ([level[1]] if level else []), y)
+
+    def place(at: Point) -> Point:
+        right = (at[0] - across[0]) / (across[1] - across[0])
+        rise = (at[1] - up[0]) / (up[1] - up[0])
+        return (
+            LEFT + right * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - rise * (HEIGHT - TOP - BOTTOM),
+        )
+
+    parts = [_grid(across, up, x, y, place)]
+    if level:
+        _, height = place((across[0], level[1]))
+        parts.append(f'<path class="level" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>')
+        # Above the line, at the end where rising curves are far away.
+        parts.append(_text(WIDTH - RIGHT, height - 5, level[0], "end"))
+    for name, at in marks:
+        left, _ = place((at, up[0]))
+        parts.append(f'<path class="mark" d="M{left:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
+        parts.append(_text(left - 4, TOP + 10, name, "end"))
+    parts += [_path(line, place) for line in lines]
+    said = ", ".join(line.name for line in lines)
+    return (
+        f'<figure class="chart"><figcaption>{escaped(title)}{_legend(lines)}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label='
+        f'"{escaped(f"{title}: {said}; {y.name} over {x.name}")}">{"".join(parts)}</svg></figure>'
+    )
+
+
+Scale = tuple[float, float, float]
+"""The ends of an axis and the step of its ticks."""
+
+
+def _scale(values: Sequence[float], axis: Axis) -> Scale:
+    """An axis that ends on ticks where its ends are not given."""
+    low = min(values) if axis.low is None else axis.low
+    high = max(values) if axis.high is None else axis.high
+    if high - low < 1e-9:
+        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    step = tick_step(low, high)
+    return (
+        math.floor(low / step + 1e-9) * step if axis.low is None else low,
+        math.ceil(high / step - 1e-9) * step if axis.high is None else high,
+        step,
+    )
+
+
+def tick_step(low: float, high: float, most: int = 5) -> float:
+    """A step of 1, 2 or 5 times a power of ten that gives at most so many steps.
+
+    Example:
+        >>> tick_step(3.1, 5.2)
+        0.5
+    """
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(n * power for n in (1, 2, 5, 10) if n * power >= rough * (1 - 1e-9))
+
+
+def _grid(across: Scale, up: Scale, x: Axis, y: Axis, place: Callable[[Point], Point]) -> str:
+    parts = []
+    for at in _ticks(*up):
+        _, height = place((across[0], at))
+        parts.append(f'<path class="grid" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(_text(LEFT - 7, height + 4, _said(y, at, up), "end"))
+    for at in _ticks(*across):
+        left, _ = place((at, up[0]))
+        parts.append(_text(left, HEIGHT - BOTTOM + 17, _said(x, at, across), "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x.name, "middle"))
+    parts.append(_text(0, 12, y.name, "start"))
+    return "".join(parts)
+
+
+def _said(axis: Axis, at: float, scale: Scale) -> str:
+    if axis.said:
+        return axis.said(at)
+    digits = max(0, -math.floor(math.log10(scale[2]) + 1e-9))
+    return f"{at:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _ticks(low: float, high: float, step: float) -> list[float]:
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [n * step for n in range(first, last + 1)]
+
+
+def _path(line: Line, place: Callable[[Point], Point]) -> str:
+    """The line, in pieces where a value is missing, and its dots."""
+    drawn, pen = [], "M"
+    for point in line.points:
+        if not math.isfinite(point[1]):
+            pen = "M"
+            continue
+        left, height = place(point)
+        drawn.append(f"{pen}{left:.1f} {height:.1f}")
+        pen = "L"
+    dashed = " dashed" if line.dashed else ""
+    parts = [f'<path class="line {line.kind}{dashed}" d="{"".join(drawn)}"/>']
+    if line.dots:
+        for number, point in enumerate(line.points):
+            if math.isfinite(point[1]):
+                left, height = place(point)
+                parts.append(
+                    f'<circle class="dot {line.kind}" data-stop="{number}" '
+                    f'cx="{left:.1f}" cy="{height:.1f}" r="4"/>'
+                )
+        parts.append('<circle class="now" r="8"/>')  # a script puts it around one of them
+    return "".join(parts)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escaped(text)}</text>'
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    """Names of lines with a sample of each; none of a line alone."""
+    if len(lines) < 2:
+        return ""
+    each = (
+        f'<span><svg viewBox="0 0 26 10" aria-hidden="true"><path class="line {line.kind}'
+        f'{" dashed" * line.dashed}" d="M1 5H25"/></svg>{escaped(line.name)}</span>'
+        for line in lines
+    )
+    return f'<span class="legend">{"".join(each)}</span>'

@@ -1,0 +1,202 @@
+"""One request through `generate`: tokens as they come, where they end, and what was skipped."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+from skipgpt.analysis.stop_text import NewText
+from skipgpt.config import Budget
+from skipgpt.model.loading.generation_settings import Ends, drawing_from, ends_of, plain_generation
+from skipgpt.model.sparsity import at_sparsity
+from skipgpt.model.trace import record_routing
+from skipgpt.serving.tokens import Chosen, Tokens
+
+Reason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to generate.
+
+    Attributes:
+        ids: of the prompt, at least one.
+        max_tokens: the most to add.
+        temperature: 0 is greedy.
+        top_p: of sampling.
+        seed: of sampling; None draws on.
+        stops: sequences that end the text.
+        sparsity: share to save; the model's own where None.
+        budget: what it counts; as the model was trained where None.
+        logprobs: how many of the likeliest tokens are reported at each place; None reports none.
+    """
+
+    ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stops: tuple[str, ...] = ()
+    sparsity: float | None = None
+    budget: Budget | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that may be shown, and the tokens that begin in it."""
+
+    text: str
+    tokens: tuple[Chosen, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a job.
+
+    Attributes:
+        reason: `stop` at a stop sequence or the end of the text, `length` at the limit.
+        new_tokens: how many were generated.
+        decisions: (token, module) pairs decided about.
+        skipped: how many of those did not run.
+    """
+
+    reason: Reason
+    new_tokens: int
+    decisions: int
+    skipped: int
+
+
+def run_job(
+    model: Any,
+    tokenizer: Any,
+    job: Job,
+    tell: Callable[[Piece], None],
+    cancelled: threading.Event | None = None,
+) -> Done:
+    """Generate; greedy output is that of `skipgpt.generate`.
+
+    Args:
+        model: with routers.
+        tokenizer: of the base model.
+        job: what to do.
+        tell: called with each piece of text, in order.
+        cancelled: set from elsewhere to stop at the next token.
+
+    Raises:
+        ConfigError: the dial does not reach the sparsity.
+    """
+    ends = ends_of(model, tokenizer, job.stops)
+    watch = _Watch(tokenizer, job, ends, tell, cancelled or threading.Event())
+    how = drawing_from(job.temperature, job.top_p)
+    if job.logprobs is not None:
+        how["logits_processor"] = [watch.probabilities]
+    ids = torch.tensor([job.ids], device=model.device)
+    dial = (
+        nullcontext()
+        if job.sparsity is None
+        else at_sparsity(model, job.sparsity, budget=job.budget)
+    )
+    with (
+        torch.no_grad(),
+        _seeded(job.seed, ids.device),
+        dial,
+        plain_generation(model, ends),
+        record_routing(model) as trace,
+    ):
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=job.max_tokens,
+            stopping_criteria=[watch],
+            **how,
+        )
+    watch.end()
+    kept, tokens = trace.keep_counts()
+    decisions = tokens * len(kept)
+    reason: Reason = "stop" if watch.ended else "length"
+    return Done(reason, watch.count, decisions, decisions - sum(kept.values()))
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers from a seed; those of others go on as if there had been none."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Watch(StoppingCriteria):  # type: ignore[misc]
+    """Takes each new token as soon as it is chosen, and says whether it was the last.
+
+    Attributes:
+        ended: whether the text ended by itself.
+        count: tokens taken.
+        probabilities: a logits processor, where log-probabilities are taken from.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        job: Job,
+        ends: Ends,
+        tell: Callable[[Piece], None],
+        cancelled: threading.Event,
+    ) -> None:
+        self.ended, self.count, self.probabilities = False, 0, _Probabilities()
+        self._text, self._tokens = NewText(tokenizer, job.ids, ends), Tokens(tokenizer, ends)
+        self._job, self._ends, self._tell, self._cancelled = job, ends, tell, cancelled
+        self._shown = 0  # characters
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        over = self.ended or self._cancelled.is_set()
+        if not over:
+            self._take(int(input_ids[0, -1]))
+            over = self.ended or self._cancelled.is_set()
+        return torch.full((len(input_ids),), over, device=input_ids.device)
+
+    def _take(self, token: int) -> None:
+        self.count += 1
+        start, places = self._text.length, self._job.logprobs
+        shown = self._text.add(token)
+        if places is not None:
+            logs, likely = self.probabilities.newest, []
+            if places:
+                top = logs.topk(min(places, len(logs)))
+                likely = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+            self._tokens.add(token, self._text.piece, start, logs[token].item(), likely)
+        self.ended = self._text.found or token in self._ends.ids
+        self._show(shown)
+
+    def end(self) -> None:
+        """Show what was held back, as nothing more comes."""
+        rest = self._text.rest()
+        self._tokens.complete(self._text.piece)
+        self._show(rest, last=not self._text.found)
+
+    def _show(self, text: str, last: bool = False) -> None:
+        self._shown += len(text)
+        ready = self._tokens.up_to(math.inf if last else self._shown)
+        if text or ready:
+            self._tell(Piece(text, ready))
+
+
+class _Probabilities(LogitsProcessor):  # type: ignore[misc]
+    """Remembers log-probabilities [V] of the newest place; changes nothing."""
+
+    newest: Tensor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.newest = scores[0].float().log_softmax(-1)
+        return scores

@@ -1,0 +1,62 @@
+"""What an engine's settings have to be for a merged export; checked before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from skipgpt.errors import ConfigError
+from skipgpt.model.families.table import MERGED_PREFIX
+from skipgpt.serving.vllm.families import unsupported
+
+BUDGETS = "skipgpt.serving.vllm.budget:Budgets"
+
+
+class Startup(VerifyAndUpdateConfig):  # type: ignore[misc]
+    """vLLM calls it once, with all of its settings."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Refuse what does not work, and set what has to be so.
+
+        Raises:
+            ConfigError: the checkpoint or the engine asks for something that is not supported.
+        """
+        model = vllm_config.model_config
+        for asked, expected, todo in _refusals(vllm_config):
+            raise ConfigError(f"serving {model.model}", got=asked, expected=expected, todo=todo)
+        # How many rows a module gets is data, which neither graphs nor compiled code can follow.
+        model.enforce_eager = True
+        model.logits_processors = [*(model.logits_processors or []), BUDGETS]
+
+
+def _refusals(vllm_config: Any) -> list[tuple[str, str, str]]:
+    """What was asked for that is not supported: what, what would be, what to do."""
+    config = vllm_config.model_config.hf_config
+    family = config.model_type.removeprefix(MERGED_PREFIX)
+    cannot = unsupported(family, config.router, config.to_dict())
+    export = "use `skipgpt export --static`, or transformers"
+    checks = (
+        (cannot is not None, str(cannot), "what docs/serving.md says under Limits", export),
+        (
+            vllm_config.speculative_config is not None,
+            "speculative decoding",
+            "an engine without it",
+            "",
+        ),
+        (vllm_config.lora_config is not None, "LoRA adapters", "an engine without them", "merge"),
+        (
+            vllm_config.quant_config is not None,
+            "quantised weights",
+            "weights in float32, float16 or bfloat16",
+            "",
+        ),
+        (
+            vllm_config.use_v2_model_runner,
+            "vLLM's model runner V2",
+            "V1, which tells the model what each request asks for",
+            "set VLLM_USE_V2_MODEL_RUNNER=0",
+        ),
+    )
+    return [(asked, expected, todo) for found, asked, expected, todo in checks if found]

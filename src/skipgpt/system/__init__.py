@@ -1,0 +1,1 @@
+"""The machine and its processes: files, folders, devices, progress, several processes."""

@@ -1,0 +1,140 @@
+"""What a machine can do, in four numbers, and where a measurement of them is kept.
+
+Packing pays where the products it saves take longer than it does. How long either takes depends
+on the machine: `skipgpt profile` measures it once; until then typical figures stand in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from skipgpt.errors import CheckpointError
+from skipgpt.system.hardware import hardware
+
+logger = logging.getLogger("skipgpt")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, seen by what packing costs on it and what it saves.
+
+    Attributes:
+        flops: of large matrix products, a second.
+        bandwidth: bytes of weights read, a second.
+        mlp_packing: seconds that packing tokens for an MLP takes, however few they are.
+        attn_packing: likewise for attention.
+    """
+
+    flops: float
+    bandwidth: float
+    mlp_packing: float
+    attn_packing: float
+
+    def product_seconds(self, weights: int, rows: float, number_bytes: float) -> float:
+        """Seconds of products of `rows` tokens with so many weights.
+
+        Example:
+            >>> typical(torch.device("cpu")).product_seconds(1_000_000, 512, 4)
+            0.01024
+        """
+        return max(2 * weights * rows / self.flops, weights * number_bytes / self.bandwidth)
+
+
+def typical(device: torch.device) -> Machine:
+    """Figures of a common machine: a few cores, or a data-centre GPU in bfloat16."""
+    if device.type == "cpu":
+        return Machine(flops=1e11, bandwidth=1.5e10, mlp_packing=5e-5, attn_packing=2e-4)
+    return Machine(flops=2e14, bandwidth=1.5e12, mlp_packing=5e-5, attn_packing=2e-4)
+
+
+def known(device: torch.device, dtype: torch.dtype) -> Machine:
+    """What was measured of this device in this dtype, or the typical figures."""
+    return measured(device, dtype) or typical(device)
+
+
+def measured(device: torch.device, dtype: torch.dtype) -> Machine | None:
+    """What `skipgpt profile` kept of this device in this dtype; None where nothing can be read."""
+    try:
+        path = path_of(device, dtype)
+    except RuntimeError:  # a user without a home has kept nothing
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        machine = Machine(**{f.name: float(values[f.name]) for f in dataclasses.fields(Machine)})
+        if not all(math.isfinite(each) and each > 0 for each in dataclasses.astuple(machine)):
+            raise ValueError("a figure is not a number above 0")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        logger.warning("%s is not read (%s); `skipgpt profile` writes it anew", path, error)
+        return None
+    return machine
+
+
+def keep(machine: Machine, device: torch.device, dtype: torch.dtype) -> Path:
+    """Write a measurement to where `known` looks for it.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or the user has none.
+    """
+    facts = dataclasses.asdict(machine) | {"dtype": str(dtype), **hardware(device)}
+    path = kept_at(device, dtype)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:  # names the file
+        raise _not_kept(error) from error
+    return path
+
+
+def kept_at(device: torch.device, dtype: torch.dtype) -> Path:
+    """The file that `keep` writes.
+
+    Raises:
+        CheckpointError: the user has no home folder, and no other is named.
+    """
+    try:
+        return path_of(device, dtype)
+    except RuntimeError as error:
+        raise _not_kept(error) from error
+
+
+def _not_kept(error: Exception) -> CheckpointError:
+    return CheckpointError(
+        "keeping the profile of this machine",
+        got=str(error),
+        todo="set SKIPGPT_CACHE to a folder that can be written",
+    )
+
+
+def path_of(device: torch.device, dtype: torch.dtype) -> Path:
+    """The file of a device, its threads and versions, and a dtype, in the user's cache folder.
+
+    Raises:
+        RuntimeError: the user has no home folder, and no other is named.
+    """
+    text = json.dumps([hardware(device), str(dtype)], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return cache_folder() / f"machine-{device.type}-{digest}.json"
+
+
+def cache_folder() -> Path:
+    """Where what was measured is kept: SKIPGPT_CACHE, or `skipgpt` in the user's cache folder.
+
+    Raises:
+        RuntimeError: the user has no home folder, and no other is named.
+    """
+    given = os.environ.get("SKIPGPT_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    home = Path(given or Path.home() / ".cache")
+    return home if os.environ.get("SKIPGPT_CACHE") else home / "skipgpt"

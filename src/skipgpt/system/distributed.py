@@ -1,0 +1,203 @@
+"""The processes of a run: which one this is, and what they agree on.
+
+Everything here is a no-op in a run of one process, and nothing here starts other processes: that
+is done by `torchrun` or `accelerate launch`, which tell each process its place in environment
+variables. Functions marked "together" have to be called by every process of the run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, ParamSpec, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from skipgpt.errors import MissingExtraError
+from skipgpt.system.sharded import in_pieces
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+Layout = Literal["whole", "fsdp", "zero"]
+"""Every process holds the whole model; or a share of it, by FSDP2 or DeepSpeed."""
+
+_SPEAKER = "skipgpt/speaker"
+
+
+def rank() -> int:
+    """The place of this process in its run; the first one is 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return rank() == 0
+
+
+def count() -> int:
+    """How many processes the run has; 1 until they have met."""
+    return dist.get_world_size() if _met() else 1
+
+
+def launched() -> int:
+    """How many processes were launched together, whether or not they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def meet(device: str) -> str:
+    """Let launched processes find each other; together. Returns the device of this one.
+
+    Args:
+        device: of the run; `cuda` becomes `cuda:1` in the second process of a machine.
+
+    Raises:
+        MissingExtraError: the launcher asks for DeepSpeed, and it is not installed.
+    """
+    if layout() == "zero" and importlib.util.find_spec("deepspeed") is None:
+        raise MissingExtraError("deepspeed", "deepspeed", "training with DeepSpeed")
+    if launched() == 1:
+        return device
+    from accelerate import PartialState
+
+    on_cpu = device.split(":")[0] == "cpu"
+    if not _met():
+        PartialState(cpu=on_cpu)
+    if not is_first():
+        logging.getLogger("skipgpt").setLevel(logging.ERROR)
+    return device if on_cpu or ":" in device else f"{device}:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+def layout() -> Layout:
+    """How the launcher was told to spread a model over processes."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return "zero"
+    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "whole"
+
+
+def in_lockstep() -> bool:
+    """Whether every module has to be called in the same order in all processes, as by ZeRO-3."""
+    return layout() == "zero" and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+
+
+def shard_on_cpu(accelerator: Any) -> None:
+    """Make Accelerate use FSDP2 on CPUs, where it would quietly train whole copies."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    # Accelerate keeps it in two places, of which the second overwrites the first.
+    PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+
+def load_whole() -> None:
+    """Let transformers load the next model whole, where ZeRO-3 of a stage before is remembered."""
+    if layout() == "zero":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
+def from_first(value: T) -> T:
+    """What the first process holds, a picklable value; together."""
+    if not _met():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def by_first(action: Callable[[], T]) -> T:
+    """What an action gives that the first process alone takes; together.
+
+    Raises:
+        Exception: what the action raised, in every process.
+    """
+    if not _met():
+        return action()
+    value, error = None, None
+    if is_first():
+        try:
+            value = action()
+        except Exception as raised:
+            error = raised
+    value, error = from_first((value, error))
+    if error is not None:
+        raise error
+    return cast("T", value)
+
+
+def first_alone(function: Callable[P, T]) -> Callable[P, T]:
+    """Let the first process alone do what a function does, and all have its result or error."""
+
+    @functools.wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        return by_first(lambda: function(*args, **kwargs))
+
+    return alone
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over processes, without gradient; together."""
+    if not _met():
+        return value.detach()
+    summed = value.detach().clone()
+    dist.all_reduce(summed)
+    return summed / dist.get_world_size()
+
+
+def joined(value: Tensor) -> Tensor:
+    """A tensor [M, N] of every process side by side, whose N may differ; together."""
+    if not _met():
+        return value
+    own = torch.tensor(value.shape[1], device=value.device)
+    widths = [torch.zeros_like(own) for _ in range(count())]
+    dist.all_gather(widths, own)
+    most = int(torch.stack(widths).max())
+    # Not every backend sends bools.
+    sent = nn.functional.pad(value.float(), (0, most - value.shape[1])).contiguous()
+    found = [torch.empty_like(sent) for _ in widths]
+    dist.all_gather(found, sent)
+    cut = [each[:, : int(width)] for each, width in zip(found, widths, strict=True)]
+    return torch.cat(cut, dim=1).to(value.dtype)
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether some process says so; together."""
+    if not _met():
+        return flag
+    told = torch.tensor(float(flag), device=device)
+    dist.all_reduce(told)
+    return bool(told > 0)
+
+
+def spread(tensors: Iterable[Tensor]) -> None:
+    """Give every process what the first one holds; tensors in pieces agree already; together."""
+    if not _met():
+        return
+    for tensor in tensors:
+        if not in_pieces(tensor):
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def may_speak() -> bool:
+    """Whether this process is the one that says why the run ends: the first to ask.
+
+    Before processes have met, what goes wrong goes wrong in all of them, and the first speaks.
+    """
+    if not _met():
+        return is_first()
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.compare_set(_SPEAKER, "", str(rank())) == str(rank()).encode()
+    except (RuntimeError, AttributeError):  # the process that held the store is gone
+        return is_first()
+
+
+def _met() -> bool:
+    return dist.is_available() and dist.is_initialized()

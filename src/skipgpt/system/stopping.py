@@ -1,0 +1,92 @@
+"""What SIGINT and SIGTERM do to a command: it ends with an error that says what is kept.
+
+`stoppable` surrounds the whole of a command; inside another one it does nothing, since the whole
+knows best how to go on. Whoever finishes something first, as a training step, raises `Stop` itself.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+
+from skipgpt.errors import StoppedError
+from skipgpt.system.progress import under_way
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+NOTHING_KEPT = "nothing was written; the same command starts again"
+"""Of commands that write in the end."""
+
+_SURROUNDED = ContextVar("surrounded", default=False)
+"""Whether this thread is inside a `stoppable` block."""
+
+
+class Stop(KeyboardInterrupt):
+    """Somebody asked the process to stop.
+
+    Args:
+        got: which signal, and where if that is known better than by `doing`.
+        doing: what was being done; empty where only the whole command can say.
+    """
+
+    def __init__(self, got: str, doing: str = "") -> None:
+        super().__init__(got)
+        self.got, self.doing = got, doing
+
+
+@contextmanager
+def stoppable(doing: str, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM inside the block into an error.
+
+    Args:
+        doing: the whole of it, as a participle ("exporting out/a").
+        kept: says what is kept and how to go on, once the work has stopped.
+
+    Raises:
+        StoppedError: one of the signals came.
+
+    Example:
+        with stoppable("exporting out/a", lambda: "nothing was written; start it again"):
+            ...
+    """
+    if _SURROUNDED.get():
+        yield
+        return
+    outermost = _SURROUNDED.set(True)
+    try:
+        with handling(stop_now):
+            yield
+    except KeyboardInterrupt as asked:
+        stop = asked if isinstance(asked, Stop) else Stop("SIGINT")
+        raise StoppedError(stop.doing or doing, got=stop.got, todo=kept()) from None
+    finally:
+        _SURROUNDED.reset(outermost)
+
+
+def stop_now(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by stopping whatever runs.
+
+    Raises:
+        Stop: always.
+    """
+    raise Stop(signal.Signals(number).name, under_way())
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle both signals inside the block; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, signal.SIG_DFL if was is None else was)

@@ -1,0 +1,120 @@
+"""A stage's settings as transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations import integration_utils
+
+from skipgpt.config import TrainConfig
+from skipgpt.errors import ConfigError
+from skipgpt.system.distributed import launched
+from skipgpt.training.loop.sampler import share_of_step
+from skipgpt.training.stages import StagePlan
+
+_TRACKERS = {
+    "azure_ml": ("azureml", "azureml-sdk"),
+    "comet_ml": ("comet", "comet-ml"),
+    "flyte": ("flytekit", "flytekit"),
+}
+"""Trackers whose module, in transformers' test of it, or whose package has another name."""
+
+
+def check_schedule(name: str) -> None:
+    """Raise if transformers has no such schedule of the learning rate.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    try:
+        SchedulerType(name)
+    except ValueError as error:
+        raise ConfigError(
+            "reading schedule",
+            got=repr(name),
+            expected="one of " + ", ".join(kind.value for kind in SchedulerType),
+        ) from error
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise if a tracker is unknown to transformers or not installed.
+
+    Raises:
+        ConfigError: one is; says how to install it.
+    """
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                "reading report_to", got=repr(name), expected="one of " + ", ".join(sorted(known))
+            )
+        module, package = _TRACKERS.get(name, (name, name))
+        if not getattr(integration_utils, f"is_{module}_available")():
+            raise ConfigError(
+                "reading report_to",
+                got=f"{name!r}, which is not installed",
+                expected="trackers that are",
+                todo=f"run: pip install {package}",
+            )
+
+
+def keep_events(callbacks: Sequence[Any], folder: Path) -> None:
+    """Let TensorBoard's event files lie in a folder that outlives the run.
+
+    transformers puts them beside the resume states. `TENSORBOARD_LOGGING_DIR` still comes first.
+
+    Args:
+        callbacks: of a trainer that has not begun.
+        folder: for the files.
+    """
+    for callback in callbacks:
+        if isinstance(callback, integration_utils.TensorBoardCallback):
+            callback.logging_dir = callback.logging_dir or str(folder)
+
+
+def training_arguments(
+    plan: StagePlan, config: TrainConfig, folder: Path, device: torch.device
+) -> TrainingArguments:
+    """What transformers needs to know.
+
+    Args:
+        plan: the stage.
+        config: the run.
+        folder: where resume states go.
+        device: where it trains.
+
+    Raises:
+        ConfigError: transformers does not know the schedule or a tracker, or the processes of the
+            run cannot share the rows of a step equally.
+    """
+    check_schedule(plan.schedule)
+    check_trackers(config.report_to)
+    on_cpu = device.type == "cpu"
+    share = share_of_step(config.batch_size, config.accumulation, launched())
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=plan.steps,
+        per_device_train_batch_size=share.rows,
+        gradient_accumulation_steps=share.parts,
+        lr_scheduler_type=plan.schedule,
+        warmup_steps=plan.warmup,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.log_every,
+        save_steps=min(config.save_every, plan.steps),
+        save_total_limit=2,
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+        use_cpu=on_cpu,
+        logging_nan_inf_filter=False,
+        # Every module takes part in every step, but for MLP routers that attention's speak for.
+        ddp_find_unused_parameters=config.router.decides == "layer",
+        ddp_broadcast_buffers=False,
+    )

@@ -1,0 +1,47 @@
+"""The state of an optimiser in one piece, as a single process has it, and back into pieces.
+
+So a run may be resumed on another number of processes, and whole where it was in pieces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from skipgpt.system.sharded import like, whole
+
+
+def gathered_state(optimizer: Any) -> dict[str, Any]:
+    """What `optimizer.state_dict()` is in a run of one process; every process takes part.
+
+    Args:
+        optimizer: as Accelerate prepared it.
+    """
+    plain: dict[str, Any] = optimizer.state_dict()
+    state = {
+        number: {name: _in_one_piece(value) for name, value in values.items()}
+        for number, values in plain["state"].items()
+    }
+    return {**plain, "state": state}
+
+
+def scatter_state(optimizer: Any, saved: dict[str, Any]) -> None:
+    """Put a gathered state back, in the pieces that parameters are in; every process takes part."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {name: _like(parameters[number], value) for name, value in values.items()}
+        for number, values in saved["state"].items()
+    }
+    optimizer.load_state_dict({**saved, "state": state})
+
+
+def _in_one_piece(value: Any) -> Any:
+    return whole(value).cpu() if isinstance(value, Tensor) else value
+
+
+def _like(parameter: Any, value: Any) -> Any:
+    """A value in the pieces of a parameter, if it is of its shape; steps are counted in scalars."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    return like(parameter, value)

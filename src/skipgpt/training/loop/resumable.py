@@ -1,0 +1,130 @@
+"""What a trainer saves to resume from: what trains and its optimiser, in one piece each.
+
+A state says nothing of how many processes made it, or of how the model was spread over them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import Trainer
+
+from skipgpt.config import TrainConfig
+from skipgpt.errors import DivergedError, TrainingError
+from skipgpt.system.distributed import by_first
+from skipgpt.system.sharded import assign, whole
+from skipgpt.training.loop.optimizer_state import gathered_state, scatter_state
+from skipgpt.training.loop.zero_state import gathered_from_zero, scatter_to_zero, tell_weights
+from skipgpt.training.run_record import after_room_is_made
+from skipgpt.training.stages import StagePlan, optimizer_groups
+
+WEIGHTS, OPTIMIZER, SCHEDULER = "trained.safetensors", "optimizer.pt", "scheduler.pt"
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer with states that hold nothing of the base model.
+
+    Attributes:
+        plan: the stage.
+        config: the run.
+    """
+
+    plan: StagePlan
+    config: TrainConfig
+    optimizer: torch.optim.Optimizer | None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what trains and nothing else, in one piece; the base model is where it was."""
+        trained = {
+            name: whole(parameter).cpu().contiguous()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        if broken := [name for name, tensor in trained.items() if not tensor.isfinite().all()]:
+            raise DivergedError(
+                f"saving step {self.state.global_step} of stage {self.plan.stage}",
+                got=f"values that are no numbers in {broken[0]} and {len(broken) - 1} more",
+                expected="finite weights",
+                todo="the state saved before is kept; start again with a lower learning rate "
+                "(--lr) and --overwrite",
+            )
+        by_first(lambda: self._save(output_dir, trained))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state_dict, folder / WEIGHTS)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a resume state, whole or not at all.
+
+        Raises:
+            TrainingError: the disk refuses; says what is kept.
+        """
+        step, states = self.state.global_step, Path(self.args.output_dir)
+        try:
+            super()._save_checkpoint(model, trial)
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch names this file of its own where the disk is full; else a process has ended.
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            shutil.rmtree(states / f"checkpoint-{step}", ignore_errors=True)
+            raise TrainingError(
+                f"saving step {step} of stage {self.plan.stage} below {states}",
+                got=" ".join(str(error).split()),
+                expected="room on the disk and permission to write",
+                todo=after_room_is_made(states),
+            ) from error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save the state of the optimiser in one piece, whatever pieces it is in."""
+        if self.is_deepspeed_enabled:
+            groups = optimizer_groups(self.model, self.config)
+            state = gathered_from_zero(self.optimizer, groups)
+        else:
+            state = gathered_state(self.optimizer)
+
+        def write() -> None:
+            torch.save(state, Path(output_dir, OPTIMIZER))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
+
+        by_first(write)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        """Prepare as ever, then put back what was saved, in whatever pieces things are now."""
+        prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            state = Path(resume_from_checkpoint)
+            self.load_weights(state)
+            saved = torch.load(state / OPTIMIZER, map_location="cpu", weights_only=True)
+            if self.is_deepspeed_enabled:
+                scatter_to_zero(self.optimizer, optimizer_groups(self.model, self.config), saved)
+            else:
+                scatter_state(self.optimizer, saved)
+            self.lr_scheduler.load_state_dict(torch.load(state / SCHEDULER, weights_only=True))
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing yet: weights are put back once they are in their pieces."""
+
+    def with_changes(self, change: Callable[[Any], None], model: Any) -> None:
+        """Change weights of the model that is about to train."""
+        change(model)
+        if self.is_deepspeed_enabled:  # which trains copies of them
+            tell_weights(optimizer_groups(self.model, self.config))
+
+    def load_weights(self, state: Path) -> None:
+        """Put back what had been trained when a resume state was saved."""
+        named = dict(self.model.named_parameters())
+        for name, tensor in load_file(state / WEIGHTS).items():
+            assign(named[name], tensor)

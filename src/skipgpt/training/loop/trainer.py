@@ -1,0 +1,293 @@
+"""The Trainer: transformers' own, with the budget in the loss; its states: `resumable.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from skipgpt.config import TrainConfig
+from skipgpt.errors import DivergedError
+from skipgpt.model.trace import Step, Trace, deciding, drawing, execution, record_routing
+from skipgpt.routing.budget import budget_loss, linear_between
+from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
+from skipgpt.routing.noise import RowNoise
+from skipgpt.system.distributed import count, joined, layout, mean, rank, shard_on_cpu
+from skipgpt.training.distillation import dense_logits, distilled_loss
+from skipgpt.training.loop.labelled import NO_LABEL, labelled_rows
+from skipgpt.training.loop.metric_accumulator import StepSums
+from skipgpt.training.loop.resumable import ResumableTrainer
+from skipgpt.training.loop.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
+from skipgpt.training.loop.sampler import ROWS, PartsOfSteps, RowsOfRun, Share
+from skipgpt.training.router_init import savings_of
+from skipgpt.training.stages import StagePlan, optimizer_groups
+
+
+class RoutingTrainer(ResumableTrainer):
+    """Trains one stage; everything that is not said here is transformers' behaviour.
+
+    Args:
+        plan: the stage.
+        config: the run.
+        rule: how decisions are made while routers train; Gumbel samples where None.
+        arguments: passed to `transformers.Trainer`.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite; the step is not taken.
+    """
+
+    is_fsdp_enabled: bool
+
+    def __init__(
+        self,
+        *,
+        plan: StagePlan,
+        config: TrainConfig,
+        rule: RuleAt | None = None,
+        **arguments: Any,
+    ) -> None:
+        with _counted_as_adapted(arguments["model"]):
+            super().__init__(**arguments)
+        self.plan, self.config, self._rule_at = plan, config, rule
+        # The loss of a step is a sum over its tokens divided by their number, however it is cut.
+        self.model_accepts_loss_kwargs = True
+        self._saved = savings_of(arguments["model"], config)
+        self._whole_sparsity: Tensor | None = None
+        self._step_tokens = 0.0
+        self._sums = StepSums()
+        self._observed: list[Tensor] = []
+        self._temperature: float | None = None
+        self._dense: Tensor | None = None
+        if plan.distill:
+            self.compute_loss_func = self._distilled
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As ever; but a CPU, too, trains a model in pieces, where Accelerate would not say no."""
+        super().create_accelerator_and_postprocess()
+        if layout() == "fsdp" and not self.is_fsdp_enabled:
+            shard_on_cpu(self.accelerator)
+            self.is_fsdp_enabled = True
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Language-model loss plus alpha times the budget term (paper; soft in `default`)."""
+        if not self.plan.trains_routers:
+            watching: AbstractContextManager[Trace | None] = (
+                record_routing(model) if self._is_logged else nullcontext()
+            )
+            with watching as seen:
+                loss = self._lm_loss(model, inputs, num_items_in_batch)
+            if seen is not None:
+                self._observed.append(keeps_of(seen.steps[0]))
+            return loss
+        with record_routing(model) as trace:
+            lm_loss = self._lm_loss(model, inputs, num_items_in_batch)
+        stage, share = self.config.router_stage, self._share(inputs)
+        sparsity = self._sparsity(trace.steps[0])
+        self._sums.add(sparsity=share * sparsity)
+        if self._is_logged:
+            self._observed.append(margins_of(trace.steps[0]))
+        whole = self._whole_sparsity
+        if whole is None and count() > 1:  # one part a process: what the whole needs is known now
+            whole = mean(share * sparsity)
+        miss = budget_loss(sparsity, self.config.target_sparsity, whole, stage.budget_softness)
+        return lm_loss + stage.alpha * share * miss
+
+    def _lm_loss(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        with labelled_rows(self.model, inputs) as given:
+            if self.plan.distill:
+                self._dense = dense_logits(self.model, given)
+            loss: Tensor = super().compute_loss(model, given, num_items_in_batch=num_items_in_batch)
+        if not self.plan.distill:
+            self._sums.add(lm_loss=loss)
+        self._dense = None
+        return loss
+
+    def _distilled(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """KL to the dense model, mixed with the loss on text as the stage says, per token."""
+        assert self._dense is not None
+        mixed, text, divergence = distilled_loss(
+            self._dense, outputs.logits, labels, self.plan.distill, num_items_in_batch
+        )
+        # As transformers scales what is returned: means over processes are then of all tokens.
+        self._sums.add(lm_loss=text * count(), kl_to_dense=divergence * count())
+        return mixed
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """All parts of all steps that this process takes, in order."""
+        share = Share(self._train_batch_size, self.args.gradient_accumulation_steps, count())
+        rows = RowsOfRun(self.train_dataset, self.plan.steps * share.step_rows, self.args.seed)
+        return DataLoader(
+            rows,
+            batch_sampler=PartsOfSteps(share, self.plan.steps, rank()),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def rule(self) -> DecisionRule:
+        """How decisions are made at this point of the stage."""
+        stage = self.config.router_stage
+        if self._rule_at is not None:
+            return self._rule_at(self.progress)
+        return GumbelSample(
+            linear_between(stage.temperature_start, stage.temperature_end, self.progress),
+            scale=stage.noise,
+        )
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether the step under way ends with a line of metrics."""
+        return bool((self.state.global_step + 1) % max(1, self.state.logging_steps) == 0)
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage's steps that are done."""
+        return float(self.state.global_step / max(1, self.plan.steps))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Fetch the parts of one step; where there are several, measure their sparsity first.
+
+        The budget term of a part points in the direction that the whole step needs, so that four
+        parts train exactly as one. That costs a forward without gradient a part, which sees the
+        same noise as the training forwards.
+        """
+        samples, items = super().get_batch_samples(*args, **kwargs)
+        self._sums.end_step()
+        own = torch.tensor(float(sum(_real_tokens(sample) for sample in samples)))
+        self._step_tokens = mean(own.to(self.args.device)).item()
+        self._whole_sparsity = None
+        if self.plan.trains_routers and len(samples) > 1:
+            self._whole_sparsity = self._measure(samples)
+        return samples, items
+
+    @torch.no_grad()
+    def _measure(self, samples: list[dict[str, Tensor]]) -> Tensor:
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        sparsity = torch.zeros((), device=self.args.device)
+        self.model.train()
+        with torch.random.fork_rng(devices), self.compute_loss_context_manager():
+            for sample in samples:
+                inputs = self._prepare_inputs({k: v for k, v in sample.items() if k != ROWS})
+                # Routers are asked, logits are not: no token has a label here.
+                unlabelled = inputs | {"labels": torch.full_like(inputs["input_ids"], NO_LABEL)}
+                with (
+                    self._in_training(sample),
+                    labelled_rows(self.model, unlabelled) as given,
+                    record_routing(self.model) as trace,
+                ):
+                    self.model_wrapped(**given)
+                sparsity += self._sparsity(trace.steps[0]) * self._share(inputs)
+        return mean(sparsity)
+
+    @contextmanager
+    def _in_training(self, sample: dict[str, Tensor]) -> Iterator[None]:
+        """Inside the block, the model runs and decides as this part of the step has it."""
+        with execution(self.model, self.plan.execution), ExitStack() as stack:
+            if self.plan.trains_routers:
+                rule = self.rule()
+                self._temperature = getattr(rule, "temperature", None)
+                stack.enter_context(deciding(self.model, rule))
+            if (rows := sample.get(ROWS)) is not None:
+                noise = RowNoise(self.config.seed, rows.cpu())
+                stack.enter_context(drawing(self.model, noise))
+            yield
+
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One forward and backward; refuses to go on from a loss that is no number."""
+        # Backward, too, runs under the rule: activation checkpointing decides again in there.
+        with self._in_training(inputs):
+            given = {name: value for name, value in inputs.items() if name != ROWS}
+            loss: Tensor = super().training_step(model, given, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"training stage {self.plan.stage}, step {self.state.global_step + 1}",
+                got=f"a loss of {loss.item()}",
+                expected="a finite number",
+                todo="the last saved state is kept; start again with a lower learning rate "
+                "(--lr) and --overwrite",
+            )
+        return loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over what the stage trains, routers and LoRA at their own rates."""
+        if self.optimizer is None:
+            groups = optimizer_groups(model or self.model, self.config)
+            self.optimizer = torch.optim.AdamW(groups)
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last line, and what routers do now, to what transformers logs."""
+        if self.train_dataset is not None:  # the loader holds all epochs of the run as one
+            done = self.state.global_step * self.config.batch_size * self.config.accumulation
+            self.state.epoch = done / len(self.train_dataset)
+        if "loss" in logs:
+            self._sums.end_step()
+            self._sums.mean_over_processes()
+            logs |= self._sums.means()
+            swing = self._sums.spread("sparsity")
+            logs |= {} if swing is None else {"sparsity_swing": swing}
+            self._sums.clear()
+            logs |= {} if self._temperature is None else {"temperature": self._temperature}
+            logs |= self._routing_metrics()
+        super().log(logs, start_time)
+
+    def _routing_metrics(self) -> dict[str, float]:
+        if not self._observed:
+            return {}
+        seen = joined(torch.cat(self._observed, dim=1))
+        self._observed = []
+        if seen.dtype == torch.bool:
+            return keep_metrics(seen)
+        if self.config.budget == "modules":
+            return margin_metrics(seen, self.config.target_sparsity)
+        weights = [saved for _, saved in sorted(self._saved.by_site.items())]
+        return margin_metrics(
+            seen, self.config.target_sparsity, torch.tensor(weights), self._saved.overhead
+        )
+
+    def _sparsity(self, step: Step) -> Tensor:
+        """What a step saves in the unit of the budget, with the gates' gradient.
+
+        A sum over sites, so that parts add up to their whole: of a budget in time it is what would
+        be saved if seconds were in proportion to tokens. Calibration counts the seconds.
+        """
+        if self.config.budget == "modules":
+            return step.sparsity()
+        return step.saved(self._saved.by_site, self._saved.overhead)
+
+    def _share(self, inputs: dict[str, Tensor]) -> float:
+        """The weight of a part: over parts and, as gradients are, meant over processes, it is 1."""
+        return _real_tokens(inputs) / max(1.0, self._step_tokens)
+
+
+@contextmanager
+def _counted_as_adapted(model: Any) -> Iterator[None]:
+    """Within, transformers takes routers for what it asks of a quantised model: an adapter."""
+    name = "_hf_peft_config_loaded"
+    before = getattr(model, name, False)
+    setattr(model, name, before or getattr(model, "is_quantized", False))
+    try:
+        yield
+    finally:
+        setattr(model, name, before)
+
+
+def _real_tokens(inputs: dict[str, Tensor]) -> int:
+    """How many tokens of a part are not padding."""
+    mask = inputs.get("attention_mask")
+    return inputs["input_ids"].numel() if mask is None else int(mask.sum())

@@ -1,0 +1,106 @@
+"""The state of a DeepSpeed ZeRO optimiser in one piece, and back.
+
+DeepSpeed holds it in flat pieces of many parameters; here it is as torch's AdamW has it. Every
+process has to call each function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.system.sharded import whole
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def gathered_from_zero(optimizer: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `state_dict()` of torch's AdamW over these groups would be.
+
+    Args:
+        optimizer: DeepSpeed's.
+        groups: of the parameters, in the order of the optimiser that DeepSpeed was given.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    _link(optimizer)
+    step = next(
+        (s["step"] for s in _base(optimizer).state.values() if "step" in s), torch.tensor(0.0)
+    )
+    plain = torch.optim.AdamW(groups).state_dict()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(plain["param_groups"], rates, strict=True):
+        group["lr"] = rate
+    plain["state"] = {
+        number: {
+            "step": torch.as_tensor(step, dtype=torch.float32).cpu().clone(),
+            **{
+                name: safe_get_full_optimizer_state(parameter, name).cpu().view(_shape(parameter))
+                for name in _MOMENTS
+            },
+        }
+        for number, parameter in enumerate(_parameters(groups))
+    }
+    return plain
+
+
+def scatter_to_zero(optimizer: Any, groups: list[dict[str, Any]], saved: dict[str, Any]) -> None:
+    """Put a gathered state back, and tell DeepSpeed what the weights are now."""
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    base, step = _base(optimizer), saved["state"][0]["step"]
+    for group, before in zip(base.param_groups, saved["param_groups"], strict=True):
+        group["lr"] = before["lr"]
+    for flat in _flat_weights(optimizer):
+        moments = {name: torch.zeros_like(flat) for name in _MOMENTS}
+        base.state[flat] = {"step": step.clone(), **moments}
+    _link(optimizer)
+    tell_weights(groups)
+    for number, parameter in enumerate(_parameters(groups)):
+        for name in _MOMENTS:
+            value = saved["state"][number][name].to(parameter.device)
+            safe_set_full_optimizer_state(parameter, value, name)
+
+
+def tell_weights(groups: list[dict[str, Any]]) -> None:
+    """Tell DeepSpeed's own copies of the weights what was written into the model."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    for parameter in _parameters(groups):
+        safe_set_full_fp32_param(parameter, whole(parameter).float())
+
+
+def _parameters(groups: list[dict[str, Any]]) -> list[nn.Parameter]:
+    return [parameter for group in groups for parameter in group["params"]]
+
+
+def _shape(parameter: Any) -> torch.Size:
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def _base(optimizer: Any) -> Any:
+    """The torch optimiser over flat pieces, inside whatever wraps it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _flat_weights(optimizer: Any) -> list[Tensor]:
+    """The flat float32 pieces of this process, one a group: ZeRO-3's, or ZeRO-2's."""
+    while not hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        if hasattr(optimizer, "single_partition_of_fp32_groups"):
+            return list(optimizer.single_partition_of_fp32_groups)
+        optimizer = optimizer.optimizer
+    return list(optimizer.fp32_partitioned_groups_flat)
+
+
+def _link(optimizer: Any) -> None:
+    """ZeRO-2 looks up where the state of a parameter is once, before torch has made any."""
+    while hasattr(optimizer, "optimizer"):
+        if hasattr(optimizer, "_hp_optimizer_states_linked"):
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
+        optimizer = optimizer.optimizer

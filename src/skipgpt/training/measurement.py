@@ -1,0 +1,98 @@
+"""What a run does around its stages, in forwards without gradient.
+
+Where several processes train, each of them takes all of these passes, in step: a model that lies
+in pieces runs in no other way. The first process decides wherever numbers of two could differ.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from skipgpt.config import Stage, TrainConfig
+from skipgpt.data import Blocks
+from skipgpt.evaluation.calibrate import calibrate, cut
+from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.fitting.fit import centre_margins
+from skipgpt.model.lora import without_lora
+from skipgpt.model.surgery import routers, stand_ins
+from skipgpt.model.trace import execution, routing_state
+from skipgpt.system.distributed import from_first, spread
+from skipgpt.system.progress import advancing
+from skipgpt.training.router_init import start_routers
+from skipgpt.training.run_record import note_measured
+
+
+@dataclass
+class Passes:
+    """The passes of one run.
+
+    Attributes:
+        config: of the run.
+        blocks: its text.
+        out: its folder.
+        dense: the loss of the dense model on held-out text, once measured.
+        seconds_measuring: spent on losses that are reported only.
+    """
+
+    config: TrainConfig
+    blocks: Blocks
+    out: Path
+    dense: Perplexity | None = None
+    seconds_measuring: float = 0.0
+
+    @property
+    def held_out(self) -> Tensor:
+        """Token ids [N, T] to measure on."""
+        return cut(self.blocks.held_out, self.config.data.evaluation_tokens)
+
+    def before_stages(self, model: Any, start: bool) -> None:
+        """Set new routers to what training starts from if so asked, and measure the dense model."""
+        if start:
+            start_routers(model, self.config, self.blocks.train)
+            for each in [*routers(model).values(), *stand_ins(model).values()]:
+                spread(each.parameters())
+        self._calibrate_for_healing(model)
+        with without_lora(model), execution(model, "dense"):
+            self.dense = self._measured(model, closeness=False)
+        note_measured(self.out, "dense", self.dense)
+
+    def _calibrate_for_healing(self, model: Any) -> None:
+        """Give a checkpoint of another unit the threshold that it is to be healed at."""
+        curves, config = routing_state(model).curves, self.config
+        if curves and config.stages == ("lora",) and config.budget not in curves.by_budget:
+            self._calibrate(model)
+
+    def _calibrate(self, model: Any) -> None:
+        config = self.config
+        text = cut(self.blocks.calibration, config.data.calibration_tokens)
+        calibrate(
+            model,
+            text,
+            target=config.target_sparsity,
+            budget=config.budget,
+            timed=config.budget_time,
+        )
+        state = routing_state(model)
+        state.curves, state.rule = from_first((state.curves, state.rule))
+
+    def after_stage(self, model: Any, stage: Stage) -> Perplexity:
+        """Calibrate, and measure on held-out text."""
+        self._calibrate(model)
+        if stage == "fit":
+            centre_margins(model)
+            state = routing_state(model)
+            state.curves, state.rule = from_first((state.curves, state.rule))
+        return from_first(self._measured(model))
+
+    def _measured(self, model: Any, closeness: bool = True) -> Perplexity:
+        began = time.perf_counter()
+        what = "the model" if closeness else "the dense model"
+        with advancing(f"measuring {what} on held-out text", announced=True):
+            found = perplexity(model, self.held_out, closeness_to=model if closeness else None)
+        self.seconds_measuring += time.perf_counter() - began
+        return found

@@ -1,0 +1,59 @@
+"""Where training begins: fitted stand-ins, and routers at random or at one constant margin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipgpt.config import TrainConfig
+from skipgpt.cost import Savings, savings
+from skipgpt.evaluation.calibrate import cut
+from skipgpt.fitting.stand_ins import fit_stand_ins
+from skipgpt.model.sparsity import set_sparsity, within_reach
+from skipgpt.model.surgery import routers, stand_ins
+from skipgpt.model.trace import routing_state
+from skipgpt.routing.router import set_constant
+from skipgpt.system.progress import advancing
+
+
+def start_routers(model: Any, config: TrainConfig, text: Tensor) -> None:
+    """Set new routers and stand-ins to what the stage starts from, in place.
+
+    Args:
+        model: with new routers.
+        config: says which start, and on how much text stand-ins are fitted.
+        text: [N, T] token ids of training text.
+    """
+    stage = config.router_stage
+    if stand_ins(model):
+        with advancing("fitting stand-ins", announced=True) as advance:
+            fit_stand_ins(model, cut(text, stage.fit_tokens), on_step=advance)
+    if stage.start == "keep":
+        for router in routers(model).values():
+            set_constant(router, stage.start_margin)
+
+
+def savings_of(model: nn.Module, config: TrainConfig) -> Savings:
+    """What each site of a model saves, in the unit of a run's budget.
+
+    Args:
+        model: with routers.
+        config: of the run; the mean context is that of its rows.
+
+    Raises:
+        ConfigError: it is a budget in time, and this machine was not profiled.
+    """
+    context = (config.data.block_size + 1) / 2
+    return savings(model, config.budget, context, config.budget_time)
+
+
+def set_to_target(model: nn.Module, config: TrainConfig) -> None:
+    """Set a calibrated model to the target of a run, as far as its curves say where that is.
+
+    Where it was calibrated before there was the run's unit, it stays at its own target.
+    """
+    curves = routing_state(model).curves
+    if curves is not None and config.budget in curves.by_budget:
+        near = within_reach(model, config.target_sparsity, config.budget)
+        set_sparsity(model, near, budget=config.budget)

@@ -1,0 +1,247 @@
+"""The folder of a run: what may be written where, what was begun, and where to resume.
+
+run.json             how the run was started, which a resumed run has to match, and what is finished
+metrics.jsonl        one line a log step
+tensorboard/STAGE    event files, where TensorBoard is reported to
+trainer/STAGE        resumable states of transformers' Trainer
+
+Where several processes train, each calls every function here, and the first alone reads and writes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipgpt.checkpoint.folder import refuse_existing
+from skipgpt.config import TrainConfig
+from skipgpt.config.settings import from_dict, to_dict
+from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.system.atomic import staged, to_json
+from skipgpt.system.distributed import first_alone
+
+RUN, METRICS, RESUME, EVENTS = "run.json", "metrics.jsonl", "trainer", "tensorboard"
+_LATER = ("base_weights", "base_settings")
+
+
+@first_alone
+def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Raise if a run may not write to a folder; changes nothing.
+
+    Raises:
+        CheckpointError: it holds a checkpoint or an interrupted run and nobody said what to do
+            with it, or there is nothing to resume.
+    """
+    if resume:
+        if not (out / RUN).exists():
+            raise CheckpointError(
+                f"resuming in {out}",
+                got="no run there",
+                expected=f"a folder with {RUN}",
+                todo="start it without --resume",
+            )
+        return
+    if overwrite:
+        return
+    refuse_existing(out)
+    if (out / RESUME).exists():
+        raise CheckpointError(
+            f"writing to {out}",
+            got="the state of an interrupted run",
+            expected="an empty or new folder",
+            todo="pass --resume to go on from it, or --overwrite to drop it",
+        )
+
+
+@first_alone
+def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
+    """Drop what an earlier run logged and left to resume from, and write run.json.
+
+    An earlier checkpoint stays until the first stage of this run replaces it.
+
+    Args:
+        out: the folder of the run.
+        facts: how it is started.
+        used: optional packages whose version matters to it, too.
+    """
+    for folder in (RESUME, EVENTS):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    (out / METRICS).unlink(missing_ok=True)
+    packages = ("skipgpt", "torch", "transformers", "peft", "accelerate", *used)
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    with staged(out) as stage:
+        text = to_json(facts | {"versions": versions, "command": sys.argv})
+        (stage / RUN).write_text(text, encoding="utf-8")
+
+
+@first_alone
+def compare_run(out: Path, facts: dict[str, Any]) -> None:
+    """Raise if a run is resumed with other settings or other data.
+
+    Raises:
+        ConfigError: it is; names what differs.
+        CheckpointError: run.json is damaged.
+    """
+    before = _read_run(out)
+    now = json.loads(json.dumps(facts))
+    if "config" in before:  # as an older version wrote it, without settings that came later
+        before |= {"config": to_dict(from_dict(TrainConfig, before["config"]))}
+    later = {key: now[key] for key in _LATER if key in now}  # an older version wrote none
+    if changed := [key for key in now if now[key] != (later | before).get(key)]:
+        raise ConfigError(
+            f"resuming the run in {out}",
+            got=f"other values than it was started with: {', '.join(changed)}",
+            expected=f"what {RUN} there records",
+            todo="repeat the first command and add --resume, or use --overwrite",
+        )
+
+
+@first_alone
+def finish_stage(out: Path, stage: str, measured: Perplexity) -> None:
+    """Note in run.json that a stage is over, its checkpoint written, and what it measured."""
+    run = _read_run(out)
+    held_out = run.get("held_out", {}) | {stage: measured.to_dict()}
+    _note(out, {"finished": [*run.get("finished", []), stage], "held_out": held_out})
+
+
+@first_alone
+def note_measured(out: Path, what: str, measured: Perplexity) -> None:
+    """Note in run.json what a stage, or the `dense` model, measured on held-out text."""
+    held_out = _read_run(out).get("held_out", {}) | {what: measured.to_dict()}
+    _note(out, {"held_out": held_out})
+
+
+@first_alone
+def held_out_of(out: Path) -> dict[str, Perplexity]:
+    """What the dense model and finished stages measured on held-out text."""
+    noted = _read_run(out).get("held_out", {})
+    return {
+        stage: from_dict(Perplexity, each, f"reading {out / RUN}") for stage, each in noted.items()
+    }
+
+
+@first_alone
+def note_fit(out: Path, found: dict[str, Any]) -> None:
+    """Note in run.json what stage `fit` found at each site."""
+    _note(out, {"fit": found})
+
+
+@first_alone
+def finished_stages(out: Path) -> tuple[str, ...]:
+    """The stages that a run has finished.
+
+    Raises:
+        CheckpointError: run.json is damaged.
+    """
+    return tuple(_read_run(out).get("finished", []))
+
+
+def _run_in(out: Path) -> bytes | None:
+    path = out / RUN
+    return path.read_bytes() if path.is_file() else None
+
+
+def _note(out: Path, facts: dict[str, Any]) -> None:
+    with staged(out) as folder:
+        (folder / RUN).write_text(to_json(_read_run(out) | facts), encoding="utf-8")
+
+
+def _read_run(out: Path) -> dict[str, Any]:
+    try:
+        run: dict[str, Any] = json.loads((out / RUN).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"resuming in {out}",
+            got=f"a damaged {RUN} ({error})",
+            expected="the file as the run wrote it",
+            todo="start again with --overwrite",
+        ) from error
+    return run
+
+
+@dataclass(frozen=True)
+class Keepsake:
+    """What a folder keeps of a run that is stopped.
+
+    Each process looks for itself: another one may have ended.
+
+    Attributes:
+        out: the folder of the run.
+        resumed: the run had begun before.
+        before: what run.json was before the run.
+    """
+
+    out: Path
+    resumed: bool
+    before: bytes | None
+
+    @classmethod
+    def of(cls, out: Path, resumed: bool) -> Keepsake:
+        """Look before the run begins."""
+        return cls(out, resumed, _run_in(out))
+
+    def told(self) -> str:
+        """What is kept, and how to go on."""
+        now = _run_in(self.out)
+        if now is None or (now == self.before and not self.resumed):
+            there = "" if self.before is None else "; what was there before is untouched"
+            return f"nothing was written; the same command starts it again{there}"
+        finished = ", ".join(json.loads(now).get("finished", []))
+        states = {each.name: newest_state(each) for each in (self.out / RESUME).glob("*")}
+        saved = [f"step {step_of(at)} of stage {stage}" for stage, at in states.items() if at]
+        kept = f"what finished ({finished}) is kept" if finished else ""
+        kept += " and " if finished and saved else ""
+        kept += f"the state was saved at {saved[-1]}" if saved else ""
+        return f"{kept or 'no step is saved yet'}; the same command with --resume goes on from it"
+
+
+def after_room_is_made(states: Path) -> str:
+    """What is kept of a stage that a full disk stopped, and how to go on; each process by itself.
+
+    Args:
+        states: the folder of its resume states.
+    """
+    before = newest_state(states)
+    kept = f"the state of step {step_of(before)} is kept" if before else "no state is kept"
+    return f"{kept}; make room, and the same command with --resume goes on"
+
+
+@first_alone
+def latest_state(folder: Path) -> Path | None:
+    """The newest complete resume state of a stage; a half-written one is passed over."""
+    return newest_state(folder)
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The same, as this process alone sees it."""
+    states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for state in reversed(states):
+        try:  # transformers writes trainer_state.json last
+            json.loads((state / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return state
+    return None
+
+
+@first_alone
+def forget_states(out: Path) -> None:
+    """Drop what a finished run could have been resumed from."""
+    shutil.rmtree(out / RESUME, ignore_errors=True)
+
+
+@first_alone
+def steps_done(state: Path) -> int:
+    """How many steps a resume state has behind it."""
+    return step_of(state)
+
+
+def step_of(state: Path) -> int:
+    """The same, as this process alone sees it."""
+    return int(json.loads((state / "trainer_state.json").read_text())["global_step"])
