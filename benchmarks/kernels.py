@@ -31,8 +31,9 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from skipgpt.kernels.compaction import kept_queries, kept_rows
+from skipgpt.kernels.interface import Kernels
 from skipgpt.kernels.plain import PLAIN
-from skipgpt.kernels.select import Kernels, kernels_for
+from skipgpt.kernels.select import kernels_for
 from skipgpt.system.hardware import hardware
 
 WIDTH, MLP, HEADS, KEY_HEADS, SIZE = 4096, 14336, 32, 8, 128

@@ -27,8 +27,8 @@ import torch
 from skipgpt.benchmark.shapes import shape_config
 from skipgpt.config import RouterConfig
 from skipgpt.export.merged import as_auto_model
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers, routed_layers, routers
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.curve import CalibrationCurve
 from skipgpt.routing.router import KEEP
 from skipgpt.system.hardware import hardware

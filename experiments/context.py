@@ -21,9 +21,9 @@ from torch import Tensor
 import skipgpt
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
-from skipgpt.evaluation.calibrate import cut, run_at_threshold
+from skipgpt.evaluation.calibrate import run_at_threshold, subsample_rows
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
-from skipgpt.model.trace import deciding, execution, routing_state
+from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.routing.decision import ModuleDecision, Site, Threshold
 
 TILTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -46,7 +46,7 @@ class Tilted:
 
 def measure(model: Any, blocks: Tensor, rule: Any) -> Perplexity:
     """Loss and sparsity of blocks [N, T] under a rule."""
-    with deciding(model, rule):
+    with use_rule(model, rule):
         return perplexity(model, blocks)
 
 
@@ -73,8 +73,8 @@ def main() -> None:
     model, tokenizer = skipgpt.load(options.checkpoint, base=options.base, dtype=options.dtype)
     config = DataConfig(block_size=options.block_size)
     blocks = load_blocks(options.data, tokenizer, config)
-    calibration = cut(blocks.calibration, options.tokens // 2)
-    held = cut(blocks.held_out, options.tokens)
+    calibration = subsample_rows(blocks.calibration, options.tokens // 2)
+    held = subsample_rows(blocks.held_out, options.tokens)
     with execution(model, "dense"):
         dense = perplexity(model, held).nll_per_token
     rule = routing_state(model).rule

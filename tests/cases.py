@@ -17,8 +17,8 @@ import zoo
 from conftest import LONG
 from skipgpt.config import RouterConfig
 from skipgpt.model.families.table import FAMILIES
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers, stand_ins
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.decision import Decision, ModuleDecision, Site
 
 # Float32 has a relative precision of 1.2e-7. Logits here reach 10, residual streams 30, and a few

@@ -21,8 +21,8 @@ from runs import logits, make_checkpoint, shared_checkpoint
 from skipgpt.checkpoint.folder import push_to_hub, read_info, verify_files
 from skipgpt.checkpoint.store import CheckpointInfo, has_adapter, load, model_card, save
 from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError, UnsupportedModelError
+from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import remove_routers, routers
-from skipgpt.model.trace import execution, record_routing
 
 # Folding B A into W reorders products; three layers of lively weights make 2e-5 of it (measured).
 MERGED = {"rtol": 0.0, "atol": 2e-4}

@@ -11,8 +11,8 @@ from cases import ONE_ROW, SITES, every_family, routed
 from conftest import tiny_base, tiny_routed
 from skipgpt.config import RouterConfig
 from skipgpt.cost import ModuleCosts, flops_per_token, layer_costs, sparsities
+from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import add_routers, routed_layers, routers
-from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import KEEP_ALL, DecisionRule, Forced, Site
 from skipgpt.training.stages import with_lora
 
@@ -104,7 +104,7 @@ def test_latent_attention_counts_what_makes_keys_and_values_from_the_latent() ->
 
 def executed_flops(model: nn.Module, rule: DecisionRule) -> int:
     """What torch counts in one forward of one row: matrix products, no bias and no norm."""
-    with deciding(model, rule), FlopCounterMode(display=False) as counter:
+    with use_rule(model, rule), FlopCounterMode(display=False) as counter:
         model(**ONE_ROW.given, use_cache=False)
     return counter.get_total_flops()
 

@@ -19,8 +19,8 @@ from runs import logits, make_checkpoint, rows, shared_checkpoint
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.store import load
 from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import remove_routers, routers
-from skipgpt.model.trace import record_routing, routing_state
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from skipgpt.checkpoint.store import describe, save
 from skipgpt.config import RouterConfig
 from skipgpt.model.base import load_base
 from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import add_routers, router_state_dict, stand_ins
-from skipgpt.model.trace import record_routing
 
 # Every layer has a multiple of 64 inputs, which 4-bit weights on a CPU need.
 SIZES: dict[str, object] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}

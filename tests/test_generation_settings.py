@@ -23,7 +23,7 @@ from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.export import export_merged
 from skipgpt.generation import generate
 from skipgpt.model.loading.generation_settings import Ends, ends_of, say_left_out
-from skipgpt.serving.generation import Done, Job, run_job
+from skipgpt.serving.generation import Completion, GenerationRequest, run_job
 from skipgpt.serving.vllm.requests import add_ends
 
 PROMPT, NEW = "ab ab ab", 8
@@ -68,11 +68,11 @@ def argmaxes(model: nn.Module, tokenizer: Any, steps: int = NEW) -> tuple[str, l
     return tokenizer.decode(ids[0, -steps:], skip_special_tokens=True), places
 
 
-def job(tokenizer: Any, **wanted: Any) -> Job:
-    return Job(tuple(tokenizer(PROMPT).input_ids), **{"max_tokens": NEW, **wanted})
+def job(tokenizer: Any, **wanted: Any) -> GenerationRequest:
+    return GenerationRequest(tuple(tokenizer(PROMPT).input_ids), **{"max_tokens": NEW, **wanted})
 
 
-def served(model: Any, tokenizer: Any, **wanted: Any) -> tuple[str, Done, list[Any]]:
+def served(model: Any, tokenizer: Any, **wanted: Any) -> tuple[str, Completion, list[Any]]:
     pieces: list[Any] = []
     done = run_job(model, tokenizer, job(tokenizer, **wanted), pieces.append)
     return "".join(p.text for p in pieces), done, [t for p in pieces for t in p.tokens]

@@ -35,8 +35,8 @@ from skipgpt.errors import (
 from skipgpt.model.base import fingerprint, load_base
 from skipgpt.model.loading.bitsandbytes import KINDS, quantization_of
 from skipgpt.model.lora import with_lora
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, routers, train_only
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import GumbelSample, Site
 
 # Every layer has a multiple of 64 inputs, which 4-bit weights on a CPU need.
@@ -232,7 +232,7 @@ def _router_gradient(model: nn.Module) -> Tensor:
     parameters = train_only(model, "router")
     model.train()
     torch.manual_seed(2)
-    with execution(model, "gated"), deciding(model, GumbelSample(1.0)):
+    with execution(model, "gated"), use_rule(model, GumbelSample(1.0)):
         loss = model(input_ids=rows(3), labels=rows(3), use_cache=False).loss
         found = torch.autograd.grad(loss, parameters)
     return torch.cat([each.flatten() for each in found])

@@ -35,14 +35,14 @@ from skipgpt.errors import (
     StoppedError,
     UnsupportedModelError,
 )
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.export import StaticExport, rebuild
 from skipgpt.export.pairing import Pair, pair_up, sites_in
 from skipgpt.export.rebuild import module_parameters, moves_whole_layers, smaller_model
 from skipgpt.model.base import load_base
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers, routers, stand_ins
-from skipgpt.model.trace import deciding, execution
 from skipgpt.removal.static import static_loss
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.routing.router import set_constant
@@ -97,7 +97,7 @@ def export(checkpoint: Path, **options: Any) -> StaticExport:
 def forced(checkpoint: Path, removed: tuple[Site, ...]) -> Any:
     """The checkpoint's model as a context in which the sites never run."""
     model, _ = load(checkpoint, merge=True)
-    return model, deciding(model, Forced.without(list(removed)))
+    return model, use_rule(model, Forced.without(list(removed)))
 
 
 def plain(model: nn.Module, pairs: list[Pair], folder: Path) -> Any:
@@ -121,7 +121,7 @@ def test_modules_of_different_layers_make_one_layer(family: str, tmp_path: Path)
     model = routed(family)
     static, gone = remade(model, [M0, A1, A2], tmp_path)
     assert gone == (set() if moves_whole_layers(model) else {M0, A1})
-    with deciding(model, Forced.without(list(gone))):
+    with use_rule(model, Forced.without(list(gone))):
         expected = logits(model, ONE_ROW.ids)
     torch.testing.assert_close(logits(static, ONE_ROW.ids), expected, **CLOSE)
 
@@ -131,7 +131,7 @@ def test_whole_layers_go_in_every_family(family: str, tmp_path: Path) -> None:
     model = routed(family)
     static, gone = remade(model, [A1, M1], tmp_path)
     assert gone == {A1, M1}
-    with deciding(model, Forced.without([A1, M1])):
+    with use_rule(model, Forced.without([A1, M1])):
         expected = logits(model, ONE_ROW.ids)
     torch.testing.assert_close(logits(static, ONE_ROW.ids), expected, **CLOSE)
     assert static.config.num_hidden_layers == 2
@@ -154,7 +154,7 @@ def test_any_removal_is_exact(rare: set[Site]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         static, gone = remade(model, sorted(rare), Path(folder))
     assert gone <= rare
-    with deciding(model, Forced.without(list(gone))):
+    with use_rule(model, Forced.without(list(gone))):
         torch.testing.assert_close(logits(static), logits(model), **CLOSE)
     assert static.num_parameters() + sum(
         module_parameters(model)[site] for site in gone
@@ -260,7 +260,7 @@ def test_what_the_config_says_of_a_module_moves_with_it(
     model = add_routers(zoo.build(family, initializer_range=0.2, **changes)).eval()
     static = plain(model, pairs, tmp_path)
     assert {name: getattr(static.config, name) for name in expected} == expected
-    with deciding(model, Forced.without([s for s in SITES if s not in sites_in(pairs)])):
+    with use_rule(model, Forced.without([s for s in SITES if s not in sites_in(pairs)])):
         torch.testing.assert_close(logits(static), logits(model), **CLOSE)
 
 
@@ -299,7 +299,9 @@ def test_losses_are_those_of_held_out_text(tmp_path: Path) -> None:
     checkpoint = make(tmp_path, [M0, A1], lora=True)
     result = export(checkpoint)
     model, tokenizer = load(checkpoint, merge=True)
-    blocks = cut(load_blocks([str(tmp_path / "stories.jsonl")], tokenizer, CUTTING).held_out, 128)
+    blocks = subsample_rows(
+        load_blocks([str(tmp_path / "stories.jsonl")], tokenizer, CUTTING).held_out, 128
+    )
     with execution(model, "dense"):
         dense = perplexity(model, blocks)
     expected = {
@@ -328,7 +330,7 @@ def test_the_rest_is_healed_if_so_wished(tmp_path: Path) -> None:
     static = AutoModelForCausalLM.from_pretrained(result.out)
     assert static.num_parameters() == plain.parameters_after
     blocks = load_blocks(data, AutoTokenizer.from_pretrained(result.out), CUTTING).held_out
-    measured = static(cut(blocks, 128), labels=cut(blocks, 128)).loss.item()
+    measured = static(subsample_rows(blocks, 128), labels=subsample_rows(blocks, 128)).loss.item()
     assert result.losses["healed"] == pytest.approx(measured, rel=1e-5)
 
 

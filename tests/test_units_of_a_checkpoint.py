@@ -18,7 +18,7 @@ from skipgpt.checkpoint.store import load
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate_checkpoint
 from skipgpt.model.sparsity import set_sparsity
-from skipgpt.model.trace import routing_state
+from skipgpt.model.state import routing_state
 from skipgpt.system.device_profile import Machine, keep
 
 

@@ -13,8 +13,8 @@ from skipgpt.config import RouterConfig
 from skipgpt.cost import Forward, Work, ideal_speedup, layer_costs, work
 from skipgpt.errors import ConfigError
 from skipgpt.model.caches.policy import cache_bytes
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers, routers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced, Site
 
 # The tiny Llama: D 32, 4 heads of 8, 2 key-value heads, MLP 48, 3 layers, 257 tokens, float32.
@@ -107,7 +107,7 @@ def test_the_flops_of_a_prefill_are_what_torch_counts(kept: int) -> None:
     model, tokens = routed("llama", "eager"), 11
     keep = torch.arange(tokens)[None] < kept
     rule = Forced(dict.fromkeys(SITES, keep))
-    with deciding(model, rule), FlopCounterMode(display=False) as counter:
+    with use_rule(model, rule), FlopCounterMode(display=False) as counter:
         model(torch.ones(1, tokens, dtype=torch.long), logits_to_keep=1)
     got = work(model, Forward(tokens=tokens), dict.fromkeys(SITES, kept / tokens))
     # Eager attention computes the half that causality leaves out, too, and of a router's two

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import tiny_base, tiny_routed
 from skipgpt.config import LoraStage, RouterConfig, recipe
 from skipgpt.cost import Forward, lora_flops, training_flops, work
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced, GumbelSample
 from skipgpt.training.stages import prepare, with_lora
 
@@ -65,7 +65,7 @@ def test_the_flops_of_a_healing_step_are_what_torch_counts(kept: int) -> None:
     share = kept / TOKENS
     keep = dict.fromkeys(routers(model), share)
     routes = Forced(dict.fromkeys(keep, torch.arange(TOKENS)[None] < kept))
-    with deciding(model, routes), execution(model, "sparse"):
+    with use_rule(model, routes), execution(model, "sparse"):
         counted = step_flops(model)
     got = training_flops(model, FORWARD, "lora", keep, lora_flops(model, FORWARD, keep))
     # Of a router's two logits only their difference is computed, and biases are no products.
@@ -84,7 +84,7 @@ def test_the_flops_of_a_dense_step_are_what_torch_counts() -> None:
 
 def test_the_flops_of_a_routers_step_are_what_torch_counts() -> None:
     model = prepare(eager(tiny_routed()), "router", CONFIG)
-    with deciding(model, GumbelSample()), execution(model, "gated"):
+    with use_rule(model, GumbelSample()), execution(model, "gated"):
         counted = step_flops(model)
     got = training_flops(model, FORWARD, "router")
     routing = 3 * 2 * TOKENS * 6 * (32 - (2 * 32 + 2))

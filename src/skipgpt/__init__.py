@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from skipgpt.model.caches.skip_cache import SkipCache as SkipCache
     from skipgpt.model.sparsity import at_sparsity as at_sparsity
     from skipgpt.model.sparsity import set_sparsity as set_sparsity
+    from skipgpt.model.state import execution as execution
+    from skipgpt.model.state import record_routing as record_routing
     from skipgpt.model.surgery import add_routers as add_routers
     from skipgpt.model.surgery import remove_routers as remove_routers
     from skipgpt.model.surgery import routed_layers as routed_layers
-    from skipgpt.model.trace import execution as execution
-    from skipgpt.model.trace import record_routing as record_routing
     from skipgpt.report.charts.routing_map import routing_map as routing_map
     from skipgpt.training.run import train as train
 
@@ -37,26 +37,26 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "RouterConfig": "config",
-    "SkipCache": "model.cache",
+    "SkipCache": "model.caches.skip_cache",
     "SkipGPTError": "errors",
     "TrainConfig": "config",
     "add_routers": "model.surgery",
-    "at_sparsity": "model.dial",
+    "at_sparsity": "model.sparsity",
     "calibrate": "evaluation.calibrate",
     "compare": "comparison.compare",
-    "execution": "model.trace",
+    "execution": "model.state",
     "export_merged": "export",
     "export_static": "export",
-    "load": "checkpoint",
+    "load": "checkpoint.store",
     "perplexity": "evaluation.perplexity",
-    "push_to_hub": "checkpoint_folder",
+    "push_to_hub": "checkpoint.folder",
     "recipe": "config",
-    "record_routing": "model.trace",
+    "record_routing": "model.state",
     "register": "model.auto",
     "remove_routers": "model.surgery",
     "routed_layers": "model.surgery",
-    "routing_map": "report.routing_map",
-    "set_sparsity": "model.dial",
+    "routing_map": "report.charts.routing_map",
+    "set_sparsity": "model.sparsity",
     "train": "training.run",
 }
 

@@ -18,12 +18,12 @@ from skipgpt.config import Budget, DataConfig, recipe
 from skipgpt.config.settings import override
 from skipgpt.data import load_blocks, read_documents, split_documents
 from skipgpt.errors import StoppedError
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.removal.greedy import greedy_removal
 from skipgpt.removal.units import sites_of
 from skipgpt.report.charts.routing_map import RoutingMap, routing_map
@@ -154,10 +154,10 @@ def _demo(
     logger.info("measuring static removal on the same text")
     model, tokenizer = load(out / "checkpoint", merge=True, **where)
     blocks = load_blocks(["stdlib"], tokenizer, config.data)
-    held = cut(blocks.held_out, config.data.evaluation_tokens)
+    held = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
     base = add_routers(load_base("nano", **where)[0])
     removed = _static(base, blocks.train, config)
-    with deciding(base, Forced.without(removed)):
+    with use_rule(base, Forced.without(removed)):
         static = perplexity(base, held, closeness_to=base)
     rows = {
         "dense": trained.held_out["dense"],
@@ -196,7 +196,7 @@ def _held_out(config: DataConfig) -> str:
 
 
 def _static(model: Any, blocks: Any, config: Any) -> list[Site]:
-    text = cut(blocks, config.router_stage.static_tokens)
+    text = subsample_rows(blocks, config.router_stage.static_tokens)
     saved, target = savings_of(model, config), config.target_sparsity
     return sites_of(greedy_removal(model, text, saved, target))
 

@@ -19,7 +19,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.loading.generation_settings import drawing_from, ends_of, plain_generation
 from skipgpt.model.loading.limits import check_ids, check_length, context_of
-from skipgpt.model.trace import record_routing
+from skipgpt.model.state import record_routing
 
 
 @dataclass(frozen=True)

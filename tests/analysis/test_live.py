@@ -8,7 +8,7 @@ from skipgpt.analysis.live import TokenRun
 from skipgpt.analysis.text import Pieces, pieces_of
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
-from skipgpt.model.trace import deciding, execution, record_routing
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.routing.decision import Forced, Site
 
 TOKENIZER = byte_tokenizer()
@@ -71,7 +71,7 @@ def test_a_token_is_told_before_the_one_after_next_is_made() -> None:
 
 
 def test_forced_routes_are_what_is_told() -> None:
-    with deciding(routed := model(), Forced.without([Site(1, "mlp")])):
+    with use_rule(routed := model(), Forced.without([Site(1, "mlp")])):
         _, tokens = told(routed, "ab", max_new_tokens=2)
     assert tokens[0] == TokenRun("a", True, attn=(True,) * 3, mlp=(True, False, True))
     assert tokens[0].to_dict()["compute"] == pytest.approx(5 / 6)

@@ -10,8 +10,8 @@ from skipgpt.analysis.trace import same_text
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.evaluation.windows import rows_of
+from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import remove_routers
-from skipgpt.model.trace import execution, record_routing
 
 
 def _rows(tokens: int = 40, length: int = 16) -> list[torch.Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import cases
 from conftest import tiny_base
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, routed_layers
-from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Site
 
 DEEP = 6

@@ -15,8 +15,8 @@ from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
+from skipgpt.model.state import record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import deciding, record_routing, routing_state
 from skipgpt.removal.static import constant_margins, constant_routes
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.routing.decision import Forced, Site, Threshold
@@ -40,7 +40,7 @@ def test_exactly_these_units_are_skipped_by_every_token(removals: int | None) ->
     assert _skipped(model) == {site for unit in wanted for site in unit}
     with torch.no_grad():
         routed = model(rows(3)).logits
-        with deciding(model, Forced.without([site for unit in wanted for site in unit])):
+        with use_rule(model, Forced.without([site for unit in wanted for site in unit])):
             assert torch.equal(routed, model(rows(3)).logits)
 
 

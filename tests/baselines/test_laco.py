@@ -15,8 +15,8 @@ from runs import rows
 from skipgpt.baselines.laco import laco
 from skipgpt.baselines.merging import Merges
 from skipgpt.errors import ConfigError
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced, Site
 
@@ -37,7 +37,7 @@ def _four(family: str) -> nn.Module:
 @torch.no_grad()
 def _logits(model: nn.Module, text: Tensor, removed: list[Site] | None = None) -> Tensor:
     kind = "dense" if removed is None else "sparse"
-    with deciding(model, Forced.without(removed or [])), execution(model, kind):
+    with use_rule(model, Forced.without(removed or [])), execution(model, kind):
         return model(text, use_cache=False).logits
 
 

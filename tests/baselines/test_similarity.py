@@ -13,15 +13,15 @@ from skipgpt.baselines.llm_drop import llm_drop
 from skipgpt.baselines.shortgpt import shortgpt
 from skipgpt.baselines.similarity import similarities
 from skipgpt.errors import ConfigError
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.removal.units import units_of
 from skipgpt.routing.decision import Forced, Site
 
 
 def _stream(model: nn.Module, index: int, *skipped: Site) -> Tensor:
     """The stream [B, T, D] that enters a layer, with some modules skipped before it."""
-    with deciding(model, Forced.without(list(skipped))), execution(model, "sparse"):
+    with use_rule(model, Forced.without(list(skipped))), execution(model, "sparse"):
         out = model(ONE_ROW.ids, output_hidden_states=True, use_cache=False)
     return out.hidden_states[index]
 

@@ -12,8 +12,8 @@ from bases import DEEP, EMPTY, deep, own_words, shallow
 from cases import every_layout
 from skipgpt.baselines.registry import STATIC
 from skipgpt.errors import ConfigError, UnsupportedModelError
+from skipgpt.model.state import execution, routing_state
 from skipgpt.model.surgery import routers
-from skipgpt.model.trace import execution, routing_state
 from skipgpt.removal.static import static_loss
 from skipgpt.removal.units import Unit, sites_of, units_of
 from skipgpt.routing.decision import Threshold

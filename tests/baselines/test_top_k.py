@@ -18,8 +18,8 @@ from conftest import tiny_base
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
 from skipgpt.errors import ConfigError
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import DecisionRule, Site
 from skipgpt.routing.router import set_constant
 
@@ -173,5 +173,5 @@ def test_thresholds_do_not_look_ahead_and_ranks_do(causal: bool) -> None:
 @contextmanager
 def _gated(model: nn.Module, rule: DecisionRule) -> Iterator[None]:
     """Decide by a rule in the only execution that knows scores."""
-    with execution(model, "gated"), deciding(model, rule):
+    with execution(model, "gated"), use_rule(model, rule):
         yield

@@ -17,8 +17,9 @@ from skipgpt.benchmark.timing.phases import Cell, keep_and_union, traced
 from skipgpt.cost import Forward, work
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.model.loading.int8 import products_are_exact
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import Step, record_routing, routing_state
+from skipgpt.model.trace import Step
 from skipgpt.routing.decision import Decision, ModuleDecision, RandomRoutes, Site, Threshold
 from skipgpt.system.device_profile import Machine, keep, typical
 

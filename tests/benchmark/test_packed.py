@@ -15,7 +15,7 @@ from skipgpt.benchmark.timing.auto_trace import as_run, traced_as_run
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.phases import Cell, keep_and_union
 from skipgpt.cost import Forward, work
-from skipgpt.model.execution.auto import Packing
+from skipgpt.model.packing_cost import PackingCost
 from skipgpt.model.surgery import routed_layers, routers
 from skipgpt.model.trace import Step
 from skipgpt.routing.decision import Decision, ModuleDecision, RandomRoutes, Site
@@ -117,7 +117,7 @@ def test_watching_changes_nothing_and_leaves_nothing() -> None:
     traced_as_run(model, task)
     task.run(task.prepare())
     assert torch.equal(*logits)
-    assert all(type(layer.packing) is Packing for layer in routed_layers(model))
+    assert all(type(layer.packing) is PackingCost for layer in routed_layers(model))
     assert [len(layer._forward_pre_hooks) for layer in routed_layers(model)] == hooks
 
 
@@ -125,7 +125,7 @@ def test_what_fails_while_it_is_watched_leaves_nothing() -> None:
     model = on(NEVER).executing("auto", RandomRoutes(0.5))
     with pytest.raises(ZeroDivisionError):
         traced_as_run(model, Task(lambda _: 1 / 0))
-    assert all(type(layer.packing) is Packing for layer in routed_layers(model))
+    assert all(type(layer.packing) is PackingCost for layer in routed_layers(model))
 
 
 def decided(*keep: bool) -> ModuleDecision:

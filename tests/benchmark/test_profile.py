@@ -17,9 +17,9 @@ from command import skipgpt
 from skipgpt.benchmark import profile
 from skipgpt.benchmark.profile import profile_machine
 from skipgpt.benchmark.timing.clock import Task
-from skipgpt.kernels.select import Kernels
+from skipgpt.kernels.interface import Kernels
 from skipgpt.model.execution import kernel_support
-from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.system.device_profile import Machine
 
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.reference_runs import Static, compiled, static_depth
 from skipgpt.benchmark.shapes import SHAPES
 from skipgpt.benchmark.subject import Subject, subject_of_shape
-from skipgpt.benchmark.timing.candidate import LeftOut
+from skipgpt.benchmark.timing.candidate import NotApplicable
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.cost import Forward, work
 from skipgpt.errors import UnsupportedModelError
+from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import routed_layers, routers
-from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import Forced, Site
 
 LAYERS = 6
@@ -42,7 +42,7 @@ def test_static_is_the_model_that_skips_the_same_layers(subject: Subject) -> Non
     gone = [n for n in range(LAYERS) if n not in rival.kept]
     assert gone
     ids = subject.prompts(2, 16)
-    with deciding(
+    with use_rule(
         subject.routed, Forced.without([Site(n, m) for n in gone for m in ("attn", "mlp")])
     ):
         expected = subject.routed(ids).logits
@@ -75,7 +75,7 @@ def test_what_cannot_be_made_smaller_is_left_out(subject: Subject) -> None:
     refusal = UnsupportedModelError("removing layers", got="a strange config")
     with (
         mock.patch("skipgpt.benchmark.reference_runs.smaller_model", side_effect=refusal),
-        pytest.raises(LeftOut, match="a strange config"),
+        pytest.raises(NotApplicable, match="a strange config"),
     ):
         static(subject, 0.5)
 
@@ -84,7 +84,9 @@ def test_what_cannot_be_compiled_is_left_out_and_says_why() -> None:
     def run(_: object) -> None:
         raise RuntimeError("no working C++ compiler\nand more")
 
-    with pytest.raises(LeftOut, match=r"failed on this machine \(RuntimeError: no working C\+\+"):
+    with pytest.raises(
+        NotApplicable, match=r"failed on this machine \(RuntimeError: no working C\+\+"
+    ):
         compiled(Task(run))
 
 

@@ -14,7 +14,7 @@ import torch
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.model.execution import decode
-from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.surgery import routers
 
 FILE = Path(__file__).parents[2] / "benchmarks/routers.py"

@@ -10,7 +10,7 @@ from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.steps import StepCell
 from skipgpt.benchmark.subject import Subject, subject_of_shape
-from skipgpt.benchmark.timing.candidate import Field
+from skipgpt.benchmark.timing.candidate import Candidates
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.cost import training_flops
 from skipgpt.model.surgery import routers
@@ -22,7 +22,7 @@ def subject() -> Subject:
     return subject_of_shape("llama-tiny")
 
 
-def field(subject: Subject, phase: str, *executions: str, sparsity: float = 0.5) -> Field:
+def field(subject: Subject, phase: str, *executions: str, sparsity: float = 0.5) -> Candidates:
     cell = StepCell(phase, subject.prompts(2, 8))
     return steps.field(subject, cell, RandomRoutes(sparsity), executions)
 

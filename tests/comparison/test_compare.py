@@ -26,7 +26,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.config.settings import from_dict
 from skipgpt.errors import CheckpointError, ConfigError, StoppedError
 from skipgpt.evaluation.perplexity import perplexity
-from skipgpt.model.trace import deciding
+from skipgpt.model.state import use_rule
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced
 from skipgpt.training.run import train
@@ -229,7 +229,7 @@ def test_layers_that_were_merged_are_compared_with_the_base_as_it_was(
     model = job.routed()
     order = STATIC["laco"].order(model, job.searched(), 1)
     plain = AutoModelForCausalLM.from_pretrained(base)
-    with deciding(model, Forced.without(sites_of(order))):
+    with use_rule(model, Forced.without(sites_of(order))):
         kl, agreement, _ = reference.closeness(plain, model, job.held_out())
     assert row.kl_to_dense == pytest.approx(kl, rel=1e-3)
     assert row.agreement == pytest.approx(agreement, abs=1e-9)
@@ -251,7 +251,7 @@ def test_static_methods_are_exact_at_whole_numbers_and_linear_between(
     for row, count in ((rows[0], 1), (rows[3], 2)):
         model = job.routed()
         order = kind.order(model, job.searched(), count)
-        with deciding(model, Forced.without(sites_of(order))):
+        with use_rule(model, Forced.without(sites_of(order))):
             measured = perplexity(model, job.held_out())
         assert row.nll_per_token == measured.nll_per_token
         shares = ("module", "attn", "mlp")

@@ -19,10 +19,10 @@ from skipgpt.comparison import removal, static
 from skipgpt.comparison.setup import Job, prepare
 from skipgpt.config import RouterConfig
 from skipgpt.cost import sparsities
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import perplexity
+from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import routers, stand_ins
-from skipgpt.model.trace import deciding
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced
 from skipgpt.training.router_init import fit_stand_ins
@@ -111,9 +111,9 @@ def test_fitted_stand_ins_run_where_modules_are_removed_and_are_counted(
     bare, row = found.rows
     job = _job(base)
     model = job.routed(RouterConfig(stand_in=2))
-    fit_stand_ins(model, cut(job.blocks.train, 64))
+    fit_stand_ins(model, subsample_rows(job.blocks.train, 64))
     order = STATIC["sleb"].order(model, job.searched(), 1)
-    with deciding(model, Forced.without(sites_of(order))):
+    with use_rule(model, Forced.without(sites_of(order))):
         measured = perplexity(model, job.held_out())
     assert row.nll_per_token == measured.nll_per_token
     assert row.note == "1 layers removed, stand-ins of rank 2 fitted on 64 tokens"

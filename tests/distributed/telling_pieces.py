@@ -15,7 +15,7 @@ from torch import Tensor
 from skipgpt.cli import main
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.system.distributed import rank
-from skipgpt.system.sharded import in_pieces
+from skipgpt.system.sharded import is_sharded
 from skipgpt.training.loop.trainer import RoutingTrainer
 
 
@@ -27,9 +27,9 @@ def _tell(trainer: RoutingTrainer) -> None:
                 "stage": trainer.plan.stage,
                 "name": name,
                 "kind": kind_of(name),
-                "in_pieces": in_pieces(each),
+                "in_pieces": is_sharded(each),
                 "whole": each.numel(),
-                "here": here.to_local().numel() if in_pieces(each) else each.numel(),
+                "here": here.to_local().numel() if is_sharded(each) else each.numel(),
             }
             file.write(json.dumps(told) + "\n")
 

@@ -13,7 +13,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from launched import FSDP
 from skipgpt.errors import ConfigError, MissingExtraError
-from skipgpt.system.distributed import meet
+from skipgpt.system.distributed import init
 from skipgpt.training.launcher import check_launcher, check_whole
 
 FOLDER = Path(__file__).parents[2] / "configs/accelerate"
@@ -87,7 +87,7 @@ def test_deepspeed_that_is_not_there_is_told_with_the_line_that_installs_it(
     monkeypatch.setitem(os.environ, "ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'skipgpt\[deepspeed\]'"):
-        meet("cpu")
+        init("cpu")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.sparsity import at_sparsity, set_sparsity
-from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.system.device_profile import Machine, keep
 from skipgpt.system.hardware import hardware
 

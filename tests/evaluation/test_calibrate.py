@@ -11,12 +11,12 @@ from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.errors import ConfigError, SkipGPTError
-from skipgpt.evaluation.calibrate import calibrate, calibrate_checkpoint, cut
+from skipgpt.evaluation.calibrate import calibrate, calibrate_checkpoint, subsample_rows
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.sparsity import set_sparsity
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.model.trace import record_routing, routing_state
 from skipgpt.routing.router import set_constant
 
 
@@ -133,9 +133,9 @@ def test_calibrating_a_healed_checkpoint_keeps_its_adapter(tmp_path: Path) -> No
 
 def test_a_cut_is_spread_evenly_and_never_empty() -> None:
     blocks = torch.arange(100)[:, None].expand(100, 16)
-    assert cut(blocks, 64)[:, 0].tolist() == [0, 33, 66, 99]
-    assert len(cut(blocks, 3)) == 1
-    assert len(cut(blocks, 10**9)) == 100
+    assert subsample_rows(blocks, 64)[:, 0].tolist() == [0, 33, 66, 99]
+    assert len(subsample_rows(blocks, 3)) == 1
+    assert len(subsample_rows(blocks, 10**9)) == 100
 
 
 def test_a_target_beyond_the_end_of_the_dial_is_warned_of_and_met_as_far_as_it_goes(

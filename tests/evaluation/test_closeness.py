@@ -23,8 +23,8 @@ from skipgpt.evaluation.scored_windows import perplexity_of_spans, sliding_spans
 from skipgpt.export.merged import export_merged
 from skipgpt.model.auto import register
 from skipgpt.model.lora import with_lora
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, remove_routers
-from skipgpt.model.trace import execution
 
 
 def by_hand(base: nn.Module, model: nn.Module, rows: Iterable[Tensor]) -> Closeness:

@@ -21,7 +21,7 @@ from skipgpt.evaluation.continuations import (
 from skipgpt.evaluation.protocols import CutText, Form
 from skipgpt.evaluation.scored_windows import Span
 from skipgpt.evaluation.text_result import measure_text
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 
 LENGTH = PROMPT_TOKENS + NEW_TOKENS
 

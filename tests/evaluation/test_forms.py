@@ -18,8 +18,8 @@ from skipgpt.evaluation.protocols import CutText, Form, cut_text
 from skipgpt.evaluation.scored_windows import document_spans, sliding_spans
 from skipgpt.evaluation.text_result import TextResult, measure_text
 from skipgpt.model.base import load_base
+from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import execution, record_routing
 
 TOKENIZER = byte_tokenizer()
 TEXTS = ["The cat sat on the mat.", "Ünïcode wörds, twice as many bytes.", "x"]

@@ -8,8 +8,8 @@ from conftest import tiny_base, tiny_routed
 from runs import rows
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
+from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import remove_routers
-from skipgpt.model.trace import execution, record_routing
 
 
 @torch.no_grad()

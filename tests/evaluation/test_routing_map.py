@@ -8,7 +8,7 @@ from skipgpt.analysis import trace_text
 from skipgpt.config import RouterConfig
 from skipgpt.errors import SkipGPTError
 from skipgpt.evaluation.windows import rows_of
-from skipgpt.model.trace import deciding, record_routing
+from skipgpt.model.state import record_routing, use_rule
 from skipgpt.report.charts.routing_map import RoutingMap, routing_map
 from skipgpt.report.terminal import Scale
 from skipgpt.routing.decision import KEEP_ALL, Forced, Site
@@ -38,9 +38,9 @@ def test_a_map_has_a_row_a_token_and_a_cell_a_layer() -> None:
 
 def test_forced_routes_show() -> None:
     model = tiny_routed()
-    with deciding(model, KEEP_ALL):
+    with use_rule(model, KEEP_ALL):
         assert routing_map(model, TOKENIZER, "ab").sparsity == 0
-    with deciding(model, Forced.without([Site(1, "mlp")])):
+    with use_rule(model, Forced.without([Site(1, "mlp")])):
         made = routing_map(model, TOKENIZER, "ab")
     assert made.attn == [[True] * 3] * 2
     assert made.mlp == [[True, False, True]] * 2

@@ -17,8 +17,8 @@ from reference import decoder_layers, hooked_logits
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.fitting import costs
 from skipgpt.fitting.costs import draw_labels, measure_costs
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routers, stand_ins
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.decision import Site
 
 TEXT = torch.randint(1, 250, (3, 7), generator=torch.Generator().manual_seed(3))

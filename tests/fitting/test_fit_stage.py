@@ -22,8 +22,8 @@ from skipgpt.fitting import fit as fitting
 from skipgpt.fitting.costs import measure_costs
 from skipgpt.fitting.fit import fit_model, fit_routers, price_margins
 from skipgpt.fitting.regression import Design
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import routers
-from skipgpt.model.trace import record_routing, routing_state
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.system.progress import advancing
 

@@ -14,8 +14,8 @@ from cases import LAYOUTS, families, routed
 from runs import rows
 from skipgpt.fitting import stand_ins as fitting
 from skipgpt.fitting.stand_ins import fit_stand_ins
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import routed_layers, stand_ins
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Site, Threshold
 
 AT = 0.1
@@ -37,7 +37,7 @@ def _seen(model: Any, text: Tensor) -> dict[Site, tuple[np.ndarray, np.ndarray]]
     with (
         torch.no_grad(),
         execution(model, "gated"),
-        deciding(model, Threshold(AT)),
+        use_rule(model, Threshold(AT)),
         record_routing(model) as trace,
     ):
         model(input_ids=text)

@@ -16,8 +16,8 @@ from skipgpt.benchmark.bench import Grid, bench
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, can_capture, captured
 from skipgpt.model.execution import kernel_support
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced
 
 # Float32 at full precision; see `cases.py`. On a GPU sums are split more ways.
@@ -47,7 +47,7 @@ def test_prefill_with_kernels_equals_gated(family: str, inputs: Inputs, keep: fl
     assert not any(kernel_support.asks_the_host(layer) for layer in routed_layers(model))
     real, given = inputs.real.to(CUDA), on_gpu(inputs)
     logits = []
-    with deciding(model, Forced(routes(len(real), inputs.tokens, keep))):
+    with use_rule(model, Forced(routes(len(real), inputs.tokens, keep))):
         for kind in ("gated", "sparse"):
             with execution(model, kind):
                 logits.append(model(**given, use_cache=False).logits[real])
@@ -63,7 +63,7 @@ def test_steps_with_kernels_equal_gated(batch: int) -> None:
         cache, start = StaticCache(config=model.config, max_cache_len=40), 0
         for keep in steps:
             end = start + keep[SITES[0]].shape[1]
-            with deciding(model, Forced(keep)), execution(model, kind):
+            with use_rule(model, Forced(keep)), execution(model, kind):
                 made.append(model(ids[:, start:end], past_key_values=cache).logits)
             start = end
     for actual, expected in zip(logits["sparse"], logits["gated"], strict=True):
@@ -76,9 +76,9 @@ def test_a_captured_step_follows_other_routes(batch: int) -> None:
     model, ids = routed("llama").to(CUDA), torch.randint(1, 257, (batch, 9), device=CUDA)
     assert can_capture(model)
     keep = routes(batch, 1)
-    with deciding(model, Forced()):
+    with use_rule(model, Forced()):
         replayed, launched = StaticDecode(model, ids, 4), StaticDecode(model, ids, 4)
-    with deciding(model, Forced(keep)):
+    with use_rule(model, Forced(keep)):
         step = captured(replayed)
         outcomes = []
         for share in (0.0, 0.5, 0.5, 1.0):

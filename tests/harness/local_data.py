@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
-from skipgpt.model.trace import record_routing
+from skipgpt.model.state import record_routing
 
 PUBLISHED = ("arc_easy", "piqa", "boolq", "hellaswag-1k")
 ITEMS = [

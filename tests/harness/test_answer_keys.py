@@ -14,7 +14,7 @@ from conftest import byte_tokenizer, tiny_base, tiny_routed
 from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.evaluation.harness.response_cache import answers_key
 from skipgpt.model.base import fingerprint, weights_digest
-from skipgpt.model.trace import routing_state
+from skipgpt.model.state import routing_state
 from skipgpt.routing.decision import Threshold
 
 ASKED = [

@@ -22,8 +22,8 @@ from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.scoring import Scorer
 from skipgpt.model.base import load_base
 from skipgpt.model.sparsity import at_sparsity
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import execution
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax
 from conftest import byte_tokenizer, tiny_routed
 from runs import make_checkpoint, shared_checkpoint
 from skipgpt.evaluation.harness.model import RoutedLM
-from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.routing.decision import Threshold
 
 TOKENIZER = byte_tokenizer()

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from cases import BATCHES, every_family, families, routed
-from skipgpt.model.trace import execution, record_routing
+from skipgpt.model.state import execution, record_routing
 
 
 @every_family

@@ -22,8 +22,8 @@ from cases import (
 from reference import decoder_layers
 from skipgpt.export import as_auto_model
 from skipgpt.model.auto import register
+from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.model.trace import deciding, execution, routing_state
 from skipgpt.routing.decision import KEEP_ALL
 from zoo import ZOO, family_name
 
@@ -180,7 +180,7 @@ def test_a_bfloat16_base_keeps_float32_routers_and_runs_in_both_executions(famil
     assert {p.dtype for r in routers(model).values() for p in r.parameters()} == {torch.float32}
     for kind in ("gated", "sparse"):
         with execution(model, kind):
-            with deciding(model, KEEP_ALL):
+            with use_rule(model, KEEP_ALL):
                 assert torch.equal(model(**ONE_ROW.given).logits, expected)
             assert model(**ONE_ROW.given).logits.dtype == torch.bfloat16
 

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from cases import LAYOUTS, LEFT_PADDED, checkpoint_activations, families, routed
 from skipgpt.errors import ConfigError
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import train_only
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.budget import budget_loss
 from skipgpt.routing.decision import DecisionRule, GumbelSample, StraightThrough
 from zoo import ZOO
@@ -42,7 +42,7 @@ def test_the_budget_alone_reaches_every_router_under_checkpointing() -> None:
     model = routed().train()
     checkpoint_activations(model, use_reentrant=False)
     weights = train_only(model, "router")
-    with deciding(model, StraightThrough()), execution(model, "gated"):
+    with use_rule(model, StraightThrough()), execution(model, "gated"):
         with record_routing(model) as trace:
             model(**LEFT_PADDED.given, use_cache=False)
         grads = torch.autograd.grad(trace.steps[0].sparsity(), weights)
@@ -54,7 +54,7 @@ def test_recomputing_a_layer_records_no_further_step() -> None:
     checkpoint_activations(model, use_reentrant=False)
     train_only(model, "router")
     with (
-        deciding(model, StraightThrough()),
+        use_rule(model, StraightThrough()),
         execution(model, "gated"),
         record_routing(model) as trace,
     ):
@@ -90,7 +90,7 @@ def _train_step(model: nn.Module, rule: DecisionRule) -> tuple[Tensor, list[Tens
     model.train()
     weights = train_only(model, "router")
     torch.manual_seed(7)
-    with deciding(model, rule), execution(model, "gated"):
+    with use_rule(model, rule), execution(model, "gated"):
         with record_routing(model) as trace:
             logits = model(**LEFT_PADDED.given, use_cache=False).logits
         loss = logits[LEFT_PADDED.real].square().mean() / 10

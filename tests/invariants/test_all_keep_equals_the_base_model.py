@@ -14,8 +14,8 @@ from cases import (
     routed,
 )
 from reference import hooked_logits, reference_logits
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import KEEP_ALL, Forced
 
 LOOPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -31,7 +31,7 @@ def test_all_keep_equals_the_base_model_bit_for_bit_in_every_execution(family: s
 
     for name, inputs in BATCHES.items():
         for kind in ("gated", "sparse"):
-            with deciding(model, KEEP_ALL), execution(model, kind):
+            with use_rule(model, KEEP_ALL), execution(model, kind):
                 logits = model(**inputs.given).logits
             assert torch.equal(logits[inputs.real], expected[name][inputs.real]), (name, kind)
         # The routers do skip: the rule is what made them equal.
@@ -44,7 +44,7 @@ def test_all_keep_equals_the_base_model_bit_for_bit_with_stand_ins(family: str) 
     expected = base(family)(**LEFT_PADDED.given).logits[LEFT_PADDED.real]
     model = routed(family, stand_in=3)
     for kind in ("gated", "sparse"):
-        with deciding(model, KEEP_ALL), execution(model, kind):
+        with use_rule(model, KEEP_ALL), execution(model, kind):
             assert torch.equal(model(**LEFT_PADDED.given).logits[LEFT_PADDED.real], expected), kind
 
 
@@ -55,7 +55,7 @@ def test_all_keep_equals_the_base_model_in_every_step_of_a_cache(family: str) ->
     expected = _steps(model)
     add_routers(model)
     for kind in ("gated", "sparse"):
-        with deciding(model, KEEP_ALL), execution(model, kind):
+        with use_rule(model, KEEP_ALL), execution(model, kind):
             torch.testing.assert_close(_steps(model), expected, rtol=0, atol=1e-6)
 
 
@@ -76,7 +76,7 @@ def test_all_keep_gives_the_base_models_gradients(family: str) -> None:
     expected = _gradients(model, names)
     add_routers(model)
     for kind in ("gated", "sparse"):
-        with deciding(model, KEEP_ALL), execution(model, kind):
+        with use_rule(model, KEEP_ALL), execution(model, kind):
             actual = _gradients(model, names)
         assert_same_gradients(actual, expected)
 
@@ -90,7 +90,7 @@ def test_all_keep_in_training_mode_has_the_base_models_dropout(family: str) -> N
             part.p = 0.3
     expected = _seeded_logits(model)
     add_routers(model).train()
-    with deciding(model, Forced()), execution(model, "gated"):
+    with use_rule(model, Forced()), execution(model, "gated"):
         assert torch.equal(_seeded_logits(model), expected)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from cases import BATCHES, ONE_ROW, base, every_family, routed
 from reference import decoder_layers, hooked_logits
-from skipgpt.model.trace import deciding, execution
+from skipgpt.model.state import execution, use_rule
 from skipgpt.routing.decision import Forced
 
 
@@ -19,7 +19,7 @@ def test_all_skip_equals_the_base_model_with_layers_that_do_nothing(family: str)
     for name, inputs in BATCHES.items():
         expected = idle(**inputs.given, use_cache=False).logits[inputs.real]
         for kind in ("gated", "sparse"):
-            with deciding(model, Forced(default=False)), execution(model, kind):
+            with use_rule(model, Forced(default=False)), execution(model, kind):
                 logits = model(**inputs.given).logits[inputs.real]
             assert torch.equal(logits, expected), (name, kind)
 
@@ -28,7 +28,7 @@ def test_all_skip_equals_the_base_model_with_layers_that_do_nothing(family: str)
 def test_all_skip_equals_embeddings_through_norm_and_head() -> None:
     model, plain = routed("llama"), base("llama")
     expected = plain.lm_head(plain.model.norm(plain.model.embed_tokens(ONE_ROW.ids)))
-    with deciding(model, Forced(default=False)):
+    with use_rule(model, Forced(default=False)):
         assert torch.equal(model(**ONE_ROW.given).logits, expected)
 
 
@@ -39,7 +39,7 @@ def test_all_skip_equals_the_authors_forward_with_closed_gates(family: str) -> N
     expected = hooked_logits(
         base(family), ONE_ROW.given, lambda layer, module, state: torch.zeros(state.shape[:-1])
     )
-    with deciding(model, Forced(default=False)):
+    with use_rule(model, Forced(default=False)):
         assert torch.equal(model(**ONE_ROW.given).logits, expected)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cases import SITES, Inputs, every_layout, routed
 from conftest import examples
-from skipgpt.model.trace import deciding, execution
+from skipgpt.model.state import execution, use_rule
 from skipgpt.routing.decision import Forced, Site
 
 
@@ -58,7 +58,7 @@ def trials(draw: st.DrawFn) -> Trial:
 @torch.no_grad()
 def test_sparse_in_any_chunks_equals_gated_at_once(family: str, kv: str, trial: Trial) -> None:
     model, inputs, routes = routed(family, kv=kv), trial.inputs, trial.routes()
-    with deciding(model, Forced(routes)), execution(model, "gated"):
+    with use_rule(model, Forced(routes)), execution(model, "gated"):
         expected = model(**inputs.given, use_cache=False).logits
     actual = _in_chunks(model, trial, routes)
     # Logits reach 10, a rounding of which is 1e-6; a wrong token shows from 1e-2 upwards.
@@ -70,7 +70,7 @@ def _in_chunks(model: nn.Module, trial: Trial, routes: dict[Site, Tensor]) -> Te
     logits, cache = [], None
     for start, end in itertools.pairwise((0, *trial.ends)):
         here = Forced({site: keep[:, start:end] for site, keep in routes.items()})
-        with deciding(model, here):
+        with use_rule(model, here):
             made = model(**trial.inputs.chunk(start, end), past_key_values=cache, use_cache=True)
         logits.append(made.logits)
         cache = made.past_key_values

@@ -1,7 +1,7 @@
 import torch
 
 from cases import CLOSE, LEFT_PADDED, ONE_ROW, families, routed
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 from zoo import EAGER_ONLY, ZOO, family_name
 
 # Falcon's alibi differs between the two in transformers itself.

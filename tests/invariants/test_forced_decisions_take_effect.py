@@ -19,8 +19,8 @@ from cases import (
 from reference import hooked_logits
 from skipgpt.model.attention.split import query_width
 from skipgpt.model.families.family import has
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, Site
 
 
@@ -30,7 +30,7 @@ from skipgpt.routing.decision import Forced, Site
 def test_decisions_are_what_was_forced(family: str, rows: int) -> None:
     model, inputs = routed(family), Inputs((0,) * rows, padded=False)
     routes = {site: torch.rand(inputs.ids.shape) < 0.5 for site in SITES}
-    with deciding(model, Forced(routes)), record_routing(model) as trace:
+    with use_rule(model, Forced(routes)), record_routing(model) as trace:
         model(inputs.ids)
     seen = [each.keep for each in module_decisions(trace.steps[0].decisions)]
     assert all(torch.equal(keep, routes[site]) for keep, site in zip(seen, SITES, strict=True))
@@ -45,7 +45,7 @@ def test_a_skipped_token_enters_no_query_attention_output_or_mlp(
     routes = {site: torch.rand(inputs.ids.shape) < 0.5 for site in SITES}
     ran = _count_rows(model)
 
-    with deciding(model, Forced(routes)):
+    with use_rule(model, Forced(routes)):
         model(inputs.ids)
 
     for layer in range(3):
@@ -66,7 +66,7 @@ def test_rows_of_a_batch_are_packed_to_the_longest(
     keep = torch.arange(inputs.tokens) < torch.tensor([[2], [5], [0]])
     ran = _count_rows(model)
 
-    with deciding(model, Forced(dict.fromkeys(SITES, keep))):
+    with use_rule(model, Forced(dict.fromkeys(SITES, keep))):
         model(inputs.ids)
 
     for layer in range(3):
@@ -86,7 +86,7 @@ def test_a_skipped_decode_step_computes_keys_and_values_only(
     model(inputs.ids, past_key_values=cache)
     ran = _count_rows(model)
 
-    with deciding(model, Forced(default=False)):
+    with use_rule(model, Forced(default=False)):
         model(inputs.ids[:, :1], past_key_values=cache)
 
     assert ran == {(layer, name): 2 for layer in range(3) for name in _keys_and_values(model)}
@@ -97,7 +97,7 @@ def test_a_skipped_decode_step_computes_keys_and_values_only(
 def test_gated_runs_every_token(family: str) -> None:
     model, inputs = routed(family), ONE_ROW
     ran = _count_rows(model)
-    with deciding(model, Forced(default=False)), execution(model, "gated"):
+    with use_rule(model, Forced(default=False)), execution(model, "gated"):
         model(inputs.ids)
     assert set(ran.values()) == {11}
     assert set(ran) >= {(layer, name) for layer in range(3) for name in (*_queries(model), "mlp")}
@@ -108,7 +108,7 @@ def test_gated_runs_every_token(family: str) -> None:
 @torch.no_grad()
 def test_static_removal_removes_just_that_module(site: Site, kind: str) -> None:
     model, plain = routed("llama"), base("llama")
-    with deciding(model, Forced.without([site])), execution(model, kind):
+    with use_rule(model, Forced.without([site])), execution(model, kind):
         actual = model(**LEFT_PADDED.given).logits
 
     def gate(layer: int, module: str, state: Tensor) -> Tensor:

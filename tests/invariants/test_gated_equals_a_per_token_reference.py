@@ -15,8 +15,8 @@ from cases import (
     routed,
 )
 from reference import margin, reference_logits
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import DecisionRule, StraightThrough
 
 LOOPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -68,7 +68,7 @@ def _compare(
     def gate(layer: int, module: str, state: Tensor) -> Tensor:
         return gate_of(margin(at[layer, module], state, config.normalize))
 
-    with deciding(model, rule), execution(model, "gated"):
+    with use_rule(model, rule), execution(model, "gated"):
         logits = model(**inputs.given).logits
     actual = [row[real] for row, real in zip(logits, inputs.real, strict=True)]
     expected = [reference_logits(model, row, gate, config.input) for row in inputs.rows()]

@@ -14,8 +14,8 @@ from cases import (
     routed,
 )
 from reference import hooked_logits, keeps
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import ModuleDecision, Site
 
 Nudges = dict[Site, Tensor]
@@ -55,7 +55,7 @@ def test_gated_equals_the_authors_forward_in_values_and_gate_gradients(
 ) -> None:
     model, nudges = routed(family), _nudges(size)
     expected = _authors_logits(model, base(family), nudges)
-    with deciding(model, Nudged(nudges)), execution(model, "gated"):
+    with use_rule(model, Nudged(nudges)), execution(model, "gated"):
         actual = model(**LEFT_PADDED.given).logits[LEFT_PADDED.real]
 
     torch.testing.assert_close(actual, expected, **CLOSE)

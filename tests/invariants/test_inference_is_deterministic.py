@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cases import LEFT_PADDED, families, routed
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 from zoo import ZOO
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from cases import BATCHES, CLOSE, base, every_family, routed
 from reference import decoder_layers, gating, keeps
 from skipgpt.model.families.table import FAMILIES
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import KEEP_ALL
 from zoo import family_name
 
@@ -50,7 +50,7 @@ def test_kv_skip_with_all_kept_equals_the_base(family: str) -> None:
     expected = base(family, "eager")(**inputs.given, use_cache=False).logits[inputs.real]
     model = routed(family, "eager", kv="skip")
     for kind in ("gated", "sparse"):
-        with deciding(model, KEEP_ALL), execution(model, kind):
+        with use_rule(model, KEEP_ALL), execution(model, kind):
             actual = model(**inputs.given, use_cache=False).logits[inputs.real]
         # Masks are taken apart and put together, which moves the last bits of a product.
         torch.testing.assert_close(actual, expected, rtol=0, atol=5e-6)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cases import CLOSE, LEFT_PADDED, Inputs, every_family, every_layout, routed
-from skipgpt.model.trace import execution, record_routing
+from skipgpt.model.state import execution, record_routing
 
 
 @every_family

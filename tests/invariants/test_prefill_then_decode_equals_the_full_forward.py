@@ -12,7 +12,7 @@ from cases import (
     families,
     routed,
 )
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 from zoo import ZOO
 
 # Alibi is as long as the text in transformers, a static cache is longer.

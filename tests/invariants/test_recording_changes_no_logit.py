@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cases import LEFT_PADDED, Inputs, every_family, routed
-from skipgpt.model.trace import execution, record_routing, routing_state
+from skipgpt.model.state import execution, record_routing, routing_state
 
 
 @every_family

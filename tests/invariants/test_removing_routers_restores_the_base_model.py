@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from cases import LEFT_PADDED, Inputs, base, every_family, routed
+from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, router_state_dict
-from skipgpt.model.trace import record_routing
 
 
 @every_family

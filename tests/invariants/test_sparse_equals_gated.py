@@ -18,8 +18,8 @@ from cases import (
 )
 from skipgpt.model.families.family import Family
 from skipgpt.model.families.table import FAMILIES
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import routed_layers, routers
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, Site
 from zoo import family_name
 
@@ -80,7 +80,7 @@ def test_sparse_equals_gated_for_every_kind_of_decision(
 def test_sparse_equals_gated_however_unevenly_rows_are_kept(family: str) -> None:
     model, inputs = routed(family), BATCHES["three-rows"]
     for shape in ("uneven", "one row keeps all", "one row skips all", "one token"):
-        with deciding(model, Forced(_routes(inputs, shape))):
+        with use_rule(model, Forced(_routes(inputs, shape))):
             with execution(model, "gated"):
                 expected = model(**inputs.given).logits
             torch.testing.assert_close(model(**inputs.given).logits, expected, **CLOSE)

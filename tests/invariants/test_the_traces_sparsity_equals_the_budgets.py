@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from cases import LEFT_PADDED, ONE_ROW, Inputs, every_family, routed
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import train_only
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site, Threshold
 
 
@@ -15,7 +15,7 @@ from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site, T
 def test_the_traces_sparsity_equals_the_budgets(family: str, rule: DecisionRule) -> None:
     model = routed(family)
     for inputs in (ONE_ROW, LEFT_PADDED):
-        with deciding(model, rule), execution(model, "gated"), record_routing(model) as trace:
+        with use_rule(model, rule), execution(model, "gated"), record_routing(model) as trace:
             model(**inputs.given)
         # One is a float32 mean, the other exact counts: half a unit in the last place of 1.
         assert trace.steps[0].sparsity().item() == pytest.approx(trace.sparsity(), abs=1.2e-7)
@@ -28,7 +28,7 @@ def test_padding_counts_for_nothing() -> None:
     # Skip all padding and nothing else, then the other way round.
     for keep, expected in ((inputs.real, 0.0), (~inputs.real, 1.0)):
         routes = {Site(n, m): keep for n in range(3) for m in ("attn", "mlp")}
-        with deciding(model, Forced(routes)), record_routing(model) as trace:
+        with use_rule(model, Forced(routes)), record_routing(model) as trace:
             model(**inputs.given)
         assert trace.sparsity() == expected
         assert trace.steps[0].sparsity().item() == expected
@@ -39,7 +39,7 @@ def test_padding_counts_for_nothing() -> None:
 def test_attention_and_mlp_count_the_same() -> None:
     model, inputs = routed(), Inputs((0, 0), padded=False)
     removed = [Site(0, "attn"), Site(2, "attn"), Site(1, "mlp")]
-    with deciding(model, Forced.without(removed)), record_routing(model) as trace:
+    with use_rule(model, Forced.without(removed)), record_routing(model) as trace:
         model(inputs.ids)
     assert trace.sparsity() == pytest.approx(3 / 6)
     assert trace.sparsity("attn") == pytest.approx(2 / 3)
@@ -52,9 +52,9 @@ def test_steps_weigh_by_their_tokens() -> None:
     model = routed()
     long, short = torch.ones(1, 9, dtype=torch.long), torch.ones(1, 3, dtype=torch.long)
     with record_routing(model) as trace:
-        with deciding(model, Forced(default=False)):
+        with use_rule(model, Forced(default=False)):
             model(long)
-        with deciding(model, Forced(default=True)):
+        with use_rule(model, Forced(default=True)):
             model(short)
     assert trace.sparsity() == pytest.approx(9 / 12)
 
@@ -63,7 +63,7 @@ def test_the_budget_pulls_on_real_tokens_only() -> None:
     model, inputs = routed().train(), Inputs((3, 0, 6), padded=True)
     train_only(model, "router")
     rule = GumbelSample(1.0)
-    with deciding(model, rule), execution(model, "gated"), record_routing(model) as trace:
+    with use_rule(model, rule), execution(model, "gated"), record_routing(model) as trace:
         model(**inputs.given, use_cache=False)
     step = trace.steps[0]
     # The gates of the last layer: earlier ones also move what later routers read.

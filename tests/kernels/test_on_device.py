@@ -14,11 +14,12 @@ from transformers import DynamicCache, StaticCache
 from twins import FAST
 
 from cases import CLOSE, LEFT_PADDED, ONE_ROW, SITES, Inputs, every_batch, every_family, routed
+from skipgpt.kernels.interface import Kernels
 from skipgpt.kernels.plain import PLAIN
-from skipgpt.kernels.select import Kernels, kernels_for
+from skipgpt.kernels.select import kernels_for
 from skipgpt.model.execution import fused, kernel_support, sparse
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import Forced, RandomRoutes
 
 WHOLE = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo", "gemma", "cohere2"}
@@ -94,7 +95,7 @@ def routes(tokens: int, batch: int, keep: float, seed: int = 3) -> Forced:
 
 def full(model: Any, inputs: Inputs, rule: Forced, kind: str) -> Tensor:
     """Logits of real tokens of one uncached forward."""
-    with deciding(model, rule), execution(model, kind):
+    with use_rule(model, rule), execution(model, kind):
         return model(**inputs.given, use_cache=False).logits[inputs.real]
 
 
@@ -123,7 +124,7 @@ def in_steps(model: Any, inputs: Inputs, rule: Forced, cache: Any, first: int = 
     logits, ends = [], [first, *range(first + 1, inputs.tokens + 1)]
     for start, end in zip([0, *ends], ends, strict=False):
         keep = {site: each[:, start:end] for site, each in rule.keep.items()}
-        with deciding(model, Forced(keep)):
+        with use_rule(model, Forced(keep)):
             logits.append(model(**inputs.chunk(start, end), past_key_values=cache).logits)
     return torch.cat(logits, 1)
 
@@ -176,7 +177,7 @@ def test_chunks_of_several_tokens_see_the_cache(monkeypatch: pytest.MonkeyPatch)
         keep = [{s: each[:, a:b] for s, each in rule.keep.items()} for a, b in ((0, 6), (6, 11))]
         logits = []
         for part, (start, end) in zip(keep, ((0, 6), (6, 11)), strict=True):
-            with deciding(model, Forced(part)):
+            with use_rule(model, Forced(part)):
                 logits.append(model(**inputs.chunk(start, end), past_key_values=cache).logits)
         torch.testing.assert_close(torch.cat(logits, 1)[inputs.real], wanted, **CLOSE)
 
@@ -223,7 +224,7 @@ def test_a_step_asks_nothing_of_the_host(
     model, ids = routed("llama", stand_in=stand_in), torch.randint(1, 257, (batch, 5))
     cache = StaticCache(model.config, max_cache_len=20)
     with_kernels(monkeypatch, PLAIN)
-    with deciding(model, RandomRoutes(0.5)):
+    with use_rule(model, RandomRoutes(0.5)):
         model(ids, past_key_values=cache)
         with record_routing(model), _NothingForTheHost():
             model(ids[:, :1], past_key_values=cache)
@@ -232,7 +233,7 @@ def test_a_step_asks_nothing_of_the_host(
 def test_packing_in_pytorch_does_ask_the_host() -> None:
     model, ids = routed("llama"), torch.randint(1, 257, (2, 1))
     with (
-        deciding(model, RandomRoutes(0.5)),
+        use_rule(model, RandomRoutes(0.5)),
         pytest.raises(AssertionError, match="the host waits in"),
         _NothingForTheHost(),
     ):

@@ -12,7 +12,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("TRITON_INTERPRET is not 1: nothing is interpreted", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is not installed", exc_type=ImportError)
 
-from skipgpt.kernels.select import Kernels, triton_kernels
+from skipgpt.kernels.interface import Kernels
+from skipgpt.kernels.select import triton_kernels
 
 FAST: Kernels = triton_kernels()
 

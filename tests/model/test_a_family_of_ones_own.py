@@ -23,8 +23,8 @@ from cases import BATCHES, CLOSE, LEFT_PADDED, SITES
 from skipgpt.errors import UnsupportedModelError
 from skipgpt.model.families.family import Family
 from skipgpt.model.families.table import FAMILIES
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, routers
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import KEEP_ALL, Forced
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -217,7 +217,7 @@ def test_all_keep_is_the_base_model_and_so_is_the_model_without_routers(model: n
     add_routers(model)
     for name, inputs in BATCHES.items():
         for kind in ("gated", "sparse"):
-            with deciding(model, KEEP_ALL), execution(model, kind):
+            with use_rule(model, KEEP_ALL), execution(model, kind):
                 logits = model(**inputs.given).logits[inputs.real]
             # The sum of three terms may be in another order.
             torch.testing.assert_close(logits, expected[name][inputs.real], rtol=0, atol=1e-5)
@@ -229,7 +229,7 @@ def test_all_keep_is_the_base_model_and_so_is_the_model_without_routers(model: n
 @torch.no_grad()
 def test_all_skip_leaves_embeddings_and_head(odd: nn.Module) -> None:
     add_routers(odd)
-    with deciding(odd, Forced(default=False)):
+    with use_rule(odd, Forced(default=False)):
         logits = odd(**LEFT_PADDED.given).logits
     assert torch.equal(logits, odd.head(odd.trunk.table(LEFT_PADDED.ids)))
 

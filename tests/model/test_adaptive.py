@@ -9,9 +9,9 @@ from torch import nn
 from cases import CLOSE, ONE_ROW, Inputs, base, every_batch, every_layout, routed
 from skipgpt.errors import ConfigError
 from skipgpt.model import layer as layers
-from skipgpt.model.execution.auto import Packing
+from skipgpt.model.packing_cost import PackingCost
+from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.system.device_profile import Machine
 
@@ -89,29 +89,29 @@ def test_a_token_alone_is_never_packed_or_multiplied(watched: dict[str, Watch]) 
 @torch.no_grad()
 def test_all_or_none_needs_no_packing(keep: bool, watched: dict[str, Watch]) -> None:
     model = auto("llama", QUICK)
-    with deciding(model, Forced(default=keep)):
+    with use_rule(model, Forced(default=keep)):
         model(ONE_ROW.given["input_ids"])
     assert not watched["gated"].calls
 
 
 def test_packing_pays_from_some_share_of_skipped_tokens_on() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, read = Packing(layer), torch.zeros(1, 64, 32)
+    packing, read = PackingCost(layer), torch.zeros(1, 64, 32)
     # 64 rows of the MLP take 2 * 64 * its weights; the fixed price is that of a quarter of them.
     weights = sum(p.numel() for p in layer.mlp.parameters())
     machine = Machine(1.0, 1e30, mlp_packing=2 * 16 * weights, attn_packing=0.0)
-    pays = [packing.pays(machine, "mlp", read, kept) for kept in (63, 50, 46, 10)]
+    pays = [packing.is_worth_packing(machine, "mlp", read, kept) for kept in (63, 50, 46, 10)]
     assert pays == [False, False, True, True]
     moving = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
-    assert not packing.pays(moving, "mlp", read, 10)
+    assert not packing.is_worth_packing(moving, "mlp", read, 10)
 
 
 def test_weights_that_are_read_for_one_token_are_read_for_all() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, read = Packing(layer), torch.zeros(8, 1, 32)
+    packing, read = PackingCost(layer), torch.zeros(8, 1, 32)
     bound_by_reading = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
-    assert not packing.pays(bound_by_reading, "mlp", read, 1)
-    assert packing.pays(bound_by_reading, "mlp", read, 0)
+    assert not packing.is_worth_packing(bound_by_reading, "mlp", read, 1)
+    assert packing.is_worth_packing(bound_by_reading, "mlp", read, 0)
 
 
 def test_weights_that_are_buffers_count() -> None:
@@ -119,7 +119,7 @@ def test_weights_that_are_buffers_count() -> None:
     down = held.mlp.down_proj
     del held.mlp.down_proj.weight
     down.register_buffer("weight", plain.mlp.down_proj.weight.detach())
-    assert Packing(held)._weights == Packing(plain)._weights
+    assert PackingCost(held)._weights == PackingCost(plain)._weights
 
 
 def test_of_experts_those_count_that_a_token_runs() -> None:
@@ -129,7 +129,7 @@ def test_of_experts_those_count_that_a_token_runs() -> None:
     config = layer.self_attn.config
     share = config.num_experts_per_tok / config.num_local_experts
     assert share < 1
-    assert Packing(layer)._weights["mlp"] == pytest.approx(rest + experts * share, abs=1)
+    assert PackingCost(layer)._weights["mlp"] == pytest.approx(rest + experts * share, abs=1)
 
 
 def test_what_only_a_run_of_all_tokens_can_give_is_given(
@@ -149,13 +149,13 @@ def test_what_only_a_run_of_all_tokens_can_give_is_given(
         assert trace.sparsity() > 0
         torch.testing.assert_close(model(ids).logits, output.logits, **CLOSE)
     assert output.attentions[0].shape[-2:] == (ids.shape[1], ids.shape[1])
-    assert routing_state(model).may_pack
+    assert routing_state(model).can_pack
 
 
 @torch.no_grad()
 def test_forced_sites_are_skipped_in_auto() -> None:
     model = auto("llama", SLOW)
-    with deciding(model, Forced({Site(0, "mlp"): False})), record_routing(model) as trace:
+    with use_rule(model, Forced({Site(0, "mlp"): False})), record_routing(model) as trace:
         model(ONE_ROW.given["input_ids"])
     assert trace.keep_ratios()[Site(0, "mlp")] == 0.0
 
@@ -163,8 +163,8 @@ def test_forced_sites_are_skipped_in_auto() -> None:
 @torch.no_grad()
 def test_sequences_that_skip_attention_pay_where_their_keys_are_many() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, read = Packing(layer), torch.zeros(4, 1, 32)
+    packing, read = PackingCost(layer), torch.zeros(4, 1, 32)
     machine = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
     moved = 2 * 6 * 32 * 4
     for cached, expected in ((2 * moved - 8, False), (2 * moved + 8, True)):
-        assert packing.pays(machine, "attn", read, 2, cached) is expected
+        assert packing.is_worth_packing(machine, "attn", read, 2, cached) is expected

@@ -11,9 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cases import BATCHES, CLOSE, Inputs, every_layout, routed
 from skipgpt.model.attention import batch_rows
-from skipgpt.model.attention.batch_rows import RowQueries, attend, suits
+from skipgpt.model.attention.batch_rows import RowQueries, attend, can_use
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced, RandomRoutes, Site
 
 
@@ -81,12 +81,12 @@ def test_decoding_gives_what_gated_gives(
         return take(arguments, rows, size)
 
     monkeypatch.setattr(batch_rows, "take_arguments", watched)
-    with deciding(model, RandomRoutes(0.5)):
+    with use_rule(model, RandomRoutes(0.5)):
         got = decoded(model, inputs)
         with execution(model, "gated"):
             expected = decoded(model, inputs)
     torch.testing.assert_close(got, expected, **CLOSE)
-    if suits(routed_layers(model)[0], torch.ones(3, 1), None):
+    if can_use(routed_layers(model)[0], torch.ones(3, 1), None):
         assert apart
         assert all(0 < len(rows) < 3 for rows in apart)
 
@@ -97,7 +97,7 @@ def test_nobody_or_everybody_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch)
     model, inputs = routed("llama"), BATCHES["three-rows"]
     for keep in (False, True):
         routes = Forced({Site(layer, "attn"): keep for layer in range(3)})
-        with deciding(model, routes):
+        with use_rule(model, routes):
             got = decoded(model, inputs)
             with execution(model, "gated"):
                 torch.testing.assert_close(got, decoded(model, inputs), **CLOSE)
@@ -105,7 +105,7 @@ def test_nobody_or_everybody_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch)
 
 def test_several_tokens_or_other_masks_are_for_packing() -> None:
     layer = routed_layers(routed("llama"))[0]
-    assert suits(layer, torch.ones(3, 1), None)
-    assert not suits(layer, torch.ones(3, 2), None)
-    assert not suits(layer, torch.ones(3, 1), torch.ones(3, 7))
-    assert not suits(routed_layers(routed("llama", "eager"))[0], torch.ones(3, 1), None)
+    assert can_use(layer, torch.ones(3, 1), None)
+    assert not can_use(layer, torch.ones(3, 2), None)
+    assert not can_use(layer, torch.ones(3, 1), torch.ones(3, 7))
+    assert not can_use(routed_layers(routed("llama", "eager"))[0], torch.ones(3, 1), None)

@@ -15,8 +15,8 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.model.caches.policy import cache_bytes
 from skipgpt.model.caches.skip_cache import SkipLayer
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.routing.decision import KEEP_ALL, Forced, GumbelSample, Site
 
 HEADS, SIZE = 2, 4
@@ -129,7 +129,7 @@ def test_training_sees_exactly_the_keys_that_inference_stores() -> None:
     model, ids = routed(kv="skip"), Inputs((0, 0), padded=False).ids
     with (
         execution(model, "gated"),
-        deciding(model, GumbelSample(1.0)),
+        use_rule(model, GumbelSample(1.0)),
         record_routing(model) as trace,
     ):
         trained = model(ids, use_cache=False).logits
@@ -137,7 +137,7 @@ def test_training_sees_exactly_the_keys_that_inference_stores() -> None:
     keeps = {site: getattr(chosen[site.layer], site.module).keep for site in SITES}
     cache, logits = SkipCache(model.config), []
     for start, end in ((0, 5), (5, 6), (6, 11)):
-        with deciding(model, Forced({s: k[:, start:end] for s, k in keeps.items()})):
+        with use_rule(model, Forced({s: k[:, start:end] for s, k in keeps.items()})):
             logits.append(model(ids[:, start:end], past_key_values=cache).logits)
     torch.testing.assert_close(torch.cat(logits, 1), trained, **CLOSE)
     for index, layer in enumerate(cache.layers):
@@ -146,7 +146,7 @@ def test_training_sees_exactly_the_keys_that_inference_stores() -> None:
             row.nonzero().squeeze(-1).tolist() for row in kept
         ]
     dense = routed(kv="dense")
-    with execution(dense, "gated"), deciding(dense, Forced(keeps)):
+    with execution(dense, "gated"), use_rule(dense, Forced(keeps)):
         seen = dense(ids, use_cache=False).logits
     assert (seen - trained).abs().max() > 1e-2, "the keys of skipped tokens do not matter here"
 
@@ -160,7 +160,7 @@ def test_no_query_sees_a_key_of_a_skipped_token() -> None:
     routes = {Site(n, "attn"): skipped for n in range(3)}
     changed = ids.clone()
     changed[0, 4] = (ids[0, 4] + 1) % 257
-    with deciding(model, Forced(routes)):
+    with use_rule(model, Forced(routes)):
         one, other = model(ids).logits, model(changed).logits
     assert torch.equal(one[0, 5:], other[0, 5:])
     assert not torch.equal(one[0, 4], other[0, 4])
@@ -193,7 +193,7 @@ def routed_skip(model: Any) -> Any:
 @torch.no_grad()
 def test_padding_is_not_stored() -> None:
     model, inputs = routed(kv="skip"), Inputs((3, 0, 6), padded=True)
-    with deciding(model, KEEP_ALL):
+    with use_rule(model, KEEP_ALL):
         cache = model(**inputs.given, use_cache=True).past_key_values
     for layer in cache.layers:
         assert [len(row.places) for row in layer.rows] == [8, 11, 5]
@@ -213,11 +213,11 @@ def test_a_model_makes_its_own_cache_only_where_it_would_cache_at_all() -> None:
 @torch.no_grad()
 def test_a_layer_that_keeps_nothing_stores_nothing() -> None:
     model, ids = routed(kv="skip"), Inputs((0, 0), padded=False).ids
-    with deciding(model, Forced(default=False)):
+    with use_rule(model, Forced(default=False)):
         cache = model(ids).past_key_values
     assert cache.nbytes == 0
     assert cache.get_seq_length() == 11
-    with deciding(model, KEEP_ALL):
+    with use_rule(model, KEEP_ALL):
         model(ids[:, :2], past_key_values=cache)
     assert [len(row.places) for row in cache.layers[2].rows] == [2, 2]
     assert cache.layers[2].rows[0].places.tolist() == [11, 12]
@@ -261,7 +261,7 @@ def test_a_cache_of_another_model_or_batch_is_refused(kv: str) -> None:
         from skipgpt.config import RouterConfig
 
         other = add_routers(tiny_base(**changes), RouterConfig(kv=kv))
-        with deciding(other, KEEP_ALL):
+        with use_rule(other, KEEP_ALL):
             return other(ids, past_key_values=fresh(other.config)).past_key_values
 
     with pytest.raises(ConfigError, match="got a cache of 2 layers; expected 3 layers"):

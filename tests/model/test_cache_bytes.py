@@ -10,7 +10,7 @@ from transformers import DynamicCache, StaticCache
 from cases import ONE_ROW, base, routed
 from skipgpt.model.caches.growing_cache import STEP, make_room
 from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 
 ROWS, HEADS, SIZE = 2, 3, 4
 TOKEN = 2 * ROWS * HEADS * SIZE * 4

@@ -7,10 +7,10 @@ import torch
 
 from cases import BATCHES, CLOSE, ONE_ROW, SITES, base, every_family, routed
 from skipgpt.model.attention import causal_blocks
-from skipgpt.model.attention.causal_blocks import CausalQueries, attend, suits
+from skipgpt.model.attention.causal_blocks import CausalQueries, attend, can_use
 from skipgpt.model.execution import sparse
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import remove_routers, routed_layers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced
 
 
@@ -61,9 +61,9 @@ def test_a_familys_sparse_prefill_in_blocks_equals_gated(
     logits = []
     for block in (3, 64):
         monkeypatch.setattr(causal_blocks, "BLOCK", block)
-        with deciding(model, Forced(dict.fromkeys(SITES, keep))), execution(model, "sparse"):
+        with use_rule(model, Forced(dict.fromkeys(SITES, keep))), execution(model, "sparse"):
             logits.append(model(ids).logits)
-    with deciding(model, Forced(dict.fromkeys(SITES, keep))), execution(model, "gated"):
+    with use_rule(model, Forced(dict.fromkeys(SITES, keep))), execution(model, "gated"):
         logits.append(model(ids).logits)
     torch.testing.assert_close(logits[0], logits[2], **CLOSE)
     torch.testing.assert_close(logits[1], logits[2], **CLOSE)
@@ -71,9 +71,9 @@ def test_a_familys_sparse_prefill_in_blocks_equals_gated(
 
 def test_blocks_are_for_plainly_causal_attention() -> None:
     layer, mask = routed_layers(routed("llama"))[0], torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    assert suits(layer, None)
-    assert not suits(layer, mask)
-    assert not suits(routed_layers(routed("llama", "eager"))[0], None)
+    assert can_use(layer, None)
+    assert not can_use(layer, mask)
+    assert not can_use(routed_layers(routed("llama", "eager"))[0], None)
 
 
 def test_blocks_pass_on_dropout() -> None:

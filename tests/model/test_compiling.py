@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cases import Inputs, routed
+from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.model.surgery import train_only
-from skipgpt.model.trace import deciding, execution, routing_state
 from skipgpt.routing.decision import RandomRoutes, StraightThrough
 from skipgpt.system.device_profile import Machine
 
@@ -33,7 +33,7 @@ def test_gated_execution_is_one_graph(family: str, kv: str) -> None:
 def test_the_gradient_of_a_routers_training_step_goes_through_one_graph() -> None:
     model, inputs = routed(), Inputs((0, 0), padded=False)
     parameters = train_only(model, "router")
-    with execution(model, "gated"), deciding(model, StraightThrough()):
+    with execution(model, "gated"), use_rule(model, StraightThrough()):
         expected = torch.autograd.grad(_loss(model, inputs), parameters)
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         actual = torch.autograd.grad(_loss(compiled, inputs), parameters)
@@ -58,7 +58,7 @@ def test_compiled_around_sparse_modules_gives_the_same_logits() -> None:
     compiled = torch.compile(model, backend="eager")
     actual = compiled(**inputs.given, use_cache=False).logits
     torch.testing.assert_close(actual[inputs.real], expected[inputs.real], rtol=0, atol=1e-5)
-    with deciding(model, RandomRoutes(1.0)):  # other routes, other shapes, no stale graph
+    with use_rule(model, RandomRoutes(1.0)):  # other routes, other shapes, no stale graph
         nothing = compiled(**inputs.given, use_cache=False).logits
     assert (nothing - actual)[inputs.real].abs().max() > 1e-2
 

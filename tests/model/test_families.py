@@ -21,8 +21,8 @@ from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.attention.split import query_width
 from skipgpt.model.families.table import FAMILIES, NEWEST, OLDEST, family_of
 from skipgpt.model.sparsity import set_sparsity
+from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, train_only
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.routing.decision import KEEP_ALL, Threshold
 
@@ -265,7 +265,7 @@ def test_a_model_without_routers_is_refused_with_the_way_to_get_them() -> None:
     for use in (
         lambda: record_routing(model).__enter__(),
         lambda: execution(model, "gated").__enter__(),
-        lambda: deciding(model, KEEP_ALL).__enter__(),
+        lambda: use_rule(model, KEEP_ALL).__enter__(),
         lambda: set_sparsity(model, 0.25),
         lambda: routing_state(model),
     ):

@@ -27,8 +27,8 @@ from skipgpt.model.base import load_base
 from skipgpt.model.families.linear import in_width, is_plain, out_width
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.loading.int8 import Int8Linear, is_int8, products_are_exact, quantize_int8
+from skipgpt.model.state import execution, record_routing, routing_state
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers
-from skipgpt.model.trace import execution, record_routing, routing_state
 
 pytestmark = pytest.mark.skipif(
     not products_are_exact(), reason="8-bit products overflow on this CPU"

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from cases import routed
 from runs import rows, tiny_config
-from skipgpt.model.trace import Execution, deciding, drawing, execution
+from skipgpt.model.state import Execution, execution, use_noise, use_rule
 from skipgpt.routing.decision import Threshold
 from skipgpt.routing.noise import RowNoise
 from skipgpt.training.loop.lora_dropout import RowDropout
@@ -25,7 +25,7 @@ def _model() -> nn.Module:
 
 def _logits(model: nn.Module, ids: Tensor, places: list[int], kind: Execution = "sparse") -> Tensor:
     noise = RowNoise(0, torch.tensor(places))
-    with execution(model, kind), deciding(model, Threshold()), drawing(model, noise):
+    with execution(model, kind), use_rule(model, Threshold()), use_noise(model, noise):
         return model(input_ids=ids, use_cache=False).logits
 
 
@@ -47,7 +47,7 @@ def test_packed_tokens_take_their_own_rows_of_the_mask() -> None:
 def test_the_share_that_stays_and_its_scale_are_those_of_dropout() -> None:
     model = _model()
     (dropout, *_) = [m for m in model.modules() if isinstance(m, RowDropout)]
-    with drawing(model, RowNoise(0, torch.arange(4))):
+    with use_noise(model, RowNoise(0, torch.arange(4))):
         dropped = dropout(torch.ones(4, 50, 64))
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.05)
@@ -67,7 +67,7 @@ def test_modules_that_no_token_keeps_take_part_with_a_gradient_of_zero() -> None
     model = _model()
     noise = RowNoise(0, torch.arange(4))
     rule = Threshold(1e9)
-    with execution(model, "sparse"), deciding(model, rule), drawing(model, noise):
+    with execution(model, "sparse"), use_rule(model, rule), use_noise(model, noise):
         model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad is not None and not p.grad.any() for p in trained)

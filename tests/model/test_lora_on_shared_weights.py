@@ -24,8 +24,8 @@ from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import DataConfig, LoraStage, RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import load_base
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
 from skipgpt.training.stages import with_lora

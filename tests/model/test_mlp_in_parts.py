@@ -7,7 +7,7 @@ import torch
 
 from cases import CLOSE, LEFT_PADDED, every_layout, routed
 from skipgpt.model.execution import sparse
-from skipgpt.model.trace import execution, record_routing
+from skipgpt.model.state import execution, record_routing
 
 
 @every_layout

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cases import CLOSE, every_layout, routed
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 
 
 @every_layout

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from cases import CLOSE, every_layout, routed
 from skipgpt.model.execution import decode
-from skipgpt.model.execution.decode import Keeps, decide, suits
+from skipgpt.model.execution.decode import Keeps, can_use, decide
+from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import DecisionRule, Forced, RandomRoutes, Site, Threshold
 from skipgpt.routing.router import set_constant
 from skipgpt.system.device_profile import Machine
@@ -77,7 +77,7 @@ def test_it_decides_as_the_threshold_does() -> None:
     layer = routed_layers(model)[0]
     hidden = torch.randn(50, 4, 1, 32)
     for threshold in (-1.0, 0.0, 0.7):
-        with deciding(model, Threshold(threshold)):
+        with use_rule(model, Threshold(threshold)):
             for tokens in hidden:
                 attn, mlp = (each.keep[:, 0].tolist() for each in layer._decide(tokens))
                 assert decide(layer, tokens) == Keeps(attn, mlp)
@@ -90,7 +90,7 @@ def test_a_margin_at_the_threshold_is_below_it_in_numbers_as_in_tensors(margin: 
     layer = routed_layers(model)[0]
     for router in (layer.attn_router, layer.mlp_router):
         set_constant(router, margin)
-    with deciding(model, Threshold(margin)):
+    with use_rule(model, Threshold(margin)):
         attn, mlp = (each.keep[:, 0].tolist() for each in layer._decide(ONE))
         assert decide(layer, ONE) == Keeps(attn, mlp)
 
@@ -102,7 +102,7 @@ def test_a_margin_at_the_threshold_is_below_it_in_numbers_as_in_tensors(margin: 
 def test_routers_that_are_not_one_product_decide_by_tensors(changes: dict[str, str]) -> None:
     model = routed("llama", **changes)
     layer, ids = routed_layers(model)[0], torch.arange(1, 8)[None]
-    assert suits(layer, ONE)
+    assert can_use(layer, ONE)
     assert decide(layer, ONE) is None
     got = decoded(model, ids)
     with execution(model, "gated"):
@@ -115,24 +115,24 @@ def test_routers_that_are_not_one_product_decide_by_tensors(changes: dict[str, s
 )
 @torch.no_grad()
 def test_what_it_cannot_run_is_left_to_the_twins(family: str, changes: dict[str, str]) -> None:
-    assert not suits(routed_layers(routed(family, **changes))[0], ONE)
+    assert not can_use(routed_layers(routed(family, **changes))[0], ONE)
 
 
 @torch.no_grad()
 def test_it_stands_back_where_more_than_bools_are_wanted() -> None:
     model = routed("llama")
     layer, state = routed_layers(model)[0], routing_state(model)
-    assert suits(layer, ONE)
-    assert suits(layer, ONE.expand(decode.MOST, 1, 32))
-    assert not suits(layer, ONE.expand(decode.MOST + 1, 1, 32))
-    assert not suits(layer, torch.cat([ONE, ONE], 1))
+    assert can_use(layer, ONE)
+    assert can_use(layer, ONE.expand(decode.MOST, 1, 32))
+    assert not can_use(layer, ONE.expand(decode.MOST + 1, 1, 32))
+    assert not can_use(layer, torch.cat([ONE, ONE], 1))
     with torch.enable_grad():
-        assert not suits(layer, ONE)
+        assert not can_use(layer, ONE)
     for kind in ("gated", "dense"):
         with execution(model, kind):
-            assert not suits(layer, ONE)
-    state.may_pack = False
-    assert not suits(layer, ONE)
+            assert not can_use(layer, ONE)
+    state.can_pack = False
+    assert not can_use(layer, ONE)
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def test_rules_other_than_a_threshold_decide_by_tensors() -> None:
     with record_routing(model):
         assert decide(layer, ONE) is None
     for keep in (False, True):
-        with deciding(model, Forced(default=keep)), record_routing(model) as trace:
+        with use_rule(model, Forced(default=keep)), record_routing(model) as trace:
             assert decide(layer, ONE) is None
             decoded(model, torch.arange(1, 5)[None])
         assert trace.sparsity() == 1 - keep

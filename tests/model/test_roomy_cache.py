@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from cases import ONE_ROW, base, routed
-from skipgpt.model.caches.growing_cache import RoomyLayer, make_room
-from skipgpt.model.trace import deciding, execution
+from skipgpt.model.caches.growing_cache import PreallocatedLayer, make_room
+from skipgpt.model.state import execution, use_rule
 from skipgpt.routing.decision import RandomRoutes
 
 Change = Callable[[DynamicCache], object]
@@ -36,7 +36,7 @@ def pair() -> tuple[DynamicCache, DynamicCache]:
     plain.update(states(3, 2, 0.0), states(3, 2, 0.5), 0)
     roomy = copy.deepcopy(plain)
     make_room(roomy)
-    assert type(roomy.layers[0]) is RoomyLayer
+    assert type(roomy.layers[0]) is PreallocatedLayer
     return plain, roomy
 
 
@@ -126,7 +126,7 @@ def test_other_caches_are_left_alone() -> None:
     sliding = DynamicCache(config=base("gemma2").config)
     before = [type(layer) for layer in sliding.layers]
     make_room(sliding)
-    kinds = {DynamicLayer: RoomyLayer}
+    kinds = {DynamicLayer: PreallocatedLayer}
     assert [type(layer) for layer in sliding.layers] == [kinds.get(each, each) for each in before]
     assert len(set(before)) == 2
 
@@ -134,9 +134,13 @@ def test_other_caches_are_left_alone() -> None:
 @torch.no_grad()
 def test_generating_makes_room_only_where_tokens_are_skipped() -> None:
     ids = ONE_ROW.given["input_ids"]
-    for name, kind in (("sparse", RoomyLayer), ("gated", DynamicLayer), ("dense", DynamicLayer)):
+    for name, kind in (
+        ("sparse", PreallocatedLayer),
+        ("gated", DynamicLayer),
+        ("dense", DynamicLayer),
+    ):
         model = routed("llama")
-        with execution(model, name), deciding(model, RandomRoutes(0.4)):
+        with execution(model, name), use_rule(model, RandomRoutes(0.4)):
             cache = model(ids, use_cache=True).past_key_values
             for _ in range(2):
                 model(ids[:, :1], past_key_values=cache)

@@ -23,6 +23,7 @@ from skipgpt.cost import layer_costs, sparsities
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
+from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import (
     add_routers,
     remove_routers,
@@ -31,7 +32,6 @@ from skipgpt.model.surgery import (
     stand_ins,
     train_only,
 )
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state
 from skipgpt.routing.decision import Forced, Site
 
 RANK = 3
@@ -67,7 +67,7 @@ def test_new_stand_ins_change_nothing(family: str) -> None:
 def test_a_layer_that_is_skipped_whole_adds_what_its_stand_ins_say(family: str, kind: str) -> None:
     model = routed(family, stand_in=RANK)
     sites = stand_ins(model)
-    with deciding(model, Forced(default=False)), execution(model, kind):
+    with use_rule(model, Forced(default=False)), execution(model, kind):
         states = model(**ONE_ROW.given, output_hidden_states=True, use_cache=False).hidden_states
     for layer, (entering, leaving) in enumerate(pairwise(states[:-1])):
         attn, mlp = (sites[Site(layer, module)] for module in ("attn", "mlp"))
@@ -90,7 +90,7 @@ def test_the_gated_gate_and_its_stand_in_share_the_token() -> None:
     layer.mlp.register_forward_hook(lambda _, __, output: seen.update(module=output))
     layer.mlp_stand_in.register_forward_hook(lambda _, args, output: seen.update(stand_in=output))
     layer.register_forward_hook(lambda _, __, output: seen.update(stream=output))
-    with deciding(model, rule), execution(model, "gated"):
+    with use_rule(model, rule), execution(model, "gated"):
         model(**ONE_ROW.given, use_cache=False)
     (gradient,) = torch.autograd.grad(seen["stream"].sum(), gate)
     expected = (seen["module"] - seen["stand_in"]).sum(-1)
@@ -239,7 +239,7 @@ def test_the_counted_flops_of_stand_ins_are_what_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     def executed(model: nn.Module) -> int:
-        with deciding(model, Forced.without(SITES)), FlopCounterMode(display=False) as counter:
+        with use_rule(model, Forced.without(SITES)), FlopCounterMode(display=False) as counter:
             model(**ONE_ROW.given, use_cache=False)
         return counter.get_total_flops()
 

@@ -11,7 +11,7 @@ from skipgpt import at_sparsity, remove_routers, set_sparsity
 from skipgpt.config import ALL_LINEAR, LoraStage
 from skipgpt.errors import ConfigError
 from skipgpt.model.lora import with_lora
-from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.routing.decision import Threshold
 

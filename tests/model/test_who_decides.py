@@ -17,8 +17,9 @@ from cases import (
     families,
     routed,
 )
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import routed_layers, train_only
-from skipgpt.model.trace import Step, deciding, execution, record_routing
+from skipgpt.model.trace import Step
 from skipgpt.routing.decision import (
     DecisionRule,
     Forced,
@@ -34,7 +35,7 @@ every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).
 
 
 def recorded(model: torch.nn.Module, inputs: Inputs, rule: DecisionRule, kind: str) -> Step:
-    with deciding(model, rule), execution(model, kind), record_routing(model) as trace:
+    with use_rule(model, rule), execution(model, kind), record_routing(model) as trace:
         model(**inputs.given)
     return trace.steps[0]
 
@@ -71,7 +72,7 @@ def test_a_layer_decides_as_its_attention_router_says(family: str) -> None:
 def test_a_layers_gradient_is_that_of_both_its_modules() -> None:
     model = routed(decides="layer")
     train_only(model, "router")
-    with deciding(model, SoftGate()), execution(model, "gated"):
+    with use_rule(model, SoftGate()), execution(model, "gated"):
         model(**LEFT_PADDED.given).logits.square().mean().backward()
     for layer in routed_layers(model):
         assert layer.attn_router.weight.grad.abs().max() > 0
@@ -80,7 +81,7 @@ def test_a_layers_gradient_is_that_of_both_its_modules() -> None:
 
 def test_the_sparsity_of_whole_layers_counts_both_modules() -> None:
     model = routed(decides="layer")
-    with deciding(model, Forced({Site(1, "attn"): False})), record_routing(model) as trace:
+    with use_rule(model, Forced({Site(1, "attn"): False})), record_routing(model) as trace:
         model(**LEFT_PADDED.given)
     assert trace.sparsity() == trace.sparsity("attn") == trace.sparsity("mlp")
     assert trace.sparsity() == pytest.approx(1 / 3)
@@ -135,7 +136,7 @@ def test_every_real_token_of_a_sequence_gets_its_share_of_the_gradient() -> None
         margin.retain_grad()
         return SoftGate()(margin, site)
 
-    with deciding(model, rule), execution(model, "gated"):
+    with use_rule(model, rule), execution(model, "gated"):
         model(**LEFT_PADDED.given).logits[LEFT_PADDED.real].square().mean().backward()
     assert all(margin.shape == (3, 1) for margin in margins)
     assert all(margin.grad.abs().min() > 0 for margin in margins)

@@ -7,7 +7,8 @@ from torch import Tensor
 from cases import CLOSE, LEFT_PADDED
 from running.ways import GREEDY, defined, every_layout, every_policy, prompt, sparse_model
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import Trace, execution, record_routing
+from skipgpt.model.state import execution, record_routing
+from skipgpt.model.trace import Trace
 
 every_kernel = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 LENGTHS = (4, 1, 6)

@@ -22,7 +22,7 @@ from running.ways import (
     sparse_model,
 )
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import execution, record_routing
+from skipgpt.model.state import execution, record_routing
 
 
 @pytest.mark.parametrize("chunks", [[11], [3, 8], [7, 3, 1], [1] * 11], ids=str)

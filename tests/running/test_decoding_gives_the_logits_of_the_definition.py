@@ -27,7 +27,7 @@ from running.ways import (
     sparse_model,
 )
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import execution, record_routing
+from skipgpt.model.state import execution, record_routing
 
 MOST_WAYS = {
     "greedy": GREEDY,

@@ -3,7 +3,7 @@ import torch
 
 from cases import LEFT_PADDED, every_family
 from running.ways import GREEDY, every_policy, prompt, sparse_model
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 
 WAYS = {
     "beams": {"num_beams": 3},

@@ -6,7 +6,7 @@ import torch
 
 from cases import CLOSE, LEFT_PADDED
 from running.ways import empty_cache, every_policy, in_chunks, prompt, sparse_model
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 
 # GPT-2 has no flex attention in transformers.
 LAYOUTS = ("llama", "mistral", "gemma3_text", "gpt_neox", "cohere2", "mixtral")

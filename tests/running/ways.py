@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from cases import CLOSE, routed
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 
 KV = ("dense", "skip")
 every_policy = pytest.mark.parametrize("kv", KV)

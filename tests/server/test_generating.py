@@ -11,9 +11,9 @@ from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
 from skipgpt.model.loading.generation_settings import Ends
 from skipgpt.model.sparsity import at_sparsity
-from skipgpt.serving.generation import Done, Job, Piece, run_job
+from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_job
 from skipgpt.serving.replies import Reply
-from skipgpt.serving.tokens import Chosen, Likely, Tokens
+from skipgpt.serving.tokens import Likely, TokenLogprob, Tokens
 
 PROMPT = "Story 3 of the cats"
 
@@ -23,11 +23,13 @@ def loaded():
     return load(shared_checkpoint(), merge=True)
 
 
-def _run(loaded, **wanted) -> tuple[str, list[Piece], Done]:
+def _run(loaded, **wanted) -> tuple[str, list[TextChunk], Completion]:
     model, tokenizer = loaded
-    pieces: list[Piece] = []
+    pieces: list[TextChunk] = []
     ids = tuple(tokenizer(PROMPT)["input_ids"])
-    done = run_job(model, tokenizer, Job(ids, **{"max_tokens": 20, **wanted}), pieces.append)
+    done = run_job(
+        model, tokenizer, GenerationRequest(ids, **{"max_tokens": 20, **wanted}), pieces.append
+    )
     return "".join(piece.text for piece in pieces), pieces, done
 
 
@@ -90,7 +92,7 @@ def test_sampling_follows_its_seed(loaded) -> None:
 def test_a_cancelled_job_stops_at_its_next_token(loaded) -> None:
     model, tokenizer = loaded
     cancelled = threading.Event()
-    job = Job(tuple(tokenizer(PROMPT)["input_ids"]), max_tokens=20)
+    job = GenerationRequest(tuple(tokenizer(PROMPT)["input_ids"]), max_tokens=20)
     done = run_job(model, tokenizer, job, lambda _: cancelled.set(), cancelled)
     assert done.new_tokens < 5
 
@@ -142,7 +144,7 @@ def test_a_letter_that_is_never_complete_is_the_text_of_its_last_token() -> None
 
 def test_alternatives_that_read_alike_are_all_told() -> None:
     likely = tuple(Likely(n, "\N{REPLACEMENT CHARACTER}", None, -float(n)) for n in (5, 6, 7))
-    chosen = Chosen(5, "", b"", -5.0, 0, likely)
-    reply = Reply("m", False, 3, logprobs=True).chunk(Piece("", (chosen,)))
+    chosen = TokenLogprob(5, "", b"", -5.0, 0, likely)
+    reply = Reply("m", False, 3, logprobs=True).chunk(TextChunk("", (chosen,)))
     (top,) = reply["choices"][0]["logprobs"]["top_logprobs"]
     assert top == {"\N{REPLACEMENT CHARACTER}": -5.0, "token_id:6": -6.0, "token_id:7": -7.0}

@@ -22,8 +22,8 @@ from skipgpt.export.merged import as_auto_model
 from skipgpt.model.auto import register
 from skipgpt.model.base import load_base
 from skipgpt.model.sparsity import at_sparsity
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers, routed_layers, routers, stand_ins
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.routing.router import KEEP
 

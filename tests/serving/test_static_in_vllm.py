@@ -13,8 +13,8 @@ from skipgpt.checkpoint.store import describe, load, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.export import export_static
 from skipgpt.model.base import load_base
+from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.model.trace import deciding
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.routing.router import set_constant
 
@@ -40,7 +40,7 @@ def checkpoint(family: str, folder: Path) -> Path:
 def expected(folder: Path, text: list[int], tokens: list[int]) -> list[float]:
     """Log-probabilities of the tokens after the text in the model without what is removed."""
     model, _ = load(folder)
-    with deciding(model, Forced.without(list(NEVER))):
+    with use_rule(model, Forced.without(list(NEVER))):
         logits = model(input_ids=torch.tensor([text + tokens])).logits[0]
     logprobs = logits.log_softmax(-1)[len(text) - 1 : -1]
     assert logprobs.argmax(-1).tolist() == tokens

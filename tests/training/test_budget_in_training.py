@@ -16,7 +16,7 @@ from skipgpt.config import RouterConfig, TrainConfig, recipe
 from skipgpt.config.settings import from_dict
 from skipgpt.cost import Savings, savings, sparsities
 from skipgpt.errors import ConfigError, StoppedError
-from skipgpt.model.trace import record_routing, routing_state
+from skipgpt.model.state import record_routing, routing_state
 from skipgpt.removal.greedy import sites_skipped
 from skipgpt.routing.decision import GumbelSample, Site
 from skipgpt.training.loop.routing_metrics import margin_metrics

@@ -8,7 +8,7 @@ import torch
 from cases import routed
 from runs import metrics, rows, run, stage_trainer, tiny_config
 from skipgpt.analysis.statistics import entropy_bits
-from skipgpt.model.trace import record_routing
+from skipgpt.model.state import record_routing
 from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.routing_metrics import keeps_of, margin_metrics, margins_of
 

@@ -1,7 +1,13 @@
 import pytest
 
 from skipgpt.errors import ConfigError
-from skipgpt.training.loop.sampler import ROWS, PartsOfSteps, RowsOfRun, Share, share_of_step
+from skipgpt.training.loop.sampler import (
+    ROWS,
+    RunDataset,
+    StepBatchSampler,
+    StepPartition,
+    share_of_step,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,7 +19,7 @@ def test_a_step_is_cut_into_equal_forwards_that_fit(
     batch_size: int, accumulation: int, processes: int, rows: int, parts: int
 ) -> None:
     share = share_of_step(batch_size, accumulation, processes)
-    assert share == Share(rows, parts, processes)
+    assert share == StepPartition(rows, parts, processes)
     assert share.step_rows == batch_size * accumulation
 
 
@@ -22,9 +28,17 @@ def test_rows_that_cannot_be_shared_equally_are_refused() -> None:
         share_of_step(3, 2, 4)
 
 
-@pytest.mark.parametrize("share", [Share(8, 1, 1), Share(2, 4, 1), Share(2, 2, 2), Share(1, 2, 4)])
-def test_every_step_has_the_same_rows_however_it_is_cut(share: Share) -> None:
-    own = [list(PartsOfSteps(share, 3, rank)) for rank in range(share.processes)]
+@pytest.mark.parametrize(
+    "share",
+    [
+        StepPartition(8, 1, 1),
+        StepPartition(2, 4, 1),
+        StepPartition(2, 2, 2),
+        StepPartition(1, 2, 4),
+    ],
+)
+def test_every_step_has_the_same_rows_however_it_is_cut(share: StepPartition) -> None:
+    own = [list(StepBatchSampler(share, 3, rank)) for rank in range(share.processes)]
     for step in range(3):
         parts = slice(step * share.parts, (step + 1) * share.parts)
         places = sorted(place for each in own for part in each[parts] for place in part)
@@ -33,11 +47,11 @@ def test_every_step_has_the_same_rows_however_it_is_cut(share: Share) -> None:
 
 def test_every_epoch_shows_each_row_once_in_an_order_of_its_own() -> None:
     rows = [{"n": n} for n in range(10)]
-    run = RowsOfRun(rows, 30, seed=4)
+    run = RunDataset(rows, 30, seed=4)
     shown = [run[place]["n"] for place in range(30)]
     epochs = [shown[start : start + 10] for start in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert run[7][ROWS] == 7
-    assert [RowsOfRun(rows, 30, seed=4)[place]["n"] for place in range(30)] == shown
-    assert [RowsOfRun(rows, 30, seed=5)[place]["n"] for place in range(30)] != shown
+    assert [RunDataset(rows, 30, seed=4)[place]["n"] for place in range(30)] == shown
+    assert [RunDataset(rows, 30, seed=5)[place]["n"] for place in range(30)] != shown

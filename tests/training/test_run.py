@@ -23,7 +23,7 @@ from skipgpt.errors import (
     StoppedError,
     TrainingError,
 )
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.model.surgery import routers
 from skipgpt.training.loop.callbacks import MetricsFile
 from skipgpt.training.loop.trainer import RoutingTrainer
@@ -68,7 +68,7 @@ def test_run_json_says_how_close_each_stage_stays_to_the_base(
     assert held_out["dense"]["closeness"] is None  # it is the dense model
     assert held_out["router"]["closeness"] != held_out["lora"]["closeness"]
     blocks = load_blocks([str(tmp_path / "stories.jsonl")], byte_tokenizer(), config.data)
-    rows = cut(blocks.held_out, config.data.evaluation_tokens)
+    rows = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
     base = AutoModelForCausalLM.from_pretrained(base_folder)
     kl, agreement, tokens = reference.closeness(base, load(tmp_path / "out")[0], rows)
     noted = held_out["lora"]["closeness"]
@@ -301,7 +301,7 @@ def test_a_run_resumed_after_healing_measures_the_base_and_not_lora(
     resumed = run(base_folder, tmp_path / "out", config, resume=True)
 
     blocks = load_blocks([str(data)], byte_tokenizer(), config.data)
-    rows = cut(blocks.held_out, config.data.evaluation_tokens)
+    rows = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
     plain = AutoModelForCausalLM.from_pretrained(base_folder).eval()
     with torch.no_grad():  # rows of one length: the mean of means is the mean
         loss = plain(input_ids=rows, labels=rows).loss.item()

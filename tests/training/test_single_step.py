@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from conftest import tiny_base, tiny_routed
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import Stage, TrainConfig
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 from skipgpt.routing.decision import StraightThrough
 from skipgpt.training.loop.trainer import RoutingTrainer
 from skipgpt.training.single_step import single_step

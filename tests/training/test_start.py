@@ -12,8 +12,8 @@ from cases import CLOSE, SITES, base, routed
 from runs import metrics, rows, run, stage_trainer, stopping_at, tiny_config, weights
 from skipgpt.config import TrainConfig
 from skipgpt.errors import StoppedError
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import router_state_dict, routers, stand_ins
-from skipgpt.model.trace import routing_state
 from skipgpt.removal.static import static_loss
 from skipgpt.routing.decision import (
     DecisionRule,

@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from conftest import tiny_routed
 from runs import rows
 from skipgpt.config import recipe
-from skipgpt.model.trace import deciding, execution
+from skipgpt.model.state import execution, use_rule
 from skipgpt.routing.decision import GumbelSample
 from skipgpt.training.stages import prepare
 
@@ -46,7 +46,7 @@ def test_no_input_of_a_frozen_product_is_stored() -> None:
     model.set_attn_implementation("eager")
     linear = frozen_linear(model)
     assert len(linear) == 3 * 7 + 1
-    with deciding(model, GumbelSample()), execution(model, "gated"):
+    with use_rule(model, GumbelSample()), execution(model, "gated"):
         kept, inputs = stored(model, linear)
     assert len(inputs) == len(linear)
     assert kept
@@ -58,7 +58,7 @@ def test_it_would_be_if_the_weights_trained() -> None:
     linear = frozen_linear(model)
     for each in linear:
         each.requires_grad_(True)
-    with deciding(model, GumbelSample()), execution(model, "gated"):
+    with use_rule(model, GumbelSample()), execution(model, "gated"):
         kept, inputs = stored(model, linear)
     assert memory(inputs) <= memory(kept)
 
@@ -73,7 +73,7 @@ def test_nothing_is_stored_in_front_of_the_first_gate() -> None:
         return tensor
 
     with (
-        deciding(model, GumbelSample()),
+        use_rule(model, GumbelSample()),
         execution(model, "gated"),
         saved_tensors_hooks(keep, lambda tensor: tensor),
     ):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from skipgpt.analysis.stop_text import NewText
-from skipgpt.model.trace import MODULES, Trace
+from skipgpt.model.trace import Trace
+from skipgpt.routing.decision import MODULES
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.residual_stream import first_of, watching_stream
+from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import MODULES, Trace, record_routing
-from skipgpt.routing.decision import Site
+from skipgpt.model.trace import Trace
+from skipgpt.routing.decision import MODULES, Site
 
 
 @dataclass(frozen=True, eq=False)

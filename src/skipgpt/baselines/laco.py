@@ -37,7 +37,7 @@ from skipgpt.baselines.merging import Merges
 from skipgpt.baselines.weights import refuse_quantized
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
-from skipgpt.model.trace import deciding, execution
+from skipgpt.model.state import execution, use_rule
 from skipgpt.removal.search import OnStep
 from skipgpt.removal.units import Unit, check_removals, sites_of, units_of
 from skipgpt.routing.decision import Forced
@@ -184,7 +184,7 @@ class _Judge:
             cosines.append(cosine_similarity(states.flatten(1).float(), wanted.flatten(1).float()))
 
         rule = Forced.without(sites_of(removed))
-        with deciding(self._model, rule), execution(self._model, "sparse"):
+        with use_rule(self._model, rule), execution(self._model, "sparse"):
             self._run(compare)
         mean = torch.cat(cosines).mean().item()
         return -1.0 if math.isnan(mean) else mean

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.baselines.weights import base_weights
-from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.surgery import routed_layers
 
 

@@ -15,10 +15,9 @@ from skipgpt.baselines.llm_drop import llm_drop
 from skipgpt.baselines.shortened import shortened_ppl, shortened_taylor
 from skipgpt.baselines.shortgpt import shortgpt
 from skipgpt.baselines.sleb import sleb
-from skipgpt.model.trace import MODULES
 from skipgpt.removal.search import Method
 from skipgpt.removal.units import Kind, Unit, units_of
-from skipgpt.routing.decision import Module
+from skipgpt.routing.decision import MODULES, Module
 
 
 @dataclass(frozen=True)

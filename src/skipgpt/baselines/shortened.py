@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from skipgpt.baselines.weights import base_weights, refuse_quantized
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import execution
 from skipgpt.removal.announced import announced
 from skipgpt.removal.search import OnStep, one_shot
 from skipgpt.removal.suffix_loss import SuffixLoss

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import MODULES, deciding, execution, record_routing
-from skipgpt.routing.decision import ModuleDecision, Site
+from skipgpt.routing.decision import MODULES, ModuleDecision, Site
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _quantiles(
     model: nn.Module, blocks: Tensor, rule: TopK | AboveThresholds, sparsity: float
 ) -> AboveThresholds:
     """For each site that the rule lets skip, the margin below which this share of tokens is."""
-    with execution(model, "gated"), deciding(model, rule), record_routing(model) as trace:
+    with execution(model, "gated"), use_rule(model, rule), record_routing(model) as trace:
         total_loss(model, blocks)
     values = {}
     for layer in routed_layers(model):

@@ -6,7 +6,7 @@ from torch import nn
 
 from skipgpt.errors import UnsupportedModelError
 from skipgpt.model.families.parameter_names import is_routing
-from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.surgery import routed_layers
 
 

@@ -18,7 +18,7 @@ from skipgpt.benchmark.grid import Grid, PhaseName
 from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
-from skipgpt.benchmark.timing.candidate import Field
+from skipgpt.benchmark.timing.candidate import Candidates
 from skipgpt.benchmark.timing.clock import alternate
 from skipgpt.benchmark.timing.cuda_graph import can_capture
 from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
@@ -117,7 +117,7 @@ def _field(
     sparsity: float,
     grid: Grid,
     graphs: bool,
-) -> Field:
+) -> Candidates:
     rule = subject.rule(sparsity)
     if phase == "router_step" or phase == "lora_step":
         return steps.field(subject, StepCell(phase, ids), rule, grid.executions)
@@ -126,7 +126,7 @@ def _field(
 
 
 def _rows(
-    subject: Subject, field: Field, phase: PhaseName, ids: Tensor, new: int, grid: Grid
+    subject: Subject, field: Candidates, phase: PhaseName, ids: Tensor, new: int, grid: Grid
 ) -> Iterator[Row]:
     """A row for each contender of one cell, all timed in the same rounds."""
     tasks = {"dense": field.dense} | {each.execution: each.task for each in field.contenders}

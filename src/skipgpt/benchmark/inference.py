@@ -9,10 +9,10 @@ from typing import Literal
 from skipgpt.benchmark.reference_runs import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import InInt8, Subject, sharing
 from skipgpt.benchmark.timing.auto_trace import traced_as_run
-from skipgpt.benchmark.timing.candidate import Contender, Field, LeftOut, Timed, gathered
+from skipgpt.benchmark.timing.candidate import Candidate, Candidates, NotApplicable, Timed, gathered
 from skipgpt.benchmark.timing.phases import (
     Cell,
-    Price,
+    Cost,
     keep_and_union,
     launched,
     traced,
@@ -23,11 +23,13 @@ from skipgpt.errors import SkipGPTError
 from skipgpt.routing.decision import DecisionRule
 
 
-def field(subject: Subject, cell: Cell, rule: DecisionRule, executions: Collection[Timed]) -> Field:
+def field(
+    subject: Subject, cell: Cell, rule: DecisionRule, executions: Collection[Timed]
+) -> Candidates:
     """Dense and its contenders in one cell."""
     dense = cell.price(subject.routed)
 
-    def make(kind: Timed) -> Contender:
+    def make(kind: Timed) -> Candidate:
         if kind == "compiled":
             return compiled(cell.task(to_compile(sharing(subject.dense))))
         if kind == "static":
@@ -39,7 +41,7 @@ def field(subject: Subject, cell: Cell, rule: DecisionRule, executions: Collecti
     prefill = Cell("prefill", cell.ids, 0) if cell.phase == "generate" else None
     beside: tuple[Timed, ...] = ("dense-int8",) if "sparse-int8" in executions else ()
     contenders, left_out = gathered(make, dict.fromkeys((*beside, *executions)))
-    return Field(
+    return Candidates(
         cell.task(subject.dense),
         contenders,
         left_out,
@@ -52,14 +54,14 @@ def _routed(
     cell: Cell,
     rule: DecisionRule,
     kind: Literal["auto", "sparse", "gated", "sparse-int8"],
-    dense: Price,
-) -> Contender:
+    dense: Cost,
+) -> Candidate:
     model = subject.executing(kind, rule)
     task = cell.task(model)
     trace, run = traced_as_run(model, launched(cell, model) if cell.captured else task)
     price = cell.price(model, trace.steps)
     spent = cell.flops(cell.price(model, run.steps))
-    return Contender(
+    return Candidate(
         kind,
         task,
         trace.sparsity(),
@@ -70,27 +72,27 @@ def _routed(
     )
 
 
-def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> Contender:
+def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> Candidate:
     """Of the sparse one the ideal is what skipping can give beyond dense in the same weights."""
     try:
         held = subject.in_int8
     except SkipGPTError as error:
-        raise LeftOut(str(error)) from error
+        raise NotApplicable(str(error)) from error
     if kind == "sparse-int8":
         made = _routed(subject, cell, rule, kind, cell.price(held))
     else:
         task = cell.task(subject.executing(kind, rule))
-        made = Contender(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0)
+        made = Candidate(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0)
     return dataclasses.replace(made, on_top_of="dense-int8")
 
 
-def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Price) -> Contender:
+def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Cost) -> Candidate:
     model = subject.executing("sparse", rule)
     keep, _ = keep_and_union(traced(model, launched(cell, model)).steps)
     forward = cell.between if cell.phase == "decode" else cell.prompt
     static = static_depth(subject, forward, work(subject.routed, forward, keep))
     price = cell.price(static.counted)
-    return Contender(
+    return Candidate(
         "static",
         cell.task(static.model),
         static.sparsity,

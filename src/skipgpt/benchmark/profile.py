@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from skipgpt.benchmark.timing.clock import Task, alternate
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import MODULES, routing_state
-from skipgpt.routing.decision import Forced, Site
+from skipgpt.routing.decision import MODULES, Forced, Site
 from skipgpt.system.device_profile import Machine
 
 ROWS, WIDTH, WEIGHTS = 512, 2048, 16 << 20

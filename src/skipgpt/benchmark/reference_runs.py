@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.benchmark.subject import Subject, sharing
-from skipgpt.benchmark.timing.candidate import Contender, LeftOut
+from skipgpt.benchmark.timing.candidate import Candidate, NotApplicable
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.cost import Forward, Work, layer_costs, work
 from skipgpt.errors import UnsupportedModelError
@@ -51,10 +51,10 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
         run: its cost.
 
     Raises:
-        LeftOut: layers of this model cannot be left out.
+        NotApplicable: layers of this model cannot be left out.
     """
     if kind := quantization_of(subject.dense):
-        raise LeftOut(f"layers cannot be left out of a model held in {kind}")
+        raise NotApplicable(f"layers cannot be left out of a model held in {kind}")
     layers, dense = routed_layers(subject.routed), work(subject.routed, forward).flops
     order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(0)).tolist()
     flops = [dense]
@@ -65,7 +65,7 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
     try:
         model = _on_weights(subject, kept)
     except UnsupportedModelError as error:
-        raise LeftOut(str(error)) from error
+        raise NotApplicable(str(error)) from error
     note = (
         f"static is a model of {len(kept)} of the {len(layers)} layers, chosen at random: its "
         f"forward takes {flops[gone] / dense:.1%} of the dense FLOPs, a sparse one "
@@ -74,19 +74,19 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
     return Static(model, add_routers(sharing(model)), kept, gone / len(layers), note)
 
 
-def compiled(task: Task) -> Contender:
+def compiled(task: Task) -> Candidate:
     """The run of a dense model that `torch.compile` has in hand, run once to see that it does.
 
     Raises:
-        LeftOut: it cannot be compiled here, for want of a C++ compiler or whatever else.
+        NotApplicable: it cannot be compiled here, for want of a C++ compiler or whatever else.
     """
     try:
         task.run(task.prepare())
     except Exception as error:
         # Compilers, drivers and operators fail in ways of their own; timing the rest goes on.
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise LeftOut(f"torch.compile failed on this machine ({reason})") from error
-    return Contender("compiled", task, 0.0, 0.0, 1.0, lambda _: 1.0)
+        raise NotApplicable(f"torch.compile failed on this machine ({reason})") from error
+    return Candidate("compiled", task, 0.0, 0.0, 1.0, lambda _: 1.0)
 
 
 def to_compile(model: Any) -> Any:

@@ -20,13 +20,21 @@ from torch import Tensor
 from skipgpt.benchmark.reference_runs import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import Subject, sharing
 from skipgpt.benchmark.timing.auto_trace import AsRun, traced_as_run
-from skipgpt.benchmark.timing.candidate import Contender, Field, LeftOut, Timed, gathered, seeded
+from skipgpt.benchmark.timing.candidate import (
+    Candidate,
+    Candidates,
+    NotApplicable,
+    Timed,
+    gathered,
+    seeded,
+)
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.phases import keep_and_union, traced, union_sparsity
 from skipgpt.config import Stage, recipe
 from skipgpt.cost import Forward, lora_flops, training_flops, work
-from skipgpt.model.trace import MODULES, Execution, Step, Trace
-from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site
+from skipgpt.model.state import Execution
+from skipgpt.model.trace import Step, Trace
+from skipgpt.routing.decision import MODULES, DecisionRule, Forced, GumbelSample, Site
 from skipgpt.training.single_step import single_step
 from skipgpt.training.stages import prepare
 
@@ -61,25 +69,25 @@ class StepCell:
 
 def field(
     subject: Subject, cell: StepCell, rule: DecisionRule, executions: Collection[Timed]
-) -> Field:
+) -> Candidates:
     """Dense and its contenders in one cell."""
     model = sharing(subject.dense)
     task, forward = cell.task(model), cell.forward
     dense = training_flops(subject.routed, forward, None, lora=lora_flops(model, forward))
     if cell.phase == "router_step":
-        return Field(task, (_routers(subject, cell, dense),))
+        return Candidates(task, (_routers(subject, cell, dense),))
     trace = _seen(subject, cell, rule)
 
-    def make(kind: Timed) -> Contender:
+    def make(kind: Timed) -> Candidate:
         if kind == "compiled":
             return compiled(cell.task(to_compile(prepare(sharing(subject.dense), "lora", CONFIG))))
         if kind == "static":
             return _static(subject, cell, trace, dense)
         if kind == "dense-int8" or kind == "sparse-int8":
-            raise LeftOut("8-bit layers have no gradient")
+            raise NotApplicable("8-bit layers have no gradient")
         return _healing(subject, cell, trace, kind, dense)
 
-    return Field(task, *gathered(make, executions))
+    return Candidates(task, *gathered(make, executions))
 
 
 @torch.no_grad()
@@ -95,7 +103,7 @@ def _healing(
     trace: Trace,
     kind: Literal["auto", "sparse", "gated"],
     dense: float,
-) -> Contender:
+) -> Candidate:
     decisions = trace.steps[0].decisions
     kept = {Site(n, m): getattr(decisions[n], m).keep for n in decisions for m in MODULES}
     model = subject.executing(kind, Forced(kept), trains=True)
@@ -104,7 +112,7 @@ def _healing(
         run = _carried_out(model, cell)
     task = cell.task(model, "lora", kind)
     least, spent = (_flops(model, cell.forward, steps) for steps in (trace.steps, run.steps))
-    return Contender(
+    return Candidate(
         kind,
         task,
         trace.sparsity(),
@@ -127,12 +135,12 @@ def _flops(model: Any, forward: Forward, steps: Sequence[Step]) -> float:
     return training_flops(model, forward, "lora", keep, lora_flops(model, forward, keep))
 
 
-def _routers(subject: Subject, cell: StepCell, dense: float) -> Contender:
+def _routers(subject: Subject, cell: StepCell, dense: float) -> Candidate:
     rule = GumbelSample(CONFIG.router_stage.temperature_start)
     trace = _seen(subject, cell, rule)
     model = subject.executing("gated", rule, trains=True)
     run = training_flops(model, cell.forward, "router")
-    return Contender(
+    return Candidate(
         "gated",
         cell.task(model, "router"),
         trace.sparsity(),
@@ -145,14 +153,14 @@ def _routers(subject: Subject, cell: StepCell, dense: float) -> Contender:
     )
 
 
-def _static(subject: Subject, cell: StepCell, trace: Trace, dense: float) -> Contender:
+def _static(subject: Subject, cell: StepCell, trace: Trace, dense: float) -> Candidate:
     forward = cell.forward
     keep, _ = keep_and_union(trace.steps)
     static = static_depth(subject, forward, work(subject.routed, forward, keep))
     task = cell.task(static.model)
     lora = lora_flops(static.model, forward)
     run = training_flops(static.counted, forward, None, lora=lora)
-    return Contender(
+    return Candidate(
         "static",
         task,
         static.sparsity,

@@ -23,8 +23,8 @@ from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.loading.int8 import quantize_int8
 from skipgpt.model.loading.limits import check_ids
 from skipgpt.model.sparsity import set_sparsity
+from skipgpt.model.state import Execution, routing_state
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import Execution, routing_state
 from skipgpt.routing.decision import DecisionRule, RandomRoutes
 
 InInt8 = Literal["dense-int8", "sparse-int8"]

@@ -54,9 +54,9 @@ from skipgpt.model.loading.folder import CONFIG, json_of, kind_of_model
 from skipgpt.model.loading.identity import refuse_other_settings, settings_of
 from skipgpt.model.loading.int8 import check_loaded_as, is_int8, quantize_int8
 from skipgpt.model.lora import merge_lora
-from skipgpt.model.sparsity import set_sparsity, within_reach
+from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.system.atomic import files_below, staged, to_json
 from skipgpt.system.folder_lock import writing_to
@@ -239,7 +239,7 @@ def load(
     state.curves = curves_of(info)
     if state.curves is not None:
         _say_if_timed_elsewhere(state.curves, budget, torch.device(device))
-        own = within_reach(model, info.target_sparsity)
+        own = clamp_to_curve(model, info.target_sparsity)
         set_sparsity(model, own if sparsity is None else sparsity, budget=budget)
     elif sparsity is not None:
         set_sparsity(model, sparsity)

@@ -15,7 +15,7 @@ from skipgpt.errors import CheckpointError
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.lora import with_saved_lora
 from skipgpt.model.surgery import router_state_dict
-from skipgpt.system.sharded import whole
+from skipgpt.system.sharded import full_tensor
 
 _ADAPTER = "adapter_model.safetensors"
 
@@ -27,7 +27,7 @@ def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tens
     """
     lora = {name: p for name, p in model.named_parameters() if kind_of(name) == "lora"}
     routing, adapter = (
-        {name: whole(tensor).cpu().contiguous() for name, tensor in named.items()}
+        {name: full_tensor(tensor).cpu().contiguous() for name, tensor in named.items()}
         for named in (router_state_dict(model), lora)
     )
     return routing, adapter

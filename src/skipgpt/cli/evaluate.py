@@ -112,8 +112,8 @@ def run(
 
     from skipgpt.config import as_budget
     from skipgpt.errors import ConfigError
-    from skipgpt.model.trace import Execution
-    from skipgpt.model.trace import execution as executing
+    from skipgpt.model.state import Execution
+    from skipgpt.model.state import execution as executing
 
     sources = [*(text or []), *(more or [])]
     of_text, of_tasks = bool(sources or corpus), bool(tasks or suite)

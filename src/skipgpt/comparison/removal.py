@@ -21,7 +21,7 @@ from skipgpt.comparison.method import Method
 from skipgpt.comparison.setup import Job
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.surgery import stand_ins
 from skipgpt.removal.units import Unit
@@ -103,7 +103,7 @@ def _fresh(job: Job, method: Method, config: TrainConfig) -> tuple[Any, float]:
     if key not in job.fits:
         began = time.perf_counter()
         with advancing("fitting stand-ins", announced=True) as advance:
-            text = cut(job.blocks.train, config.router_stage.fit_tokens)
+            text = subsample_rows(job.blocks.train, config.router_stage.fit_tokens)
             fit_stand_ins(model, text, on_step=advance)
         seconds = time.perf_counter() - began
         fitted = {site: each.state_dict() for site, each in stand_ins(model).items()}

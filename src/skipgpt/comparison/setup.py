@@ -18,14 +18,14 @@ from skipgpt.config.settings import override
 from skipgpt.cost import flops_per_token, overhead
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.closeness import IDENTICAL
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base, weights_digest
 from skipgpt.model.loading.identity import digest_of_settings, settings_of
 from skipgpt.model.loading.limits import check_rows
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, routed_layers
-from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Site
 
 OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
@@ -157,15 +157,15 @@ class Job:
 
     def held_out(self) -> Tensor:
         """The text that every row is measured on, [N, T]."""
-        return cut(self.blocks.held_out, self.main.data.evaluation_tokens)
+        return subsample_rows(self.blocks.held_out, self.main.data.evaluation_tokens)
 
     def calibration(self) -> Tensor:
         """The text that thresholds are set on, [N, T]."""
-        return cut(self.blocks.calibration, self.main.data.calibration_tokens)
+        return subsample_rows(self.blocks.calibration, self.main.data.calibration_tokens)
 
     def searched(self) -> Tensor:
         """The training text that static methods choose on, [N, T]."""
-        return cut(self.blocks.train, self.main.router_stage.static_tokens)
+        return subsample_rows(self.blocks.train, self.main.router_stage.static_tokens)
 
     def tokens_trained(self, config: TrainConfig, *stages: Stage) -> int:
         """Tokens that these stages train on, repeated ones counted each time."""
@@ -231,7 +231,7 @@ def prepare(
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     add_routers(model, config.router)
     with execution(model, "dense"):
-        dense = perplexity(model, cut(blocks.held_out, config.data.evaluation_tokens))
+        dense = perplexity(model, subsample_rows(blocks.held_out, config.data.evaluation_tokens))
     dense = dataclasses.replace(dense, closeness=IDENTICAL)
     flops = flops_per_token(model, context=(blocks.held_out.shape[1] + 1) / 2)
     layers = len(routed_layers(model))

@@ -18,11 +18,11 @@ from skipgpt.comparison.trained import in_comparison
 from skipgpt.config import TrainConfig
 from skipgpt.cost import sparsities
 from skipgpt.errors import TrainingError
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
+from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import routers
-from skipgpt.model.trace import deciding
 from skipgpt.removal.static import constant_routes
 from skipgpt.removal.units import Unit, sites_of
 from skipgpt.routing.decision import Forced
@@ -39,7 +39,7 @@ def remove(job: Job, method: Method, config: TrainConfig, out: Path) -> list[Row
     measured, seconds = [], removal.seconds
     for count in sorted({removal.low, removal.high}):
         model, units, more = without(job, method, config, removal, count)
-        with deciding(model, Forced.without(sites_of(units))):
+        with use_rule(model, Forced.without(sites_of(units))):
             measured.append(_pruned(job, method, model, units))
         seconds += more
     return [_row(job, method, config, measured, removal, seconds)]
@@ -107,7 +107,7 @@ def _note(job: Job, method: Method, config: TrainConfig, removal: Removal) -> st
     note = f"{low} {kind} removed" if low == high else f"between {low} and {high} {kind} removed"
     if not method.stand_in:
         return note
-    fitted = cut(job.blocks.train, config.router_stage.fit_tokens).numel()
+    fitted = subsample_rows(job.blocks.train, config.router_stage.fit_tokens).numel()
     return f"{note}, stand-ins of rank {config.router.stand_in} fitted on {fitted:,} tokens"
 
 

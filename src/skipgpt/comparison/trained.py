@@ -21,7 +21,7 @@ from skipgpt.cost import savings
 from skipgpt.errors import ConfigError, DivergedError, TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.sparsity import set_sparsity
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state
+from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
 from skipgpt.training.router_init import start_routers
 from skipgpt.training.run import TrainResult, train
@@ -135,14 +135,14 @@ def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> 
 
 def _gated(model: Any, job: Job, rule: TopK | AboveThresholds) -> Any:
     # Scores scale the outputs, which only the definition does: `sparse` knows kept and skipped.
-    with execution(model, "gated"), deciding(model, rule):
+    with execution(model, "gated"), use_rule(model, rule):
         return perplexity(model, job.held_out(), closeness_to=model)
 
 
 def _measure(job: Job, folder: Path, rule: DecisionRule, seed: int) -> Any:
     model, _ = load(str(folder), base=job.base, **job.where)
     torch.manual_seed(seed)
-    with deciding(model, rule):
+    with use_rule(model, rule):
         return perplexity(model, job.held_out(), closeness_to=model)
 
 

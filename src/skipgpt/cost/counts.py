@@ -11,8 +11,9 @@ from skipgpt.model.attention.split import query_width
 from skipgpt.model.families.family import has
 from skipgpt.model.families.linear import in_width, out_width
 from skipgpt.model.loading.bitsandbytes import size
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routers
-from skipgpt.model.trace import MODULES, routing_state
+from skipgpt.routing.decision import MODULES
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ from skipgpt.cost.counts import (
 )
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
-from skipgpt.model.trace import MODULES
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import MODULES, Site
 
 Bound = Literal["compute", "bandwidth"]
 

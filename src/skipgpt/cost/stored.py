@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from skipgpt.model.attention import custom
-from skipgpt.model.trace import deciding, execution, record_routing, routing_state
+from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.routing.decision import DecisionRule, StraightThrough, Threshold
 
 _FUSED = "skipgpt_fused_unmasked"
@@ -79,7 +79,7 @@ def stored_bytes(model: Any, rows: int, tokens: int, rule: DecisionRule) -> floa
 
     with _mode_of(model) or nullcontext(), saved_tensors_hooks(keep, lambda tensor: tensor):
         ids = torch.ones(rows, tokens, dtype=torch.long)
-        with deciding(model, rule), execution(model, "gated"), record_routing(model) as trace:
+        with use_rule(model, rule), execution(model, "gated"), record_routing(model) as trace:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             _ = loss + trace.steps[0].sparsity()
     return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))

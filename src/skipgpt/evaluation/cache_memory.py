@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
-from skipgpt.model.trace import record_routing
+from skipgpt.model.state import record_routing
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from skipgpt.evaluation.meter import Meter
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.loading.limits import check_rows
-from skipgpt.model.sparsity import set_sparsity, within_reach
-from skipgpt.model.trace import routing_state
+from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
+from skipgpt.model.state import routing_state
 from skipgpt.routing.calibration import CURVE, calibrate_curve
 from skipgpt.routing.calibration import calibrate as find_threshold
 from skipgpt.routing.curve import CalibrationCurve, Curves
@@ -85,7 +85,7 @@ def calibrate(
     unit = budget or (before.budget if before else "modules")
     timed = timed or (before.timed if before else None) or TimedForward()
     saved = all_savings(model, unit, mean_context(blocks), timed)
-    few = Meter(model, cut(blocks, CURVE_TOKENS), saved[unit], batch_size)
+    few = Meter(model, subsample_rows(blocks, CURVE_TOKENS), saved[unit], batch_size)
     reachable = tuple(each for each in CURVE if unit == "modules" or each < saved[unit].largest)
     with advancing("calibrating the curve", unit="point", announced=True) as advance:
         curves: dict[Budget, CalibrationCurve] = {
@@ -111,7 +111,7 @@ def calibrate(
     state.curves = Curves(by_budget, unit, timed if "time" in curves else None, timed_on)
     if target is None:
         return curves[unit]
-    near = within_reach(model, target)
+    near = clamp_to_curve(model, target)
     set_sparsity(model, near)
     if near != target:
         logger.warning(
@@ -172,9 +172,9 @@ def calibrate_checkpoint(
         unit = budget or before.budget
         blocks = load_blocks(data, tokenizer, config, train_tokens=0)
         check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
-        text = cut(blocks.calibration, config.calibration_tokens)
+        text = subsample_rows(blocks.calibration, config.calibration_tokens)
         calibrate(model, text, target=target, budget=unit, timed=timed)
-        measured = perplexity(model, cut(blocks.held_out, config.evaluation_tokens))
+        measured = perplexity(model, subsample_rows(blocks.held_out, config.evaluation_tokens))
         found = describe(model, before.base, fingerprint=before.fingerprint)
         info = dataclasses.replace(
             before,
@@ -195,7 +195,7 @@ def say_if_uncalibrated(model: nn.Module) -> None:
         logger.warning("never calibrated: a module runs where its router's margin is above 0")
 
 
-def cut(blocks: Tensor, tokens: int) -> Tensor:
+def subsample_rows(blocks: Tensor, tokens: int) -> Tensor:
     """About this many tokens of blocks [N, T], evenly spread over all of them."""
     wanted = max(1, min(len(blocks), tokens // blocks.shape[1]))
     return blocks[torch.linspace(0, len(blocks) - 1, wanted).round().long()]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from skipgpt.model.lora import without_lora
+from skipgpt.model.state import execution, routing_state
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import execution, routing_state
 
 DenseModel = Literal["base", "all kept"]
 """The base model without LoRA; or, where LoRA is part of the weights, everything kept."""

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from skipgpt.cost import Savings
 from skipgpt.evaluation.perplexity import total_loss
-from skipgpt.model.trace import Trace, deciding, execution, record_routing
+from skipgpt.model.state import execution, record_routing, use_rule
+from skipgpt.model.trace import Trace
 from skipgpt.routing.calibration import Seen, skipped_share
 from skipgpt.routing.decision import Site, Threshold
 
@@ -64,7 +65,7 @@ def _traced(
     model: nn.Module, blocks: Tensor, threshold: float, batch_size: int
 ) -> tuple[Trace, float]:
     with (
-        deciding(model, Threshold(threshold)),
+        use_rule(model, Threshold(threshold)),
         execution(model, "sparse"),
         record_routing(model) as trace,
     ):

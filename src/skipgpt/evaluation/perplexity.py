@@ -15,7 +15,9 @@ from torch.nn.functional import cross_entropy
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.windows import batches, mean_context
-from skipgpt.model.trace import MODULES, Trace, record_routing
+from skipgpt.model.state import record_routing
+from skipgpt.model.trace import Trace
+from skipgpt.routing.decision import MODULES
 from skipgpt.system.progress import advancing
 
 Rows = Tensor | Sequence[Tensor]

@@ -16,7 +16,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
 from skipgpt.evaluation.windows import mean_context
-from skipgpt.model.trace import record_routing
+from skipgpt.model.state import record_routing
 
 
 @dataclass(frozen=True, eq=False)

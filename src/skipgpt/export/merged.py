@@ -15,8 +15,8 @@ from skipgpt.export.transformers4 import save_tokenizer, write_older_config
 from skipgpt.model.auto import auto_classes
 from skipgpt.model.families.table import family_of
 from skipgpt.model.loading.generation_settings import write_ends
-from skipgpt.model.sparsity import within_reach
-from skipgpt.model.trace import routing_state
+from skipgpt.model.sparsity import clamp_to_curve
+from skipgpt.model.state import routing_state
 from skipgpt.system.atomic import staged
 
 
@@ -65,7 +65,7 @@ def export_merged(
         dtype=dtype,
     )
     write_ends(model, tokenizer)
-    own = within_reach(model, info.target_sparsity)
+    own = clamp_to_curve(model, info.target_sparsity)
     merged = as_auto_model(model, own if sparsity is None else sparsity, budget)
     with staged(out, "config.json", OF_ANOTHER_EXPORT) as stage:
         merged.save_pretrained(stage)

@@ -12,7 +12,7 @@ from skipgpt.errors import UnsupportedModelError
 from skipgpt.export.pairing import Pair
 from skipgpt.model.families.family import has
 from skipgpt.model.families.parameter_names import is_routing
-from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Module, Site
 

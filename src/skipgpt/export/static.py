@@ -14,7 +14,7 @@ from skipgpt.checkpoint.store import load
 from skipgpt.config import Budget, DataConfig, LoraStage, recipe
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, DivergedError, TrainingError, UnsupportedModelError
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
 from skipgpt.export.decilm import Layer, check_servable, choose_layers, write_for_engines
@@ -31,8 +31,8 @@ from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.loading.generation_settings import write_ends
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.lora import check_targets, merge_lora
+from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import drop_stand_ins
-from skipgpt.model.trace import deciding, execution, record_routing
 from skipgpt.removal.static import constant_routes
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.system.atomic import staged, to_json
@@ -130,23 +130,23 @@ def export_static(
     healing = heal.steps * recipe("default").batch_size * cutting.block_size if heal else 0
     blocks = load_blocks(data, tokenizer, cutting, train_tokens=healing)
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
-    rates = _keep_rates(model, cut(blocks.calibration, cutting.calibration_tokens))
+    rates = _keep_rates(model, subsample_rows(blocks.calibration, cutting.calibration_tokens))
     layers, removed, kept_anyway = _choose(model, rates, keep_rate, form, doing)
 
-    held_out = cut(blocks.held_out, cutting.evaluation_tokens)
+    held_out = subsample_rows(blocks.held_out, cutting.evaluation_tokens)
     with execution(model, "dense"):
         losses = {"dense": _loss(model, held_out)}
     losses["routed"] = _loss(model, held_out)
     # An ordinary model has no place for them: healing has to make up for what they added.
     drop_stand_ins(model)
-    with deciding(model, Forced.without(list(removed))):
+    with use_rule(model, Forced.without(list(removed))):
         losses["static"] = _loss(model, held_out)
     with staged(out, "config.json", OF_ANOTHER_EXPORT) as stage:
         parameters = _written(model, layers, removed, held_out[:2], form, stage)
         if heal:
             model = _healed(model, removed, blocks, heal, cutting, seed)
             parameters = _written(model, layers, removed, held_out[:2], form, stage)
-            with deciding(model, Forced.without(list(removed))):
+            with use_rule(model, Forced.without(list(removed))):
                 losses["healed"] = _loss(model, held_out)
         save_tokenizer(tokenizer, stage)
         result = StaticExport(
@@ -278,7 +278,7 @@ def _check_same(static: Any, model: Any, removed: Sequence[Site], ids: Tensor) -
         UnsupportedModelError: it is not.
     """
     ids = ids.to(model.device)
-    with deciding(model, Forced.without(list(removed))), execution(model, "sparse"):
+    with use_rule(model, Forced.without(list(removed))), execution(model, "sparse"):
         expected = model(input_ids=ids, use_cache=False).logits.float()
     difference = static(input_ids=ids, use_cache=False).logits.float() - expected
     error = float(difference.norm() / expected.norm())

@@ -17,8 +17,8 @@ from skipgpt.config.settings import from_dict, to_dict
 from skipgpt.errors import CheckpointError
 from skipgpt.fitting.fit import FittedSite
 from skipgpt.model.base import weights_digest
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import router_state_dict
-from skipgpt.model.trace import routing_state
 from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.device_profile import cache_folder
 from skipgpt.system.sharded import assign

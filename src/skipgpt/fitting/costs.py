@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from skipgpt.errors import ConfigError, TrainingError
+from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.model.surgery import routed_layers, routers
-from skipgpt.model.trace import MODULES, deciding, execution, routing_state
-from skipgpt.routing.decision import ModuleDecision, Site
+from skipgpt.routing.decision import MODULES, ModuleDecision, Site
 from skipgpt.routing.router import Router, Scale
 
 OnStep = Callable[[int, int], None]
@@ -133,7 +133,7 @@ def measure_costs(
     with _at_rest(model), _recording(model, wanted, kind) as held, execution(model, "gated"):
         for number, rows in enumerate(batches):
             rule = _Gates(threshold, {})
-            with deciding(model, rule):
+            with use_rule(model, rule):
                 logits = model(input_ids=rows.to(device), use_cache=False).logits
             gates = {site: gate for site, gate in rule.gates.items() if site.layer in wanted}
             squares = _costs(logits, list(gates.values()), draws, generator)

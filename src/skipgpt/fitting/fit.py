@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings
 from skipgpt.errors import DataError
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.meter import Meter
 from skipgpt.fitting.costs import OnStep, SiteCosts, measure_costs
 from skipgpt.fitting.heads import write_router
 from skipgpt.fitting.regression import Design
 from skipgpt.fitting.stand_ins import fit_stand_ins
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.calibration import calibrate
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.routing.router import add_to_margin, set_constant
@@ -85,7 +85,7 @@ def fit_model(
     """
     stage = config.fit_stage
     width = _router_width(model)
-    sample = cut(text, stage.tokens)
+    sample = subsample_rows(text, stage.tokens)
     if sample.numel() < 2 * width:
         raise DataError(
             "fitting routers",
@@ -98,7 +98,7 @@ def fit_model(
     model.requires_grad_(False)
     if stand_ins(model):
         with progress("fitting stand-ins") as on_step:
-            fit_stand_ins(model, cut(text, stage.stand_in_tokens), on_step=on_step)
+            fit_stand_ins(model, subsample_rows(text, stage.stand_in_tokens), on_step=on_step)
     found = []
     groups = list(layer_groups(model, sample.numel()))
     for number, layers in enumerate(groups, 1):
@@ -193,13 +193,13 @@ def refit_stand_ins(
         progress: opens a phase for each pass over the text.
     """
     with progress("searching the threshold of the target"):
-        few = Meter(model, cut(text, SEARCH_TOKENS), savings)
+        few = Meter(model, subsample_rows(text, SEARCH_TOKENS), savings)
         start = few(-math.inf).guess(config.target_sparsity)
         threshold = calibrate(few, config.target_sparsity, start, rounds=2)
     with progress("fitting stand-ins to what skips") as on_step:
         fit_stand_ins(
             model,
-            cut(text, config.fit_stage.stand_in_tokens),
+            subsample_rows(text, config.fit_stage.stand_in_tokens),
             threshold=threshold,
             on_step=on_step,
         )

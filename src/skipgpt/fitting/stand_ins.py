@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.model import modules
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import ModuleDecision, Site
 from skipgpt.routing.stand_in_fit import Moments, fit
 
@@ -62,7 +62,7 @@ def fit_stand_ins(
     for first in range(0, len(layers), at_once):
         some, moments = layers[first : first + at_once], dict[Site, Moments]()
         rule = _Routes(threshold)
-        with _watched(some, moments, rule), execution(model, "gated"), deciding(model, rule):
+        with _watched(some, moments, rule), execution(model, "gated"), use_rule(model, rule):
             for rows in batches:
                 model(input_ids=rows.to(device), use_cache=False, logits_to_keep=1)
                 done += 1
@@ -118,7 +118,7 @@ def _watched(layers: list[Any], moments: dict[Site, Moments], rule: _Routes) -> 
             def count(
                 _: Any, arguments: Any, layer: Any = layer, site: Site = site, held: Any = held
             ) -> None:
-                update = modules.added(layer, site.module, held.pop("output"))
+                update = modules.post_norm(layer, site.module, held.pop("output"))
                 if site not in moments:
                     moments[site] = Moments(update.shape[-1])
                 moments[site].add(arguments[0], update, rule.counted(site))

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from skipgpt.kernels.interface import Activation
 from skipgpt.kernels.launch import (
     SMALLEST,
     Limits,
@@ -23,7 +24,6 @@ from skipgpt.kernels.launch import (
     on,
     power_of_two,
 )
-from skipgpt.kernels.plain import Activation
 
 
 @triton.jit

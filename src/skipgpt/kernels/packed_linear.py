@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from skipgpt.kernels.interface import Activation
 from skipgpt.kernels.launch import Limits, activate, limits, on, power_of_two, tile_of
-from skipgpt.kernels.plain import Activation
 
 
 @triton.jit

@@ -7,15 +7,11 @@ and outputs of a product.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from skipgpt.kernels.select import Kernels
-
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+from skipgpt.kernels.interface import Activation, Kernels
 
 
 def activate(gate: Tensor, activation: Activation) -> Tensor:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from skipgpt.kernels.interface import Kernels
 
 logger = logging.getLogger("skipgpt")
 
@@ -24,20 +24,6 @@ MOST_SEQUENCES = 64
 """The largest batch of one-token steps that the decode kernels take: one tile of rows."""
 
 WIDEST_HEAD = 256
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """One way to compute with kept tokens; what each does is said in `plain.py`."""
-
-    gate_up: Callable[..., Tensor]
-    row_linear: Callable[..., Tensor]
-    add_linear: Callable[..., Tensor]
-    attend: Callable[..., Tensor]
-    decode_gate_up: Callable[..., Tensor]
-    decode_linear: Callable[..., Tensor]
-    decode_add_linear: Callable[..., Tensor]
-    decode_attend: Callable[..., Tensor]
 
 
 def kernels_for(stream: Tensor) -> Kernels | None:

@@ -20,8 +20,8 @@ from skipgpt.model.families.table import FAMILIES, MERGED_PREFIX
 from skipgpt.model.loading.bitsandbytes import make_safe
 from skipgpt.model.loading.weights import load_strictly
 from skipgpt.model.sparsity import at_sparsity, set_sparsity
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.curve import CalibrationCurve, Curves, Points
 
 _CODE_FILE = "modeling_skipgpt"

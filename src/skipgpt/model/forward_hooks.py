@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipgpt.errors import ConfigError
-from skipgpt.model.sparsity import dialled
-from skipgpt.model.trace import RoutingState
+from skipgpt.model.sparsity import threshold_at
+from skipgpt.model.state import RoutingState
 
 logger = logging.getLogger("skipgpt")
 
@@ -46,11 +46,11 @@ def begin_forward(
     given = dict(zip(names, args, strict=False)) | kwargs
     mask, inputs = given.get("attention_mask"), given.get("input_ids")
     inputs = given.get("inputs_embeds") if inputs is None else inputs
-    state.real, state.may_pack = None, True
+    state.token_mask, state.can_pack = None, True
     if not isinstance(inputs, Tensor):
         return args, kwargs
     if isinstance(mask, Tensor) and mask.ndim == 2:
-        state.real = mask[:, -inputs.shape[1] :].bool()
+        state.token_mask = mask[:, -inputs.shape[1] :].bool()
     if state.execution == "dense":
         return args, kwargs
     config: Any = decoder.config
@@ -58,7 +58,7 @@ def begin_forward(
     if obstacle := _obstacle(state, config, given):
         if state.execution != "auto" or state.config.kv == "skip":
             raise obstacle
-        state.may_pack = False
+        state.can_pack = False
         _say_once(state, obstacle)
     cache, used = given.get("past_key_values"), given.get("use_cache")
     caches = getattr(config, "use_cache", False) if used is None else used
@@ -90,7 +90,7 @@ def take_sparsity(
         )
     if "sparsity" in kwargs:
         kwargs = dict(kwargs)
-        rule = dialled(state, kwargs.pop("sparsity"), kwargs.pop("budget", None))
+        rule = threshold_at(state, kwargs.pop("sparsity"), kwargs.pop("budget", None))
         state.rule, state.outer_rule = rule, state.outer_rule or state.rule
     return args, kwargs
 
@@ -143,8 +143,8 @@ def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> Config
 
 def _say_once(state: RoutingState, obstacle: ConfigError) -> None:
     """Warn that nothing is skipped, whoever chose `auto` for its speed."""
-    if obstacle.got not in state.said:
-        state.said.add(obstacle.got)
+    if obstacle.got not in state.warned:
+        state.warned.add(obstacle.got)
         logger.warning("every token runs every module, nothing is saved: %s", obstacle.got)
 
 

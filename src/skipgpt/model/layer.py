@@ -20,34 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.model.attention.split import Blank
 from skipgpt.model.execution import decode, gated, sparse
-from skipgpt.model.execution.auto import Packing, packs
-from skipgpt.model.families.family import Family
-from skipgpt.model.trace import RoutingState, Step
+from skipgpt.model.execution.auto import should_pack
+from skipgpt.model.routed import RoutedLayer
+from skipgpt.model.trace import Step
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
 from skipgpt.routing.fused_margins import margins
-from skipgpt.routing.router import Router, input_scale, mean_of_rows
-from skipgpt.routing.stand_in import StandIn
+from skipgpt.routing.router import input_scale, mean_of_rows
 
 TWINS = {"gated": gated, "sparse": sparse}
 """Two executions of one signature; they agree in values and gradients."""
 
 
-class RoutedLayer(nn.Module):
+class SkippingLayer(RoutedLayer):
     """Mixed in front of a family's decoder layer; `routed_class` makes the combination."""
-
-    positional: tuple[str, ...]
-    index: int
-    family: Family
-    routing: RoutingState
-    attn_arguments: frozenset[str] | None
-    attn_blanks: dict[str, Blank]
-    packing: Packing
-    attn_router: Router
-    mlp_router: Router
-    attn_stand_in: StandIn | None
-    mlp_stand_in: StandIn | None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The family's layer, except that each token runs only the modules it keeps.
@@ -65,7 +51,7 @@ class RoutedLayer(nn.Module):
         arguments = kwargs if not args else dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
-        if decode.suits(self, hidden_states):
+        if decode.can_use(self, hidden_states):
             stream = self._run_one_each(hidden_states, arguments)
             return (stream, None) if self.family.returns_tuple else stream
         parallel = self.family.is_parallel(self)
@@ -105,7 +91,7 @@ class RoutedLayer(nn.Module):
         """The execution of one module."""
         kind: str = self.routing.execution
         if kind == "auto":
-            saves = packs(self, module, entering, decision.keep, arguments)
+            saves = should_pack(self, module, entering, decision.keep, arguments)
             kind = "sparse" if saves else "gated"
         return TWINS[kind]
 
@@ -130,7 +116,7 @@ class RoutedLayer(nn.Module):
         """The decision of the rule in force, for each token or for each sequence."""
         site, rule = Site(self.index, module), self.routing.rule
         if self.routing.config.decides == "sequence":
-            return rule(mean_of_rows(margin, self.routing.real), site).expanded(margin.shape)
+            return rule(mean_of_rows(margin, self.routing.token_mask), site).expanded(margin.shape)
         return rule(margin, site)
 
     def _record(self, decision: Decision) -> None:
@@ -139,7 +125,7 @@ class RoutedLayer(nn.Module):
         if trace is None:
             return
         if not trace.steps or self.index in trace.steps[-1].decisions:
-            trace.steps.append(Step({}, self.routing.real))
+            trace.steps.append(Step({}, self.routing.token_mask))
         trace.steps[-1].decisions[self.index] = decision
 
 
@@ -149,4 +135,4 @@ def routed_class(layer_class: type[nn.Module]) -> type[RoutedLayer]:
     name = f"Routed{layer_class.__name__}"
     positional = tuple(inspect.signature(layer_class.forward).parameters)[2:]
     made = {"__module__": __name__, "positional": positional}
-    return type(name, (RoutedLayer, layer_class), made)
+    return type(name, (SkippingLayer, layer_class), made)

@@ -20,8 +20,8 @@ from skipgpt.config import ALL_LINEAR, LoraStage
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.families.linear import has_widths
 from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routed_layers, take_the_dial
-from skipgpt.model.trace import routing_state
 
 logger = logging.getLogger("skipgpt")
 

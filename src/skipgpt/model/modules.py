@@ -6,18 +6,16 @@ Every part is the family's own module. Shapes: B batch, T tokens (or packed toke
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from skipgpt.errors import ConfigError
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Module
 
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
 
-
-def normed(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
+def pre_norm(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
     """What the module reads of the residual stream [B, T, D]."""
     family = layer.family
     names = family.attn_norm if module == "attn" else family.mlp_norm
@@ -29,7 +27,7 @@ def normed(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
     return stream
 
 
-def added(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
+def post_norm(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
     """What is added to the residual stream [B, T, D], from the module's output."""
     family = layer.family
     for name in family.attn_after if module == "attn" else family.mlp_after:
@@ -38,7 +36,9 @@ def added(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
     return update * getattr(layer, family.scale) if family.scale else update
 
 
-def attend(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: Any = None) -> Tensor:
+def run_attention(
+    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: Any = None
+) -> Tensor:
     """Attention's output [B, T, D]; `half` stands in for the module where only a part shall run."""
     attn: Any = layer._modules[layer.family.attn]
     known = layer.attn_arguments
@@ -66,7 +66,7 @@ def _run_half(attn: Any, half: Any, read: Tensor, given: dict[str, Any]) -> Any:
         attn._hf_hook.post_forward(attn, None)
 
 
-def feed_forward(layer: RoutedLayer, read: Tensor) -> Tensor:
+def run_mlp(layer: RoutedLayer, read: Tensor) -> Tensor:
     """The MLP's output [B, T, D]; mixtures of experts may return their scores beside it."""
     mlp: Any = layer._modules[layer.family.mlp]
     output = mlp(read, read.new_zeros(())) if layer.family.adds_residual else mlp(read)

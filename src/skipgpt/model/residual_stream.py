@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipgpt.model import modules
-from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import execution
 from skipgpt.routing.decision import Module, Site
 
 Seen = Callable[[tuple[Site, ...], Tensor, Tensor], None]
@@ -76,7 +76,7 @@ class _Watch:
         """The stream [B, T, D] with the module's output added."""
         update = first_of(output)
         if not self.layer.family.adds_residual:
-            update = read + modules.added(self.layer, module, update)
+            update = read + modules.post_norm(self.layer, module, update)
         self.seen((Site(self.layer.index, module),), read, update)
         return update
 

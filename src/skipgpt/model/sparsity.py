@@ -10,7 +10,7 @@ from torch import nn
 
 from skipgpt.config import Budget
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import RoutingState, deciding, routing_state
+from skipgpt.model.state import RoutingState, routing_state, use_rule
 from skipgpt.routing.curve import Curves
 from skipgpt.routing.decision import Threshold
 
@@ -34,7 +34,7 @@ def at_sparsity(
         with skipgpt.at_sparsity(model, 0.4):
             model.generate(**inputs)
     """
-    with deciding(model, dialled(routing_state(model), sparsity, budget)):
+    with use_rule(model, threshold_at(routing_state(model), sparsity, budget)):
         yield
 
 
@@ -54,13 +54,13 @@ def set_sparsity(model: nn.Module, sparsity: float, *, budget: Budget | None = N
         skipgpt.set_sparsity(model, 0.25, budget="flops")
     """
     state = routing_state(model)
-    state.rule = dialled(state, sparsity, budget)
+    state.rule = threshold_at(state, sparsity, budget)
     config: Any = getattr(model, "config", None)
     if hasattr(config, "sparsity"):  # of a merged export, which would be saved with it
         config.sparsity, config.budget = sparsity, budget
 
 
-def within_reach(model: nn.Module, target: float, budget: Budget | None = None) -> float:
+def clamp_to_curve(model: nn.Module, target: float, budget: Budget | None = None) -> float:
     """What a model was trained for, or the end of its curve where that comes first.
 
     Args:
@@ -72,7 +72,7 @@ def within_reach(model: nn.Module, target: float, budget: Budget | None = None) 
         ConfigError: no routers, or no curve of that unit.
 
     Example:
-        skipgpt.set_sparsity(model, within_reach(model, 0.4))
+        skipgpt.set_sparsity(model, clamp_to_curve(model, 0.4))
     """
     curves = routing_state(model).curves
     return target if curves is None else curves.clamp(target, budget)
@@ -93,7 +93,7 @@ def threshold_of(curves: Curves | None, sparsity: float, budget: Budget | None =
     return curves.threshold_at(sparsity, budget)
 
 
-def dialled(state: RoutingState, sparsity: float, budget: Budget | None = None) -> Threshold:
+def threshold_at(state: RoutingState, sparsity: float, budget: Budget | None = None) -> Threshold:
     """The rule that saves this share.
 
     Raises:

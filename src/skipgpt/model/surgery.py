@@ -17,16 +17,17 @@ from skipgpt.model.attention.batch_rows import RowQueries
 from skipgpt.model.attention.causal_blocks import CausalQueries
 from skipgpt.model.attention.split import blanks
 from skipgpt.model.execution import fused
-from skipgpt.model.execution.auto import Packing
 from skipgpt.model.execution.fused import QueriesOnDevice
 from skipgpt.model.families.parameter_names import ROUTING_PARTS, kind_of
 from skipgpt.model.families.table import family_of
 from skipgpt.model.forward_hooks import begin_forward, give_back_sparsity, take_sparsity
-from skipgpt.model.layer import RoutedLayer, routed_class
+from skipgpt.model.layer import routed_class
 from skipgpt.model.loading.bitsandbytes import make_safe
 from skipgpt.model.modules import attention_arguments
-from skipgpt.model.trace import MODULES, RoutingState
-from skipgpt.routing.decision import Site
+from skipgpt.model.packing_cost import PackingCost
+from skipgpt.model.routed import RoutedLayer
+from skipgpt.model.state import RoutingState
+from skipgpt.routing.decision import MODULES, Site
 from skipgpt.routing.router import Router, build_router
 from skipgpt.routing.stand_in import StandIn
 
@@ -94,7 +95,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         layer.index, layer.family, layer.routing = index, family, state
         layer.attn_arguments = attention_arguments(getattr(layer, family.attn))
         layer.attn_blanks = blanks(layer)
-        layer.packing = Packing(layer)
+        layer.packing = PackingCost(layer)
         for module in MODULES:
             router = build_router(state.config, width).to(device, torch.float32)
             setattr(layer, f"{module}_router", router)

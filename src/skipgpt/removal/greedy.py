@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from skipgpt.cost import Savings
-from skipgpt.model.trace import routing_state
+from skipgpt.model.state import routing_state
 from skipgpt.removal.announced import announced
 from skipgpt.removal.search import lazily
 from skipgpt.removal.suffix_loss import SuffixLoss

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.model.surgery import routers
-from skipgpt.model.trace import deciding, execution, routing_state
 from skipgpt.removal.units import Unit, check_removals
 from skipgpt.routing.decision import Forced, Site, Threshold
 from skipgpt.routing.router import set_constant
@@ -18,7 +18,7 @@ def static_loss(
     model: nn.Module, blocks: Tensor, removed: list[Site], *, batch_size: int = 8
 ) -> float:
     """Nats a token over blocks [N, T] with some sites removed for every token."""
-    with deciding(model, Forced.without(removed)), execution(model, "sparse"):
+    with use_rule(model, Forced.without(removed)), execution(model, "sparse"):
         nll, tokens = total_loss(model, blocks, batch_size)
     return nll / tokens
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.evaluation.windows import batches
+from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import deciding, execution
 from skipgpt.routing.decision import Forced, Site
 
 KEPT_BYTES = 2**31
@@ -86,7 +86,7 @@ class SuffixLoss:
         """
         tried = removed[-1].layer if removed else self.layers - 1
         nll, tokens = 0.0, 0
-        forced = deciding(self._model, Forced.without([*removed]))
+        forced = use_rule(self._model, Forced.without([*removed]))
         with forced, execution(self._model, "sparse"):
             for batch, kept in zip(self._batches, self._kept, strict=True):
                 with self._resumed(kept, removed, tried):

@@ -9,8 +9,7 @@ from torch import nn
 
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import MODULES
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import MODULES, Site
 
 Unit = tuple[Site, ...]
 Kind = Literal["layers", "modules"]

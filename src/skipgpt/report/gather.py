@@ -38,11 +38,11 @@ from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.evaluation.source_rows import SourceRows, source_rows
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.loading.limits import context_of
-from skipgpt.model.sparsity import at_sparsity, within_reach
-from skipgpt.model.trace import MODULES, routing_state
+from skipgpt.model.sparsity import at_sparsity, clamp_to_curve
+from skipgpt.model.state import routing_state
 from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import MODULES, Site
 from skipgpt.system.hardware import hardware
 
 logger = logging.getLogger("skipgpt")
@@ -109,7 +109,7 @@ def gather(
         notes.append(f"A sparsity that is asked for is a share of {BUDGET_NOUNS[unit]}.")
     for note in (f"reading {read.said}", *notes):
         logger.info(note)
-    own = within_reach(model, info.target_sparsity) if sparsity is None else sparsity
+    own = clamp_to_curve(model, info.target_sparsity) if sparsity is None else sparsity
     asked = _reached(model, own, dial, unit)
     base = dense_base_of(info, model, where)
     traces: dict[float, TextTrace] = {}

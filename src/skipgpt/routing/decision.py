@@ -21,6 +21,7 @@ from torch import Tensor
 from skipgpt.routing.noise import RowNoise
 
 Module = Literal["attn", "mlp"]
+MODULES: tuple[Module, Module] = ("attn", "mlp")
 
 
 class Site(NamedTuple):

@@ -15,7 +15,7 @@ from torch.nn.functional import linear, relu
 
 from skipgpt.config import RouterConfig
 from skipgpt.routing.linear_map import LinearMap
-from skipgpt.system.sharded import assign, whole
+from skipgpt.system.sharded import assign, full_tensor
 
 KEEP, SKIP = 0, 1
 EPSILON = 1e-6
@@ -97,7 +97,7 @@ def build_router(config: RouterConfig, hidden_size: int) -> Router:
 def set_constant(router: Router, margin: float) -> None:
     """Make a router answer the same margin for every token, whatever it reads."""
     for parameter in _last(router).parameters():
-        assign(parameter, torch.zeros_like(whole(parameter)))
+        assign(parameter, torch.zeros_like(full_tensor(parameter)))
     add_to_margin(router, margin)
 
 
@@ -105,7 +105,7 @@ def set_constant(router: Router, margin: float) -> None:
 def add_to_margin(router: Router, amount: float) -> None:
     """Shift a router's margin by the same amount for every token."""
     bias = _last(router).bias
-    shifted = whole(bias).clone()
+    shifted = full_tensor(bias).clone()
     shifted[KEEP] += amount / 2
     shifted[SKIP] -= amount / 2
     assign(bias, shifted)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skipgpt.routing.router import divided_by_rms
 from skipgpt.routing.stand_in import StandIn
-from skipgpt.system.sharded import assign, whole
+from skipgpt.system.sharded import assign, full_tensor
 
 
 class Moments:
@@ -24,7 +24,7 @@ class Moments:
         self.count = 0
         wide = torch.float64
         self.read, self.update = torch.zeros(2, hidden_size, dtype=wide)
-        self.read_read, self.read_update = torch.zeros(2, hidden_size, hidden_size, dtype=wide)
+        self.xx, self.xy = torch.zeros(2, hidden_size, hidden_size, dtype=wide)
 
     @staticmethod
     def bytes_at(hidden_size: int) -> int:
@@ -47,8 +47,8 @@ class Moments:
         # Products of one batch in float32 take half the time; sums over batches are float64.
         self.read += read.sum(0).cpu()
         self.update += out.sum(0).cpu()
-        self.read_read += (read.T @ read).cpu()
-        self.read_update += (read.T @ out).cpu()
+        self.xx += (read.T @ read).cpu()
+        self.xy += (read.T @ out).cpu()
 
 
 @torch.no_grad()
@@ -65,12 +65,12 @@ def fit(stand_in: StandIn, moments: Moments, ridge: float = 1e-3, *, around: boo
         around: the penalty is on the distance from the map that the stand-in has now.
     """
     mean_read, mean_update = moments.read / moments.count, moments.update / moments.count
-    read = moments.read_read / moments.count - torch.outer(mean_read, mean_read)
-    cross = moments.read_update / moments.count - torch.outer(mean_read, mean_update)
+    read = moments.xx / moments.count - torch.outer(mean_read, mean_read)
+    cross = moments.xy / moments.count - torch.outer(mean_read, mean_update)
     damping = ridge * read.diagonal().mean() * torch.eye(len(read), dtype=read.dtype)
     start = torch.zeros_like(cross)
     if around:
-        start = (whole(stand_in.up.weight) @ whole(stand_in.down.weight)).T.to(cross)
+        start = (full_tensor(stand_in.up.weight) @ full_tensor(stand_in.down.weight)).T.to(cross)
     solution = start + torch.linalg.solve(read + damping, cross - read @ start)
     _, directions = torch.linalg.eigh(solution.T @ read @ solution)
     kept = directions[:, -stand_in.down.out_features :]

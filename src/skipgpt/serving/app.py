@@ -21,13 +21,13 @@ from skipgpt.data.chat import chat_ids
 from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError, DataError, SkipGPTError
 from skipgpt.model.loading.limits import check_ids, check_length
-from skipgpt.model.sparsity import dialled
-from skipgpt.model.trace import routing_state
-from skipgpt.serving.engine import CrowdedError, Engine, Running, StoppingError
-from skipgpt.serving.generation import Done, Job, Piece
+from skipgpt.model.sparsity import threshold_at
+from skipgpt.model.state import routing_state
+from skipgpt.serving.engine import Engine, QueueFullError, RequestHandle, StoppingError
+from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk
 from skipgpt.serving.metrics import Metrics
 from skipgpt.serving.middleware import Door
-from skipgpt.serving.protocol import ChatRequest, CompletionRequest, Wanted
+from skipgpt.serving.protocol import ChatRequest, CompletionRequest, SamplingFields
 from skipgpt.serving.replies import Reply, error_body
 
 logger = logging.getLogger("skipgpt")
@@ -91,7 +91,9 @@ def build_app(
         ids: Any = asked.prompt
         if isinstance(ids, str):  # others are answered meanwhile
             ids = (await run_in_threadpool(encode_prompt, engine.tokenizer, ids))["input_ids"]
-        job = _job(engine, name, context, asked, ids, asked.most, asked.logprobs)
+        job = _generation_request(
+            engine, name, context, asked, ids, asked.max_new_tokens, asked.logprobs
+        )
         reply = Reply(name, False, len(ids), asked.logprobs is not None)
         return await _answer(engine.submit(job), reply, asked, request)
 
@@ -99,30 +101,44 @@ def build_app(
     async def chat(asked: ChatRequest, request: Request) -> Response:
         turns = [message.turn() for message in asked.messages]
         ids = await run_in_threadpool(chat_ids, engine.tokenizer, turns, **asked.template_options)
-        job = _job(engine, name, context, asked, ids, asked.most, asked.places)
+        job = _generation_request(
+            engine, name, context, asked, ids, asked.max_new_tokens, asked.places
+        )
         reply = Reply(name, True, len(ids), asked.logprobs)
         return await _answer(engine.submit(job), reply, asked, request)
 
     return app
 
 
-def _job(
-    engine: Engine, name: str, context: int, asked: Wanted, ids: list[int], most: int | None,
+def _generation_request(
+    engine: Engine,
+    name: str,
+    context: int,
+    asked: SamplingFields,
+    ids: list[int],
+    max_new_tokens: int | None,
     logprobs: int | None,
-) -> Job:  # fmt: skip
+) -> GenerationRequest:
     """The job that a request is, if it can be done."""
     _refuse_other(name, asked.model)
     if not ids:
         raise HTTPException(400, "a prompt needs at least one token")
     check_ids("reading the prompt", engine.model, engine.tokenizer, torch.tensor(ids))
-    check_length("reading the prompt", context, len(ids), most or 1)
+    check_length("reading the prompt", context, len(ids), max_new_tokens or 1)
     check_pair(asked.sparsity, asked.budget)
     if asked.sparsity is not None:  # raises before anything is begun
-        dialled(routing_state(engine.model), asked.sparsity, asked.budget)
-    return Job(
-        tuple(ids), most or context - len(ids), asked.temperature, asked.top_p, asked.seed,
-        asked.stop, asked.sparsity, asked.budget, logprobs,
-    )  # fmt: skip
+        threshold_at(routing_state(engine.model), asked.sparsity, asked.budget)
+    return GenerationRequest(
+        tuple(ids),
+        max_new_tokens or context - len(ids),
+        asked.temperature,
+        asked.top_p,
+        asked.seed,
+        asked.stop,
+        asked.sparsity,
+        asked.budget,
+        logprobs,
+    )
 
 
 def _refuse_other(name: str, asked: str | None) -> None:
@@ -130,15 +146,17 @@ def _refuse_other(name: str, asked: str | None) -> None:
         raise HTTPException(404, f"there is no model {asked!r} here; this is {name!r}")
 
 
-async def _answer(running: Running, reply: Reply, asked: Wanted, request: Request) -> Response:
+async def _answer(
+    running: RequestHandle, reply: Reply, asked: SamplingFields, request: Request
+) -> Response:
     if asked.stream:
         chunks = _chunks(running, reply, asked.wants_usage)
         return StreamingResponse(chunks, media_type="text/event-stream")
-    pieces: list[Piece] = []
+    pieces: list[TextChunk] = []
 
-    async def all_of_it() -> Done:
+    async def all_of_it() -> Completion:
         async for event in running:
-            if isinstance(event, Done):
+            if isinstance(event, Completion):
                 return event
             pieces.append(event)
         raise AssertionError("a job ends with how it ended")
@@ -151,14 +169,14 @@ async def _answer(running: Running, reply: Reply, asked: Wanted, request: Reques
     return JSONResponse(reply.whole(pieces, done.result()))
 
 
-async def _chunks(running: Running, reply: Reply, wants_usage: bool) -> AsyncIterator[str]:
+async def _chunks(running: RequestHandle, reply: Reply, wants_usage: bool) -> AsyncIterator[str]:
     """Server-sent events; where the client leaves, the job is cancelled."""
     events = aiter(running)
     try:
         if reply.chat:
             yield _event(reply.opening())
         async for event in events:
-            if isinstance(event, Piece):
+            if isinstance(event, TextChunk):
                 yield _event(reply.chunk(event))
                 continue
             yield _event(reply.closing(event))
@@ -198,8 +216,8 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
     async def out_of_reach(_: Request, error: SkipGPTError) -> Response:
         return JSONResponse(error_body(str(error)), 400)
 
-    @app.exception_handler(CrowdedError)
-    async def crowded(_: Request, error: CrowdedError) -> Response:
+    @app.exception_handler(QueueFullError)
+    async def crowded(_: Request, error: QueueFullError) -> Response:
         return JSONResponse(error_body(str(error), "rate_limit_error"), 429)
 
     @app.exception_handler(StoppingError)

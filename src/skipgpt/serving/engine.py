@@ -10,18 +10,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipgpt.serving.generation import Done, Job, Piece, run_job
+from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_job
 from skipgpt.serving.metrics import Metrics
 
-LINE = 1000
+MAX_QUEUED = 1000
 """Requests that may wait."""
 
 
-class CrowdedError(Exception):
+class QueueFullError(Exception):
     """Too many requests wait."""
 
     def __init__(self) -> None:
-        super().__init__(f"{LINE:,} requests wait already; ask again later")
+        super().__init__(f"{MAX_QUEUED:,} requests wait already; ask again later")
 
 
 class StoppingError(Exception):
@@ -32,7 +32,7 @@ class StoppingError(Exception):
 
 
 @dataclass(eq=False)
-class Running:
+class RequestHandle:
     """A request on its way: iterate over what comes, the last of it `Done`; or cancel it.
 
     Attributes:
@@ -40,12 +40,12 @@ class Running:
         cancelled: set it, and the job ends at its next token.
     """
 
-    job: Job
+    job: GenerationRequest
     cancelled: threading.Event = field(default_factory=threading.Event)
     _send: Callable[[Any], None] = lambda _: None
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
 
-    async def __aiter__(self) -> AsyncIterator[Piece | Done]:
+    async def __aiter__(self) -> AsyncIterator[TextChunk | Completion]:
         """Pieces of text, then how it ended.
 
         Raises:
@@ -57,7 +57,7 @@ class Running:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
-                if isinstance(event, Done):
+                if isinstance(event, Completion):
                     return
         finally:  # also where the client has gone
             self.cancelled.set()
@@ -78,8 +78,8 @@ class Engine:
 
     def __init__(self, model: Any, tokenizer: Any, metrics: Metrics) -> None:
         self.model, self.tokenizer, self._metrics = model, tokenizer, metrics
-        self._line: queue.Queue[Running | None] = queue.Queue()
-        self._current: Running | None = None
+        self._line: queue.Queue[RequestHandle | None] = queue.Queue()
+        self._current: RequestHandle | None = None
         self._hurries = threading.Event()
         self._thread = threading.Thread(target=self._work, name="skipgpt-engine", daemon=True)
         self._thread.start()
@@ -89,22 +89,22 @@ class Engine:
         """Whether the thread works."""
         return self._thread.is_alive()
 
-    def submit(self, job: Job) -> Running:
+    def submit(self, job: GenerationRequest) -> RequestHandle:
         """Put a job in line; call it from a running event loop.
 
         Raises:
-            CrowdedError: the line is too long.
+            QueueFullError: the line is too long.
         """
-        if self._line.qsize() >= LINE:
-            raise CrowdedError
+        if self._line.qsize() >= MAX_QUEUED:
+            raise QueueFullError
         loop = asyncio.get_running_loop()
-        running = Running(job)
+        running = RequestHandle(job)
         running._send = lambda event: _in_loop(loop, running._events, event)
         self._metrics.waiting.inc()
         self._line.put(running)
         return running
 
-    def hurry(self) -> None:
+    def abort_all(self) -> None:
         """End all jobs, the running one at its next token; each gets a `StoppingError`."""
         self._hurries.set()
         if running := self._current:
@@ -123,12 +123,12 @@ class Engine:
                 running._send(StoppingError())
             elif running.cancelled.is_set():
                 self._metrics.cancelled.inc()
-                running._send(Done("length", 0, 0, 0))
+                running._send(Completion("length", 0, 0, 0))
             else:
                 self._run(running)
             self._current = None
 
-    def _run(self, running: Running) -> None:
+    def _run(self, running: RequestHandle) -> None:
         began = time.perf_counter()
         try:
             with self._metrics.running.track_inprogress():

@@ -17,14 +17,14 @@ from skipgpt.analysis.stop_text import NewText
 from skipgpt.config import Budget
 from skipgpt.model.loading.generation_settings import Ends, drawing_from, ends_of, plain_generation
 from skipgpt.model.sparsity import at_sparsity
-from skipgpt.model.trace import record_routing
-from skipgpt.serving.tokens import Chosen, Tokens
+from skipgpt.model.state import record_routing
+from skipgpt.serving.tokens import TokenLogprob, Tokens
 
 Reason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationRequest:
     """What to generate.
 
     Attributes:
@@ -51,15 +51,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextChunk:
     """Text that may be shown, and the tokens that begin in it."""
 
     text: str
-    tokens: tuple[Chosen, ...] = ()
+    tokens: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
-class Done:
+class Completion:
     """The end of a job.
 
     Attributes:
@@ -78,10 +78,10 @@ class Done:
 def run_job(
     model: Any,
     tokenizer: Any,
-    job: Job,
-    tell: Callable[[Piece], None],
+    job: GenerationRequest,
+    tell: Callable[[TextChunk], None],
     cancelled: threading.Event | None = None,
-) -> Done:
+) -> Completion:
     """Generate; greedy output is that of `skipgpt.generate`.
 
     Args:
@@ -123,7 +123,7 @@ def run_job(
     kept, tokens = trace.keep_counts()
     decisions = tokens * len(kept)
     reason: Reason = "stop" if watch.ended else "length"
-    return Done(reason, watch.count, decisions, decisions - sum(kept.values()))
+    return Completion(reason, watch.count, decisions, decisions - sum(kept.values()))
 
 
 @contextmanager
@@ -149,9 +149,9 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
     def __init__(
         self,
         tokenizer: Any,
-        job: Job,
+        job: GenerationRequest,
         ends: Ends,
-        tell: Callable[[Piece], None],
+        tell: Callable[[TextChunk], None],
         cancelled: threading.Event,
     ) -> None:
         self.ended, self.count, self.probabilities = False, 0, _Probabilities()
@@ -189,7 +189,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         self._shown += len(text)
         ready = self._tokens.up_to(math.inf if last else self._shown)
         if text or ready:
-            self._tell(Piece(text, ready))
+            self._tell(TextChunk(text, ready))
 
 
 class _Probabilities(LogitsProcessor):  # type: ignore[misc]

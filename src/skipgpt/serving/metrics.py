@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from skipgpt.serving.generation import Done
+from skipgpt.serving.generation import Completion
 
 
 class Metrics:
@@ -46,7 +46,7 @@ class Metrics:
         )
         self._all = self._kept_out = 0
 
-    def finish(self, prompt_tokens: int, done: Done, seconds: float) -> None:
+    def finish(self, prompt_tokens: int, done: Completion, seconds: float) -> None:
         """Count a job that ended."""
         self._prompt.inc(prompt_tokens)
         self._generated.inc(done.new_tokens)

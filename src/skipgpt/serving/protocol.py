@@ -75,7 +75,7 @@ def _content(value: Any) -> str:
     return "".join(_text(part.get("text")) for part in parts)
 
 
-class Wanted(BaseModel):
+class SamplingFields(BaseModel):
     """Fields that both kinds of request have.
 
     Attributes:
@@ -114,7 +114,7 @@ class Wanted(BaseModel):
         return {name: value for name, value in values.items() if value is not None}
 
     @model_validator(mode="after")
-    def _refuse_what_is_not_offered(self) -> Wanted:
+    def _refuse_what_is_not_offered(self) -> SamplingFields:
         for name, value in (self.model_extra or {}).items():
             if name not in IGNORED and value not in NOT_OFFERED.get(name, ()):
                 raise ValueError(f"{name}={value!r} is not offered by this server"[:300])
@@ -126,7 +126,7 @@ class Wanted(BaseModel):
         return bool((self.stream_options or {}).get("include_usage"))
 
 
-class CompletionRequest(Wanted):
+class CompletionRequest(SamplingFields):
     """The body of `/v1/completions`.
 
     Attributes:
@@ -138,7 +138,7 @@ class CompletionRequest(Wanted):
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
-    def most(self) -> int:
+    def max_new_tokens(self) -> int:
         """Tokens to generate at most: 16 where nobody says, as OpenAI has it."""
         return self.max_tokens or 16
 
@@ -192,7 +192,7 @@ def _with_arguments(call: Any) -> Any:
     return call | {"function": function | {"arguments": arguments}}
 
 
-class ChatRequest(Wanted):
+class ChatRequest(SamplingFields):
     """The body of `/v1/chat/completions`.
 
     Attributes:
@@ -228,7 +228,7 @@ class ChatRequest(Wanted):
         return {"continue_final_message": goes_on, "add_generation_prompt": begins}
 
     @property
-    def most(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         """Tokens to generate at most; None for as many as the context has room for."""
         return self.max_completion_tokens or self.max_tokens
 

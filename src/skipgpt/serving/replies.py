@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipgpt.serving.generation import Done, Piece
-from skipgpt.serving.tokens import Chosen, Likely
+from skipgpt.serving.generation import Completion, TextChunk
+from skipgpt.serving.tokens import Likely, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Reply:
     name: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, pieces: Sequence[Piece], done: Done) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[TextChunk], done: Completion) -> dict[str, Any]:
         """All of it."""
         text = "".join(piece.text for piece in pieces)
         tokens = [token for piece in pieces for token in piece.tokens]
         said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         return self._body(False, [self._choice(said, tokens, done.reason)], self.usage(done))
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
+    def chunk(self, piece: TextChunk) -> dict[str, Any]:
         """A piece of it."""
         said = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
         return self._body(True, [self._choice(said, piece.tokens, None)])
@@ -49,17 +49,17 @@ class Reply:
         """The first chunk of a chat, which says whose turn it is."""
         return self._body(True, [self._choice({"delta": {"role": "assistant", "content": ""}})])
 
-    def closing(self, done: Done) -> dict[str, Any]:
+    def closing(self, done: Completion) -> dict[str, Any]:
         """The last chunk of the text, which says why it ended."""
         said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         body = self._body(True, [self._choice(said, (), done.reason)])
         return body | {"skipgpt": self.usage(done)["skipgpt"]}
 
-    def usage_chunk(self, done: Done) -> dict[str, Any]:
+    def usage_chunk(self, done: Completion) -> dict[str, Any]:
         """What `stream_options` ask for, after the text."""
         return self._body(True, [], self.usage(done))
 
-    def usage(self, done: Done) -> dict[str, Any]:
+    def usage(self, done: Completion) -> dict[str, Any]:
         """Tokens, and beside them what was skipped."""
         return {
             "usage": {
@@ -80,7 +80,7 @@ class Reply:
         return {**head, "choices": choices, **(more or {})}
 
     def _choice(
-        self, said: dict[str, Any], tokens: Iterable[Chosen] = (), reason: str | None = None
+        self, said: dict[str, Any], tokens: Iterable[TokenLogprob] = (), reason: str | None = None
     ) -> dict[str, Any]:
         tokens = list(tokens)
         logs = None
@@ -94,7 +94,7 @@ def error_body(message: str, kind: str = "invalid_request_error", code: str | No
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def _of_completion(tokens: list[Chosen]) -> dict[str, Any]:
+def _of_completion(tokens: list[TokenLogprob]) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
@@ -112,7 +112,7 @@ def _by_text(top: Iterable[Likely]) -> dict[str, float]:
     return found
 
 
-def _of_chat(tokens: list[Chosen]) -> dict[str, Any]:
+def _of_chat(tokens: list[TokenLogprob]) -> dict[str, Any]:
     return {
         "content": [
             _place(token) | {"top_logprobs": [_place(each) for each in token.top]}

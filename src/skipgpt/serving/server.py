@@ -79,10 +79,10 @@ def run_server(
             """Finish what runs, for the seconds of grace; asked again, do not."""
             if self.should_exit:
                 self.force_exit = True
-                engine.hurry()
+                engine.abort_all()
                 return
             self.should_exit = True
-            late = threading.Timer(grace, engine.hurry)
+            late = threading.Timer(grace, engine.abort_all)
             late.daemon = True
             late.start()
 
@@ -91,5 +91,5 @@ def run_server(
             on_ready(address.url)
         Server(config).run(sockets=[address.socket])
     finally:
-        engine.hurry()
+        engine.abort_all()
         engine.close()  # a thread that computes must not meet the end of the interpreter

@@ -29,7 +29,7 @@ class Likely:
 
 
 @dataclass(frozen=True)
-class Chosen(Likely):
+class TokenLogprob(Likely):
     """The token that stands there; a letter of several tokens is the text of the last of them.
 
     Attributes:
@@ -51,7 +51,7 @@ class Tokens:
 
     def __init__(self, tokenizer: Any, ends: Ends) -> None:
         self._tokenizer, self._hidden = tokenizer, {*tokenizer.all_special_ids, *ends.ids}
-        self._waiting: list[Chosen] = []
+        self._waiting: list[TokenLogprob] = []
         self._letter = 0  # how many of those at the end are part of a letter
 
     def add(
@@ -75,7 +75,7 @@ class Tokens:
         data = b"" if token in self._hidden else bytes_of(self._tokenizer, token)
         own = Likely(token, text, data, logprob)
         top = tuple(own if n == token else self._likely(n, value) for n, value in likely)
-        self._waiting.append(Chosen(token, text, data, logprob, start, top))
+        self._waiting.append(TokenLogprob(token, text, data, logprob, start, top))
         self._letter += 1
         if token in self._hidden:
             self._letter = 0
@@ -97,7 +97,7 @@ class Tokens:
         ]
         self._letter = 0
 
-    def up_to(self, shown: float) -> tuple[Chosen, ...]:
+    def up_to(self, shown: float) -> tuple[TokenLogprob, ...]:
         """Those that begin before so many characters of the text; each is given once."""
         ready = tuple(token for token in self._waiting if token.start < shown)
         self._waiting = self._waiting[len(ready) :]

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from skipgpt.errors import MissingExtraError
-from skipgpt.system.sharded import in_pieces
+from skipgpt.system.sharded import is_sharded
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -40,7 +40,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes the run has; 1 until they have met."""
     return dist.get_world_size() if _met() else 1
 
@@ -50,7 +50,7 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def meet(device: str) -> str:
+def init(device: str) -> str:
     """Let launched processes find each other; together. Returns the device of this one.
 
     Args:
@@ -151,12 +151,12 @@ def mean(value: Tensor) -> Tensor:
     return summed / dist.get_world_size()
 
 
-def joined(value: Tensor) -> Tensor:
+def all_gather(value: Tensor) -> Tensor:
     """A tensor [M, N] of every process side by side, whose N may differ; together."""
     if not _met():
         return value
     own = torch.tensor(value.shape[1], device=value.device)
-    widths = [torch.zeros_like(own) for _ in range(count())]
+    widths = [torch.zeros_like(own) for _ in range(world_size())]
     dist.all_gather(widths, own)
     most = int(torch.stack(widths).max())
     # Not every backend sends bools.
@@ -167,7 +167,7 @@ def joined(value: Tensor) -> Tensor:
     return torch.cat(cut, dim=1).to(value.dtype)
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether some process says so; together."""
     if not _met():
         return flag
@@ -176,12 +176,12 @@ def any_of(flag: bool, device: torch.device) -> bool:
     return bool(told > 0)
 
 
-def spread(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process what the first one holds; tensors in pieces agree already; together."""
     if not _met():
         return
     for tensor in tensors:
-        if not in_pieces(tensor):
+        if not is_sharded(tensor):
             dist.broadcast(tensor.detach(), src=0)
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 
-def in_pieces(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor lies in pieces."""
     return _by_fsdp(tensor) or _by_zero(tensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor without its gradient, in one piece."""
     placed: Any = tensor.detach()
     if _by_fsdp(tensor):

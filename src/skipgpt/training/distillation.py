@@ -16,7 +16,7 @@ from torch.nn.functional import kl_div, log_softmax, pad
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from skipgpt.model.lora import without_lora
-from skipgpt.model.trace import execution
+from skipgpt.model.state import execution
 from skipgpt.training.loop.labelled import NO_LABEL
 
 ROWS = 1024

@@ -18,7 +18,7 @@ from skipgpt.model.base import parse_device
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
 from skipgpt.system.device_profile import typical
-from skipgpt.training.loop.sampler import Share, share_of_step
+from skipgpt.training.loop.sampler import StepPartition, share_of_step
 from skipgpt.training.needs import DryRun, StageNeeds
 from skipgpt.training.stages import StagePlan, plan, prepare
 
@@ -205,7 +205,7 @@ def _keep_ratio(model: nn.Module, config: TrainConfig) -> float:
 
 
 def _forward_flops(
-    model: nn.Module, stage_plan: StagePlan, config: TrainConfig, share: Share
+    model: nn.Module, stage_plan: StagePlan, config: TrainConfig, share: StepPartition
 ) -> float:
     """FLOPs of one forward and backward of a process, and of what goes with them."""
     stage, tokens = stage_plan.stage, config.data.block_size

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
-from skipgpt.evaluation.calibrate import calibrate, cut
+from skipgpt.evaluation.calibrate import calibrate, subsample_rows
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.fitting.fit import centre_margins
 from skipgpt.model.lora import without_lora
+from skipgpt.model.state import execution, routing_state
 from skipgpt.model.surgery import routers, stand_ins
-from skipgpt.model.trace import execution, routing_state
-from skipgpt.system.distributed import from_first, spread
+from skipgpt.system.distributed import broadcast, from_first
 from skipgpt.system.progress import advancing
 from skipgpt.training.router_init import start_routers
 from skipgpt.training.run_record import note_measured
@@ -48,14 +48,14 @@ class Passes:
     @property
     def held_out(self) -> Tensor:
         """Token ids [N, T] to measure on."""
-        return cut(self.blocks.held_out, self.config.data.evaluation_tokens)
+        return subsample_rows(self.blocks.held_out, self.config.data.evaluation_tokens)
 
     def before_stages(self, model: Any, start: bool) -> None:
         """Set new routers to what training starts from if so asked, and measure the dense model."""
         if start:
             start_routers(model, self.config, self.blocks.train)
             for each in [*routers(model).values(), *stand_ins(model).values()]:
-                spread(each.parameters())
+                broadcast(each.parameters())
         self._calibrate_for_healing(model)
         with without_lora(model), execution(model, "dense"):
             self.dense = self._measured(model, closeness=False)
@@ -69,7 +69,7 @@ class Passes:
 
     def _calibrate(self, model: Any) -> None:
         config = self.config
-        text = cut(self.blocks.calibration, config.data.calibration_tokens)
+        text = subsample_rows(self.blocks.calibration, config.data.calibration_tokens)
         calibrate(
             model,
             text,

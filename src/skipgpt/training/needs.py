@@ -10,7 +10,7 @@ from skipgpt.config import Stage
 from skipgpt.cost.memory import Held, Layout, Memory
 from skipgpt.fitting.fit import INPUT_BYTES
 from skipgpt.fitting.stand_ins import SUMS_BYTES
-from skipgpt.model.trace import Execution
+from skipgpt.model.state import Execution
 
 _LABELS = {
     "weights": "weights",

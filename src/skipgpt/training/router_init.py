@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
-from skipgpt.evaluation.calibrate import cut
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.fitting.stand_ins import fit_stand_ins
-from skipgpt.model.sparsity import set_sparsity, within_reach
+from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routers, stand_ins
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.router import set_constant
 from skipgpt.system.progress import advancing
 
@@ -28,7 +28,7 @@ def start_routers(model: Any, config: TrainConfig, text: Tensor) -> None:
     stage = config.router_stage
     if stand_ins(model):
         with advancing("fitting stand-ins", announced=True) as advance:
-            fit_stand_ins(model, cut(text, stage.fit_tokens), on_step=advance)
+            fit_stand_ins(model, subsample_rows(text, stage.fit_tokens), on_step=advance)
     if stage.start == "keep":
         for router in routers(model).values():
             set_constant(router, stage.start_margin)
@@ -55,5 +55,5 @@ def set_to_target(model: nn.Module, config: TrainConfig) -> None:
     """
     curves = routing_state(model).curves
     if curves is not None and config.budget in curves.by_budget:
-        near = within_reach(model, config.target_sparsity, config.budget)
+        near = clamp_to_curve(model, config.target_sparsity, config.budget)
         set_sparsity(model, near, budget=config.budget)

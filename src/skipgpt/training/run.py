@@ -26,10 +26,10 @@ from skipgpt.model.loading.gguf import is_gguf
 from skipgpt.model.loading.identity import digest_of_settings
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.lora import check_targets
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import routing_state
 from skipgpt.routing.decision import RuleAt
-from skipgpt.system.distributed import first_alone, layout, load_whole, meet
+from skipgpt.system.distributed import first_alone, init, layout, load_whole
 from skipgpt.system.folder_lock import writing_to
 from skipgpt.system.progress import advancing
 from skipgpt.system.stopping import stoppable
@@ -113,7 +113,7 @@ def train(
     """
     out = Path(out)
     check_launcher(device)
-    device = meet(device)
+    device = init(device)
     kept = Keepsake.of(out, resume)
     with stoppable(f"training into {out}", kept.told), advancing(), writing_to(out):
         return _train(base, data, out, config, device, dtype, quantize, resume, overwrite, rule)

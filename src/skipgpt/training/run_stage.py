@@ -15,7 +15,7 @@ from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
 from skipgpt.errors import TrainingError
 from skipgpt.routing.decision import RuleAt
-from skipgpt.system.distributed import count, in_lockstep, is_first, layout
+from skipgpt.system.distributed import in_lockstep, is_first, layout, world_size
 from skipgpt.system.progress import Phase, advancing
 from skipgpt.system.stopping import Stop
 from skipgpt.training.loop.callbacks import (
@@ -72,7 +72,7 @@ def run_stage(
         DivergedError: the loss is NaN or infinite.
         Stop: somebody asked to stop, and the state is saved.
     """
-    stage_plan = plan(stage, config, processes=count(), lockstep=in_lockstep())
+    stage_plan = plan(stage, config, processes=world_size(), lockstep=in_lockstep())
     resume_from = latest_state(out / RESUME / stage)
     done = steps_done(resume_from) if resume_from else 0
     with advancing(

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from skipgpt.config import Stage, TrainConfig
+from skipgpt.model.state import Execution
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import Execution
 from skipgpt.training.stages import optimizer_groups, plan, prepare
 
 

@@ -18,8 +18,8 @@ from torch import nn
 from skipgpt.config import RouterStage, Stage, TrainConfig
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.lora import with_lora
+from skipgpt.model.state import Execution
 from skipgpt.model.surgery import routed_layers, train_only
-from skipgpt.model.trace import Execution
 from skipgpt.training.loop.lora_dropout import key_dropout
 
 TRAINS: dict[Stage, tuple[str, ...]] = {

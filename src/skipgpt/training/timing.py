@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.model.trace import Execution, execution
+from skipgpt.model.state import Execution, execution
 from skipgpt.system.hardware import wait_for
 from skipgpt.system.progress import advancing
 

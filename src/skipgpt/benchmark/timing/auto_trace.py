@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from skipgpt.benchmark.timing.clock import Task
-from skipgpt.model.execution.auto import Packing
+from skipgpt.model.packing_cost import PackingCost
+from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import MODULES, Step, Trace, record_routing
-from skipgpt.routing.decision import Module
+from skipgpt.model.trace import Step, Trace
+from skipgpt.routing.decision import MODULES, Module
 from skipgpt.system.device_profile import Machine
 
 Whole = dict[int, list[set[Module]]]
@@ -73,7 +74,7 @@ def as_run(steps: Sequence[Step], whole: Whole) -> AsRun:
 class _Watched:
     """In the place of a layer's estimate of what packing is worth: asks it and notes the answer."""
 
-    def __init__(self, packing: Packing) -> None:
+    def __init__(self, packing: PackingCost) -> None:
         self.forwards: list[set[Module]] = []
         self._packing = packing
 
@@ -81,9 +82,9 @@ class _Watched:
         """Before each forward of the layer."""
         self.forwards.append(set())
 
-    def pays(self, machine: Machine, module: Module, *given: Any) -> bool:
+    def is_worth_packing(self, machine: Machine, module: Module, *given: Any) -> bool:
         """Whether packing pays; asked only where a layer has the choice."""
-        answer = self._packing.pays(machine, module, *given)
+        answer = self._packing.is_worth_packing(machine, module, *given)
         if not answer:
             self.forwards[-1].add(module)
         return answer

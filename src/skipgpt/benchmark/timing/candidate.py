@@ -15,7 +15,7 @@ Timed = Literal["auto", "sparse", "gated", "static", "compiled", "dense-int8", "
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
+class Candidate:
     """One that is timed beside dense.
 
     Attributes:
@@ -44,7 +44,7 @@ class Contender:
 
 
 @dataclass(frozen=True, eq=False)
-class Field:
+class Candidates:
     """All that take part in one cell.
 
     Attributes:
@@ -55,24 +55,24 @@ class Field:
     """
 
     dense: Task
-    contenders: tuple[Contender, ...]
+    contenders: tuple[Candidate, ...]
     left_out: tuple[str, ...] = ()
     prefill: Task | None = None
 
 
-class LeftOut(Exception):  # noqa: N818 - the rest goes on without it
+class NotApplicable(Exception):  # noqa: N818 - the rest goes on without it
     """Says in a sentence why a contender cannot take part here."""
 
 
 def gathered(
-    make: Callable[[Timed], Contender], executions: Collection[Timed]
-) -> tuple[tuple[Contender, ...], tuple[str, ...]]:
+    make: Callable[[Timed], Candidate], executions: Collection[Timed]
+) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """The contenders that can take part, and a sentence for each that cannot."""
     contenders, left_out = [], []
     for kind in executions:
         try:
             contenders.append(make(kind))
-        except LeftOut as reason:
+        except NotApplicable as reason:
             left_out.append(f"{kind} is left out: {reason}.")
     return tuple(contenders), tuple(left_out)
 

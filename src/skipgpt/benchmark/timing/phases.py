@@ -20,14 +20,15 @@ from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, captured
 from skipgpt.cost import Forward, work
 from skipgpt.model.loading.generation_settings import Ends, plain_generation
-from skipgpt.model.trace import MODULES, Step, Trace, record_routing
-from skipgpt.routing.decision import Site
+from skipgpt.model.state import record_routing
+from skipgpt.model.trace import Step, Trace
+from skipgpt.routing.decision import MODULES, Site
 
 Inference = Literal["prefill", "decode", "generate"]
 
 
 @dataclass(frozen=True)
-class Price:
+class Cost:
     """What a run costs, by what bounds it.
 
     Attributes:
@@ -79,7 +80,7 @@ class Cell:
         """The forward of a token half way through decoding."""
         return Forward(len(self.ids), 1, self.ids.shape[1] + self.new_tokens // 2)
 
-    def price(self, model: Any, steps: Sequence[Step] | None = None) -> Price:
+    def price(self, model: Any, steps: Sequence[Step] | None = None) -> Cost:
         """What a run costs.
 
         Args:
@@ -92,9 +93,9 @@ class Cell:
             keep_and_union(each) if each else (None, None) for each in (steps[:cut], steps[cut:])
         )
         one = work(model, self.between, *rest)
-        return Price(work(model, self.prompt, *prompt).flops, one.flops, one.bytes)
+        return Cost(work(model, self.prompt, *prompt).flops, one.flops, one.bytes)
 
-    def ideal(self, dense: Price, run: Price, prefill_share: float) -> float:
+    def ideal(self, dense: Cost, run: Cost, prefill_share: float) -> float:
         """The speed-up that a run can give at best.
 
         Prefill is bound by FLOPs, decoding by the bytes that are read.
@@ -110,7 +111,7 @@ class Cell:
         share = shares[self.phase]
         return 1 / (share / first + (1 - share) / rest)
 
-    def flops(self, price: Price) -> float:
+    def flops(self, price: Cost) -> float:
         """FLOPs of the whole run."""
         decoding = self.new_tokens * price.decode_flops
         return decoding if self.phase == "decode" else price.prefill_flops + decoding

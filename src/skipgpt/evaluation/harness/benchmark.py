@@ -20,9 +20,9 @@ from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
 from skipgpt.evaluation.perplexity import SENSES
 from skipgpt.model.base import load_base
-from skipgpt.model.sparsity import set_sparsity, within_reach
+from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
+from skipgpt.model.state import Execution, routing_state
 from skipgpt.model.surgery import add_routers
-from skipgpt.model.trace import Execution, routing_state
 from skipgpt.system.progress import advancing
 
 logger = logging.getLogger("skipgpt")
@@ -184,7 +184,7 @@ def _runs(
         if sparsity is not None:
             set_sparsity(model, sparsity, budget=budget)
     for sparsity in sparsities:
-        own = within_reach(model, info.target_sparsity)
+        own = clamp_to_curve(model, info.target_sparsity)
         at = own if sparsity is None else sparsity
         unit = budget if sparsity is not None else None
         if routing_state(model).curves is not None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from skipgpt.cost import sparsities
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import MODULES, Step, Trace
-from skipgpt.routing.decision import Site
+from skipgpt.model.trace import Step, Trace
+from skipgpt.routing.decision import MODULES, Site
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def ran_by_row(trace: Trace, prompts: Sequence[int], decoded: Sequence[int] = ()
 def _kept(step: Step, number: int, decoded: Sequence[int]) -> Tensor:
     """[B, M] tokens of a step that ran each module."""
     keeps = torch.stack(step.keeps(), dim=1)
-    if step.real is not None:
-        keeps = keeps & step.real[:, None]
+    if step.token_mask is not None:
+        keeps = keeps & step.token_mask[:, None]
     if number:
         alive = torch.tensor(decoded, device=keeps.device) >= number
         keeps = keeps & alive[:, None, None]

@@ -17,7 +17,7 @@ from skipgpt.evaluation.harness.response_cache import answers_key, use_own_table
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
 from skipgpt.model.loading.generation_settings import ends_of, plain_generation
 from skipgpt.model.loading.limits import check_ids, check_length
-from skipgpt.model.trace import routing_state
+from skipgpt.model.state import routing_state
 from skipgpt.system.progress import advancing
 
 try:

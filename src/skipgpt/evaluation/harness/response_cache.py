@@ -15,7 +15,7 @@ from typing import Any
 
 from skipgpt.errors import CheckpointError
 from skipgpt.model.base import weights_digest
-from skipgpt.model.trace import routing_state
+from skipgpt.model.state import routing_state
 from skipgpt.system.atomic import staged
 
 _SQLITE = b"SQLite format 3\0"

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from skipgpt.errors import DataError
 from skipgpt.evaluation.harness.keep_counts import Ran, ran_by_row
 from skipgpt.model.loading.limits import check_ids
-from skipgpt.model.trace import Trace, record_routing, routing_state
+from skipgpt.model.state import record_routing, routing_state
+from skipgpt.model.trace import Trace
 from skipgpt.system.progress import advancing
 
 logger = logging.getLogger("skipgpt")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from skipgpt.model.attention import custom
 from skipgpt.model.attention.custom import PackedQueries
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +45,10 @@ class RowQueries(PackedQueries):
                 start = end
 
 
-def suits(layer: RoutedLayer, keep: Tensor, mask: Any) -> bool:
+def can_use(layer: RoutedLayer, keep: Tensor, mask: Any) -> bool:
     """Whether sequences that decode the tokens of keep [B, T] can attend apart."""
     sliced = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
-    return keep.shape[1] == 1 and sliced and custom.suits(layer)
+    return keep.shape[1] == 1 and sliced and custom.can_use(layer)
 
 
 def take(source: Tensor, rows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from skipgpt.model.attention import custom
 from skipgpt.model.attention.custom import PackedQueries
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 
 BLOCK = 64
 """Queries a block: small wastes less, large calls less. Best on a CPU at 512 and 2,048 keys."""
@@ -54,9 +52,9 @@ class CausalQueries(PackedQueries):
             start += part.shape[1]
 
 
-def suits(layer: RoutedLayer, mask: Any) -> bool:
+def can_use(layer: RoutedLayer, mask: Any) -> bool:
     """Whether causal attention of a layer can run in blocks: no mask, and a function of ours."""
-    return mask is None and custom.suits(layer)
+    return mask is None and custom.can_use(layer)
 
 
 def attend(

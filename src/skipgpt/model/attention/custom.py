@@ -8,14 +8,12 @@ config that names the function which reads it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from skipgpt.model.families.family import has
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 
 
 class PackedQueries:
@@ -38,7 +36,7 @@ class PackedConfig:
         return getattr(self._config, name)
 
 
-def suits(layer: RoutedLayer) -> bool:
+def can_use(layer: RoutedLayer) -> bool:
     """Whether attention of a layer takes its function by name, and that is sdpa on a CPU.
 
     On other devices where the queries are would have to be waited for.

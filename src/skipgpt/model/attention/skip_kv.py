@@ -18,10 +18,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from skipgpt.model import modules
 from skipgpt.model.packing import check_mask, take_blocks
+from skipgpt.model.routed import RoutedLayer
 
 if TYPE_CHECKING:
     from skipgpt.model.caches.skip_cache import SkipLayer
-    from skipgpt.model.layer import RoutedLayer
 
 
 def attend(
@@ -47,7 +47,7 @@ def attend(
         [B, N, D].
     """
     cache = _layer_cache(layer, arguments)
-    real = layer.routing.real if cache else None
+    real = layer.routing.token_mask if cache else None
     stored = kept if real is None else kept & real.gather(1, columns)
     past = cache.past if cache else None
     seen = cache.seen if cache else 0
@@ -68,7 +68,7 @@ def attend(
         heads = alibi.view(len(read), -1, 1, alibi.shape[-1])
         heads = heads.gather(3, keys[:, None, None, :].expand(-1, heads.shape[1], -1, -1))
         given["alibi"] = heads if alibi.ndim == 4 else heads.flatten(0, 1)
-    return modules.attend(layer, read, given)
+    return modules.run_attention(layer, read, given)
 
 
 def pass_over(layer: RoutedLayer, arguments: dict[str, Any], entering: Tensor) -> None:

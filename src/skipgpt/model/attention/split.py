@@ -27,7 +27,7 @@ from skipgpt.model.families.linear import in_width, is_plain, out_width, some_ou
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from skipgpt.model.layer import RoutedLayer
+    from skipgpt.model.routed import RoutedLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any])
     fused = _FusedKeys(layer) if family.fused else None
     if fused is not None:
         replaced[family.fused] = fused
-    update = _caught_update(layer, read, arguments, _Half(attn, replaced))
+    update = _caught_update(layer, read, arguments, _PatchedAttention(attn, replaced))
     keys, values = update[:2]
     if cache is not None:
         try:
@@ -99,8 +99,10 @@ def kept_queries(
         )
     if isinstance(queries := arguments["attention_mask"], PackedQueries):
         replaced["config"] = PackedConfig(attn.config, queries.attention)
-    supply = _Supply(arguments[family.cache], found)
-    return modules.attend(layer, packed, arguments | {family.cache: supply}, _Half(attn, replaced))
+    supply = _ReplayCache(arguments[family.cache], found)
+    return modules.run_attention(
+        layer, packed, arguments | {family.cache: supply}, _PatchedAttention(attn, replaced)
+    )
 
 
 def with_replaced(
@@ -117,22 +119,24 @@ def with_replaced(
     Returns:
         [B, T, D].
     """
-    return modules.attend(layer, read, arguments, _Half(getattr(layer, layer.family.attn), instead))
+    return modules.run_attention(
+        layer, read, arguments, _PatchedAttention(getattr(layer, layer.family.attn), instead)
+    )
 
 
 def _caught_update(
-    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: _Half
+    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: _PatchedAttention
 ) -> tuple[Any, ...]:
     """What attention hands to its cache: keys, values and whatever else."""
-    catch = _Catch(arguments[layer.family.cache])
+    catch = _CapturingCache(arguments[layer.family.cache])
     try:
-        modules.attend(layer, read, arguments | {layer.family.cache: catch}, half)
-    except _Caught as caught:
+        modules.run_attention(layer, read, arguments | {layer.family.cache: catch}, half)
+    except _StopForward as caught:
         return caught.update
     raise AssertionError(f"attention of layer {layer.index} never updated its cache")
 
 
-class _Half:
+class _PatchedAttention:
     """An attention module some of whose attributes are replaced; everything else is its own."""
 
     def __init__(self, attn: nn.Module, replaced: dict[str, Any]) -> None:
@@ -142,7 +146,7 @@ class _Half:
         return getattr(self._attn, name)
 
 
-class _Caught(Exception):  # noqa: N818 - it ends the first half, nothing went wrong
+class _StopForward(Exception):  # noqa: N818 - it ends the first half, nothing went wrong
     """Carries what attention wanted to cache out of its forward."""
 
     def __init__(self, update: tuple[Any, ...]) -> None:
@@ -150,7 +154,7 @@ class _Caught(Exception):  # noqa: N818 - it ends the first half, nothing went w
         self.update = update
 
 
-class _Catch:
+class _CapturingCache:
     """A cache that ends the forward where it is updated."""
 
     def __init__(self, cache: Any) -> None:
@@ -160,10 +164,10 @@ class _Catch:
         return getattr(self._cache, name)
 
     def update(self, *update: Any) -> None:
-        raise _Caught(update)
+        raise _StopForward(update)
 
 
-class _Supply:
+class _ReplayCache:
     """A cache that answers any update with the keys and values of all tokens."""
 
     def __init__(self, cache: Any, found: KeysValues) -> None:
@@ -204,7 +208,7 @@ def _fused_queries(layer: RoutedLayer, rows: Tensor) -> Tensor:
     return nn.functional.pad(queries, (0, out_width(projection) - queries.shape[-1]))
 
 
-class Blank:
+class ZeroProjection:
     """Takes the place of a projection: zeros, of fewer outputs."""
 
     def __init__(self, width: int) -> None:
@@ -215,7 +219,7 @@ class Blank:
         return rows.new_zeros(*rows.shape[:-1], self.width)
 
 
-def blanks(layer: RoutedLayer) -> dict[str, Blank]:
+def blanks(layer: RoutedLayer) -> dict[str, ZeroProjection]:
     """What takes the place of each projection of a half: zeros one head wide where that will do.
 
     They are turned by rotary embeddings and thrown away, so their width is time lost. All heads
@@ -229,7 +233,7 @@ def blanks(layer: RoutedLayer) -> dict[str, Blank]:
     names = [name for name in (*family.query, *family.key_value) if has(attn, name)]
     widths = {name: out_width(getattr(attn, name)) for name in names}
     narrow = {w for w in widths.values() if size and w % size == 0 and w not in norms}
-    return {name: Blank(size if each in narrow else each) for name, each in widths.items()}
+    return {name: ZeroProjection(size if each in narrow else each) for name, each in widths.items()}
 
 
 def _blank(layer: RoutedLayer, names: tuple[str, ...]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ STEP = 64
 """Tokens of room at least; an eighth of what is held where that is more."""
 
 
-class Room:
+class GrowingBuffer:
     """One tensor with space after its rows.
 
     Attributes:
@@ -57,12 +57,12 @@ class Room:
         )
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     """A `DynamicLayer` in all but how it grows."""
 
     keys: Tensor
     values: Tensor
-    rooms: tuple[Room, Room]
+    rooms: tuple[GrowingBuffer, GrowingBuffer]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -94,5 +94,5 @@ def make_room(cache: Any) -> None:
         return
     for layer in cache.layers:
         if type(layer) is DynamicLayer:
-            layer.__class__ = RoomyLayer
-            layer.rooms = Room(), Room()
+            layer.__class__ = PreallocatedLayer
+            layer.rooms = GrowingBuffer(), GrowingBuffer()

@@ -14,8 +14,8 @@ from skipgpt.model.caches.skip_cache import SkipCache, SkipLayer, turn_into_skip
 def cache_bytes(cache: Any) -> int:
     """Memory that a cache of transformers holds: all that lies behind its keys and values.
 
-    So room set aside counts, as a `StaticCache` has and one that has decoded (`RoomyLayer`), and a
-    prompt of which a sliding layer shows the end only. What a quantised cache has packed does not.
+    So preallocated room counts (`StaticCache`, and `PreallocatedLayer` once it has decoded), and a
+    prompt of which a sliding layer shows the end only; what a quantised cache has packed does not.
     """
     if isinstance(cache, SkipCache):
         return cache.nbytes

@@ -8,82 +8,24 @@ read for one token anyway do not pay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from skipgpt.model.execution import kernel_support
-from skipgpt.model.families.family import has
-from skipgpt.model.loading.bitsandbytes import size
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Module
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
-    from skipgpt.system.device_profile import Machine
-
-
-class Packing:
-    """What packing is worth in one layer.
-
-    Args:
-        layer: whose modules are counted, as they are now; of experts, those that a token runs.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        family, attn = layer.family, getattr(layer, layer.family.attn)
-        projections = (*family.query, family.fused, family.output)
-        parts = {
-            "attn": [getattr(attn, name) for name in projections if name and has(attn, name)],
-            "mlp": [getattr(layer, family.mlp)],
-        }
-        self._weights = {
-            module: sum(size(held) for each in chosen for held in _held(each))
-            for module, chosen in parts.items()
-        }
-        if has(mlp := parts["mlp"][0], "experts"):
-            experts = sum(map(size, _held(mlp.experts)))
-            self._weights["mlp"] -= int(experts * (1 - family.share_of_experts(layer)))
-
-    def pays(
-        self, machine: Machine, module: Module, entering: Tensor, kept: int, cached: int = 0
-    ) -> bool:
-        """Whether running only some tokens is worth packing them.
-
-        Args:
-            machine: where it runs.
-            module: whose tokens they are.
-            entering: [B, T, D], what would be packed.
-            kept: how many of them run.
-            cached: bytes of keys and values that are read if all tokens attend.
-        """
-        tokens, number_bytes = entering.shape[:2].numel(), entering.element_size()
-        if kept in (0, tokens):
-            return True
-        weights = self._weights[module]
-        saved = machine.product_seconds(weights, tokens, number_bytes)
-        saved -= machine.product_seconds(weights, kept, number_bytes)
-        saved += cached * (1 - kept / tokens) / machine.bandwidth
-        moved = 2 * (tokens + kept) * entering.shape[-1] * number_bytes / machine.bandwidth
-        fixed = machine.mlp_packing if module == "mlp" else machine.attn_packing
-        return saved > fixed + moved
-
-
-def _held(module: nn.Module) -> Iterator[Tensor]:
-    """Weights, of which quantised layers may make buffers."""
-    yield from module.parameters()
-    yield from module.buffers()
 
 
 # How many tokens are kept is data, which a compiled graph cannot have.
 @torch.compiler.disable(reason="whether packing pays depends on the data")  # type: ignore[no-untyped-call, untyped-decorator]
-def packs(
+def should_pack(
     layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> bool:
     """Whether a layer in execution `auto` runs only the tokens of keep [B, T]."""
     state = layer.routing
-    if not state.may_pack:
+    if not state.can_pack:
         return False
     if keep.numel() == 1 or state.config.kv == "skip":
         return True
@@ -91,10 +33,10 @@ def packs(
         return True
     # Elsewhere counting would have to be waited for; some tokens will skip.
     kept = int(keep.sum()) if keep.device.type == "cpu" else keep.numel() // 2
-    return pays(layer, module, entering, kept, arguments)
+    return is_worth_packing(layer, module, entering, kept, arguments)
 
 
-def pays(
+def is_worth_packing(
     layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
 ) -> bool:
     """Whether packing pays for so many kept tokens of entering [B, T, D]."""
@@ -102,7 +44,7 @@ def pays(
     if module == "attn" and entering.shape[1] == 1:
         cached = _cached_bytes(arguments[layer.family.cache], layer.index)
     machine = layer.routing.machine(entering)
-    return layer.packing.pays(machine, module, entering, kept, cached)
+    return layer.packing.is_worth_packing(machine, module, entering, kept, cached)
 
 
 def _has_kernels(

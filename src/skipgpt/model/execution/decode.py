@@ -7,7 +7,7 @@ pack or to choose. The result is that of the twins. Shapes: B batch, D hidden.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,12 @@ from torch import Tensor
 from skipgpt.model import modules
 from skipgpt.model.attention.split import keys_and_values
 from skipgpt.model.execution import kernel_support, sparse
-from skipgpt.model.execution.auto import pays
+from skipgpt.model.execution.auto import is_worth_packing
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Module, ModuleDecision, Site
 from skipgpt.routing.fused_margins import margins_as_numbers
 from skipgpt.routing.router import inverse_rms_as_numbers
 from skipgpt.routing.stand_in import StandIn
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
 
 MOST = 32
 """Sequences at most; more are decided by tensors sooner than one by one."""
@@ -35,14 +33,14 @@ class Keeps(NamedTuple):
     mlp: list[bool]
 
 
-def suits(layer: RoutedLayer, entering: Tensor) -> bool:
+def can_use(layer: RoutedLayer, entering: Tensor) -> bool:
     """Whether these are few tokens, and both decisions of a sequential layer can be waited for."""
     state = layer.routing
     return (
         entering.shape[1] == 1
         and len(entering) <= MOST
         and state.execution in ("auto", "sparse")
-        and state.may_pack
+        and state.can_pack
         and (state.config.input, state.config.kv) == ("layer_input", "dense")
         and not layer.family.is_parallel(layer)
         and entering.device.type == "cpu"
@@ -86,9 +84,9 @@ def run(layer: RoutedLayer, entering: Tensor, keeps: Keeps, arguments: dict[str,
         stream = sparse.attention(layer, entering, entering, decision, arguments)
         stream = _stood_in(instead, stream, entering, decision)
     else:
-        update, read = None, modules.normed(layer, "attn", entering)
+        update, read = None, modules.pre_norm(layer, "attn", entering)
         if any(keep):
-            update = modules.added(layer, "attn", modules.attend(layer, read, arguments))
+            update = modules.post_norm(layer, "attn", modules.run_attention(layer, read, arguments))
         else:
             keys_and_values(layer, read, arguments)
         stream = _added(entering, update, keep, instead)
@@ -98,8 +96,8 @@ def run(layer: RoutedLayer, entering: Tensor, keeps: Keeps, arguments: dict[str,
         return _stood_in(instead, sparse.mlp(layer, stream, stream, decision), stream, decision)
     update = None
     if any(keep):
-        update = modules.feed_forward(layer, modules.normed(layer, "mlp", stream))
-        update = modules.added(layer, "mlp", update)
+        update = modules.run_mlp(layer, modules.pre_norm(layer, "mlp", stream))
+        update = modules.post_norm(layer, "mlp", update)
     return _added(stream, update, keep, instead)
 
 
@@ -116,7 +114,7 @@ def _packs(
         return False
     if layer.routing.execution == "sparse":
         return True
-    return pays(layer, module, entering, kept, arguments)
+    return is_worth_packing(layer, module, entering, kept, arguments)
 
 
 def _added(

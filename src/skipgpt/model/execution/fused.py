@@ -19,22 +19,21 @@ Shapes: B batch, T query tokens, S keys, D hidden.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from skipgpt.kernels.compaction import KeptQueries, kept_queries, kept_rows
-from skipgpt.kernels.select import MOST_SEQUENCES, Kernels
+from skipgpt.kernels.interface import Kernels
+from skipgpt.kernels.select import MOST_SEQUENCES
 from skipgpt.model import modules
 from skipgpt.model.attention import split
 from skipgpt.model.attention.custom import PackedConfig, PackedQueries
 from skipgpt.model.execution import kernel_support
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import ModuleDecision
 from skipgpt.routing.stand_in import StandIn
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ def mlp(
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
     weights = (gate.weight, up.weight, gate.bias, up.bias)
     activation, scale = kernel_support.ACTIVATIONS[type(module.act_fn).__name__], _scale(layer)
-    read, flat = modules.normed(layer, "mlp", entering).flatten(0, 1), stream.flatten(0, 1)
+    read, flat = modules.pre_norm(layer, "mlp", entering).flatten(0, 1), stream.flatten(0, 1)
     if _is_step(keep):
         flags = keep[:, 0]
         opened = kernels.decode_gate_up(read, flags, *weights, activation)
@@ -116,7 +115,7 @@ def attention(
     mask = QueriesOnDevice(kernels, kept, keep, arguments["attention_mask"])
     config = PackedConfig(attn.config, mask.attention)
     instead = {family.query[0]: project, family.output: add, "config": config}
-    read = modules.normed(layer, "attn", entering)
+    read = modules.pre_norm(layer, "attn", entering)
     return split.with_replaced(layer, read, arguments | {"attention_mask": mask}, instead)
 
 

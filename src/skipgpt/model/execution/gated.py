@@ -6,18 +6,16 @@ gating in front of it would be undone: a norm is blind to the scale of its input
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from skipgpt.model import modules
 from skipgpt.model.attention import skip_kv
 from skipgpt.model.packing import all_columns
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import ModuleDecision
 from skipgpt.routing.stand_in import StandIn
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
 
 
 def attention(
@@ -28,19 +26,19 @@ def attention(
     arguments: dict[str, Any],
 ) -> Tensor:
     """Stream [B, T, D] plus attention of `entering` [B, T, D] times gate (paper)."""
-    read = modules.normed(layer, "attn", entering)
+    read = modules.pre_norm(layer, "attn", entering)
     if layer.routing.config.kv == "skip":
         columns, tokens = all_columns(decision.keep), stream.shape[1]
         update = skip_kv.attend(layer, read, columns, decision.keep, tokens, arguments)
     else:
-        update = modules.attend(layer, read, arguments)
-    return _add_gated(stream, modules.added(layer, "attn", update), decision)
+        update = modules.run_attention(layer, read, arguments)
+    return _add_gated(stream, modules.post_norm(layer, "attn", update), decision)
 
 
 def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
     """Stream [B, T, D] plus MLP of `entering` [B, T, D] times gate (paper)."""
-    update = modules.feed_forward(layer, modules.normed(layer, "mlp", entering))
-    return _add_gated(stream, modules.added(layer, "mlp", update), decision)
+    update = modules.run_mlp(layer, modules.pre_norm(layer, "mlp", entering))
+    return _add_gated(stream, modules.post_norm(layer, "mlp", update), decision)
 
 
 def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:

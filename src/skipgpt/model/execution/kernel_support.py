@@ -5,17 +5,15 @@ What is not known to be right is refused, and then kept tokens are packed in PyT
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skipgpt.kernels.plain import Activation
-from skipgpt.kernels.select import WIDEST_HEAD, Kernels, kernels_for
+from skipgpt.kernels.interface import Activation, Kernels
+from skipgpt.kernels.select import WIDEST_HEAD, kernels_for
 from skipgpt.model import modules
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 
 ACTIVATIONS: dict[str, Activation] = {
     "SiLU": "silu",

@@ -9,7 +9,7 @@ any later token may attend to any earlier one and every cache of transformers wo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,13 +26,10 @@ from skipgpt.model.packing import (
     take_arguments,
     take_mask,
 )
-from skipgpt.model.trace import given_tokens
+from skipgpt.model.routed import RoutedLayer
+from skipgpt.model.state import given_tokens
 from skipgpt.routing.decision import ModuleDecision
 from skipgpt.routing.stand_in import StandIn
-
-if TYPE_CHECKING:
-    from skipgpt.model.layer import RoutedLayer
-
 
 ROWS = 1024
 """Tokens an MLP runs at once on a CPU: the best of 256 to 8,192 at an MLP of 2,816."""
@@ -74,8 +71,8 @@ def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDe
 
 
 def _feed_forward(layer: RoutedLayer, entering: Tensor) -> Tensor:
-    update = modules.feed_forward(layer, modules.normed(layer, "mlp", entering))
-    return modules.added(layer, "mlp", update)
+    update = modules.run_mlp(layer, modules.pre_norm(layer, "mlp", entering))
+    return modules.post_norm(layer, "mlp", update)
 
 
 @_not_compiled
@@ -90,7 +87,7 @@ def attention(
     if (done := fused.attention(layer, stream, entering, decision, arguments)) is not None:
         return done
     skips_keys = layer.routing.config.kv == "skip"
-    if not skips_keys and batch_rows.suits(layer, decision.keep, arguments["attention_mask"]):
+    if not skips_keys and batch_rows.can_use(layer, decision.keep, arguments["attention_mask"]):
         update, rows = _attend_rows(layer, entering, decision.keep, arguments)
         return stream if update is None else add_rows(stream, update, rows)
     columns, filled = pack_columns(decision.keep)
@@ -101,7 +98,7 @@ def attention(
     update = run(layer, entering, columns, filled, arguments)
     if update is None:
         return stream
-    update = modules.added(layer, "attn", update)
+    update = modules.post_norm(layer, "attn", update)
     if idle:
         return add_rows(stream, update[filled], columns[filled])
     return add_packed(stream, update, columns, filled)
@@ -122,9 +119,11 @@ def _attend_rows(
     layer: RoutedLayer, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> tuple[Tensor | None, Tensor]:
     """Attention [N, D] of the sequences in keep [B, 1], None where N is 0, and which they are."""
-    read, rows = modules.normed(layer, "attn", entering), keep[:, 0].nonzero().squeeze(-1)
+    read, rows = modules.pre_norm(layer, "attn", entering), keep[:, 0].nonzero().squeeze(-1)
     if len(rows) == len(keep):
-        return modules.added(layer, "attn", modules.attend(layer, read, arguments))[:, 0], rows
+        return modules.post_norm(layer, "attn", modules.run_attention(layer, read, arguments))[
+            :, 0
+        ], rows
     found = keys_and_values(layer, read, arguments)
     if len(rows) == 0:
         return None, rows
@@ -132,24 +131,24 @@ def _attend_rows(
     update = kept_queries(
         layer, batch_rows.take(read, rows), packed, found, lambda each: batch_rows.take(each, rows)
     )
-    return modules.added(layer, "attn", update)[0], rows
+    return modules.post_norm(layer, "attn", update)[0], rows
 
 
 def _attend_all(
     layer: RoutedLayer, entering: Tensor, columns: Tensor, _: Tensor, arguments: dict[str, Any]
 ) -> Tensor | None:
     """Attention [B, N, D] of the tokens at columns [B, N] to all tokens; None where N is 0."""
-    read, mask = modules.normed(layer, "attn", entering), arguments["attention_mask"]
+    read, mask = modules.pre_norm(layer, "attn", entering), arguments["attention_mask"]
     if columns.shape[1] == entering.shape[1]:
         # Nothing to pack: masks keep the short form that the fastest kernels want.
-        return modules.attend(layer, read, arguments)
+        return modules.run_attention(layer, read, arguments)
     found = keys_and_values(layer, read, arguments)
     if columns.shape[1] == 0:
         return None
     packed = take_arguments(arguments, columns)
     if mask is None and not modules.is_causal(getattr(layer, layer.family.attn), arguments):
         packed["attention_mask"] = None  # every query sees every key
-    elif causal_blocks.suits(layer, mask):
+    elif causal_blocks.can_use(layer, mask):
         packed["attention_mask"] = causal_blocks.CausalQueries(columns)
     else:
         packed["attention_mask"] = take_mask(mask, columns, found.keys.shape[2])
@@ -169,6 +168,6 @@ def _attend_kept(
         return None
     if columns.shape[1] < tokens:
         entering, arguments = take(entering, columns), take_arguments(arguments, columns)
-    read = modules.normed(layer, "attn", entering)
+    read = modules.pre_norm(layer, "attn", entering)
     with given_tokens(layer.routing, columns, tokens):
         return skip_kv.attend(layer, read, columns, filled, tokens, arguments)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from skipgpt.analysis.failures import failures
 from skipgpt.system.atomic import staged
-from skipgpt.system.distributed import any_of
+from skipgpt.system.distributed import any_rank
 from skipgpt.system.progress import Phase
 from skipgpt.system.stopping import handling, stop_now
 from skipgpt.training.loop.routing_metrics import KEEP, nested
@@ -63,7 +63,7 @@ class FailureWatch(TrainerCallback):  # type: ignore[misc]
     def __init__(self, stage: str, target: float, dense_loss: float | None) -> None:
         self.stage, self.target, self.dense_loss = stage, target, dense_loss
         self.lines: list[dict[str, object]] = []
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Look at the newest lines."""
@@ -71,8 +71,8 @@ class FailureWatch(TrainerCallback):  # type: ignore[misc]
             return
         self.lines.append({"step": state.global_step, **nested(logs)})
         for failure in failures(self.lines, state.max_steps, self.target, self.dense_loss):
-            if failure.name not in self.said:
-                self.said.add(failure.name)
+            if failure.name not in self.warned:
+                self.warned.add(failure.name)
                 logger.warning("stage %s, step %d: %s", self.stage, state.global_step, failure)
 
 
@@ -134,7 +134,7 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop here if asked to; a signal to one process stops all of them after the same step."""
-        if any_of(bool(self.received), args.device):
+        if any_rank(bool(self.received), args.device):
             self.received = self.received or "a signal to another process"
             control.should_save = control.should_training_stop = True
 

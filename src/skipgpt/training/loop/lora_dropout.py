@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.model.trace import Given, RoutingState, routing_state
+from skipgpt.model.state import Given, RoutingState, routing_state
 from skipgpt.routing.noise import RowNoise
 
 

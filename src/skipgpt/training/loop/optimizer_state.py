@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skipgpt.system.sharded import like, whole
+from skipgpt.system.sharded import full_tensor, like
 
 
 def gathered_state(optimizer: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def scatter_state(optimizer: Any, saved: dict[str, Any]) -> None:
 
 
 def _in_one_piece(value: Any) -> Any:
-    return whole(value).cpu() if isinstance(value, Tensor) else value
+    return full_tensor(value).cpu() if isinstance(value, Tensor) else value
 
 
 def _like(parameter: Any, value: Any) -> Any:

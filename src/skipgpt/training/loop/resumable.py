@@ -18,7 +18,7 @@ from transformers import Trainer
 from skipgpt.config import TrainConfig
 from skipgpt.errors import DivergedError, TrainingError
 from skipgpt.system.distributed import by_first
-from skipgpt.system.sharded import assign, whole
+from skipgpt.system.sharded import assign, full_tensor
 from skipgpt.training.loop.optimizer_state import gathered_state, scatter_state
 from skipgpt.training.loop.zero_state import gathered_from_zero, scatter_to_zero, tell_weights
 from skipgpt.training.run_record import after_room_is_made
@@ -42,7 +42,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what trains and nothing else, in one piece; the base model is where it was."""
         trained = {
-            name: whole(parameter).cpu().contiguous()
+            name: full_tensor(parameter).cpu().contiguous()
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from skipgpt.analysis.statistics import entropy_bits
-from skipgpt.model.trace import MODULES, Step
+from skipgpt.model.trace import Step
 from skipgpt.routing.calibration import quantile_threshold
+from skipgpt.routing.decision import MODULES
 
 KEEP = "keep/"
 """Before `attn/0`, `mlp/0`, … in the names that trackers show."""
@@ -105,4 +106,6 @@ def _by_module(step: Step, what: str) -> Tensor:
         for n in sorted(step.decisions)
         for module in MODULES
     ]
-    return torch.stack([t.flatten() if step.real is None else t[step.real] for t in each])
+    return torch.stack(
+        [t.flatten() if step.token_mask is None else t[step.token_mask] for t in each]
+    )

@@ -26,7 +26,7 @@ ROWS = "rows"
 
 
 @dataclass(frozen=True)
-class Share:
+class StepPartition:
     """How a step is cut.
 
     Attributes:
@@ -45,7 +45,7 @@ class Share:
         return self.rows * self.parts * self.processes
 
 
-def share_of_step(batch_size: int, accumulation: int, processes: int) -> Share:
+def share_of_step(batch_size: int, accumulation: int, processes: int) -> StepPartition:
     """Cut the batch_size * accumulation rows of a step into equal forwards, none above batch_size.
 
     Raises:
@@ -66,10 +66,10 @@ def share_of_step(batch_size: int, accumulation: int, processes: int) -> Share:
             todo="change --batch-size or accumulation; together they are the rows of all processes",
         )
     parts = next(n for n in range(1, own + 1) if own % n == 0 and own // n <= batch_size)
-    return Share(own // parts, parts, processes)
+    return StepPartition(own // parts, parts, processes)
 
 
-class RowsOfRun(Dataset[dict[str, Any]]):
+class RunDataset(Dataset[dict[str, Any]]):
     """The rows of a run by their places in it.
 
     Args:
@@ -97,10 +97,10 @@ class RowsOfRun(Dataset[dict[str, Any]]):
         return self._orders[epoch]
 
 
-class PartsOfSteps(Sampler[list[int]]):
+class StepBatchSampler(Sampler[list[int]]):
     """The places of the rows of each forward of one process, part by part, step by step."""
 
-    def __init__(self, share: Share, steps: int, rank: int) -> None:
+    def __init__(self, share: StepPartition, steps: int, rank: int) -> None:
         self._share, self._steps, self._rank = share, steps, rank
 
     def __len__(self) -> int:

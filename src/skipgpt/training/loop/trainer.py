@@ -12,17 +12,18 @@ from torch.utils.data import DataLoader
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import DivergedError
-from skipgpt.model.trace import Step, Trace, deciding, drawing, execution, record_routing
+from skipgpt.model.state import execution, record_routing, use_noise, use_rule
+from skipgpt.model.trace import Step, Trace
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.routing.noise import RowNoise
-from skipgpt.system.distributed import count, joined, layout, mean, rank, shard_on_cpu
+from skipgpt.system.distributed import all_gather, layout, mean, rank, shard_on_cpu, world_size
 from skipgpt.training.distillation import dense_logits, distilled_loss
 from skipgpt.training.loop.labelled import NO_LABEL, labelled_rows
 from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.resumable import ResumableTrainer
 from skipgpt.training.loop.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
-from skipgpt.training.loop.sampler import ROWS, PartsOfSteps, RowsOfRun, Share
+from skipgpt.training.loop.sampler import ROWS, RunDataset, StepBatchSampler, StepPartition
 from skipgpt.training.router_init import savings_of
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
@@ -97,7 +98,9 @@ class RoutingTrainer(ResumableTrainer):
         if self._is_logged:
             self._observed.append(margins_of(trace.steps[0]))
         whole = self._whole_sparsity
-        if whole is None and count() > 1:  # one part a process: what the whole needs is known now
+        if (
+            whole is None and world_size() > 1
+        ):  # one part a process: what the whole needs is known now
             whole = mean(share * sparsity)
         miss = budget_loss(sparsity, self.config.target_sparsity, whole, stage.budget_softness)
         return lm_loss + stage.alpha * share * miss
@@ -123,16 +126,18 @@ class RoutingTrainer(ResumableTrainer):
             self._dense, outputs.logits, labels, self.plan.distill, num_items_in_batch
         )
         # As transformers scales what is returned: means over processes are then of all tokens.
-        self._sums.add(lm_loss=text * count(), kl_to_dense=divergence * count())
+        self._sums.add(lm_loss=text * world_size(), kl_to_dense=divergence * world_size())
         return mixed
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """All parts of all steps that this process takes, in order."""
-        share = Share(self._train_batch_size, self.args.gradient_accumulation_steps, count())
-        rows = RowsOfRun(self.train_dataset, self.plan.steps * share.step_rows, self.args.seed)
+        share = StepPartition(
+            self._train_batch_size, self.args.gradient_accumulation_steps, world_size()
+        )
+        rows = RunDataset(self.train_dataset, self.plan.steps * share.step_rows, self.args.seed)
         return DataLoader(
             rows,
-            batch_sampler=PartsOfSteps(share, self.plan.steps, rank()),
+            batch_sampler=StepBatchSampler(share, self.plan.steps, rank()),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
@@ -199,10 +204,10 @@ class RoutingTrainer(ResumableTrainer):
             if self.plan.trains_routers:
                 rule = self.rule()
                 self._temperature = getattr(rule, "temperature", None)
-                stack.enter_context(deciding(self.model, rule))
+                stack.enter_context(use_rule(self.model, rule))
             if (rows := sample.get(ROWS)) is not None:
                 noise = RowNoise(self.config.seed, rows.cpu())
-                stack.enter_context(drawing(self.model, noise))
+                stack.enter_context(use_noise(self.model, noise))
             yield
 
     def training_step(
@@ -249,7 +254,7 @@ class RoutingTrainer(ResumableTrainer):
     def _routing_metrics(self) -> dict[str, float]:
         if not self._observed:
             return {}
-        seen = joined(torch.cat(self._observed, dim=1))
+        seen = all_gather(torch.cat(self._observed, dim=1))
         self._observed = []
         if seen.dtype == torch.bool:
             return keep_metrics(seen)

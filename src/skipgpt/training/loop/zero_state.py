@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.system.sharded import whole
+from skipgpt.system.sharded import full_tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -69,7 +69,7 @@ def tell_weights(groups: list[dict[str, Any]]) -> None:
     from deepspeed.utils import safe_set_full_fp32_param
 
     for parameter in _parameters(groups):
-        safe_set_full_fp32_param(parameter, whole(parameter).float())
+        safe_set_full_fp32_param(parameter, full_tensor(parameter).float())
 
 
 def _parameters(groups: list[dict[str, Any]]) -> list[nn.Parameter]:

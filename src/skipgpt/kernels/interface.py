@@ -1,0 +1,25 @@
+"""What every set of kernels offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One way to compute with kept tokens; what each does is said in `plain.py`."""
+
+    gate_up: Callable[..., Tensor]
+    row_linear: Callable[..., Tensor]
+    add_linear: Callable[..., Tensor]
+    attend: Callable[..., Tensor]
+    decode_gate_up: Callable[..., Tensor]
+    decode_linear: Callable[..., Tensor]
+    decode_add_linear: Callable[..., Tensor]
+    decode_attend: Callable[..., Tensor]

@@ -1,0 +1,41 @@
+"""What a routed layer has; how it runs is in `layer.py`."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from skipgpt.model.families.family import Family
+from skipgpt.model.packing_cost import PackingCost
+from skipgpt.model.state import RoutingState
+from skipgpt.routing.router import Router
+from skipgpt.routing.stand_in import StandIn
+
+
+class RoutedLayer(nn.Module):
+    """A family's decoder layer with routers.
+
+    Attributes:
+        positional: the names of the arguments that the family's layer takes by place.
+        index: which layer of the model it is.
+        family: how the family's modules are called.
+        routing: what is in force, shared by all layers of a model.
+        attn_arguments: what the attention module takes by name; None where it takes any.
+        attn_blanks: what stands in place of projections that are not run.
+        packing: what packing saves in this layer.
+        attn_router: decides which tokens run attention.
+        mlp_router: decides which tokens run the MLP.
+        attn_stand_in: what tokens that skip attention get in its place, if anything.
+        mlp_stand_in: likewise of the MLP.
+    """
+
+    positional: tuple[str, ...]
+    index: int
+    family: Family
+    routing: RoutingState
+    attn_arguments: frozenset[str] | None
+    attn_blanks: dict[str, nn.Module]
+    packing: PackingCost
+    attn_router: Router
+    mlp_router: Router
+    attn_stand_in: StandIn | None
+    mlp_stand_in: StandIn | None

@@ -1,0 +1,196 @@
+"""`RoutingState`: what is in force in a model, shared by its routed layers, and what changes it.
+
+Context managers change it for a while; nothing is recorded unless a trace is asked for, and
+recording changes no logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.config import RouterConfig
+from skipgpt.errors import ConfigError
+from skipgpt.model.trace import Trace
+from skipgpt.routing.curve import CalibrationCurve, Curves
+from skipgpt.routing.decision import DecisionRule, Threshold
+from skipgpt.routing.noise import RowNoise
+from skipgpt.system.device_profile import Machine, known
+
+Execution = Literal["dense", "gated", "sparse", "auto"]
+
+
+class Given(NamedTuple):
+    """Some tokens of a batch: places [N] among all B * T, or [B, N] in their rows; and T."""
+
+    tokens: Tensor
+    length: int
+
+
+@dataclass
+class RoutingState:
+    """Shared by the routed layers of one model.
+
+    Attributes:
+        config: what the routers are.
+        rule: how margins become decisions.
+        execution: `dense` ignores the routers, `gated` runs all and multiplies, `sparse` runs
+            kept tokens only, `auto` is `gated` or `sparse` in each module as time is saved.
+        curves: thresholds by sparsity in each unit of a budget, once calibrated.
+        token_mask: [B, T] bool of the forward under way, False at padding; None where all are real.
+        trace: where decisions are recorded; None where nobody asked.
+        outer_rule: what decides again after a forward that was given a sparsity of its own.
+        can_pack: False where something was asked of the forward under way that only a run of all
+            tokens can give.
+        warned: why nothing was saved in some forward; said once.
+        machines: what is known of each device and dtype that a forward ran in.
+        noise: where the random numbers of training come from; torch's own generator where None.
+            Where it is set, every module takes part in every step, if only for no token: one that
+            no token of this process keeps may be kept in another, and they add gradients up.
+        given: which tokens the module under way is given; None where it is given all.
+        lora: whether the model has a LoRA adapter, or weights that one may be merged into.
+    """
+
+    config: RouterConfig
+    rule: DecisionRule = field(default_factory=Threshold)
+    execution: Execution = "auto"
+    curves: Curves | None = None
+    token_mask: Tensor | None = None
+    trace: Trace | None = None
+    outer_rule: DecisionRule | None = None
+    can_pack: bool = True
+    warned: set[str] = field(default_factory=set)
+    machines: dict[tuple[torch.device, torch.dtype], Machine] = field(default_factory=dict)
+    noise: RowNoise | None = None
+    given: Given | None = None
+    lora: bool = False
+
+    @property
+    def curve(self) -> CalibrationCurve | None:
+        """The curve of the unit that the model was trained for; setting it is in modules."""
+        return None if self.curves is None else self.curves.curve()
+
+    @curve.setter
+    def curve(self, curve: CalibrationCurve | None) -> None:
+        self.curves = None if curve is None else Curves.of_modules(curve)
+
+    def machine(self, read: Tensor) -> Machine:
+        """What is known of the device that a tensor is on; looked up once."""
+        key = read.device, read.dtype
+        if key not in self.machines:
+            self.machines[key] = known(*key)
+        return self.machines[key]
+
+
+def routing_state(model: nn.Module) -> RoutingState:
+    """The state that a model's routed layers share.
+
+    Raises:
+        ConfigError: the model has no routers.
+    """
+    for module in model.modules():
+        state = getattr(module, "routing", None)
+        if isinstance(state, RoutingState):
+            return state
+    raise ConfigError(
+        "looking for routers",
+        got=f"a {type(model).__name__} without any",
+        todo="call skipgpt.add_routers(model) or skipgpt.load(checkpoint) first",
+    )
+
+
+@contextmanager
+def _changed(state: RoutingState, **values: object) -> Iterator[None]:
+    before = {name: getattr(state, name) for name in values}
+    for name, value in values.items():
+        setattr(state, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(state, name, value)
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[Trace]:
+    """Record every decision made inside the block.
+
+    Raises:
+        ConfigError: the model has no routers, or trains with reentrant activation checkpointing,
+            under which recorded decisions carry wrong gradients without an error.
+
+    Example:
+        with skipgpt.record_routing(model) as trace:
+            model.generate(**inputs)
+        print(trace.sparsity())
+    """
+    refuse_reentrant_checkpointing(model)
+    trace = Trace()
+    with _changed(routing_state(model), trace=trace):
+        yield trace
+
+
+@contextmanager
+def execution(model: nn.Module, kind: Execution) -> Iterator[None]:
+    """Run the model `dense`, `gated`, `sparse` or `auto` inside the block.
+
+    Raises:
+        ConfigError: the model has no routers, or the kind is unknown.
+    """
+    if kind not in get_args(Execution):
+        raise ConfigError(
+            "choosing the execution", got=repr(kind), expected="dense, gated, sparse or auto"
+        )
+    with _changed(routing_state(model), execution=kind):
+        yield
+
+
+@contextmanager
+def use_rule(model: nn.Module, rule: DecisionRule) -> Iterator[None]:
+    """Decide by this rule inside the block."""
+    with _changed(routing_state(model), rule=rule):
+        yield
+
+
+@contextmanager
+def use_noise(model: nn.Module, noise: RowNoise) -> Iterator[None]:
+    """Take random numbers from there inside the block: of the rule in force and of dropout."""
+    state = routing_state(model)
+    keyed = getattr(state.rule, "keyed", None)
+    rule = state.rule if keyed is None else keyed(noise)
+    with _changed(state, noise=noise, rule=rule):
+        yield
+
+
+@contextmanager
+def given_tokens(state: RoutingState, tokens: Tensor, length: int) -> Iterator[None]:
+    """Say that the module inside the block is given these of B * length tokens."""
+    if state.noise is None:
+        yield
+        return
+    with _changed(state, given=Given(tokens, length)):
+        yield
+
+
+def refuse_reentrant_checkpointing(model: nn.Module) -> None:
+    """Raise if a layer would be recomputed by reentrant activation checkpointing.
+
+    Raises:
+        ConfigError: it would.
+    """
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        keywords = getattr(function, "keywords", {})
+        active = getattr(module, "gradient_checkpointing", False) and module.training
+        if active and keywords.get("use_reentrant", False):
+            raise ConfigError(
+                "recording decisions for training",
+                got="reentrant activation checkpointing",
+                expected="the non-reentrant kind; the other returns wrong gradients silently",
+                todo='pass gradient_checkpointing_kwargs={"use_reentrant": False}',
+            )
