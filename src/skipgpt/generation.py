@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.loading.generation_settings import drawing_from, ends_of, plain_generation
 from skipgpt.model.loading.limits import check_ids, check_length, context_of
-from skipgpt.model.state import record_routing
+from skipgpt.model.state import count_routing, record_routing
+from skipgpt.model.trace import KeepCounts, Trace
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,20 @@ def generate(
     how = drawing_from(temperature)
     if ends.strings:
         how |= {"stop_strings": list(ends.strings), "tokenizer": tokenizer}
-    with record_routing(model) as trace, plain_generation(model, ends):
-        if on_token:
+    with ExitStack() as stack:
+        stack.enter_context(plain_generation(model, ends))
+        routed: Trace | KeepCounts
+        if on_token is None:
+            routed = stack.enter_context(count_routing(model))
+        else:
+            routed = stack.enter_context(record_routing(model))
             texts = (
                 pieces_of(given, tokenizer)
                 if chat
                 else _texts_of(tokenizer, prompt, given, control_tokens)
             )
             live = NewText(tokenizer, given, ends)
-            how["streamer"] = LiveRouting(trace, texts, live, on_token)
+            how["streamer"] = LiveRouting(routed, texts, live, on_token)
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -123,7 +130,7 @@ def generate(
         text="".join(map(text.add, added)) + text.rest(),
         prompt_tokens=length,
         new_tokens=len(added),
-        sparsity=trace.sparsity() if trace.steps else 0.0,
+        sparsity=routed.sparsity(),
         cache_bytes=cache_bytes(output.past_key_values),
         dense_cache_bytes=dense_cache_bytes(output.past_key_values),
     )

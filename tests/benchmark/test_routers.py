@@ -14,6 +14,7 @@ import torch
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.model.execution import decode
+from skipgpt.model.layer import SkippingLayer
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.surgery import routers
 
@@ -88,7 +89,7 @@ def test_each_layer_decides_once_as_in_a_forward(
         return decide
 
     monkeypatch.setattr(decode, "decide", noting("numbers", decode.decide))
-    monkeypatch.setattr(RoutedLayer, "_decide", noting("tensors", RoutedLayer._decide))
+    monkeypatch.setattr(SkippingLayer, "_decide", noting("tensors", SkippingLayer._decide))
     script.decide(model, torch.randn(1, tokens, 32))
     decided = list(seen)
     seen.clear()

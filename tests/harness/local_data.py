@@ -80,7 +80,7 @@ def plainly(model: nn.Module, tokenizer: Any, items: list[tuple[str, list[str], 
             places = range(len(ids) - scored, len(ids))
             sums.append(math.fsum(scores[n - 1, ids[n]].item() for n in places))
             found.nats[prompt, f" {choice}"] = sums[-1]
-            counts, tokens = trace.keep_counts()
+            counts, tokens = trace.counts().kept(), trace.counts().tokens
             found.kept += sum(counts.values())
             found.decided += tokens * len(counts)
         by_length = [total / len(choice) for total, choice in zip(sums, choices, strict=True)]

@@ -76,7 +76,7 @@ def test_decoded_texts_are_those_of_single_prompts_and_count_what_they_ran(lm: R
         with record_routing(lm.model) as trace, torch.no_grad():
             out = lm.model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
         assert TOKENIZER.decode(out[0, ids.input_ids.shape[1] :], skip_special_tokens=True) == text
-        counts, ran = trace.keep_counts()
+        counts, ran = trace.counts().kept(), trace.counts().tokens
         kept, tokens = kept + sum(counts.values()), tokens + ran
     modules = 2 * lm.model.config.num_hidden_layers
     assert lm.sparsity_over(asked)["module"] == pytest.approx(1 - kept / tokens / modules)

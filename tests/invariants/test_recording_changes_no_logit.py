@@ -25,7 +25,7 @@ def test_nothing_is_recorded_outside_the_block() -> None:
         model(inputs.ids)
     model(inputs.ids)
     assert len(trace.steps) == 1
-    assert routing_state(model).trace is None
+    assert routing_state(model).recorder is None
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def test_blocks_nest_and_restore_what_was_in_force_even_after_an_error() -> None
             model(torch.full((1, 1), 999))  # no such token
         model(inputs.ids)
     assert (len(outer.steps), len(inner.steps)) == (1, 1)
-    assert routing_state(model).trace is None
+    assert routing_state(model).recorder is None
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def test_every_forward_of_a_generation_is_one_step() -> None:
         model.generate(**inputs.prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     shapes = [tuple(step.keeps()[0].shape) for step in trace.steps]
     assert shapes == [(3, 11), (3, 1), (3, 1), (3, 1)]
-    _, tokens = trace.keep_counts()
+    tokens = trace.counts().tokens
     assert tokens == (8 + 11 + 5) + 3 * 3
 
 

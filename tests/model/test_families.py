@@ -257,7 +257,7 @@ def test_a_bare_decoder_takes_routers_too(family: str) -> None:
     with record_routing(decoder) as trace:
         decoder(**LEFT_PADDED.given)
     assert len(trace.steps[0].decisions) == 3
-    assert torch.equal(trace.steps[0].real, LEFT_PADDED.real)
+    assert torch.equal(trace.steps[0].token_mask, LEFT_PADDED.real)
 
 
 def test_a_model_without_routers_is_refused_with_the_way_to_get_them() -> None:

@@ -255,5 +255,5 @@ def test_stand_ins_run_for_skipped_tokens_only() -> None:
         )
     with record_routing(model) as trace, torch.no_grad():
         model(**ONE_ROW.given, use_cache=False)
-    kept, tokens = trace.keep_counts()
+    kept, tokens = trace.counts().kept(), trace.counts().tokens
     assert {site: tokens - count for site, count in kept.items() if count < tokens} == seen

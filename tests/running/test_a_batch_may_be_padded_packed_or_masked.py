@@ -36,7 +36,7 @@ def test_right_padded_rows_score_as_each_alone(family: str, kv: str, attention: 
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     with record_routing(model) as trace:
         logits = model(padded, attention_mask=mask.long()).logits
-    assert trace.keep_counts()[1] == sum(LENGTHS)
+    assert trace.counts().tokens == sum(LENGTHS)
     for row, ids in zip(logits, rows, strict=True):
         torch.testing.assert_close(row[: len(ids)], defined(model, ids[None])[0], **CLOSE)
 

@@ -133,7 +133,7 @@ def trace_text(
         *reading.read(),
         keep=_stacked(trace, lambda decision: decision.keep),
         margin=_stacked(trace, lambda decision: decision.margin.float()),
-        measured=summed_up(model, trace, nll, tokens, mean_context(rows), closeness),
+        measured=summed_up(model, trace.counts(), nll, tokens, mean_context(rows), closeness),
     )
 
 

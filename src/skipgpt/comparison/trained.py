@@ -21,7 +21,7 @@ from skipgpt.cost import savings
 from skipgpt.errors import ConfigError, DivergedError, TrainingError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.model.sparsity import set_sparsity
-from skipgpt.model.state import execution, record_routing, routing_state, use_rule
+from skipgpt.model.state import count_routing, execution, routing_state, use_rule
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
 from skipgpt.training.router_init import start_routers
 from skipgpt.training.run import TrainResult, train
@@ -74,9 +74,9 @@ def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Pat
 def random_routes(job: Job, method: Method, routed: Row) -> list[Row]:
     """Every site skips at the rate that routers learned, for tokens drawn at random."""
     model, _ = load(str(routed.checkpoint), base=job.base, **job.where)
-    with record_routing(model) as trace:
+    with count_routing(model) as counts:
         total_loss(model, job.calibration())
-    rates = {site: 1 - kept for site, kept in trace.keep_ratios().items()}
+    rates = {site: 1 - kept for site, kept in counts.keep_ratios().items()}
     measured = _measure(job, Path(str(routed.checkpoint)), RandomRoutes(rates), routed.seed)
     note = "rates for each module from `router`, tokens at random"
     row = job.row(method, routed.target, routed.seed, measured, note=note)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
-from skipgpt.model.state import record_routing
+from skipgpt.model.state import count_routing
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def cache_memory(model: Any, ids: Tensor) -> CacheMemory:
     Example:
         print(cache_memory(model, blocks[:1]).saved)
     """
-    with record_routing(model) as trace:
+    with count_routing(model) as counts:
         output = model(ids.to(next(model.parameters()).device), use_cache=True)
     held, dense = cache_bytes(output.past_key_values), dense_cache_bytes(output.past_key_values)
-    attn = trace.sparsity("attn") if trace.steps else 0.0
+    attn = counts.sparsity("attn")
     return CacheMemory(ids.numel(), held, dense, 1 - held / max(1, dense), attn)

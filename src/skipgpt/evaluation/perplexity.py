@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.windows import batches, mean_context
-from skipgpt.model.state import record_routing
-from skipgpt.model.trace import Trace
+from skipgpt.model.state import count_routing
+from skipgpt.model.trace import KeepCounts
 from skipgpt.routing.decision import MODULES
 from skipgpt.system.progress import advancing
 
@@ -107,9 +107,9 @@ def perplexity(
         if closeness:
             closeness.add(ids, logits)
 
-    with record_routing(model) as trace:
+    with count_routing(model) as counts:
         nll, tokens = total_loss(model, blocks, batch_size, compare)
-    return summed_up(model, trace, nll, tokens, mean_context(blocks), closeness)
+    return summed_up(model, counts, nll, tokens, mean_context(blocks), closeness)
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def total_loss(
 
 def summed_up(
     model: nn.Module,
-    trace: Trace,
+    counts: KeepCounts,
     nll: float,
     tokens: int,
     context: float,
@@ -150,16 +150,16 @@ def summed_up(
 
     Args:
         model: with routers.
-        trace: of that run; empty in dense execution, which makes no decisions.
+        counts: of that run; empty in dense execution, which makes no decisions.
         nll: summed loss in nats.
         tokens: how many were predicted.
         context: mean number of tokens that a token attended to.
         closeness: of the same predicted tokens; None where not measured.
     """
     close = closeness.mean() if closeness else None
-    if not trace.steps:
+    if not counts.tokens:
         return Perplexity.of(nll / tokens, tokens, closeness=close)
-    ratios = trace.keep_ratios()
+    ratios = counts.keep_ratios()
     rates: dict[str, tuple[float, ...]] = {
         kind: tuple(r for site, r in ratios.items() if site.module == kind) for kind in MODULES
     }

@@ -16,7 +16,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
 from skipgpt.evaluation.windows import mean_context
-from skipgpt.model.state import record_routing
+from skipgpt.model.state import count_routing
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def perplexity_of_spans(
         if closeness:
             closeness.add(ids, logits, here)
 
-    with record_routing(model) as trace:
+    with count_routing(model) as counts:
         total_loss(model, rows, batch_size, add)
     tokens = sum(len(span.ids) - span.first for span in spans)
-    return summed_up(model, trace, nll, tokens, mean_context(rows), closeness)
+    return summed_up(model, counts, nll, tokens, mean_context(rows), closeness)

@@ -31,7 +31,7 @@ from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.loading.generation_settings import write_ends
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.lora import check_targets, merge_lora
-from skipgpt.model.state import execution, record_routing, use_rule
+from skipgpt.model.state import count_routing, execution, use_rule
 from skipgpt.model.surgery import drop_stand_ins
 from skipgpt.removal.static import constant_routes
 from skipgpt.routing.decision import Forced, Site
@@ -171,9 +171,9 @@ def export_static(
 
 
 def _keep_rates(model: nn.Module, blocks: Tensor) -> dict[Site, float]:
-    with record_routing(model) as trace:
+    with count_routing(model) as counts:
         total_loss(model, blocks)
-    return trace.keep_ratios()
+    return counts.keep_ratios()
 
 
 def _choose(

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from skipgpt.model.execution import decode, gated, sparse
 from skipgpt.model.execution.auto import should_pack
 from skipgpt.model.routed import RoutedLayer
-from skipgpt.model.trace import Step
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
 from skipgpt.routing.fused_margins import margins
 from skipgpt.routing.router import input_scale, mean_of_rows
@@ -78,7 +77,9 @@ class SkippingLayer(RoutedLayer):
     def _run_one_each(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
         """The stream after this layer of a decoding step, one token of each sequence."""
         keeps = decode.decide(self, entering)
-        if keeps is None:
+        if keeps is not None:
+            decode.record(self, keeps)
+        else:
             attn, mlp = self._decide(entering)
             mlp = mlp or attn
             self._record(Decision(attn, mlp))
@@ -120,13 +121,9 @@ class SkippingLayer(RoutedLayer):
         return rule(margin, site)
 
     def _record(self, decision: Decision) -> None:
-        """Hand the decision to the open trace, if any; the first layer opens a new step."""
-        trace = self.routing.trace
-        if trace is None:
-            return
-        if not trace.steps or self.index in trace.steps[-1].decisions:
-            trace.steps.append(Step({}, self.routing.token_mask))
-        trace.steps[-1].decisions[self.index] = decision
+        """Tell the open recorder, if any."""
+        if (recorder := self.routing.recorder) is not None:
+            recorder.record(self.index, decision, self.routing.token_mask)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
-from skipgpt.model.trace import Trace
+from skipgpt.model.trace import KeepCounts, Recorder, Trace
 from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.decision import DecisionRule, Threshold
 from skipgpt.routing.noise import RowNoise
@@ -43,7 +43,7 @@ class RoutingState:
             kept tokens only, `auto` is `gated` or `sparse` in each module as time is saved.
         curves: thresholds by sparsity in each unit of a budget, once calibrated.
         token_mask: [B, T] bool of the forward under way, False at padding; None where all are real.
-        trace: where decisions are recorded; None where nobody asked.
+        recorder: what is told of every decision; None where nobody asked.
         outer_rule: what decides again after a forward that was given a sparsity of its own.
         can_pack: False where something was asked of the forward under way that only a run of all
             tokens can give.
@@ -61,7 +61,7 @@ class RoutingState:
     execution: Execution = "auto"
     curves: Curves | None = None
     token_mask: Tensor | None = None
-    trace: Trace | None = None
+    recorder: Recorder | None = None
     outer_rule: DecisionRule | None = None
     can_pack: bool = True
     warned: set[str] = field(default_factory=set)
@@ -131,8 +131,25 @@ def record_routing(model: nn.Module) -> Iterator[Trace]:
     """
     refuse_reentrant_checkpointing(model)
     trace = Trace()
-    with _changed(routing_state(model), trace=trace):
+    with _changed(routing_state(model), recorder=trace):
         yield trace
+
+
+@contextmanager
+def count_routing(model: nn.Module) -> Iterator[KeepCounts]:
+    """Count how many tokens run each module inside the block; takes no memory per token.
+
+    Raises:
+        ConfigError: the model has no routers.
+
+    Example:
+        with count_routing(model) as counts:
+            model.generate(**inputs)
+        print(counts.sparsity(), counts.keep_ratios())
+    """
+    counts = KeepCounts()
+    with _changed(routing_state(model), recorder=counts):
+        yield counts
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -62,40 +63,111 @@ class Step:
         return torch.tensor(each, device=first.device).repeat_interleave(tokens)
 
 
-@dataclass
-class Trace:
-    """Every forward that ran while `record_routing` was open.
+class Recorder(Protocol):
+    """What is told of every decision while it is open.
 
     Attributes:
-        steps: one entry a forward, oldest first.
+        counts_only: whether it needs to know only which modules ran, not the margins.
     """
 
-    steps: list[Step] = field(default_factory=list)
+    counts_only: bool
 
-    def keep_counts(self) -> tuple[dict[Site, int], int]:
-        """How many real tokens each site ran, and how many real tokens there were."""
-        kept: dict[Site, int] = {}
-        tokens = 0
-        for step in self.steps:
-            for layer, decision in step.decisions.items():
-                for module in MODULES:
-                    keep = getattr(decision, module).keep
-                    real = keep if step.token_mask is None else keep & step.token_mask
-                    site = Site(layer, module)
-                    kept[site] = kept.get(site, 0) + int(real.sum())
-            first = next(iter(step.decisions.values())).attn.keep
-            tokens += first.numel() if step.token_mask is None else int(step.token_mask.sum())
-        return kept, tokens
+    def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
+        """Take the decision of one layer.
+
+        Args:
+            layer: its index.
+            decision: of its modules, [B, T].
+            token_mask: [B, T] bool, False at padding; None where all tokens are real.
+        """
+        ...
+
+
+class KeepCounts:
+    """How many tokens ran each module, as running sums: its size does not grow with the text."""
+
+    counts_only = True
+
+    def __init__(self) -> None:
+        self._kept: dict[Site, int | Tensor] = {}
+        self._tokens: dict[int, int | Tensor] = {}
+
+    def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
+        """Add the decision of one layer; sums stay on its device."""
+        for module in MODULES:
+            keep = getattr(decision, module).keep
+            ran = keep if token_mask is None else keep & token_mask
+            site = Site(layer, module)
+            self._kept[site] = self._kept.get(site, 0) + ran.sum()
+        tokens = decision.attn.keep.numel() if token_mask is None else token_mask.sum()
+        self._tokens[layer] = self._tokens.get(layer, 0) + tokens
+
+    def record_kept(self, layer: int, attn: int, mlp: int, tokens: int) -> None:
+        """Add what one layer ran, counted already.
+
+        Args:
+            layer: its index.
+            attn: real tokens that ran attention.
+            mlp: real tokens that ran the MLP.
+            tokens: real tokens.
+        """
+        for module, kept in zip(MODULES, (attn, mlp), strict=True):
+            site = Site(layer, module)
+            self._kept[site] = self._kept.get(site, 0) + kept
+        self._tokens[layer] = self._tokens.get(layer, 0) + tokens
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens so far; 0 where no decision was made."""
+        return int(next(iter(self._tokens.values()), 0))
+
+    def kept(self) -> dict[Site, int]:
+        """How many of them ran each module."""
+        return {site: int(count) for site, count in sorted(self._kept.items())}
 
     def keep_ratios(self) -> dict[Site, float]:
-        """Share of real tokens that each site ran."""
-        kept, tokens = self.keep_counts()
-        return {site: count / max(1, tokens) for site, count in sorted(kept.items())}
+        """Share of real tokens that ran each module."""
+        tokens = max(1, self.tokens)
+        return {site: count / tokens for site, count in self.kept().items()}
 
     def sparsity(self, module: Module | None = None) -> float:
         """Share of skipped decisions over real tokens, of all modules or of one kind."""
         ratios = [r for site, r in self.keep_ratios().items() if module in (None, site.module)]
         return 1 - sum(ratios) / len(ratios) if ratios else 0.0
+
+
+@dataclass
+class Trace:
+    """Every forward that ran while `record_routing` was open.
+
+    Attributes:
+        steps: one entry per forward, oldest first.
+    """
+
+    counts_only: ClassVar[bool] = False
+    steps: list[Step] = field(default_factory=list)
+
+    def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
+        """Keep the decision of one layer; the first layer opens a new step."""
+        if not self.steps or layer in self.steps[-1].decisions:
+            self.steps.append(Step({}, token_mask))
+        self.steps[-1].decisions[layer] = decision
+
+    def counts(self) -> KeepCounts:
+        """How many real tokens ran each module."""
+        counts = KeepCounts()
+        for step in self.steps:
+            for layer, decision in step.decisions.items():
+                counts.record(layer, decision, step.token_mask)
+        return counts
+
+    def keep_ratios(self) -> dict[Site, float]:
+        """Share of real tokens that each site ran."""
+        return self.counts().keep_ratios()
+
+    def sparsity(self, module: Module | None = None) -> float:
+        """Share of skipped decisions over real tokens, of all modules or of one kind."""
+        return self.counts().sparsity(module)
 
     def margins(self) -> Tensor:
         """The margins of all real tokens and sites, flat."""

@@ -17,7 +17,7 @@ from skipgpt.analysis.stop_text import NewText
 from skipgpt.config import Budget
 from skipgpt.model.loading.generation_settings import Ends, drawing_from, ends_of, plain_generation
 from skipgpt.model.sparsity import at_sparsity
-from skipgpt.model.state import record_routing
+from skipgpt.model.state import count_routing
 from skipgpt.serving.tokens import TokenLogprob, Tokens
 
 Reason = Literal["stop", "length"]
@@ -110,7 +110,7 @@ def run_job(
         _seeded(job.seed, ids.device),
         dial,
         plain_generation(model, ends),
-        record_routing(model) as trace,
+        count_routing(model) as counts,
     ):
         model.generate(
             input_ids=ids,
@@ -120,8 +120,8 @@ def run_job(
             **how,
         )
     watch.end()
-    kept, tokens = trace.keep_counts()
-    decisions = tokens * len(kept)
+    kept = counts.kept()
+    decisions = counts.tokens * len(kept)
     reason: Reason = "stop" if watch.ended else "length"
     return Completion(reason, watch.count, decisions, decisions - sum(kept.values()))
 

@@ -17,6 +17,7 @@ from skipgpt.model.attention.split import keys_and_values
 from skipgpt.model.execution import kernel_support, sparse
 from skipgpt.model.execution.auto import is_worth_packing
 from skipgpt.model.routed import RoutedLayer
+from skipgpt.model.trace import KeepCounts
 from skipgpt.routing.decision import Module, ModuleDecision, Site
 from skipgpt.routing.fused_margins import margins_as_numbers
 from skipgpt.routing.router import inverse_rms_as_numbers
@@ -59,7 +60,9 @@ def decide(layer: RoutedLayer, entering: Tensor) -> Keeps | None:
     state = layer.routing
     config, rule = state.config, state.rule
     keeps = getattr(rule, "keeps", None)
-    if state.trace is not None or keeps is None or config.decides != "module":
+    recorder = state.recorder
+    recorded = recorder is not None and not recorder.counts_only
+    if recorded or keeps is None or config.decides != "module":
         return None
     scales = inverse_rms_as_numbers(entering) if config.normalize else [1.0] * len(entering)
     margins = margins_as_numbers(entering, layer.attn_router, layer.mlp_router, scales=scales)
@@ -67,6 +70,22 @@ def decide(layer: RoutedLayer, entering: Tensor) -> Keeps | None:
         return None
     index = layer.index
     return Keeps(keeps(margins[0], Site(index, "attn")), keeps(margins[1], Site(index, "mlp")))
+
+
+def record(layer: RoutedLayer, keeps: Keeps) -> None:
+    """Tell the open recorder, if any, what `decide` gave."""
+    state = layer.routing
+    if not isinstance(state.recorder, KeepCounts):
+        return
+    attn, mlp = keeps
+    if state.token_mask is not None:
+        real = state.token_mask[:, 0].tolist()
+        attn, mlp = (
+            [kept and is_real for kept, is_real in zip(each, real, strict=True)] for each in keeps
+        )
+    else:
+        real = [True] * len(attn)
+    state.recorder.record_kept(layer.index, sum(attn), sum(mlp), sum(real))
 
 
 def run(layer: RoutedLayer, entering: Tensor, keeps: Keeps, arguments: dict[str, Any]) -> Tensor:
