@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import recipe
 from skipgpt.config.settings import override
 from skipgpt.data import load_blocks

@@ -21,7 +21,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from skipgpt.checkpoint.store import describe, save
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.data import encode_documents, stdlib_documents
 from skipgpt.evaluation.calibrate import calibrate

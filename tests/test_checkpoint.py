@@ -14,12 +14,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import skipgpt
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, make_checkpoint, shared_checkpoint
 from skipgpt.checkpoint.folder import push_to_hub, read_info, verify_files
-from skipgpt.checkpoint.store import CheckpointInfo, has_adapter, load, model_card, save
+from skipgpt.checkpoint.info import CheckpointInfo, has_adapter, model_card
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import save
 from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError, UnsupportedModelError
 from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import remove_routers, routers
@@ -65,6 +68,25 @@ def test_a_loaded_checkpoint_gives_the_saved_models_logits(
     with record_routing(loaded) as trace:
         logits(loaded)
     assert trace.sparsity() == pytest.approx(0.25, abs=0.1)
+
+
+def test_a_model_that_transformers_loaded_is_saved_without_more_said(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(base_folder)
+    model = skipgpt.add_routers(plain)
+    torch.manual_seed(5)
+    for router in routers(model).values():
+        torch.nn.init.normal_(router.weight)
+    skipgpt.save(model, tmp_path / "out")
+    loaded, _ = skipgpt.load(tmp_path / "out")
+    assert torch.equal(logits(loaded), logits(model.eval()))
+    plain.config._name_or_path = ""
+    with pytest.raises(ConfigError, match="pass base=") as caught:
+        skipgpt.save(model, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    skipgpt.save(model, tmp_path / "again", base=str(base_folder))
+    assert caught.value.todo
 
 
 def test_merging_lora_keeps_the_logits_and_leaves_no_adapter() -> None:

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from authors_reference import authors_logits
 from conftest import byte_tokenizer, tiny_base
 from skipgpt import execution, record_routing
-from skipgpt.checkpoint import store
+from skipgpt.checkpoint import loading
+from skipgpt.checkpoint.folder import read_info
 from skipgpt.convert import convert, read_authors_file, router_keys
 from skipgpt.errors import CheckpointError, ConfigError
+from skipgpt.model.loading.folder import CONFIG
 
 # PEFT 0.20 asks transformers 5 for a name that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -113,7 +115,7 @@ def written(tmp_path):
 def refusal(path, base_folder, out, **options) -> str:
     with pytest.raises(CheckpointError) as caught:
         convert(path, str(base_folder), out, **options)
-    assert not (out / store.CONFIG).exists()
+    assert not (out / CONFIG).exists()
     return str(caught.value)
 
 
@@ -124,7 +126,7 @@ def test_a_converted_checkpoint_gives_the_reference_logits(
 ):
     file = FORMS[form]()
     info = convert(written(file), str(base_folder), tmp_path / "out")
-    model, _ = store.load(tmp_path / "out")
+    model, _ = loading.load(tmp_path / "out")
 
     base = tiny_base()
     with torch.no_grad(), execution(model, kind), record_routing(model) as trace:
@@ -137,14 +139,14 @@ def test_a_converted_checkpoint_gives_the_reference_logits(
     assert info.curve is None
     assert info.stages == (("router", "lora") if any("lora_" in k for k in file) else ("router",))
     assert info.router.head == ("mlp" if any("hidden_layer" in k for k in file) else "linear")
-    assert store.read_info(tmp_path / "out") == info
+    assert read_info(tmp_path / "out") == info
 
 
 def test_lora_may_lie_in_a_second_file_and_its_alpha_is_given(written, base_folder, tmp_path):
     routers, updates = linear_routers(), prefixed("base_model.model.", lora())
     path, second = written(routers), written(updates, "lora.pth")
     convert(path, str(base_folder), tmp_path / "out", lora=second, lora_alpha=8)
-    model, _ = store.load(tmp_path / "out", merge=True)
+    model, _ = loading.load(tmp_path / "out", merge=True)
 
     base = tiny_base()
     with torch.no_grad():
@@ -161,7 +163,7 @@ def test_lora_may_lie_in_a_second_file_and_its_alpha_is_given(written, base_fold
 def test_a_loaded_base_model_is_used_as_it_is(written, base_folder, tmp_path):
     base = tiny_base()
     convert(written(linear_routers()), str(base_folder), tmp_path / "out", base_model=base)
-    loaded, _ = store.load(tmp_path / "out")
+    loaded, _ = loading.load(tmp_path / "out")
     with torch.no_grad():
         assert torch.equal(base(TOKENS).logits, loaded(TOKENS).logits)
 
@@ -329,7 +331,7 @@ def test_a_checkpoint_is_replaced_only_when_asked(written, base_folder, tmp_path
     with pytest.raises(CheckpointError, match="already holds a checkpoint"):
         convert(path, str(base_folder), out)
     convert(written(two_layer_routers()), str(base_folder), out, overwrite=True)
-    assert store.load(out)[0].model.layers[0].routing.config.head == "mlp"
+    assert loading.load(out)[0].model.layers[0].routing.config.head == "mlp"
 
 
 def test_an_impossible_target_is_refused(written, base_folder, tmp_path):
@@ -365,7 +367,7 @@ def test_the_official_routers_give_the_reference_logits(official_file, tmp_path)
     base.save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
     convert(official_file, str(tmp_path / "base"), tmp_path / "out")
-    model, _ = store.load(tmp_path / "out")
+    model, _ = loading.load(tmp_path / "out")
     with torch.no_grad(), record_routing(model) as trace:
         logits = model(TOKENS).logits
     expected = authors_logits(

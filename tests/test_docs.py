@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -63,19 +64,29 @@ def test_the_site_has_every_page() -> None:
     assert sorted(pages) == sorted(path.name for path in ROOT.glob("docs/*.md"))
 
 
-@pytest.mark.parametrize("document", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+DOCUMENTS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_named_files_exist(document: Path) -> None:
     text = document.read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (document.parent / target).exists(), target
+    homes = (ROOT, ROOT / "src", ROOT / "src/skipgpt", ROOT / "tests")
+    for name in re.findall(r"`((?:[a-z_]+/)+\w+\.py)`", text):
+        assert name in EXAMPLES or any((home / name).is_file() for home in homes), name
 
 
-def test_the_readme_names_every_package_and_only_files_that_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    tree = text.split("## File tree")[1].split("\n## ")[0]
-    package = ROOT / "src/skipgpt"
-    children = {path.name for path in package.iterdir() if path.name != "__pycache__"}
-    for child in children - {"__init__.py", "py.typed"}:
-        assert child in tree, child
-    for name in re.findall(r"`((?:routing|model|training|evaluation)/\w+\.py)`", text):
-        assert (package / name).is_file(), name
+EXAMPLES = ("json/decoder.py",)
+"""Files of others that a document names."""
+
+PACKAGES = sorted(path.parent for path in (ROOT / "src/skipgpt").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_every_folder_says_what_it_holds_and_is_not_crowded(package: Path) -> None:
+    assert ast.get_docstring(ast.parse((package / "__init__.py").read_text())), package
+    files = list(package.glob("*.py"))
+    assert len(files) <= 15, (package, len(files))
+    for file in files:
+        assert len(file.read_text().splitlines()) <= 300, file

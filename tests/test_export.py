@@ -17,7 +17,7 @@ import skipgpt
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, make_checkpoint, rows, shared_checkpoint
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import remove_routers, routers

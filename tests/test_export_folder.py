@@ -17,7 +17,7 @@ import skipgpt
 from command import skipgpt as command
 from conftest import byte_tokenizer
 from runs import logits, shared_checkpoint
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.errors import CheckpointError
 
 ODD_NAME = "my models ü/größe 名"

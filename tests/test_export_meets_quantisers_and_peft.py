@@ -15,7 +15,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 import skipgpt
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows
-from skipgpt.checkpoint.store import describe, save
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import RouterConfig
 from skipgpt.model.base import load_base
 from skipgpt.model.families.parameter_names import is_routing

@@ -21,7 +21,7 @@ import skipgpt
 import zoo
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows, write_documents
-from skipgpt.checkpoint.store import describe, save
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.export.transformers4 import save_tokenizer, write_older_config
 from skipgpt.model.base import load_base

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from conftest import byte_tokenizer, tiny_routed
 from runs import make_checkpoint, shared_checkpoint
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.export import export_merged
 from skipgpt.generation import generate

@@ -17,7 +17,7 @@ from command import skipgpt as command
 from gguf_files import EOS, Q8_0, gguf_llama, write_gguf
 from runs import ARGUMENTS, compared, logits, run, tiny_config, write_documents
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.errors import CheckpointError, ConfigError, UnsupportedModelError
 from skipgpt.model.base import fingerprint, load_base
 

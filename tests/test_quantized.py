@@ -22,7 +22,7 @@ from command import skipgpt as command
 from conftest import byte_tokenizer, tiny_base
 from runs import ARGUMENTS, logits, rows, run, stopping_at, tiny_config, weights, write_documents
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import LoraStage
 from skipgpt.cost import layer_costs, sparsities
 from skipgpt.errors import (
@@ -250,7 +250,7 @@ def test_a_run_trains_routers_and_lora_and_its_checkpoint_gives_the_same_logits(
         "skipgpt.training.run.write",
         lambda model, *a, **k: trained.append(model) or write(model, *a, **k),
     )
-    from skipgpt.checkpoint.store import write
+    from skipgpt.checkpoint.saving import write
 
     result = run(
         base, tmp_path / "out", tiny_config("default", stages="router,lora"), quantize=kind

@@ -26,7 +26,8 @@ from cases import CLOSE, ONE_ROW, SITES, base, families, routed
 from command import skipgpt as command
 from conftest import LONG, byte_tokenizer, examples, tiny_base
 from runs import logits, rows, stopping_at, tiny_config, write_documents
-from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, LoraStage, RouterConfig
 from skipgpt.data import load_blocks
 from skipgpt.errors import (

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from command import skipgpt as command
 from conftest import byte_tokenizer, tiny_base
 from runs import write_documents
-from skipgpt.checkpoint.store import describe, save
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.export import export_static

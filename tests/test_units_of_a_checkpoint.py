@@ -14,7 +14,7 @@ import skipgpt
 from command import skipgpt as command
 from runs import logits, make_checkpoint, rows, shared_checkpoint
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate_checkpoint
 from skipgpt.model.sparsity import set_sparsity

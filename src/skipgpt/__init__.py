@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipgpt.checkpoint.folder import push_to_hub as push_to_hub
-    from skipgpt.checkpoint.store import load as load
+    from skipgpt.checkpoint.loading import load as load
+    from skipgpt.checkpoint.saving import save as save
     from skipgpt.comparison.compare import compare as compare
     from skipgpt.config import RouterConfig as RouterConfig
     from skipgpt.config import TrainConfig as TrainConfig
@@ -47,7 +48,7 @@ _HOMES = {
     "execution": "model.state",
     "export_merged": "export",
     "export_static": "export",
-    "load": "checkpoint.store",
+    "load": "checkpoint.loading",
     "perplexity": "evaluation.perplexity",
     "push_to_hub": "checkpoint.folder",
     "recipe": "config",
@@ -56,6 +57,7 @@ _HOMES = {
     "remove_routers": "model.surgery",
     "routed_layers": "model.surgery",
     "routing_map": "report.charts.routing_map",
+    "save": "checkpoint.saving",
     "set_sparsity": "model.sparsity",
     "train": "training.run",
 }

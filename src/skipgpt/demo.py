@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import Budget, DataConfig, recipe
 from skipgpt.config.settings import override
 from skipgpt.data import load_blocks, read_documents, split_documents

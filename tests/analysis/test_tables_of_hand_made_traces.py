@@ -1,10 +1,10 @@
 import json
 import math
 
-import made
 import pytest
 import torch
 
+import made
 from skipgpt.analysis import (
     Table,
     depth_profiles,

@@ -10,7 +10,8 @@ import torch
 from bases import deep, layer
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows
-from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate

@@ -14,7 +14,7 @@ import skipgpt as library
 from command import skipgpt
 from runs import ARGUMENTS, logits, metrics, shared_checkpoint, write_documents
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.model.families.table import FAMILIES
 
 

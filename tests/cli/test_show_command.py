@@ -14,7 +14,8 @@ import pytest
 from command import skipgpt
 from runs import shared_checkpoint, write_documents
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import save
 from skipgpt.report.charts.keep_bars import keep_bars
 
 KEEP = {"attn": (1.0, 0.5, 0.0), "mlp": (0.25, 0.75, 0.996)}

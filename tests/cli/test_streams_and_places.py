@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from command import skipgpt
 from runs import ARGUMENTS, logits, run, shared_checkpoint, tiny_config, write_documents
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.cli.shared.options import emit
 
 

@@ -17,7 +17,7 @@ from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, compared, stopping_at, write_documents
 from skipgpt.baselines.registry import STATIC
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.comparison import compare as comparing
 from skipgpt.comparison import static, trained
 from skipgpt.comparison.result import Comparison, Row

@@ -14,7 +14,7 @@ from conftest import LONG, byte_tokenizer, tiny_base
 from launched import TELLING_PIECES, curve, is_logged, kill_after, launch, launch_by, start
 from runs import write_documents
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 
 BOTH = ("--stages", "router,lora", "--set", "router.stand_in=2", "--set", "router.normalize=true")
 # Sums over processes are taken in another order, which moves float32 numbers by 1e-6.

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from conftest import tiny_routed
 from runs import make_checkpoint, rows, shared_checkpoint, weights, write_documents
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.errors import ConfigError, SkipGPTError
 from skipgpt.evaluation.calibrate import calibrate, calibrate_checkpoint, subsample_rows

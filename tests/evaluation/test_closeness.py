@@ -14,7 +14,7 @@ import reference
 from conftest import byte_tokenizer, tiny_base, tiny_routed
 from runs import rows, shared_checkpoint, tiny_config
 from skipgpt.analysis import trace_dense, trace_text
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config.settings import from_dict, to_dict
 from skipgpt.evaluation import closeness
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum

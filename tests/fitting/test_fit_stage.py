@@ -14,7 +14,7 @@ import torch
 
 from cases import families, routed
 from runs import logits, rows, run, tiny_config
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError, DataError, StoppedError

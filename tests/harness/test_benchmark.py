@@ -15,7 +15,7 @@ from sqlitedict import SqliteDict
 from local_data import ITEMS, PUBLISHED, Plain, plainly, published_items, write_items
 from runs import make_checkpoint, rows, shared_checkpoint
 from skipgpt.analysis import stress, trace_dense, trace_text
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.harness.benchmark import Setting, benchmark, task_scores
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score

@@ -15,7 +15,7 @@ import skipgpt
 from command import skipgpt as command
 from runs import ARGUMENTS, logits, make_checkpoint, rows, shared_checkpoint, write_documents
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError, UnsupportedModelError
 from skipgpt.model.base import base_config, load_base
 from skipgpt.model.loading.folder import kind_of_model

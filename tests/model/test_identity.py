@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import zoo
 from runs import logits, run, tiny_config
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import load_base
 from skipgpt.model.loading.identity import digest_of_settings, refuse_other_settings, settings_of

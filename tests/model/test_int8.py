@@ -20,7 +20,8 @@ from cases import BATCHES, CLOSE, LEFT_PADDED, Inputs, base, families, routed
 from command import skipgpt as command
 from conftest import tiny_base
 from runs import logits, shared_checkpoint, write_documents
-from skipgpt.checkpoint.store import describe, load
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe
 from skipgpt.cost import Forward, layer_costs, work
 from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
 from skipgpt.model.base import load_base

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 import skipgpt
 from conftest import byte_tokenizer, tiny_base
 from runs import logits, write_documents
-from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, LoraStage, RouterConfig
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import load_base

@@ -16,7 +16,8 @@ import skipgpt
 from cases import CLOSE, LEFT_PADDED, ONE_ROW, SITES, base, every_layout, routed
 from conftest import tiny_base
 from runs import logits, rows
-from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.checkpoint.tensors import load_routers
 from skipgpt.config import RouterConfig
 from skipgpt.cost import layer_costs, sparsities

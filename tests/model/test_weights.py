@@ -19,7 +19,8 @@ from cases import families
 from conftest import LONG, byte_tokenizer, tiny_base
 from runs import logits, make_checkpoint
 from skipgpt.checkpoint.folder import digest_of
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe
 from skipgpt.errors import CheckpointError, UnsupportedModelError
 from skipgpt.model.base import load_base
 from skipgpt.model.loading.bitsandbytes import KINDS
@@ -232,8 +233,8 @@ def test_a_merged_export_of_another_rank_of_stand_ins_is_refused_by_name(
 ) -> None:
     model, _ = load_base(str(base_folder))
     add_routers(model, skipgpt.RouterConfig(stand_in=4))
-    info = skipgpt.checkpoint.store.describe(model, str(base_folder))
-    skipgpt.checkpoint.store.save(model, tmp_path / "checkpoint", info)
+    info = describe(model, str(base_folder))
+    skipgpt.save(model, tmp_path / "checkpoint", info)
     skipgpt.export_merged(tmp_path / "checkpoint", tmp_path / "merged")
     skipgpt.register()
     file = tmp_path / "merged" / "config.json"

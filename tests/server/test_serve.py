@@ -15,7 +15,7 @@ import pytest
 
 from command import skipgpt
 from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.generation import generate
 from skipgpt.model.sparsity import at_sparsity
 from skipgpt.serving.app import build_app

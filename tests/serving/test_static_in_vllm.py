@@ -9,7 +9,8 @@ import served
 import zoo
 from conftest import byte_tokenizer
 from runs import write_documents
-from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.export import export_static
 from skipgpt.model.base import load_base

@@ -16,7 +16,7 @@ import pytest
 
 from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
 from served import size_of
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.generation import generate
 from skipgpt.model.sparsity import at_sparsity
 

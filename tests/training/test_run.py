@@ -13,7 +13,7 @@ import reference
 from conftest import byte_tokenizer
 from runs import make_checkpoint, metrics, run, stopping_at, tiny_config, weights, write_documents
 from skipgpt.checkpoint.folder import read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.data import load_blocks
 from skipgpt.errors import (
     CheckpointError,

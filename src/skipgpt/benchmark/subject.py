@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skipgpt.benchmark.shapes import shape_config
 from skipgpt.checkpoint.folder import local_folder, read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import Budget, DataConfig
 from skipgpt.data import encode_beginning, read_documents
 from skipgpt.errors import DataError

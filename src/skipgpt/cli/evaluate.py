@@ -157,7 +157,7 @@ def run(
         return
 
     from skipgpt.checkpoint.folder import local_folder, read_info
-    from skipgpt.checkpoint.store import load
+    from skipgpt.checkpoint.loading import load
     from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.calibrate import say_if_uncalibrated
     from skipgpt.evaluation.dense_base import dense_base_of

@@ -64,7 +64,7 @@ def run(
     options.begin(quiet=quiet, seed=seed or 0)
     from skipgpt.analysis.live import TokenRun
     from skipgpt.checkpoint.folder import local_folder, own_sparsity
-    from skipgpt.checkpoint.store import load
+    from skipgpt.checkpoint.loading import load
     from skipgpt.config import as_budget
     from skipgpt.generation import generate
     from skipgpt.model.loading.generation_settings import say_left_out

@@ -66,7 +66,7 @@ def run(
         import logging
 
         from skipgpt.analysis import trace_text
-        from skipgpt.checkpoint.store import load
+        from skipgpt.checkpoint.loading import load
         from skipgpt.config import as_budget
         from skipgpt.evaluation.calibrate import say_if_uncalibrated
         from skipgpt.evaluation.source_rows import source_rows

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
 from skipgpt.comparison.setup import KEPT, Job

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.checkpoint import store
+from skipgpt.checkpoint import saving
 from skipgpt.checkpoint.folder import refuse_existing
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.tensors import load_routers
@@ -84,7 +84,7 @@ def convert(
         load_routers(model, {n: source.tensors[k] for k, (n, _) in names.items()}, path)
         if source.lora:
             model = _with_lora(model, source, lora_alpha)
-        info = store.describe(
+        info = saving.describe(
             model,
             base,
             tokenizer=tokenizer,
@@ -94,7 +94,7 @@ def convert(
             target_sparsity=target_sparsity,
             budget=budget,
         )
-        return store.save(model, out, info, overwrite=overwrite)
+        return saving.save(model, out, info, overwrite=overwrite)
 
 
 def _sizes(model: Any) -> tuple[int, int]:

@@ -7,12 +7,14 @@ control tokens: a document cannot end itself, and a message cannot end its turn.
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from skipgpt.data.documents import END_OF_TEXT
+from skipgpt.errors import ConfigError
 
 ROLE_MARKERS = frozenset(
     {"<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
@@ -197,3 +199,35 @@ def _mapped(value: Any, change: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_mapped(each, change) for each in value]
     return value
+
+
+def with_bos(tokenizer: Any, wanted: bool) -> Any:
+    """A tokenizer that puts BOS before a text, or does not.
+
+    Raises:
+        ConfigError: it cannot be made to.
+    """
+    bos = tokenizer.bos_token_id
+
+    def has_it(tokenizer: Any) -> bool:
+        return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+
+    if has_it(tokenizer) == wanted or not wanted:  # left out by the harness, text by text
+        return tokenizer
+    made = copy.deepcopy(tokenizer)
+    if bos is not None and made.is_fast:
+        from tokenizers.processors import TemplateProcessing
+
+        made.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{made.bos_token} $A",
+            pair=f"{made.bos_token} $A {made.bos_token} $B",
+            special_tokens=[(made.bos_token, bos)],
+        )
+    if not has_it(made):
+        raise ConfigError(
+            "reading add_bos_token",
+            got="true",
+            expected="false: this tokenizer has no BOS that can be put before a text",
+            todo="leave it out",
+        )
+    return made

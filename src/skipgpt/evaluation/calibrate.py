@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.info import CheckpointInfo
-from skipgpt.checkpoint.store import describe, load, save
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import (
     BUDGET_NOUNS,
     BUDGETS,

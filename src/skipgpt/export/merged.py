@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import Budget
 from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
 from skipgpt.export.transformers4 import save_tokenizer, write_older_config

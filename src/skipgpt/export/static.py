@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import Budget, DataConfig, LoraStage, recipe
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError, DivergedError, TrainingError, UnsupportedModelError

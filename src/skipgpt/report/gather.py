@@ -28,7 +28,7 @@ from skipgpt.analysis import (
 )
 from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, check_pair
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory

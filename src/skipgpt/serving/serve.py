@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from skipgpt.checkpoint.folder import is_checkpoint, local_folder
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import Budget, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.export import export_merged

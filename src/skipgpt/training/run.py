@@ -13,7 +13,8 @@ import torch
 
 from skipgpt.checkpoint.folder import is_checkpoint, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
-from skipgpt.checkpoint.store import describe, load, write
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, write
 from skipgpt.checkpoint.tensors import trained_tensors
 from skipgpt.config import Stage, TrainConfig, recipe
 from skipgpt.config.settings import to_dict

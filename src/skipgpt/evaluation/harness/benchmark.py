@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from skipgpt.checkpoint.folder import local_folder, read_info
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.config import Budget, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from skipgpt.data.encoding import boundaries
-from skipgpt.errors import ConfigError, MissingExtraError
+from skipgpt.data.encoding import boundaries, with_bos
+from skipgpt.errors import MissingExtraError
 from skipgpt.evaluation.harness.keep_counts import Ran, ran_by_row, sparsity_of, together
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.response_cache import answers_key, use_own_table
@@ -87,7 +86,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     ) -> None:
         model = pretrained
         if isinstance(pretrained, str):
-            from skipgpt.checkpoint.store import load
+            from skipgpt.checkpoint.loading import load
             from skipgpt.config import as_budget
 
             # The harness's command asks for a GPU unless told otherwise, and then takes what is.
@@ -104,7 +103,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
                 quantize=quantize,
             )
         if add_bos_token is not None and tokenizer is not None:
-            tokenizer = _with_bos(tokenizer, add_bos_token)
+            tokenizer = with_bos(tokenizer, add_bos_token)
         if prefix_token_id is None and tokenizer is not None:
             prefix_token_id = boundaries(tokenizer).prefix
         if execution:
@@ -272,35 +271,3 @@ class RoutedLM(HFLM):  # type: ignore[misc]
 def _from_the_first(rows: Tensor, ids: Sequence[int]) -> Tensor:
     """[B, T] bool, True from the first of these ids on."""
     return torch.isin(rows, torch.tensor(ids)).int().cummax(-1).values.bool()
-
-
-def _with_bos(tokenizer: Any, wanted: bool) -> Any:
-    """A tokenizer that puts BOS before a text, or does not.
-
-    Raises:
-        ConfigError: it cannot be made to.
-    """
-    bos = tokenizer.bos_token_id
-
-    def has_it(tokenizer: Any) -> bool:
-        return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-
-    if has_it(tokenizer) == wanted or not wanted:  # left out by the harness, text by text
-        return tokenizer
-    made = copy.deepcopy(tokenizer)
-    if bos is not None and made.is_fast:
-        from tokenizers.processors import TemplateProcessing
-
-        made.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{made.bos_token} $A",
-            pair=f"{made.bos_token} $A {made.bos_token} $B",
-            special_tokens=[(made.bos_token, bos)],
-        )
-    if not has_it(made):
-        raise ConfigError(
-            "reading add_bos_token",
-            got="true",
-            expected="false: this tokenizer has no BOS that can be put before a text",
-            todo="leave it out",
-        )
-    return made

@@ -9,7 +9,6 @@ Shapes: B batch, N new tokens, P the most kept tokens of a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from skipgpt.errors import ConfigError
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """The kept tokens of one sequence: keys and values [heads, P, size], places [P] int32."""
-
-    keys: Tensor
-    values: Tensor
-    places: Tensor
-
-    def map(self, change: Callable[[Tensor, int], Tensor]) -> Row:
-        """Change each part; the number is the dimension along which its tokens lie."""
-        return Row(change(self.keys, 1), change(self.values, 1), change(self.places, 0))
-
-    def only(self, keep: Tensor) -> Row:
-        """The tokens where keep [P] is true."""
-        return self.map(lambda part, dim: part.index_select(dim, keep.nonzero().squeeze(-1)))
+from skipgpt.model.caches.kept_rows import Row, join
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +77,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.rows is None:
             self.rows = fresh
         else:
-            self.rows = [_join(old, new) for old, new in zip(self.rows, fresh, strict=True)]
+            self.rows = [join(old, new) for old, new in zip(self.rows, fresh, strict=True)]
         self.pass_over(len(keys), tokens)
         return torch.cat([held[0], keys], 2), torch.cat([held[1], values], 2)
 
@@ -304,13 +287,3 @@ def turn_into_skip_cache(cache: DynamicCache, config: Any) -> None:
 
 def _skip_layers(cache: Cache) -> list[SkipLayer]:
     return [SkipLayer(getattr(layer, "sliding_window", None)) for layer in cache.layers]
-
-
-def _join(old: Row, new: Row) -> Row:
-    if not len(new.places):
-        return old
-    return Row(
-        torch.cat([old.keys, new.keys], 1),
-        torch.cat([old.values, new.values], 1),
-        torch.cat([old.places, new.places]),
-    )

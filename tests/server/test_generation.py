@@ -6,7 +6,7 @@ import torch
 from conftest import byte_tokenizer
 from runs import shared_checkpoint
 from skipgpt.analysis.stop_text import NewText
-from skipgpt.checkpoint.store import load
+from skipgpt.checkpoint.loading import load
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
 from skipgpt.model.loading.generation_settings import Ends

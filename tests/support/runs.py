@@ -20,7 +20,8 @@ from transformers import default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
 from conftest import byte_tokenizer, tiny_base
-from skipgpt.checkpoint.store import CheckpointInfo, describe, save
+from skipgpt.checkpoint.info import CheckpointInfo
+from skipgpt.checkpoint.saving import describe, save
 from skipgpt.comparison.compare import compare
 from skipgpt.comparison.result import Comparison
 from skipgpt.config import RouterConfig, Stage, TrainConfig, recipe

@@ -1,0 +1,182 @@
+"""The checkpoint: a small folder that turns a base model into a SkipGPT model.
+
+    skipgpt_config.json   what it is; names the base model and the digests of the files below
+    routers.safetensors   layers.3.attn_router.weight …, and stand-ins where there are any
+    lora/                 plain PEFT adapter, absent before stage `lora`
+    README.md             model card
+
+Each file is written under a temporary name and renamed into place, the config last: a failure puts
+the old files back, and a kill between two renames is found by the digests. Loading is strict.
+docs/checkpoint.md has every field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipgpt.checkpoint.folder import (
+    ROUTERS,
+    digest_of,
+    refuse_existing,
+)
+from skipgpt.checkpoint.info import (
+    LORA,
+    CheckpointInfo,
+    has_adapter,
+    model_card,
+)
+from skipgpt.checkpoint.tensors import (
+    save_adapter,
+    trained_tensors,
+)
+from skipgpt.errors import ConfigError
+from skipgpt.model.base import base_location
+from skipgpt.model.base import fingerprint as fingerprint_of
+from skipgpt.model.loading.bitsandbytes import quantization_of
+from skipgpt.model.loading.folder import CONFIG
+from skipgpt.model.loading.identity import settings_of
+from skipgpt.model.loading.int8 import is_int8
+from skipgpt.model.state import routing_state
+from skipgpt.system.atomic import files_below, staged, to_json
+from skipgpt.system.folder_lock import writing_to
+
+logger = logging.getLogger("skipgpt")
+
+
+def describe(
+    model: nn.Module,
+    base: str,
+    *,
+    fingerprint: str | None = None,
+    tokenizer: Any = None,
+    **facts: Any,
+) -> CheckpointInfo:
+    """The info of a routed model; what can be read off the model is: all but the `facts`.
+
+    Args:
+        model: with routers.
+        base: hub id, folder or GGUF file of its base model.
+        fingerprint: of the base, where it is known; that takes reading all of its weights.
+        tokenizer: the base's; another one will then be refused.
+        facts: other fields of the info.
+
+    Raises:
+        ConfigError: the model is int8, which is how a checkpoint is run and not what it is.
+    """
+    if is_int8(model):
+        raise ConfigError(
+            "describing a model for its checkpoint",
+            got="one that is quantised to int8",
+            expected="the base as the routers were trained on it",
+            todo="save it before quantising",
+        )
+    state = routing_state(model)
+    curves: dict[str, Any] = {}
+    if state.curves is not None:
+        curves = {name: curve.to_json() for name, curve in state.curves.by_budget.items()}
+        facts = {
+            "budget": state.curves.budget,
+            "timed": state.curves.timed,
+            "hardware": dict(state.curves.hardware),
+        } | facts
+    location = base if base == "nano" else base_location(base)
+    kind = quantization_of(model)
+    return CheckpointInfo(
+        location,
+        fingerprint or fingerprint_of(model),
+        state.config,
+        base_settings=settings_of(model, tokenizer),
+        quantization=kind,
+        curves=curves,
+        **facts,
+    )
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    info: CheckpointInfo | None = None,
+    *,
+    base: str | None = None,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+) -> CheckpointInfo:
+    """Write a checkpoint: routers, the LoRA adapter if the model has one, and what they are.
+
+    Args:
+        model: a routed model, wrapped by PEFT or not.
+        folder: made if absent.
+        info: from `describe`; made from the model where None.
+        base: hub id, folder or GGUF file of its base model, where there is no `info`; the one that
+            transformers loaded it from where None.
+        tokenizer: the base's, where there is no `info`; another one will then be refused.
+        overwrite: replace a checkpoint that is already there.
+
+    Returns:
+        The info with the digests of the files.
+
+    Raises:
+        CheckpointError: a checkpoint is there already, or the disk refuses; then whatever was
+            there before is untouched.
+        ConfigError: the model has no routers, or nobody says where its base model lies.
+
+    Example:
+        model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+        skipgpt.add_routers(model)
+        skipgpt.save(model, "out/untrained")
+    """
+    if info is None:
+        info = describe(model, base or _origin_of(model), tokenizer=tokenizer)
+    with writing_to(Path(folder)):
+        return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
+
+
+def _origin_of(model: Any) -> str:
+    """Where transformers loaded a model from.
+
+    Raises:
+        ConfigError: it was not loaded from anywhere.
+    """
+    if name := str(getattr(model.config, "_name_or_path", "")):
+        return name
+    raise ConfigError(
+        "saving a checkpoint",
+        got="a model that was not loaded from a folder or hub id",
+        expected="the base model that the checkpoint refers to",
+        todo="pass base=, the folder or hub id of its base model",
+    )
+
+
+def write(
+    model: nn.Module,
+    folder: Path,
+    info: CheckpointInfo,
+    tensors: tuple[dict[str, Tensor], dict[str, Tensor]],
+    *,
+    overwrite: bool = False,
+) -> CheckpointInfo:
+    """The part of `save` that one process does: `tensors` are those of `trained_tensors`."""
+    from safetensors.torch import save_file
+
+    routing, adapter = tensors
+    if not overwrite:
+        refuse_existing(folder)
+    with staged(folder, last=CONFIG) as stage:
+        save_file(routing, stage / ROUTERS)
+        if hasattr(model, "peft_config"):
+            save_adapter(model, adapter, stage / LORA)
+        files = {
+            str(p.relative_to(stage)): digest_of(p) for p in files_below(stage) if p.suffix != ".md"
+        }
+        info = dataclasses.replace(info, files=files)
+        (stage / "README.md").write_text(model_card(info), encoding="utf-8", errors="replace")
+        (stage / CONFIG).write_text(to_json(dataclasses.asdict(info)), encoding="utf-8")
+    if not has_adapter(info):
+        shutil.rmtree(folder / LORA, ignore_errors=True)
+    return info
