@@ -207,7 +207,7 @@ def test_a_run_executes_as_its_dry_run_says(
     config = tiny_config("paper", stages="lora", **SETTINGS | {"router__kv": kv})
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage_of_zero)
-    monkeypatch.setattr("skipgpt.training.run_stage.count", lambda: processes)
+    monkeypatch.setattr("skipgpt.training.run_stage.world_size", lambda: processes)
     plans = []
 
     def seen(**given: Any) -> None:
