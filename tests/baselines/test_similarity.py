@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from bases import EMPTY, deep, layer, own_words
-from cases import ONE_ROW, every_family, routed
+from cases import ONE_ROW, every_layout, routed
 from skipgpt.baselines.llm_drop import llm_drop
 from skipgpt.baselines.shortgpt import shortgpt
 from skipgpt.baselines.similarity import similarities
@@ -26,7 +26,7 @@ def _stream(model: nn.Module, index: int, *skipped: Site) -> Tensor:
     return out.hidden_states[index]
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_it_is_the_cosine_of_the_streams_before_and_behind(family: str) -> None:
     model = routed(family)

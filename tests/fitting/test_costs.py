@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import zoo
-from cases import base, every_family, routed
+from cases import base, every_layout, routed
 from reference import decoder_layers, hooked_logits
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.fitting import costs
@@ -35,7 +35,7 @@ def _frozen(family: str, **router: Any) -> nn.Module:
     return model.requires_grad_(False)
 
 
-@every_family
+@every_layout
 def test_costs_are_squared_gradients_of_gates_in_the_authors_forward(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

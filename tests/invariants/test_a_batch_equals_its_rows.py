@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from cases import BATCHES, every_family, families, routed
+from cases import BATCHES, every_layout, families, routed
 from skipgpt.model.state import execution, record_routing
 
 
-@every_family
+@every_layout
 def test_a_batch_equals_its_rows(family: str) -> None:
     _compare(routed(family))
 

@@ -30,7 +30,7 @@ from zoo import ZOO, family_name
 GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_a_copy_answers_alike_and_lives_its_own_life(family: str) -> None:
     model = routed(family)
@@ -74,7 +74,7 @@ def test_a_merged_export_is_saved_and_loaded_by_the_auto_class_unchanged(
     _assert_same(loaded, model)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_hidden_states_are_the_residual_stream_around_each_layer(family: str) -> None:
     model, inputs = routed(family), BATCHES["three-rows"]
@@ -97,7 +97,7 @@ def test_hidden_states_are_the_residual_stream_around_each_layer(family: str) ->
             assert (before - after).abs().max() > 0.1
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_generation_with_a_cache_equals_generation_without(family: str) -> None:
     model = routed(family)
@@ -161,7 +161,7 @@ def test_sampling_follows_the_seed() -> None:
     assert not torch.equal(first, other)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_embeddings_serve_as_input(family: str) -> None:
     model, given = routed(family), LEFT_PADDED.given
@@ -171,7 +171,7 @@ def test_embeddings_serve_as_input(family: str) -> None:
     assert torch.equal(logits[LEFT_PADDED.real], expected[LEFT_PADDED.real])
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_a_bfloat16_base_keeps_float32_routers_and_runs_in_both_executions(family: str) -> None:
     model = base(family).to(torch.bfloat16)

@@ -48,7 +48,7 @@ def test_all_keep_equals_the_base_model_bit_for_bit_with_stand_ins(family: str) 
             assert torch.equal(model(**LEFT_PADDED.given).logits[LEFT_PADDED.real], expected), kind
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_all_keep_equals_the_base_model_in_every_step_of_a_cache(family: str) -> None:
     model = base(family)
@@ -59,7 +59,7 @@ def test_all_keep_equals_the_base_model_in_every_step_of_a_cache(family: str) ->
             torch.testing.assert_close(_steps(model), expected, rtol=0, atol=1e-6)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_dense_execution_is_the_base_model_bit_for_bit(family: str) -> None:
     model = base(family)
@@ -69,7 +69,7 @@ def test_dense_execution_is_the_base_model_bit_for_bit(family: str) -> None:
         assert torch.equal(model(**LEFT_PADDED.given).logits, expected)
 
 
-@every_family
+@every_layout
 def test_all_keep_gives_the_base_models_gradients(family: str) -> None:
     model = base(family)
     names = [name for name, _ in model.named_parameters()]
@@ -81,7 +81,7 @@ def test_all_keep_gives_the_base_models_gradients(family: str) -> None:
         assert_same_gradients(actual, expected)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_all_keep_in_training_mode_has_the_base_models_dropout(family: str) -> None:
     model = base(family).train()
@@ -102,7 +102,7 @@ def test_the_per_token_reference_with_open_gates_equals_the_base_model(family: s
     torch.testing.assert_close(logits, model(**ONE_ROW.given).logits[0], **CLOSE)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_the_authors_forward_with_open_gates_equals_the_base_model(family: str) -> None:
     model = base(family)

@@ -3,13 +3,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cases import BATCHES, ONE_ROW, base, every_family, routed
+from cases import BATCHES, ONE_ROW, base, every_layout, routed
 from reference import decoder_layers, hooked_logits
 from skipgpt.model.state import execution, use_rule
 from skipgpt.routing.decision import Forced
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_all_skip_equals_the_base_model_with_layers_that_do_nothing(family: str) -> None:
     """So whatever a family does to embeddings and logits besides norm and head is done."""
@@ -32,7 +32,7 @@ def test_all_skip_equals_embeddings_through_norm_and_head() -> None:
         assert torch.equal(model(**ONE_ROW.given).logits, expected)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_all_skip_equals_the_authors_forward_with_closed_gates(family: str) -> None:
     model = routed(family)

@@ -12,7 +12,7 @@ from cases import (
     SITES,
     Inputs,
     base,
-    every_family,
+    every_layout,
     module_decisions,
     routed,
 )
@@ -25,7 +25,7 @@ from skipgpt.routing.decision import Forced, Site
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@every_family
+@every_layout
 @torch.no_grad()
 def test_decisions_are_what_was_forced(family: str, rows: int) -> None:
     model, inputs = routed(family), Inputs((0,) * rows, padded=False)
@@ -36,7 +36,7 @@ def test_decisions_are_what_was_forced(family: str, rows: int) -> None:
     assert all(torch.equal(keep, routes[site]) for keep, site in zip(seen, SITES, strict=True))
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_a_skipped_token_enters_no_query_attention_output_or_mlp(
     family: str,
@@ -57,7 +57,7 @@ def test_a_skipped_token_enters_no_query_attention_output_or_mlp(
         assert {name: ran[layer, name] for name in expected} == expected
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_rows_of_a_batch_are_packed_to_the_longest(
     family: str,
@@ -76,7 +76,7 @@ def test_rows_of_a_batch_are_packed_to_the_longest(
         assert {ran[layer, name] for name in _keys_and_values(model)} <= {33}
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_a_skipped_decode_step_computes_keys_and_values_only(
     family: str,
@@ -92,7 +92,7 @@ def test_a_skipped_decode_step_computes_keys_and_values_only(
     assert ran == {(layer, name): 2 for layer in range(3) for name in _keys_and_values(model)}
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_gated_runs_every_token(family: str) -> None:
     model, inputs = routed(family), ONE_ROW

@@ -11,6 +11,7 @@ from cases import (
     SITES,
     base,
     every_family,
+    every_layout,
     routed,
 )
 from reference import hooked_logits, keeps
@@ -69,7 +70,7 @@ def test_gated_equals_the_authors_forward_in_values_and_gate_gradients(
         assert other[LEFT_PADDED.real].abs().max() > 1e-3
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_sparse_equals_the_authors_forward(family: str) -> None:
     model, plain = routed(family), base(family)
@@ -88,7 +89,7 @@ def test_sparse_equals_the_authors_forward(family: str) -> None:
     assert 0.1 < share < 0.9, "nothing to compare: routes are all alike"
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_no_norm_stands_behind_the_reference_gate(family: str) -> None:
     """It would undo every gate but 0, and the table of names in reference.py would be wrong."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import BATCHES, CLOSE, base, every_family, routed
+from cases import BATCHES, CLOSE, base, every_family, every_layout, routed
 from reference import decoder_layers, gating, keeps
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.state import execution, use_rule
@@ -43,7 +43,7 @@ def test_kv_skip_equals_the_untouched_base_with_the_keys_of_skipped_tokens_maske
     assert (seen - expected).abs().max() > 1e-3, "the masked keys do not matter"
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_kv_skip_with_all_kept_equals_the_base(family: str) -> None:
     inputs = BATCHES["three-rows-left-padded"]

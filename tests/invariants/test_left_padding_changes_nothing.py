@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from cases import CLOSE, LEFT_PADDED, Inputs, every_family, every_layout, routed
+from cases import CLOSE, LEFT_PADDED, Inputs, every_layout, routed
 from skipgpt.model.state import execution, record_routing
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_left_padding_changes_nothing(family: str) -> None:
     model = routed(family)
@@ -36,7 +36,7 @@ def test_nor_does_it_where_rotary_positions_count_from_the_padding() -> None:
         torch.testing.assert_close(row[real], model(ids[None]).logits[0], **CLOSE)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_what_stands_in_the_padding_changes_nothing(family: str) -> None:
     model = routed(family)
@@ -48,7 +48,7 @@ def test_what_stands_in_the_padding_changes_nothing(family: str) -> None:
             torch.testing.assert_close(model(**given).logits[LEFT_PADDED.real], expected, **CLOSE)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_left_padding_changes_no_decision_and_no_sparsity(family: str) -> None:
     model, padded = routed(family), Inputs((3,), padded=True)

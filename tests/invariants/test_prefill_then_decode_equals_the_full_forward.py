@@ -3,15 +3,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
-from cases import (
-    CLOSE,
-    LEFT_PADDED,
-    Inputs,
-    every_family,
-    every_layout,
-    families,
-    routed,
-)
+from cases import CLOSE, LEFT_PADDED, Inputs, every_family, every_layout, families, routed
 from skipgpt.model.state import execution
 from zoo import ZOO
 
@@ -73,7 +65,7 @@ def test_a_static_cache_works_as_on_the_base_model(family: str) -> None:
         torch.testing.assert_close(stepwise[inputs.real], full[inputs.real], **CLOSE)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_every_token_leaves_keys_and_values_in_the_cache(family: str) -> None:
     model, inputs = routed(family), TWO_ROWS

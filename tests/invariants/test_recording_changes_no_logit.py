@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from cases import LEFT_PADDED, Inputs, every_family, routed
+from cases import LEFT_PADDED, Inputs, every_layout, routed
 from skipgpt.model.state import execution, record_routing, routing_state
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_recording_changes_no_logit(family: str) -> None:
     model = routed(family)

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from cases import LEFT_PADDED, Inputs, base, every_family, routed
+from cases import LEFT_PADDED, Inputs, base, every_family, every_layout, routed
 from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, router_state_dict
 
@@ -23,7 +23,7 @@ def test_removing_routers_restores_class_state_hooks_and_logits(family: str) -> 
     assert torch.equal(model(**inputs.given).logits, expected)
 
 
-@every_family
+@every_layout
 def test_adding_routers_changes_no_base_parameter(family: str) -> None:
     model = base(family)
     before = dict(model.named_parameters())

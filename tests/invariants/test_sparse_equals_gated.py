@@ -12,6 +12,7 @@ from cases import (
     Inputs,
     assert_same_gradients,
     every_family,
+    every_layout,
     families,
     module_decisions,
     routed,
@@ -43,13 +44,13 @@ def test_sparse_equals_gated_for_every_kind_of_router(
     _compare_values(routed(family, input=reads, head=head, normalize=normalize), LEFT_PADDED)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_sparse_equals_gated_where_the_mlps_router_reads_what_the_mlp_reads(family: str) -> None:
     _compare_values(routed(family, input="module_input"), LEFT_PADDED)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_sparse_equals_gated_where_stand_ins_run_for_skipped_tokens(family: str) -> None:
     model = routed(family, stand_in=3)
@@ -75,7 +76,7 @@ def test_sparse_equals_gated_for_every_kind_of_decision(
     _compare_values(routed(family, stand_in=stand_in, **router), LEFT_PADDED)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_sparse_equals_gated_however_unevenly_rows_are_kept(family: str) -> None:
     model, inputs = routed(family), BATCHES["three-rows"]
@@ -96,7 +97,7 @@ def test_sparse_equals_gated_in_every_parameters_gradient(family: str) -> None:
         assert_same_gradients(actual, expected)
 
 
-@every_family
+@every_layout
 def test_sparse_equals_gated_in_every_gradient_of_base_and_stand_ins(family: str) -> None:
     model = routed(family, stand_in=3)
     for router in routers(model).values():
@@ -107,7 +108,7 @@ def test_sparse_equals_gated_in_every_gradient_of_base_and_stand_ins(family: str
     assert_same_gradients(actual, expected)
 
 
-@every_family
+@every_layout
 def test_sparse_equals_gated_in_values_and_gradients_of_low_rank_updates(family: str) -> None:
     """As stage `lora` trains: frozen base, small updates on the projections of attention."""
     model = _with_lora(family)

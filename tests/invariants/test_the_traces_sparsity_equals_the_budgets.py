@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cases import LEFT_PADDED, ONE_ROW, Inputs, every_family, routed
+from cases import LEFT_PADDED, ONE_ROW, Inputs, every_layout, routed
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import train_only
 from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site, Threshold
@@ -10,7 +10,7 @@ from skipgpt.routing.decision import DecisionRule, Forced, GumbelSample, Site, T
 @pytest.mark.parametrize(
     "rule", [Threshold(), GumbelSample(1.0)], ids=lambda rule: type(rule).__name__
 )
-@every_family
+@every_layout
 @torch.no_grad()
 def test_the_traces_sparsity_equals_the_budgets(family: str, rule: DecisionRule) -> None:
     model = routed(family)

@@ -13,7 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 from twins import FAST
 
-from cases import CLOSE, LEFT_PADDED, ONE_ROW, SITES, Inputs, every_batch, every_family, routed
+from cases import (
+    CLOSE,
+    LEFT_PADDED,
+    ONE_ROW,
+    SITES,
+    Inputs,
+    every_batch,
+    every_family,
+    every_layout,
+    routed,
+)
 from skipgpt.kernels.interface import Kernels
 from skipgpt.kernels.plain import PLAIN
 from skipgpt.kernels.select import kernels_for
@@ -99,7 +109,7 @@ def full(model: Any, inputs: Inputs, rule: Forced, kind: str) -> Tensor:
         return model(**inputs.given, use_cache=False).logits[inputs.real]
 
 
-@every_family
+@every_layout
 @pytest.mark.parametrize("inputs", [ONE_ROW, LEFT_PADDED], ids=["one-row", "padded"])
 def test_every_familys_prefill_equals_gated(
     family: str, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
@@ -110,7 +120,7 @@ def test_every_familys_prefill_equals_gated(
     torch.testing.assert_close(full(model, inputs, rule, "sparse"), wanted, **CLOSE)
 
 
-@every_family
+@every_layout
 def test_every_familys_steps_equal_gated(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rule = routed(family), routes(11, 3, 0.5)
     wanted = full(model, LEFT_PADDED, rule, "gated")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cases import BATCHES, CLOSE, ONE_ROW, SITES, base, every_family, routed
+from cases import BATCHES, CLOSE, ONE_ROW, SITES, base, every_layout, routed
 from skipgpt.model.attention import causal_blocks
 from skipgpt.model.attention.causal_blocks import CausalQueries, attend, can_use
 from skipgpt.model.execution import sparse
@@ -50,7 +50,7 @@ def test_blocks_equal_one_mask(block: int, monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(mine, other, rtol=0.0, atol=5e-6)
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_a_familys_sparse_prefill_in_blocks_equals_gated(
     family: str, monkeypatch: pytest.MonkeyPatch

@@ -6,15 +6,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import zoo
-from cases import (
-    BATCHES,
-    CLOSE,
-    LEFT_PADDED,
-    base,
-    every_family,
-    families,
-    routed,
-)
+from cases import BATCHES, CLOSE, LEFT_PADDED, base, every_family, every_layout, families, routed
 from conftest import tiny_base
 from reference import GATED, USUALLY_GATED
 from skipgpt.errors import ConfigError, UnsupportedModelError
@@ -44,7 +36,7 @@ def test_a_model_is_of_its_family_with_and_without_routers(family: str) -> None:
     assert family_of(model) is row
 
 
-@every_family
+@every_layout
 def test_routed_classes_carry_the_familys_name_and_are_still_its_layers(family: str) -> None:
     layer_class = FAMILIES[zoo.family_name(family)].layer_class
     plain, model = base(family), routed(family)
@@ -249,7 +241,7 @@ def test_adding_routers_twice_is_refused_and_changes_nothing() -> None:
     assert all(before[name] is p for name, p in model.named_parameters())
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_a_bare_decoder_takes_routers_too(family: str) -> None:
     plain = base(family)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import CLOSE, ONE_ROW, base, every_family, routed
+from cases import CLOSE, ONE_ROW, base, every_layout, routed
 from skipgpt import at_sparsity, remove_routers, set_sparsity
 from skipgpt.config import ALL_LINEAR, LoraStage
 from skipgpt.errors import ConfigError
@@ -31,7 +31,7 @@ def skipped(model: nn.Module, **given: float) -> tuple[Tensor, float]:
     return logits, trace.sparsity()
 
 
-@every_family
+@every_layout
 @torch.no_grad()
 def test_a_forward_takes_a_sparsity_of_its_own(family: str) -> None:
     model = calibrated(family)

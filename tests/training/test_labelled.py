@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import skipgpt.training.loop.trainer as trainer_module
-from cases import every_family, routed
+from cases import every_layout, routed
 from conftest import tiny_routed
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import LoraStage, Stage
@@ -49,7 +49,7 @@ def compare(model: nn.Module, inputs: dict[str, Tensor], **more: object) -> None
         torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@every_family
+@every_layout
 def test_loss_and_gradients_are_those_of_all_tokens(family: str) -> None:
     inputs = {"input_ids": IDS, "attention_mask": MASK, "labels": labels(prompt=3)}
     compare(routed(family), inputs)
