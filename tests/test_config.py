@@ -316,3 +316,8 @@ def test_a_retired_setting_may_say_what_is_so_anyway(value: object) -> None:
 def test_a_retired_setting_that_did_something_is_refused_with_what_replaces_it() -> None:
     with pytest.raises(ConfigError, match=r"static_blend.*got true.*stage fit starts better"):
         override(recipe("default"), {"router_stage.static_blend": "true"})
+
+
+def test_a_retired_setting_that_does_nothing_alone_is_passed_over() -> None:
+    changed = override(recipe("default"), {"router_stage.static_depth": 0.3})
+    assert changed == recipe("default")

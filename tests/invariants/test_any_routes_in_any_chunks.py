@@ -61,8 +61,9 @@ def test_sparse_in_any_chunks_equals_gated_at_once(family: str, kv: str, trial: 
     with use_rule(model, Forced(routes)), execution(model, "gated"):
         expected = model(**inputs.given, use_cache=False).logits
     actual = _in_chunks(model, trial, routes)
-    # Logits reach 10, a rounding of which is 1e-6; a wrong token shows from 1e-2 upwards.
-    torch.testing.assert_close(actual[inputs.real], expected[inputs.real], rtol=0, atol=1e-5)
+    # Logits reach 10, a rounding of which is 1e-6, and some twenty of them add up; a wrong token
+    # shows from 1e-2 upwards.
+    torch.testing.assert_close(actual[inputs.real], expected[inputs.real], rtol=0, atol=2e-5)
 
 
 def _in_chunks(model: nn.Module, trial: Trial, routes: dict[Site, Tensor]) -> Tensor:

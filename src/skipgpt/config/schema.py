@@ -137,7 +137,7 @@ class RouterStage:
         fit_tokens: training tokens that stand-ins are fitted on before they train.
     """
 
-    RETIRED: ClassVar[dict[str, Any]] = {"static_blend": False, "static_depth": 0.6}
+    RETIRED: ClassVar[dict[str, Any]] = {"static_blend": False, "static_depth": None}
 
     steps: int = 10_000
     learning_rate: float = 2e-3

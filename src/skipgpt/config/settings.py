@@ -35,7 +35,7 @@ def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the c
     """Build a config from nested plain values; whatever is absent keeps its default.
 
     A type may list settings of earlier releases in `RETIRED`, each with the value that changed
-    nothing: that value is passed over.
+    nothing, which is passed over; None where no value changes anything without the others.
 
     Raises:
         ConfigError: an unknown key (the nearest known one is named), a value of the wrong type, or
@@ -137,7 +137,7 @@ def _retired(kind: type) -> dict[str, Any]:
 
 def _check_retired(doing: str, value: Any, usual: Any) -> None:
     """Refuse a value with which a retired setting did something."""
-    if _coerce(type(usual), value, doing) != usual:
+    if usual is not None and _coerce(type(usual), value, doing) != usual:
         raise ConfigError(
             doing,
             got=str(value),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.model.execution import decode, gated, sparse
-from skipgpt.model.execution.auto import should_pack
+from skipgpt.model.execution.plan import should_pack
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
 from skipgpt.routing.fused_margins import margins

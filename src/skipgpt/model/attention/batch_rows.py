@@ -45,10 +45,10 @@ class RowQueries(PackedQueries):
                 start = end
 
 
-def can_use(layer: RoutedLayer, keep: Tensor, mask: Any) -> bool:
-    """Whether sequences that decode the tokens of keep [B, T] can attend apart."""
+def can_use(layer: RoutedLayer, tokens: int, mask: Any) -> bool:
+    """Whether sequences that decode so many tokens each can attend apart."""
     sliced = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
-    return keep.shape[1] == 1 and sliced and custom.can_use(layer)
+    return tokens == 1 and sliced and custom.can_use(layer)
 
 
 def take(source: Tensor, rows: Tensor) -> Tensor:

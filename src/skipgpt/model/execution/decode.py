@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skipgpt.model import modules
-from skipgpt.model.attention.split import keys_and_values
-from skipgpt.model.execution import kernel_support, sparse
-from skipgpt.model.execution.auto import is_worth_packing
+from skipgpt.model.execution import gated, kernel_support, sparse
+from skipgpt.model.execution.plan import is_worth_packing, plan_of_count
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.trace import KeepCounts
 from skipgpt.routing.decision import Module, ModuleDecision, Site
@@ -97,63 +95,58 @@ def run(layer: RoutedLayer, entering: Tensor, keeps: Keeps, arguments: dict[str,
         keeps: which modules run.
         arguments: of attention, by name; its cache is updated whatever runs.
     """
-    keep, instead = keeps.attn, layer.attn_stand_in
-    if _packs(layer, "attn", entering, keep, arguments):
-        decision = _as_tensors(keep)
-        stream = sparse.attention(layer, entering, entering, decision, arguments)
-        stream = _stood_in(instead, stream, entering, decision)
-    else:
-        update, read = None, modules.pre_norm(layer, "attn", entering)
-        if any(keep):
-            update = modules.post_norm(layer, "attn", modules.run_attention(layer, read, arguments))
-        else:
-            keys_and_values(layer, read, arguments)
-        stream = _added(entering, update, keep, instead)
-    keep, instead = keeps.mlp, layer.mlp_stand_in
-    if _packs(layer, "mlp", stream, keep, arguments):
-        decision = _as_tensors(keep)
-        return _stood_in(instead, sparse.mlp(layer, stream, stream, decision), stream, decision)
-    update = None
-    if any(keep):
-        update = modules.run_mlp(layer, modules.pre_norm(layer, "mlp", stream))
-        update = modules.post_norm(layer, "mlp", update)
-    return _added(stream, update, keep, instead)
+    stream = _run_module(layer, "attn", entering, keeps.attn, arguments)
+    return _run_module(layer, "mlp", stream, keeps.mlp, arguments)
 
 
-def _packs(
+def _run_module(
     layer: RoutedLayer,
     module: Module,
     entering: Tensor,
     keep: list[bool],
     arguments: dict[str, Any],
+) -> Tensor:
+    """Entering [B, 1, D] plus the module's update where keep, else plus its stand-in's."""
+    kept = sum(keep)
+    stand_in = layer.attn_stand_in if module == "attn" else layer.mlp_stand_in
+    decided = kept in (0, len(keep))
+    decision = ALL_ALIKE if decided else _as_tensors(keep)
+    if not decided and not _packs(layer, module, entering, kept, arguments):
+        return _run_gated(layer, module, entering, decision, stand_in, arguments)
+    run = (sparse.ATTENTION if module == "attn" else sparse.MLP)[
+        plan_of_count(layer, module, kept, (len(keep), 1), arguments)
+    ]
+    stream = run(layer, entering, entering, decision, arguments)
+    if stand_in is None or kept == len(keep):
+        return stream
+    if kept == 0:
+        update: Tensor = stand_in(entering)
+        return stream + update
+    return sparse.stand_in(stand_in, stream, entering, decision)
+
+
+def _packs(
+    layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
 ) -> bool:
     """Whether the tokens of some sequences are taken out of those of all."""
-    kept = sum(keep)
-    if kept in (0, len(keep)):
-        return False
     if layer.routing.execution == "sparse":
         return True
     return is_worth_packing(layer, module, entering, kept, arguments)
 
 
-def _added(
-    stream: Tensor, update: Tensor | None, keep: list[bool], stand_in: StandIn | None
+def _run_gated(
+    layer: RoutedLayer,
+    module: Module,
+    entering: Tensor,
+    decision: ModuleDecision,
+    stand_in: StandIn | None,
+    arguments: dict[str, Any],
 ) -> Tensor:
-    """Stream [B, 1, D] plus update [B, 1, D] where keep, None where nobody keeps, else a stand-in.
-
-    Args:
-        stream: what entered the module, too.
-        update: of the module.
-        keep: of each sequence.
-        stand_in: of those that skip, if there is one.
-    """
-    if update is not None and all(keep):
-        return stream + update
-    instead = None if stand_in is None else stand_in(stream)
-    if update is None:
-        return stream if instead is None else stream + instead
-    kept = torch.tensor(keep)[:, None, None]
-    return stream + torch.where(kept, update, 0.0 if instead is None else instead)
+    if module == "attn":
+        stream = gated.attention(layer, entering, entering, decision, arguments)
+    else:
+        stream = gated.mlp(layer, entering, entering, decision)
+    return stream if stand_in is None else gated.stand_in(stand_in, stream, entering, decision)
 
 
 def _as_tensors(keep: list[bool]) -> ModuleDecision:
@@ -161,7 +154,5 @@ def _as_tensors(keep: list[bool]) -> ModuleDecision:
     return ModuleDecision.hard(kept, kept.float())
 
 
-def _stood_in(
-    stand_in: StandIn | None, stream: Tensor, entering: Tensor, decision: ModuleDecision
-) -> Tensor:
-    return stream if stand_in is None else sparse.stand_in(stand_in, stream, entering, decision)
+ALL_ALIKE = ModuleDecision.hard(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1))
+"""Stands for a decision that nobody reads: whether all tokens run or none is in the plan."""

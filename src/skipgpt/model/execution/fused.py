@@ -10,8 +10,7 @@ and its attention function by one of ours. All shapes are those of all tokens an
 in its place, so positions, masks and caches are as the family knows them. The rows of tokens that
 skip are arbitrary; rotary embeddings and norms work row by row, and nothing reads them in the end.
 
-Each function gives None where kernels do not suit (`kernel_support.py`); then kept tokens are
-packed in PyTorch.
+`plan.py` says where kernels suit; elsewhere kept tokens are packed in PyTorch (`sparse.py`).
 
 Shapes: B batch, T query tokens, S keys, D hidden.
 """
@@ -55,12 +54,14 @@ class QueriesOnDevice(PackedQueries):
 
 
 def mlp(
-    layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision
-) -> Tensor | None:
-    """Stream [B, T, D] plus the MLP of the kept tokens of `entering`, or None."""
-    kernels = kernel_support.mlp_kernels(layer, stream)
-    if kernels is None:
-        return None
+    layer: RoutedLayer,
+    stream: Tensor,
+    entering: Tensor,
+    decision: ModuleDecision,
+    _: dict[str, Any],
+) -> Tensor:
+    """Stream [B, T, D] plus the MLP of the kept tokens of `entering`."""
+    kernels = kernel_support.supported_kernels(stream)
     module, keep = getattr(layer, layer.family.mlp), decision.keep
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
     weights = (gate.weight, up.weight, gate.bias, up.bias)
@@ -85,11 +86,9 @@ def attention(
     entering: Tensor,
     decision: ModuleDecision,
     arguments: dict[str, Any],
-) -> Tensor | None:
-    """Stream [B, T, D] plus attention of the kept tokens of `entering` to all, or None."""
-    kernels = kernel_support.attention_kernels(layer, stream, arguments)
-    if kernels is None:
-        return None
+) -> Tensor:
+    """Stream [B, T, D] plus attention of the kept tokens of `entering` to all."""
+    kernels = kernel_support.supported_kernels(stream)
     family, keep = layer.family, decision.keep
     attn = getattr(layer, family.attn)
     query, output = getattr(attn, family.query[0]), getattr(attn, family.output)
@@ -119,15 +118,11 @@ def attention(
     return split.with_replaced(layer, read, arguments | {"attention_mask": mask}, instead)
 
 
-def stand_in(
-    module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision
-) -> Tensor | None:
-    """Stream [B, T, D] plus the stand-in's output where tokens skip, or None.
+def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
+    """Stream [B, T, D] plus the stand-in's output where tokens skip.
 
     It is computed for all: it is small, and there is nothing to wait for.
     """
-    if kernel_support.stand_in_kernels(stream) is None:
-        return None
     return torch.where(decision.keep[..., None], stream, stream + module(entering))
 
 

@@ -40,6 +40,13 @@ def asks_the_host(layer: RoutedLayer) -> bool:
     return any(kernels is None for kernels in suited)
 
 
+def supported_kernels(stream: Tensor) -> Kernels:
+    """The kernels that compute with this tensor, where a plan has found that there are any."""
+    kernels = kernels_for(stream)
+    assert kernels is not None
+    return kernels
+
+
 def mlp_kernels(layer: RoutedLayer, stream: Tensor) -> Kernels | None:
     """The kernels that can run this layer's MLP, if any: gated, of plain linear layers."""
     kernels = kernels_for(stream)
