@@ -318,6 +318,15 @@ def test_a_retired_setting_that_did_something_is_refused_with_what_replaces_it()
         override(recipe("default"), {"router_stage.static_blend": "true"})
 
 
+def test_the_greedy_start_of_version_0_1_is_read_where_it_would_do_nothing_and_refused_else() -> (
+    None
+):
+    changed = override(recipe("default"), {"router_stage.start": "static"})
+    assert "fit" in changed.stages
+    with pytest.raises(ConfigError, match=r"static without stage fit.*put fit in front"):
+        override(recipe("default"), {"router_stage.start": "static", "stages": ["router"]})
+
+
 def test_a_retired_setting_that_does_nothing_alone_is_passed_over() -> None:
     changed = override(recipe("default"), {"router_stage.static_depth": 0.3})
     assert changed == recipe("default")
