@@ -23,7 +23,7 @@ from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.evaluation.protocols import Form, cut_text
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
-from skipgpt.model.loading.limits import context_of
+from skipgpt.model.loading.limits import check_ids, context_of
 from skipgpt.report.charts.routing_map import routing_map
 from skipgpt.training.run import train
 
@@ -148,6 +148,21 @@ def test_a_token_without_an_embedding_is_named_by_every_command(
     asked = [Instance("generate_until", {}, ("<|new|>", options), 0, ("task", 0, 1))]
     with pytest.raises(DataError, match=f"decoding a prompt: got {said}"):
         lm.generate_until(asked)
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (24,), (2, 12)])
+def test_a_control_token_without_an_embedding_is_named_where_it_stands_as_text(
+    shape: tuple[int, ...],
+) -> None:
+    model, tokenizer, text = tiny_base("llama"), byte_tokenizer(), "a <|new|> b and the rest"
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|new|>"]})
+    ids = torch.tensor(byte_tokenizer()(text)["input_ids"]).view(shape)
+    assert ids.max() < 257  # text, not the one token
+    said = r"the control token '<\|new\|>', token 257; expected tokens from 0 to 256"
+    with pytest.raises(DataError, match=said):
+        check_ids("reading", model, tokenizer, ids)
+    check_ids("reading", model, byte_tokenizer(), ids)
+    check_ids("reading", model, tokenizer, torch.tensor(byte_tokenizer()("a < b")["input_ids"]))
 
 
 def load_routed(folder: Path) -> Any:

@@ -64,16 +64,34 @@ def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
     """
     rows = model.get_input_embeddings().num_embeddings
     beyond = ids[(ids >= rows) | (ids < 0)]
-    if not len(beyond):
+    if len(beyond):
+        token = int(beyond[0])
+        name = f" ({tokenizer.convert_ids_to_tokens(token)!r})" if tokenizer and token >= 0 else ""
+        got = f"token {token}{name}"
+    elif tokenizer and (written := _written_without_a_row(tokenizer, rows, ids)):
+        got = f"the control token {written!r}, token {tokenizer.convert_tokens_to_ids(written)}"
+    else:
         return
-    token = int(beyond[0])
-    name = f" ({tokenizer.convert_ids_to_tokens(token)!r})" if tokenizer and token >= 0 else ""
     raise DataError(
         doing,
-        got=f"token {token}{name}",
+        got=got,
         expected=f"tokens from 0 to {rows - 1:,}, the rows of the model's embedding",
         todo="take the tokenizer that belongs to the model, or leave such tokens out of the text",
     )
+
+
+def _written_without_a_row(tokenizer: Any, rows: int, ids: Tensor) -> str | None:
+    """A control token that stands as text in ids of any shape, and has no row; None if none does.
+
+    Control tokens in a text are text. But a text in the format of a tokenizer whose control tokens
+    the model does not have is one that it cannot have learned to read.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    foreign = [str(token) for number, token in added.items() if number >= rows]
+    if not foreign:
+        return None
+    text = "\n".join(tokenizer.batch_decode(ids.reshape(-1, ids.shape[-1]).tolist()))
+    return next((token for token in foreign if token in text), None)
 
 
 def check_rows(doing: str, model: Any, tokenizer: Any, *blocks: Tensor) -> None:
