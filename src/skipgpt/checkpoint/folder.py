@@ -26,10 +26,10 @@ ROUTERS = "routers.safetensors"
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
-    """What a checkpoint (a folder or a hub id) is, from its config alone.
+    """Read what a checkpoint (a folder or a hub id) is, from its config alone.
 
     Raises:
-        CheckpointError: there is none, it is no JSON, or of a newer format.
+        CheckpointError: there is no config, it is no JSON, or its format is newer.
     """
     path = local_folder(folder) / CONFIG
     doing = f"reading the checkpoint {folder}"
@@ -61,7 +61,7 @@ def read_info(folder: str | Path) -> CheckpointInfo:
 
 
 def _of_today(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of an older format as this one has them."""
+    """Convert the values of an older format to the current one."""
     if values["format_version"] != 1:
         return values
     curve = values.get("curve")
@@ -71,7 +71,7 @@ def _of_today(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_sparsity(folder: Path) -> float:
-    """The share that a checkpoint, or a merged export, saves where nothing else is said."""
+    """The sparsity of a checkpoint, or a merged export, if none is asked for."""
     if kind_of_model(folder) == "merged":
         return float(json_of(folder / "config.json").get("sparsity") or 0.0)
     return read_info(folder).target_sparsity
@@ -105,12 +105,12 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def base_of(info: CheckpointInfo, folder: str | Path, base: str | None = None) -> str:
-    """Where the base model of a checkpoint is looked for.
+    """The name or path of a checkpoint's base model.
 
     Args:
         info: of the checkpoint.
         folder: where it lies.
-        base: what a caller names in its place, if anything.
+        base: the caller's replacement for it, if any.
 
     Raises:
         UnsupportedModelError: nothing is where the checkpoint says.
@@ -121,7 +121,7 @@ def base_of(info: CheckpointInfo, folder: str | Path, base: str | None = None) -
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise if a checkpoint lies there.
+    """Raise if a folder holds a checkpoint.
 
     Raises:
         CheckpointError: it does.

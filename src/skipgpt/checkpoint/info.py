@@ -10,7 +10,7 @@ from skipgpt.config import BUDGET_NOUNS, Budget, RouterConfig, TimedForward
 from skipgpt.errors import ConfigError
 
 FORMAT_VERSION = 2
-"""1 had one curve, in modules, as `curve`."""
+"""Version 1 had one curve, in modules, as `curve`."""
 LORA = "lora"
 
 
@@ -26,15 +26,15 @@ class CheckpointInfo:
             tokenizer; empty where they were not recorded.
         router: what the routers are.
         quantization: `8bit` or `4bit` where bitsandbytes holds the base's weights, or null.
-        recipe: the settings they were trained with, by name.
-        stages: those done, in order.
+        recipe: name of the settings that the routers were trained with.
+        stages: the stages done, in order.
         target_sparsity: what training aimed for, as a share of the unit `budget`.
         budget: what the target counts, and a sparsity where no unit is named.
         sparsity: measured on held-out text at that target: module, attn, mlp, params, flops.
         keep: in the same run, by layer: the share of tokens that ran its `attn` and its `mlp`;
             empty where it was not measured.
         curves: by unit of a budget, pairs of the share saved and the threshold (null keeps
-            everything); empty where it was never calibrated.
+            everything); empty where the model was never calibrated.
         timed: the forward whose seconds the curve of `time` counts, or null.
         hardware: on which those seconds were measured.
         files: sha256 of the other files.
@@ -82,7 +82,7 @@ def check_keep(keep: Mapping[str, Sequence[float]]) -> None:
 
 
 def has_adapter(info: CheckpointInfo) -> bool:
-    """Whether a LoRA adapter belongs to the checkpoint; a folder that is there does not count."""
+    """Whether a LoRA adapter belongs to the checkpoint; an unlisted folder is ignored."""
     return any(name.startswith(f"{LORA}/") for name in info.files)
 
 

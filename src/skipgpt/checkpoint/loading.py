@@ -57,29 +57,29 @@ def load(
     dtype: str = "auto",
     quantize: str | None = None,
 ) -> tuple[Any, Any]:
-    """A checkpoint's model, in evaluation mode and execution `auto`, and its tokenizer.
+    """Load a checkpoint's model, in evaluation mode and execution `auto`, and its tokenizer.
 
     Args:
         folder: a checkpoint folder, a hub id of one, or a merged export.
         sparsity: share to save; the trained target where None.
         budget: what `sparsity` counts: `modules`, `flops` or `time`; as it was trained where None.
         base: where the base model lies, if not where the checkpoint says.
-        merge: fold LoRA into the base weights, which saves its overhead; not into quantised
-            ones, which that would round once more and so move every logit. A weight of several
-            names that LoRA is on, such as a tied head, gets a tensor for each.
+        merge: fold LoRA into the base weights, which saves its overhead; not into quantised ones,
+            which would be rounded once more, so that every logit changes. An adapted weight of
+            several names, such as a tied head, gets a tensor for each.
         trainable: leave LoRA parameters trainable.
         device: where to put the model.
         dtype: of the base model; routers are always float32. A base is quantised as it was
             when the routers were trained.
-        quantize: `int8` holds linear layers in 8 bits from now on, for speed on a CPU; needs
-            `merge` where there is LoRA. The checkpoint is what it was.
+        quantize: `int8` quantises the loaded linear layers to 8 bits, for speed on a CPU; needs
+            `merge` where there is LoRA. The checkpoint does not change.
 
     Raises:
         CheckpointError: files are missing or damaged, keys do not match, or the base model is
             another one than the checkpoint was made from, in its weights or its settings.
         ConfigError: the sparsity is outside 0 to 0.95, the checkpoint is not calibrated (in that
             unit), a unit comes without a sparsity, or the model cannot be quantised so.
-        UnsupportedModelError: likewise, for the family that it is of.
+        UnsupportedModelError: likewise, because of the model's family.
         MissingExtraError: the base is quantised and the extra `quantize` is not installed, or it
             is a GGUF file and the extra `gguf` is not.
 
@@ -157,7 +157,7 @@ def curves_of(info: CheckpointInfo) -> Curves | None:
 
 
 def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch.device) -> None:
-    """Warn where a sparsity counts the seconds of other hardware than it is to run on."""
+    """Warn if a sparsity counts seconds that were measured on other hardware than this."""
     here = hardware(device)
     if (budget or curves.budget) == "time" and curves.hardware.get("device") != here["device"]:
         logger.warning(

@@ -6,7 +6,7 @@
     README.md             model card
 
 Each file is written under a temporary name and renamed into place, the config last: a failure puts
-the old files back, and a kill between two renames is found by the digests. Loading is strict.
+the old files back, and the digests reveal a kill between two renames. Loading is strict.
 docs/checkpoint.md has every field.
 """
 
@@ -57,17 +57,17 @@ def describe(
     tokenizer: Any = None,
     **facts: Any,
 ) -> CheckpointInfo:
-    """The info of a routed model; what can be read off the model is: all but the `facts`.
+    """The info of a routed model, read off the model except for the `facts`.
 
     Args:
         model: with routers.
         base: hub id, folder or GGUF file of its base model.
-        fingerprint: of the base, where it is known; that takes reading all of its weights.
-        tokenizer: the base's; another one will then be refused.
+        fingerprint: of the base, if it is known; computing it reads all of its weights.
+        tokenizer: the base's; loading will refuse another one.
         facts: other fields of the info.
 
     Raises:
-        ConfigError: the model is int8, which is how a checkpoint is run and not what it is.
+        ConfigError: the model is int8, which is a way to run a checkpoint and not to store one.
     """
     if is_int8(model):
         raise ConfigError(
@@ -115,16 +115,16 @@ def save(
         info: from `describe`; made from the model where None.
         base: hub id, folder or GGUF file of its base model, where there is no `info`; the one that
             transformers loaded it from where None.
-        tokenizer: the base's, where there is no `info`; another one will then be refused.
+        tokenizer: the base's, where there is no `info`; loading will refuse another one.
         overwrite: replace a checkpoint that is already there.
 
     Returns:
         The info with the digests of the files.
 
     Raises:
-        CheckpointError: a checkpoint is there already, or the disk refuses; then whatever was
-            there before is untouched.
-        ConfigError: the model has no routers, or nobody says where its base model lies.
+        CheckpointError: a checkpoint is there already, or writing fails; then whatever was there
+            before is untouched.
+        ConfigError: the model has no routers, or it is unknown where its base model lies.
 
     Example:
         model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
@@ -161,7 +161,7 @@ def write(
     *,
     overwrite: bool = False,
 ) -> CheckpointInfo:
-    """The part of `save` that one process does: `tensors` are those of `trained_tensors`."""
+    """Do the part of `save` that one process does; `tensors` are those of `trained_tensors`."""
     from safetensors.torch import save_file
 
     routing, adapter = tensors

@@ -21,9 +21,9 @@ _ADAPTER = "adapter_model.safetensors"
 
 
 def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a checkpoint holds of routers and stand-ins, and of LoRA, each in one piece on a CPU.
+    """The whole tensors of routers and stand-ins, and those of LoRA, on a CPU.
 
-    Every process takes part where the model lies in pieces.
+    Every process has to call it if the model is sharded.
     """
     lora = {name: p for name, p in model.named_parameters() if kind_of(name) == "lora"}
     routing, adapter = (
@@ -81,7 +81,7 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
 
 def save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write LoRA as PEFT does, without the card that it adds."""
-    # It would look for the base's config to see whether embeddings have grown; none are saved.
+    # PEFT would look for the base's config to see if embeddings have grown; none are saved.
     model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 

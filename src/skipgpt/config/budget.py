@@ -13,7 +13,7 @@ Budget = Literal["modules", "flops", "time"]
 """What a budget counts: modules (paper), FLOPs, or seconds of this machine."""
 BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
 BUDGET_NOUNS: dict[str, str] = {"modules": "modules", "flops": "FLOPs", "time": "time"}
-"""What a share of each budget is a share of, in a sentence."""
+"""The noun for the unit of each budget, for use in a sentence."""
 MAX_SPARSITY = 0.95
 
 
@@ -59,10 +59,10 @@ def as_budget(value: str | None) -> Budget | None:
 
 
 def check_pair(sparsity: float | None, budget: str | None) -> None:
-    """Raise where a unit comes without the sparsity that it counts, or is none.
+    """Raise if a budget is unknown or comes without the sparsity that it counts.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it is or does.
     """
     if budget is None:
         return
@@ -95,6 +95,6 @@ class TimedForward:
         check_counts(self, "batch_size", "context")
 
     def __str__(self) -> str:
-        """For people."""
+        """The forward in words."""
         rows = f"batch size {self.batch_size}"
         return f"{self.phase}, {rows}, context of {self.context:,} tokens"

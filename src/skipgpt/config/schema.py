@@ -30,9 +30,9 @@ class RouterConfig:
         normalize: divide the router's input by its root mean square, without parameters.
         kv: `dense` computes and caches keys and values for every token in every layer, as the
             paper has it. `skip` leaves none where a token skips attention: the cache shrinks by
-            the attention sparsity, and the model has to be trained so.
-        decides: who has a decision of its own: each `module` of a token (paper); each `layer` of
-            a token, whose attention router then speaks for its MLP, too; or each module of a
+            the attention sparsity, and the model has to be trained that way.
+        decides: what gets a decision of its own: each `module` of a token (paper); each `layer` of
+            a token, whose attention router then decides for its MLP, too; or each module of a
             whole `sequence`, by the mean margin of the tokens in a forward, later ones included.
         stand_in: rank of the learned linear map that runs where a module is skipped; 0 leaves
             only the residual (paper).
@@ -54,13 +54,13 @@ class DataConfig:
     """Where text comes from and how it is cut.
 
     Attributes:
-        block_size: tokens a training row (T).
+        block_size: tokens per training row (T).
         held_out: share of documents kept for calibration and evaluation.
         max_documents: read no more than this many documents; 0 reads all.
         text_field: the field of a JSONL or parquet row that holds the text.
         control_tokens: whether control tokens that are written in a document count as such; else
             they are text.
-        seed: of the order in which a hub dataset is read, whatever trains on it.
+        seed: random seed of the order in which a hub dataset is read, apart from the run's seed.
         calibration_tokens: held-out tokens that set the thresholds.
         evaluation_tokens: other held-out tokens that a finished stage is measured on.
     """
@@ -93,8 +93,8 @@ class FitStage:
         stand_in_tokens: training tokens that stand-ins are fitted on.
         draws: labels drawn per position; each costs one more backward pass.
         batch_size: rows per forward.
-        by_token: routers predict the cost from what they read; else each says its module's mean,
-            a static choice.
+        by_token: routers predict the cost per token; else each predicts its module's mean, a static
+            choice.
     """
 
     tokens: int = 32768
@@ -121,16 +121,16 @@ class RouterStage:
         schedule: shape of the rate over the stage; any scheduler name of transformers.
         warmup: share of the steps that warm up.
         alpha: weight of the budget term in the loss.
-        budget_softness: within this distance of the target the budget term pulls in proportion to
-            the distance (Huber); 0 pulls with all of alpha however near (paper).
+        budget_softness: within this distance of the target the slope of the budget term is in
+            proportion to the distance (Huber); 0 keeps it at alpha however near (paper).
         temperature_start: Gumbel temperature at the first step.
         temperature_end: Gumbel temperature at the last step.
-        noise: scale of the Gumbel noise; 1 is the paper's, less keeps a good start.
+        noise: scale of the Gumbel noise; 1 is the paper's, less preserves a good start.
         distill: share of the loss that is KL to the dense model; the rest is the loss on text
             (paper: 0).
         start: `random` weights (Kaiming, the authors' code), or `keep`: constant margins above 0,
-            so that training begins near the dense model. `static`, of version 0.1, is read where
-            stage fit makes the start.
+            so that training begins near the dense model. `static`, of version 0.1, is accepted
+            where stage fit sets the start.
         start_margin: size of the constant margins. Gumbel noise overrules a margin of 1 for 27 %
             of the tokens, of 3 for 5 %.
         stand_in_rate: peak rate of AdamW for stand-ins.
@@ -205,15 +205,15 @@ class TrainConfig:
         target_sparsity: share of the dense model to save, in the unit of `budget`.
         budget: what the share counts: `modules`, each (token, module) pair the same (paper);
             `flops`, with keys and values still computed and routers and stand-ins added; or
-            `time`, by what `skipgpt profile` measured of this machine.
+            `time`, by what `skipgpt profile` measured on this machine.
         budget_time: the forward whose seconds `time` counts.
         stages: what to train, in order.
         recipe: the name of the settings that this run started from.
-        batch_size: rows a forward.
-        accumulation: forwards an optimizer step.
+        batch_size: rows per forward.
+        accumulation: forwards per optimizer step.
         max_grad_norm: gradients are clipped to this norm.
         weight_decay: of AdamW.
-        seed: of initial weights, order of rows and Gumbel noise.
+        seed: random seed of initial weights, order of rows and Gumbel noise.
         activation_checkpointing: recompute activations in the backward pass (non-reentrant only).
         log_every: steps between lines of metrics.jsonl.
         save_every: steps between resumable states.
@@ -242,7 +242,7 @@ class TrainConfig:
 
     @property
     def train_tokens(self) -> int:
-        """Tokens of training text that the longest stage and the fits take."""
+        """Tokens of training text that the most demanding stage or fit takes."""
         routers, lora = self.router_stage, self.lora_stage
         steps = {"router": routers.steps, "joint": routers.steps, "lora": lora.steps}
         rows = self.batch_size * self.accumulation

@@ -34,8 +34,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the config") -> C:
     """Build a config from nested plain values; whatever is absent keeps its default.
 
-    A type may list settings of earlier releases in `RETIRED`, each with the value that changed
-    nothing, which is passed over; None where no value changes anything without the others.
+    A type may list settings of earlier releases in `RETIRED`, each with the value that had no
+    effect, which is ignored; None where no value has an effect without the others.
 
     Raises:
         ConfigError: an unknown key (the nearest known one is named), a value of the wrong type, or
@@ -136,7 +136,7 @@ def _retired(kind: type) -> dict[str, Any]:
 
 
 def _check_retired(doing: str, value: Any, usual: Any) -> None:
-    """Refuse a value with which a retired setting did something."""
+    """Refuse a value with which a retired setting had an effect."""
     if usual is not None and _coerce(type(usual), value, doing) != usual:
         raise ConfigError(
             doing,

@@ -1,4 +1,4 @@
-"""What running a model costs, in numbers that no clock has to give."""
+"""What running a model costs, computed rather than timed."""
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Bound, Forward, Work, ideal_speedup, work

@@ -1,4 +1,4 @@
-"""How many parameters a routed layer has where, by what a token has to run of them."""
+"""Parameter counts of a routed layer, by which tokens have to run them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ModuleCosts:
         kv: parameters of attention that run for every token: keys, values, their norms.
         qo: parameters of attention that run for kept tokens: queries and output.
         mlp: parameters of the MLP that run for a kept token.
-        core_width: heads times head size; the attention core costs 4 FLOPs a unit and attended
+        core_width: heads times head size; the attention core costs 4 FLOPs per unit and attended
             token.
-        cached: numbers of keys and values that the cache holds for a token.
-        window: tokens that a token attends to at most, itself among them; None for all before it.
+        cached: numbers of keys and values that the cache holds per token.
+        window: most tokens that a token attends to, itself among them; None for all before it.
     """
 
     kv: int
@@ -41,8 +41,8 @@ class ModuleCosts:
         """Mean number of tokens that one of `tokens` attends to, itself among them.
 
         Args:
-            cached: how many come before all of them.
-            tokens: how many.
+            cached: how many tokens come before all of these.
+            tokens: how many these are.
         """
         whole = cached + (tokens + 1) / 2
         if self.window is None or cached + tokens <= self.window:
@@ -53,7 +53,7 @@ class ModuleCosts:
         return (growing * (cached + (growing + 1) / 2) + (tokens - growing) * self.window) / tokens
 
     def held(self, tokens: int) -> int:
-        """Tokens of so many that a cache still holds when the next one comes."""
+        """How many of so many tokens a cache still holds when the next one comes."""
         return tokens if self.window is None else min(tokens, self.window - 1)
 
 
@@ -94,7 +94,7 @@ def _window(layer: Any) -> int | None:
 
 
 def _cached(layer: Any, query_width: int) -> int:
-    """Outputs of what makes keys and values; the latent where the cache holds that."""
+    """Numbers cached per token: the outputs of K and V, or the latent if the cache holds that."""
     family = layer.family
     attn = getattr(layer, family.attn)
     if has(attn, "kv_lora_rank"):
@@ -108,7 +108,7 @@ def _cached(layer: Any, query_width: int) -> int:
 
 @dataclass(frozen=True)
 class ModuleBytes:
-    """What the weights of a layer take up, by what needs them; all experts counted.
+    """Bytes of a layer's weights, by what needs them; all experts counted.
 
     Attributes:
         kv: of keys and values.
@@ -125,13 +125,13 @@ def layer_bytes(layer: Any) -> ModuleBytes:
     """The bytes of a routed layer's weights as they are stored, LoRA left out."""
     family, costs = layer.family, layer_costs(layer)
     attn, mlp = getattr(layer, family.attn), getattr(layer, family.mlp)
-    # Quantised or not, attention's projections are stored alike.
+    # Quantised or not, attention's projections are all stored in one format.
     each = bytes_of(attn) / (costs.kv + costs.qo)
     return ModuleBytes(kv=costs.kv * each, qo=costs.qo * each, mlp=bytes_of(mlp))
 
 
 def bytes_of(module: nn.Module) -> int:
-    """Memory of a module's parameters as they are stored, LoRA left out."""
+    """Bytes of a module's parameters as they are stored, LoRA left out."""
     named = module.named_parameters()
     return sum(p.numel() * p.element_size() for name, p in named if "lora_" not in name)
 
@@ -142,7 +142,7 @@ def parameters_of(module: nn.Module) -> int:
 
 
 def deciding_parameters(model: nn.Module) -> int:
-    """Parameters of the routers that run: attention's alone where they speak for whole layers."""
+    """Parameters of the routers that run: attention's alone where they decide for whole layers."""
     modules = ("attn",) if routing_state(model).config.decides == "layer" else MODULES
     return sum(
         parameters_of(each) for site, each in routers(model).items() if site.module in modules

@@ -1,14 +1,14 @@
 """The work of one forward, dense or with modules skipped, and the speed-up it allows.
 
-Two limits of a machine, two prices of a forward:
+A machine has two limits, so a forward has two costs:
 
     FLOPs    what a prefill is bound by: products of the tokens that run
     bytes    what decoding is bound by: every weight that some token of the batch needs is read
              once, and the cached keys and values of each token that runs attention
 
 So skipping pays in FLOPs for every token, and in bytes only where all tokens of a forward skip
-the same module: at batch 8 and routes drawn alone, a module skipped by 40 % is read in 99.9 % of
-the forwards. Norms, rotary embeddings and activations are left out of both.
+the same module: at batch 8 and with independent decisions, a module skipped by 40 % is read in
+99.9 % of the forwards. Norms, rotary embeddings and activations are left out of both.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Bound = Literal["compute", "bandwidth"]
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward is given.
+    """The size of a forward.
 
     Attributes:
         batch_size: rows (B).
-        tokens: query tokens a row (T): the prompt in prefill, 1 in decoding.
-        cached: tokens a row that are in the cache before.
-        logits: tokens a row whose logits are computed.
+        tokens: query tokens per row (T): the prompt in prefill, 1 in decoding.
+        cached: tokens per row that are in the cache before.
+        logits: tokens per row whose logits are computed.
     """
 
     batch_size: int = 1
@@ -53,22 +53,22 @@ class Forward:
 
     @property
     def rows(self) -> int:
-        """Tokens in all."""
+        """Query tokens in all, B * T."""
         return self.batch_size * self.tokens
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward does.
+    """The FLOPs and bytes of a forward.
 
     Attributes:
         linear: FLOPs of the projections of attention and of the MLP.
-        core: FLOPs of scores and of weighted values that causality and sliding windows ask for;
+        core: FLOPs of scores and of weighted values that causality and sliding windows require;
             a kernel that is given a mask computes the others, too.
         head: FLOPs of the language-model head.
         routing: FLOPs of routers and stand-ins.
         weight_bytes: weights that are read.
-        cache_bytes: keys and values that are read and written, of a sliding layer those that its
+        cache_bytes: keys and values that are read and written; in a sliding layer, those that its
             window leaves in the cache.
     """
 
@@ -100,10 +100,10 @@ def work(
 
     Args:
         model: with routers; may be on the meta device.
-        forward: what it is given.
+        forward: its size.
         keep: share of tokens that each site runs; None is the dense base, without routers.
         ran: share of forwards in which some token runs the site (the union of the batch); where
-            it is not given, tokens are taken to decide alone.
+            it is not given, tokens are assumed to decide independently.
 
     Example:
         >>> dense = work(model, Forward(tokens=512))

@@ -1,13 +1,13 @@
-"""What training takes up on each of several devices, given what there is to hold. Pure arithmetic.
+"""The memory that training takes on each of several devices, computed from what there is to hold.
 
 what            whole (single, ddp)   zero2             fsdp2, zero3
-weights         all                   all               a piece, and the layers at work whole
-gradients       of what trains        a piece           a piece
-optimiser       8 bytes a parameter   a piece, 12       a piece; zero3 12
+weights         all                   all               a shard, and the running layers whole
+gradients       of what trains        a shard           a shard
+optimiser       8 B per parameter     a shard, 12       a shard; zero3 12
 buckets         ddp: as gradients     as gradients      -
 activations     of its own rows       of its own rows   of its own rows
 
-What trains is float32 whatever the base is, so a gradient is 4 bytes a parameter and AdamW's two
+What trains is float32 whatever the base is, so a gradient is 4 bytes per parameter and AdamW's two
 moments are 8; DeepSpeed trains copies of the weights, 4 more. A base that stays frozen has none.
 """
 
@@ -24,7 +24,7 @@ Layout = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 
 _FLOAT32 = 4
 _AT_WORK = 2
-"""Layers that lie whole at a time: the one that runs, and the one that is fetched meanwhile."""
+"""Layers gathered at a time: the one that runs, and the one that is prefetched meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Memory:
     """Bytes on each device.
 
     Attributes:
-        weights: of the base and of what trains, where they rest.
+        weights: of the base and of what trains, sharded if the layout shards them.
         at_work: weights that are gathered while their layers run.
         gradients: of what trains.
         optimizer: AdamW's moments and step counts, and copies of weights.
         buckets: copies of gradients that are sent.
         activations: kept by a forward for its backward pass.
-        logits: two buffers in float32 that the loss makes backwards and holds at once: the
+        logits: two buffers in float32 that the backward pass of the loss holds at once: the
             gradient of the log-probabilities, and that of the logits. The log-probabilities
             themselves are among the activations.
     """
@@ -79,10 +79,10 @@ class Memory:
 
 
 def check_layout(layout: str, processes: int) -> Layout:
-    """Return the layout if it is one and fits the number of processes.
+    """Return the layout if it is known and fits the number of processes.
 
     Raises:
-        ConfigError: it is not, or does not.
+        ConfigError: it is not known, or does not fit.
     """
     if layout not in get_args(Layout):
         near = difflib.get_close_matches(layout, get_args(Layout), n=1, cutoff=0.5)
@@ -112,9 +112,9 @@ def memory(
     """Divide what there is to hold over devices.
 
     Args:
-        held: by the stage.
+        held: what the stage has to hold.
         layout: how it is spread.
-        processes: one a device.
+        processes: one per device.
         activations: bytes that a forward of one process keeps.
         logits: bytes of the gradients of its log-probabilities and logits.
 

@@ -1,8 +1,8 @@
-"""What skipping a module saves, in the unit that a budget is told in.
+"""What skipping a module saves, in the unit of a budget.
 
 modules   every module counts the same (paper)
-flops     FLOPs of a token that skipping really saves: keys and values are still computed under
-          `kv="dense"`, and the stand-in runs instead; language-model head included in the whole
+flops     FLOPs per token that skipping really saves: keys and values are still computed under
+          `kv="dense"`, and the stand-in runs instead; the dense total includes the head
 time      seconds of this machine, as `skipgpt profile` measured it; see `seconds.py`
 """
 
@@ -23,7 +23,7 @@ from skipgpt.routing.decision import Site
 
 @dataclass(frozen=True)
 class Savings:
-    """Shares of a dense forward, in one unit.
+    """What skipping saves, as shares of the cost of a dense forward in one unit.
 
     Attributes:
         unit: in which cost is counted.
@@ -56,14 +56,14 @@ class Savings:
 
     @property
     def largest(self) -> float:
-        """The share that is saved where every module is skipped that saves anything."""
+        """The share that is saved where every module that saves anything is skipped."""
         return self.share({site: float(saved <= 0) for site, saved in self.by_site.items()})
 
     def check_reach(self, target: float) -> None:
         """Raise unless skipping can save this share at all.
 
         Raises:
-            ConfigError: it cannot; says what is the most.
+            ConfigError: it cannot; says the largest share that it can.
         """
         if target > max(0.0, self.largest) + 1e-9:  # sums round
             noun = BUDGET_NOUNS[self.unit]
@@ -77,7 +77,7 @@ class Savings:
             )
 
     def share_of_sites(self, target: float) -> float:
-        """The share of sites to skip that saves a share of the cost, if sites are alike."""
+        """The share of sites to skip to save a share of the cost, if sites are alike."""
         if self.unit == "modules":
             return target
         total = sum(max(0.0, saved) for saved in self.by_site.values())
@@ -99,7 +99,7 @@ def savings(
         unit: `modules`, `flops` or `time`.
         context: mean number of tokens that a token attends to; `time` has its own.
         timed: the forward whose seconds `time` counts; the default one where None.
-        removed: count a static removal: attention takes its keys and values along, and no router
+        removed: count a static removal: keys and values are removed with attention, and no router
             runs; stand-ins still do.
 
     Raises:

@@ -5,8 +5,8 @@ W numbers that r tokens are multiplied with take
 
     product(W, r) = max(2 W r / FLOPs per second, bytes of W / bytes per second)
 
-Of a module that each token keeps with probability k, some token runs in any(k) = 1 - (1 - k)^R of
-the forwards, and then R k / any(k) tokens do. It takes
+If each token keeps a module with probability k, some token runs it in any(k) = 1 - (1 - k)^R of
+the forwards, and then R k / any(k) tokens do on average. It takes
 
     any(k) * (the cheaper of running all R tokens, and of running the kept ones and packing them)
     + any(1 - k) * product(stand-in, tokens that skip)
@@ -15,8 +15,8 @@ where running r tokens is product(W, r) and, for attention, the core: 4 FLOPs pe
 attended token in prefill, reading the cached keys and values in decode. Packing takes the seconds
 that `skipgpt profile` measured, and moves 2 (R + r) rows of the residual stream; a token alone is
 never packed. Keys and values run for every token (for kept ones under `kv="skip"`), the head for
-one token per row, routers for every token. In decode at a batch size above 1 next to nothing is
-saved until all rows skip the same module, and so this says.
+one token per row, routers for every token. So decode at a batch size above 1 saves next to nothing
+unless all rows skip the same module.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from skipgpt.routing.decision import Site
 from skipgpt.system.device_profile import Machine, measured
 
 ROUTER_BYTES = 4
-"""Of a number in routers and stand-ins, which are float32."""
+"""Bytes of a number in routers and stand-ins, which are float32."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class ModuleSeconds:
 
     Attributes:
         machine: where it runs.
-        tokens: that enter it (R).
+        tokens: how many enter it (R).
         weights: numbers in its weights.
-        number_bytes: of each.
+        number_bytes: bytes of each.
         core: seconds of the attention core where all tokens run.
         packing: seconds that packing takes, however few tokens are packed.
         row: seconds of moving one row of the residual stream.
-        stand_in: numbers in the weights of what runs instead.
+        stand_in: numbers in the weights of its stand-in.
     """
 
     machine: Machine
@@ -71,7 +71,7 @@ class ModuleSeconds:
     stand_in: int = 0
 
     def at(self, keep: float) -> float:
-        """Seconds per forward, expected, where each token keeps the module with this probability.
+        """Expected seconds per forward if each token keeps the module with this probability.
 
         Example:
             >>> on = Machine(flops=1e11, bandwidth=1e10, mlp_packing=0.0, attn_packing=0.0)
@@ -132,11 +132,11 @@ def time_savings(
     Args:
         model: with routers, on its device.
         timed: which forward.
-        machine: where it runs; what `skipgpt profile` kept of the model's device and dtype if
+        machine: where it runs; what `skipgpt profile` stored for the model's device and dtype if
             None.
 
     Raises:
-        ConfigError: that was not profiled.
+        ConfigError: these were not profiled.
     """
     tensor = next(model.parameters())
     dtype = cast("torch.dtype", model.dtype)
@@ -184,7 +184,7 @@ def time_savings(
 
 
 def _any(share: float, tokens: int) -> float:
-    """The probability that some of so many tokens do what each does with this probability."""
+    """The probability that at least one token does what each does with probability `share`."""
     return float(1 - (1 - share) ** tokens)
 
 

@@ -1,13 +1,13 @@
-"""Sparsity in all its senses, and the FLOPs of a token.
+"""Sparsity in all its senses, and the FLOPs per token.
 
 Under `kv="dense"` keys and values are computed for every token; queries, attention core and
 output projection for tokens that keep attention; the MLP for tokens that keep the MLP.
-Language-model head, K and V are always counted as run, routers too, which the dense model has not.
+Language-model head, K, V and the routers, which the dense model lacks, always count as run.
 
-    parameters a token   routers + head + sum over layers (kv + keep_attn * qo + keep_mlp * mlp)
-    FLOPs a token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
+    parameters per token   routers + head + sum over layers (kv + keep_attn * qo + keep_mlp * mlp)
+    FLOPs per token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
 
-with S the mean number of tokens attended to, no more than a sliding window has. Under `kv="skip"`
+with S the mean number of tokens attended to, at most a sliding window. Under `kv="skip"`
 both kv and S are multiplied by keep_attn too. A stand-in counts for the tokens that skip its
 module. A multiply and an add are two FLOPs.
 """
@@ -47,7 +47,7 @@ def overhead(model: nn.Module) -> dict[str, float]:
 
 
 def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) -> float:
-    """FLOPs a token of the model with everything kept, routers left out.
+    """FLOPs per token of the model with everything kept, routers left out.
 
     Args:
         model: with routers.
@@ -69,7 +69,7 @@ def sparsities(
     gone: Collection[Site] = (),
     routed: bool = True,
 ) -> dict[str, float]:
-    """All the senses of sparsity, of one set of keep ratios.
+    """Sparsity in all its senses, at one set of keep ratios.
 
     Args:
         model: with routers.
@@ -112,8 +112,8 @@ def sparsities(
 
 
 def _attended(cost: ModuleCosts, context: float) -> float:
-    """The mean number of tokens attended to, in a layer whose window may cut it off.
+    """The mean number of tokens attended to, in a layer whose window may limit it.
 
-    Of a text of n tokens it is (n + 1) / 2 where nothing does.
+    Without a limit it is (n + 1) / 2 for a text of n tokens.
     """
     return cost.attended(0, 2 * context - 1)

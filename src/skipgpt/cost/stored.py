@@ -1,7 +1,7 @@
-"""What a training forward keeps for its backward pass, counted without weights and without time.
+"""What a training forward keeps for its backward pass, counted with fake tensors.
 
-Torch's fake tensors have shapes and no numbers. A forward of two and of three layers of them says
-what a layer keeps and what the rest does; layers beyond the first two keep alike.
+Torch's fake tensors have shapes and no data. A forward with two layers of them and one with three
+tell what a layer keeps and what the rest does; layers beyond the first two keep the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from skipgpt.routing.decision import DecisionRule, StraightThrough, Threshold
 _FUSED = "skipgpt_fused_unmasked"
 
 Build = Callable[[Any], Any]
-"""Makes a model that is ready to train out of a config, on the meta device."""
+"""Makes a model from a config, ready to train, on the meta device."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def stored(config: Any, build: Build, rows: int, tokens: int, *, samples: bool) 
     Args:
         config: of the base model, as transformers has it.
         build: makes the model of a config with fewer layers.
-        rows: of the forward.
-        tokens: a row.
-        samples: decisions carry gradients, as in the stages that train routers.
+        rows: in the forward.
+        tokens: per row.
+        samples: whether decisions carry gradients, as in the stages that train routers.
     """
     rule: DecisionRule = StraightThrough() if samples else Threshold()
     two, three = (stored_bytes(_fake(config, build, n), rows, tokens, rule) for n in (2, 3))
@@ -95,7 +95,7 @@ def _fused(
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """What causal attention of whole rows is given."""
+    """Make no mask: causal attention of whole rows needs none."""
 
 
 def _attend_fused(model: Any) -> None:
@@ -107,12 +107,12 @@ def _attend_fused(model: Any) -> None:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Which memory a tensor is a view of."""
+    """Identify the memory that a tensor is a view of."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def _mode_of(model: nn.Module) -> FakeTensorMode | None:
-    """The mode that the model's tensors are of; None where they are real."""
+    """The fake mode of the model's tensors; None if they are real."""
     return getattr(next(model.parameters()), "fake_mode", None)
 
 

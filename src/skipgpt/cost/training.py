@@ -1,7 +1,7 @@
 """The FLOPs of one training step, by stage.
 
 A product with a frozen weight is computed twice: forwards, and backwards for the gradient of its
-input. One whose both sides have gradients is computed three times: forwards, and once for each:
+input. One whose two factors have gradients is computed three times: forwards, and once for each:
 
     what                      stage lora      stages router and joint
     projections, head         2 x kept        2 x all tokens
@@ -10,8 +10,8 @@ input. One whose both sides have gradients is computed three times: forwards, an
     stand-ins                 3 x skipped     3 x all tokens
     LoRA                      3 x kept        3 x all tokens
 
-Gradients that would reach the embeddings are counted though nobody asks for them: what attention
-of the first layer reads, at most. What a kernel computes again backwards is not.
+Gradients that would reach the embeddings are counted though they are not needed: at most those of
+what the first layer's attention reads. What a kernel recomputes backwards is not counted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def training_flops(
 
     Args:
         model: with routers; may be on the meta device.
-        forward: what it is given; `logits` of every labelled token.
+        forward: its size; `logits` counts every labelled token.
         stage: what trains; None is the dense base with LoRA, without routers.
         keep: share of tokens that each site runs in stage `lora`; the other stages run all.
         lora: FLOPs of a forward through LoRA, as `lora_flops` counts them.
@@ -68,7 +68,7 @@ def lora_flops(
 
     Args:
         model: with LoRA; with routers, too, if `keep` is given.
-        forward: what it is given.
+        forward: its size.
         keep: share of tokens that each site runs; None runs all.
     """
     if keep is None:

@@ -59,7 +59,7 @@ def pack_blocks(
     Args:
         documents: in the order they are packed.
         tokenizer: of the base model.
-        block_size: tokens a row (T).
+        block_size: tokens per row (T).
         doing: for errors.
         control_tokens: as for `encode_documents`.
 
@@ -151,7 +151,7 @@ def load_blocks(
 
 
 def _of_a_fingerprint(config: DataConfig) -> dict[str, Any]:
-    """The settings, without later ones at their defaults: earlier runs can be resumed."""
+    """The settings without newer ones at their defaults, so that earlier runs can be resumed."""
     later = ("control_tokens", "seed")
     default = to_dict(DataConfig())
     return {

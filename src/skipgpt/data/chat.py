@@ -58,12 +58,12 @@ def chat_ids(
 
 
 def _left_out(tokenizer: Any, turns: Sequence[Turn], options: dict[str, Any]) -> str | None:
-    """A field or a role that the template does not read, and so would be lost without a word."""
+    """A field or a role that the template does not read, so that it would be lost silently."""
 
     def rendered(some: Sequence[Turn]) -> str | None:
         try:
             return str(tokenizer.apply_chat_template(list(some), tokenize=False, **options))
-        except Exception:  # it is read, as the template misses it
+        except Exception:  # the template fails without the part, so it reads it
             return None
 
     known = {"user", "assistant"}

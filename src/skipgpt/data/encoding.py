@@ -1,7 +1,7 @@
 """Text -> token ids: where a document begins, and control tokens that stand in text.
 
 Control tokens are the special tokens of a tokenizer, such as `<|endoftext|>` or `<|im_start|>`.
-Where they stand in a document, a prompt or a message, they are text, unless somebody asks for
+Where they stand in a document, a prompt or a message, they are text, unless the caller asks for
 control tokens: a document cannot end itself, and a message cannot end its turn.
 """
 
@@ -23,15 +23,15 @@ ROLE_MARKERS = frozenset(
 """Tokens that begin or end a turn of a chat, also where a tokenizer has no template to tell."""
 
 _ENCODING = threading.Lock()
-"""A fast tokenizer keeps as its own state whether control tokens are text."""
+"""Needed because a fast tokenizer holds as state whether control tokens are text."""
 
 
 class Boundaries(NamedTuple):
     """Token ids that stand around every document.
 
     Attributes:
-        before: each document.
-        after: each document; empty where some stand before it.
+        before: those before each document.
+        after: those after each document; empty where there are some before it.
     """
 
     before: tuple[int, ...] = ()
@@ -44,12 +44,12 @@ class Boundaries(NamedTuple):
 
 
 def boundaries(tokenizer: Any) -> Boundaries:
-    """What stands around a document.
+    """The token ids around every document.
 
-    What the tokenizer itself puts before any text, as BOS; a prompt begins with it, too. Of a
-    tokenizer that puts nothing there, its BOS before, or else its EOS after every document; but
+    They are what the tokenizer itself puts before any text, such as BOS; a prompt begins with it,
+    too. If it puts nothing there, they are its BOS before or else its EOS after every document, but
     never a token that begins or ends a turn of a chat: instruct models often have one as their BOS
-    or EOS, and then `<|endoftext|>` stands before every document if they know it.
+    or EOS, and then `<|endoftext|>` stands before every document if the tokenizer has it.
     """
     if own := _own_prefix(tokenizer):
         return Boundaries(before=own)
@@ -72,7 +72,7 @@ def control_tokens_of(tokenizer: Any) -> set[str]:
 def encode(
     tokenizer: Any, text: str | Sequence[str], *, control_tokens: bool = False, **options: Any
 ) -> Any:
-    """Call a tokenizer; what is written like a control token is text unless asked for.
+    """Call a tokenizer; control tokens that are written in the text are text unless asked for.
 
     Args:
         tokenizer: of the base model.
@@ -91,7 +91,7 @@ def encode(
 def encode_prompt(
     tokenizer: Any, prompt: str, *, control_tokens: bool = False, **options: Any
 ) -> Any:
-    """Encode a text that a model reads from nothing: BOS as the tokenizer has it, and once.
+    """Encode a prompt, with BOS once if the tokenizer puts one before a text.
 
     Args:
         tokenizer: of the base model.
@@ -115,9 +115,9 @@ def encode_chat(
 ) -> list[int]:
     """The token ids of a chat, in which the template alone writes control tokens.
 
-    Where no message has anything that is written like one, this is transformers'
-    `apply_chat_template`. Else they are broken up before the template sees them, and put together
-    again as text between the control tokens of the template.
+    Where no message contains one, this is transformers' `apply_chat_template`. Else those in
+    messages are broken up before the template is applied, and put together again as text between
+    the control tokens of the template.
 
     Args:
         tokenizer: with a chat template.
@@ -202,10 +202,10 @@ def _mapped(value: Any, change: Any) -> Any:
 
 
 def with_bos(tokenizer: Any, wanted: bool) -> Any:
-    """A tokenizer that puts BOS before a text, or does not.
+    """The tokenizer, or a copy that puts BOS before a text where that is wanted.
 
     Raises:
-        ConfigError: it cannot be made to.
+        ConfigError: the tokenizer has no BOS that can be put there.
     """
     bos = tokenizer.bos_token_id
 

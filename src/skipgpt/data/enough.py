@@ -1,4 +1,4 @@
-"""As much of a data set that may not end as a run needs, and no more."""
+"""Reading as much of a data set that may not end as a run needs, and no more."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_enough(
         documents: in the order of their source.
         tokenizer: of the base model.
         config: the share held out, and the tokens of both its parts.
-        train_tokens: that training takes.
+        train_tokens: how many tokens training takes.
 
     Returns:
         The documents, in their order.

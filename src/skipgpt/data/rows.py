@@ -1,4 +1,4 @@
-"""Sources made of rows - JSON lines, parquet, hub datasets - as one document a row."""
+"""Sources made of rows - JSON lines, parquet, hub datasets - as one document per row."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
 Row = tuple[int, dict[str, Any]]
 
 SHUFFLED = 1000
-"""Rows of a hub dataset that are shuffled among each other."""
+"""Size of the shuffle buffer of a hub dataset, in rows."""
 
 
 def json_documents(path: Path, name: str, field: str) -> Iterator[Document]:
-    """The documents of a file with one JSON object a line."""
+    """The documents of a file with one JSON object per line."""
     return _row_documents(json_rows(path), f"reading {path}", f"{name}, line", field)
 
 
@@ -38,7 +38,7 @@ def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
 
 
 def hub_documents(source: str, field: str, seed: int = 0) -> Iterator[Document]:
-    """The documents of a hub dataset, `org/name` or `org/name:config`, in an order by a seed."""
+    """The documents of a hub dataset, `org/name` or `org/name:config`, shuffled by a seed."""
     doing = f"streaming the hub dataset {source}"
     rows = _guarded(
         _hub_rows(source, seed, _import_extra("datasets", doing)),
@@ -82,7 +82,7 @@ def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def _parquet_rows(path: Path, field: str, parquet: Any) -> Iterator[Row]:
-    """The rows with their numbers; of the columns, only the text where there is one."""
+    """Yield numbered rows, with the text column only if there is one."""
     with parquet.ParquetFile(path) as file:
         columns = [field] if field in file.schema_arrow.names else None
         number = 0
@@ -101,7 +101,7 @@ def _hub_rows(source: str, seed: int, datasets: Any) -> Iterator[Row]:
 
 
 def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> Iterator[Document]:
-    """One document a row; rows whose text is empty or null are passed over.
+    """Yield one document per row; rows whose text is empty or null are passed over.
 
     Args:
         rows: numbers and fields.

@@ -30,8 +30,8 @@ def read_documents(sources: Sequence[str], config: DataConfig) -> Iterator[Docum
 
     - a text file in UTF-8: one document, or one per part between `<|endoftext|>` markers. Where it
       is the only file, and has no marker, it is cut into sections of at least 8 KiB characters;
-    - a `.jsonl`, `.ndjson` or `.json` file with one object a line, or a `.parquet` file: one
-      document a row, from the field `config.text_field`; rows without text are passed over;
+    - a `.jsonl`, `.ndjson` or `.json` file with one object per line, or a `.parquet` file: one
+      document per row, from the field `config.text_field`; rows without text are passed over;
     - a folder: every file below it in the order of their paths, except hidden, empty and binary;
     - the word `stdlib`: the sources of Python's standard library (a folder of that name can be
       given as `./stdlib`);
@@ -68,7 +68,7 @@ def check_limit(sources: Sequence[str], limit: int, name: str) -> None:
     """Refuse to read a hub dataset, which may not end, to its end.
 
     Raises:
-        ConfigError: it would be, since the limit is 0.
+        ConfigError: a source is one, and the limit is 0.
     """
     if not limit and (streamed := [source for source in sources if is_streamed(source)]):
         raise ConfigError(
@@ -80,7 +80,7 @@ def check_limit(sources: Sequence[str], limit: int, name: str) -> None:
 
 
 def _reader(source: str, config: DataConfig, *, lone: bool) -> Callable[[], Iterator[Document]]:
-    """How to read a source; it is found now and read later."""
+    """A function that reads a source, which is looked up now and read later."""
     if source == "stdlib":
         return lambda: iter(stdlib_documents())
     path = Path(os.path.expanduser(source))
@@ -117,7 +117,7 @@ def _reader(source: str, config: DataConfig, *, lone: bool) -> Callable[[], Iter
 def _some(
     documents: Iterator[Document], doing: str, *, got: str, expected: str
 ) -> Iterator[Document]:
-    """The same documents; having none is an error."""
+    """Yield the documents; raise if there are none."""
     empty = True
     for document in documents:
         empty = False

@@ -60,6 +60,6 @@ def split_documents(
 
 
 def place_of(group: str) -> float:
-    """Where a group lies between 0 and 1."""
+    """A group's hash as a number between 0 and 1."""
     digest = hashlib.sha256(group.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

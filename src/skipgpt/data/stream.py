@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
     starts: tuple[int, ...]
 
     def inside(self, places: Iterable[int]) -> int:
-        """How many rows that begin at these places begin inside a document."""
+        """How many of these places, where rows begin, lie inside a document."""
         return len(set(places).difference(self.starts))
 
 
@@ -65,13 +65,13 @@ def encode_stream(
     *,
     control_tokens: bool = False,
 ) -> Encoded:
-    """The same, and where each document begins."""
+    """Encode documents into one stream of tokens, and tell where each document begins."""
     before, after = boundaries(tokenizer)
     parts = [torch.empty(0, dtype=torch.int64)]
     starts, length = [], 0
     stream = iter(documents)
     while batch := [document.text for document in islice(stream, BATCH)]:
-        # Documents are longer than the model's window on purpose: no word about that.
+        # Documents longer than the model's context are intended: no warning about them.
         encoded = encode(
             tokenizer,
             batch,

@@ -31,7 +31,7 @@ class KeptRows:
 
 @dataclass(frozen=True, eq=False)
 class KeptQueries(KeptRows):
-    """The same, and each sequence by itself.
+    """Kept tokens of the whole batch, and of each sequence by itself.
 
     Attributes:
         columns: [B, T] int32, places within their sequences, in order; 0 behind the first
@@ -44,7 +44,7 @@ class KeptQueries(KeptRows):
 
 
 def kept_rows(keep: Tensor) -> KeptRows:
-    """Pack a whole batch.
+    """Find the kept tokens of a whole batch.
 
     Args:
         keep: [B, T] bool.
@@ -60,7 +60,7 @@ def kept_rows(keep: Tensor) -> KeptRows:
 
 
 def kept_queries(keep: Tensor) -> KeptQueries:
-    """Pack a whole batch, and each of its sequences.
+    """Find the kept tokens of a whole batch, and of each of its sequences.
 
     Args:
         keep: [B, T] bool.
@@ -81,6 +81,6 @@ def kept_queries(keep: Tensor) -> KeptQueries:
 def _packed(values: Tensor, keep: Tensor, places: Tensor) -> Tensor:
     """Kept values [M] at their places [M], 0 elsewhere."""
     made = values.new_zeros(len(values) + 1)
-    # Those that skip all go to one place behind the end, which is cut off.
+    # Tokens that skip are all written to one place behind the end, which is cut off.
     target = torch.where(keep, places, len(values)).long()
     return made.scatter_(0, target, values)[:-1]

@@ -1,10 +1,10 @@
-"""Attention of one query a sequence, `decode_attend`, in two kernels.
+"""Attention of one query per sequence, `decode_attend`, in two kernels.
 
     keys      ├── split 0 ──┼── split 1 ──┼── split 2 ──┤
-    kernel 1  best, weight and weighted values of each split, of all heads that share the keys
+    kernel 1  best score, weight and weighted values per split, for all heads that share the keys
     kernel 2  their sum
 
-A sequence alone has too few heads to fill a GPU, so its keys are split. Where a sequence skips,
+A single sequence has too few heads to fill a GPU, so its keys are split. Where a sequence skips,
 its programs return at once; keys that the mask hides are not loaded.
 
 Shapes: B sequences, S keys, H heads.
@@ -23,7 +23,7 @@ from skipgpt.kernels.packed_attention import LOG2_E, dense_heads, mask_bytes
 SHORTEST_SPLIT = 128
 MOST_SPLITS = 64
 KEYS = 64
-"""Keys a step; splits are multiples of it."""
+"""Keys per step; splits are multiples of it."""
 
 CHUNK = 16
 """Splits that are summed at a time."""
@@ -127,7 +127,7 @@ def sum_kernel(
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """The splits of one head of one sequence, summed."""
+    """Sum the splits of one head of one sequence."""
     head, sequence = tl.program_id(0), tl.program_id(1)
     if tl.load(keep + sequence) == 0:
         return
@@ -172,7 +172,7 @@ def tiles(size: int, group: int, dtype: torch.dtype, limit: Limits) -> dict[str,
 
 
 def split_length(keys: int) -> int:
-    """Keys a split: no fewer than pay for a program, no more splits than can be summed quickly."""
+    """Keys per split: enough to pay for a program, and few enough splits to sum quickly."""
     each = max(SHORTEST_SPLIT, triton.cdiv(keys, MOST_SPLITS))
     return int(triton.cdiv(each, KEYS)) * KEYS
 

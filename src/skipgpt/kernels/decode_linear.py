@@ -52,7 +52,7 @@ def decode_linear_kernel(
     rows = read + sequences[:, None] * K
     columns = weight + features.to(tl.int64)[None, :] * K
     total = tl.zeros((SEQUENCES, FEATURES), tl.float32)
-    # No step at all where every sequence skips.
+    # No iteration at all where every sequence skips.
     for start in range(0, K * work, DEPTH):
         inside = start + depth < K
         left = tl.load(
@@ -129,13 +129,13 @@ def decode_gate_up_kernel(
 
 
 def tiles(batch: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
-    """Tiles: few outputs a program, so that there are programs enough, and much depth a step.
+    """Tiles: few outputs per program, so that there are enough programs, and much depth per step.
 
     Args:
         batch: B.
         dtype: of what is multiplied.
         limit: what a program may use.
-        weights: 1, or 2 of a gated MLP.
+        weights: 1, or 2 for a gated MLP.
     """
     sequences, features = power_of_two(batch), SMALLEST
     depth = (512 if sequences == SMALLEST else 256) // dtype.itemsize

@@ -13,7 +13,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 @dataclass(frozen=True)
 class Kernels:
-    """One way to compute with kept tokens; what each does is said in `plain.py`."""
+    """One set of kernels for kept tokens; `plain.py` defines what each does."""
 
     gate_up: Callable[..., Tensor]
     row_linear: Callable[..., Tensor]

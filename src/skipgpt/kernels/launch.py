@@ -1,7 +1,7 @@
 """What all Triton kernels share: where they run, how much shared memory they may ask for.
 
-Tiles are chosen by dtype and by the most rows there can be, never by how many there are: the host
-does not know. Names of tiles: ROWS x FEATURES of a result, DEPTH at a time of what is summed over.
+Tiles are chosen by dtype and by the most rows there can be, never by how many there are, which the
+host does not know. Tile names: ROWS x FEATURES of a result, DEPTH of the summed dimension per step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALLEST = 16
 
 @triton.jit
 def activate(gate, ACTIVATION: tl.constexpr):
-    """An activation by its name, of float32."""
+    """Apply an activation, by its name, to float32."""
     if ACTIVATION == "silu":
         return gate * tl.sigmoid(gate)
     elif ACTIVATION == "gelu":
@@ -63,23 +63,23 @@ class Limits:
 
     @property
     def sums_aside(self) -> bool:
-        """Whether four warps multiply as one (Hopper and the larger Blackwell), in less room."""
+        """Whether four warps multiply as one (Hopper, larger Blackwell), with fewer registers."""
         return self.capability[0] in (9, 10)
 
     def stages(self, bytes_each: int, held: int = 0, most: int = 4) -> int:
-        """How many tiles may be on their way at once.
+        """How many tiles may be in flight at once.
 
         Args:
             bytes_each: of what is loaded in one step.
-            held: bytes that are there all the time.
-            most: more of them bring nothing.
+            held: bytes that are in use all the time.
+            most: the upper bound; more gain nothing.
         """
         return max(1, min(most, (self.shared - held) // bytes_each))
 
 
 @functools.cache
 def limits(device: torch.device) -> Limits:
-    """What a program may use on this device; next to nothing where it is only interpreted."""
+    """What a program may use on this device; nothing where kernels are only interpreted."""
     if device.type != "cuda":
         return Limits((0, 0), 0)
     found: Any = torch.cuda.get_device_properties(device)

@@ -1,4 +1,4 @@
-"""Attention of packed queries, `attend`: the keys behind a tile's last query are never loaded.
+"""Attention of packed queries, `attend`: keys after a tile's last query are never loaded.
 
 Each program packs a tile of queries of one head of one sequence and goes through the keys with an
 online softmax; see `plain.attend` for what is computed. Queries are loaded from their places and
@@ -134,7 +134,7 @@ def tiles(tokens: int, size: int, dtype: torch.dtype, limit: Limits) -> dict[str
     width = power_of_two(size)
     single = dtype == torch.float32  # no tensor cores at full precision, and twice the bytes
     queries = power_of_two(tokens, largest=32 if single else 64 if width > 128 else 128)
-    # Before Hopper scores share the registers with what is summed.
+    # Before Hopper scores share the registers with the accumulator.
     keys = 32 if single or width > (128 if limit.sums_aside else 64) else 64
     each, held = 2 * keys * width * dtype.itemsize, queries * width * dtype.itemsize
     return {
@@ -174,7 +174,7 @@ def attend(
 
 
 def dense_heads(states: Tensor) -> Tensor:
-    """States [B, heads, tokens, size] whose sizes lie next to each other."""
+    """States [B, heads, tokens, size], contiguous in the last dimension."""
     return states if states.stride(-1) == 1 else states.contiguous()
 
 

@@ -1,10 +1,10 @@
 """Products with kept rows only: `gate_up`, `row_linear`, `add_linear`.
 
 The grid is as large as for all rows. The first programs share the tiles of the rows that are
-there, and the others return at once. Rows are gathered where they are loaded, and put, or added,
-where they belong when they are stored; nothing is packed in between.
+there, and the others return at once. Rows are gathered as they are loaded, and written or added to
+their places as they are stored; there is no separate packing step.
 
-Shapes: M rows, K inputs, N outputs. Sums are float32, in float32 with full precision.
+Shapes: M rows, K inputs, N outputs. Sums are float32; float32 inputs keep full precision.
 """
 
 from __future__ import annotations
@@ -137,18 +137,18 @@ def gate_up_kernel(
 
 
 def tiles(rows: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
-    """Tiles for at most so many rows, and so many weights that are multiplied with each row.
+    """Tiles for at most so many rows, each multiplied with so many weight matrices.
 
     Args:
         rows: M.
         dtype: of what is multiplied.
         limit: what a program may use.
-        weights: 1, or 2 of a gated MLP.
+        weights: 1, or 2 for a gated MLP.
     """
     # Float32 has no tensor cores at full precision, and twice the bytes.
     largest, depth = (64, 32) if dtype == torch.float32 else (128, 64)
     height = power_of_two(rows, largest=largest)
-    # Before Hopper two sums of this size do not fit into registers.
+    # Before Hopper two accumulators of this size do not fit into registers.
     width = largest if weights == 1 or limit.sums_aside else largest // 2
     each = (height + weights * width) * depth * dtype.itemsize
     return {

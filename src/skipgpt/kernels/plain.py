@@ -54,7 +54,7 @@ def gate_up(
 def row_linear(
     read: Tensor, rows: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """A linear layer of some rows, which stay in their places.
+    """Apply a linear layer to some rows, which stay in their places.
 
     Args:
         read: [M, K].
@@ -121,8 +121,8 @@ def attend(
         columns: [B, T] int32, places of the queries that run, packed and in order. The query at
             place p sees the first p + 1 + offset keys.
         counts: [B] int32, how many each sequence has.
-        mask: [B or 1, 1, T, S] bool, what else has to hold; or None.
-        offset: how many keys are ahead of place 0.
+        mask: [B or 1, 1, T, S] bool, a further condition to see a key; or None.
+        offset: how many keys precede place 0.
         scaling: of the scores.
 
     Returns:
@@ -188,14 +188,14 @@ def decode_add_linear(
         [B, D], a new tensor.
     """
     update = functional.linear(given, weight, bias) * scale
-    # What skips was never written, so that it may be anything: times 0 would not do.
+    # Rows that skip were never written and may hold NaN: multiplying by 0 would not do.
     return stream + update.masked_fill(~keep[:, None], 0).to(stream.dtype)
 
 
 def decode_attend(
     query: Tensor, key: Tensor, value: Tensor, keep: Tensor, mask: Tensor | None, scaling: float
 ) -> Tensor:
-    """Attention of one query a sequence, where it keeps.
+    """Attention of one query per sequence, for the sequences that keep.
 
     Args:
         query: [B, H, 1, size].
@@ -213,7 +213,7 @@ def decode_attend(
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
-    """[B, N, H, size]; 0 where nothing is seen, whatever the query holds."""
+    """Attention [B, N, H, size]; 0 where nothing is seen, whatever the query holds."""
     group = query.shape[1] // key.shape[1]
     keys, values = (each.repeat_interleave(group, 1).float() for each in (key, value))
     scores = (scaling * query.float() @ keys.mT).masked_fill(~seen, -torch.inf)
@@ -222,7 +222,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling:
 
 
 def _used(places: Tensor, count: Tensor) -> Tensor:
-    """Places [M] of which the first `count` are meant, the others behind the end."""
+    """Places [M]: the first `count` as they are, the others moved behind the end."""
     there = torch.arange(len(places), device=places.device) < count
     return torch.where(there, places, len(places)).long()
 

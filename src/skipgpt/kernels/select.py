@@ -73,7 +73,7 @@ def _capable(index: int) -> bool:
 
 
 def can_launch(device: torch.device) -> bool:
-    """Whether a kernel really runs there; if not, that is said.
+    """Whether a kernel really runs on a device; logs a warning if not.
 
     Triton builds its launcher at the first launch, with a C compiler that may be absent.
     """
@@ -82,7 +82,7 @@ def can_launch(device: torch.device) -> bool:
     count = torch.full((1,), 16, dtype=torch.int32, device=device)
     try:
         triton_kernels().row_linear(square, rows, count, square, None)
-    except Exception as error:  # of the compiler, the driver or the import: all mean no kernels
+    except Exception as error:  # from compiler, driver or import: all mean no kernels
         logger.warning(
             "kernels do not run on %s, kept tokens are packed in PyTorch: %s: %s",
             device,

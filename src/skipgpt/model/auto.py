@@ -1,7 +1,7 @@
 """Auto classes: a merged export is an ordinary transformers folder with a model type of its own.
 
-`skipgpt_llama` is the family's config with four fields more and the family's model with routers
-in its layers; so `from_pretrained`, `save_pretrained`, `generate` and the hub need nothing new.
+`skipgpt_llama` is the family's config with four more fields and the family's model with routers
+in its layers; so `from_pretrained`, `save_pretrained`, `generate` and the hub work unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SkipGPTConfig, SkipGPTForCausalLM = auto_classes("{model_type}")
 '''
 
 _OURS = frozenset(f".+{part}" for part in ROUTING_PARTS)
-"""Names of routers and stand-ins, and of what is in them, as transformers matches names."""
+"""Patterns of the parameter names of routers and stand-ins, as transformers matches them."""
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
     class SkipGPTConfig(base_config):  # type: ignore[misc, valid-type]
         """The family's config with `router`, `calibration`, `sparsity` and its `budget`.
 
-        A `curve` is what exports have that were made when there were modules only.
+        Exports from before there were units have a `curve` in modules in place of `calibration`.
         """
 
         def __init__(
@@ -68,7 +68,7 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
             self.sparsity, self.budget = sparsity, budget
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-            """As ever, with the code that `trust_remote_code=True` runs, and the names in it."""
+            """Save the config, and the code that `trust_remote_code=True` runs."""
             folder = Path(save_directory)
             self.auto_map = {
                 "AutoConfig": f"{_CODE_FILE}.SkipGPTConfig",
@@ -95,7 +95,7 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         """The family's model with routers, set to the config's sparsity."""
 
         config_class = SkipGPTConfig
-        # The one for float16 and bfloat16; the other is what quantisers leave alone.
+        # The strict one covers float16 and bfloat16; quantisers leave alone what the other names.
         _keep_in_fp32_modules_strict = _keep_in_fp32_modules = _OURS
 
         def __init__(self, config: Any) -> None:
@@ -112,11 +112,11 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
 
         @classmethod
         def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
-            """As ever, but strict: transformers would draw a missing router at random."""
+            """Load strictly: transformers would initialise a missing router at random."""
             asked = kwargs.pop("output_loading_info", False)
             load = functools.partial(super().from_pretrained, **kwargs)
             model, info = load_strictly(load, name, f"loading the merged export {name}", *args)
-            make_safe(model, "loading quantised")  # routers came before the weights were quantised
+            make_safe(model, "loading quantised")  # routers are added before quantising
             return (model, info) if asked else model
 
         def generate(
@@ -137,7 +137,7 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
 
 
 def __getattr__(name: str) -> type[Any]:
-    """The made classes by name, where pickles look for them: engines send configs to processes."""
+    """Find a class by name, as pickle does: engines send configs to other processes."""
     for family in FAMILIES.values():
         if name in _names(family):
             return auto_classes(family.model_type)[_names(family).index(name)]
@@ -151,12 +151,11 @@ def _names(family: Family) -> tuple[str, str]:
 def register(*families: str) -> None:
     """Teach transformers the model types of merged exports.
 
-    After it, `AutoModelForCausalLM.from_pretrained(folder)` loads a merged export, and takes
-    `sparsity=` and `budget=` as arguments more. Without it the same call needs
-    `trust_remote_code=True`.
+    After it, `AutoModelForCausalLM.from_pretrained(folder)` loads a merged export, and also takes
+    `sparsity=` and `budget=`. Without it the same call needs `trust_remote_code=True`.
 
     Args:
-        *families: model types of the bases; all of them where none is named.
+        *families: model types of the bases; all if none is named.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -20,13 +20,13 @@ from skipgpt.system.progress import advancing
 
 _SAMPLED_VALUES = 64
 _NO_CODE = {"trust_remote_code": False}
-"""Without it transformers asks on a terminal, and waits."""
+"""Without it transformers asks on the terminal and waits for an answer."""
 
 
 def base_location(name: str) -> str:
     """What transformers is to load for a base model's name: a hub id, a folder or a GGUF file.
 
-    `nano` is the model that skipgpt carries; a folder or file is made absolute, so that a
+    `nano` is the model that ships with skipgpt; a folder or file is made absolute, so that a
     checkpoint made from it can be loaded from anywhere.
     """
     if name == EMBEDDED:
@@ -37,10 +37,10 @@ def base_location(name: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """The number format for a device: float32 on a CPU, bfloat16 elsewhere, unless named.
+    """The dtype for a device: float32 on a CPU, bfloat16 elsewhere, unless one is named.
 
     Raises:
-        ConfigError: the name is not a floating-point dtype of torch, or the device is none.
+        ConfigError: the name is not a floating-point dtype of torch, or the device is unknown.
     """
     if dtype == "auto":
         return torch.float32 if parse_device(device).type == "cpu" else torch.bfloat16
@@ -61,7 +61,7 @@ def load_base(
     dtype: str = "auto",
     quantize: str | None = None,
 ) -> tuple[Any, Any]:
-    """A base model in evaluation mode, and its tokenizer.
+    """Load a base model in evaluation mode, and its tokenizer.
 
     Args:
         name: hub id, folder, GGUF file, or `nano`.
@@ -75,8 +75,8 @@ def load_base(
             unknown or of another shape, or bitsandbytes computes wrongly with it.
         ConfigError: the dtype, device or kind of quantisation is unknown, or a GGUF file is to be
             quantised once more.
-        MissingExtraError: the base is to be quantised without the extra `quantize`, or a GGUF file
-            and the extra `gguf` is not installed.
+        MissingExtraError: the base is to be quantised without the extra `quantize`, or it is a GGUF
+            file and the extra `gguf` is not installed.
     """
     doing = f"loading the base model {name!r}"
     refuse_unless_base(name, doing)
@@ -84,7 +84,7 @@ def load_base(
 
 
 def load_merged(folder: str, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
-    """The routed model of a merged export in evaluation mode, and its tokenizer.
+    """Load the routed model of a merged export in evaluation mode, and its tokenizer.
 
     Args:
         folder: of the export.
@@ -132,13 +132,13 @@ def _load(
 
 
 def base_config(name: str) -> Any:
-    """The config of a base model, of which no weights have to be there.
+    """The config of a base model, whose weights need not be present.
 
     Args:
         name: hub id, folder, GGUF file, or `nano`.
 
     Raises:
-        UnsupportedModelError: there is none that transformers knows.
+        UnsupportedModelError: there is no config that transformers knows.
         MissingExtraError: it is a GGUF file and the extra `gguf` is not installed.
     """
     from transformers import AutoConfig
@@ -157,7 +157,7 @@ def base_config(name: str) -> Any:
 
 
 def _not_loaded(error: Exception, doing: str, expected: str) -> UnsupportedModelError:
-    """What to raise where a reader of transformers failed, of which the first line is told."""
+    """The error to raise where transformers could not read a model, with its first line."""
     if "trust_remote_code" in str(error):
         return UnsupportedModelError(
             doing,
@@ -170,7 +170,7 @@ def _not_loaded(error: Exception, doing: str, expected: str) -> UnsupportedModel
 
 
 def parse_device(device: str) -> torch.device:
-    """The device of a name, whether or not it is there.
+    """Parse the name of a device, whether or not it is present.
 
     Raises:
         ConfigError: torch knows no device of this name.
@@ -186,10 +186,10 @@ def parse_device(device: str) -> torch.device:
 
 
 def check_device(device: str) -> str:
-    """Return `device` if torch knows it and it is there.
+    """Return `device` if torch knows it and it is present.
 
     Raises:
-        ConfigError: it does not, or it is not.
+        ConfigError: the device is unknown or absent.
     """
     try:
         torch.empty(0, device=device)
@@ -227,7 +227,7 @@ def fingerprint(model: nn.Module) -> str:
 
 @torch.no_grad()
 def weights_digest(model: nn.Module, *, routers: bool = True) -> str:
-    """32 hex digits that change when any value of any weight or buffer does, for keys of caches.
+    """32 hex digits that change when any value of any weight or buffer does, for cache keys.
 
     Args:
         model: with or without routers.

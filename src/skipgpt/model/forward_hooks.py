@@ -1,6 +1,6 @@
-"""What is seen to before each forward: which tokens are real, which cache is used, what is refused.
+"""Pre-forward hook: finds padding, picks the cache, rejects unsupported arguments.
 
-A hook on the module that runs the layers; see `surgery.py`.
+It is registered on the module that runs the layers; see `surgery.py`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def begin_forward(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Arguments:
-    """The arguments that the decoder is to run with.
+    """Return the arguments that the decoder is to run with.
 
     Args:
-        state: of the model; learns which tokens are real, from a 2-D attention mask [B, S].
+        state: of the model; its `token_mask` is set from a 2-D attention mask [B, S].
         layers: how many the model has.
         names: of the decoder's arguments, in order.
         decoder: the module that runs the layers.
@@ -76,10 +76,10 @@ def begin_forward(
 def take_sparsity(
     state: RoutingState, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
-    """Take `sparsity` and `budget` out of the arguments of a forward: they hold for that one.
+    """Pop `sparsity` and `budget` from the arguments of a forward: they hold for that forward only.
 
     Raises:
-        ConfigError: the checkpoint has no such sparsity, or a budget comes without one.
+        ConfigError: the checkpoint has no such sparsity, or a budget comes without a sparsity.
     """
     if kwargs.get("budget") is not None and "sparsity" not in kwargs:
         raise ConfigError(
@@ -96,13 +96,13 @@ def take_sparsity(
 
 
 def give_back_sparsity(state: RoutingState, *_: Any) -> None:
-    """What decides is again what it was before a forward that was given a sparsity."""
+    """Restore the rule after a forward that was given a sparsity."""
     if state.outer_rule is not None:
         state.rule, state.outer_rule = state.outer_rule, None
 
 
 def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> ConfigError | None:
-    """What was asked for that only a run of all tokens can give, if anything."""
+    """The error for an argument that needs all tokens to run; None if there is none."""
     packs = state.execution in ("sparse", "auto")
     skips = packs or state.config.kv == "skip"
 
@@ -142,7 +142,7 @@ def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> Config
 
 
 def _say_once(state: RoutingState, obstacle: ConfigError) -> None:
-    """Warn that nothing is skipped, whoever chose `auto` for its speed."""
+    """Warn, once per reason, that nothing is skipped."""
     if obstacle.got not in state.warned:
         state.warned.add(obstacle.got)
         logger.warning("every token runs every module, nothing is saved: %s", obstacle.got)
@@ -152,7 +152,7 @@ def _refuse_unmasked(config: Any, given: dict[str, Any]) -> None:
     """Raise where transformers would make no mask at all, and padding would be attended to.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: the attention implementation has no mask function.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -167,5 +167,5 @@ def _refuse_unmasked(config: Any, given: dict[str, Any]) -> None:
 
 
 def _is_paged(given: dict[str, Any]) -> bool:
-    """Whether a paged cache comes, under a name and with a mask of its own."""
+    """Whether a paged cache is given; it has its own argument and its own mask."""
     return given.get("cache") is not None

@@ -32,10 +32,10 @@ TWINS = {"gated": gated, "sparse": sparse}
 
 
 class SkippingLayer(RoutedLayer):
-    """Mixed in front of a family's decoder layer; `routed_class` makes the combination."""
+    """Mixin in front of a family's decoder layer; `routed_class` combines the two."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The family's layer, except that each token runs only the modules it keeps.
+        """Run the family's layer, except that each token runs only the modules it keeps.
 
         Args:
             hidden_states: [B, T, D], the residual stream.
@@ -75,7 +75,7 @@ class SkippingLayer(RoutedLayer):
         return (stream, None) if self.family.returns_tuple else stream
 
     def _run_one_each(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """The stream after this layer of a decoding step, one token of each sequence."""
+        """The stream after this layer in a decode step, one token per sequence."""
         keeps = decode.decide(self, entering)
         if keeps is not None:
             decode.record(self, keeps)
@@ -89,7 +89,7 @@ class SkippingLayer(RoutedLayer):
     def _twin(
         self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]
     ) -> Any:
-        """The execution of one module."""
+        """Choose the execution of one module."""
         kind: str = self.routing.execution
         if kind == "auto":
             saves = should_pack(self, module, entering, decision.keep, arguments)
@@ -121,7 +121,7 @@ class SkippingLayer(RoutedLayer):
         return rule(margin, site)
 
     def _record(self, decision: Decision) -> None:
-        """Tell the open recorder, if any."""
+        """Pass a decision to the open recorder, if any."""
         if (recorder := self.routing.recorder) is not None:
             recorder.record(self.index, decision, self.routing.token_mask)
 

@@ -1,8 +1,8 @@
 """LoRA, through PEFT.
 
-An adapter belongs to a module, a weight may have several names: a head that is the input embedding,
-too, has two. Unmerged, LoRA on the one leaves the other alone; merged into the weight it would
-change both. So merging gives each name a tensor of its own first.
+An adapter belongs to one module, but a weight may have several names: a tied head's weight is the
+input embedding's, too. Unmerged, LoRA on one leaves the other alone; merged into the weight it
+would change both. So merging first gives each name a tensor of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("skipgpt")
 
 
 def with_lora(model: Any, stage: LoraStage) -> Any:
-    """The model with a LoRA adapter through PEFT; unchanged if it has one.
+    """Add a LoRA adapter to a model through PEFT; unchanged if it has one.
 
     Raises:
         ConfigError: a target is no linear layer of this model.
@@ -55,13 +55,13 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
         )
     if routed_layers(model):
         routing_state(model).lora = True
-        # PEFT calls the forward of the model in it, past its hooks.
+        # PEFT calls the `forward` of the wrapped model directly, which bypasses its hooks.
         take_the_dial(wrapped, routing_state(model))
     return wrapped
 
 
 def with_saved_lora(model: Any, folder: Path, *, trainable: bool = False) -> Any:
-    """The model with the adapter of a folder.
+    """Load the adapter in a folder onto a model.
 
     Args:
         model: with routers.
@@ -76,7 +76,7 @@ def with_saved_lora(model: Any, folder: Path, *, trainable: bool = False) -> Any
 
 
 def merge_lora(model: Any) -> Any:
-    """Fold the adapter into the weights and return the model without it; its logits stay.
+    """Fold the adapter into the weights and return the model without it; its logits do not change.
 
     Where an adapted weight has several names, each gets a tensor of its own first, and the config
     says that nothing is tied.
@@ -100,7 +100,7 @@ def merge_lora(model: Any) -> Any:
 
 
 def copies(model: nn.Module) -> dict[str, int]:
-    """The names that parameters have beside their first one, and the sizes of the parameters.
+    """The further names of parameters that have several, each with the parameter's size.
 
     Example:
         >>> embedding, head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
@@ -134,7 +134,7 @@ def _untie(model: Any) -> int:
 
 
 def _adapted_of_several_names(model: nn.Module) -> list[str]:
-    """Adapted modules, by the end of their name, whose weight is another module's, too."""
+    """Adapted modules, by the last part of their name, that share their weight with another."""
     shared = {id(model.get_parameter(name)) for name in copies(model)}
     return sorted(
         {
@@ -148,7 +148,7 @@ def _adapted_of_several_names(model: nn.Module) -> list[str]:
 
 @contextmanager
 def _ties_are_seen_to() -> Iterator[None]:
-    """Leave out PEFT's warning that merging may go wrong; `merge_lora` unties first."""
+    """Suppress PEFT's warning that merging may go wrong; `merge_lora` unties first."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer")
         yield
@@ -178,10 +178,10 @@ def without_lora(model: Any) -> Iterator[None]:
 
 
 def check_targets(model: nn.Module, stage: LoraStage) -> None:
-    """Refuse names that no linear layer has before hours of training, not after.
+    """Refuse target names that no linear layer has, before hours of training and not after.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: there is such a name.
     """
     names = {
         name.rsplit(".", 1)[-1]

@@ -1,4 +1,4 @@
-"""The parts of a family's layer that both executions call, as its row says.
+"""The parts of a family's layer that both executions call, found by the family's row.
 
 Every part is the family's own module. Shapes: B batch, T tokens (or packed tokens), D hidden.
 """
@@ -19,7 +19,7 @@ def pre_norm(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
     """What the module reads of the residual stream [B, T, D]."""
     family = layer.family
     names = family.attn_norm if module == "attn" else family.mlp_norm
-    # Looked up where torch keeps children, which takes a tenth of the time of an attribute.
+    # A look-up in `_modules` takes a tenth of the time of attribute access.
     for name in names:
         if (norm := layer._modules.get(name)) is not None:
             read: Tensor = norm(stream)
@@ -39,7 +39,7 @@ def post_norm(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
 def run_attention(
     layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: Any = None
 ) -> Tensor:
-    """Attention's output [B, T, D]; `half` stands in for the module where only a part shall run."""
+    """Return attention's output [B, T, D]; `half` replaces the module to run only a part of it."""
     attn: Any = layer._modules[layer.family.attn]
     known = layer.attn_arguments
     given = {name: value for name, value in arguments.items() if known is None or name in known}
@@ -58,7 +58,7 @@ def _run_half(attn: Any, half: Any, read: Tensor, given: dict[str, Any]) -> Any:
     run = type(attn).forward
     if "_hf_hook" not in attn.__dict__:
         return run(half, read, **given)
-    # Offloaded: parameters of its own, such as sinks, come only for a call of the module.
+    # Offloaded: the module's own parameters, such as sinks, are loaded only by its hook.
     attn._hf_hook.pre_forward(attn)
     try:
         return run(half, read, **given)
@@ -67,7 +67,7 @@ def _run_half(attn: Any, half: Any, read: Tensor, given: dict[str, Any]) -> Any:
 
 
 def run_mlp(layer: RoutedLayer, read: Tensor) -> Tensor:
-    """The MLP's output [B, T, D]; mixtures of experts may return their scores beside it."""
+    """Return the MLP's output [B, T, D]; mixtures of experts may also return their scores."""
     mlp: Any = layer._modules[layer.family.mlp]
     output = mlp(read, read.new_zeros(())) if layer.family.adds_residual else mlp(read)
     update: Tensor = output[0] if isinstance(output, tuple) else output
@@ -75,7 +75,7 @@ def run_mlp(layer: RoutedLayer, read: Tensor) -> Tensor:
 
 
 def is_causal(attention: Any, arguments: dict[str, Any]) -> bool:
-    """Whether an attention module without a mask is causal, as transformers finds that out."""
+    """Whether an attention module without a mask is causal, as transformers determines it."""
     given = arguments.get("is_causal")
     return bool(getattr(attention, "is_causal", True) if given is None else given)
 
@@ -89,10 +89,10 @@ def attention_arguments(attention: Any) -> frozenset[str] | None:
 
 
 def explain_misfit(error: RuntimeError, index: int) -> None:
-    """Say it in words where new keys could not be joined to those of the cache.
+    """Raise a readable error if new keys could not be joined to those of the cache.
 
     Raises:
-        ConfigError: that was it.
+        ConfigError: that was the cause.
     """
     if any(sign in str(error) for sign in ("Sizes of tensors must match", "index_copy_()")):
         raise ConfigError(

@@ -43,7 +43,7 @@ def all_columns(keep: Tensor) -> Tensor:
 
 
 def take(source: Tensor, columns: Tensor) -> Tensor:
-    """Rows [B, N, D] of source [B or 1, T, D]."""
+    """The rows [B, N, D] at `columns` [B, N] of source [B or 1, T, D]."""
     if len(columns) == 1:
         return source.index_select(1, columns[0])
     source = source.expand(len(columns), -1, -1)
@@ -72,11 +72,11 @@ def take_mask(mask: Any, columns: Tensor, keys: int) -> Any:
         [B, heads, N, S].
 
     Raises:
-        ConfigError: the mask is of a kind that has no rows to take, as of flash attention.
+        ConfigError: the mask has no rows to take, as in flash attention.
     """
     if mask is None:
-        # Transformers leaves a mask out only where the first query meets the first key: with no
-        # cache, or an empty one, whose unused end (StaticCache) lies behind all queries.
+        # Transformers leaves a mask out only where the first query aligns with the first key: with
+        # no cache, or an empty one, whose unused end (StaticCache) lies behind all queries.
         return (torch.arange(keys, device=columns.device) <= columns.unsqueeze(-1)).unsqueeze(1)
     if isinstance(mask, BlockMask):
         return take_blocks(mask, columns, keys)
@@ -99,7 +99,7 @@ def take_blocks(
         columns: [B, N], the places of the queries.
         keys: how many keys there are, S or K.
         key_columns: [B, K], the places of the keys; None where all S are there.
-        visible: [B, N, K] bool, what else has to hold.
+        visible: [B, N, K] bool, a further condition for a query to see a key; None for none.
     """
 
     def packed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def check_mask(mask: Any) -> Tensor:
     """Return the mask if it has rows and columns to take.
 
     Raises:
-        ConfigError: it has not, as that of flash attention.
+        ConfigError: it has not, as in flash attention.
     """
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise ConfigError(

@@ -38,7 +38,7 @@ class PackingCost:
     def is_worth_packing(
         self, machine: Machine, module: Module, entering: Tensor, kept: int, cached: int = 0
     ) -> bool:
-        """Whether running only some tokens is worth packing them.
+        """Whether running only some tokens saves more time than packing them costs.
 
         Args:
             machine: where it runs.
@@ -60,6 +60,6 @@ class PackingCost:
 
 
 def _held(module: nn.Module) -> Iterator[Tensor]:
-    """Weights, of which quantised layers may make buffers."""
+    """Yield a module's weights, which quantised layers may hold as buffers."""
     yield from module.parameters()
     yield from module.buffers()

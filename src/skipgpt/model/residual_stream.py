@@ -1,7 +1,7 @@
-"""The residual stream, watched from outside: what enters and what leaves modules and layers.
+"""The residual stream before and after each module and layer, captured by hooks.
 
-By hooks in dense execution, on the stream itself: past the norm that some families have behind a
-module, and past their scale. Shapes: B batch, T tokens, D hidden.
+Execution is dense. The stream is taken after the norm that some families have behind a module, and
+after their scale. Shapes: B batch, T tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Module, Site
 
 Seen = Callable[[tuple[Site, ...], Tensor, Tensor], None]
-"""Told of one site or of both of a layer, with the stream [B, T, D] before and after."""
+"""Called with one site, or both of a layer, and the stream [B, T, D] before and after."""
 
 
 @contextmanager
 def watching_stream(model: nn.Module, seen: Seen) -> Iterator[None]:
-    """Run the model dense inside the block and show what each module and layer does to the stream.
+    """Run the model dense inside the block; report the stream around each module and layer.
 
-    What enters an MLP is the stream behind attention; in parallel families, where both modules
-    read what enters the layer, it is that.
+    What enters an MLP is the stream after attention; in parallel families, where both modules
+    read what enters the layer, it is the stream before the layer.
 
     Args:
-        model: with routers; what they say does not matter.
+        model: with routers; their decisions are ignored.
         seen: called in the order the data moves: attention, MLP, then their layer.
     """
     handles = []
@@ -51,7 +51,7 @@ def watching_stream(model: nn.Module, seen: Seen) -> Iterator[None]:
 
 
 class _Watch:
-    """What is seen of one layer while its forward runs."""
+    """The hooks of one layer, and the stream they captured in the current forward."""
 
     def __init__(self, layer: RoutedLayer, seen: Seen) -> None:
         self.layer, self.seen = layer, seen
@@ -63,7 +63,7 @@ class _Watch:
         self.between = self._after("attn", self.entering, output)
 
     def fed(self, _: nn.Module, args: Any, output: Any) -> None:
-        # At once: Falcon adds attention's output to this tensor in place.
+        # Read at once: Falcon adds attention's output to this tensor in place.
         is_parallel = self.layer.family.is_parallel(self.layer)
         self._after("mlp", self.entering if is_parallel else self.between, output)
 

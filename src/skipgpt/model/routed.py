@@ -1,4 +1,4 @@
-"""What a routed layer has; how it runs is in `layer.py`."""
+"""The attributes of a routed layer; how it runs is in `layer.py`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class RoutedLayer(nn.Module):
     """A family's decoder layer with routers.
 
     Attributes:
-        positional: the names of the arguments that the family's layer takes by place.
+        positional: the names of the arguments that the family's layer takes by position.
         index: which layer of the model it is.
-        family: how the family's modules are called.
-        routing: what is in force, shared by all layers of a model.
+        family: the family's table row.
+        routing: the routing state, shared by all layers of a model.
         attn_arguments: what the attention module takes by name; None where it takes any.
-        attn_blanks: what stands in place of projections that are not run.
+        attn_blanks: zero projections in place of projections that are not run.
         packing: what packing saves in this layer.
         attn_router: decides which tokens run attention.
         mlp_router: decides which tokens run the MLP.
-        attn_stand_in: what tokens that skip attention get in its place, if anything.
-        mlp_stand_in: likewise of the MLP.
+        attn_stand_in: runs for tokens that skip attention, if there is one.
+        mlp_stand_in: likewise for the MLP.
     """
 
     positional: tuple[str, ...]

@@ -24,7 +24,7 @@ def at_sparsity(
     Args:
         model: calibrated.
         sparsity: share to save; 0 keeps everything.
-        budget: of what: `modules`, `flops` or `time`; the unit of training where None.
+        budget: the unit: `modules`, `flops` or `time`; the one of training where None.
 
     Raises:
         ConfigError: no routers, not calibrated (in that unit), outside 0 to 0.95, or beyond the
@@ -44,7 +44,7 @@ def set_sparsity(model: nn.Module, sparsity: float, *, budget: Budget | None = N
     Args:
         model: calibrated.
         sparsity: share to save; 0 keeps everything.
-        budget: of what: `modules`, `flops` or `time`; the unit of training where None.
+        budget: the unit: `modules`, `flops` or `time`; the one of training where None.
 
     Raises:
         ConfigError: no routers, not calibrated (in that unit), outside 0 to 0.95, or beyond the
@@ -61,7 +61,7 @@ def set_sparsity(model: nn.Module, sparsity: float, *, budget: Budget | None = N
 
 
 def clamp_to_curve(model: nn.Module, target: float, budget: Budget | None = None) -> float:
-    """What a model was trained for, or the end of its curve where that comes first.
+    """The target, or the end of the model's curve where that comes first.
 
     Args:
         model: with routers.

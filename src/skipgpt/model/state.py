@@ -1,6 +1,6 @@
-"""`RoutingState`: what is in force in a model, shared by its routed layers, and what changes it.
+"""`RoutingState`: how a model routes, shared by its routed layers, and what changes it.
 
-Context managers change it for a while; nothing is recorded unless a trace is asked for, and
+Context managers change it temporarily; nothing is recorded unless a trace is asked for, and
 recording changes no logit.
 """
 
@@ -40,20 +40,20 @@ class RoutingState:
         config: what the routers are.
         rule: how margins become decisions.
         execution: `dense` ignores the routers, `gated` runs all and multiplies, `sparse` runs
-            kept tokens only, `auto` is `gated` or `sparse` in each module as time is saved.
+            kept tokens only, `auto` is the faster of `gated` and `sparse` in each module.
         curves: thresholds by sparsity in each unit of a budget, once calibrated.
-        token_mask: [B, T] bool of the forward under way, False at padding; None where all are real.
-        recorder: what is told of every decision; None where nobody asked.
-        outer_rule: what decides again after a forward that was given a sparsity of its own.
-        can_pack: False where something was asked of the forward under way that only a run of all
-            tokens can give.
-        warned: why nothing was saved in some forward; said once.
-        machines: what is known of each device and dtype that a forward ran in.
-        noise: where the random numbers of training come from; torch's own generator where None.
-            Where it is set, every module takes part in every step, if only for no token: one that
-            no token of this process keeps may be kept in another, and they add gradients up.
-        given: which tokens the module under way is given; None where it is given all.
-        lora: whether the model has a LoRA adapter, or weights that one may be merged into.
+        token_mask: [B, T] bool of the current forward, False at padding; None where all are real.
+        recorder: receives every decision; None where nothing is recorded.
+        outer_rule: the rule to restore after a forward that was given a sparsity of its own.
+        can_pack: False where the current forward was asked for something that needs all tokens to
+            run.
+        warned: reasons, already logged, why a forward saved nothing.
+        machines: the speed of each device and dtype that a forward ran on.
+        noise: source of the random numbers of training; torch's own generator where None. Where it
+            is set, every module takes part in every step, even for no token: another process may
+            keep a module that this one skips, and gradients are summed over processes.
+        given: which tokens the current module gets; None where it gets all.
+        lora: whether the model has a LoRA adapter, or weights into which one may be merged.
     """
 
     config: RouterConfig
@@ -72,7 +72,7 @@ class RoutingState:
 
     @property
     def curve(self) -> CalibrationCurve | None:
-        """The curve of the unit that the model was trained for; setting it is in modules."""
+        """The curve of the unit that the model was trained for; the setter takes one in modules."""
         return None if self.curves is None else self.curves.curve()
 
     @curve.setter
@@ -80,7 +80,7 @@ class RoutingState:
         self.curves = None if curve is None else Curves.of_modules(curve)
 
     def machine(self, read: Tensor) -> Machine:
-        """What is known of the device that a tensor is on; looked up once."""
+        """The speed of the device that a tensor is on, in its dtype; looked up once."""
         key = read.device, read.dtype
         if key not in self.machines:
             self.machines[key] = known(*key)
@@ -176,7 +176,7 @@ def use_rule(model: nn.Module, rule: DecisionRule) -> Iterator[None]:
 
 @contextmanager
 def use_noise(model: nn.Module, noise: RowNoise) -> Iterator[None]:
-    """Take random numbers from there inside the block: of the rule in force and of dropout."""
+    """Take the random numbers of the rule and of dropout from `noise` inside the block."""
     state = routing_state(model)
     keyed = getattr(state.rule, "keyed", None)
     rule = state.rule if keyed is None else keyed(noise)
@@ -186,7 +186,7 @@ def use_noise(model: nn.Module, noise: RowNoise) -> Iterator[None]:
 
 @contextmanager
 def given_tokens(state: RoutingState, tokens: Tensor, length: int) -> Iterator[None]:
-    """Say that the module inside the block is given these of B * length tokens."""
+    """Declare that the module inside the block gets these of B * length tokens."""
     if state.noise is None:
         yield
         return
@@ -198,7 +198,7 @@ def refuse_reentrant_checkpointing(model: nn.Module) -> None:
     """Raise if a layer would be recomputed by reentrant activation checkpointing.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: a layer would be.
     """
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)

@@ -40,7 +40,7 @@ _ADDED = (
     "packing",
     *ROUTING_PARTS,
 )
-"""What a routed layer has beside what its family's layer has."""
+"""Attributes that a routed layer has beside those of its family's layer."""
 
 _HOOKS = ("take_hook", "back_hook", "begin_hook")
 
@@ -62,7 +62,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         The same model.
 
     Raises:
-        UnsupportedModelError: the family has no row.
+        UnsupportedModelError: the family is not supported.
         ConfigError: the model has routers already, or stand-ins would be wider than it.
 
     Example:
@@ -104,7 +104,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
     decoder = _decoder(model, layers[0])
     names = tuple(inspect.signature(type(decoder).forward).parameters)[1:]
     begin = functools.partial(begin_forward, state, len(layers), names)
-    # Some families pass on to the decoder what they do not know, some do not.
+    # Some families pass unknown arguments on to the decoder, some do not.
     for module in {model, decoder}:
         take_the_dial(module, state)
     decoder.begin_hook = decoder.register_forward_pre_hook(begin, with_kwargs=True)
@@ -199,7 +199,7 @@ def _decoder(model: nn.Module, layer: nn.Module) -> Any:
 
 
 def _rename_unsplit(model: nn.Module, old: str, new: str) -> None:
-    """Device maps go by class name, so the set of unsplit classes has to learn the new one."""
+    """Rename a class in the sets of unsplit classes, which device maps look up by name."""
     for module in model.modules():
         names = getattr(module, "_no_split_modules", None)
         if names and old in names:

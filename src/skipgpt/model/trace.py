@@ -1,4 +1,4 @@
-"""What was decided: the forwards that were recorded, as values."""
+"""Recorded decisions, one step per forward, as values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Step:
         return [getattr(self.decisions[n], k).gate for n in sorted(self.decisions) for k in kinds]
 
     def keeps(self, module: Module | None = None) -> list[Tensor]:
-        """Likewise the [B, T] bools of what ran."""
+        """Which tokens ran, bool [B, T], in the order of `gates`."""
         kinds = MODULES if module is None else (module,)
         return [getattr(self.decisions[n], k).keep for n in sorted(self.decisions) for k in kinds]
 
@@ -56,7 +56,7 @@ class Step:
         return torch.cat(chosen).detach()
 
     def margin_weights(self, weights: Mapping[Site, float]) -> Tensor:
-        """The weight of its site for each of the margins, flat and in their order."""
+        """The weight of each margin's site, flat, in the order of `margins`."""
         each = [weights[Site(n, k)] for n in self.decisions for k in MODULES]
         first = next(iter(self.decisions.values())).attn.keep
         tokens = first.numel() if self.token_mask is None else int(self.token_mask.sum())
@@ -64,7 +64,7 @@ class Step:
 
 
 class Recorder(Protocol):
-    """What is told of every decision while it is open.
+    """Receives every decision while it is open.
 
     Attributes:
         counts_only: whether it needs to know only which modules ran, not the margins.
@@ -73,7 +73,7 @@ class Recorder(Protocol):
     counts_only: bool
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
-        """Take the decision of one layer.
+        """Record the decision of one layer.
 
         Args:
             layer: its index.
@@ -103,7 +103,7 @@ class KeepCounts:
         self._tokens[layer] = self._tokens.get(layer, 0) + tokens
 
     def record_kept(self, layer: int, attn: int, mlp: int, tokens: int) -> None:
-        """Add what one layer ran, counted already.
+        """Add the counts of one layer.
 
         Args:
             layer: its index.
@@ -122,7 +122,7 @@ class KeepCounts:
         return int(next(iter(self._tokens.values()), 0))
 
     def kept(self) -> dict[Site, int]:
-        """How many of them ran each module."""
+        """How many real tokens so far ran each module."""
         return {site: int(count) for site, count in sorted(self._kept.items())}
 
     def keep_ratios(self) -> dict[Site, float]:
@@ -174,7 +174,7 @@ class Trace:
         return torch.cat([step.margins() for step in self.steps])
 
     def margin_weights(self, weights: Mapping[Site, float]) -> Tensor:
-        """What skipping each of the margins saves, flat and in their order.
+        """What skipping each decision saves, flat, in the order of `margins`.
 
         Args:
             weights: what each site saves where every token skips it.

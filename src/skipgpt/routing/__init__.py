@@ -1,1 +1,1 @@
-"""Who decides what runs: routers, decisions, budget and calibration. Needs torch only."""
+"""What decides which modules run: routers, decisions, budget and calibration. Needs torch only."""

@@ -15,7 +15,7 @@ def keep_ratio(gates: list[Tensor], real: Tensor | None = None) -> Tensor:
     """Mean of the gates over real tokens and modules (paper).
 
     Args:
-        gates: one [B, T] tensor a module, bool or float; gradients pass through floats.
+        gates: one [B, T] tensor per module, bool or float; gradients pass through floats.
         real: [B, T] bool, False at padding; None where all tokens are real.
 
     Returns:
@@ -64,17 +64,17 @@ def budget_loss(
 ) -> Tensor:
     """`abs(target - sparsity)` (paper) or its Huber form, exact when a batch comes in parts.
 
-    The distance of a mean is not the mean of distances, so a part must be pulled as the whole
-    batch needs. Given the sparsity of the whole, the parts' terms, weighted by their shares, add
-    up to the whole's term in value and in gradient.
+    The distance of a mean is not the mean of distances, so a part needs the slope of the whole
+    batch. Given the sparsity of the whole, the parts' terms, weighted by their shares, add up to
+    the whole's term in value and in gradient.
 
     Args:
         sparsity: of this part, a scalar with gradient.
         target: the sparsity wanted.
         whole: of the whole batch, without gradient; None where this part is the whole.
         softness: the distance within which the term is quadratic and its slope below 1. Where the
-            slope is always 1 the sparsity swings around the target, and the swings drown what the
-            language-model loss says.
+            slope is always 1 the sparsity oscillates around the target, which drowns out the
+            language-model loss.
 
     Example:
         >>> budget_loss(torch.tensor(0.1), target=0.25)

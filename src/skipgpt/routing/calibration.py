@@ -1,7 +1,7 @@
 """Calibration: the threshold at which deterministic decisions reach a given sparsity.
 
 Routers trained by sampling skip less when they decide deterministically, and stage `lora` shifts
-what they read; one threshold for the whole model puts that right. Because the threshold moves the
+what they read; one threshold for the whole model corrects that. Because the threshold moves the
 sparsity, a checkpoint stores whole curves: one checkpoint serves many budgets.
 
 Shapes: N decisions, of all sites and real tokens.
@@ -21,22 +21,22 @@ from skipgpt.routing.curve import CalibrationCurve as CalibrationCurve
 CURVE = tuple(step / 20 for step in range(17))
 """The sparsities of a stored curve: 0, 5, … 80 %."""
 FAR, FAR_ROUNDS = 0.02, 8
-"""As long as a sparsity is missed by more than this, it is worth so many measurements."""
+"""A sparsity that is missed by more than `FAR` gets up to `FAR_ROUNDS` measurements."""
 JUMP = 0.15
-"""What skips so much more than was asked for is no answer to it."""
+"""A point that skips so much more than was asked for is left out of the curve."""
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a run at one threshold showed.
+    """What was measured at one threshold.
 
     Attributes:
         margins: [N].
         share: of the cost that was saved there; may be below 0.
         weights: [N] share of the cost that skipping each decision saves; None where all save the
             same, 1 / N.
-        overhead: by how much less is saved than the weights of what was skipped: what routing
-            adds, and what is not in proportion to what is skipped.
+        overhead: how much less is saved than the weights of what was skipped: what routing adds,
+            and what is not in proportion to what is skipped.
     """
 
     margins: Tensor
@@ -50,11 +50,11 @@ class Seen:
 
 
 MarginsAt = Callable[[float], Tensor | Seen]
-"""Runs held-out text at a threshold and returns what was seen, or its margins [N] alone."""
+"""Runs held-out text at a threshold and returns what was measured, or the margins [N] alone."""
 
 
 def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int = 6) -> float:
-    """Find the threshold of one sparsity.
+    """Find the threshold for one sparsity.
 
     Skipping changes the hidden states that later routers read, so the quantile of the margins
     seen at one threshold is only the next guess. Guesses stay between thresholds that were seen
@@ -83,7 +83,7 @@ def calibrate_curve(
 
     Args:
         margins_at: measures the margins at a threshold.
-        sparsities: of its points.
+        sparsities: those to measure.
         rounds: the most measurements of a point that is about met.
         on_point: called with points done and points in all.
     """
@@ -136,7 +136,7 @@ def _seen(margins_at: MarginsAt, threshold: float) -> Seen:
 
 
 def _between(low: float, high: float) -> float:
-    """A number between two of which one may be infinite."""
+    """A number between two bounds, of which one may be infinite."""
     if math.isinf(high):
         return low + 1 + abs(low)
     return high - 1 - abs(high) if math.isinf(low) else (low + high) / 2

@@ -62,7 +62,7 @@ class CalibrationCurve:
             if low <= sparsity <= high and high > low:
                 return at_low + (at_high - at_low) * (sparsity - low) / (high - low)
         # Between keeping all and the first point, or beyond the last, the nearest point is the
-        # honest answer: constant margins can only be skipped together.
+        # closest that can be had: constant margins can only be skipped together.
         return min(self.points, key=lambda point: abs(point[0] - sparsity))[1]
 
     def threshold_at(self, sparsity: float) -> float:
@@ -114,7 +114,7 @@ class CalibrationCurve:
 
     @classmethod
     def from_json(cls, points: Points) -> CalibrationCurve:
-        """The other way."""
+        """The curve of points as `to_json` gives them."""
         return cls(tuple((s, -math.inf if t is None else t) for s, t in points))
 
 
@@ -124,7 +124,7 @@ class Curves:
 
     Attributes:
         by_budget: the curves.
-        budget: the unit that is meant where none is named: the one of training.
+        budget: the default unit, the one of training.
         timed: the forward whose seconds `time` counts; None where there is no such curve.
         hardware: on which those seconds were measured.
     """
@@ -135,7 +135,7 @@ class Curves:
     hardware: Mapping[str, str] = field(default_factory=dict)
 
     def curve(self, budget: Budget | None = None) -> CalibrationCurve:
-        """The curve of a unit; of the model's own where None.
+        """The curve of a unit; of the default one where None.
 
         Raises:
             ConfigError: there is no such unit, or the model was not calibrated in it.
@@ -166,7 +166,7 @@ class Curves:
         return self.curve(budget).clamp(sparsity)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; the other way is `from_json`."""
+        """The curves as plain JSON types; `from_json` is the inverse."""
         return {
             "budget": self.budget,
             "curves": {unit: curve.to_json() for unit, curve in self.by_budget.items()},
@@ -179,7 +179,7 @@ class Curves:
         """The curves in what `to_json` made.
 
         Raises:
-            ConfigError: a unit is unknown, or the timed forward is none.
+            ConfigError: a unit is unknown, or the timed forward is invalid.
         """
         curves = {
             check_budget(unit): CalibrationCurve.from_json(points)
@@ -195,5 +195,5 @@ class Curves:
 
     @classmethod
     def of_modules(cls, curve: CalibrationCurve) -> Curves:
-        """What a model has that was calibrated before there were other units."""
+        """The curves of a model that is calibrated in modules only."""
         return cls({"modules": curve})

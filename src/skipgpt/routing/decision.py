@@ -67,9 +67,9 @@ class Decision:
 class DecisionRule(Protocol):
     """Turns the margins [B, T] of one module into its decision.
 
-    A rule may also have `keeps(margins, site)`, which decides the same about few tokens, one of
-    each sequence, without tensors; and `keyed(noise)`, which gives the same rule with its random
-    numbers taken from there.
+    A rule may also have `keeps(margins, site)`, which decides the same for few tokens, one per
+    sequence, without tensors; and `keyed(noise)`, which returns the same rule drawing its random
+    numbers from `noise`.
     """
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
@@ -91,7 +91,7 @@ class Threshold:
         return ModuleDecision.hard(margin > self.value, margin)
 
     def keeps(self, margins: list[float], site: Site) -> list[bool]:
-        """Decide about few tokens."""
+        """Decide for few tokens, without tensors."""
         value = as_float32(self.value)
         return [as_float32(margin) > value for margin in margins]
 
@@ -100,12 +100,12 @@ class Threshold:
 class GumbelSample:
     """Training: a Gumbel-softmax sample with a straight-through gradient (paper).
 
-    The difference of two Gumbel variables is logistic, so one draw a decision suffices. The gate
-    is 0 or 1 forwards; backwards it is `sigmoid((margin + noise) / temperature)`.
+    The difference of two Gumbel variables is logistic, so one draw per decision suffices. The gate
+    is 0 or 1 in the forward pass; backwards it is `sigmoid((margin + noise) / temperature)`.
 
     Attributes:
         temperature: of the gradient.
-        noise: where the draws come from; torch's own generator where None.
+        noise: source of the draws; torch's own generator where None.
         scale: of the noise; 1 is the paper's.
     """
 
@@ -114,7 +114,7 @@ class GumbelSample:
     scale: float = 1.0
 
     def keyed(self, noise: RowNoise) -> GumbelSample:
-        """The same rule, drawing from there."""
+        """The same rule, drawing from `noise`."""
         return replace(self, noise=noise)
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
@@ -147,7 +147,7 @@ class StraightThrough:
 
 @dataclass(frozen=True)
 class Forced:
-    """Routes given from outside: by site, a bool for all tokens or a [B, T] tensor.
+    """Decisions given from outside: by site, a bool for all tokens or a [B, T] tensor.
 
     Attributes:
         keep: what each named site does.
@@ -170,7 +170,7 @@ class Forced:
 
 @dataclass(frozen=True)
 class RandomRoutes:
-    """Routes at random: each decision skips with probability `sparsity`, one for all or by site."""
+    """Random decisions: each skips with probability `sparsity`, one for all or one per site."""
 
     sparsity: float | Mapping[Site, float]
 
@@ -180,7 +180,7 @@ class RandomRoutes:
         return ModuleDecision.hard(keep.bernoulli_(1 - self._share(site)), margin)
 
     def keeps(self, margins: list[float], site: Site) -> list[bool]:
-        """Decide about few tokens, by the same draw."""
+        """Decide for few tokens, by the same draw."""
         keep = torch.empty(len(margins), 1, dtype=torch.bool).bernoulli_(1 - self._share(site))
         return keep.flatten().tolist()
 

@@ -1,7 +1,7 @@
 """The linear map that routers and stand-ins are made of.
 
 It is no `nn.Linear`, on purpose. Quantisers (bitsandbytes, torchao, torch's own) and PEFT's
-`all-linear` look for that class and put theirs in its place; decisions would be rounded, or fail.
+`all-linear` look for that class and replace it; decisions would be rounded, or fail.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class LinearMap(nn.Module):
-    """`x W^T + b`, with the parameters and the random start of `nn.Linear`.
+    """`x W^T + b`, with the parameters and the initialisation of `nn.Linear`.
 
     Args:
-        in_features: width of what it reads.
-        out_features: width of what it gives.
+        in_features: width of the input.
+        out_features: width of the output.
         bias: whether there is a b.
 
     Example:
@@ -37,10 +37,10 @@ class LinearMap(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[…, in_features] to […, out_features]."""
+        """Map rows […, in_features] to […, out_features]."""
         return nn.functional.linear(rows, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        """As `nn.Linear` prints itself."""
+        """The sizes, as `nn.Linear` prints them."""
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"

@@ -1,10 +1,10 @@
-"""Random numbers of a row of training text, the same wherever and beside whatever it is computed.
+"""Random numbers of a row of training text, independent of its batch and its process.
 
     number = hash(seed, row, site, token)
 
-A row is known by its place in the run, not in its batch. So a run draws the same numbers whether
-its rows come in one batch, in parts, or on several processes, again when it is resumed, and again
-when a layer is recomputed backwards. Shapes: B batch, T query tokens, D hidden.
+A row is identified by its place in the run, not in its batch. So a run draws the same numbers
+whether its rows come in one batch, in parts or on several processes, again when it is resumed, and
+again when the backward pass recomputes a layer. Shapes: B batch, T query tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RowNoise:
         return top.float().add_(0.5).mul_(2**-23)
 
     def generators(self, purpose: str, device: torch.device) -> Iterator[torch.Generator]:
-        """One generator a row, for numbers that are many; devices of a kind agree on them."""
+        """Yield one generator per row, for many numbers; they agree on devices of one kind."""
         for key in self._keys(purpose):
             yield torch.Generator(device).manual_seed(key)
 
@@ -72,7 +72,7 @@ def _number(purpose: str) -> int:
 
 
 def _mixed(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): each bit moves all others."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): each bit affects all others."""
     value &= _MASK
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
@@ -80,7 +80,7 @@ def _mixed(value: int) -> int:
 
 
 def _scramble(value: Tensor) -> None:
-    """The same of an int64 tensor, in place; shifts of negative numbers bring in ones."""
+    """Apply `_mixed` to an int64 tensor, in place; masks the ones that signed shifts bring in."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         value.bitwise_xor_(value.bitwise_right_shift(shift).bitwise_and_(2 ** (64 - shift) - 1))
         value.mul_(_signed(factor))
@@ -88,5 +88,5 @@ def _scramble(value: Tensor) -> None:
 
 
 def _signed(value: int) -> int:
-    """A number of 64 bits as int64 holds it."""
+    """An unsigned 64-bit number as int64 holds it."""
     return value - 2**64 if value >= 2**63 else value

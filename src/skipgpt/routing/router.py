@@ -21,7 +21,7 @@ KEEP, SKIP = 0, 1
 EPSILON = 1e-6
 
 Scale = Tensor | float
-"""Of hidden states [B, T, D]: [B, T, 1], or one number."""
+"""Factor on hidden states [B, T, D]: [B, T, 1], or one number."""
 
 
 class LinearRouter(LinearMap):
@@ -37,7 +37,7 @@ class LinearRouter(LinearMap):
 
     @property
     def at_hand(self) -> bool:
-        """Whether the weights are here; offloaded or sharded ones come while it is called."""
+        """Whether the weights are present; offloaded or sharded ones are only during a call."""
         return not self.weight.is_meta and self.weight.numel() > 0
 
     def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
@@ -74,7 +74,7 @@ Router = LinearRouter | MLPRouter
 
 
 def in_full_precision(hidden: Tensor) -> AbstractContextManager[object]:
-    """Margins are not rounded by autocast, whose 8 bits would swap decisions near the threshold."""
+    """Switch off autocast, whose 8 bits of precision would change decisions near the threshold."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
@@ -82,7 +82,7 @@ def in_full_precision(hidden: Tensor) -> AbstractContextManager[object]:
 
 
 def build_router(config: RouterConfig, hidden_size: int) -> Router:
-    """A new router with the authors' random start: Kaiming-uniform weights, zero biases."""
+    """A new router with the authors' initialisation: Kaiming-uniform weights, zero biases."""
     router = LinearRouter(hidden_size) if config.head == "linear" else MLPRouter(hidden_size)
     layers = [m for m in router.modules() if isinstance(m, LinearMap)]
     for number, layer in enumerate(layers, 1):
@@ -116,9 +116,9 @@ def _last(router: Router) -> LinearMap:
 
 
 def input_scale(hidden: Tensor, config: RouterConfig) -> Scale:
-    """What a router's input [B, T, D] is multiplied by: one over its RMS if so configured.
+    """The factor on a router's input [B, T, D]: one over its RMS if so configured.
 
-    Where that happens after a linear map, no normalised copy of the input is made.
+    Applied after a linear map, it needs no normalised copy of the input.
     """
     return inverse_rms(hidden) if config.normalize else 1.0
 
@@ -129,7 +129,7 @@ def inverse_rms(hidden: Tensor) -> Tensor:
 
 
 def inverse_rms_as_numbers(hidden: Tensor) -> list[float]:
-    """The same of few tokens [B, 1, D], one number each."""
+    """`inverse_rms` of few tokens [B, 1, D], one Python float each."""
     lengths = torch.linalg.vector_norm(hidden, dim=(1, 2), dtype=torch.float32).tolist()
     size = hidden.shape[-1]
     return [(length * length / size + EPSILON) ** -0.5 for length in lengths]

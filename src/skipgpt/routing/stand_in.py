@@ -1,7 +1,7 @@
 """The stand-in: a small linear map that runs where a module is skipped (not in the paper).
 
 A skipped module leaves the residual stream as it was. What the module would have added is in part
-predictable at a small part of its price: a product of rank r of the normalised stream, and a bias.
+predictable at a small part of its cost: a product of rank r of the normalised stream, and a bias.
 
 Shapes: B batch, T query tokens, D hidden, r rank.
 """

@@ -28,7 +28,7 @@ class Moments:
 
     @staticmethod
     def bytes_at(hidden_size: int) -> int:
-        """What the sums of one module take up: two D x D matrices of float64."""
+        """Bytes of the sums of one module: two D x D matrices of float64."""
         return 16 * hidden_size**2
 
     def add(self, entering: Tensor, update: Tensor, counted: Tensor | None = None) -> None:
@@ -59,10 +59,10 @@ def fit(stand_in: StandIn, moments: Moments, ridge: float = 1e-3, *, around: boo
     predictions vary most (Izenman, 1975).
 
     Args:
-        stand_in: in place.
+        stand_in: changed in place.
         moments: of its inputs and of what it should add.
         ridge: penalty on W, relative to the mean square of an input.
-        around: the penalty is on the distance from the map that the stand-in has now.
+        around: penalise the distance from the stand-in's current map instead.
     """
     mean_read, mean_update = moments.read / moments.count, moments.update / moments.count
     read = moments.xx / moments.count - torch.outer(mean_read, mean_read)

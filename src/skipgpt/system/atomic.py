@@ -18,12 +18,12 @@ from skipgpt.errors import CheckpointError, SkipGPTError
 def staged(
     folder: Path, last: str | None = None, instead_of: tuple[str, ...] = ()
 ) -> Iterator[Path]:
-    """A temporary folder whose files are renamed into `folder` once all of them are written.
+    """Yield a temporary folder whose files are renamed into `folder` once all are written.
 
     Args:
         folder: made if absent.
-        last: name of the file that vouches for the others, so has to be the last to appear.
-        instead_of: patterns of names; files of `folder` that match and are not written go.
+        last: name of the file that describes the others, so has to be the last to appear.
+        instead_of: patterns of names; files of `folder` that match and are not written are removed.
 
     Raises:
         CheckpointError: writing failed; `folder` holds what it held before, or is not there.

@@ -1,7 +1,7 @@
-"""What a machine can do, in four numbers, and where a measurement of them is kept.
+"""The speed of a machine in four numbers, and where a measurement of them is kept.
 
 Packing pays where the products it saves take longer than it does. How long either takes depends
-on the machine: `skipgpt profile` measures it once; until then typical figures stand in.
+on the machine: `skipgpt profile` measures it once; until then typical figures are used.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ logger = logging.getLogger("skipgpt")
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, seen by what packing costs on it and what it saves.
+    """The speed of a device, as far as it decides what packing costs and saves.
 
     Attributes:
-        flops: of large matrix products, a second.
-        bandwidth: bytes of weights read, a second.
+        flops: FLOPs per second of large matrix products.
+        bandwidth: bytes of weights read per second.
         mlp_packing: seconds that packing tokens for an MLP takes, however few they are.
         attn_packing: likewise for attention.
     """
@@ -40,7 +40,7 @@ class Machine:
     attn_packing: float
 
     def product_seconds(self, weights: int, rows: float, number_bytes: float) -> float:
-        """Seconds of products of `rows` tokens with so many weights.
+        """Seconds to multiply `rows` tokens with so many weights.
 
         Example:
             >>> typical(torch.device("cpu")).product_seconds(1_000_000, 512, 4)
@@ -57,15 +57,15 @@ def typical(device: torch.device) -> Machine:
 
 
 def known(device: torch.device, dtype: torch.dtype) -> Machine:
-    """What was measured of this device in this dtype, or the typical figures."""
+    """The measured figures of a device in a dtype, or else the typical ones."""
     return measured(device, dtype) or typical(device)
 
 
 def measured(device: torch.device, dtype: torch.dtype) -> Machine | None:
-    """What `skipgpt profile` kept of this device in this dtype; None where nothing can be read."""
+    """The figures that `skipgpt profile` stored for a device and dtype; None if not readable."""
     try:
         path = path_of(device, dtype)
-    except RuntimeError:  # a user without a home has kept nothing
+    except RuntimeError:  # a user without a home folder has stored nothing
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def keep(machine: Machine, device: torch.device, dtype: torch.dtype) -> Path:
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
-    except OSError as error:  # names the file
+    except OSError as error:  # its message names the file
         raise _not_kept(error) from error
     return path
 
@@ -119,7 +119,7 @@ def _not_kept(error: Exception) -> CheckpointError:
 
 
 def path_of(device: torch.device, dtype: torch.dtype) -> Path:
-    """The file of a device, its threads and versions, and a dtype, in the user's cache folder.
+    """The file for a device, its threads and versions, and a dtype, in the user's cache folder.
 
     Raises:
         RuntimeError: the user has no home folder, and no other is named.
@@ -130,7 +130,7 @@ def path_of(device: torch.device, dtype: torch.dtype) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where what was measured is kept: SKIPGPT_CACHE, or `skipgpt` in the user's cache folder.
+    """The folder for measurements: SKIPGPT_CACHE, or `skipgpt` in the user's cache folder.
 
     Raises:
         RuntimeError: the user has no home folder, and no other is named.

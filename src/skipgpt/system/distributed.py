@@ -1,7 +1,7 @@
 """The processes of a run: which one this is, and what they agree on.
 
 Everything here is a no-op in a run of one process, and nothing here starts other processes: that
-is done by `torchrun` or `accelerate launch`, which tell each process its place in environment
+is done by `torchrun` or `accelerate launch`, which set each process's rank in environment
 variables. Functions marked "together" have to be called by every process of the run.
 """
 
@@ -31,27 +31,27 @@ _SPEAKER = "skipgpt/speaker"
 
 
 def rank() -> int:
-    """The place of this process in its run; the first one is 0."""
+    """The rank of this process in its run; the first one is 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+    """Whether this process is the one that writes files and logs."""
     return rank() == 0
 
 
 def world_size() -> int:
-    """How many processes the run has; 1 until they have met."""
+    """How many processes the run has; 1 until `init` has connected them."""
     return dist.get_world_size() if _met() else 1
 
 
 def launched() -> int:
-    """How many processes were launched together, whether or not they have met."""
+    """How many processes were launched together, whether or not they are connected."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def init(device: str) -> str:
-    """Let launched processes find each other; together. Returns the device of this one.
+    """Connect the launched processes and return the device of this one; together.
 
     Args:
         device: of the run; `cuda` becomes `cuda:1` in the second process of a machine.
@@ -81,22 +81,22 @@ def layout() -> Layout:
 
 
 def in_lockstep() -> bool:
-    """Whether every module has to be called in the same order in all processes, as by ZeRO-3."""
+    """Whether all processes have to call modules in the same order, as with ZeRO-3."""
     return layout() == "zero" and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
 
 
 def shard_on_cpu(accelerator: Any) -> None:
-    """Make Accelerate use FSDP2 on CPUs, where it would quietly train whole copies."""
+    """Enable FSDP2 on CPU, where Accelerate would silently replicate the model."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    # Accelerate keeps it in two places, of which the second overwrites the first.
+    # Accelerate stores the type in two places, of which the second overwrites the first.
     PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
 
 def load_whole() -> None:
-    """Let transformers load the next model whole, where ZeRO-3 of a stage before is remembered."""
+    """Make transformers load the next model whole: it remembers ZeRO-3 of an earlier stage."""
     if layout() == "zero":
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -104,7 +104,7 @@ def load_whole() -> None:
 
 
 def from_first(value: T) -> T:
-    """What the first process holds, a picklable value; together."""
+    """Return the first process's value, which must be picklable; together."""
     if not _met():
         return value
     held = [value]
@@ -113,7 +113,7 @@ def from_first(value: T) -> T:
 
 
 def by_first(action: Callable[[], T]) -> T:
-    """What an action gives that the first process alone takes; together.
+    """Run an action in the first process only and return its result in all; together.
 
     Raises:
         Exception: what the action raised, in every process.
@@ -133,7 +133,7 @@ def by_first(action: Callable[[], T]) -> T:
 
 
 def first_alone(function: Callable[P, T]) -> Callable[P, T]:
-    """Let the first process alone do what a function does, and all have its result or error."""
+    """Make a function run in the first process only; all processes get its result or error."""
 
     @functools.wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -152,7 +152,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def all_gather(value: Tensor) -> Tensor:
-    """A tensor [M, N] of every process side by side, whose N may differ; together."""
+    """Concatenate the tensors [M, N] of all processes along N, which may differ; together."""
     if not _met():
         return value
     own = torch.tensor(value.shape[1], device=value.device)
@@ -168,7 +168,7 @@ def all_gather(value: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether some process says so; together."""
+    """Whether `flag` is set in any process; together."""
     if not _met():
         return flag
     told = torch.tensor(float(flag), device=device)
@@ -177,7 +177,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every process what the first one holds; tensors in pieces agree already; together."""
+    """Copy the first process's tensors to all; sharded tensors agree already; together."""
     if not _met():
         return
     for tensor in tensors:
@@ -186,9 +186,9 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def may_speak() -> bool:
-    """Whether this process is the one that says why the run ends: the first to ask.
+    """Whether this process is the one that reports why the run ends: the first to ask.
 
-    Before processes have met, what goes wrong goes wrong in all of them, and the first speaks.
+    Before processes are connected, an error occurs in all of them, and the first one reports it.
     """
     if not _met():
         return is_first()

@@ -24,24 +24,24 @@ from skipgpt.system.distributed import by_first
 logger = logging.getLogger("skipgpt")
 
 LOCK = ".skipgpt.lock"
-"""The file in a folder that somebody writes to."""
+"""The lock file of a folder that is being written to."""
 ELSEWHERE = "name another --out"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
-"""Of file systems of clusters that are mounted without locks."""
+"""Errors of cluster file systems that are mounted without locks."""
 
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """Keep every other process, and every other thread, from writing to a folder; together.
 
-    Inside the block the same thread may ask again. A folder that is made for it and stays empty is
-    removed.
+    Inside the block the same thread may take the lock again. A folder that is made for it and stays
+    empty is removed.
 
     Args:
         folder: made if absent.
 
     Raises:
-        CheckpointError: somebody else writes there, it is a file, or it cannot be written to.
+        CheckpointError: another run writes there, it is a file, or it cannot be written to.
 
     Example:
         with writing_to(Path("out/nano-25")):
@@ -57,7 +57,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def writing_file(file: Path, todo: str = ELSEWHERE) -> Iterator[None]:
-    """The same for one file of a folder, whose other files anybody may write.
+    """Lock one file as `writing_to` locks a folder; other files beside it stay writable.
 
     Args:
         file: its folder is made if absent.
@@ -89,7 +89,7 @@ def _acquire(lock: BaseFileLock, path: Path, target: Path, todo: str) -> None:
     doing = f"writing to {target}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # says what is wrong where none can be made, which the lock takes for held
+        path.touch()  # raises if it cannot be made, which the lock would report as held
         lock.acquire(timeout=0)
     except Timeout as error:
         raise CheckpointError(
@@ -118,7 +118,7 @@ def _release(lock: BaseFileLock, path: Path) -> None:
     if not lock.is_locked:
         return
     if lock.lock_counter == 1:
-        # Whoever waits for the removed file sees that it has gone and takes a new one.
+        # A process that waits for the removed file notices that it is gone and takes a new one.
         with suppress(OSError):
             path.unlink()
     lock.release()
@@ -130,7 +130,7 @@ def _of_this_process() -> dict[str, object]:
 
 
 def _holder(path: Path) -> str:
-    """Who says that it holds a lock; nothing where that cannot be read."""
+    """Describe the process that holds a lock; empty if its file cannot be read."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         return f" (process {facts['pid']} on {facts['host']}, since {facts['began']})"

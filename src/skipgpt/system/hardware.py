@@ -1,4 +1,4 @@
-"""What a figure was measured on, and when that has done its work."""
+"""The hardware that a figure was measured on, and waiting until it has finished."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The device by name, and the versions of what computes there."""
+    """The name of the device, and the versions of the libraries that compute on it."""
     import transformers
 
     found = {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -20,7 +20,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given; a CPU has when a call returns.
+    """Wait until the device has finished its work; a CPU has when a call returns.
 
     Raises:
         RuntimeError: torch finds no such device here.

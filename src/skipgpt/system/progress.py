@@ -1,9 +1,9 @@
 """Progress on standard error: bars on a terminal, else one line at most every 30 seconds.
 
-Every loop that may take long opens a phase with `advancing`. Phases nest: a line names all that
-are open, from the whole to its part. Where standard error is no terminal (a file, CI, a container,
-a notebook), work of less than `PATIENCE` seconds says nothing; then each announced phase says that
-it begins, and whatever runs is said again every `EVERY` seconds, also while a single step lasts.
+Every loop that may take long opens a phase with `advancing`. Phases nest: a line names all open
+ones, the outermost first. Where standard error is no terminal (a file, CI, a container, a
+notebook), work of less than `PATIENCE` seconds prints nothing; then each announced phase prints a
+line when it begins, and the open phases are printed every `EVERY` seconds, also within one step.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from tqdm import tqdm
 from skipgpt.system.distributed import is_first
 
 PATIENCE = 10.0
-"""Seconds of work of which nothing is said."""
+"""Seconds of work before anything is printed."""
 EVERY = 30.0
 """Seconds between two lines of a phase."""
 
 
 class Phase:
-    """One piece of work under way; call it with what is done and what there is to do.
+    """One piece of work in progress; call it with the amount done and the total.
 
     Args:
         label: what is being done, as a participle ("reading the text"); empty groups phases.
-        unit: what is counted ("step"); only the numbers are said without one.
-        done: before this phase began, which tells nothing of its speed.
-        total: what there is to do; 0 where nobody knows.
+        unit: what is counted ("step"); without one only the numbers are printed.
+        done: amount done before this phase began, left out of its speed.
+        total: amount to do; 0 where it is unknown.
         bar: of tqdm, where there is a terminal.
     """
 
@@ -46,14 +46,14 @@ class Phase:
         self.told = ""
 
     def __call__(self, done: int, total: int = 0) -> None:
-        """Say how far it is; what there is to do may change."""
+        """Report the amount done; the total may change."""
         self._done, self._total = done, total
         if self._bar is not None:
             self._bar.total, self._bar.bar_format = total or None, None
             self._bar.update(done - self._bar.n)
 
     def tell(self, text: str) -> None:
-        """Set what is said beside the numbers."""
+        """Set the text beside the numbers."""
         self.told = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -64,7 +64,7 @@ class Phase:
         return self._bar is not None
 
     def line(self, *, timed: bool = True) -> str:
-        """What a line says of this phase; `timed`: also how long it has taken or will take."""
+        """Describe this phase in one line; `timed` adds the time it has taken or will take."""
         spent = time.monotonic() - self._began
         numbers = f"{self._done:,}" + (f" of {self._total:,}" if self._total else "")
         said = [f"{self._unit} {numbers}".strip()] if self._total or self._done else []
@@ -79,7 +79,7 @@ class Phase:
 
 
 class _Open:
-    """The open phases of this process, and the thread that speaks of them without a terminal."""
+    """The open phases of this process, and the thread that prints them without a terminal."""
 
     def __init__(self) -> None:
         self.phases: list[Phase] = []
@@ -88,7 +88,7 @@ class _Open:
         self._stream: Any = None
 
     def enter(self, phase: Phase, announced: bool) -> None:
-        """Open a phase inside those that are open."""
+        """Open a phase inside the open ones."""
         first = not self.phases
         self.phases.append(phase)
         if first:
@@ -100,13 +100,13 @@ class _Open:
             self.say()
 
     def leave(self, phase: Phase) -> None:
-        """Close it; the last one stops the thread."""
+        """Close a phase; the last one stops the thread."""
         self.phases.remove(phase)
         if not self.phases:
             self._closing.set()
 
     def say(self) -> None:
-        """Write one line, unless the whole has only just begun or a bar shows it."""
+        """Write one line, unless the work has only just begun or a bar shows it."""
         named = [phase for phase in self.phases if phase.label]
         if not named or named[-1].has_bar or time.monotonic() - self._began < PATIENCE:
             return
@@ -133,16 +133,16 @@ _OPEN = _Open()
 def advancing(
     label: str = "", *, unit: str = "", done: int = 0, total: int = 0, announced: bool = False
 ) -> Iterator[Phase]:
-    """A phase of work, said on standard error while the block runs.
+    """Report a phase of work on standard error while the block runs.
 
-    Of several processes, the first one speaks.
+    Of several processes, only the first one prints.
 
     Args:
-        label: what is being done; empty for a group of phases that are said one by one.
+        label: what is being done; empty for a group of phases that are printed one by one.
         unit: what is counted.
-        done: before this phase began.
-        total: what there is to do, where that is known at once.
-        announced: say that it begins and what it came to, not only that it goes on.
+        done: amount done before this phase began.
+        total: amount to do, if that is known at once.
+        announced: also print when it begins, and its result when it ends.
 
     Example:
         with advancing("reading the text") as advance:
@@ -184,12 +184,12 @@ def is_terminal(stream: Any) -> bool:
 
 
 def under_way() -> str:
-    """The innermost phase that is open; empty where none is."""
+    """The label of the innermost open phase; empty if none is open."""
     return next((phase.label for phase in reversed(_OPEN.phases) if phase.label), "")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Format seconds for people.
 
     Example:
         >>> duration(45), duration(600), duration(9000)

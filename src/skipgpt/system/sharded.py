@@ -1,7 +1,7 @@
-"""Tensors that lie in pieces, one on each process: of FSDP2, and of DeepSpeed ZeRO-3.
+"""Sharded tensors, one shard per process: of FSDP2, and of DeepSpeed ZeRO-3.
 
-Where a tensor is whole, nothing here asks other processes. Where it is not, all of them have to
-call the same function.
+For a whole tensor nothing here communicates. For a sharded one all processes have to call the same
+function.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor lies in pieces."""
+    """Whether a tensor is sharded."""
     return _by_fsdp(tensor) or _by_zero(tensor)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor without its gradient, in one piece."""
+    """The whole tensor, detached."""
     placed: Any = tensor.detach()
     if _by_fsdp(tensor):
         placed = placed.full_tensor()
@@ -33,7 +33,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(parameter: Tensor, value: Tensor) -> None:
-    """Copy a value into a parameter; into its pieces, what the first process gives."""
+    """Copy a value into a parameter; into a sharded one, the value of the first process."""
     if _by_fsdp(parameter):
         parameter.copy_(like(parameter, value.to(parameter.dtype)))
     elif _by_zero(parameter):
@@ -46,7 +46,7 @@ def assign(parameter: Tensor, value: Tensor) -> None:
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A value of the shape of a parameter, in the same pieces as that."""
+    """Shard a value of a parameter's shape as the parameter is sharded."""
     if not _by_fsdp(parameter):
         return value
     from torch.distributed.tensor import distribute_tensor

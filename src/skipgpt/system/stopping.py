@@ -1,7 +1,7 @@
 """What SIGINT and SIGTERM do to a command: it ends with an error that says what is kept.
 
-`stoppable` surrounds the whole of a command; inside another one it does nothing, since the whole
-knows best how to go on. Whoever finishes something first, as a training step, raises `Stop` itself.
+`stoppable` surrounds a whole command; inside another one it does nothing, since the outer one knows
+best how to go on. Code that must finish something first, as a training step, raises `Stop` itself.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from skipgpt.system.progress import under_way
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 NOTHING_KEPT = "nothing was written; the same command starts again"
-"""Of commands that write in the end."""
+"""What is kept by commands that write only at the end."""
 
 _SURROUNDED = ContextVar("surrounded", default=False)
 """Whether this thread is inside a `stoppable` block."""
 
 
 class Stop(KeyboardInterrupt):
-    """Somebody asked the process to stop.
+    """The process was asked to stop.
 
     Args:
         got: which signal, and where if that is known better than by `doing`.
@@ -43,7 +43,7 @@ def stoppable(doing: str, kept: Callable[[], str]) -> Iterator[None]:
     """Turn SIGINT and SIGTERM inside the block into an error.
 
     Args:
-        doing: the whole of it, as a participle ("exporting out/a").
+        doing: the whole command, as a participle ("exporting out/a").
         kept: says what is kept and how to go on, once the work has stopped.
 
     Raises:

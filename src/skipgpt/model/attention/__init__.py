@@ -1,1 +1,1 @@
-"""Attention of some tokens: split in two steps, in blocks, by rows, over kept keys."""
+"""Attention for some tokens: in two halves, in causal blocks, by sequence, over kept keys."""

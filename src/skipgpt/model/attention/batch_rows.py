@@ -1,11 +1,11 @@
-"""Attention of some sequences of a batch that decodes one token each, in their own keys.
+"""Decode attention for some sequences of a batch, each over a view of its own keys.
 
     sequence   0 1 2 3 4 5 6 7
     token        ●   ● ● ●   ●      kept tokens
     runs         1   3─────5  7     each reads keys[run], a view
 
-Picking sequences out of a cache would copy their keys, which takes longer than attending to all.
-Runs of neighbours are slices. Shapes: B batch, N kept tokens, S keys.
+Indexing sequences out of a cache copies their keys, which takes longer than attending in every
+sequence; a run of adjacent sequences is a slice. Shapes: B batch, N kept tokens, S keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from skipgpt.model.routed import RoutedLayer
 
 @dataclass(frozen=True, eq=False)
 class RowQueries(PackedQueries):
-    """In the place of a mask: query n is that of sequence rows[n].
+    """Passed as the attention mask: query n belongs to sequence rows[n].
 
     Attributes:
         rows: the sequences, in order.
@@ -37,7 +37,7 @@ class RowQueries(PackedQueries):
     mask: Tensor | None
 
     def runs(self) -> Iterator[tuple[slice, slice]]:
-        """Which queries, and which sequences they belong to."""
+        """Yield a slice of queries and one of their sequences for each run."""
         start = 0
         for end in range(1, len(self.rows) + 1):
             if end == len(self.rows) or self.rows[end] != self.rows[end - 1] + 1:
@@ -46,13 +46,13 @@ class RowQueries(PackedQueries):
 
 
 def can_use(layer: RoutedLayer, tokens: int, mask: Any) -> bool:
-    """Whether sequences that decode so many tokens each can attend apart."""
+    """Whether attention can run per sequence with so many new tokens per sequence."""
     sliced = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
     return tokens == 1 and sliced and custom.can_use(layer)
 
 
 def take(source: Tensor, rows: Tensor) -> Tensor:
-    """The tokens [1, N, D] of some sequences, side by side, out of [B, 1, D]."""
+    """The tokens [1, N, D] of the sequences `rows`, taken from [B, 1, D]."""
     return source.index_select(0, rows).transpose(0, 1)
 
 

@@ -1,13 +1,13 @@
-"""Attention of packed queries without a mask of all keys.
+"""Causal attention of packed queries in blocks, without a mask [N, S].
 
     position  0 1 2 3 4 5 6 7 8 9
     queries     ●   ● ●     ●   ●        kept tokens, in order
     blocks     └──────┘  └──────┘
     keys       0 ─────4  0 ──────── 9    as many as the last query of a block sees
 
-Where a mask would be plainly causal, transformers leaves it out, and the kernel passes over what
-lies behind the diagonal. Packed queries have no such diagonal; with a mask [N, S] in its place half
-of the work is for nothing. In blocks it comes back, all but the corner of each block.
+Where a mask would be plainly causal, transformers leaves it out, and the kernel skips the keys
+above the diagonal. Packed queries have no such diagonal; with a mask [N, S] half of the work is
+wasted. In blocks only one corner per block is.
 
 Shapes: B batch, N packed queries, S keys.
 """
@@ -27,12 +27,12 @@ from skipgpt.model.attention.custom import PackedQueries
 from skipgpt.model.routed import RoutedLayer
 
 BLOCK = 64
-"""Queries a block: small wastes less, large calls less. Best on a CPU at 512 and 2,048 keys."""
+"""Queries per block: small wastes less, large calls less; best on a CPU at 512 and 2,048 keys."""
 
 
 @dataclass(frozen=True, eq=False)
 class CausalQueries(PackedQueries):
-    """In the place of a mask: each query sees the keys up to its own position.
+    """Passed as the attention mask: each query sees the keys up to its own position.
 
     Attributes:
         columns: [B, N], the positions.
@@ -42,7 +42,7 @@ class CausalQueries(PackedQueries):
     columns: Tensor
 
     def blocks(self) -> Iterator[tuple[slice, int, Tensor]]:
-        """Which queries, how many keys they need, and their mask [B, 1, queries, keys]."""
+        """Yield per block its queries, the number of keys, and the mask [B, 1, queries, keys]."""
         parts = torch.split(self.columns, BLOCK, dim=1)
         ends = torch.stack([part.max() for part in parts]).add(1).tolist()
         start = 0
@@ -53,7 +53,7 @@ class CausalQueries(PackedQueries):
 
 
 def can_use(layer: RoutedLayer, mask: Any) -> bool:
-    """Whether causal attention of a layer can run in blocks: no mask, and a function of ours."""
+    """Whether a layer's causal attention can run in blocks: no mask, and a custom function."""
     return mask is None and custom.can_use(layer)
 
 

@@ -1,8 +1,8 @@
-"""Attention functions of our own for packed queries, in the place of sdpa's.
+"""Custom attention functions for packed queries, in place of sdpa.
 
-A family's attention takes its function by the name in its config, and hands the mask to it unseen.
-So packed queries come with an object in the mask's place that knows where they are, and with a
-config that names the function which reads it.
+A family's attention looks its function up by the name in its config and passes the mask on unread.
+So packed queries come with an object as the mask that holds their positions, and with a config that
+names the function which reads it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from skipgpt.model.routed import RoutedLayer
 
 
 class PackedQueries:
-    """Base of what stands in the place of a mask.
+    """Base class of the objects that are passed as the attention mask.
 
     Attributes:
         attention: the name of the function that reads it.
@@ -27,7 +27,7 @@ class PackedQueries:
 
 
 class PackedConfig:
-    """The config of an attention module, except for the attention function that it names."""
+    """An attention module's config with another attention function."""
 
     def __init__(self, config: Any, attention: str) -> None:
         self._config, self._attn_implementation = config, attention
@@ -37,9 +37,9 @@ class PackedConfig:
 
 
 def can_use(layer: RoutedLayer) -> bool:
-    """Whether attention of a layer takes its function by name, and that is sdpa on a CPU.
+    """Whether a layer's attention looks its function up by name, and that is sdpa on a CPU.
 
-    On other devices where the queries are would have to be waited for.
+    On other devices the host would have to wait for the positions of the queries.
     """
     attn = getattr(layer, layer.family.attn)
     if not has(attn, "config"):
@@ -50,7 +50,7 @@ def can_use(layer: RoutedLayer) -> bool:
 
 
 def register(name: str, function: Callable[..., Any]) -> None:
-    """Make a function known to transformers; again and again does no harm."""
+    """Register an attention function with transformers, unless its name is registered."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if name not in ALL_ATTENTION_FUNCTIONS:

@@ -32,14 +32,14 @@ def attend(
     tokens: int,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """Attention's output for some tokens over the keys of kept ones; caches those.
+    """Return attention's output for some tokens over the keys of kept tokens; caches those keys.
 
     Args:
         layer: whose attention it is.
         read: [B, N, D], what attention reads of the tokens at `columns`.
         columns: [B, N], their places among the T tokens of this forward.
         kept: [B, N] bool: which of them keep attention. The others see themselves and kept
-            tokens; what comes out for them is to be thrown away.
+            tokens; their output must be discarded.
         tokens: T.
         arguments: of attention, with positions of the N tokens and the mask of all T.
 
@@ -52,8 +52,8 @@ def attend(
     past = cache.past if cache else None
     seen = cache.seen if cache else 0
     places = columns + seen
-    # Padding is hidden by the mask that is given; whether a token is stored says nothing about it,
-    # and is not known any more when activation checkpointing comes back here.
+    # `kept`, not `stored`: the given mask hides padding, and `token_mask` is out of date when
+    # activation checkpointing recomputes this.
     keys, there = places, kept
     if past is not None:
         keys, there = torch.cat([past.places, places], 1), torch.cat([past.there, kept], 1)
@@ -78,7 +78,7 @@ def pass_over(layer: RoutedLayer, arguments: dict[str, Any], entering: Tensor) -
 
 
 class _Store:
-    """Stands in for the cache: stores the kept of the new rows, answers with all that count."""
+    """Cache adapter: stores keys and values of kept tokens, returns those to attend to."""
 
     def __init__(
         self, cache: SkipLayer | None, places: Tensor, stored: Tensor, tokens: int
@@ -86,7 +86,7 @@ class _Store:
         self._cache, self._places, self._stored, self._tokens = cache, places, stored, tokens
 
     def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        """[B, heads, N, size] in, [B, heads, K, size] out."""
+        """Store keys and values [B, heads, N, size]; returns [B, heads, K, size]."""
         if self._cache is None:
             return keys, values
         return self._cache.extend(keys, values, self._places, self._stored, self._tokens)
@@ -98,9 +98,9 @@ def _layer_cache(layer: RoutedLayer, arguments: dict[str, Any]) -> SkipLayer | N
 
 
 def _mask(mask: Any, columns: Tensor, places: Tensor, keys: Tensor, visible: Tensor) -> Any:
-    """The mask [B, heads, N, K] of the queries at columns and the keys at places `keys` [B, K]."""
+    """The mask [B, heads, N, K] of the queries at `columns` and the keys at `keys` [B, K]."""
     if mask is None:
-        # Plain causal, or a single query that sees all that is there.
+        # Plainly causal, or a single query that sees every key.
         return ((keys[:, None, :] <= places[:, :, None]) & visible).unsqueeze(1)
     if isinstance(mask, BlockMask):
         return take_blocks(mask, columns, keys.shape[1], keys, visible)

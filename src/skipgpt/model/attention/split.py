@@ -1,14 +1,14 @@
 """A family's own attention in two halves: keys and values of all tokens, queries of some.
 
 Attention modules differ in norms, rotary embeddings, biases, sinks and more, but each hands its
-new keys and values to the cache once, between projecting and attending. That seam cuts it:
+new keys and values to the cache once, between projecting and attending. It is split there:
 
     all tokens  ──▶ [ K and V projections, norms, rotary ] ──▶ cache
     kept tokens ──▶ [ Q projection, norms, rotary ] ──▶ keys and values out of the cache,
                     [ attention, output projection ] ──▶ update
 
-In each half the projections of the other one return zeros, which cost next to nothing. So nothing
-of a family's attention is written again here, and whatever it does to a query is done.
+In each half the projections of the other one return zeros, which cost next to nothing. So no
+family's attention is reimplemented here, and whatever it does to a query still happens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class KeysValues:
-    """What the first half leaves for the second.
+    """What the first half passes to the second.
 
     Attributes:
         keys: as attention reads them out of the cache, [B, heads, S, size].
@@ -83,7 +83,7 @@ def kept_queries(
         layer: whose attention it is.
         packed: [B, N, D], what attention reads of the kept tokens.
         arguments: of attention, with masks and positions of the kept tokens.
-        found: of `keys_and_values`.
+        found: what `keys_and_values` returned.
         take: takes the kept rows out of [B, T, width].
 
     Returns:
@@ -114,7 +114,7 @@ def with_replaced(
         layer: whose attention it is.
         read: [B, T, D], what attention reads.
         arguments: of attention, by name.
-        instead: what is to be found in the module, by name.
+        instead: the replacements, by attribute name.
 
     Returns:
         [B, T, D].
@@ -127,7 +127,7 @@ def with_replaced(
 def _caught_update(
     layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: _PatchedAttention
 ) -> tuple[Any, ...]:
-    """What attention hands to its cache: keys, values and whatever else."""
+    """What attention passes to its cache's `update`: keys, values and further arguments."""
     catch = _CapturingCache(arguments[layer.family.cache])
     try:
         modules.run_attention(layer, read, arguments | {layer.family.cache: catch}, half)
@@ -147,7 +147,7 @@ class _PatchedAttention:
 
 
 class _StopForward(Exception):  # noqa: N818 - it ends the first half, nothing went wrong
-    """Carries what attention wanted to cache out of its forward."""
+    """Ends attention's forward and carries out what it passed to the cache."""
 
     def __init__(self, update: tuple[Any, ...]) -> None:
         super().__init__()
@@ -181,10 +181,10 @@ class _ReplayCache:
 
 
 class _FusedKeys:
-    """A fused projection that makes keys and values, and queries only where it cannot help it.
+    """A fused projection that computes keys and values; queries too, if it cannot be sliced.
 
     Attributes:
-        whole: its output [B, T, width], where queries had to be made.
+        whole: its output [B, T, width], if queries were computed too.
     """
 
     def __init__(self, layer: RoutedLayer) -> None:
@@ -209,7 +209,7 @@ def _fused_queries(layer: RoutedLayer, rows: Tensor) -> Tensor:
 
 
 class ZeroProjection:
-    """Takes the place of a projection: zeros, of fewer outputs."""
+    """Replaces a projection: returns zeros, possibly with fewer outputs."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -220,10 +220,10 @@ class ZeroProjection:
 
 
 def blanks(layer: RoutedLayer) -> dict[str, ZeroProjection]:
-    """What takes the place of each projection of a half: zeros one head wide where that will do.
+    """The zero projection for each projection, by name; one head wide where that suffices.
 
-    They are turned by rotary embeddings and thrown away, so their width is time lost. All heads
-    are needed where a norm spans them or each has its own, or where heads are of several sizes.
+    Rotary embeddings are applied to the zeros before they are discarded, so width costs time. All
+    heads are needed where a norm spans them or each has its own, or where head sizes differ.
     """
     attn, family = getattr(layer, layer.family.attn), layer.family
     lists = any(isinstance(module, nn.ModuleList) for module in attn.modules())
@@ -241,7 +241,7 @@ def _blank(layer: RoutedLayer, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def query_width(layer: RoutedLayer) -> int:
-    """Outputs of the fused projection that make queries; 0 where its weight cannot be sliced.
+    """How many outputs of the fused projection are queries; 0 if its weight cannot be sliced.
 
     A projection with LoRA on it, or with packed low-bit weights, has no rows to slice.
     """

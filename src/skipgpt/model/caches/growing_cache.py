@@ -1,8 +1,8 @@
-"""A cache layer that leaves room for the tokens to come.
+"""A cache layer that preallocates space for further tokens.
 
-`DynamicLayer` copies all keys and values of a layer for each new token. That takes as long whether
-a token skips attention or not: at 2,048 tokens as long as a module of a small model. With room at
-the end only the new ones are written; what is read, cropped or reordered is a view as before.
+`DynamicLayer` copies all keys and values of a layer for each new token, whether or not the token
+skips attention: at 2,048 tokens this takes as long as a module of a small model. With space at the
+end only the new ones are written; what is read, cropped or reordered is a view as before.
 
 Shapes: B batch, S cached tokens, n new tokens.
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 STEP = 64
-"""Tokens of room at least; an eighth of what is held where that is more."""
+"""Minimum spare space in tokens; an eighth of the cached tokens if that is more."""
 
 
 class GrowingBuffer:
-    """One tensor with space after its rows.
+    """One tensor with spare space after its tokens.
 
     Attributes:
         whole: [B, heads, room, size]; None before the first token is appended.
@@ -31,7 +31,7 @@ class GrowingBuffer:
         self._held: Tensor | None = None
 
     def append(self, held: Tensor, new: Tensor) -> Tensor:
-        """Keys [B, heads, S + n, size], in place where `held` is what this returned last.
+        """Append `new`, in place if `held` is what this returned last: [B, heads, S + n, size].
 
         Args:
             held: [B, heads, S, size].
@@ -50,7 +50,7 @@ class GrowingBuffer:
 
     def _has_room(self, whole: Tensor, held: Tensor, count: int) -> bool:
         return (
-            # Cropped, reordered or moved since: what is left of it may be seen elsewhere.
+            # Else it was cropped, reordered or moved since, and the buffer may be in use elsewhere.
             held is self._held
             and held.shape[2] + count <= whole.shape[2]
             and (torch.is_inference_mode_enabled() or not whole.is_inference())
@@ -58,7 +58,7 @@ class GrowingBuffer:
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """A `DynamicLayer` in all but how it grows."""
+    """A `DynamicLayer` that grows in preallocated buffers."""
 
     keys: Tensor
     values: Tensor
@@ -68,8 +68,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, heads, n, size]; returns all of them."""
-        # A tensor that autograd has recorded must not be written to, and a compiled graph has no
-        # room of its own. What does not fit is left to torch.cat to complain of.
+        # A tensor that autograd has recorded must not be written to, and a compiled graph keeps no
+        # buffers. Shapes that do not fit are left to torch.cat, which raises.
         compiling = torch.compiler.is_compiling()
         if compiling or torch.is_grad_enabled() or not _fits(self, key_states):
             held: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
@@ -89,7 +89,7 @@ def _fits(layer: DynamicLayer, new: Tensor) -> bool:
 
 
 def make_room(cache: Any) -> None:
-    """Turn the plain layers of a `DynamicCache` into layers with room, in place."""
+    """Turn the plain layers of a `DynamicCache` into preallocated ones, in place."""
     if type(cache) is not DynamicCache or cache.offloading:
         return
     for layer in cache.layers:

@@ -21,7 +21,7 @@ class Row:
     places: Tensor
 
     def map(self, change: Callable[[Tensor, int], Tensor]) -> Row:
-        """Change each part; the number is the dimension along which its tokens lie."""
+        """Apply `change` to each part and the dimension along which the part's tokens lie."""
         return Row(change(self.keys, 1), change(self.values, 1), change(self.places, 0))
 
     def only(self, keep: Tensor) -> Row:

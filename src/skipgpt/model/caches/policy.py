@@ -12,10 +12,11 @@ from skipgpt.model.caches.skip_cache import SkipCache, SkipLayer, turn_into_skip
 
 
 def cache_bytes(cache: Any) -> int:
-    """Memory that a cache of transformers holds: all that lies behind its keys and values.
+    """Bytes that a cache of transformers holds: the whole storage behind its keys and values.
 
-    So preallocated room counts (`StaticCache`, and `PreallocatedLayer` once it has decoded), and a
-    prompt of which a sliding layer shows the end only; what a quantised cache has packed does not.
+    Preallocated space counts (`StaticCache`, and `PreallocatedLayer` once it has decoded), and so
+    does a whole prompt of which a sliding layer exposes only the end; what a quantised cache has
+    packed does not.
     """
     if isinstance(cache, SkipCache):
         return cache.nbytes
@@ -26,7 +27,7 @@ def cache_bytes(cache: Any) -> int:
 
 
 def dense_cache_bytes(cache: Any) -> int:
-    """Memory that a cache would hold if no token had skipped attention."""
+    """Bytes that a cache would hold if no token had skipped attention."""
     return cache.dense_nbytes if isinstance(cache, SkipCache) else cache_bytes(cache)
 
 
@@ -77,7 +78,7 @@ def _refuse_misfit(cache: Any, doing: str, config: Any, layers: int, batch: int)
             got="a cache some of whose layers hold kept tokens only",
             expected="layers of one policy",
         )
-    # An early exit of transformers runs fewer layers than there are.
+    # With transformers' early exit fewer layers run than the model has.
     text = config.get_text_config()
     running = min(layers, text.num_hidden_layers)
     if cache.layers and not running <= len(cache.layers) <= layers:
@@ -103,14 +104,14 @@ def _refuse_misfit(cache: Any, doing: str, config: Any, layers: int, batch: int)
 
 
 def _is_filled(cache: Any) -> bool:
-    """Whether the cache holds tokens, or room for those of a certain batch."""
+    """Whether the cache holds tokens, or is allocated for a batch size."""
     length = cache.get_seq_length()
-    # A static cache has its length on the device, where it would have to be waited for.
+    # A static cache has its length on the device; reading it would make the host wait.
     return bool(cache.layers[0].is_initialized if isinstance(length, Tensor) else length)
 
 
 def _batch(layer: Any) -> int | None:
-    """Sequences in a layer of a cache, if it can tell."""
+    """Batch size of a cache layer; None if it is unknown."""
     if isinstance(layer, SkipLayer):
         return layer.batch_size
     keys = getattr(layer, "keys", None)

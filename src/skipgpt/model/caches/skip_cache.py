@@ -1,8 +1,8 @@
 """`SkipCache`: a transformers cache that holds keys and values of kept tokens only.
 
-Rows are ragged: each sequence of each layer has as many as it kept. To everything outside, a
-layer is as long as the tokens it has seen, so masks, positions, `crop` and `generate` work as with
-a `DynamicCache`; which keys there really are is known to `skip_kv.py` alone.
+Rows are ragged: each sequence of each layer holds as many tokens as it kept. A layer reports the
+number of tokens it has seen as its length, so masks, positions, `crop` and `generate` work as with
+a `DynamicCache`; only `skip_kv.py` reads which keys are stored.
 
 Shapes: B batch, N new tokens, P the most kept tokens of a sequence.
 """
@@ -22,7 +22,7 @@ from skipgpt.model.caches.kept_rows import Row, join
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """All rows side by side, [B, P]: places of the keys, and which are there at all."""
+    """Stored keys of all rows, padded to [B, P]: their places, and which of them exist."""
 
     places: Tensor
     there: Tensor
@@ -38,7 +38,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         record_past: whether rows that left the window are held for a later `crop`.
     """
 
-    is_sliding = False  # masks are made over all places, windowed or not, and their columns taken
+    is_sliding = False  # masks cover all places, windowed or not; skip_kv.py takes their columns
     is_croppable = True
 
     def __init__(self, window: int | None = None) -> None:
@@ -47,7 +47,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all tokens."""
         self.rows: list[Row] | None = None
         self.batch_size = 0
         self.seen = 0
@@ -57,7 +57,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
     def extend(
         self, keys: Tensor, values: Tensor, places: Tensor, stored: Tensor, tokens: int
     ) -> tuple[Tensor, Tensor]:
-        """Store some new tokens and answer with what the new queries may attend to.
+        """Store some new tokens and return what the new queries may attend to.
 
         Args:
             keys: [B, heads, N, size].
@@ -102,13 +102,13 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @property
     def nbytes(self) -> int:
-        """Memory of what is stored, places included."""
+        """Bytes stored, places included."""
         parts = [part for r in self.rows or () for part in (r.keys, r.values, r.places)]
         return sum(part.numel() * part.element_size() for part in parts)
 
     @property
     def row_nbytes(self) -> int | None:
-        """Memory of one token's keys and values; None before any was stored."""
+        """Bytes of one token's keys and values; None before any was stored."""
         if not self.rows:
             return None
         keys, values = self.rows[0].keys[:, :1], self.rows[0].values[:, :1]
@@ -143,33 +143,33 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.extend(key_states, value_states, places, stored, tokens)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to prepare."""
+        """Do nothing: nothing is preallocated."""
 
     def get_seq_length(self) -> int:
         """Tokens seen, kept or not."""
         return self.seen
 
     def get_max_length(self) -> int:
-        """No limit."""
+        """Return -1, as for caches without a limit."""
         return -1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Masks are made for all tokens seen; `skip_kv.py` takes the columns that are there."""
+        """Size masks for all tokens seen; `skip_kv.py` takes the columns of stored keys."""
         return self.seen + query_length, 0
 
     def activate_past_recording(self) -> None:
-        """From now on hold what leaves the window, until the next crop."""
+        """Hold tokens that leave the window from now on, until the next crop."""
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens.
+        """Remove the last tokens.
 
         Args:
-            tokens_to_remove: as a negative number, as transformers has it.
+            tokens_to_remove: a negative number, as in transformers.
 
         Raises:
-            ValueError: a positive number.
-            ConfigError: what the window lost since would have to come back.
+            ValueError: the number is positive.
+            ConfigError: tokens that have left the window would be needed again.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of tokens, got {tokens_to_remove}")
@@ -196,7 +196,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
             self._move(self._device)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Sequence b becomes what sequence beam_idx[b] was."""
+        """Reorder sequences: sequence b becomes the former beam_idx[b]."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -207,7 +207,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         self.batch_size = len(chosen)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sequence so many times, next to each other."""
+        """Repeat each sequence so many times, with its copies adjacent."""
         if self.rows is not None:
             self.rows = [row for row in self.rows for _ in range(repeats)]
         self.batch_size *= repeats
@@ -228,7 +228,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
             self.rows = [row.only(row.places >= before) for row in self.rows]
 
     def _side_by_side(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored keys and values [B, heads, P, size]; the new ones lend shape and device."""
+        """Stored keys and values, padded to [B, heads, P, size]; new ones give shape and device."""
         if not self.rows:
             return keys[:, :, :0], values[:, :, :0]
         if len(self.rows) == 1:
@@ -245,7 +245,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
 class SkipCache(Cache):  # type: ignore[misc]
     """The cache of a model with policy `kv="skip"`.
 
-    Models make one by themselves, also in `generate`; pass one to hold on to it across calls.
+    Models create one themselves, also in `generate`; pass one to keep it across calls.
 
     Args:
         config: of the model: how many layers, and which attend to a window.
@@ -261,12 +261,12 @@ class SkipCache(Cache):  # type: ignore[misc]
 
     @property
     def nbytes(self) -> int:
-        """Memory of what is stored."""
+        """Bytes stored."""
         return sum(layer.nbytes for layer in self.layers)
 
     @property
     def dense_nbytes(self) -> int:
-        """Memory that the same tokens would take if none had skipped."""
+        """Bytes that the same tokens would take if none had skipped."""
         rows = [layer.row_nbytes for layer in self.layers]
         known = next((row for row in rows if row is not None), 0)
         return sum(

@@ -1,8 +1,8 @@
-"""One token of each sequence, as in decoding: a module that no token wants is not run at all.
+"""Decoding, one token per sequence: a module that no token keeps is not run at all.
 
-Margins are Python numbers: at this size handling tensors takes longer than computing with them.
-What all tokens want is run as in the base model. Only where they differ is there something to
-pack or to choose. The result is that of the twins. Shapes: B batch, D hidden.
+Margins are Python floats: for so few elements tensor overhead exceeds the arithmetic. A module that
+all tokens keep runs as in the base model. Only where they differ is there something to pack or to
+choose. The result is that of `gated` and `sparse`. Shapes: B batch, D hidden.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from skipgpt.routing.router import inverse_rms_as_numbers
 from skipgpt.routing.stand_in import StandIn
 
 MOST = 32
-"""Sequences at most; more are decided by tensors sooner than one by one."""
+"""Largest batch; for more sequences tensors decide faster than a loop over floats."""
 
 
 class Keeps(NamedTuple):
@@ -33,7 +33,7 @@ class Keeps(NamedTuple):
 
 
 def can_use(layer: RoutedLayer, entering: Tensor) -> bool:
-    """Whether these are few tokens, and both decisions of a sequential layer can be waited for."""
+    """Whether this is a decode step of few sequences through a sequential layer on a CPU."""
     state = layer.routing
     return (
         entering.shape[1] == 1
@@ -50,10 +50,10 @@ def can_use(layer: RoutedLayer, entering: Tensor) -> bool:
 
 
 def decide(layer: RoutedLayer, entering: Tensor) -> Keeps | None:
-    """What the tokens entering [B, 1, D] run.
+    """Decide what the tokens `entering` [B, 1, D] run.
 
-    None where tensors have to decide: under rules that know no other way, where margins are
-    recorded, and where routers are not one product.
+    Returns None where tensors have to decide: under rules without `keeps`, where margins are
+    recorded, and where the routers cannot be fused into one product.
     """
     state = layer.routing
     config, rule = state.config, state.rule
@@ -71,7 +71,7 @@ def decide(layer: RoutedLayer, entering: Tensor) -> Keeps | None:
 
 
 def record(layer: RoutedLayer, keeps: Keeps) -> None:
-    """Tell the open recorder, if any, what `decide` gave."""
+    """Pass what `decide` returned to the open recorder, if any."""
     state = layer.routing
     if not isinstance(state.recorder, KeepCounts):
         return
@@ -106,7 +106,7 @@ def _run_module(
     keep: list[bool],
     arguments: dict[str, Any],
 ) -> Tensor:
-    """Entering [B, 1, D] plus the module's update where keep, else plus its stand-in's."""
+    """`entering` [B, 1, D] plus the module's update where kept, else plus its stand-in's."""
     kept = sum(keep)
     stand_in = layer.attn_stand_in if module == "attn" else layer.mlp_stand_in
     decided = kept in (0, len(keep))
@@ -128,7 +128,7 @@ def _run_module(
 def _packs(
     layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
 ) -> bool:
-    """Whether the tokens of some sequences are taken out of those of all."""
+    """Whether kept tokens are packed; else all run and are gated."""
     if layer.routing.execution == "sparse":
         return True
     return is_worth_packing(layer, module, entering, kept, arguments)
@@ -155,4 +155,4 @@ def _as_tensors(keep: list[bool]) -> ModuleDecision:
 
 
 ALL_ALIKE = ModuleDecision.hard(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1))
-"""Stands for a decision that nobody reads: whether all tokens run or none is in the plan."""
+"""Placeholder for a decision that is not read: the plan says whether all tokens run or none."""

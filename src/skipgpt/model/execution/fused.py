@@ -1,4 +1,4 @@
-"""Execution `sparse` on a GPU: how many tokens are kept stays on the device.
+"""Execution `sparse` on a GPU: the number of kept tokens stays on the device.
 
     read [B, T, D] ──▶ Q projection of kept rows      ─┐
                    ──▶ K and V projections, cache      ├─▶ attention of kept queries
@@ -6,11 +6,11 @@
     stream [B, T, D] ◀── O projection of kept rows, added where they are ◀┘
 
 A family's own attention runs once, with its projections of queries and outputs replaced by kernels,
-and its attention function by one of ours. All shapes are those of all tokens and every token stays
-in its place, so positions, masks and caches are as the family knows them. The rows of tokens that
-skip are arbitrary; rotary embeddings and norms work row by row, and nothing reads them in the end.
+and its attention function by a custom one. All shapes are those of all tokens and every token stays
+in its place, so positions, masks and caches are the family's own. The rows of tokens that skip are
+arbitrary: rotary embeddings and norms work row by row, and nothing reads those rows in the end.
 
-`plan.py` says where kernels suit; elsewhere kept tokens are packed in PyTorch (`sparse.py`).
+`plan.py` decides where kernels run; elsewhere kept tokens are packed in PyTorch (`sparse.py`).
 
 Shapes: B batch, T query tokens, S keys, D hidden.
 """
@@ -37,7 +37,7 @@ from skipgpt.routing.stand_in import StandIn
 
 @dataclass(frozen=True, eq=False)
 class QueriesOnDevice(PackedQueries):
-    """In the place of a mask: where the queries are, and how to attend with them.
+    """Passed as the attention mask: which queries run, and the kernels to attend with.
 
     Attributes:
         kernels: to attend with.
@@ -121,7 +121,7 @@ def attention(
 def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
     """Stream [B, T, D] plus the stand-in's output where tokens skip.
 
-    It is computed for all: it is small, and there is nothing to wait for.
+    It is computed for all tokens: it is small, and the host need not wait for their number.
     """
     return torch.where(decision.keep[..., None], stream, stream + module(entering))
 
@@ -142,15 +142,15 @@ def attend(
     if kept is None:
         return kernels.decode_attend(query, key, value, asked.keep[:, 0], mask, scale), None
     tokens, keys = query.shape[2], key.shape[2]
-    # Without a mask several queries start at the first key, however much room a cache has; one
-    # query sees all there is. With one, a static cache may have room behind the last query.
+    # Without a mask several queries start at the first key, however much space a cache has, and
+    # one query sees every key. With a mask a static cache may have space behind the last query.
     offset = 0 if mask is None and tokens > 1 else keys - tokens
     attended = kernels.attend(query, key, value, kept.columns, kept.counts, mask, offset, scale)
     return attended, None
 
 
 def _is_step(keep: Tensor) -> bool:
-    """Whether this is one token of few sequences, keep [B, T]."""
+    """Whether keep [B, T] is that of a decode step of few sequences."""
     return keep.shape[1] == 1 and len(keep) <= MOST_SEQUENCES
 
 

@@ -1,7 +1,7 @@
-"""Execution `gated`: every token runs, outputs are multiplied by the gate. The definition.
+"""Execution `gated`, the definition: every token runs, outputs are multiplied by the gate.
 
-The gate multiplies the last operation before the residual add. In families with a norm there,
-gating in front of it would be undone: a norm is blind to the scale of its input.
+The gate multiplies the result of the last operation before the residual add. In families with a
+norm there, a gate before the norm would have no effect: norms remove the scale of their input.
 """
 
 from __future__ import annotations

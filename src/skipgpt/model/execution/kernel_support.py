@@ -1,6 +1,6 @@
-"""Which layers can run with kernels: each module is asked what it is made of.
+"""Which layers can run with kernels, judged by what their modules consist of.
 
-What is not known to be right is refused, and then kept tokens are packed in PyTorch.
+Where kernels are not known to be correct, kept tokens are packed in PyTorch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ ACTIVATIONS: dict[str, Activation] = {
     "GELUActivation": "gelu",
     "GELUTanh": "gelu_tanh",
 }
-"""By class, of torch and of transformers."""
+"""Activations by class name, of torch and of transformers."""
 
 _GATED_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _OWN_SCORES = ("sinks", "attn_logit_softcapping")
-"""What attention may have that changes its scores."""
+"""Attributes by which attention changes its scores."""
 
 
 def asks_the_host(layer: RoutedLayer) -> bool:
-    """Whether a one-token step of this layer, without gradients, has to wait for the device.
+    """Whether a decode step of this layer, without gradients, makes the host wait for the device.
 
     If not, a step can be captured as a CUDA graph.
     """
@@ -41,14 +41,14 @@ def asks_the_host(layer: RoutedLayer) -> bool:
 
 
 def supported_kernels(stream: Tensor) -> Kernels:
-    """The kernels that compute with this tensor, where a plan has found that there are any."""
+    """The kernels for this tensor, once a plan has found that there are any."""
     kernels = kernels_for(stream)
     assert kernels is not None
     return kernels
 
 
 def mlp_kernels(layer: RoutedLayer, stream: Tensor) -> Kernels | None:
-    """The kernels that can run this layer's MLP, if any: gated, of plain linear layers."""
+    """The kernels for this layer's MLP; None unless it is gated and of plain linear layers."""
     kernels = kernels_for(stream)
     if kernels is None or not _plain_residual(layer, layer.family.mlp_after, stream):
         return None
@@ -67,7 +67,7 @@ def mlp_kernels(layer: RoutedLayer, stream: Tensor) -> Kernels | None:
 def attention_kernels(
     layer: RoutedLayer, stream: Tensor, arguments: dict[str, Any]
 ) -> Kernels | None:
-    """The kernels that can run this layer's attention, if any: of sdpa, causal, nothing fused."""
+    """The kernels for this layer's attention; None unless it is causal sdpa, not fused."""
     kernels, family = kernels_for(stream), layer.family
     if kernels is None or not _plain_residual(layer, family.attn_after, stream):
         return None
@@ -81,12 +81,12 @@ def attention_kernels(
 
 
 def stand_in_kernels(stream: Tensor) -> Kernels | None:
-    """The kernels beside which a stand-in runs for all tokens, if any; it needs none itself."""
+    """The kernels, if any, with which a stand-in runs for all tokens; it uses none itself."""
     return None if torch.is_grad_enabled() else kernels_for(stream)
 
 
 def _is_plainly_causal(attn: Any, arguments: dict[str, Any]) -> bool:
-    """Whether attention is softmax over earlier keys, and asks transformers to compute it."""
+    """Whether attention is softmax over earlier keys, computed by transformers' sdpa function."""
     mask = arguments["attention_mask"]
     return (
         _is_unhooked(attn)
@@ -105,7 +105,7 @@ def _is_shared_bool(mask: Tensor) -> bool:
 
 
 def _plain_residual(layer: RoutedLayer, after: tuple[str, ...], stream: Tensor) -> bool:
-    """Whether a module's output is added as it is, or scaled, and nobody wants a gradient."""
+    """Whether a module's output is added as it is, or scaled, and no gradient is needed."""
     return (
         not after
         and not layer.family.adds_residual
@@ -116,7 +116,7 @@ def _plain_residual(layer: RoutedLayer, after: tuple[str, ...], stream: Tensor) 
 
 
 def _is_bare(linear: Any, stream: Tensor) -> bool:
-    """Whether a layer is nothing but a product with weights like the stream."""
+    """Whether a layer is a plain `nn.Linear` of the stream's dtype and device."""
     return (
         type(linear) is nn.Linear
         and type(linear.weight) is nn.Parameter
@@ -127,5 +127,5 @@ def _is_bare(linear: Any, stream: Tensor) -> bool:
 
 
 def _is_unhooked(module: nn.Module) -> bool:
-    """Whether nobody has to be told when this module runs; kernels do not call it."""
+    """Whether a module has no forward hooks; kernels would not call them."""
     return not module._forward_hooks and not module._forward_pre_hooks

@@ -4,9 +4,9 @@
     execution `sparse`   kept tokens run, by one of the plans below
     execution `auto`     `sparse` where that saves time in this module, else `gated`
 
-All give the same result. Of several tokens, packing saves the products of those that skip and costs
-looking them up, taking and putting back rows. Few tokens, small modules, and batches whose weights
-are read for one token anyway are not worth it.
+All give the same result. Packing saves the products of the tokens that skip, and costs finding,
+gathering and scattering rows. It does not pay for few tokens, for small modules, or for batches
+whose weights are read for one token anyway.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Plan(Enum):
 def plan(
     layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Plan:
-    """The plan for the tokens of keep [B, T] of `entering` [B, T, D].
+    """Choose the plan by which a module runs the tokens `keep` [B, T] of `entering` [B, T, D].
 
     Args:
         layer: with the module.
@@ -56,11 +56,11 @@ def plan(
 def plan_of_count(
     layer: RoutedLayer, module: Module, kept: int, shape: tuple[int, ...], arguments: dict[str, Any]
 ) -> Plan:
-    """The plan for so many kept tokens out of [B, T], without kernels, and with all keys."""
+    """Choose the plan for so many kept tokens out of [B, T], without kernels and with all keys."""
     batch, tokens = shape
     if kept == batch * tokens:
         return Plan.WHOLE
-    # Under noise every module takes part in every step, if only for no token.
+    # With noise every module takes part in every step, even for no token (`RoutingState.noise`).
     if kept == 0 and layer.routing.noise is None:
         return Plan.NOTHING
     if module == "attn" and kept and batch_rows.can_use(layer, tokens, arguments["attention_mask"]):
@@ -68,21 +68,21 @@ def plan_of_count(
     return Plan.ROWS
 
 
-# How many tokens are kept is data, which a compiled graph cannot have.
+# The number of kept tokens depends on the data, which a compiled graph cannot branch on.
 @torch.compiler.disable(reason="whether packing pays depends on the data")  # type: ignore[no-untyped-call, untyped-decorator]
 def should_pack(
     layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> bool:
-    """Whether a module in execution `auto` is `sparse` for the tokens of keep [B, T]."""
+    """Whether execution `auto` runs a module as `sparse` for the tokens `keep` [B, T]."""
     state = layer.routing
     if not state.can_pack:
         return False
-    # A token alone runs a module or does not.
+    # A single token runs a module or does not: nothing is packed.
     if keep.numel() == 1 or state.config.kv == "skip":
         return True
     if _has_kernels(layer, module, entering, arguments):
         return True
-    # Elsewhere counting would have to be waited for; some tokens will skip.
+    # On other devices counting would make the host wait; half is a guess.
     kept = int(keep.sum()) if keep.device.type == "cpu" else keep.numel() // 2
     return is_worth_packing(layer, module, entering, kept, arguments)
 
@@ -90,7 +90,7 @@ def should_pack(
 def is_worth_packing(
     layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
 ) -> bool:
-    """Whether packing saves time for so many kept tokens of `entering` [B, T, D]."""
+    """Whether packing saves time for `kept` tokens of `entering` [B, T, D]."""
     cached = 0
     if module == "attn" and entering.shape[1] == 1:
         cached = _cached_bytes(arguments[layer.family.cache], layer.index)
@@ -108,7 +108,7 @@ def _has_kernels(
 
 
 def _cached_bytes(cache: Any, index: int) -> int:
-    """Of a layer's keys and values, where the cache has them as tensors."""
+    """Bytes of a layer's cached keys and values; 0 if the cache does not have them as tensors."""
     layers = getattr(cache, "layers", ())
     keys = getattr(layers[index], "keys", None) if index < len(layers) else None
     return 2 * keys.numel() * keys.element_size() if isinstance(keys, Tensor) else 0

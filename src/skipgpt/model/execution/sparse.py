@@ -1,4 +1,4 @@
-"""Execution `sparse`: only kept tokens run. The fast twin of `gated`.
+"""Execution `sparse`: only kept tokens run, with the same result as `gated`.
 
 Queries, scores, output projection and MLP are computed for kept tokens only. Keys and values
 follow the policy of the routers' config. `dense`: computed and cached for every token, so that
@@ -36,7 +36,7 @@ from skipgpt.routing.decision import ModuleDecision
 from skipgpt.routing.stand_in import StandIn
 
 ROWS = 1024
-"""Tokens an MLP runs at once on a CPU: the best of 256 to 8,192 at an MLP of 2,816."""
+"""Tokens per call of an MLP on a CPU: the fastest of 256 to 8,192 for an MLP of width 2,816."""
 
 Run = Callable[[RoutedLayer, Tensor, Tensor, ModuleDecision, dict[str, Any]], Tensor]
 """Adds a module's update of the kept tokens of `entering` [B, T, D] to `stream` [B, T, D].
@@ -48,7 +48,7 @@ _Twin = TypeVar("_Twin", bound=Callable[..., Tensor])
 
 
 def _not_compiled(twin: _Twin) -> _Twin:
-    """Keep `torch.compile` out: its graphs need shapes, and how many tokens run is data.
+    """Keep `torch.compile` out: its graphs need shapes, and how many tokens run is in the data.
 
     Everything around the two modules of a layer still compiles.
     """
@@ -137,11 +137,11 @@ def _attention_of_rows(
 ) -> Tensor:
     columns, filled = pack_columns(decision.keep)
     idle = columns.shape[1] == 0
-    if idle:  # one query, whose output goes nowhere: of none, attention cannot tell its heads
+    if idle:  # one query, whose output is dropped: without any, attention cannot infer its heads
         columns, filled = columns.new_zeros(len(columns), 1), filled.new_zeros(len(filled), 1)
     read = modules.pre_norm(layer, "attn", entering)
     if columns.shape[1] == entering.shape[1]:
-        # Some sequence keeps all: masks keep the short form that the fastest kernels want.
+        # A sequence keeps all tokens: masks stay in the short form that the fastest kernels take.
         update = modules.run_attention(layer, read, arguments)
     else:
         update = _packed_attention(layer, read, columns, arguments)
@@ -213,7 +213,7 @@ def _mlp_of_rows(
         with given_tokens(layer.routing, rows, entering.shape[1]):
             update = _run_mlp(layer, flat.index_select(0, rows)[None])[0]
         return add_rows(stream, update, rows)
-    # What is in between is made and thrown away: in parts that memory at hand has room for.
+    # In chunks, so that the intermediate activations, which are discarded, stay in the CPU cache.
     added = stream.flatten(0, 1).clone()
     for some in rows.tensor_split(-(-len(rows) // ROWS)):
         update = _run_mlp(layer, flat.index_select(0, some)[None])[0]

@@ -1,4 +1,4 @@
-"""What differs between decoder families, said as the fields of one row.
+"""What differs between decoder families, as the fields of one table row.
 
 A row names the parts of a decoder layer in the order the data moves. The parts themselves are
 always the family's own modules, called as transformers calls them; see `modules.py`.
@@ -19,7 +19,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Family:
-    """One row. Names are of children of the decoder layer, or of its attention.
+    """One row. Names are those of children of the decoder layer, or of its attention.
 
     Attributes:
         model_type: as in the model's config.
@@ -35,9 +35,10 @@ class Family:
         attn_after: what acts on attention's output before it is added, in order.
         mlp_after: likewise on the MLP's output.
         scale: attribute of the layer that multiplies both outputs, if any.
-        parallel: whether the MLP reads what attention reads; a name asks the layer.
+        parallel: whether the MLP reads what attention reads; a string is the path of the layer's
+            attribute that says so.
         sums_first: whether a parallel layer adds its two outputs before the residual stream; the
-            order decides about the last bit.
+            order changes the last bit.
         query: projections inside attention that only a token's own query needs.
         key_value: projections inside attention that only keys and values need.
         fused: the projection that makes queries, keys and values at once, if there is one.
@@ -47,9 +48,9 @@ class Family:
         cache: the argument that carries the cache.
         adds_residual: whether the modules take the residual stream and add to it themselves.
         returns_tuple: whether the layer returns a tuple with the residual stream in front.
-        requires: attributes of the layer and the values without which the row is wrong.
-        unread: regular expressions for tensors that files of the family hold for no use, beside
-            those that transformers itself lists.
+        requires: attributes of the layer and the values that the row assumes.
+        unread: regular expressions for unused tensors in files of the family, beside those that
+            transformers itself lists.
         since: the first supported transformers release that has the family, if not the oldest.
     """
 
@@ -173,5 +174,5 @@ def _at(layer: nn.Module, path: str) -> Any:
 
 
 def has(owner: Any, name: str) -> bool:
-    """Whether the attribute is there and is not None (parallel StableLM has an empty norm)."""
+    """Whether the attribute exists and is not None (parallel StableLM has an empty norm)."""
     return getattr(owner, name, None) is not None

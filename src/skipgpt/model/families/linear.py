@@ -22,8 +22,8 @@ def is_plain(projection: Any) -> bool:
     kind = type(projection)
     bare = kind is nn.Linear or is_transposed(projection) or kind.__name__ == "FalconLinear"
     if not bare or type(weight := projection.weight) is not nn.Parameter:
-        return False  # as quantised weights are, which may also hold other numbers
-    # Offloaded weights come only while the layer itself is called.
+        return False  # quantised weights are of another class, and may be packed
+    # Offloaded weights are present only while the layer itself is called.
     return weight.is_floating_point() and not weight.is_meta
 
 
@@ -33,12 +33,12 @@ def is_transposed(projection: nn.Module) -> bool:
 
 
 def some_outputs(projection: Any, rows: Tensor, start: int, stop: int | None) -> Tensor:
-    """Some outputs of a linear layer."""
+    """The outputs `start` to `stop` of a linear layer."""
     weight = projection.weight.T if is_transposed(projection) else projection.weight
     bias = None if projection.bias is None else projection.bias[start:stop]
     return nn.functional.linear(rows, weight[start:stop], bias)
 
 
 def has_widths(projection: Any) -> bool:
-    """Whether the layer tells its numbers of inputs and outputs."""
+    """Whether the layer has its numbers of inputs and outputs as attributes."""
     return hasattr(projection, "out_features") or hasattr(projection, "nf")

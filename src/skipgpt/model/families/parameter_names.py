@@ -1,4 +1,4 @@
-"""The names of what routing adds to a layer, by which its parameters are told from the base's."""
+"""Names of the parts that routing adds to a layer, to tell their parameters from the base's."""
 
 from __future__ import annotations
 

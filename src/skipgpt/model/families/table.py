@@ -16,7 +16,7 @@ OLDEST, NEWEST = "5.16.1", "5.23.0"
 """The transformers releases that the tests of every row ran on."""
 
 MERGED_PREFIX = "skipgpt_"
-"""Starts the model type of a merged export, as in `skipgpt_llama`."""
+"""Prefix of the model type of a merged export, as in `skipgpt_llama`."""
 
 _GEMMA: dict[str, Any] = {
     "mlp_norm": ("pre_feedforward_layernorm",),
@@ -183,7 +183,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model: nn.Module) -> Family:
-    """The row of a model.
+    """The table row of a model's family.
 
     Raises:
         UnsupportedModelError: no row for its model type, its layers lack a part that the row

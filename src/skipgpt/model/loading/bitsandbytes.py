@@ -1,14 +1,14 @@
 """Bases whose linear layers hold 8-bit or 4-bit weights, through bitsandbytes.
 
 Routers and LoRA train on top of them in their own precision; no weight of the base changes. Four
-things that bitsandbytes does are not what routing needs, and are put right here:
+behaviours of bitsandbytes do not suit routing and are corrected here:
 
     8-bit, outliers     columns above a threshold are picked by looking at the whole batch, so that
                         a token's output depends on its neighbours: the threshold is set to 0
     4-bit, CPU          the first forward repacks the weights in place for a kernel without a
-                        gradient, which makes gradients wrong without a word: never repacked
+                        gradient, which silently makes gradients wrong: never repacked
     4-bit, CPU          rows that are no whole number of blocks are unpacked wrongly: refused
-    messages            a warning a layer and forward, and one at import: silenced
+    messages            a warning per layer and forward, and one at import: silenced
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _TALKATIVE = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops
 
 
 def check_quantization(kind: str | None) -> Quantization | None:
-    """Return the kind if there is such a one.
+    """Return the kind if it is a known one.
 
     Raises:
-        ConfigError: there is not.
+        ConfigError: it is not.
     """
     if kind is None or kind in KINDS:
         return kind
@@ -64,7 +64,7 @@ def loading_options(
     if not by_bitsandbytes and (stored or kind is None):
         return {}
     _require()
-    # Named with its index, `cuda:0`, which accelerate compares with the one it trains on.
+    # With its index, as in `cuda:0`: accelerate compares it with the device it trains on.
     options: dict[str, Any] = {"device_map": {"": str(torch.empty(0, device=device).device)}}
     if not by_bitsandbytes:
         from transformers import BitsAndBytesConfig
@@ -124,7 +124,7 @@ def make_safe(model: nn.Module, doing: str) -> None:
 
 
 def size(parameter: Tensor) -> int:
-    """How many weights a parameter holds; packed ones are two a byte, others lie in pieces."""
+    """How many weights a parameter holds, also where it is packed (4-bit) or sharded (ZeRO-3)."""
     packed = getattr(parameter, "quant_state", None)
     if packed is not None:
         return math.prod(packed.shape)
@@ -132,7 +132,7 @@ def size(parameter: Tensor) -> int:
 
 
 def silence() -> None:
-    """Let bitsandbytes say errors only where it says the same thing again and again."""
+    """Silence the repeated warnings of bitsandbytes; errors are still logged."""
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -1,4 +1,4 @@
-"""What a name given for a model is: checkpoint, export, base … decided here and nowhere else."""
+"""Which kind of model a name refers to: checkpoint, export, base … decided only here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _INSTEAD: dict[Kind, str] = {
 
 
 def kind_of_model(name: str | Path) -> Kind:
-    """What a name is that was given for a model; `remote` is what may be a hub id.
+    """The kind of model that a name refers to; `remote` if it may be a hub id.
 
     Example:
         >>> kind_of_model("nano"), kind_of_model("meta-llama/Llama-3.1-8B")
@@ -75,15 +75,15 @@ def kind_of_model(name: str | Path) -> Kind:
 
 
 def said(name: str | Path) -> str:
-    """The same in words."""
+    """The kind of model that a name refers to, in words."""
     return _SAID[kind_of_model(name)]
 
 
 def refuse_unless_base(name: str, doing: str) -> None:
-    """Raise if a name is that of something else than a base model.
+    """Raise if a name does not refer to a base model.
 
     Raises:
-        UnsupportedModelError: it is; says what, and what to name instead.
+        UnsupportedModelError: it does not; says what it is, and what to name instead.
     """
     kind = kind_of_model(name)
     if kind not in _BASES:
@@ -118,7 +118,7 @@ def refuse_if_moved(base: str, config: Path) -> None:
 
 
 def not_a_checkpoint(name: str | Path, doing: str) -> CheckpointError:
-    """What to raise where a checkpoint was expected: it says what is there instead."""
+    """The error to raise where a checkpoint was expected: it says what is there instead."""
     kind = kind_of_model(name)
     return CheckpointError(
         doing,
@@ -130,7 +130,7 @@ def not_a_checkpoint(name: str | Path, doing: str) -> CheckpointError:
 
 
 def json_of(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where it cannot be read, which whoever needs more of it says."""
+    """The JSON object in a file; empty if it cannot be read, so callers check what they need."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """How text is generated and where a turn ends: one decision for every command and engine.
 
-Of the `generation_config` of a base, what says where its texts end counts: `eos_token_id` and
+Of a base's `generation_config` only what says where texts end is used: `eos_token_id` and
 `stop_strings`. All else is left out: penalties, forced and suppressed tokens, minimum lengths,
 beams, several sequences, and defaults of sampling. So temperature 0 is the argmax of the model's
 logits, sampling draws from their softmax unless a request says otherwise, and two engines agree.
@@ -17,7 +17,7 @@ from typing import Any
 logger = logging.getLogger("skipgpt")
 
 COLDEST = 1e-4
-"""Temperatures below are greedy: divided by them, logits would overflow."""
+"""Temperatures up to this one decode greedily: dividing logits by them would overflow."""
 
 NEUTRAL: dict[str, Any] = {
     "use_cache": True,
@@ -44,7 +44,7 @@ _SILENT = frozenset(
     {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "stop_strings",
      "do_sample", "max_length", "max_new_tokens", "use_cache", "transformers_version"}
 )  # fmt: skip
-"""Settings that are kept, or that a caller always says anew."""
+"""Settings that are kept, or that every caller sets itself."""
 
 _CONTENT = "skipgpt"
 
@@ -63,12 +63,12 @@ class Ends:
 
 
 def ends_of(model: Any, tokenizer: Any, stops: Sequence[str] = ()) -> Ends:
-    """Where texts of a model end: what generation config, tokenizer and chat template say.
+    """Where a model's texts end, by its generation config, tokenizer and chat template.
 
     Args:
         model: of transformers, wrapped by PEFT or not.
         tokenizer: of the base model.
-        stops: more texts that end it.
+        stops: further stop strings.
 
     Example:
         >>> ends_of(model, tokenizer, ["<|im_end|>", "User:"])
@@ -79,7 +79,7 @@ def ends_of(model: Any, tokenizer: Any, stops: Sequence[str] = ()) -> Ends:
 
 
 def ends_in(settings: Mapping[str, Any], tokenizer: Any, stops: Sequence[str] = ()) -> Ends:
-    """`ends_of`, where there is a generation config in place of a model."""
+    """`ends_of` from a generation config in place of a model."""
     found, own = settings.get("eos_token_id"), settings.get("stop_strings") or ()
     ids: set[int | None] = set(found) if isinstance(found, list | tuple) else {found}
     ids.add(tokenizer.eos_token_id)
@@ -96,7 +96,7 @@ def stop_ids(tokenizer: Any, stops: Sequence[str]) -> set[int]:
 
 
 def _turn_ends(tokenizer: Any) -> list[str]:
-    """The tokens that a chat template puts behind what an assistant says."""
+    """The tokens that a chat template puts after an assistant's message."""
     if not getattr(tokenizer, "chat_template", None):
         return []
     user, assistant = ({"role": role, "content": _CONTENT} for role in ("user", "assistant"))
@@ -114,7 +114,7 @@ def _turn_ends(tokenizer: Any) -> list[str]:
 
 @contextmanager
 def plain_generation(model: Any, ends: Ends) -> Iterator[None]:
-    """Inside the block, `model.generate` does what its arguments say, and ends where a text ends.
+    """Make `model.generate` follow its arguments alone, and stop where a text ends.
 
     Args:
         model: of transformers, wrapped by PEFT or not.
@@ -155,7 +155,7 @@ def say_left_out(settings: Any, *, sampling: bool) -> None:
 
     Args:
         settings: a `GenerationConfig`, or None.
-        sampling: whether text is sampled; what changes sampled text only counts then.
+        sampling: whether text is sampled; settings that change only sampled text count then.
     """
     given = settings.to_diff_dict() if settings is not None else {}
     silent = _SILENT if sampling else _SILENT | _SAMPLING

@@ -1,13 +1,13 @@
-"""Base models in GGUF files, as llama.cpp has them.
+"""Base models in GGUF files, the format of llama.cpp.
 
-transformers reads them, and unpacks quantised weights to the dtype that is asked for. Five things
-that it does are not what a base model needs, and are put right here:
+transformers reads them, and unpacks quantised weights to the dtype that is asked for. Five of its
+behaviours do not suit a base model and are corrected here:
 
     neighbours         files beside the GGUF file, or of its name in the working directory, are
                        read, too: it is given an empty folder and an absolute path
-    missing tensors    are drawn at random: refused, and so are those of another shape
-    unknown tensors    are passed over, biases as well: refused
-    rotary embedding   scaling is passed over: see `gguf_rope.py`
+    missing tensors    are initialised at random: refused, and so are those of another shape
+    unknown tensors    are ignored, biases as well: refused
+    rotary embedding   scaling is ignored: see `gguf_rope.py`
     special tokens     older releases guess the end of a text: taken from the file
 """
 
@@ -31,7 +31,7 @@ _SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding
 
 
 def is_gguf(name: str | Path) -> bool:
-    """Whether a base model's name is that of a GGUF file, which need not be there.
+    """Whether a base model's name is that of a GGUF file, which need not exist.
 
     Example:
         >>> is_gguf("models/smollm2.Q4_1.gguf")
@@ -42,7 +42,7 @@ def is_gguf(name: str | Path) -> bool:
 
 
 def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
-    """The model of a GGUF file, on the CPU, and its tokenizer.
+    """Load the model of a GGUF file, on the CPU, and its tokenizer.
 
     Args:
         path: of the file, absolute.
@@ -50,8 +50,8 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
         doing: for the messages.
 
     Raises:
-        UnsupportedModelError: it is no whole GGUF file, of an architecture that cannot be routed,
-            or has too few or too many tensors.
+        UnsupportedModelError: it is no whole GGUF file, its architecture cannot be routed, or it
+            has too few or too many tensors.
         MissingExtraError: the extra `gguf` is not installed.
     """
     import transformers
@@ -69,7 +69,7 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
             config=_config(where, header, path, doing),
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # which says their names, and they are refused
+            ignore_mismatched_sizes=True,  # reports them; they are refused below
             **options,
         )
     refuse_tensors(
@@ -89,7 +89,7 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
 
 
 def gguf_config(path: Path, doing: str) -> Any:
-    """The config of the model in a GGUF file, of which no weights are read.
+    """The config of the model in a GGUF file; no weights are read.
 
     Raises:
         UnsupportedModelError: see `load_gguf`.
@@ -104,7 +104,7 @@ def refuse_quantizing(name: str, kind: str | None) -> None:
     """Raise if a GGUF base is to be held in 8 or 4 bits.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: a kind is given.
     """
     if kind is not None:
         raise ConfigError(
@@ -117,7 +117,7 @@ def refuse_quantizing(name: str, kind: str | None) -> None:
 
 @contextmanager
 def _by_itself(path: Path) -> Iterator[dict[str, str]]:
-    """What `from_pretrained` is given, so that it reads this file and no other."""
+    """Arguments with which `from_pretrained` reads this file and no other."""
     with tempfile.TemporaryDirectory() as folder:
         yield {"pretrained_model_name_or_path": folder, "gguf_file": str(path)}
 
@@ -126,7 +126,7 @@ def _config(where: dict[str, str], header: Header, path: Path, doing: str) -> An
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(**where)
-    vars(config).pop("_model_name_or_path", None)  # `general.name` is none
+    vars(config).pop("_model_name_or_path", None)  # `general.name` is no path
     scale_rope(config, header, path, doing)
     return config
 
@@ -146,7 +146,7 @@ def _unread(model: Any, header: Header) -> set[str]:
 
 
 def _show_progress_as_transformers_does() -> None:
-    """Where its progress bars are off, this one is, too."""
+    """Turn the GGUF reader's progress bar off where those of transformers are off."""
     from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 

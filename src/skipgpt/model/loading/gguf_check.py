@@ -10,7 +10,7 @@ from skipgpt.model.loading.gguf_header import Header, read_header
 
 
 def checked_header(path: Path, doing: str) -> Header:
-    """The header of a GGUF file that is whole and of a family with a row.
+    """Read the header of a GGUF file, and check that it is whole and of a supported family.
 
     Args:
         path: of the file.
@@ -64,12 +64,12 @@ def _check_size(header: Header, size: int, doing: str) -> None:
 
 
 def _architectures() -> list[str]:
-    """Those that transformers reads and that are families with a row."""
+    """The architectures that transformers reads and whose families are supported."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as READABLE
 
     return sorted(name for name in READABLE if {name, f"{name}_text"} & FAMILIES.keys())
 
 
 def _plain(architecture: str) -> str:
-    """Without the dashes that files write and transformers does not."""
+    """The name without dashes and underscores, in which files and transformers differ."""
     return architecture.replace("-", "").replace("_", "")

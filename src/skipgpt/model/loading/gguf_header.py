@@ -24,13 +24,13 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _FORMATS = "BbHhIif?--Qqd"
-"""Of the types of a fixed size, by number, as in `struct`."""
+"""`struct` formats of the types of a fixed size, by type number."""
 _ALIGNMENT, _MOST_DIMENSIONS = 32, 8
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies.
+    """Where a tensor is stored.
 
     Attributes:
         shape: as torch has it, slowest dimension first.
@@ -44,7 +44,7 @@ class StoredTensor:
 
     @property
     def end(self) -> int:
-        """The offset behind its last byte; imports gguf.
+        """The offset after its last byte; imports gguf.
 
         Raises:
             ValueError: gguf knows no such type.
@@ -60,7 +60,7 @@ class Header:
     """What a GGUF file says about itself.
 
     Attributes:
-        values: the settings; of an array its length.
+        values: the settings; for an array only its length.
         tensors: by the names of llama.cpp, as in `blk.0.attn_q.weight`.
     """
 
@@ -69,7 +69,7 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        """As llama.cpp calls it; empty where the file does not say."""
+        """Name of the architecture in llama.cpp; empty if the file does not say."""
         return str(self.values.get("general.architecture", ""))
 
     def own(self, key: str, default: Any = None) -> Any:
@@ -146,7 +146,7 @@ def _read(cursor: _Cursor) -> Header:
 
 
 class _Cursor:
-    """Reads one thing after the other, and never more than the file has."""
+    """Reads values one after the other, never past the end of the file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size

@@ -1,9 +1,9 @@
 """The rotary embedding of a GGUF file, where transformers does not read it.
 
-llama.cpp keeps the scaling of Llama 3 as a tensor, `rope_freqs.weight` [Dh/2]: what each frequency
-is divided by. transformers passes over it, and a model without it is another model. So the setting
-that gives these divisors is put into the config. Scalings that are named in the settings of a file
-and that transformers does not read are refused.
+llama.cpp stores the scaling of Llama 3 as a tensor, `rope_freqs.weight` [Dh/2]: the divisor of each
+frequency. transformers ignores it, which changes the model's output. So the setting that gives
+these divisors is put into the config. Scalings that a file's settings name and that transformers
+does not read are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LLAMA_3 = {
 
 
 def scale_rope(config: Any, header: Header, path: Path, doing: str) -> None:
-    """Put the scaling that a file says into the config which transformers made of it.
+    """Put a file's rotary scaling into the config that transformers made from it.
 
     Args:
         config: changed in place.
@@ -38,7 +38,7 @@ def scale_rope(config: Any, header: Header, path: Path, doing: str) -> None:
         doing: for the message.
 
     Raises:
-        UnsupportedModelError: it is a scaling of which the config cannot be told.
+        UnsupportedModelError: the scaling cannot be expressed in the config.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kind = header.own("rope.scaling.type", "none")
@@ -57,7 +57,7 @@ def scale_rope(config: Any, header: Header, path: Path, doing: str) -> None:
 
 
 def _read(header: Header, path: Path) -> Tensor | None:
-    """The divisors [Dh/2], where they are float32."""
+    """The divisors [Dh/2]; None if they are not float32."""
     stored = header.tensors[DIVISORS]
     if stored.kind != _FLOAT32:
         return None
@@ -69,7 +69,7 @@ def _read(header: Header, path: Path) -> Tensor | None:
 
 
 def _gives(config: Any, divisors: Tensor) -> bool:
-    """Whether transformers, with this config, divides the frequencies so."""
+    """Whether transformers divides the frequencies by these divisors with this config."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))

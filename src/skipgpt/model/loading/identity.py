@@ -1,6 +1,6 @@
 """What decides a base model's logits besides its weights: fields of its config, and the tokenizer.
 
-A checkpoint records them, and is told apart from a base with the same weights that computes
+A checkpoint records them, so that loading detects a base with the same weights that computes
 something else: another rotary base, another epsilon, another vocabulary.
 """
 
@@ -32,7 +32,7 @@ _DECIDE_LITTLE = frozenset(
     {"bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings",
      "tokenizer.eos_token", "tokenizer.chat_template"}
 )  # fmt: skip
-"""What changes where a text begins, ends or is cut, and no logit of given tokens."""
+"""Settings that change where a text begins, ends or is cut, but no logit of given tokens."""
 
 
 def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
 
     Args:
         model: the base, with routers or without.
-        tokenizer: its tokenizer; nothing is said of it where None.
+        tokenizer: its tokenizer; left out where None.
     """
     config = {k: v for k, v in model.config.to_dict().items() if not _is_idle(k)}
     found = dict(_flat(config))
@@ -62,18 +62,18 @@ def digest_of_settings(settings: Mapping[str, Any]) -> str:
 
 
 def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], doing: str) -> None:
-    """Hold the settings of a base model against those that a checkpoint records.
+    """Compare the settings of a base model with those that a checkpoint records.
 
-    What decides no logit of given tokens is warned of, and so is a field that only one release of
-    transformers has, and what another release makes of the same tokenizer.
+    A difference only warns if it changes no logit of given tokens, if only one of two releases of
+    transformers has the field, or if two releases encode the sample text differently.
 
     Args:
-        then: as the checkpoint has them; empty in those of older versions.
+        then: as the checkpoint records them; empty in older checkpoints.
         now: those of the base that was loaded.
         doing: for the message.
 
     Raises:
-        CheckpointError: others that decide logits; every one with both values.
+        CheckpointError: settings that decide logits differ; names each with both values.
     """
     same_release = then.get(VERSION) == now.get(VERSION)
     wrong: list[str] = []
@@ -104,7 +104,7 @@ def _is_idle(name: str) -> bool:
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested fields under dotted names; what JSON does not know, as text."""
+    """Yield nested fields under dotted names; values that JSON does not have, as text."""
     for key, value in values.items():
         name = f"{above}{key}"
         if isinstance(value, Mapping):

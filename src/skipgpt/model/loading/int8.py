@@ -1,11 +1,11 @@
 """8-bit weights for inference on a CPU: what decoding reads shrinks to a quarter.
 
-    weights       one scale an output, rounded once, when the model is quantised
-    activations   one scale a token, rounded in every forward; torch's own 8-bit product
+    weights       one scale per output, rounded once, when the model is quantised
+    activations   one scale per token, rounded in every forward; torch's own 8-bit product
 
-A scale for each token, not one for all, so that a token's output does not depend on which others
-run beside it: packed or not, it is the same to the bit. Products of integers are exact, hence no
-order of sums either.
+Scales are per token so that a token's output does not depend on the tokens that run beside it:
+packed or not, it is the same to the bit. Integer products are exact, so the order of sums does not
+matter either.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer that multiplies 8-bit rows by 8-bit weights and gives back the rows' dtype.
+    """A linear layer that multiplies 8-bit rows by 8-bit weights and returns the rows' dtype.
 
     Args:
         plain: the layer it takes the place of; its bias stays as it is.
@@ -44,10 +44,10 @@ class Int8Linear(nn.Module):
         self.scale: Tensor
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[…, in_features] to […, out_features].
+        """Map rows […, in_features] to […, out_features].
 
         Raises:
-            ConfigError: a gradient is wanted, which rounding does not have.
+            ConfigError: a gradient is needed, which rounding does not have.
         """
         if rows.requires_grad and torch.is_grad_enabled():
             raise ConfigError(
@@ -63,16 +63,16 @@ class Int8Linear(nn.Module):
         return product.to(rows.dtype).view(*rows.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        """As `nn.Linear` prints itself."""
+        """The sizes, as `nn.Linear` prints them."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def quantize_int8(model: M) -> M:
-    """Hold the linear layers of attention, MLP and head in 8 bits, in place, for inference.
+    """Quantise the linear layers of attention, MLP and head to 8 bits, in place, for inference.
 
-    Embeddings, norms, routers and stand-ins stay as they are; so do decisions' thresholds. A head
-    that shares its weight with the embedding gets one of its own. No parameter wants a gradient
-    afterwards, and the model cannot be saved as a checkpoint.
+    Embeddings, norms, routers, stand-ins and thresholds stay as they are. A head that shares its
+    weight with the embedding gets one of its own. No parameter requires a gradient afterwards, and
+    the model cannot be saved as a checkpoint.
 
     Args:
         model: of a family in `skipgpt families`, dense or with routers, on a CPU, LoRA merged.
@@ -83,7 +83,7 @@ def quantize_int8(model: M) -> M:
     Raises:
         ConfigError: the model is on another device, in training mode, quantised already, or has
             LoRA that is not merged; or 8-bit products overflow on this CPU.
-        UnsupportedModelError: the family has no row, or its experts share one tensor.
+        UnsupportedModelError: the family is not supported, or its experts share one tensor.
 
     Example:
         model, tokenizer = skipgpt.load("out/llama-25", merge=True)
@@ -98,10 +98,10 @@ def quantize_int8(model: M) -> M:
 
 
 def check_loaded_as(kind: str | None) -> str | None:
-    """Return the kind if a loaded checkpoint can be turned into it.
+    """Return the kind if a loaded checkpoint can be quantised to it.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the kind is neither int8 nor None.
     """
     if kind in (None, "int8"):
         return kind
@@ -114,7 +114,7 @@ def check_loaded_as(kind: str | None) -> str | None:
 
 
 def is_int8(model: nn.Module) -> bool:
-    """Whether `quantize_int8` went over the model."""
+    """Whether `quantize_int8` was applied to the model."""
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
@@ -166,10 +166,10 @@ def _quantizable(model: nn.Module) -> list[str]:
 
 
 def _check(model: nn.Module) -> None:
-    """Raise where the model would not run, or would run wrongly.
+    """Raise if the quantised model would not run, or would run wrongly.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: the model is not on a CPU or is in training mode, or 8-bit products overflow.
     """
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
@@ -197,6 +197,6 @@ def _check(model: nn.Module) -> None:
 
 @functools.cache
 def products_are_exact() -> bool:
-    """Whether 8-bit products come out right: older x86 CPUs add pairs of them in 16 bits."""
+    """Whether 8-bit products are exact: older x86 CPUs add pairs of them in 16 bits."""
     rows = torch.full((32, 64), _LARGEST, dtype=torch.int8)
     return bool((torch._int_mm(rows, rows.t()) == 64 * _LARGEST**2).all())

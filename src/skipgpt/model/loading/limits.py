@@ -26,13 +26,13 @@ def context_of(model: Any) -> int | None:
 
 
 def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> None:
-    """Refuse a prompt that does not fit into the context together with what is to follow it.
+    """Refuse a prompt that does not fit into the context together with the tokens to follow it.
 
     Args:
         doing: for the error.
         context: from `context_of`.
-        prompt: tokens of it.
-        new: tokens to follow.
+        prompt: its length in tokens.
+        new: how many tokens are to follow.
 
     Raises:
         ConfigError: it does not fit.
@@ -60,7 +60,7 @@ def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
         ids: of any shape.
 
     Raises:
-        DataError: there is one.
+        DataError: a token has no row.
     """
     rows = model.get_input_embeddings().num_embeddings
     beyond = ids[(ids >= rows) | (ids < 0)]
@@ -81,10 +81,10 @@ def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
 
 
 def _written_without_a_row(tokenizer: Any, rows: int, ids: Tensor) -> str | None:
-    """A control token that stands as text in ids of any shape, and has no row; None if none does.
+    """A control token without a row that stands as text in ids of any shape; None if none does.
 
-    Control tokens in a text are text. But a text in the format of a tokenizer whose control tokens
-    the model does not have is one that it cannot have learned to read.
+    Control tokens in a text are text. But a model that lacks a tokenizer's control tokens cannot
+    have learned to read a text in their format.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     foreign = [str(token) for number, token in added.items() if number >= rows]
@@ -99,7 +99,7 @@ def check_rows(doing: str, model: Any, tokenizer: Any, *blocks: Tensor) -> None:
 
     Raises:
         ConfigError: rows are too long.
-        DataError: there is such a token.
+        DataError: a token has no embedding.
     """
     context = context_of(model)
     for rows in blocks:

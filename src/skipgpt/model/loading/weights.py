@@ -1,7 +1,7 @@
-"""Loading weights with transformers, strictly: by itself it draws at random what is missing.
+"""Loading weights with transformers, strictly: by default it initialises missing ones at random.
 
-What files of a family hold for no use is known by transformers' own lists, such as those of tied
-heads and rotary buffers, and by `unread` in the family's row.
+Unused tensors in files of a family are known from transformers' own lists, such as those of tied
+heads and rotary buffers, and from `unread` in the family's row.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ def load_strictly(
     *arguments: Any,
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """A model of which every weight was read, and what transformers says about loading it.
+    """Load a model, all weights of which must be read, and return it with the loading info.
 
     Args:
         from_pretrained: of an auto class or a model class.
         location: a folder or hub id.
         doing: for the messages.
-        arguments: more of `from_pretrained`.
+        arguments: further ones of `from_pretrained`.
         options: likewise, by name.
 
     Raises:
         UnsupportedModelError: one message with the tensors that are missing, unknown or of
             another shape.
     """
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are named
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # named below
     try:
         model, found = from_pretrained(location, *arguments, **options)
     except (RuntimeError, NotImplementedError) as error:
-        # Tensors that transformers puts together as it loads are not named where one is missing.
+        # Where transformers merges tensors as it loads, it does not name a missing one.
         refuse_tensors(doing, missing=_gaps(_names_in(Path(location))), cause=error)
         raise
     refuse_tensors(
@@ -68,7 +68,7 @@ def refuse_tensors(
     todo: str = "copy or download the model again; if its config.json was changed, undo that",
     cause: Exception | None = None,
 ) -> None:
-    """Raise unless there are no such tensors.
+    """Raise if tensors are missing, of another shape or unknown.
 
     Args:
         doing: for the message.
@@ -77,10 +77,10 @@ def refuse_tensors(
         unknown: tensors that the files have and the model lacks.
         what: the files, in words.
         todo: what the reader can do.
-        cause: the error that it was noticed by.
+        cause: the error that revealed them, if any.
 
     Raises:
-        UnsupportedModelError: there are.
+        UnsupportedModelError: there are such tensors.
     """
     shapes = [
         f"{name} ({list(have)}, not {list(want)})"
@@ -113,7 +113,7 @@ def _is_unread(model: Any, name: str) -> bool:
 
 
 def _quantized_misfits(model: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Layers that bitsandbytes holds whose weights are not of the layer's shape, both shapes.
+    """Weights of bitsandbytes that do not have their layer's shape, with both shapes.
 
     transformers does not compare the shapes of what it quantises.
     """
