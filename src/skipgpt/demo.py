@@ -1,4 +1,4 @@
-"""The whole chain on the embedded base model, offline, in a few minutes.
+"""The whole pipeline on the embedded base model, offline, in a few minutes.
 
 Fits and trains routers on `nano` with the standard library's sources, calibrates, heals with LoRA,
 and measures all of it against the dense model and against static removal that saves as much.
@@ -72,12 +72,12 @@ class DemoResult:
 
     Attributes:
         rows: by method: loss, perplexity and sparsity on the same held-out text.
-        static_modules: what the static baseline removes, first removed first.
+        static_modules: modules that the static baseline removes, in order of removal.
         samples: greedy continuations of one prompt, dense and sparse.
-        map: of a short program.
-        target_sparsity: what was asked for, as a share of the unit `budget`.
-        budget: what it counts.
-        seed: of everything random.
+        map: routing map of a short program.
+        target_sparsity: requested sparsity, in the unit `budget`.
+        budget: unit of the sparsity.
+        seed: random seed.
     """
 
     rows: dict[str, Perplexity]
@@ -99,7 +99,7 @@ class DemoResult:
         return plain
 
     def table(self) -> str:
-        """The rows for people."""
+        """Format the rows as a table."""
         dense = self.rows["dense"].nll_per_token
         lines = ["method            nats/token   excess   perplexity   module   params    flops"]
         for name, row in self.rows.items():
@@ -120,18 +120,18 @@ def demo(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> DemoResult:
-    """Run the chain and write checkpoint, `demo.json` and `report.html` into `out`.
+    """Run the pipeline and write checkpoint, `demo.json` and `report.html` into `out`.
 
     Args:
-        out: replaced if it is there.
+        out: output folder; replaced if it exists.
         sparsity: share to save.
-        budget: what it counts.
+        budget: unit of the sparsity.
         seed: the same seed gives the same numbers.
         device: where to run.
         dtype: of the base model.
 
     Raises:
-        SkipGPTError: with whatever went wrong.
+        SkipGPTError: a step failed.
     """
     out = Path(out)
     again = f"what finished is kept in {out}; the same command starts again"
@@ -189,7 +189,7 @@ def _demo(
 
 
 def _held_out(config: DataConfig) -> str:
-    """The file of a module that was not trained on, long enough to fill a page."""
+    """Return the path of a held-out source file, long enough to fill a page."""
     documents = split_documents(read_documents(["stdlib"], config), config.held_out)[1]
     long_first = sorted(documents, key=lambda document: len(document.text) < 8192)
     return str(Path(sysconfig.get_paths()["stdlib"], long_first[0].name))

@@ -1,1 +1,1 @@
-"""True wall-clock against the dense model, and against what skipping can give at best."""
+"""Wall-clock benchmarks against the dense model and against the ideal speed-up."""

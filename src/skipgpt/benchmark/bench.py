@@ -1,4 +1,4 @@
-"""The grid: every phase, batch size, prompt length and sparsity, dense and sparse in turn."""
+"""Run the grid of phases, batch sizes, prompt lengths and sparsities, dense and routed in turn."""
 
 from __future__ import annotations
 
@@ -31,23 +31,22 @@ from skipgpt.system.progress import Phase, advancing
 logger = logging.getLogger("skipgpt")
 
 PREFILL = "dense prefill"
-"""Timed beside `generate`, whose ideal depends on how the dense seconds divide."""
+"""Timed beside `generate`, whose ideal depends on the share of dense time that prefill takes."""
 
 
 def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
     """Time dense and routed runs of every cell, alternating.
 
     Args:
-        subject: what is measured.
-        grid: where.
+        subject: the models and prompts.
+        grid: the cells; the default grid where None.
 
     Returns:
-        A row for every cell and execution. Of `router_step`, which no sparsity changes, one for
-        every batch size and length.
+        One row per cell and execution; of `router_step`, which no sparsity changes, one per batch
+        size and length.
 
     Raises:
-        ConfigError: a sparsity that the checkpoint does not reach, or more tokens than the context
-            has room for.
+        ConfigError: a sparsity beyond the calibration curve, or more tokens than the context holds.
         DataError: too little text for the prompts.
 
     Example:
@@ -64,7 +63,7 @@ def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
     for phase, prompt in itertools.product(grid.phases, grid.prompt_tokens):
         new = _new_tokens(phase, grid)
         check_length(f"timing {phase}", context_of(subject.dense), prompt, new)
-    # On both sides or on none: a graph alone speeds up decoding.
+    # Both models use graphs or neither does: a graph by itself speeds up decoding.
     graphs = can_capture(subject.dense) and can_capture(subject.routed)
     cells = list(itertools.product(grid.phases, grid.batch_sizes, grid.prompt_tokens))
     for number, (phase, batch, prompt) in enumerate(cells):
@@ -128,7 +127,7 @@ def _field(
 def _rows(
     subject: Subject, field: Candidates, phase: PhaseName, ids: Tensor, new: int, grid: Grid
 ) -> Iterator[Row]:
-    """A row for each contender of one cell, all timed in the same rounds."""
+    """Yield a row for each candidate of one cell, all timed in the same rounds."""
     tasks = {"dense": field.dense} | {each.execution: each.task for each in field.contenders}
     if field.prefill:
         tasks[PREFILL] = field.prefill
@@ -169,21 +168,21 @@ def _rows(
 
 
 def _over_gated(seconds: Mapping[str, Sequence[float]], execution: str) -> float | None:
-    """How much faster than gated, where both ran."""
+    """Speed-up over gated, where both ran."""
     if execution == "gated" or "gated" not in seconds:
         return None
     return statistics.median(_ratios(seconds["gated"], seconds[execution]))
 
 
 def _machine(subject: Subject) -> dict[str, Any]:
-    """The figures that `auto` goes by, and where they are from."""
+    """The device figures that `auto` uses, and their source."""
     found = measured(subject.device, subject.dense.dtype)
     source = "measured by skipgpt profile" if found else "typical"
     return {"source": source, **dataclasses.asdict(found or typical(subject.device))}
 
 
 def _ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    """How much faster the second was, round by round."""
+    """Speed-up of the second over the first, per round."""
     return [a / b for a, b in zip(first, second, strict=True)]
 
 

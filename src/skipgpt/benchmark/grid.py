@@ -1,4 +1,4 @@
-"""What is measured: phases, sizes, sparsities and executions, and how often."""
+"""What is benchmarked: phases, sizes, sparsities, executions and repeats."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ PhaseName = Literal["prefill", "decode", "generate", "router_step", "lora_step"]
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured.
+    """The cells to time, and how often.
 
     Attributes:
         phases: prefill, decode, generate, router_step, lora_step.
-        batch_sizes: sequences.
+        batch_sizes: sequences per batch.
         prompt_tokens: lengths of the prompt, which is in the cache when decoding starts, or of the
             sequences of a training step.
-        decode_tokens: tokens decoded after it.
+        decode_tokens: tokens decoded after the prompt.
         sparsities: shares to save, in the unit of the subject's budget.
-        executions: auto and sparse, and rivals beside them: gated (the authors' way of running,
-            without their copies to the host), static (a model of fewer layers with the same
-            FLOPs), compiled (dense by `torch.compile`); sparse-int8 in 8-bit weights, which brings
-            dense-int8 with it.
-        repeats: rounds that count.
+        executions: auto and sparse, and reference runs: gated (as the authors run it, without
+            their copies to the host), static (a model of fewer layers with the same FLOPs),
+            compiled (dense by `torch.compile`); sparse-int8 with 8-bit weights, which adds
+            dense-int8.
+        repeats: timed rounds.
 
     Raises:
-        ConfigError: a name is unknown, a number too small, or of one kind there is none, or one
-            twice.
+        ConfigError: a name is unknown, a number too small, or a list empty or with duplicates.
     """
 
     phases: tuple[PhaseName, ...] = ("prefill", "decode")

@@ -1,4 +1,4 @@
-"""Who takes part where nothing is trained: dense, the routed model, and rivals."""
+"""Candidates of the inference phases: dense, the routed model, and reference runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from skipgpt.routing.decision import DecisionRule
 def field(
     subject: Subject, cell: Cell, rule: DecisionRule, executions: Collection[Timed]
 ) -> Candidates:
-    """Dense and its contenders in one cell."""
+    """Make the dense task and the candidates of one cell."""
     dense = cell.price(subject.routed)
 
     def make(kind: Timed) -> Candidate:
@@ -73,7 +73,7 @@ def _routed(
 
 
 def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> Candidate:
-    """Of the sparse one the ideal is what skipping can give beyond dense in the same weights."""
+    """Make an 8-bit candidate; the ideal of `sparse-int8` is relative to `dense-int8`."""
     try:
         held = subject.in_int8
     except SkipGPTError as error:

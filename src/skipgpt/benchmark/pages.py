@@ -1,4 +1,4 @@
-"""A benchmark on disk: JSON for machines, a table for people, a picture where matplotlib is."""
+"""Write a benchmark to disk: JSON, a Markdown table, and a plot where matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def write(result: Benchmark, folder: Path) -> None:
 
 
 def _told(fact: Any) -> Any:
-    """A fact in a line; of the machine's figures, whether they are measured or typical."""
+    """Format a fact; of the device figures, only whether they are measured or typical."""
     return fact["source"].split()[0] if isinstance(fact, dict) else fact
 
 
 def plot(result: Benchmark, path: Path) -> bool:
-    """Efficiency over the grid: one panel a phase, one line a batch size and prompt length.
+    """Plot efficiency: one panel per phase, one line per execution, batch and prompt size.
 
     Returns:
-        False where matplotlib is not installed; that is said and nothing is drawn.
+        False where matplotlib is not installed; that is logged and nothing is drawn.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
-"""Measuring a machine for execution `auto`: what products cost there, and what packing does.
+"""Measure a device for execution `auto`: matmul throughput, bandwidth and the cost of packing.
 
-Packing is that of PyTorch: where kernels run, `auto` has nothing to choose.
+Packing is timed in PyTorch: where kernels run, `auto` has nothing to choose.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from skipgpt.routing.decision import MODULES, Forced, Site
 from skipgpt.system.device_profile import Machine
 
 ROWS, WIDTH, WEIGHTS = 512, 2048, 16 << 20
-"""Of the large product, and of the weights that are read for one row: no cache holds them."""
+"""Sizes of the large matmul, and of the weights read for one row: too many for any cache."""
 TOKENS, LAYERS = 64, 8
-"""Of a model so small that nothing but packing takes time."""
+"""Sizes of a model so small that only packing takes time."""
 
 
 @torch.inference_mode()
@@ -32,9 +32,9 @@ def profile_machine(
     """Measure a device in a few seconds.
 
     Args:
-        device: which.
-        dtype: of weights and products.
-        repeats: rounds that count.
+        device: device to measure.
+        dtype: dtype of weights and matmuls.
+        repeats: timed rounds.
 
     Example:
         machine = profile_machine(torch.device("cpu"))
@@ -83,7 +83,7 @@ def _small_model() -> Any:
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    # Kernels, which pack nothing, stand aside while a model trains; it has no dropout.
+    # Kernels, which pack nothing, are off in training mode; the model has no dropout.
     return add_routers(LlamaForCausalLM(config)).train()
 
 

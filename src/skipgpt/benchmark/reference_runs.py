@@ -1,4 +1,4 @@
-"""Rivals in the same run: static depth with the FLOPs of the measured run, and compiled dense."""
+"""Reference runs: a static model with the FLOPs of the measured run, and compiled dense."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from skipgpt.model.surgery import add_routers, routed_layers
 
 @dataclass(frozen=True, eq=False)
 class Static:
-    """A smaller model of the same family: whole layers are gone for good.
+    """A smaller model of the same family, with whole layers removed.
 
     Attributes:
         model: an ordinary transformers model on the same weights.
-        counted: the same with routers, for its cost as a dense model.
+        counted: the same with routers, to count its cost as a dense model.
         kept: the layers that are left, in order.
-        sparsity: share of modules that are gone.
-        note: what it is, with the FLOPs that whole layers allow.
+        sparsity: share of modules removed.
+        note: description, with the FLOPs that whole layers allow.
     """
 
     model: Any
@@ -40,14 +40,14 @@ class Static:
 
 
 def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
-    """The dense model without random layers, as close to the FLOPs of a run as whole layers come.
+    """Remove random layers of the dense model until its FLOPs are closest to those of a run.
 
-    Attention and MLP have to take turns in a model of the family, so they go in equal numbers,
-    and which of them go changes no cost where layers are alike.
+    Attention and MLP alternate in a model of the family, so they are removed in equal numbers;
+    which ones does not change the cost where layers are alike.
 
     Args:
-        subject: whose model it is.
-        forward: that was measured.
+        subject: the models.
+        forward: the measured forward.
         run: its cost.
 
     Raises:
@@ -75,22 +75,22 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
 
 
 def compiled(task: Task) -> Candidate:
-    """The run of a dense model that `torch.compile` has in hand, run once to see that it does.
+    """Make a candidate of a compiled dense model, after one run to see that it compiles.
 
     Raises:
-        NotApplicable: it cannot be compiled here, for want of a C++ compiler or whatever else.
+        NotApplicable: it does not compile here, for example without a C++ compiler.
     """
     try:
         task.run(task.prepare())
     except Exception as error:
-        # Compilers, drivers and operators fail in ways of their own; timing the rest goes on.
+        # Compilers and drivers raise errors of any type; the other candidates are still timed.
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise NotApplicable(f"torch.compile failed on this machine ({reason})") from error
     return Candidate("compiled", task, 0.0, 0.0, 1.0, lambda _: 1.0)
 
 
 def to_compile(model: Any) -> Any:
-    """The same model, which `torch.compile` takes in hand when it first runs."""
+    """Set a model to be compiled by `torch.compile` at its first run, and return it."""
     model.compile()
     return model
 
@@ -103,7 +103,7 @@ def _flops(layer: Any, forward: Forward) -> float:
 
 
 def _on_weights(subject: Subject, kept: Sequence[int]) -> Any:
-    """The smaller model, with what is no weight (tables of angles) from the dense one."""
+    """Build the smaller model, with non-weight tensors (rotary tables) from the dense one."""
     model = smaller_model(subject.routed, [(index, index) for index in kept])
     for name, module in model.named_modules():
         twin = subject.dense.get_submodule(name)

@@ -1,4 +1,4 @@
-"""What was measured, as JSON, as a table, and in a sentence where there is no gain."""
+"""Benchmark results as JSON and as a table, with a sentence where there is no gain."""
 
 from __future__ import annotations
 
@@ -11,42 +11,41 @@ HEAD = (
     "range", "ideal", "efficiency", "tokens/s", "memory",
 )  # fmt: skip
 NOISE = 0.02
-"""A gain below this is none."""
+"""A smaller gain counts as none."""
 LITTLE = 0.5
-"""Where fewer modules than these are packed, that is why there is no gain."""
+"""A smaller packed share explains a missing gain."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the grid: a run of the routed model, or of a rival, against dense.
+    """One cell of the grid: the routed model, or a reference run, against dense.
 
     Attributes:
         phase: prefill, decode, generate, router_step or lora_step.
-        batch_size: sequences.
-        prompt_tokens: tokens of the prompt; in decode, those in the cache at first.
-        new_tokens: tokens decoded a sequence; 0 in prefill.
-        execution: sparse, or the name of a rival.
-        sparsity: share of modules that were skipped, measured in this very run; of `static`, that
-            are gone.
+        batch_size: sequences per batch.
+        prompt_tokens: tokens of the prompt; in decode, tokens in the cache at the start.
+        new_tokens: tokens decoded per sequence; 0 in prefill.
+        execution: how the routed model ran, or the name of a reference run.
+        sparsity: share of modules skipped, measured in this run; of `static`, removed.
         union_sparsity: share of (forward, module) pairs that no token of the forward ran.
-        flops_share: FLOPs that ran over those of dense. Modules that ran every token, as in `auto`
-            where packing does not pay, count whole, stand-ins beside them not.
-        packed_share: of the module runs in which some tokens kept and others skipped, the share in
-            which only those that kept ran: 1 in sparse and where there are none, 0 in gated. None
-            where there are no routes.
+        flops_share: FLOPs that ran over those of dense. A module that ran every token, as in `auto`
+            where packing does not pay, counts in full, and its stand-in does not count.
+        packed_share: among module runs in which some tokens kept and others skipped, the share
+            that ran kept tokens only: 1 in sparse and where there are no such runs, 0 in gated.
+            None where there are no routes.
         dense_seconds: median.
         sparse_seconds: median of this execution.
         speedup: median over rounds of dense over sparse seconds.
         speedup_range: the quartiles of the same.
-        int8_speedup: what 8-bit weights alone gave of it, in the same rounds; 1 without them.
-        ideal_speedup: what skipping, or a rival, can give at best, times int8_speedup.
+        int8_speedup: speed-up of 8-bit weights alone, in the same rounds; 1 without them.
+        ideal_speedup: upper bound of skipping, or of the reference run, times int8_speedup.
         efficiency: speedup over ideal_speedup.
         over_gated: median over rounds of gated seconds over those of this execution; None where
             gated was not timed, and for itself.
-        tokens_per_second: of all sequences, processed in prefill, new otherwise.
-        peak_memory_bytes: held at most during one run; None where nobody tells.
-        dense_peak_memory_bytes: likewise.
-        note: what else is to be known of this execution.
+        tokens_per_second: over all sequences: processed tokens in prefill and steps, else new ones.
+        peak_memory_bytes: peak memory of one run; None where it cannot be measured.
+        dense_peak_memory_bytes: likewise for dense.
+        note: remarks on this execution.
     """
 
     phase: str
@@ -109,7 +108,7 @@ class Benchmark:
     Attributes:
         rows: in the order of the grid.
         facts: subject, routes, dtype, rounds and hardware.
-        left_out: a sentence for each rival that could not run here.
+        left_out: a sentence for each run that was not possible here.
     """
 
     rows: tuple[Row, ...]
@@ -122,14 +121,14 @@ class Benchmark:
         return {"rows": rows, "left_out": list(self.left_out), **self.facts}
 
     def to_markdown(self) -> str:
-        """The table of a page, and the sentences below it."""
+        """Render the table as Markdown, and the sentences below it."""
         table = self._table()
         lines = [f"| {' | '.join(cells)} |" for cells in table]
         lines.insert(1, "|---" * len(table[0]) + "|")
         return "\n".join([*lines, "", *(f"- {each}" for each in self.sentences())]).strip()
 
     def to_terminal(self) -> str:
-        """The same in columns."""
+        """Render the same in aligned columns."""
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
@@ -139,7 +138,7 @@ class Benchmark:
         return "\n".join([*lines, *self.sentences()])
 
     def sentences(self) -> list[str]:
-        """Notes, who was left out, and where there is no gain; cells of one reason together."""
+        """Notes, runs left out, and where there is no gain, with cells grouped by reason."""
         groups: dict[tuple[str, str, str], list[str]] = {}
         for row in self.rows:
             if row.no_gain:
@@ -157,7 +156,7 @@ class Benchmark:
         return [*notes, *self.left_out, *no_gain]
 
     def _table(self) -> list[list[str]]:
-        """Head and cells; a column against gated only where that was timed."""
+        """Header and cells; a column over gated only where that was timed."""
         table = [list(HEAD), *self._cells()]
         if any(row.over_gated for row in self.rows):
             told = (f"{row.over_gated:.2f}x" if row.over_gated else "" for row in self.rows)

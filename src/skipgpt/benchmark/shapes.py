@@ -1,4 +1,4 @@
-"""Shapes of Llamas to measure with random weights: one row each, nothing is downloaded."""
+"""Llama shapes to benchmark with random weights; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def shape_config(name: str) -> Any:
-    """The transformers config of a named shape.
+    """Return the transformers config of a named shape.
 
     Raises:
         ConfigError: there is no such shape.
@@ -59,10 +59,10 @@ def shape_config(name: str) -> Any:
 
 
 def shape_or_base(name: str) -> Any:
-    """The transformers config of a named shape or of a base model, of which no weights are read.
+    """Return the transformers config of a named shape or a base model, without reading weights.
 
     Raises:
-        UnsupportedModelError: it is neither; shapes of a like name are given.
+        UnsupportedModelError: it is neither; the message names similar shapes.
     """
     if name in SHAPES:
         return shape_config(name)

@@ -1,7 +1,7 @@
-"""What is timed with gradients: the training step of each stage.
+"""The training phases of the benchmark: one optimizer step of each stage.
 
-A step is what `train` takes: forward, loss, backward, clipping, optimizer. The batch has the size
-and length of the grid, every token is a label.
+A step is that of `train`: forward, loss, backward, clipping, optimizer. The batch has the size
+and length of the grid; every token is a label.
 
 lora_step      the healing step, routed, against the same LoRA on the dense model
 router_step    the routers' step, always gated, against the same dense LoRA step: on the dense model
@@ -56,12 +56,12 @@ class StepCell:
 
     @property
     def forward(self) -> Forward:
-        """What the model is given."""
+        """The shape of the forward."""
         batch, tokens = self.ids.shape
         return Forward(batch, tokens, logits=tokens)
 
     def task(self, model: Any, stage: Stage = "lora", kind: Execution | None = None) -> Task:
-        """The step of one model, which is changed by it; LoRA starts and draws alike in all."""
+        """Make the training step of one model; LoRA init and draws are seeded alike in all."""
         seeded()
         step = single_step(model, stage, CONFIG, self.ids, kind)
         return Task(lambda _: step(), seeded)
@@ -70,7 +70,7 @@ class StepCell:
 def field(
     subject: Subject, cell: StepCell, rule: DecisionRule, executions: Collection[Timed]
 ) -> Candidates:
-    """Dense and its contenders in one cell."""
+    """Make the dense task and the candidates of one cell."""
     model = sharing(subject.dense)
     task, forward = cell.task(model), cell.forward
     dense = training_flops(subject.routed, forward, None, lora=lora_flops(model, forward))
@@ -92,7 +92,7 @@ def field(
 
 @torch.no_grad()
 def _seen(subject: Subject, cell: StepCell, rule: DecisionRule) -> Trace:
-    """The routes of a forward; steps take them by force, since LoRA and dropout would move them."""
+    """Trace a forward; steps are forced to its routes, which LoRA and dropout would change."""
     model = subject.executing("sparse", rule)
     return traced(model, Task(lambda _: model(input_ids=cell.ids, use_cache=False), seeded))
 
@@ -124,7 +124,7 @@ def _healing(
 
 
 def _carried_out(model: Any, cell: StepCell) -> AsRun:
-    """What `auto` packs in a forward of training, which has no kernels, before LoRA is there."""
+    """Trace what `auto` packs in a training forward, without kernels and before LoRA is added."""
     model.train()
     task = Task(lambda _: model(input_ids=cell.ids, use_cache=False), seeded)
     return traced_as_run(model, task)[1]

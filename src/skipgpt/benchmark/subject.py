@@ -1,4 +1,4 @@
-"""What is measured: a dense model, the same with routers, and the text they read."""
+"""What is benchmarked: a dense model, the same with routers, and the text they read."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ InInt8 = Literal["dense-int8", "sparse-int8"]
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """Two models of one shape.
+    """A dense model and the same with routers.
 
     Attributes:
-        name: of the shape or the checkpoint.
+        name: name of the shape or the checkpoint.
         dense: the untouched transformers model.
         routed: the same with routers.
         learned: whether routes are the checkpoint's own; else they are drawn at random.
         ids: [S], the text that prompts are cut from.
-        budget: what a sparsity counts; as the checkpoint was trained where None.
+        budget: unit of sparsities; as the checkpoint was trained where None.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where both models are."""
+        """The device of both models."""
         device: torch.device = self.dense.device
         return device
 
     def rule(self, sparsity: float) -> DecisionRule:
-        """What decides at this sparsity; of modules, where routes are drawn at random.
+        """Return the decision rule at this sparsity; for random routes, a share of modules.
 
         Raises:
-            ConfigError: the checkpoint's calibrated curve does not reach it.
+            ConfigError: it is beyond the calibration curve.
         """
         if not self.learned:
             return RandomRoutes(sparsity)
@@ -69,11 +69,11 @@ class Subject:
 
     @functools.cached_property
     def in_int8(self) -> Any:
-        """The routed model in 8-bit weights; what stays as it was shares its memory.
+        """The routed model with 8-bit weights; unquantised weights are shared.
 
         Raises:
             ConfigError: it cannot be quantised, as on a GPU.
-            UnsupportedModelError: likewise, for the family that it is of.
+            UnsupportedModelError: its family cannot be quantised.
         """
         own = {id(p): nn.Parameter(p.detach(), False) for p in self.routed.parameters()}
         return quantize_int8(copy.deepcopy(self.routed, own))
@@ -81,12 +81,12 @@ class Subject:
     def executing(
         self, kind: Execution | InInt8, rule: DecisionRule, *, trains: bool = False
     ) -> Any:
-        """The routed model in one execution, as a model of its own on the same weights.
+        """Return a routed model set to one execution, a separate copy on the same weights.
 
         Args:
-            kind: the execution, which may be one in 8-bit weights.
-            rule: what decides.
-            trains: whether it needs routers and stand-ins that nobody else reads.
+            kind: the execution, possibly with 8-bit weights.
+            rule: the decision rule.
+            trains: whether to copy routers and stand-ins too, since training changes them.
         """
         execution, _, held = kind.partition("-")
         model = sharing(self.in_int8 if held else self.routed, but_routers=trains)
@@ -95,10 +95,10 @@ class Subject:
         return model
 
     def prompts(self, batch_size: int, tokens: int) -> Tensor:
-        """Token ids [batch_size, tokens], other ones in every row.
+        """Return token ids [batch_size, tokens], different in every row.
 
         Raises:
-            DataError: there is not so much text.
+            DataError: there is too little text.
         """
         wanted = batch_size * tokens
         if wanted > len(self.ids):
@@ -112,7 +112,7 @@ class Subject:
 
 
 def subject_of_shape(name: str, *, device: str = "cpu", dtype: str = "auto") -> Subject:
-    """A Llama of this shape with random weights and routers.
+    """Make a Llama of this shape with random weights and routers.
 
     Raises:
         ConfigError: the shape, device or dtype is unknown.
@@ -142,15 +142,15 @@ def subject_of_checkpoint(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> Subject:
-    """A checkpoint beside its base model.
+    """Load a checkpoint beside its base model.
 
     Args:
         folder: of the checkpoint, or its hub id.
         data: text for the prompts; learned routes depend on it.
-        tokens: how many the largest batch of prompts has; no more text is read.
+        tokens: tokens of the largest batch of prompts; no more text is read.
         config: `max_documents`, `text_field` and `control_tokens`.
-        base: where the base model lies, if not where the checkpoint says.
-        budget: what a sparsity counts; as the checkpoint was trained where None.
+        base: location of the base model, if it has moved.
+        budget: unit of sparsities; as the checkpoint was trained where None.
         device: where to put both models.
         dtype: of the base model.
 
@@ -176,7 +176,7 @@ def subject_of_checkpoint(
 
 
 def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:
-    """A copy of a model's modules on the same weights, those of routers copied if asked for."""
+    """Copy a model's modules but share its weights; `but_routers` copies those of routers."""
     named = [*model.named_parameters(), *model.named_buffers()]
     same = [tensor for name, tensor in named if not (but_routers and is_routing(name))]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in same})

@@ -1,7 +1,7 @@
-"""The `skipgpt` command: one file a verb; each parses, calls one library function and prints.
+"""The `skipgpt` command: one file per verb; each parses, calls one library function and prints.
 
-Results go to standard output, everything else to standard error. Exit status 0 is done, 1 failed
-while working, 2 wrong usage.
+Results go to standard output, everything else to standard error. Exit status 0 is success, 1
+failure, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ for verb in (
 
 
 _INTERRUPTED = 130
-"""What typer makes of KeyboardInterrupt."""
+"""Exit status that typer gives to KeyboardInterrupt."""
 
 
 def main() -> None:
-    """Run the command; turns an error into one line unless --traceback is given."""
+    """Run the command; print an error in one line unless --traceback is given."""
     try:
-        # Until, and wherever, a command says itself what a signal leaves.
+        # The default, for commands that do not handle SIGTERM themselves.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         app()
     except SystemExit as end:
@@ -63,7 +63,7 @@ def main() -> None:
             raise
         sys.exit(_fail(str(error), 2 if isinstance(error, ConfigError) else 1))
     except BrokenPipeError:
-        # The reader of our output has left, which is its right (`skipgpt show … | head -1`).
+        # The reader of our output may close it, as in `skipgpt show … | head -1`.
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
@@ -79,10 +79,10 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    # Of processes that end together, one says why.
+    # Of processes that fail together, one prints why.
     if "RANK" in os.environ and not _may_speak():
         return status
-    # Not to sys.stderr, which --quiet has silenced: an error is never without a word.
+    # Not to sys.stderr, which --quiet has silenced: errors are always printed.
     print(f"skipgpt: {message}", file=sys.__stderr__)
     return status
 

@@ -10,11 +10,11 @@ import typer
 from skipgpt.cli.shared import options, settings
 
 NAME = "bench"
-HELP = """Time the model against its dense base, in turn in one process, and against the ideal.
+HELP = """Time the model against its dense base and against the ideal speed-up.
 
-Of a checkpoint the learned routes run on real text; of a shape routes are drawn at random and so
-are the weights. Prefill, decode, generate and the training step of each stage, over batch sizes,
-prompt lengths and sparsities.
+Dense and routed runs alternate in one process. A checkpoint runs its learned routes on real text; a
+shape has random weights and random routes. Times prefill, decode, generate and the training step of
+each stage, over batch sizes, prompt lengths and sparsities.
 """ + options.examples(
     "skipgpt bench out/nano-25 --sparsity 0.25,0.4 --prompt-tokens 128,512",
     "skipgpt bench --shape llama-160m --phases prefill,decode,lora_step --executions "
@@ -27,28 +27,29 @@ def run(
         str | None, typer.Argument(metavar="[DIR]", help="A checkpoint; or give --shape.")
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="Random weights of this shape, as llama-160m.")
+        str | None, typer.Option(help="Random weights of this shape, such as llama-160m.")
     ] = None,
     sparsity: Annotated[
-        str, typer.Option(help="Shares to save, by commas; of modules, for a shape.")
+        str,
+        typer.Option(help="Shares of --budget to save, comma-separated; of modules for a shape."),
     ] = "0.25,0.4",
     budget: options.Budget = None,
-    batch_sizes: Annotated[str, typer.Option(help="Sequences, by commas.")] = "1",
-    prompt_tokens: Annotated[str, typer.Option(help="Lengths of the prompt, by commas.")] = "512",
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
+    prompt_tokens: Annotated[str, typer.Option(help="Prompt lengths, comma-separated.")] = "512",
     decode_tokens: Annotated[int, typer.Option(help="Tokens decoded after the prompt.")] = 16,
     phases: Annotated[
         str,
-        typer.Option(help="prefill, decode, generate, router_step, lora_step, by commas."),
+        typer.Option(help="prefill, decode, generate, router_step, lora_step, comma-separated."),
     ] = "prefill,decode",
     executions: Annotated[
         str,
         typer.Option(
-            help="auto and sparse, and rivals: gated (the authors' way, without their copies to "
-            "the host), static (fewer layers, same FLOPs), compiled (dense by torch.compile), "
-            "sparse-int8 and dense-int8 (8-bit weights, CPU)."
+            help="auto, sparse, and reference runs: gated (as the authors run it, without their "
+            "copies to the host), static (fewer layers, same FLOPs), compiled (dense by "
+            "torch.compile), sparse-int8 and dense-int8 (8-bit weights, CPU); comma-separated."
         ),
     ] = "sparse",
-    repeats: Annotated[int, typer.Option(help="Rounds that count.")] = 7,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 7,
     data: Annotated[
         list[str] | None, typer.Option(help="Text for prompts of a checkpoint.  [default: stdlib]")
     ] = None,

@@ -12,10 +12,10 @@ from skipgpt.cli.shared import options, settings
 
 NAME = "compare"
 INTRO = "Train or compute methods on one base and one text, and measure them at the same budget."
-NOTES = """+lora after dense, router or a static one heals it; +stand_in after a static one runs
-fitted stand-ins in place of what it removes; @paper takes that recipe; :key=value changes a setting
-of training. Steps, batch and data are those of the comparison for all. Results are cached in --out:
-one more method costs one method.
+NOTES = """+lora after dense, router or a static method heals it with LoRA; +stand_in after a static
+method runs fitted stand-ins in place of what it removes; @paper uses that recipe; :key=value
+changes a training setting. All methods share steps, batch size and data. Results are cached in
+--out, so that adding a method runs only that one.
 """ + options.examples(
     "skipgpt compare nano --data stdlib --methods dense,router,router@paper,sleb --steps 200 "
     "--out out/compare",
@@ -26,7 +26,7 @@ HELP = f"{INTRO}\n\n{NOTES}"
 
 
 class Command(TyperCommand):
-    """Names the methods in its help; the registry, which imports torch, is read for that only."""
+    """Lists the methods in its help, the only time that the registry and so torch are imported."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
@@ -42,20 +42,25 @@ def run(
         str, typer.Argument(metavar="BASE", help="Hub id, folder, GGUF file, or nano.")
     ],
     data: options.Data,
-    methods: Annotated[str, typer.Option(help="What to compare, by commas.")],
-    out: Annotated[Path, typer.Option(help="Folder of results and checkpoints.")],
+    methods: Annotated[str, typer.Option(help="Methods to compare, comma-separated.")],
+    out: Annotated[Path, typer.Option(help="Folder for results and checkpoints.")],
     more: options.More = None,
-    sparsity: Annotated[str, typer.Option(help="Budgets, by commas: shares to skip.")] = "0.25",
+    sparsity: Annotated[
+        str, typer.Option(help="Shares of --budget to save, comma-separated.")
+    ] = "0.25",
     budget: Annotated[
         str | None,
         typer.Option(
-            help="What budgets are shares of: modules or flops.  [default: as --config or the "
+            help="What --sparsity counts: modules or flops.  [default: as --config or the "
             "recipe: default flops, paper modules]"
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="By commas; several give a spread.")] = "0",
+    seeds: Annotated[
+        str, typer.Option(help="Random seeds, comma-separated; several give a spread.")
+    ] = "0",
     dial: Annotated[
-        str | None, typer.Option(help="Other budgets to read every checkpoint at, by commas.")
+        str | None,
+        typer.Option(help="Further sparsities to measure every checkpoint at, comma-separated."),
     ] = None,
     steps: settings.Steps = None,
     batch_size: settings.BatchSize = None,

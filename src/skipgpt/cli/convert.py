@@ -27,21 +27,21 @@ def run(
     base: Annotated[str, typer.Option(help="The base model it was trained on.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     data: Annotated[
-        list[str] | None, typer.Option(help="Text to calibrate on; argmax routing without.")
+        list[str] | None, typer.Option(help="Text to calibrate on; without it, argmax routing.")
     ] = None,
     text_field: options.TextField = None,
     control_tokens: options.ControlTokens = False,
     block_size: Annotated[
         int | None, typer.Option(help="With --data: tokens per row.  [default: 256]")
     ] = None,
-    sparsity: Annotated[float, typer.Option(help="Target to calibrate to, of --budget.")] = 0.25,
+    sparsity: Annotated[
+        float, typer.Option(help="Target to calibrate to, as a share of --budget.")
+    ] = 0.25,
     budget: Annotated[
-        str, typer.Option(help="What --sparsity counts: modules, as the paper; flops or time.")
+        str, typer.Option(help="What --sparsity counts: modules, as in the paper; flops or time.")
     ] = "modules",
-    lora: Annotated[
-        Path | None, typer.Option(help="LoRA tensors, if they lie in a file of their own.")
-    ] = None,
-    lora_alpha: Annotated[int, typer.Option(help="LoRA alpha, which the file omits.")] = 32,
+    lora: Annotated[Path | None, typer.Option(help="File with LoRA tensors, if separate.")] = None,
+    lora_alpha: Annotated[int, typer.Option(help="LoRA alpha, which the file lacks.")] = 32,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     seed: options.Seed = 0,

@@ -11,16 +11,16 @@ import typer
 from skipgpt.cli.shared import options
 
 NAME = "demo"
-HELP = """Run the whole chain on the embedded base model, offline, in a few minutes.
+HELP = """Run the whole pipeline on the embedded base model, offline, in a few minutes.
 
-Trains routers, calibrates, heals with LoRA, measures it all against the dense model and static
-removal, and maps what was skipped. Writes checkpoint, demo.json and report.html.
+Trains routers, calibrates, heals with LoRA, compares with the dense model and static removal, and
+maps what was skipped. Writes checkpoint, demo.json and report.html.
 """ + options.examples("skipgpt demo", "skipgpt demo --sparsity 0.4 --out /tmp/demo --json")
 
 
 def run(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo-out"),
-    sparsity: Annotated[float, typer.Option(help="Share to save, of --budget.")] = 0.25,
+    sparsity: Annotated[float, typer.Option(help="Share of --budget to save.")] = 0.25,
     budget: Annotated[
         str, typer.Option(help="What --sparsity counts: modules, flops or time.")
     ] = "flops",

@@ -11,11 +11,11 @@ from skipgpt.cli.shared import options
 from skipgpt.cli.shared.settings import data_config
 
 NAME = "eval"
-HELP = """Measure a checkpoint on text or on published tasks, and the sparsity of that very run.
+HELP = """Measure a checkpoint on text or published tasks, with the sparsity of the same run.
 
-Text: loss and perplexity, or bits a byte, in one of four forms (docs/evaluation.md), and closeness
-to the dense base model: KL divergence and top-1 agreement. Tasks: through lm-evaluation-harness,
-the dense base model beside the checkpoint.
+Text: loss and perplexity, or bits per byte, in one of four forms (docs/evaluation.md), and
+closeness to the dense base model: KL divergence and top-1 agreement. Tasks: through
+lm-evaluation-harness, for the checkpoint and the dense base model.
 """ + options.examples(
     "skipgpt eval out/nano-25 --text README.md --sparsity 0.4 --json",
     "skipgpt eval out/nano-25 --text README.md --block-size 64 --continuations 20",
@@ -23,10 +23,11 @@ the dense base model beside the checkpoint.
 )
 
 Tasks = Annotated[
-    str | None, typer.Option(help="Of lm-evaluation-harness, by commas; arc_easy@25 has 25 shots.")
+    str | None,
+    typer.Option(help="Tasks of lm-evaluation-harness, comma-separated; arc_easy@25 has 25 shots."),
 ]
 Suite = Annotated[
-    str | None, typer.Option(help="paper, its seven tasks with its shots; or zero-shot.")
+    str | None, typer.Option(help="paper: the paper's seven tasks and shots; or zero-shot.")
 ]
 TaskDir = Annotated[
     Path | None, typer.Option(help="Folder of task files, YAML or JSONL, with local data.")
@@ -36,22 +37,23 @@ NoCloseness = Annotated[
     bool,
     typer.Option(
         "--no-closeness",
-        help="Leave out closeness to dense: half the forwards, and one copy of a healed model.",
+        help="Leave out closeness to dense: halves the forwards, saves a copy of a healed model.",
     ),
 ]
 Continuations = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Continue this many rows greedily: loss under the dense model, and repetition.",
+        help="Rows to continue greedily, for loss under the dense model and repetition.",
     ),
 ]
 UseCache = Annotated[
-    Path | None, typer.Option(help="Folder that keeps answers: an interrupted run goes on.")
+    Path | None,
+    typer.Option(help="Folder that caches responses, so that an interrupted run can continue."),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Rows a forward.  [default: 8 of text, automatic of tasks]"),
+    typer.Option(min=1, help="Batch size.  [default: 8 for text, automatic for tasks]"),
 ]
 
 _OF_TEXT = (
@@ -72,17 +74,18 @@ def run(
     text_field: options.TextField = None,
     control_tokens: options.ControlTokens = False,
     corpus: Annotated[
-        str | None, typer.Option(help="wikitext2 or ptb, from the hub, or its file by --text.")
+        str | None, typer.Option(help="wikitext2 or ptb, from the hub, or from a file by --text.")
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option(help="blocks, fixed, sliding or bits.  [default: blocks; fixed of a corpus]"),
+        typer.Option(help="blocks, fixed, sliding or bits.  [default: blocks; fixed for a corpus]"),
     ] = None,
     window: Annotated[
-        int, typer.Option(help="Tokens a row of fixed, sliding and bits; 0 is the form's own.")
+        int,
+        typer.Option(help="Tokens per row of fixed, sliding and bits; 0 is the form's default."),
     ] = 0,
-    stride: Annotated[int, typer.Option(help="Of sliding; 0 is half a window.")] = 0,
-    max_tokens: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
+    stride: Annotated[int, typer.Option(help="Stride of sliding; 0 is half a window.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Maximum tokens to read; 0 is all.")] = 0,
     no_closeness: NoCloseness = False,
     continuations: Continuations = 0,
     tasks: Tasks = None,
@@ -92,9 +95,9 @@ def run(
     use_cache: UseCache = None,
     sparsity: options.Sparsity = None,
     budget: options.Budget = None,
-    block_size: Annotated[int, typer.Option(help="Tokens a row of blocks.")] = 256,
+    block_size: Annotated[int, typer.Option(help="Tokens per row of blocks.")] = 256,
     batch_size: BatchSize = None,
-    max_documents: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
+    max_documents: Annotated[int, typer.Option(help="Maximum documents to read; 0 is all.")] = 0,
     execution: Annotated[str, typer.Option(help="dense, gated, sparse or auto.")] = "auto",
     base: options.BaseOverride = None,
     as_json: options.Json = False,
@@ -198,7 +201,7 @@ def run(
 
 
 def _refuse_given(context: typer.Context, kind: str, others: tuple[str, ...]) -> None:
-    """Raise if an option was given that this kind of measurement would not look at."""
+    """Raise if an option was given that this kind of measurement would ignore."""
     from skipgpt.errors import ConfigError
 
     for option in context.command.params:

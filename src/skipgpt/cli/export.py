@@ -15,13 +15,13 @@ NAME = "export"
 HELP = """Write a checkpoint and its base model as one transformers folder, LoRA merged in.
 
 --merged keeps the routers: `AutoModelForCausalLM.from_pretrained` loads the folder after
-`skipgpt.register()`, or with trust_remote_code=True, and takes sparsity= and budget= there.
+`skipgpt.register()`, or with trust_remote_code=True, and accepts sparsity= and budget=.
 
---static removes for good what hardly any token keeps, as measured on --data: an ordinary, smaller
-model of the base's family, which plain transformers loads. --heal-steps trains LoRA around what is
-gone and merges it. Prints what went, and the loss before and after. With --format vllm, layers
-may lack their attention or their MLP, so that more can go: vLLM loads it (--trust-remote-code),
-transformers does not.
+--static removes modules that hardly any token keeps, as measured on --data: an ordinary, smaller
+model of the base's family, which plain transformers loads. --heal-steps trains LoRA on the smaller
+model and merges it. Prints what was removed, and the loss before and after. With --format vllm,
+layers may lack their attention or their MLP, so that more can be removed: vLLM loads it
+(--trust-remote-code), transformers does not.
 """ + options.examples(
     "skipgpt export out/nano-25 --merged --out out/nano-25-merged",
     "skipgpt export out/nano-25 --static --data stdlib --keep-rate 0.05 --heal-steps 200 "
@@ -33,7 +33,7 @@ def run(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     more: options.More = None,
-    merged: Annotated[bool, typer.Option("--merged", help="All weights, and the routers.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="All weights and the routers.")] = False,
     static: Annotated[
         bool, typer.Option("--static", help="A smaller model without routers.")
     ] = False,
@@ -46,7 +46,7 @@ def run(
     keep_rate: Annotated[
         float | None,
         typer.Option(
-            help="For --static: remove what a smaller share of tokens keeps.  [default: 0.05]"
+            help="For --static: remove modules kept by a smaller share of tokens.  [default: 0.05]"
         ),
     ] = None,
     form: Annotated[
@@ -57,10 +57,10 @@ def run(
     ] = None,
     heal_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="For --static: LoRA steps of 16 rows around what is gone."),
+        typer.Option(min=1, help="For --static: LoRA steps that heal, of 16 rows each."),
     ] = None,
     block_size: Annotated[
-        int | None, typer.Option(help="For --static: tokens a row.  [default: 256]")
+        int | None, typer.Option(help="For --static: tokens per row.  [default: 256]")
     ] = None,
     sparsity: options.Sparsity = None,
     budget: options.Budget = None,

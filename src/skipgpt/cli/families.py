@@ -5,7 +5,7 @@ from __future__ import annotations
 from skipgpt.cli.shared import options
 
 NAME = "families"
-HELP = """List the model families that routers fit into.
+HELP = """List the supported model families.
 """ + options.examples("skipgpt families", "skipgpt families --json")
 
 

@@ -13,10 +13,11 @@ from skipgpt.cli.shared import options
 logger = logging.getLogger("skipgpt")
 
 NAME = "generate"
-HELP = """Continue a prompt with a checkpoint's model; without one, read it from a pipe.
+HELP = """Continue a prompt with a checkpoint's model.
 
-The model reads the prompt as it is. With --chat it reads it as what a user says, within its chat
-template, and the reply alone is printed; instruct models expect that.
+A prompt that is not given is read from standard input. The model reads it as it is. With --chat it
+is the user's turn in the model's chat template, as instruct models expect, and only the reply is
+printed.
 """ + options.examples(
     'skipgpt generate out/nano-25 "def main():" --max-new-tokens 40',
     'skipgpt generate out/qwen-25 --chat "What do cats do?"',
@@ -27,10 +28,10 @@ template, and the reply alone is printed; instruct models expect that.
 def run(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     prompt: Annotated[str | None, typer.Argument(help="Text to continue.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to add.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy.")] = False,
     temperature: Annotated[
-        float | None, typer.Option(help="Of --sample, above 0; 1 if absent.")
+        float | None, typer.Option(help="For --sample, above 0; 1 if absent.")
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
@@ -44,7 +45,7 @@ def run(
     budget: options.Budget = None,
     base: options.BaseOverride = None,
     as_json: options.Json = False,
-    seed: Annotated[int | None, typer.Option(help="Of --sample; 0 if absent.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For --sample; 0 if absent.")] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     quantize: options.QuantizeLoaded = None,
@@ -119,7 +120,7 @@ def run(
 
 
 def _check_sampling(sample: bool, temperature: float | None, seed: int | None) -> None:
-    """Refuse options that would change nothing.
+    """Refuse options that would have no effect.
 
     Raises:
         ConfigError: there is one.

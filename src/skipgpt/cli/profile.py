@@ -5,12 +5,12 @@ from __future__ import annotations
 from skipgpt.cli.shared import options
 
 NAME = "profile"
-HELP = """Measure this machine once: where packing tokens pays, and what a budget in time counts.
+HELP = """Measure this machine once, for execution `auto` and for `--budget time`.
 
-Takes a few seconds; the figures go to the cache folder of the user ($SKIPGPT_CACHE, else
-$XDG_CACHE_HOME/skipgpt, else ~/.cache/skipgpt), one file a device, dtype and number of threads.
-Without them execution `auto` goes by the figures of a common machine, and `--budget time` is
-refused. Nothing else should run meanwhile.
+Takes a few seconds; nothing else should run meanwhile. The figures go to the cache folder of the
+user ($SKIPGPT_CACHE, else $XDG_CACHE_HOME/skipgpt, else ~/.cache/skipgpt), one file per device,
+dtype and number of threads. Without them execution `auto` uses the figures of a typical machine,
+and `--budget time` is refused.
 """ + options.examples("skipgpt profile", "skipgpt profile --device cuda --dtype bfloat16 --json")
 
 

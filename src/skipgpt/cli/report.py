@@ -12,12 +12,12 @@ from skipgpt.cli.shared import options
 from skipgpt.cli.shared.settings import data_config
 
 NAME = "report"
-HELP = """Make a page of what a checkpoint skips, costs and loses on a text.
+HELP = """Write a page on what a checkpoint skips, costs and loses on a text.
 
-One file that loads nothing: the text by compute, maps of layers and tokens, loss over the whole
-budget dial, warnings, and how the checkpoint was trained. Several checkpoints are put side by side
-on the same text. --tasks scores tasks along the dial, too. --run shows a training run instead, also
-while it goes on.
+One self-contained file: the text coloured by compute, maps of layers and tokens, loss at each
+sparsity, warnings, and how the checkpoint was trained. Several checkpoints are shown side by side
+on the same text. --tasks also scores tasks at each sparsity. --run shows a training run instead,
+also while it is running.
 """ + options.examples(
     "skipgpt report out/nano-25 --data README.md -o report.html",
     "skipgpt report out/a out/b --data corpus/test.jsonl --format md -o report.md",
@@ -37,18 +37,22 @@ def run(
     run: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File to write.  [default: report.html; none of --json]"),
+        typer.Option(
+            "--out", "-o", help="File to write.  [default: report.html; none with --json]"
+        ),
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", help="html, md, json, png or svg.  [default: as --out is named]"),
+        typer.Option(
+            "--format", help="html, md, json, png or svg.  [default: by the suffix of --out]"
+        ),
     ] = None,
     sparsity: options.Sparsity = None,
     budget: options.Budget = None,
-    block_size: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
-    max_tokens: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 8192,
-    max_documents: Annotated[int, typer.Option(help="Read no more than this; 0 is all.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
+    block_size: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Maximum tokens to read; 0 is all.")] = 8192,
+    max_documents: Annotated[int, typer.Option(help="Maximum documents to read; 0 is all.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 8,
     tasks: Tasks = None,
     task_dir: TaskDir = None,
     limit: Limit = 0,

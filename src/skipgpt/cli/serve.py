@@ -10,13 +10,12 @@ import typer
 from skipgpt.cli.shared import options
 
 NAME = "serve"
-HELP = """Answer OpenAI-style requests with a checkpoint's model, until Ctrl-C or SIGTERM.
+HELP = """Serve an OpenAI-compatible API of a checkpoint, until Ctrl-C or SIGTERM.
 
-Completions and chat, streaming, stop sequences, logprobs, and `sparsity` with its `budget` in each
-request; /health, and /metrics with measured sparsity and tokens. Where vLLM is installed and can
-run the checkpoint it does, many requests at once, and takes its own options after `--`; else
-transformers runs one request after the other. Nobody but this machine can connect unless --host
-says so.
+Completions and chat, streaming, stop sequences, logprobs, and `sparsity` and `budget` per request;
+/health, and /metrics with measured sparsity and tokens. vLLM runs and batches the requests where it
+is installed and supports the checkpoint; its own options follow `--`. Otherwise transformers runs
+one request at a time. Only this machine can connect unless --host is given.
 """ + options.examples(
     "skipgpt serve out/nano-25",
     "SKIPGPT_API_KEY=secret skipgpt serve out/nano-25 --host 0.0.0.0 --port 8080 --sparsity 0.4",
@@ -29,30 +28,29 @@ def run(
         str, typer.Argument(metavar="DIR", help="A checkpoint, or a merged export.")
     ],
     vllm_options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Of `vllm serve`.")
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of `vllm serve`.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="auto, vllm or transformers; auto is vLLM where it can.")
+        str, typer.Option(help="auto, vllm or transformers; auto is vLLM where possible.")
     ] = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="Of the model for clients.  [default: the folder's]")
+        str | None, typer.Option(help="Model name for clients.  [default: the folder's]")
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="SKIPGPT_API_KEY", help="Clients have to send it; none is asked for "
-                     "without it. Other users see what is on a command line."),
+        typer.Option(envvar="SKIPGPT_API_KEY", help="Key that clients must send; none if absent. "
+                     "Other users can see what is on a command line."),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="A web page's origin whose scripts may ask, as in "
+        typer.Option(metavar="URL", help="Origin allowed by CORS, as in "
                      "https://chat.example; * is any. Repeat. [default: none]"),
     ] = None,
     grace: Annotated[
         int,
-        typer.Option(min=0, help="Seconds that requests get to finish once the server is asked to "
-                     "stop."),
+        typer.Option(min=0, help="Seconds that requests get to finish after a stop signal."),
     ] = 20,
     sparsity: options.Sparsity = None,
     budget: options.Budget = None,

@@ -12,9 +12,10 @@ from skipgpt.cli.shared import options
 from skipgpt.cli.shared.settings import data_config
 
 NAME = "show"
-HELP = """Say what a checkpoint is, and how much each of its modules runs; verifies its files.
+HELP = """Describe a checkpoint and the keep rate of each module, and verify its files.
 
-From its config alone, or with --text from a text, to the same figures as `skipgpt eval --text`.
+From its config alone, or with --text as measured on a text, with the same figures as `skipgpt eval
+--text`.
 """ + options.examples(
     "skipgpt show out/nano-25",
     "skipgpt show out/nano-25 --text README.md --sparsity 0.4 --json",
@@ -32,9 +33,9 @@ def run(
     control_tokens: options.ControlTokens = False,
     sparsity: options.Sparsity = None,
     budget: options.Budget = None,
-    block_size: Annotated[int, typer.Option(help="Tokens a row of the text.")] = 256,
-    max_tokens: Annotated[int, typer.Option(help="Read no more of it than this; 0 is all.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward.")] = 8,
+    block_size: Annotated[int, typer.Option(help="Tokens per row of the text.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Maximum tokens to read; 0 is all.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 8,
     base: options.BaseOverride = None,
     as_json: options.Json = False,
     seed: options.Seed = 0,
@@ -98,7 +99,7 @@ def run(
 
 
 def _lines(info: Any, found: Any, keep: Any, sources: list[str]) -> list[str]:
-    """For people: what it is, what was measured now, and the keep rates."""
+    """Format what the checkpoint is, what was measured now, and the keep rates."""
     from skipgpt.config import BUDGET_NOUNS
     from skipgpt.report.charts.keep_bars import keep_bars
 

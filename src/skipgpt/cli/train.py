@@ -14,8 +14,7 @@ from skipgpt.config import TrainConfig
 NAME = "train"
 HELP = """Train routers on a base model, heal it with LoRA, calibrate, and write a checkpoint.
 
-BASE is a hub id, a folder, a GGUF file, `nano` (embedded), or a checkpoint to train further
-stages of.
+BASE is a hub id, a folder, a GGUF file, `nano` (embedded), or a checkpoint to train further.
 With --dry-run, BASE may be a shape of `skipgpt bench`, or a folder with nothing but config.json.
 Settings: recipe < --config < --set < named options; docs/training.md lists all of them.
 """ + options.examples(
@@ -40,17 +39,21 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
     more: options.More = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share to save, of --budget.  [default: 0.25]")
+        float | None, typer.Option(help="Share of --budget to save.  [default: 0.25]")
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="What --sparsity counts: modules, as the paper; flops; or time, by what `skipgpt "
-            "profile` measured here.  [default: as the recipe: default flops, paper modules]"
+            help="What --sparsity counts: modules, as in the paper; flops; or time, as measured by "
+            "`skipgpt profile`.  [default: as the recipe: default flops, paper modules]"
         ),
     ] = None,
     stages: Annotated[
-        str | None, typer.Option(help="router, lora, joint; by commas.  [default: router,lora]")
+        str | None,
+        typer.Option(
+            help="fit, router, lora, joint; comma-separated.  [default: as the recipe: default "
+            "fit,router,lora, paper router,lora]"
+        ),
     ] = None,
     steps: settings.Steps = None,
     batch_size: settings.BatchSize = None,
@@ -64,26 +67,24 @@ def run(
     report_to: Annotated[
         str | None, typer.Option(help="Trackers of transformers: tensorboard, wandb …")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from where it stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: options.Overwrite = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the run would take, and do not start it.")
+        bool, typer.Option("--dry-run", help="Print what the run would need, without starting it.")
     ] = False,
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Of a dry run: single, ddp, fsdp2, zero2 or zero3.  "
-            "[default: single; of several processes ddp]"
+            help="For --dry-run: single, ddp, fsdp2, zero2 or zero3.  "
+            "[default: single; ddp for several processes]"
         ),
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option(help="Of a dry run: how many, each on a device of its own.  [default: 1]"),
+        typer.Option(help="For --dry-run: number of processes, one device each.  [default: 1]"),
     ] = None,
     as_json: options.Json = False,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of everything random.  [default: 0]")
-    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.  [default: 0]")] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,

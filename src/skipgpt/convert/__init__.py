@@ -1,4 +1,4 @@
-"""The authors' router files into our checkpoints."""
+"""Convert the authors' router files into checkpoints."""
 
 from skipgpt.convert.authors_file import read_authors_file as read_authors_file
 from skipgpt.convert.authors_file import router_keys as router_keys

@@ -1,6 +1,6 @@
-"""Reading the files of the paper's authors.
+"""Read the router files of the paper's authors.
 
-The training code and its fork write state dicts in several dresses; all of them are read:
+The training code and its fork write state dicts with different key names; all are read:
 
     model.layers.3.router_attention.weight_predictor.weight     the fork's linear head
     model.layers.3.router_mlp.hidden_layer.weight               the two-layer head of training
@@ -35,7 +35,7 @@ _LORA = re.compile(r"model\.layers\.\d+\.\S+\.lora_[AB]\.weight")
 
 
 def read_authors_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth`, `.pt`, `.bin` or `.safetensors` file; nothing in it is executed.
+    """Read the tensors of a `.pth`, `.pt`, `.bin` or `.safetensors` file, executing nothing.
 
     Raises:
         CheckpointError: the file is absent, damaged, or holds more than tensors.
@@ -63,7 +63,7 @@ def read_authors_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def router_keys(head: Head, layers: int, hidden: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The authors' router keys, each with ours and the shape of the tensor."""
+    """Map each of the authors' router keys to our key and the shape of the tensor."""
     parts = {"weight_predictor": ("", 2, hidden)}
     if head == "mlp":
         inner = hidden // 4
@@ -82,12 +82,12 @@ def router_keys(head: Head, layers: int, hidden: int) -> dict[str, tuple[str, tu
 
 @dataclass(frozen=True)
 class AuthorsFile:
-    """What a file holds, under plain keys.
+    """The tensors of a file under normalised keys.
 
     Attributes:
         tensors: by key, without wrappers' prefixes.
         spelled: how the file spells each key.
-        repeated: spellings that say an earlier key again.
+        repeated: spellings that repeat an earlier key.
     """
 
     tensors: dict[str, Tensor]
@@ -96,7 +96,7 @@ class AuthorsFile:
 
     @classmethod
     def of(cls, *files: dict[str, Tensor]) -> AuthorsFile:
-        """The tensors of one file, or of routers and LoRA in two."""
+        """Collect the tensors of one file, or of two that hold routers and LoRA."""
         source = cls({}, {}, [])
         for spelled, tensor in (item for file in files for item in file.items()):
             key = _plain(spelled)
@@ -128,7 +128,7 @@ class AuthorsFile:
         return mode(t.shape[0 if ".lora_A." in key else -1] for key, t in self.lora.items())
 
     def spelling(self, key: str) -> str:
-        """How the file spells a key, or would: like the same key of another layer."""
+        """Spell a key as the file does, or as it does the same key of another layer."""
         for other, spelled in self.spelled.items():
             if _LAYER.sub("", other) == _LAYER.sub("", key):
                 return _LAYER.sub(_LAYER.findall(key)[0], spelled)
@@ -147,7 +147,7 @@ def _load(path: Path) -> Any:
 
 
 def _plain(key: str) -> str:
-    """The key without what DDP, torch.compile, PEFT and the authors' wrapper put into it."""
+    """Strip from a key what DDP, torch.compile, PEFT and the authors' wrapper add."""
     key = _PREFIX.sub("", key, count=1).replace("._orig_mod.", ".").replace(".base_layer.", ".")
     key = re.sub(r"^(model\.layers\.\d+)\.block\.", r"\1.", key)
     return re.sub(r"(\.lora_[AB])\.default\.weight$", r"\1.weight", key)

@@ -1,4 +1,4 @@
-"""Checking an authors' file against its base model, and writing it as our checkpoint."""
+"""Check an authors' file against its base model, and write it as a checkpoint."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def convert(
     budget: Budget = "modules",
     overwrite: bool = False,
 ) -> CheckpointInfo:
-    """Write a checkpoint from the authors' file. It is not calibrated: its threshold is 0.
+    """Write a checkpoint from the authors' file, uncalibrated: its threshold is 0.
 
     Args:
         path: the authors' file with the routers, and possibly LoRA and the base weights.
         base: hub id, folder or GGUF file of the base model that the routers were trained on.
         out: the checkpoint's folder.
-        lora: the file with LoRA, where that is a second file, as the fork leaves it.
+        lora: the file with LoRA, where that is a second file, as the fork writes it.
         lora_alpha: LoRA's updates are multiplied by alpha / rank; 32 is the authors'.
         revision: of the hub id.
         base_model: the base model, if loaded already; it gets the routers and LoRA in place.
@@ -103,7 +103,7 @@ def _sizes(model: Any) -> tuple[int, int]:
 
 
 def _check_keys(source: AuthorsFile, model: nn.Module, doing: str) -> None:
-    """Hold every key and shape of the file against the base."""
+    """Check every key and shape of the file against the base."""
     reader = r"model\.layers\.(\d+)\.router_\w+\.%s\.weight"
     reader %= "hidden_layer" if source.head == "mlp" else "weight_predictor"
     matches = (re.fullmatch(reader, k) for k, tensor in source.tensors.items() if tensor.ndim == 2)
@@ -145,7 +145,7 @@ def _check_keys(source: AuthorsFile, model: nn.Module, doing: str) -> None:
 def _lora_shapes(
     source: AuthorsFile, weights: dict[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """LoRA on one kind of module is LoRA on it in every layer, of the rank that most have."""
+    """Return the expected shapes: each target has LoRA in every layer, at the most common rank."""
     shapes: dict[str, tuple[int, ...]] = {}
     targets, rank = source.targets, source.rank
     for name, shape in weights.items():
@@ -157,7 +157,7 @@ def _lora_shapes(
 
 
 def _check_base_weights(source: AuthorsFile, weights: dict[str, Tensor], doing: str) -> None:
-    """Routers on other weights than theirs would give nonsense without an error."""
+    """Raise if base weights differ: on other weights routers give nonsense without an error."""
     compared = [key for key in source.tensors if key in weights]
     wrong = []
     for key in compared:

@@ -1,4 +1,4 @@
-"""What no export takes: a target that is in use, and weights that LoRA cannot be merged into."""
+"""Checks of every export: a free target folder, and weights that LoRA can be merged into."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 def exporting(export: Callable[P, T]) -> Callable[P, T]:
-    """Let an export, called with a checkpoint and a folder to write, have that folder for itself.
+    """Decorate an export with progress, stopping, and a lock on the folder that it writes.
 
     Raises:
         CheckpointError: another process is writing there, or nothing can be written.
-        StoppedError: somebody asked to stop.
+        StoppedError: a stop was requested.
     """
 
     @functools.wraps(export)
@@ -45,11 +45,11 @@ OF_ANOTHER_EXPORT = (
     "static_export.json",
     "chat_template.jinja",
 )
-"""Files that would be read beside, or instead of, those of an export that replaces another."""
+"""Files of an older export that would be read beside or instead of those of the new one."""
 
 
 def exportable(folder: str | Path, out: Path, overwrite: bool) -> CheckpointInfo:
-    """The info of a checkpoint that can be written to `out` with its LoRA merged.
+    """Return the info of a checkpoint after checking that it can be exported to `out`.
 
     Raises:
         CheckpointError: a model or a file is there already, the base is quantised, or there is

@@ -1,9 +1,9 @@
 """The static export for serving engines: layers may lack their attention or their MLP.
 
 vLLM and SGLang have a model class for networks from an architecture search, `DeciLMForCausalLM`.
-It is a Llama whose config says for each layer whether attention and MLP are there. So every module
-that is removed really goes, where transformers needs pairs (`pairing.py`). transformers has no such
-class: the folder carries the code of its config, which engines load with `--trust-remote-code`.
+It is a Llama whose config says for each layer whether attention and MLP are there. So any module
+can be removed, where transformers needs pairs (`pairing.py`). transformers has no such class: the
+folder carries the code of its config, which engines load with `--trust-remote-code`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class DeciLMConfig(LlamaConfig):
         ]
 '''
 _ROUND = 256
-"""The class rounds the width of an MLP up to a multiple, where it is given as a share of D."""
+"""The class rounds an MLP's width up to a multiple of this, where it is given relative to D."""
 
 
 def check_servable(model: Any) -> None:
     """Raise if the class does not compute what the model computes.
 
     Raises:
-        UnsupportedModelError: another family, or windows or scales that the class does not know.
+        UnsupportedModelError: another family, or windows that the class does not know.
     """
     config = model.config
     family = config.model_type
@@ -76,14 +76,14 @@ def check_servable(model: Any) -> None:
 def choose_layers(
     sites: Sequence[Site], removable: Collection[Site], rates: Mapping[Site, float]
 ) -> list[Layer]:
-    """The fewest layers that hold every module that is not removable, in the same order.
+    """Return the fewest layers that hold every module that is not removable, in order.
 
     The class starts with an attention. Where an MLP would be first, the attention before it that
     most tokens keep stays.
 
     Args:
         sites: every module, in the order the data moves.
-        removable: those that go.
+        removable: modules to remove.
         rates: share of tokens that keep each.
 
     Example:
@@ -109,12 +109,12 @@ def choose_layers(
 
 
 def write_for_engines(model: Any, layers: Sequence[Layer], folder: Path) -> int:
-    """Write the model with these layers instead of its own; returns its parameters.
+    """Write the model with these layers instead of its own; return its parameter count.
 
     Args:
         model: with routers, LoRA merged; of a family that `check_servable` lets pass.
         layers: what each new layer is made of.
-        folder: exists.
+        folder: existing folder.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -149,6 +149,6 @@ def _block(config: Any, attn: int | None, mlp: int | None) -> dict[str, Any]:
     width, inner = config.hidden_size, config.intermediate_size
     group = config.num_attention_heads // config.num_key_value_heads
     attention = {"no_op": attn is None, "n_heads_in_group": group}
-    # Older classes know the share only.
+    # Older versions of the class know only the relative width.
     size = {"intermediate_size": inner} if inner % _ROUND else {"ffn_mult": 1.5 * inner / width}
     return {"attention": attention, "ffn": {"no_op": mlp is None, **size}}

@@ -36,10 +36,10 @@ def export_merged(
 
     Args:
         folder: a checkpoint, or a hub id of one.
-        out: made if absent.
-        sparsity: that a plain `from_pretrained` is set to; the trained target where None.
+        out: output folder, created if absent.
+        sparsity: default sparsity of `from_pretrained`; the trained target where None.
         budget: what `sparsity` counts; as it was trained where None.
-        base: where the base model lies, if it has moved.
+        base: location of the base model, if it has moved.
         overwrite: replace a model that is already there.
         device: where to merge.
         dtype: of the written base weights; routers stay float32.
@@ -74,11 +74,11 @@ def export_merged(
 
 
 def as_auto_model(model: Any, sparsity: float | None, budget: Budget | None = None) -> Any:
-    """The same weights in the family's auto class; nothing is copied.
+    """Put the same weights into the family's auto class, without copies.
 
     Args:
         model: with routers.
-        sparsity: that it is set to, if it is calibrated.
+        sparsity: default sparsity, if it is calibrated.
         budget: what `sparsity` counts; the unit of training where None.
     """
     family = family_of(model)

@@ -1,14 +1,14 @@
-"""Which modules can go for good, and how those that stay form layers again.
+"""Choose which modules to remove, and how the remaining ones form layers again.
 
 A transformers config can leave out whole layers only. But a skipped module leaves nothing but the
-residual stream, so a model is a sequence of modules, A0 M0 A1 M1 …, and which layer a module is
-in says no more than which of them follow each other. What stays can be cut into layers anew:
+residual stream, so a model is a sequence of modules, A0 M0 A1 M1 …, and layers only group
+neighbours. The remaining modules can be grouped into layers anew:
 
     A0 M0 | A1 -- | -- M2 | A3 M3      M1 and A2 removed
-    A0 M0 | A1 M2 | A3 M3              one layer less, the same function
+    A0 M0 | A1 M2 | A3 M3              one layer fewer, the same function
 
-It takes an attention followed by an MLP each time. Where two of a kind would meet, a removable
-module between them, or one of the two, has to stay.
+Each layer is an attention followed by an MLP. Where two of a kind would become neighbours, a
+removable module has to stay.
 """
 
 from __future__ import annotations
@@ -31,24 +31,22 @@ def pair_up(
     *,
     whole_layers: bool = False,
 ) -> list[Pair]:
-    """The layers with the fewest parameters that hold every module that is not removable.
+    """Return the layers with the fewest parameters that hold every non-removable module.
 
-    A dynamic programme over the modules in the order the data moves. All that the rest of a
-    choice depends on is the kind of the last module that stays (none, an attention, an MLP), so
-    for each of the three the cheapest choice so far is carried along; the next module goes, if
-    it may, or stays, if it fits behind the last. Every choice is among those compared, so the
-    result is the least there is, in one pass. Keeping everything is a choice, so there always is
-    one; at least one layer stays.
+    A dynamic programme over the modules in the order the data moves. Its state is the kind of the
+    last kept module (none, an attention, an MLP), with the cheapest choice so far for each; the
+    next module is removed, if it may be, or kept, if it fits behind the last. This compares all
+    choices in one pass, so the result is optimal. Keeping everything is a choice, so there always
+    is one; at least one layer stays.
 
-    Among choices of equally many parameters, the modules that more tokens keep stay.
+    Ties in parameters are broken in favour of modules that more tokens keep.
 
     Args:
         sites: every module, in the order the data moves.
-        removable: those that may go.
-        parameters: of each.
+        removable: modules that may be removed.
+        parameters: parameters of each module.
         rates: share of tokens that keep each.
-        whole_layers: modules stay with the one that they share a layer with, which has to go or
-            stay as well.
+        whole_layers: keep or remove the two modules of a layer together.
 
     Returns:
         For each new layer the layers that its attention and its MLP come from.

@@ -1,4 +1,4 @@
-"""A model of the same family whose layers are put together from modules of another's layers."""
+"""Build a model of the same family whose layers are assembled from modules of another's."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _ONE_A_LAYER: dict[str, Module] = {
 """Lists in configs with an entry for each layer, and the module that the entry is about."""
 
 _DEPEND_ON_PLACE = ("scale_attn_by_inverse_layer_idx",)
-"""Settings under which a layer computes something else in another place."""
+"""Settings under which what a layer computes depends on its index."""
 
 
 def check_movable(model: Any) -> None:
-    """Raise if a layer of the model would not be the same layer in another place.
+    """Raise if a layer of the model would compute something else at another index.
 
     Raises:
-        UnsupportedModelError: the config says that it depends on its place, or has a list by
-            layer of which nothing is known.
+        UnsupportedModelError: the config makes layers depend on their index, or has an unknown
+            list with an entry per layer.
     """
     values = model.config.to_dict()
     count = len(routed_layers(model))
@@ -56,10 +56,10 @@ def check_movable(model: Any) -> None:
 
 
 def moves_whole_layers(model: Any) -> bool:
-    """Whether modules of this model cannot leave the layer that they are in.
+    """Return whether the two modules of a layer have to stay together.
 
-    So it is where the MLP reads what attention reads, and where some parameter of a layer is not
-    the one module's or the other's alone.
+    They have to where the MLP reads what attention reads, and where some parameter of a layer
+    belongs to both modules or to neither.
     """
     return any(
         layer.family.is_parallel(layer)
@@ -69,7 +69,7 @@ def moves_whole_layers(model: Any) -> bool:
 
 
 def module_parameters(model: Any) -> dict[Site, int]:
-    """Parameters of each module with its norms; what is not the MLP's alone counts as attention."""
+    """Count each module's parameters with its norms; what is not the MLP's alone is attention's."""
     counts: dict[Site, int] = {}
     for layer in routed_layers(model):
         for name, tensor in _layer_state(layer).items():
@@ -79,7 +79,7 @@ def module_parameters(model: Any) -> dict[Site, int]:
 
 
 def smaller_model(model: Any, pairs: Sequence[Pair]) -> Any:
-    """The model with these layers instead of its own, without routers; no weight is copied.
+    """Build the model with these layers instead of its own, without routers, on shared weights.
 
     Args:
         model: with routers, LoRA merged.
@@ -98,7 +98,7 @@ def smaller_model(model: Any, pairs: Sequence[Pair]) -> Any:
 
 
 def smaller_state(model: Any, pairs: Sequence[tuple[int | None, int | None]]) -> dict[str, Tensor]:
-    """The weights under the names of their new places; a new layer may lack either module."""
+    """Return the weights renamed to their new layers; a new layer may lack either module."""
     layers = routed_layers(model)
     names = {id(module): name for name, module in model.named_modules()}
     prefixes = [names[id(layer)] + "." for layer in layers]
@@ -119,7 +119,7 @@ def smaller_state(model: Any, pairs: Sequence[tuple[int | None, int | None]]) ->
 
 
 def _smaller_config(model: Any, pairs: Sequence[Pair]) -> Any:
-    """The config with so many layers, in which what is said of a module has moved with it."""
+    """Return the config of the new layers; entries about a module move with it."""
     config = model.config
     values = config.to_dict()
     values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(pairs)
@@ -145,7 +145,7 @@ def _module(layer: RoutedLayer, name: str) -> Module:
 
 
 def _owner(layer: RoutedLayer, name: str) -> str:
-    """Which module a parameter of a layer belongs to: `attn`, `mlp`, `both` or neither."""
+    """Name the module that a parameter belongs to: `attn`, `mlp`, `both` or empty."""
     child = name.split(".")[0]
     family = layer.family
     norms = {"attn": family.attn_norm, "mlp": family.mlp_norm}

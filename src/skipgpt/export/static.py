@@ -64,27 +64,28 @@ def export_static(
     """Write a smaller model of the base's own family, without modules that are hardly ever kept.
 
     The result is loaded by transformers alone. LoRA is merged; no router is left, so every token
-    runs every module that stays. It may be the base model of a further `skipgpt train`.
+    runs every remaining module. It can be the base model of a further `skipgpt train`.
 
-    What stays is paired into layers again, see `pairing.py`; in parallel families whole layers go.
-    Keep rates are measured on calibration text, losses on other held-out text. In the end the
-    folder is loaded with transformers and its logits are compared with those of the routed model
-    that is forced to skip the same modules, healed or not; where they differ nothing is written.
+    Remaining modules are paired into layers again, see `pairing.py`; in parallel families whole
+    layers are removed. Keep rates are measured on calibration text, losses on other held-out text.
+    In the end the folder is loaded with transformers and its logits are compared with those of the
+    routed model forced to skip the same modules, healed or not; where they differ nothing is
+    written.
 
     Args:
         folder: a checkpoint, or a hub id of one.
-        out: made if absent.
+        out: output folder, created if absent.
         data: sources of text, as for training; only held-out documents are used.
-        keep_rate: sites that a smaller share of tokens keeps are removed.
-        sparsity: at which keep rates are measured; the trained target where None.
+        keep_rate: sites kept by a smaller share of tokens are removed.
+        sparsity: that of the keep-rate measurement; the trained target where None.
         budget: what `sparsity` counts; as the checkpoint was trained where None.
         cutting: how to cut and split the text.
-        heal: train LoRA on the training side of the text around what is removed, and merge it;
-            not at all where None.
+        heal: how LoRA is trained on the training split after removal, then merged; no healing
+            where None.
         form: `transformers` writes whole layers, for any program. `vllm` writes layers that may
-            lack a module, so that all that is to go can go; transformers does not load it.
-        seed: of healing.
-        base: where the base model lies, if it has moved.
+            lack a module, so that any site can be removed; transformers does not load it.
+        seed: seed of healing.
+        base: location of the base model, if it has moved.
         overwrite: replace a model that is already there.
         device: where to measure.
         dtype: of the written weights.
@@ -93,11 +94,11 @@ def export_static(
         What was removed, and the losses before and after.
 
     Raises:
-        TrainingError: healing went wrong.
+        TrainingError: healing failed.
         CheckpointError: a model is there already, the base is quantised, or loading or writing
             fails.
         ConfigError: nothing can be removed, or the keep rate is no share.
-        UnsupportedModelError: layers of this model compute something else in another place.
+        UnsupportedModelError: layers of this model depend on their index.
         DataError: the text cannot be read, or there is too little.
 
     Example:
@@ -137,7 +138,7 @@ def export_static(
     with execution(model, "dense"):
         losses = {"dense": _loss(model, held_out)}
     losses["routed"] = _loss(model, held_out)
-    # An ordinary model has no place for them: healing has to make up for what they added.
+    # An ordinary model has no stand-ins: healing has to make up for them.
     drop_stand_ins(model)
     with use_rule(model, Forced.without(list(removed))):
         losses["static"] = _loss(model, held_out)
@@ -179,10 +180,10 @@ def _keep_rates(model: nn.Module, blocks: Tensor) -> dict[Site, float]:
 def _choose(
     model: nn.Module, rates: dict[Site, float], keep_rate: float, form: Form, doing: str
 ) -> tuple[list[Layer], tuple[Site, ...], tuple[Site, ...]]:
-    """The new layers, the sites that go, and those that should have gone.
+    """Choose the new layers, the sites to remove, and rarely kept sites that have to stay.
 
     Raises:
-        ConfigError: none goes.
+        ConfigError: nothing can be removed.
     """
     rare = [site for site, rate in rates.items() if rate < keep_rate]
     whole = moves_whole_layers(model)
@@ -220,7 +221,7 @@ def _written(
     form: Form,
     folder: Path,
 ) -> int:
-    """Write the smaller model, and compare it with the routed one; returns its parameters."""
+    """Write the smaller model, compare it with the routed one, return its parameter count."""
     if form == "vllm":
         parameters = write_for_engines(model, layers, folder)
         write_older_config(folder)
@@ -243,10 +244,10 @@ def _healed(
     cutting: DataConfig,
     seed: int,
 ) -> Any:
-    """The model after stage `lora` around what is removed, its adapter merged."""
+    """Run stage `lora` with the sites removed; return the model with its adapter merged."""
     constant_routes(model, [(site,) for site in removed])
     config = recipe("default", stages=("lora",), lora_stage=heal, data=cutting, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:  # for what it would be resumed from
+    with tempfile.TemporaryDirectory() as folder:  # for files to resume from, not needed here
         try:
             return merge_lora(run_stage(model, "lora", config, blocks, Path(folder)))
         except TrainingError as error:
@@ -264,7 +265,7 @@ def _loss(model: nn.Module, blocks: Tensor) -> float:
 
 
 def _load_plainly(folder: Path, device: str) -> Any:
-    """As any user of transformers would."""
+    """Load a folder as any user of transformers would."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
@@ -272,18 +273,18 @@ def _load_plainly(folder: Path, device: str) -> Any:
 
 @torch.no_grad()
 def _check_same(static: Any, model: Any, removed: Sequence[Site], ids: Tensor) -> None:
-    """Raise if the written model is not the routed one that skips what was removed.
+    """Raise if the written model differs from the routed one that skips the same sites.
 
     Raises:
-        UnsupportedModelError: it is not.
+        UnsupportedModelError: their logits differ.
     """
     ids = ids.to(model.device)
     with use_rule(model, Forced.without(list(removed))), execution(model, "sparse"):
         expected = model(input_ids=ids, use_cache=False).logits.float()
     difference = static(input_ids=ids, use_cache=False).logits.float() - expected
     error = float(difference.norm() / expected.norm())
-    # The same sums in another order: some hundred roundings in float32. In the short formats
-    # roundings show; a layer that is wrong shows more.
+    # The same sums in another order: some hundred roundings in float32. In 16-bit formats
+    # roundings are larger, but a wrong layer differs more.
     allowed = min(256 * torch.finfo(model.dtype).eps, 0.1)
     if not error <= allowed:
         raise UnsupportedModelError(

@@ -1,4 +1,4 @@
-"""What a static export did, for people and for programs."""
+"""The result of a static export, as text and as JSON types."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class StaticExport:
 
     Attributes:
         out: the folder.
-        keep_rate: sites that a smaller share of tokens keeps were to go.
+        keep_rate: sites kept by a smaller share of tokens were to be removed.
         keep_rates: that share by site, `3.mlp`, on calibration text.
-        removed: sites that are gone.
-        kept_anyway: sites that were to go and stayed, so that layers could be formed.
+        removed: removed sites.
+        kept_anyway: sites that were to be removed and stayed, so that layers could be formed.
         layers: for each new layer the layers that its attention and its MLP come from; None
             where it has none, which only the form for serving engines allows.
         layers_before: decoder layers of the base model.
         layers_after: those of the result.
         parameters_before: of the base model, routers and LoRA left out.
         parameters_after: of the result.
-        losses: nats a token on held-out text: `dense` (all modules, LoRA merged), `routed` (the
-            checkpoint), `static` (without what is removed) and, if so wished, `healed`.
-        heal: how what stays was healed, if it was.
+        losses: nats per token on held-out text: `dense` (all modules, LoRA merged), `routed` (the
+            checkpoint), `static` (without the removed sites) and, if requested, `healed`.
+        heal: settings of healing, if any.
         tokens: how many tokens were predicted for each loss.
     """
 
@@ -67,7 +67,7 @@ class StaticExport:
 
 
 def site_name(site: Site) -> str:
-    """`3.mlp`."""
+    """Format a site, as in `3.mlp`."""
     return f"{site.layer}.{site.module}"
 
 

@@ -1,4 +1,4 @@
-"""What transformers 4 reads, beside what transformers 5 writes into a folder.
+"""Add what transformers 4 reads to what transformers 5 writes into a folder.
 
     what                    transformers 5              transformers 4
     rotary embeddings       rope_parameters             rope_theta, rope_scaling, …
@@ -6,8 +6,8 @@
     a general tokenizer     TokenizersBackend           PreTrainedTokenizerFast
     further special tokens  extra_special_tokens        additional_special_tokens
 
-A name that is absent is not an error there but a default: another model. transformers 5 reads the
-older forms, too, and both say the same. Serving engines and converters read either.
+transformers 4 replaces an absent field by a default, without an error: another model. transformers
+5 reads the older forms, too, and both agree. Serving engines and converters read either.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ADD_BY_SETTING = (
     "CohereTokenizer",
     "GPTNeoXTokenizer",
 )
-"""Classes that go by `add_bos_token` in transformers 4, whatever `tokenizer.json` says."""
+"""Classes that follow `add_bos_token` in transformers 4, whatever `tokenizer.json` says."""
 
 _BY_ATTENTION = ("gemma3_text", "olmo3")
 """Families with a set of rotary parameters for each kind of attention in both versions."""
@@ -61,7 +61,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def older_config(values: dict[str, Any]) -> dict[str, Any]:
-    """What a config of transformers 5 says, in the fields of transformers 4.
+    """Express a config of transformers 5 in the fields of transformers 4.
 
     Example:
         >>> older_config({"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}})
@@ -87,31 +87,31 @@ def older_config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rope(rope: dict[str, Any], values: dict[str, Any], family: str) -> dict[str, Any]:
-    """One set of rotary parameters, as fields of the config."""
+    """Express one set of rotary parameters as fields of the config."""
     outside = {name: rope[name] for name in _OUTSIDE if rope.get(name) is not None}
     kind = rope.get("rope_type", "default")
     inside = {name: value for name, value in rope.items() if name not in _OUTSIDE}
     if family in _ENTRIES:
         length = values.get("original_max_position_embeddings", values["max_position_embeddings"])
-        # Both versions have these from elsewhere.
+        # Both versions derive these from other fields.
         implied = {"rope_type": kind, "type": kind, "original_max_position_embeddings": length}
         said = {n: v for n, v in inside.items() if n not in implied or v != implied[n]}
-        # What it cannot hold is written all the same: refused there, and read by transformers 5,
-        # which takes `rope_scaling` for the whole.
+        # Other entries are written all the same: transformers 4 refuses them, and transformers 5,
+        # which takes `rope_scaling` for the whole, reads them.
         if said.keys() <= set(_ENTRIES[family]):
             inside = {"type": kind, **said}
     return outside | {"rope_scaling": None if kind == "default" else inside}
 
 
 def older_tokenizer(values: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """A tokenizer's config of transformers 5 in words that both versions know.
+    """Express a tokenizer's config of transformers 5 in fields that both versions know.
 
     Args:
         values: the config.
-        tokenizer: that it is of.
+        tokenizer: its tokenizer.
     """
     kind = str(values.get("tokenizer_class"))
-    # The older general class would give token types, too, which decoders refuse.
+    # PreTrainedTokenizerFast would also return token types, which decoders refuse.
     older = values | {"model_input_names": list(tokenizer.model_input_names)}
     if kind.endswith("Backend"):
         older["tokenizer_class"] = "PreTrainedTokenizerFast"

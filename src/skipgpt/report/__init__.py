@@ -1,1 +1,1 @@
-"""What was skipped, for people: in the terminal and as pages."""
+"""Reports of what was skipped: terminal output, pages and charts."""

@@ -1,4 +1,4 @@
-"""What a report says: one value that the page, Markdown, JSON and figures are made of."""
+"""The content of a report, from which the page, Markdown, JSON and figures are rendered."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Stop:
-    """The text at one place of the budget dial.
+    """The text at one sparsity of the slider.
 
     Attributes:
-        asked: share to save, in the unit of the report.
+        asked: requested sparsity, in the unit of the report.
         keep: [L, M, N] bool, which token ran which module.
-        measured: loss and sparsity there.
+        measured: loss and sparsity at it.
     """
 
     asked: float
@@ -35,7 +35,7 @@ class Stop:
 
     @classmethod
     def of(cls, asked: float, trace: TextTrace) -> Stop:
-        """The stop that a trace was made at."""
+        """Make a stop from a trace."""
         return cls(asked, trace.keep, trace.measured)
 
     def to_dict(self, tokens: int) -> dict[str, Any]:
@@ -52,21 +52,20 @@ class Report:
     """Everything about one checkpoint on one text.
 
     Attributes:
-        title: of the page.
-        facts: when, where and of what: `date`, `hardware`, `sources`, `read` (how the text was
-            cut), `command`.
-        checkpoint: what `skipgpt_config.json` says.
+        title: title of the page.
+        facts: provenance: `date`, `hardware`, `sources`, `read` (how the text was cut), `notes`.
+        checkpoint: content of `skipgpt_config.json`.
         cost: parameters, FLOPs and bytes, dense and routed, and the ideal speed-ups.
         dense: loss of the base model on the same text.
-        stops: of the dial, by what was asked; one where the checkpoint is not calibrated.
-        at: index of the stop that the checkpoint is set to, and that the tables are of.
-        trace: of the text at that stop.
+        stops: measured sparsities, ascending; one where the checkpoint is not calibrated.
+        at: index of the stop that the checkpoint is set to; the tables describe that one.
+        trace: trace of the text at that stop.
         surprisal: [N] nats under the dense model, nan at the first token of a row.
         tables: the analyses, in the order of the page.
         run: how the checkpoint was made: `run` (run.json) and `metrics` (metrics.jsonl); empty
-            where the folder does not say.
-        budget: what the sparsities asked for count.
-        shown: tokens whose decisions are in the page.
+            where the folder has neither.
+        budget: unit of the requested sparsities.
+        shown: number of tokens whose decisions are on the page.
     """
 
     title: str
@@ -85,46 +84,46 @@ class Report:
 
     @property
     def text(self) -> Text:
-        """What was read."""
+        """The text that was read."""
         return self.trace.text
 
     @property
     def layers(self) -> int:
-        """How many there are, each of two modules."""
+        """Number of layers, each of two modules."""
         return len(self.trace.keep)
 
     @property
     def measured(self) -> Perplexity:
-        """Loss and sparsity at the checkpoint's own place of the dial."""
+        """Loss and sparsity at the stop that the checkpoint is set to."""
         return self.stops[self.at].measured
 
     @property
     def reach(self) -> str:
-        """How far each calibrated curve goes, in words; empty where there is none."""
+        """Range of each calibration curve, in words; empty where there is none."""
         ends = {unit: curve[-1][0] for unit, curve in self.checkpoint["curves"].items()}
         return ", ".join(f"0 to {end:.0%} of {BUDGET_NOUNS[unit]}" for unit, end in ends.items())
 
     @property
     def target(self) -> str:
-        """What training aimed for, in words."""
+        """Target sparsity of training, in words."""
         noun = BUDGET_NOUNS[self.checkpoint["budget"]]
         return f"{self.checkpoint['target_sparsity']:.1%} of {noun}"
 
     def table(self, name: str) -> Table:
-        """An analysis by its name.
+        """Return the analysis of this name.
 
         Raises:
-            KeyError: there is none of this name.
+            KeyError: there is none.
         """
         return {table.name: table for table in self.tables}[name]
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Of all analyses."""
+        """Warnings of all analyses."""
         return tuple(warning for table in self.tables for warning in table.warnings)
 
     def __str__(self) -> str:
-        """For a terminal: routed loss, closeness to dense, dense loss, and what is wrong."""
+        """Summarise for a terminal: routed loss, closeness to dense, dense loss, warnings."""
         close = self.measured.closeness
         lines = [str(self.measured), *([str(close)] if close else [])]
         lines.append(f"dense: {self.dense.nll_per_token:.4f} nats a token")
@@ -161,7 +160,7 @@ class Report:
 
 
 def packed_bits(keep: Tensor) -> str:
-    """Decisions [L, M, N] as base64: bit i of the flat sequence is bit i % 8 of byte i // 8."""
+    """Encode decisions [L, M, N] as base64: flat element i is bit i % 8 of byte i // 8."""
     flat = keep.flatten().to(torch.uint8)
     flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8)
     weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8)
@@ -169,7 +168,7 @@ def packed_bits(keep: Tensor) -> str:
 
 
 def read_bits(packed: str, shape: Sequence[int]) -> Tensor:
-    """The other way: bools of a shape.
+    """Decode `packed_bits` into a bool tensor of this shape.
 
     Example:
         >>> read_bits(packed_bits(torch.tensor([[[True, False, True]]])), (1, 1, 3)).tolist()
@@ -182,5 +181,5 @@ def read_bits(packed: str, shape: Sequence[int]) -> Tensor:
 
 
 def _rounded(value: float) -> float | None:
-    """Nats to three digits; what is no number is null."""
+    """Round nats to three decimals; NaN becomes None."""
     return None if value != value else round(value, 3)

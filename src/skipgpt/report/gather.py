@@ -1,4 +1,4 @@
-"""Everything that a report says, measured on one text."""
+"""Measure everything that a report shows, on one text."""
 
 from __future__ import annotations
 
@@ -74,23 +74,23 @@ def gather(
 
     Args:
         folder: a checkpoint.
-        sources: of text.
-        config: how it is cut; see `source_rows`.
-        title: of the page; base model and text where empty.
+        sources: text sources.
+        config: how the text is cut; see `source_rows`.
+        title: title of the page; base model and text where empty.
         sparsity: share to save; the trained target where None.
         budget: what `sparsity` and `dial` count; as the checkpoint was trained where None.
-        dial: further sparsities, as far as the checkpoint's curve reaches.
+        dial: further sparsities; those beyond the calibration curve are left out.
         max_tokens: read no more than this; 0 reads all.
-        batch_size: rows a forward.
-        tasks: scored at each stop of the dial and for the dense base, as `task_scores` does it.
+        batch_size: rows per forward.
+        tasks: tasks to score at each sparsity and for the dense base; see `task_scores`.
         task_dir: a folder of local tasks.
-        limit: items of each task, the first ones; 0 is all.
-        on_step: called with readings done and readings in all.
+        limit: first items of each task; 0 is all.
+        on_step: called with passes over the text done and in total.
         where: `base`, `device`, `dtype` and `quantize`, as `skipgpt.load` takes them.
 
     Raises:
-        SkipGPTError: the checkpoint, a source or a task cannot be read, the dial does not reach
-            `sparsity`, or there is none for tasks.
+        SkipGPTError: the checkpoint, a source or a task cannot be read, `sparsity` is beyond the
+            calibration curve, or tasks are given and the checkpoint is not calibrated.
 
     Example:
         page = to_html(gather("out/nano-25", ["README.md"], DataConfig()))
@@ -98,7 +98,7 @@ def gather(
     folder = local_folder(folder)
     info = read_info(folder)
     setting = Setting(task_dir=task_dir, limit=limit, **where)
-    if tasks:  # before minutes of reading
+    if tasks:  # before the passes, which take minutes
         check_tasks(folder, tasks, setting)
     check_pair(sparsity, budget)
     unit = budget or info.budget
@@ -152,13 +152,13 @@ def gather(
 
 
 def names_of(sources: Sequence[str]) -> str:
-    """Sources for a title."""
+    """Name sources for a title."""
     names = [Path(source).name for source in sources]
     return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
 
 def _notes(info: CheckpointInfo, model: Any, read: SourceRows) -> list[str]:
-    """What a reader of the report has to know about how it was made."""
+    """Notes on how the report was made."""
     notes, context = [], context_of(model)
     if context and sum(map(len, read.rows)) > context:
         notes.append(
@@ -173,7 +173,7 @@ def _notes(info: CheckpointInfo, model: Any, read: SourceRows) -> list[str]:
 
 
 def _unlike(read: SourceRows, trace: TextTrace, tokenizer: Any) -> list[str]:
-    """Whether what the model read is, white space aside, not the text that it was given."""
+    """A note if the tokens do not decode to the given text, white space aside; else none."""
     special = set(tokenizer.all_special_ids)
     ids = trace.text.ids.tolist()
     pieces = (p for p, token in zip(trace.text.pieces, ids, strict=True) if token not in special)
@@ -188,7 +188,7 @@ def _bare(text: str) -> str:
 
 
 def _reached(model: nn.Module, own: float, dial: Sequence[float], unit: Budget) -> list[float]:
-    """The checkpoint's own sparsity, and those of the dial that its curve reaches, in order."""
+    """The checkpoint's own sparsity and those of `dial` within its curve, ascending."""
     curves = routing_state(model).curves
     curve = curves.curve(unit) if curves else None
     return sorted({own, *(each for each in dial if curve and curve.reaches(each))})
@@ -211,7 +211,7 @@ def _tables(
 
 
 def _cost(model: Any, trace: TextTrace, read: SourceRows) -> dict[str, Any]:
-    """Active compute, resident memory and what skipping can save, apart from each other."""
+    """Active compute, resident memory and ideal speed-up, each on its own."""
     keep = {
         Site(n, kind): trace.keep[n, m].double().mean().item()
         for n in range(len(trace.keep))

@@ -1,4 +1,4 @@
-"""A text on a terminal as it is generated, coloured by compute, with the sparsity so far."""
+"""Print text on a terminal as it is generated, coloured by compute, with running sparsity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SAVE, _BACK, _WHOLE = "\0337", "\0338", "\033[r"
 
 @contextmanager
 def live_text(out: Any, status: Any, scale: Scale) -> Iterator[OnToken]:
-    """Write tokens as they come; plain where the output has no colours.
+    """Yield a callback that prints tokens as they come, coloured where the output has colours.
 
     Args:
-        out: gets the text.
-        status: gets the running sparsity on the last line of the terminal, where both are one.
-        scale: of the colours.
+        out: stream for the text.
+        status: stream for the running sparsity, on the last line where both are terminals.
+        scale: colour scale.
 
     Example:
         with live_text(sys.stdout, sys.stderr, Scale.around(0.25)) as tell:
@@ -40,7 +40,7 @@ def live_text(out: Any, status: Any, scale: Scale) -> Iterator[OnToken]:
         ran, modules, tokens = ran + sum(cells), modules + len(cells), tokens + bool(cells)
         width = shutil.get_terminal_size().columns
         column = column_after(column, harmless(token.text), width)
-        # At the edge some terminals forget, when the cursor comes back, that the next letter wraps.
+        # At the right edge some terminals lose the pending wrap when the cursor is restored.
         if line and modules and column < width:
             read = f"{tokens:,} token{'s' * (tokens != 1)}"
             line.write(f"{read}, {1 - ran / modules:.1%} of modules skipped so far")
@@ -60,11 +60,11 @@ def live_text(out: Any, status: Any, scale: Scale) -> Iterator[OnToken]:
 
 
 def column_after(column: int, text: str, width: int) -> int:
-    r"""Where the cursor stands after a text; the width itself where the next letter wraps.
+    r"""Return the cursor's column after a text; the width itself where the next letter wraps.
 
     Args:
-        column: where it stood, from 0.
-        text: without steering characters.
+        column: its column before, from 0.
+        text: without control characters.
         width: columns of the terminal.
 
     Example:
@@ -83,7 +83,7 @@ def column_after(column: int, text: str, width: int) -> int:
 
 
 class StatusLine:
-    """The last line of a terminal, kept out of what scrolls above it.
+    """A status line: the last line of a terminal, excluded from scrolling.
 
     Args:
         stream: a terminal.
@@ -93,19 +93,19 @@ class StatusLine:
         self._stream = stream
 
     def open(self) -> None:
-        """Keep the line free; the cursor is at the beginning of one."""
+        """Reserve the line; the cursor must be at the start of a line."""
         height = self._height()
         # A progress bar may have left something on this line. The cursor may stand on the last
         # line of the terminal: a step down and up again moves it off.
         self._say(f"\r\033[K\n\033[1A{_SAVE}\033[1;{height - 1}r{_BACK}")
 
     def write(self, text: str) -> None:
-        """Put this on it, whatever the terminal's size is now."""
+        """Write text on the line, at the terminal's current size."""
         width = shutil.get_terminal_size().columns
         self._say(f"{_SAVE}\033[{self._height()};1H\033[2K\033[2m{text[:width]}\033[0m{_BACK}")
 
     def close(self) -> None:
-        """Clear it and give it back."""
+        """Clear the line and release it."""
         self._say(f"\033[0m{_SAVE}{_WHOLE}\033[{self._height()};1H\033[2K{_BACK}")
 
     def _height(self) -> int:

@@ -13,7 +13,7 @@ from skipgpt.report.side_by_side import SideBySide
 
 
 def to_markdown(report: Report) -> str:
-    """All that the page says, without its pictures."""
+    """Render all that the page says, without its charts."""
     info, cost = report.checkpoint, report.cost
     flops, ideal = cost["flops_per_token"], cost["ideal_speedup"]
     routed, dense = report.measured, report.dense
@@ -69,7 +69,7 @@ def to_markdown(report: Report) -> str:
 
 
 def several_to_markdown(several: SideBySide) -> str:
-    """What differs, then each report."""
+    """Render what differs, then each report."""
     parts = [f"# {plain(several.title)}", *(table.to_markdown() for table in several.tables)]
     for name, report in several.reports.items():
         lines = to_markdown(report).splitlines()
@@ -91,7 +91,7 @@ def _made(report: Report) -> str:
 
 
 def _fenced(text: str, language: str = "") -> str:
-    """A block that nothing inside can end."""
+    """Fence a block so that nothing inside can end it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"

@@ -1,4 +1,4 @@
-"""What a run wrote about itself: run.json and metrics.jsonl, while it goes on as well."""
+"""Read run.json and metrics.jsonl of a training run, also while it is running."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ RUN, METRICS = "run.json", "metrics.jsonl"
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """`run` and `metrics` of a folder; empty where it holds neither.
+    """Read `run` and `metrics` of a folder; empty where it holds neither.
 
-    A line that is being written is left out; what is no number, as of a loss that blew up, is None.
+    A half-written line is left out; NaN and infinity, as of a diverged loss, become None.
     """
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):

@@ -16,11 +16,11 @@ from skipgpt.report.gather import OnStep, gather, names_of
 
 @dataclass(frozen=True, eq=False)
 class SideBySide:
-    """Reports of checkpoints, whose bases, tokenizers and depth may differ, on the same text.
+    """Reports of checkpoints on the same text; their bases, tokenizers and depths may differ.
 
     Attributes:
-        title: of the page.
-        reports: by the name of the checkpoint, in the order they were asked for.
+        title: title of the page.
+        reports: by checkpoint name, in the order given.
         tables: what differs between them.
     """
 
@@ -30,7 +30,7 @@ class SideBySide:
 
     @classmethod
     def of(cls, title: str, reports: dict[str, Report]) -> SideBySide:
-        """Reports that are there already.
+        """Compare reports that exist already.
 
         Raises:
             ConfigError: fewer than two.
@@ -45,7 +45,7 @@ class SideBySide:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Of all checkpoints."""
+        """Warnings of all checkpoints."""
         return tuple(
             f"{name}: {warning}"
             for name, report in self.reports.items()
@@ -53,7 +53,7 @@ class SideBySide:
         )
 
     def __str__(self) -> str:
-        """For a terminal."""
+        """Summarise for a terminal."""
         return "\n".join(f"{name}: {report}" for name, report in self.reports.items())
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,9 +79,9 @@ def gather_several(
 
     Args:
         folders: two checkpoints or more.
-        sources: of text.
-        config: how it is cut.
-        on_step: called with readings done and readings in all.
+        sources: text sources.
+        config: how the text is cut.
+        on_step: called with passes over the text done and in total.
         options: as `skipgpt.report.gather.gather` takes them.
 
     Raises:
@@ -100,9 +100,9 @@ def gather_several(
 
 
 def names(folders: Sequence[str]) -> list[str]:
-    """A name of each folder that no other has, as short as that allows.
+    """Return the shortest unique name of each folder.
 
-    One that is given more than once is numbered.
+    A folder that is given more than once is numbered.
 
     Example:
         >>> names(["out/a/checkpoint", "out/b/checkpoint"]), names(["out/a", "out/a"])

@@ -1,4 +1,4 @@
-"""Tokens on a terminal: one colour scale of compute, and text that cannot steer the terminal."""
+"""Tokens on a terminal: a colour scale of compute, and escaped control characters."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from skipgpt.system.progress import is_terminal
 
 STEPS = ((17, 231), (19, 231), (25, 231), (31, 16), (74, 16), (117, 16), (195, 16))
-"""Background and foreground, of the 256 colours, from little compute to much.
+"""Background and foreground of the 256-colour palette, from little compute to much.
 
 One hue that only gets lighter, so that it reads without colour vision; as both are set, it reads
 on dark and on light terminals.
 """
 _RESET = "\033[0m"
 _STEERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-"""Characters that turn the direction of what stands around them."""
+"""Control characters of bidirectional text."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Shares of compute as colours.
+    """A colour scale for shares of compute.
 
     Attributes:
-        low: a share that has the first colour, as all below it have.
-        high: a share that has the last colour.
+        low: shares up to this one have the first colour.
+        high: shares from this one on have the last colour.
     """
 
     low: float = 0.0
@@ -33,15 +33,14 @@ class Scale:
 
     @classmethod
     def around(cls, sparsity: float) -> Scale:
-        """The scale of a text of which this share is skipped: that is its middle, or above it.
+        """Make a scale for a text at this sparsity, with its mean in the middle or above.
 
-        Tokens of one text differ little; on a scale from nothing to everything all would look
-        alike.
+        Tokens of one text differ little; on a scale from 0 to 1 all would look alike.
         """
         return cls(low=max(0.0, min(0.5, 1 - 2 * sparsity)))
 
     def paint(self, text: str, share: float | None) -> str:
-        """A token's text in the colour of its share, made harmless; uncoloured where it is None.
+        """Colour a token's text by its share, escaped; uncoloured where the share is None.
 
         Line breaks stay outside the colour, which would otherwise run to the edge of the terminal.
         """
@@ -54,7 +53,7 @@ class Scale:
         return "\n".join(f"{start}{line}{_RESET}" if line else "" for line in lines)
 
     def legend(self) -> str:
-        """What the colours mean, in a line."""
+        """Explain the colours in one line."""
         width = self.high - self.low
         middles = (self.low + (n + 0.5) * width / len(STEPS) for n in range(len(STEPS)))
         swatch = "".join(self.paint("  ", share) for share in middles)
@@ -63,7 +62,7 @@ class Scale:
 
 
 def harmless(text: str) -> str:
-    r"""Text without characters that steer a terminal; they are spelt out, as `\x1b`.
+    r"""Escape characters that control a terminal, as in `\x1b`.
 
     Example:
         >>> print(harmless("\x1b[2Ja\tb"))
@@ -73,19 +72,19 @@ def harmless(text: str) -> str:
 
 
 def fit_for(stream: Any, text: str) -> str:
-    """The text as it is, for a pipe or a file; harmless on a terminal, with colours or without."""
+    """Escape control characters for a terminal; a pipe or a file gets the text unchanged."""
     return harmless(text) if stream.isatty() else text
 
 
 def in_a_line(text: str) -> str:
-    """The same with line breaks, spaces and tabs as marks that are seen."""
+    """Escape a text and show line breaks, spaces and tabs as visible marks."""
     return harmless(text.replace("\n", "⏎").replace(" ", "·").replace("\t", "→"))
 
 
 def has_colour(stream: Any) -> bool:
     """Whether to write colours to a stream: a terminal, or anything under `FORCE_COLOR`.
 
-    `NO_COLOR` (no-color.org) and `FORCE_COLOR=0` say no; `NO_COLOR` is the stronger.
+    `NO_COLOR` (no-color.org) and `FORCE_COLOR=0` turn colours off; `NO_COLOR` takes precedence.
     """
     forced = os.environ.get("FORCE_COLOR", "")
     if os.environ.get("NO_COLOR") or forced == "0":

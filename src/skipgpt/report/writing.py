@@ -1,4 +1,4 @@
-"""A report in the form that was asked for, and into a file."""
+"""Render a report in a format and write it to a file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Format = Literal["html", "md", "json", "png", "svg"]
 
 
 def format_of(out: Path | None, asked: str | None) -> Format:
-    """The form that is asked for, or else that of the file's name, or else a page.
+    """Return the requested format, else that of the file's suffix, else HTML.
 
     Raises:
-        ConfigError: there is no such form.
+        ConfigError: there is no such format.
 
     Example:
         >>> format_of(Path("notes/report.md"), None)
@@ -45,14 +45,14 @@ def format_of(out: Path | None, asked: str | None) -> Format:
 
 
 def rendered(report: Report | SideBySide, form: Format) -> bytes:
-    """The content of a file.
+    """Render the content of a file.
 
     Args:
         report: of one checkpoint or of several.
-        form: of the file.
+        form: format of the file.
 
     Raises:
-        MissingExtraError: a picture without the extra `report`.
+        MissingExtraError: a picture needs the extra `report`.
 
     Example:
         Path("report.svg").write_bytes(rendered(report, "svg"))
@@ -66,20 +66,20 @@ def rendered(report: Report | SideBySide, form: Format) -> bytes:
     else:
         reports = {report.title: report} if isinstance(report, Report) else report.reports
         return to_picture(reports, form)
-    return made.encode(errors="replace")  # of file names that are no Unicode
+    return made.encode(errors="replace")  # file names may not be Unicode
 
 
 @contextmanager
 def kept_for(out: Path | None) -> Iterator[None]:
-    """Keep others from writing a file inside the block; before the work, not after it.
+    """Lock an output file for the block, so that a conflict shows before the work, not after.
 
     Args:
         out: the file; None where nothing is written.
 
     Raises:
         CheckpointError: it is a folder, a device or a pipe, its folder cannot be written to, or
-            somebody else is writing it.
-        StoppedError: somebody asked to stop.
+            another process is writing it.
+        StoppedError: a stop was requested.
     """
     with (
         stoppable("making the report", lambda: NOTHING_KEPT),
@@ -89,10 +89,10 @@ def kept_for(out: Path | None) -> Iterator[None]:
 
 
 def write(out: Path, content: bytes) -> None:
-    """Write a file in one go: a failure leaves what was there, and a link goes on to lead there.
+    """Write a file atomically, through links; a failure leaves the old content.
 
     Raises:
-        CheckpointError: it is a folder, a device or a pipe, or the disk refuses.
+        CheckpointError: it is a folder, a device or a pipe, or writing fails.
     """
     target = _target(out)
     with staged(target.parent) as stage:
@@ -100,9 +100,9 @@ def write(out: Path, content: bytes) -> None:
 
 
 def _target(out: Path) -> Path:
-    """The file that a name leads to, which is not there yet or can be replaced."""
+    """Resolve a path to a file that does not exist or can be replaced."""
     target = Path(os.path.realpath(out))
-    if os.path.lexists(target) or out.exists():  # some links of /proc lead to what has no name
+    if os.path.lexists(target) or out.exists():  # some links in /proc have no target path
         kind = "a folder" if out.is_dir() else "a device, a pipe or a link to itself"
         if not out.is_file():
             raise CheckpointError(

@@ -1,1 +1,1 @@
-"""Serving checkpoints to many users: our own server, and a plug-in of vLLM."""
+"""Serving checkpoints over HTTP: a server on transformers, and a plug-in for vLLM."""

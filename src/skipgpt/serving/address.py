@@ -1,4 +1,4 @@
-"""Where a server listens."""
+"""The listening socket of a server."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from skipgpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Address:
-    """A socket that listens: clients wait from now on, and are not refused.
+    """A listening socket: from now on clients wait, and are not refused.
 
     Attributes:
         socket: listening.
-        host: as it was asked for.
-        port: the real one, where any was asked for.
+        host: as requested.
+        port: the actual one, where a free one was requested.
     """
 
     socket: socket.socket
@@ -26,17 +26,17 @@ class Address:
 
     @property
     def url(self) -> str:
-        """For clients of OpenAI's kind."""
+        """The base URL for OpenAI clients."""
         shown = self.socket.getsockname()[0]
         return f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}/v1"
 
 
 @contextmanager
 def bind(host: str, port: int) -> Iterator[Address]:
-    """An address of this machine, for the block; a taken port is known before a model is loaded.
+    """Listen on an address for the block; a taken port fails before a model is loaded.
 
     Args:
-        host: to listen on.
+        host: host to listen on.
         port: 0 takes a free one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The HTTP side: paths, errors in OpenAI's form, streams."""
+"""The FastAPI application: paths, errors in OpenAI's format, streams."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ logger = logging.getLogger("skipgpt")
 
 FAILED = "the server failed; see its log"
 CHECK = 0.5
-"""Seconds after which a client who waits for a whole answer is looked for again."""
+"""Seconds between checks that a client without streaming is still connected."""
 
 
 def build_app(
     engine: Engine, name: str, metrics: Metrics, *, context: int, api_key: str | None = None,
     allowed_origins: Sequence[str] = (),
 ) -> FastAPI:  # fmt: skip
-    """The application, for any ASGI server.
+    """Build the application, for any ASGI server.
 
     Args:
         engine: runs the requests.
-        name: of the model, as clients call it.
+        name: model name for clients.
         metrics: what `/metrics` shows.
-        context: the most tokens of a prompt and its continuation.
-        api_key: that requests to `/v1/` have to bear; None asks for none.
-        allowed_origins: of web pages whose scripts may ask; `*` is any.
+        context: maximum tokens of a prompt and its continuation.
+        api_key: bearer token that requests to `/v1/` need; None requires none.
+        allowed_origins: origins allowed by CORS; `*` is any.
 
     Example:
         uvicorn.run(build_app(Engine(model, tokenizer, metrics), "nano", metrics, context=512))
     """
-    # No pages of documentation: they load scripts from elsewhere, and ask for no key.
+    # No documentation pages: they load external scripts and need no key.
     app = FastAPI(title="skipgpt", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Door, metrics=metrics, api_key=api_key)
-    if allowed_origins:  # before the door: what a browser asks first bears no key
+    if allowed_origins:  # outermost: CORS preflight requests carry no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(allowed_origins),
@@ -89,7 +89,7 @@ def build_app(
     @app.post("/v1/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         ids: Any = asked.prompt
-        if isinstance(ids, str):  # others are answered meanwhile
+        if isinstance(ids, str):  # in a thread, so as not to block others
             ids = (await run_in_threadpool(encode_prompt, engine.tokenizer, ids))["input_ids"]
         job = _generation_request(
             engine, name, context, asked, ids, asked.max_new_tokens, asked.logprobs
@@ -119,14 +119,14 @@ def _generation_request(
     max_new_tokens: int | None,
     logprobs: int | None,
 ) -> GenerationRequest:
-    """The job that a request is, if it can be done."""
+    """Check a request and return what to generate."""
     _refuse_other(name, asked.model)
     if not ids:
         raise HTTPException(400, "a prompt needs at least one token")
     check_ids("reading the prompt", engine.model, engine.tokenizer, torch.tensor(ids))
     check_length("reading the prompt", context, len(ids), max_new_tokens or 1)
     check_pair(asked.sparsity, asked.budget)
-    if asked.sparsity is not None:  # raises before anything is begun
+    if asked.sparsity is not None:  # raises before generation starts
         threshold_at(routing_state(engine.model), asked.sparsity, asked.budget)
     return GenerationRequest(
         tuple(ids),
@@ -170,7 +170,7 @@ async def _answer(
 
 
 async def _chunks(running: RequestHandle, reply: Reply, wants_usage: bool) -> AsyncIterator[str]:
-    """Server-sent events; where the client leaves, the job is cancelled."""
+    """Yield server-sent events; cancel the request when the client disconnects."""
     events = aiter(running)
     try:
         if reply.chat:
@@ -197,7 +197,7 @@ def _event(body: dict[str, Any]) -> str:
 
 
 def _errors(app: FastAPI, metrics: Metrics) -> None:
-    """Every error in OpenAI's form."""
+    """Return every error in OpenAI's format."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -227,5 +227,5 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         logger.error("a request failed", exc_info=error)
-        metrics.answers.labels(request.url.path, "500").inc()  # it goes out beside the door
+        metrics.answers.labels(request.url.path, "500").inc()  # this reply bypasses `Door`
         return JSONResponse(error_body(FAILED, "server_error"), 500)

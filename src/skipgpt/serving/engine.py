@@ -1,4 +1,4 @@
-"""Requests wait in a line; one thread runs them through the model, one after the other."""
+"""A request queue, and one thread that runs the requests through the model one by one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk,
 from skipgpt.serving.metrics import Metrics
 
 MAX_QUEUED = 1000
-"""Requests that may wait."""
+"""Maximum number of waiting requests."""
 
 
 class QueueFullError(Exception):
-    """Too many requests wait."""
+    """The request queue is full."""
 
     def __init__(self) -> None:
         super().__init__(f"{MAX_QUEUED:,} requests wait already; ask again later")
 
 
 class StoppingError(Exception):
-    """The server stops, and the request was not over in time."""
+    """The server is stopping, and the request did not finish in time."""
 
     def __init__(self) -> None:
         super().__init__("the server is stopping; ask again")
@@ -33,11 +33,11 @@ class StoppingError(Exception):
 
 @dataclass(eq=False)
 class RequestHandle:
-    """A request on its way: iterate over what comes, the last of it `Done`; or cancel it.
+    """A submitted request: iterate over its text chunks and final `Completion`, or cancel it.
 
     Attributes:
-        job: what was asked for.
-        cancelled: set it, and the job ends at its next token.
+        job: what to generate.
+        cancelled: set it to end the request at its next token.
     """
 
     job: GenerationRequest
@@ -46,10 +46,10 @@ class RequestHandle:
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
 
     async def __aiter__(self) -> AsyncIterator[TextChunk | Completion]:
-        """Pieces of text, then how it ended.
+        """Yield text chunks, then the completion.
 
         Raises:
-            Exception: whatever went wrong in the model.
+            Exception: any error of the model.
         """
         try:
             while True:
@@ -59,7 +59,7 @@ class RequestHandle:
                 yield event
                 if isinstance(event, Completion):
                     return
-        finally:  # also where the client has gone
+        finally:  # also when the client has disconnected
             self.cancelled.set()
 
 
@@ -67,12 +67,12 @@ class Engine:
     """A model and the thread that it runs in.
 
     Args:
-        model: with routers, calibrated if requests may have a sparsity.
-        tokenizer: of the base model.
-        metrics: told of each job that ends.
+        model: with routers, calibrated if requests may set a sparsity.
+        tokenizer: tokenizer of the base model.
+        metrics: updated when a request ends.
 
     Example:
-        async for event in engine.submit(Job((1, 2, 3), max_tokens=8)):
+        async for event in engine.submit(GenerationRequest((1, 2, 3), max_tokens=8)):
             print(event)
     """
 
@@ -86,14 +86,14 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread works."""
+        """Whether the thread is alive."""
         return self._thread.is_alive()
 
     def submit(self, job: GenerationRequest) -> RequestHandle:
-        """Put a job in line; call it from a running event loop.
+        """Queue a request; call it from a running event loop.
 
         Raises:
-            QueueFullError: the line is too long.
+            QueueFullError: the queue is full.
         """
         if self._line.qsize() >= MAX_QUEUED:
             raise QueueFullError
@@ -105,13 +105,13 @@ class Engine:
         return running
 
     def abort_all(self) -> None:
-        """End all jobs, the running one at its next token; each gets a `StoppingError`."""
+        """Abort all requests, the running one at its next token; each gets a `StoppingError`."""
         self._hurries.set()
         if running := self._current:
             running.cancelled.set()
 
     def close(self) -> None:
-        """End after the jobs that are in line."""
+        """Finish the queued requests, then end the thread."""
         self._line.put(None)
         self._thread.join()
 
@@ -135,7 +135,7 @@ class Engine:
                 done = run_job(
                     self.model, self.tokenizer, running.job, running._send, running.cancelled
                 )
-        except Exception as error:  # the thread outlives a job that fails
+        except Exception as error:  # a failed request must not end the thread
             running._send(error)
             return
         cut = running.cancelled.is_set()

@@ -1,4 +1,4 @@
-"""Which engine serves a checkpoint: vLLM where it is installed and can, else transformers."""
+"""Choose the engine of a checkpoint: vLLM where installed and able, else transformers."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ OURS = frozenset(
     {"--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--dtype",
      "--hf-overrides", "--allowed-origins", "--shutdown-timeout", "--ssl-keyfile", "--ssl-certfile"}
 )  # fmt: skip
-"""Options of vLLM that are set here already."""
+"""Options of vLLM that `skipgpt serve` sets itself."""
 
 
 def choose(
     folder: Path, engine: str, base: str | None, quantize: str | None, options: Sequence[str]
 ) -> str:
-    """The engine to run.
+    """Return the engine to run.
 
     Raises:
         CheckpointError: the folder holds nothing that can be served.
-        ConfigError: vLLM was asked for and cannot, or has options and was not asked for.
-        MissingExtraError: vLLM was asked for and is not installed.
+        ConfigError: vLLM is requested and cannot run it, or has options and is not used.
+        MissingExtraError: vLLM is requested and not installed.
     """
     if engine not in ENGINES:
         raise ConfigError("choosing the engine", got=repr(engine), expected=", ".join(ENGINES))
@@ -73,7 +73,7 @@ def choose(
 
 
 def _kept_out() -> str | None:
-    """Which setting of the environment keeps our plug-in out of vLLM, if any."""
+    """Name the environment setting that keeps our plug-in out of vLLM, if any."""
     names = os.environ.get("VLLM_PLUGINS")
     if names is not None and "skipgpt" not in names.split(","):
         return f"VLLM_PLUGINS={names!r} in the environment, without skipgpt"
@@ -84,7 +84,7 @@ def _kept_out() -> str | None:
 
 
 def _facts(folder: Path, base: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The model type of the base, how routers are built, and the rest of the config."""
+    """Return the model type of the base, the router config, and the rest of the config."""
     kind = kind_of_model(folder)
     if kind == "checkpoint":
         info = read_info(folder)

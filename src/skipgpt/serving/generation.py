@@ -1,4 +1,4 @@
-"""One request through `generate`: tokens as they come, where they end, and what was skipped."""
+"""Run one request through `generate`, with streaming, stop sequences and measured sparsity."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class GenerationRequest:
     """What to generate.
 
     Attributes:
-        ids: of the prompt, at least one.
-        max_tokens: the most to add.
+        ids: token ids of the prompt, at least one.
+        max_tokens: maximum new tokens.
         temperature: 0 is greedy.
-        top_p: of sampling.
-        seed: of sampling; None draws on.
+        top_p: for nucleus sampling.
+        seed: for sampling; None uses the generator as it is.
         stops: sequences that end the text.
         sparsity: share to save; the model's own where None.
-        budget: what it counts; as the model was trained where None.
-        logprobs: how many of the likeliest tokens are reported at each place; None reports none.
+        budget: unit of `sparsity`; as the model was trained where None.
+        logprobs: how many most likely tokens to report per position; None reports nothing.
     """
 
     ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """Text that may be shown, and the tokens that begin in it."""
+    """Text that can be sent, and the tokens that begin in it."""
 
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
@@ -60,13 +60,13 @@ class TextChunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """The end of a job.
+    """How a request ended.
 
     Attributes:
         reason: `stop` at a stop sequence or the end of the text, `length` at the limit.
         new_tokens: how many were generated.
-        decisions: (token, module) pairs decided about.
-        skipped: how many of those did not run.
+        decisions: number of (token, module) decisions.
+        skipped: how many of those skipped.
     """
 
     reason: Reason
@@ -82,17 +82,17 @@ def run_job(
     tell: Callable[[TextChunk], None],
     cancelled: threading.Event | None = None,
 ) -> Completion:
-    """Generate; greedy output is that of `skipgpt.generate`.
+    """Run a request; greedy output is that of `skipgpt.generate`.
 
     Args:
         model: with routers.
-        tokenizer: of the base model.
-        job: what to do.
-        tell: called with each piece of text, in order.
+        tokenizer: tokenizer of the base model.
+        job: what to generate.
+        tell: called with each text chunk, in order.
         cancelled: set from elsewhere to stop at the next token.
 
     Raises:
-        ConfigError: the dial does not reach the sparsity.
+        ConfigError: the sparsity is beyond the calibration curve.
     """
     ends = ends_of(model, tokenizer, job.stops)
     watch = _Watch(tokenizer, job, ends, tell, cancelled or threading.Event())
@@ -128,7 +128,7 @@ def run_job(
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Random numbers from a seed; those of others go on as if there had been none."""
+    """Seed the generators for the block, and restore them after it."""
     if seed is None:
         yield
         return
@@ -138,12 +138,12 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 class _Watch(StoppingCriteria):  # type: ignore[misc]
-    """Takes each new token as soon as it is chosen, and says whether it was the last.
+    """A stopping criterion that takes each new token as soon as it is chosen.
 
     Attributes:
         ended: whether the text ended by itself.
         count: tokens taken.
-        probabilities: a logits processor, where log-probabilities are taken from.
+        probabilities: the logits processor that log-probabilities are taken from.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         self._show(shown)
 
     def end(self) -> None:
-        """Show what was held back, as nothing more comes."""
+        """Send the text that was held back."""
         rest = self._text.rest()
         self._tokens.complete(self._text.piece)
         self._show(rest, last=not self._text.found)
@@ -193,7 +193,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
 
 
 class _Probabilities(LogitsProcessor):  # type: ignore[misc]
-    """Remembers log-probabilities [V] of the newest place; changes nothing."""
+    """Remembers the log-probabilities [V] of the newest position; changes no logits."""
 
     newest: Tensor
 

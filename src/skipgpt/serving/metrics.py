@@ -1,4 +1,4 @@
-"""What `/metrics` says, in Prometheus' format."""
+"""The metrics of `/metrics`, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from skipgpt.serving.generation import Completion
 
 
 class Metrics:
-    """Counts of one server.
+    """Metrics of one server.
 
     Attributes:
-        waiting: requests in line.
-        running: requests in the model.
-        cancelled: requests whose client left.
+        waiting: queued requests.
+        running: running requests.
+        cancelled: requests whose client disconnected.
         answers: replies by path and status.
 
     Example:
-        rate(skipgpt_generated_tokens_total[1m])                 tokens a second
+        rate(skipgpt_generated_tokens_total[1m])                 tokens per second
         skipgpt_skipped_total / skipgpt_decisions_total          measured sparsity
     """
 
@@ -47,7 +47,7 @@ class Metrics:
         self._all = self._kept_out = 0
 
     def finish(self, prompt_tokens: int, done: Completion, seconds: float) -> None:
-        """Count a job that ended."""
+        """Count a finished request."""
         self._prompt.inc(prompt_tokens)
         self._generated.inc(done.new_tokens)
         self._decisions.inc(done.decisions)
@@ -58,7 +58,7 @@ class Metrics:
         self._seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """As Prometheus reads it."""
+        """Return the metrics as Prometheus reads them."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, said: str) -> Counter:

@@ -1,4 +1,4 @@
-"""The door of the server: who may come in, and a count of the replies that go out."""
+"""ASGI middleware: API key, body limit, response counters."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from skipgpt.serving.metrics import Metrics
 from skipgpt.serving.replies import error_body
 
 LONGEST = 4 * 2**20
-"""Bytes of a request."""
+"""Maximum bytes of a request."""
 TOO_LONG = f"a request has at most {LONGEST:,} bytes"
 
 
 class Door:
-    """ASGI middleware: asks for the key under `/v1/`, refuses long bodies, counts replies.
+    """ASGI middleware that checks the key under `/v1/`, limits bodies and counts replies.
 
-    It hands messages on as they are, so that a client who leaves is seen behind it.
+    Messages pass unchanged, so that the application sees a client disconnect.
 
     Args:
-        app: behind the door.
-        metrics: told of each reply.
-        api_key: that requests have to bear; None asks for none.
+        app: the wrapped application.
+        metrics: counts each reply.
+        api_key: bearer token that requests need; None requires none.
     """
 
     def __init__(self, app: Any, metrics: Metrics, api_key: str | None) -> None:
         self._app, self._metrics, self._api_key = app, metrics, api_key
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer, or let the application answer."""
+        """Refuse the request, or pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
-                # A path nobody serves is no label: anyone could fill the table of counts.
+                # Unknown paths share a label: else clients could create labels without limit.
                 route = scope.get("route")
                 path = getattr(route, "path", "other")
                 self._metrics.answers.labels(path, str(message["status"])).inc()
@@ -50,14 +50,14 @@ class Door:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > LONGEST:  # of a client that did not say how much it sends
+            if read > LONGEST:  # the client sent no content length
                 raise HTTPException(413, TOO_LONG)
             return message
 
         await self._answerer(scope)(scope, measured, counted)
 
     def _answerer(self, scope: Any) -> Any:
-        """The application, or what refuses the request."""
+        """Return the application, or a response that refuses the request."""
         if not self._may_come_in(scope):
             said = error_body(
                 "no API key, or a wrong one", "authentication_error", "invalid_api_key"

@@ -1,4 +1,4 @@
-"""What a client may ask for: OpenAI's completions and chat, with `sparsity` and `budget` beside."""
+"""Request schemas: OpenAI's completions and chat, plus `sparsity` and `budget`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
 }
-"""Fields that this server has one answer to, and the values that ask for that one."""
+"""Unsupported fields, and the values under which they have no effect."""
 IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
      "parallel_tool_calls"}
 )  # fmt: skip
-"""Fields that change no text."""
+"""Fields that do not change the text."""
 
 
 def _text(value: Any) -> str:
@@ -46,7 +46,7 @@ def _text(value: Any) -> str:
 
 
 def _prompt(value: Any) -> str | list[int]:
-    """Text or token ids, also as the only item of a list."""
+    """Accept text or token ids, also as the only item of a list."""
     if isinstance(value, list) and value and isinstance(value[0], str | list):
         if len(value) > 1:
             raise ValueError(f"{len(value)} prompts; this server takes one a request")
@@ -66,7 +66,7 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 def _content(value: Any) -> str:
-    """Text, or the texts of parts."""
+    """Accept text, or join the texts of parts."""
     if not isinstance(value, list):
         return _text(value)
     parts = [p for p in value if isinstance(p, dict) and p.get("type") == "text"]
@@ -79,11 +79,11 @@ class SamplingFields(BaseModel):
     """Fields that both kinds of request have.
 
     Attributes:
-        model: the name that the server gives its model; any where None.
-        max_tokens: the most to generate.
+        model: name of the served model; any where None.
+        max_tokens: maximum tokens to generate.
         temperature: 0 is greedy.
-        top_p: sample from the likeliest tokens that together have this probability.
-        seed: of sampling.
+        top_p: sample from the most likely tokens that together have this probability.
+        seed: for sampling.
         stop: sequences that end the text, up to four.
         stream: send text as it comes.
         stream_options: `{"include_usage": true}` for a last chunk with the usage.
@@ -108,7 +108,7 @@ class SamplingFields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_nulls(cls, values: Any) -> Any:
-        """A field that is null is one that is not there."""
+        """Treat null fields as absent."""
         if not isinstance(values, dict):
             return values
         return {name: value for name, value in values.items() if value is not None}
@@ -131,7 +131,7 @@ class CompletionRequest(SamplingFields):
 
     Attributes:
         prompt: text, or token ids; or a list of one of these.
-        logprobs: how many of the likeliest tokens to report at each place, beside the chosen one.
+        logprobs: how many most likely tokens to report per position, beside the chosen one.
     """
 
     prompt: Annotated[str | list[int], PlainValidator(_prompt)]
@@ -139,18 +139,18 @@ class CompletionRequest(SamplingFields):
 
     @property
     def max_new_tokens(self) -> int:
-        """Tokens to generate at most: 16 where nobody says, as OpenAI has it."""
+        """Maximum tokens to generate; 16 by default, as in OpenAI's API."""
         return self.max_tokens or 16
 
 
 class Message(BaseModel):
     """One turn of a chat.
 
-    Any other field, as `name`, `tool_calls` and `tool_call_id`, is for the chat template.
+    Other fields, such as `name`, `tool_calls` and `tool_call_id`, go to the chat template.
 
     Attributes:
         role: whose turn it is.
-        content: what was said; nothing where a turn calls tools only.
+        content: text of the turn; empty where it only calls tools.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -161,7 +161,7 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_nothing(cls, values: Any) -> Any:
-        """A field that is null, or an empty list, is one that is not there."""
+        """Treat fields that are null or an empty list as absent."""
         if not isinstance(values, dict):
             return values
         given = {name: value for name, value in values.items() if value not in (None, [])}
@@ -170,7 +170,7 @@ class Message(BaseModel):
         return given
 
     def turn(self) -> dict[str, Any]:
-        """The turn as chat templates take it: arguments of a call are no JSON text there."""
+        """Return the turn for a chat template, with JSON arguments of calls parsed."""
         turn = self.model_dump()
         if "tool_calls" in turn:
             turn["tool_calls"] = [_with_arguments(call) for call in _list(turn["tool_calls"])]
@@ -198,11 +198,11 @@ class ChatRequest(SamplingFields):
     Attributes:
         messages: the turns so far.
         max_completion_tokens: another name of `max_tokens`.
-        logprobs: report the probability of each token.
-        top_logprobs: and of so many of the likeliest.
-        continue_final_message: whether the reply goes on with the last turn; it does where that is
-            an assistant's, unless this or `add_generation_prompt` says otherwise.
-        add_generation_prompt: whether a new turn of the assistant begins behind the messages.
+        logprobs: report the log-probability of each token.
+        top_logprobs: how many most likely tokens to report per position.
+        continue_final_message: whether the reply continues the last turn; by default, where that is
+            the assistant's and `add_generation_prompt` is not given.
+        add_generation_prompt: whether a new turn of the assistant begins after the messages.
     """
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -229,7 +229,7 @@ class ChatRequest(SamplingFields):
 
     @property
     def max_new_tokens(self) -> int | None:
-        """Tokens to generate at most; None for as many as the context has room for."""
+        """Maximum tokens to generate; None for as many as the context holds."""
         return self.max_completion_tokens or self.max_tokens
 
     @property

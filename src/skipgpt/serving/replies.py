@@ -1,4 +1,4 @@
-"""OpenAI's replies: whole ones, and those that come in chunks."""
+"""Response bodies in OpenAI's format, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Reply:
         model: name of the model.
         chat: whether it is one of `/v1/chat/completions`.
         prompt_tokens: for the usage.
-        logprobs: whether probabilities were asked for.
-        name: of the reply.
-        created: seconds since 1970.
+        logprobs: whether log-probabilities were requested.
+        name: id of the reply.
+        created: Unix time in seconds.
     """
 
     model: str
@@ -34,33 +34,33 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, pieces: Sequence[TextChunk], done: Completion) -> dict[str, Any]:
-        """All of it."""
+        """Return the whole reply."""
         text = "".join(piece.text for piece in pieces)
         tokens = [token for piece in pieces for token in piece.tokens]
         said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         return self._body(False, [self._choice(said, tokens, done.reason)], self.usage(done))
 
     def chunk(self, piece: TextChunk) -> dict[str, Any]:
-        """A piece of it."""
+        """Return a chunk of the reply."""
         said = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
         return self._body(True, [self._choice(said, piece.tokens, None)])
 
     def opening(self) -> dict[str, Any]:
-        """The first chunk of a chat, which says whose turn it is."""
+        """Return the first chunk of a chat, with the role."""
         return self._body(True, [self._choice({"delta": {"role": "assistant", "content": ""}})])
 
     def closing(self, done: Completion) -> dict[str, Any]:
-        """The last chunk of the text, which says why it ended."""
+        """Return the last chunk of the text, with the finish reason."""
         said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         body = self._body(True, [self._choice(said, (), done.reason)])
         return body | {"skipgpt": self.usage(done)["skipgpt"]}
 
     def usage_chunk(self, done: Completion) -> dict[str, Any]:
-        """What `stream_options` ask for, after the text."""
+        """Return the chunk with the usage that `stream_options` request, after the text."""
         return self._body(True, [], self.usage(done))
 
     def usage(self, done: Completion) -> dict[str, Any]:
-        """Tokens, and beside them what was skipped."""
+        """Return token counts and the measured sparsity."""
         return {
             "usage": {
                 "prompt_tokens": self.prompt_tokens,
@@ -90,7 +90,7 @@ class Reply:
 
 
 def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> Any:
-    """An error as OpenAI's clients read it."""
+    """Return the body of an error in OpenAI's format."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
@@ -104,7 +104,7 @@ def _of_completion(tokens: list[TokenLogprob]) -> dict[str, Any]:
 
 
 def _by_text(top: Iterable[Likely]) -> dict[str, float]:
-    """The likeliest tokens by text; of those that read alike, all but the first by id."""
+    """Key log-probabilities by token text; of equal texts, all but the first by id."""
     found: dict[str, float] = {}
     for each in top:
         text = each.text if each.text not in found else f"token_id:{each.id}"
@@ -130,5 +130,5 @@ def _place(token: Likely) -> dict[str, Any]:
 
 
 def _finite(logprob: float) -> float:
-    """JSON knows no infinity."""
+    """Replace an infinity, which JSON lacks."""
     return logprob if math.isfinite(logprob) else -9999.0

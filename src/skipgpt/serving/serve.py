@@ -1,4 +1,4 @@
-"""From a checkpoint to a running server, of vLLM where that is installed, else of our own."""
+"""Serve a checkpoint over HTTP: with vLLM where possible, else with our own server."""
 
 from __future__ import annotations
 
@@ -48,31 +48,30 @@ def serve(
     vllm_options: Sequence[str] = (),
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Answer OpenAI-style requests until SIGINT or SIGTERM.
+    """Serve an OpenAI-compatible API until SIGINT or SIGTERM.
 
     Args:
         folder: a checkpoint, a hub id of one, or a merged export.
-        engine: `vllm`, which takes many requests at once; `transformers`, which takes one after
-            the other and runs every family; `auto` is vLLM where it is installed and can.
-        host: to listen on; loopback unless said otherwise.
-        port: to listen on; 0 takes a free one.
-        name: of the model for clients; that of the folder where None.
-        api_key: which clients have to send; None asks for none.
-        allowed_origins: of web pages whose scripts may ask, as in `https://chat.example`; `*` is
-            any; none where empty.
-        grace: seconds that requests get to finish once the server was asked to stop.
-        sparsity: of requests that do not say; the checkpoint's own where None.
+        engine: `vllm`, which batches requests; `transformers`, which runs one request at a time
+            and every family; `auto` is vLLM where it is installed and can run the checkpoint.
+        host: host to listen on.
+        port: port to listen on; 0 takes a free one.
+        name: model name for clients; that of the folder where None.
+        api_key: key that clients must send; None requires none.
+        allowed_origins: origins allowed by CORS, as in `https://chat.example`; `*` is any.
+        grace: seconds that requests get to finish after a stop signal.
+        sparsity: default sparsity of requests; the checkpoint's own where None.
         budget: what `sparsity` counts; as the checkpoint was trained where None.
-        base: where the base model lies, if it has moved.
-        device: for `transformers`; vLLM runs where it was built for.
-        dtype: of the base's weights.
+        base: location of the base model, if it has moved.
+        device: for `transformers`; vLLM uses the platform that it was built for.
+        dtype: dtype of the base's weights.
         quantize: `int8`, for `transformers`.
         vllm_options: more options of `vllm serve`.
-        on_ready: called with the URL once requests are taken.
+        on_ready: called with the URL once requests are accepted.
 
     Raises:
-        ConfigError: the address is taken, or the engine cannot do what was asked.
-        MissingExtraError: without the extra `serve`, or `vllm`.
+        ConfigError: the address is taken, or the engine does not support the request.
+        MissingExtraError: the extra `serve`, or `vllm`, is not installed.
         SkipGPTError: the checkpoint cannot be loaded, or the engine did not start.
 
     Example:
@@ -117,7 +116,7 @@ def serve(
 
 @contextmanager
 def _leaving_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as an error would, so that what was made for a while is removed."""
+    """Turn SIGTERM into an exception inside the block, so that temporary folders are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -129,7 +128,7 @@ def _leaving_on_sigterm() -> Iterator[None]:
 
 
 def _check_exposure(host: str, api_key: str | None) -> None:
-    """Refuse a key that is none, and say it where others can reach the server without one."""
+    """Refuse an empty key, and warn where others can reach the server without one."""
     if api_key == "":
         raise ConfigError(
             "reading the API key",
@@ -142,10 +141,10 @@ def _check_exposure(host: str, api_key: str | None) -> None:
 
 
 def _check_dial(folder: Path, sparsity: float, budget: Budget | None) -> None:
-    """Refuse a sparsity that a merged export does not reach, before an engine starts.
+    """Refuse a sparsity beyond the curve of a merged export, before an engine starts.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it is beyond.
     """
     config = json_of(folder / "config.json")
     threshold_of(curves_of(SimpleNamespace(**config)), sparsity, budget)

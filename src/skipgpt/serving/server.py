@@ -11,14 +11,14 @@ from skipgpt.model.loading.limits import context_of
 from skipgpt.serving.address import Address
 
 CLOSING = 5
-"""Seconds after those of grace, in which clients are told that the server stops."""
+"""Seconds after the grace period in which clients are told that the server stops."""
 
 
 def check_installed() -> None:
     """Raise if the libraries are missing.
 
     Raises:
-        MissingExtraError: they are.
+        MissingExtraError: one is missing.
     """
     try:
         import fastapi
@@ -40,21 +40,21 @@ def run_server(
     grace: int = 20,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM.
+    """Serve requests until SIGINT or SIGTERM.
 
     Args:
         model: with routers.
-        tokenizer: of the base model.
-        address: to listen on.
-        name: of the model for clients.
-        api_key: which clients have to send; None asks for none.
-        allowed_origins: of web pages whose scripts may ask; `*` is any.
-        grace: seconds that requests get to finish once the server was asked to stop; those that are
-            not over by then end with an error that says so.
-        on_ready: called with the URL once requests are taken.
+        tokenizer: tokenizer of the base model.
+        address: address to listen on.
+        name: model name for clients.
+        api_key: key that clients must send; None requires none.
+        allowed_origins: origins allowed by CORS; `*` is any.
+        grace: seconds that requests get to finish after a stop signal; unfinished ones then end
+            with an error that says so.
+        on_ready: called with the URL once requests are accepted.
 
     Raises:
-        MissingExtraError: without the extra `serve`.
+        MissingExtraError: the extra `serve` is not installed.
     """
     check_installed()
     import uvicorn
@@ -69,14 +69,14 @@ def run_server(
     app = build_app(
         engine, name, metrics, context=context, api_key=api_key, allowed_origins=allowed_origins
     )
-    # What goes wrong in a request is logged where it is answered.
+    # Errors of a request are logged where it is answered.
     config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=grace + CLOSING)
 
     class Server(uvicorn.Server):
-        """Ends without the signal that asked it to, so that the status is 0."""
+        """Does not raise the stop signal again after stopping, so that the exit status is 0."""
 
         def handle_exit(self, number: int, frame: Any) -> None:
-            """Finish what runs, for the seconds of grace; asked again, do not."""
+            """Let requests finish within the grace period; abort them at a second signal."""
             if self.should_exit:
                 self.force_exit = True
                 engine.abort_all()
@@ -92,4 +92,4 @@ def run_server(
         Server(config).run(sockets=[address.socket])
     finally:
         engine.abort_all()
-        engine.close()  # a thread that computes must not meet the end of the interpreter
+        engine.close()  # a thread must not compute while the interpreter exits

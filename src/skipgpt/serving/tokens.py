@@ -1,4 +1,4 @@
-"""The tokens of a reply with their probabilities, whose texts and bytes join to the text."""
+"""Tokens of a reply with log-probabilities; their texts and bytes join to the text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from skipgpt.model.loading.generation_settings import Ends
 
 @dataclass(frozen=True)
 class Likely:
-    r"""A token that may stand at a place.
+    r"""A candidate token at a position.
 
     Attributes:
-        id: of the token.
-        text: of the token; `bytes:\xc3` where it is part of a letter.
-        bytes: that it stands for; None where they are not known.
+        id: its id.
+        text: its text; `bytes:\xc3` where it is part of a character.
+        bytes: its bytes; None where they are not known.
         logprob: natural logarithm of its probability, before temperature.
     """
 
@@ -30,11 +30,11 @@ class Likely:
 
 @dataclass(frozen=True)
 class TokenLogprob(Likely):
-    """The token that stands there; a letter of several tokens is the text of the last of them.
+    """The generated token; a character of several tokens is the text of the last of them.
 
     Attributes:
         start: characters of the generated text before it.
-        top: the likeliest tokens at this place.
+        top: the most likely tokens at this position.
     """
 
     start: int
@@ -52,7 +52,7 @@ class Tokens:
     def __init__(self, tokenizer: Any, ends: Ends) -> None:
         self._tokenizer, self._hidden = tokenizer, {*tokenizer.all_special_ids, *ends.ids}
         self._waiting: list[TokenLogprob] = []
-        self._letter = 0  # how many of those at the end are part of a letter
+        self._letter = 0  # how many at the end are part of one character
 
     def add(
         self,
@@ -62,14 +62,14 @@ class Tokens:
         logprob: float,
         likely: Sequence[tuple[int, float]],
     ) -> None:
-        """Take a token.
+        """Add a token.
 
         Args:
             token: its id.
-            piece: what it added to the text; empty where a letter is not complete.
+            piece: what it added to the text; empty where a character is incomplete.
             start: characters of the text before it.
-            logprob: of the token.
-            likely: ids and log-probabilities of the likeliest tokens at this place.
+            logprob: its log-probability.
+            likely: ids and log-probabilities of the most likely tokens at this position.
         """
         text = self._tokenizer.decode([token]) if token in self._hidden else piece
         data = b"" if token in self._hidden else bytes_of(self._tokenizer, token)
@@ -83,7 +83,7 @@ class Tokens:
             self.complete(piece)
 
     def complete(self, piece: str) -> None:
-        """Give the bytes of a piece of text to the tokens that it is made of."""
+        """Assign the text and bytes of a piece to the tokens that it is made of."""
         if not self._letter:
             return
         group = self._waiting[-self._letter :]
@@ -98,7 +98,7 @@ class Tokens:
         self._letter = 0
 
     def up_to(self, shown: float) -> tuple[TokenLogprob, ...]:
-        """Those that begin before so many characters of the text; each is given once."""
+        """Return tokens that begin before `shown` characters of the text, each once."""
         ready = tuple(token for token in self._waiting if token.start < shown)
         self._waiting = self._waiting[len(ready) :]
         self._letter = min(self._letter, len(self._waiting))

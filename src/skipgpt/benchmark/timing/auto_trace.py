@@ -1,7 +1,6 @@
-"""What execution `auto` really ran: in each module kept tokens only, or every token.
+"""Trace what execution `auto` ran in each module: kept tokens only, or every token.
 
-Routes say what is skipped at best. Where packing does not pay a module runs every token, and then
-FLOPs are spent that the routes would have saved.
+Where packing does not pay, a module runs every token and spends FLOPs that its routes would save.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from skipgpt.routing.decision import MODULES, Module
 from skipgpt.system.device_profile import Machine
 
 Whole = dict[int, list[set[Module]]]
-"""By layer, for each of its forwards, the modules for which packing did not pay."""
+"""Per layer and forward, the modules for which packing did not pay."""
 
 
 @dataclass(frozen=True, eq=False)
 class AsRun:
-    """How decisions were carried out.
+    """How decisions were executed.
 
     Attributes:
-        steps: the decisions, except that all tokens keep what ran for all tokens.
-        packed_share: of the module runs in which some tokens kept and others skipped, the share
-            in which only those that kept ran; 1 where there are none.
+        steps: the decisions, with all tokens kept where a module ran every token.
+        packed_share: among module runs in which some tokens kept and others skipped, the share
+            that ran kept tokens only; 1 where there are none.
     """
 
     steps: list[Step]
@@ -41,7 +40,7 @@ class AsRun:
 
 
 def traced_as_run(model: Any, task: Task) -> tuple[Trace, AsRun]:
-    """What was decided in one run in `auto` or `sparse`, and how it was carried out."""
+    """Trace the decisions of one run in `auto` or `sparse`, and how they were executed."""
     given = task.prepare()
     with record_routing(model) as trace, _watched(model) as whole:
         task.run(given)
@@ -49,11 +48,11 @@ def traced_as_run(model: Any, task: Task) -> tuple[Trace, AsRun]:
 
 
 def as_run(steps: Sequence[Step], whole: Whole) -> AsRun:
-    """Decisions as carried out.
+    """Combine decisions with how they were executed.
 
     Args:
-        steps: what was decided, one forward each.
-        whole: what ran for every token in the same forwards.
+        steps: decisions, one step per forward.
+        whole: modules that ran every token in the same forwards.
     """
     made, packed = [], []
     for number, step in enumerate(steps):
@@ -72,18 +71,18 @@ def as_run(steps: Sequence[Step], whole: Whole) -> AsRun:
 
 
 class _Watched:
-    """In the place of a layer's estimate of what packing is worth: asks it and notes the answer."""
+    """Wraps a layer's packing cost and records its answers."""
 
     def __init__(self, packing: PackingCost) -> None:
         self.forwards: list[set[Module]] = []
         self._packing = packing
 
     def begin(self, *_: Any) -> None:
-        """Before each forward of the layer."""
+        """Start a forward of the layer; a forward pre-hook."""
         self.forwards.append(set())
 
     def is_worth_packing(self, machine: Machine, module: Module, *given: Any) -> bool:
-        """Whether packing pays; asked only where a layer has the choice."""
+        """Return whether packing pays; called only where a layer has the choice."""
         answer = self._packing.is_worth_packing(machine, module, *given)
         if not answer:
             self.forwards[-1].add(module)
@@ -92,7 +91,7 @@ class _Watched:
 
 @contextmanager
 def _watched(model: Any) -> Iterator[Whole]:
-    """Note, forward by forward, which modules run every token."""
+    """Record, per forward, which modules run every token."""
     layers: list[Any] = list(routed_layers(model))
     before = [layer.packing for layer in layers]
     watched = [_Watched(packing) for packing in before]

@@ -11,25 +11,24 @@ import torch
 from skipgpt.benchmark.timing.clock import Task
 
 Timed = Literal["auto", "sparse", "gated", "static", "compiled", "dense-int8", "sparse-int8"]
-"""Ways to run the routed model, rivals, and both dense and sparse in 8-bit weights."""
+"""Executions of the routed model, reference runs, and dense and sparse with 8-bit weights."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One that is timed beside dense.
+    """A run that is timed beside dense.
 
     Attributes:
-        execution: what it is.
-        task: its run.
+        execution: its execution, or the name of a reference run.
+        task: what is timed.
         sparsity: share of modules that it skips or lacks.
         union_sparsity: share of (forward, module) pairs that no token of the forward ran.
-        flops_share: FLOPs that it runs over those of dense, of modules that ran every token all.
-        ideal: the speed-up that it can give at best, from the share of the dense seconds that
-            prefill takes.
-        note: what else is to be known of it.
-        packed_share: of the module runs in which some tokens kept and others skipped, the share
-            in which only those that kept ran; None where there are no routes.
-        on_top_of: the contender whose gain comes first; its ideal is beyond that.
+        flops_share: its FLOPs over those of dense; a module that ran every token counts in full.
+        ideal: maps the share of dense seconds that prefill takes to its ideal speed-up.
+        note: remarks.
+        packed_share: among module runs in which some tokens kept and others skipped, the share
+            that ran kept tokens only; None where there are no routes.
+        on_top_of: the candidate that `ideal` is relative to; dense where None.
     """
 
     execution: Timed
@@ -45,13 +44,13 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """All that take part in one cell.
+    """All runs of one cell.
 
     Attributes:
-        dense: what they are compared with.
-        contenders: they.
-        left_out: a sentence for each that cannot take part.
-        prefill: dense prefill, where it has to be known how dense divides its time.
+        dense: the dense run.
+        contenders: the runs compared with dense.
+        left_out: a sentence for each run that is not possible.
+        prefill: dense prefill, where its share of the dense seconds is needed.
     """
 
     dense: Task
@@ -61,13 +60,13 @@ class Candidates:
 
 
 class NotApplicable(Exception):  # noqa: N818 - the rest goes on without it
-    """Says in a sentence why a contender cannot take part here."""
+    """Says in a sentence why a candidate cannot run here."""
 
 
 def gathered(
     make: Callable[[Timed], Candidate], executions: Collection[Timed]
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
-    """The contenders that can take part, and a sentence for each that cannot."""
+    """Make the candidates that can run, and a sentence for each that cannot."""
     contenders, left_out = [], []
     for kind in executions:
         try:
@@ -78,5 +77,5 @@ def gathered(
 
 
 def seeded(_: Any = None) -> None:
-    """Before each run, so that all runs draw the same routes."""
+    """Seed torch before a run, so that all runs draw the same routes."""
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Timing that two noisy cores cannot spoil: contenders take turns in one process."""
+"""Timing that is robust on a noisy machine: candidates alternate in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skipgpt.system.hardware import wait_for
 from skipgpt.system.progress import Phase, advancing
 
 SHORT = 0.1
-"""Seconds of a run in which filling the caches of the processor is a part that counts."""
+"""Below these seconds a run is noticeably slowed by cold processor caches."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Task:
 
     Attributes:
         run: what is timed; takes what `prepare` returned.
-        prepare: called before each run, off the clock.
+        prepare: called before each run, not timed.
     """
 
     run: Callable[[Any], object]
@@ -34,16 +34,16 @@ class Task:
 def alternate(
     tasks: Mapping[str, Task], repeats: int, device: torch.device, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every task, run in turn; who begins changes from round to round.
+    """Time tasks in turn, starting with another one each round; return the seconds of each.
 
-    Where a run is short, each is run once more before, off the clock: caches are then filled by the
-    task itself, as when it runs again and again, rather than by the one before.
+    A short task first runs once untimed, so that it finds the processor caches filled by itself
+    rather than by the task before.
 
     Args:
-        tasks: by name.
-        repeats: rounds that count.
-        device: waited for before each look at the clock.
-        warmup: rounds before, that do not count.
+        tasks: tasks by name.
+        repeats: timed rounds.
+        device: synchronised before each reading of the clock.
+        warmup: untimed rounds before.
     """
     with advancing("taking turns", unit="round") as advance:
         return _alternate(tasks, repeats, device, warmup, advance)
@@ -60,7 +60,7 @@ def _alternate(
     try:
         for turn in range(warmup + repeats):
             first, short = turn % len(names), min(spent.values()) < SHORT
-            # What ran just before leaves caches and clock rates behind.
+            # The run before leaves its caches and clock rates, so the order rotates.
             for name in names[first:] + names[:first]:
                 task = tasks[name]
                 if short:

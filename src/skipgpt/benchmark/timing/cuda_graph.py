@@ -1,8 +1,8 @@
 """Decoding captured as a CUDA graph: the host launches a step as a whole, not each of its kernels.
 
-A step of one token is so short that launching its kernels takes longer than running them. What is
-captured runs again just as it was: on a static cache, with the routes decided anew on the device.
-That needs a step which asks the host for nothing.
+A step of one token is so short that launching its kernels takes longer than running them. The graph
+is replayed on a static cache, with routes decided anew on the device, so the step must not
+synchronise with the host.
 
 Shapes: B batch, T prompt tokens.
 """
@@ -19,19 +19,19 @@ from skipgpt.model.execution.kernel_support import asks_the_host
 from skipgpt.model.surgery import routed_layers
 
 _WARMUP = 3
-"""Steps before the capture, for whatever is made ready at first use."""
+"""Steps before the capture, for lazy initialisation."""
 
 
 class StaticDecode:
-    """Greedy decoding of one token at a time, from a prompt, in tensors that never move.
+    """Greedy decoding of one token at a time, from a prompt, in tensors at fixed addresses.
 
     Args:
-        model: of transformers, dense or routed.
-        ids: [B, T], the prompt; it runs here, once, under the rule that is in force.
-        new_tokens: how many steps there is room for.
+        model: transformers model, dense or routed.
+        ids: [B, T], the prompt; prefilled here, once, under the current rule.
+        new_tokens: maximum number of steps.
 
     Attributes:
-        token: [B, 1], the one decoded last.
+        token: [B, 1], the last decoded token.
     """
 
     def __init__(self, model: Any, ids: Tensor, new_tokens: int) -> None:
@@ -46,7 +46,7 @@ class StaticDecode:
     def reset(self) -> None:
         """Go back to the end of the prompt."""
         for layer in self._cache.layers:
-            # What lies behind is masked, and written over by the next steps.
+            # Later entries are masked, and overwritten by the next steps.
             layer.cumulative_length.fill_(self._prompt)
         self.token.copy_(self._first)
 
@@ -57,7 +57,7 @@ class StaticDecode:
 
 
 def captured(decode: StaticDecode) -> Callable[[], None]:
-    """A step of this decoding as a CUDA graph; calling it runs it on the current stream."""
+    """Capture a decode step as a CUDA graph; calling the result replays it."""
     aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -73,10 +73,10 @@ def captured(decode: StaticDecode) -> Callable[[], None]:
 
 
 def can_capture(model: Any) -> bool:
-    """Whether one-token steps of a model can be captured, in every execution.
+    """Return whether one-token steps of a model can be captured, in every execution.
 
-    On a GPU, of a family whose steps transformers can capture, too, and where routed layers run
-    with kernels.
+    That takes a GPU, a family whose steps transformers can capture, and kernels for every routed
+    layer.
     """
     if model.device.type != "cuda" or not getattr(model, "_can_compile_fullgraph", False):
         return False

@@ -1,4 +1,4 @@
-"""What a run holds at most, and when it asks for more than there is."""
+"""Peak memory of a run, and detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from skipgpt.benchmark.timing.clock import Task
 from skipgpt.system.hardware import wait_for
 
 _REFUSALS = ("DefaultCPUAllocator", "out of memory")
-"""Of allocators without an error class of their own, a CPU's and Metal's."""
+"""Messages of allocators without an error class of their own: CPU and Metal."""
 
 
 def peak_memory(task: Task, device: torch.device) -> int | None:
-    """The most bytes that are held during one run, all that was held before included.
+    """Return the peak bytes during one run, including what was allocated before.
 
-    On a CPU that is the memory of the process, which Linux alone tells; elsewhere None.
+    On a CPU that is the memory of the process, known on Linux only; None elsewhere.
     """
     if device.type not in ("cpu", "cuda"):
         return None

@@ -1,4 +1,4 @@
-"""What is timed without gradients: prefill, decode, and both in `generate`.
+"""The inference phases of the benchmark: prefill, decode, and both in `generate`.
 
 Each phase makes a `Task` for a model, and says what the same run costs in FLOPs or bytes. Shapes:
 B batch, T prompt tokens.
@@ -29,12 +29,12 @@ Inference = Literal["prefill", "decode", "generate"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run costs, by what bounds it.
+    """The cost of a run, in the units that bound it.
 
     Attributes:
-        prefill_flops: of the prompt.
-        decode_flops: of one token after it.
-        decode_bytes: read for one token after it.
+        prefill_flops: FLOPs of the prompt.
+        decode_flops: FLOPs of one decode step.
+        decode_bytes: bytes read in one decode step.
     """
 
     prefill_flops: float
@@ -59,9 +59,9 @@ class Cell:
     captured: bool = False
 
     def task(self, model: Any) -> Task:
-        """The run of one model; routes drawn at random are the same in every run.
+        """Make the run of one model; random routes are the same in every run.
 
-        A cache to decode from is filled here, once, under the rule that is in force.
+        For decode the cache is filled here, once, under the current rule.
         """
         if self.captured:
             return _replayed(model, self.ids, self.new_tokens)
@@ -77,15 +77,15 @@ class Cell:
 
     @property
     def between(self) -> Forward:
-        """The forward of a token half way through decoding."""
+        """The decode step half way through decoding."""
         return Forward(len(self.ids), 1, self.ids.shape[1] + self.new_tokens // 2)
 
     def price(self, model: Any, steps: Sequence[Step] | None = None) -> Cost:
-        """What a run costs.
+        """Compute the cost of a run.
 
         Args:
             model: with routers.
-            steps: decisions of the run, of the prompt first if that is part of it; None is dense.
+            steps: decisions of the run, those of the prompt first if it has one; None is dense.
         """
         steps = steps or ()
         cut = {"prefill": len(steps), "decode": 0, "generate": 1}[self.phase]
@@ -96,14 +96,14 @@ class Cell:
         return Cost(work(model, self.prompt, *prompt).flops, one.flops, one.bytes)
 
     def ideal(self, dense: Cost, run: Cost, prefill_share: float) -> float:
-        """The speed-up that a run can give at best.
+        """Return the ideal speed-up of a run.
 
         Prefill is bound by FLOPs, decoding by the bytes that are read.
 
         Args:
-            dense: price of dense.
-            run: its own.
-            prefill_share: of the dense seconds of `generate`, what prefill takes.
+            dense: cost of dense.
+            run: cost of the run.
+            prefill_share: share of the dense seconds of `generate` that prefill takes.
         """
         shares = {"prefill": 1.0, "decode": 0.0, "generate": prefill_share}
         first = dense.prefill_flops / run.prefill_flops
@@ -135,12 +135,12 @@ class Cell:
 
 
 def launched(cell: Cell, model: Any) -> Task:
-    """The same run step by step: where a graph is replayed, nothing can be recorded."""
+    """Make the same run without a CUDA graph, whose replay records nothing."""
     return dataclasses.replace(cell, captured=False).task(model)
 
 
 def traced(model: Any, task: Task) -> Trace:
-    """What was decided in one run; with the seed of every run, so in every run."""
+    """Trace one run; all runs have the same seed and so the same decisions."""
     given = task.prepare()
     with record_routing(model) as trace:
         task.run(given)
@@ -171,7 +171,7 @@ def _means(values: Mapping[Site, list[float]]) -> dict[Site, float]:
 
 
 def _replayed(model: Any, ids: Tensor, new_tokens: int) -> Task:
-    """Steps of decoding as a CUDA graph, from the end of the prompt each time."""
+    """Make a task that replays decode steps as a CUDA graph, from the end of the prompt."""
     seeded()
     decode = StaticDecode(model, ids, new_tokens)
     step = captured(decode)
@@ -188,7 +188,7 @@ def _replayed(model: Any, ids: Tensor, new_tokens: int) -> Task:
 
 
 def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:
-    """Makes copies, for each run to add to its own."""
+    """Return a `prepare` that copies the filled cache, since each run adds to it."""
 
     def prepare() -> tuple[Any, Tensor]:
         seeded()
@@ -198,7 +198,7 @@ def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:
 
 
 def _filled(model: Any, ids: Tensor) -> tuple[Any, Tensor]:
-    """A cache of the prompt's keys and values, and the next token."""
+    """Prefill the prompt; return its cache and the next token."""
     seeded()
     output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     return output.past_key_values, output.logits[:, -1:].argmax(-1)

@@ -1,4 +1,4 @@
-"""The options that every verb shares, and what they set in motion."""
+"""The options that all verbs share, and their effects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps …")]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="auto is float32 on a CPU, bfloat16 elsewhere.")
@@ -26,7 +26,7 @@ QuantizeLoaded = Annotated[
     typer.Option("--quantize", help="int8 runs linear layers in 8 bits, faster on a CPU."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
 Data = Annotated[
     list[str],
     typer.Option(
@@ -35,7 +35,7 @@ Data = Annotated[
 ]
 More = Annotated[
     list[str] | None,
-    typer.Argument(metavar="SRC", help="More sources, as a shell's pattern gives them."),
+    typer.Argument(metavar="SRC", help="More sources, as expanded from a shell pattern."),
 ]
 TextField = Annotated[
     str | None,
@@ -46,38 +46,38 @@ TextField = Annotated[
 ControlTokens = Annotated[
     bool,
     typer.Option(
-        "--control-tokens", help="Special tokens written in the text count as such, not as text."
+        "--control-tokens", help="Read special tokens written in the text as such, not as text."
     ),
 ]
 Sparsity = Annotated[
     float | None,
-    typer.Option("--sparsity", help="Share to save, of --budget; the trained target if absent."),
+    typer.Option("--sparsity", help="Share of --budget to save; the trained target if absent."),
 ]
 Budget = Annotated[
     str | None,
     typer.Option(
         "--budget",
-        help="What --sparsity counts: modules, flops or time; as it was trained if absent.",
+        help="What --sparsity counts: modules, flops or time; as trained if absent.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 BaseOverride = Annotated[
     str | None,
-    typer.Option("--base", help="Where the base model lies, if it has moved."),
+    typer.Option("--base", help="Location of the base model, if it has moved."),
 ]
 
 
 _document: IO[str] | None = None
-"""Where the one JSON document goes; standard output where nobody else writes there."""
+"""Where `emit` prints the JSON document; standard output where None."""
 
 
 def examples(*lines: str) -> str:
-    """The end of a help text."""
+    """Format examples as the end of a help text."""
     return "\n\nExamples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
 def begin(*, quiet: bool, seed: int | None = None) -> None:
-    """Seed everything and settle who may write to standard error."""
+    """Seed torch, and set up logging and output streams."""
     import warnings
 
     import torch
@@ -103,7 +103,7 @@ def begin(*, quiet: bool, seed: int | None = None) -> None:
 
 
 def shows(letters: str, stream: Any) -> bool:
-    """Whether a stream can write these letters in its encoding."""
+    """Return whether a stream's encoding has these characters."""
     try:
         letters.encode(stream.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -112,9 +112,9 @@ def shows(letters: str, stream: Any) -> bool:
 
 
 def _settle_stdout() -> None:
-    """Keep standard output for what `emit` prints under --json; libraries get standard error."""
+    """Reserve standard output for `emit` under --json; libraries get standard error."""
     global _document
-    if hasattr(sys.stdout, "reconfigure"):  # a name that cannot be written costs no result
+    if hasattr(sys.stdout, "reconfigure"):  # a name that cannot be encoded must not lose a result
         sys.stdout.reconfigure(errors="backslashreplace")
     out, errors = sys.__stdout__, sys.__stderr__
     # Not where a program that calls this command has replaced standard output.
@@ -122,11 +122,11 @@ def _settle_stdout() -> None:
         return
     out.flush()
     _document = os.fdopen(os.dup(out.fileno()), "w", encoding="ascii")
-    os.dup2(errors.fileno(), out.fileno())  # also what is written past Python
+    os.dup2(errors.fileno(), out.fileno())  # also what native code writes
 
 
 def emit(result: Any, as_json: bool, text: str, *, indent: int | None = 2) -> None:
-    """Print a result, as one JSON document or for people; of several processes, the first does."""
+    """Print a result as one JSON document or as text; of several processes, only the first does."""
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
@@ -136,7 +136,7 @@ def emit(result: Any, as_json: bool, text: str, *, indent: int | None = 2) -> No
 
 
 def _plain(value: Any) -> Any:
-    """The same, with null in place of numbers that JSON does not have."""
+    """Replace numbers that JSON does not have by None."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

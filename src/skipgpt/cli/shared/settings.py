@@ -10,23 +10,25 @@ import typer
 from skipgpt.errors import ConfigError
 
 Steps = Annotated[str | None, typer.Option(help="Steps of the router stage, or of both: 200,100.")]
-BatchSize = Annotated[int | None, typer.Option(help="Rows a forward.")]
-BlockSize = Annotated[int | None, typer.Option(help="Tokens a row.")]
-Lr = Annotated[str | None, typer.Option(help="Rate of the router stage, or of both: 1e-2,1e-3.")]
+BatchSize = Annotated[int | None, typer.Option(help="Batch size.")]
+BlockSize = Annotated[int | None, typer.Option(help="Tokens per row.")]
+Lr = Annotated[
+    str | None, typer.Option(help="Learning rate of the router stage, or of both: 1e-2,1e-3.")
+]
 Recipe = Annotated[str | None, typer.Option(help="default or paper.  [default: default]")]
 Config = Annotated[Path | None, typer.Option(help="TOML file with settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value. Repeat.")]
 
 
 def data_config(**given: Any) -> Any:
-    """The `DataConfig` of what was given; what is None keeps its default."""
+    """Build a `DataConfig`; a setting that is None keeps its default."""
     from skipgpt.config import DataConfig
 
     return DataConfig(**{name: value for name, value in given.items() if value is not None})
 
 
 def gathered(config: Path | None, pairs: list[str] | None, named: dict[str, Any]) -> dict[str, Any]:
-    """Dotted settings where the later wins: TOML file < `--set` < named options.
+    """Merge dotted settings, the later winning: TOML file < `--set` < named options.
 
     Raises:
         ConfigError: the file cannot be read, or a pair has no equals sign.
@@ -39,7 +41,7 @@ def gathered(config: Path | None, pairs: list[str] | None, named: dict[str, Any]
 
 
 def for_stages(name: str, values: str | None, stages: Any = None) -> dict[str, str]:
-    """`200,100` for `steps` as the settings of both stages; of `lora` alone, its only one.
+    """Turn `200,100` for `steps` into settings of both stages; for `lora` alone, one value.
 
     Raises:
         ConfigError: more than two values.
@@ -56,10 +58,10 @@ def for_stages(name: str, values: str | None, stages: Any = None) -> dict[str, s
 
 
 def numbers(name: str, values: str) -> list[float]:
-    """The numbers of a list by commas.
+    """Parse comma-separated numbers.
 
     Raises:
-        ConfigError: one of them is none.
+        ConfigError: one of them is no number.
     """
     try:
         return [float(value) for value in values.split(",")]
@@ -70,10 +72,10 @@ def numbers(name: str, values: str) -> list[float]:
 
 
 def whole_numbers(name: str, values: str) -> list[int]:
-    """The whole numbers of a list by commas.
+    """Parse comma-separated whole numbers.
 
     Raises:
-        ConfigError: one of them is none.
+        ConfigError: one of them is no whole number.
     """
     try:
         return [int(value) for value in values.split(",")]

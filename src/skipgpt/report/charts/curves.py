@@ -12,12 +12,12 @@ KINDS = (("attention", "attn"), ("MLP", "mlp"))
 
 
 def whole_percent(share: float) -> str:
-    """On an axis."""
+    """Format a share in whole per cent, for an axis."""
     return f"{100 * share:.0f}%"
 
 
 def loss_curve(report: Report) -> str:
-    """Loss against what is really skipped, one dot a stop of the dial."""
+    """Draw loss against measured sparsity, one dot per stop."""
     points = [(s.measured.sparsity["module"], s.measured.nll_per_token) for s in report.stops]
     knee = report.table("stress").facts.get("knee")
     return line_chart(
@@ -31,7 +31,7 @@ def loss_curve(report: Report) -> str:
 
 
 def agreement_curve(report: Report) -> str:
-    """Top-1 agreement with the dense base against what is skipped; empty where not measured."""
+    """Draw top-1 agreement with dense against measured sparsity; empty where not measured."""
     points = [
         (stop.measured.sparsity["module"], stop.measured.closeness.agreement)
         for stop in report.stops
@@ -48,7 +48,7 @@ def agreement_curve(report: Report) -> str:
 
 
 def loss_curves(reports: Mapping[str, Report]) -> str:
-    """Excess over each one's own dense base, so that unlike bases share an axis."""
+    """Draw excess over each checkpoint's own dense base, so that unlike bases share an axis."""
     lines = []
     for n, (name, report) in enumerate(reports.items()):
         dense = report.dense.nll_per_token
@@ -66,7 +66,7 @@ def loss_curves(reports: Mapping[str, Report]) -> str:
 
 
 def position_curves(table: Table) -> str:
-    """Keep rates along the row."""
+    """Draw keep rates along the row."""
     places = table.column("position")
     lines = [
         Line(name, kind, list(zip(places, table.column(f"{kind} keep rate"), strict=True)))
@@ -82,7 +82,7 @@ def position_curves(table: Table) -> str:
 
 
 def depth_curves(table: Table, names: Sequence[str]) -> str:
-    """Keep rates over relative depth, of several checkpoints."""
+    """Draw keep rates over relative depth, of several checkpoints."""
     middles = [(n + 0.5) / len(table.rows) for n in range(len(table.rows))]
     lines = [
         Line(

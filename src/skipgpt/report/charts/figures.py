@@ -11,20 +11,20 @@ from torch.nn.functional import adaptive_avg_pool1d
 from skipgpt.errors import MissingExtraError
 from skipgpt.report.content import Report
 
-ATTN, MLP = "#1f6fb5", "#d8740f"  # as in page.css: apart for the colour-blind, too
+ATTN, MLP = "#1f6fb5", "#d8740f"  # as in page.css; safe for colour blindness
 CURVE, DOTS = "#55408c", 160
 COLUMNS = 1600
-"""Of a map, at most; each is the mean of its tokens."""
+"""Maximum columns of a map; each is the mean of its tokens."""
 
 Picture = Literal["png", "svg"]
 
 
 def to_picture(reports: Mapping[str, Report], kind: Picture) -> bytes:
-    """Loss against budget, keep rates by layer and by position, and both maps; a row a checkpoint.
+    """Draw loss, keep rates by layer and by position, and both maps; one row per checkpoint.
 
     Args:
-        reports: by name.
-        kind: of file.
+        reports: reports by name.
+        kind: file format.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

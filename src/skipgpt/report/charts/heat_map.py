@@ -1,4 +1,4 @@
-"""Shares by layer and step as inline SVG: the stronger a cell, the more tokens ran it."""
+"""Keep rates by layer and step as inline SVG; a stronger cell means more tokens ran it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TICKS = 4
 def heat_map(
     title: str, steps: Sequence[int], columns: Sequence[Sequence[float]], kind: str
 ) -> str:
-    """A map, layers from top to bottom and steps from left to right.
+    """Draw a map, layers from top to bottom and steps from left to right.
 
     Args:
         title: what it shows.
-        steps: of each column, rising.
-        columns: shares from 0 to 1, one a layer.
-        kind: class of the style sheet, which gives the colour.
+        steps: step of each column, ascending.
+        columns: shares from 0 to 1, one per layer.
+        kind: CSS class, which sets the colour.
 
     Returns:
         Markup; empty where there is nothing to draw.
@@ -81,6 +81,6 @@ def _scale(kind: str) -> str:
 
 
 def _said(title: str, columns: Sequence[Sequence[float]]) -> str:
-    """For those who cannot see it: the newest column."""
+    """Text for screen readers: the newest column."""
     newest = ", ".join(f"layer {n} {share:.0%}" for n, share in enumerate(columns[-1], 1))
     return f"{title}; newest: {newest}"

@@ -9,11 +9,11 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def keep_bars(keep: Mapping[str, Sequence[float]], *, ascii_only: bool = False) -> str:
-    """A line a layer, attention left and MLP right, each a number and a bar of that length.
+    """Draw a line per layer, attention left and MLP right, each a number and a bar.
 
     Args:
-        keep: of `attn` and `mlp`, by layer: the share of tokens that ran the module.
-        ascii_only: for an output that cannot show blocks.
+        keep: share of tokens that ran `attn` and `mlp`, by layer.
+        ascii_only: for outputs that cannot show block characters.
 
     Example:
         >>> print(keep_bars({"attn": [1.0, 0.5], "mlp": [0.25, 0.0]}, ascii_only=True))
@@ -33,7 +33,7 @@ def keep_bars(keep: Mapping[str, Sequence[float]], *, ascii_only: bool = False) 
 
 
 def _bar(rate: float, ascii_only: bool) -> str:
-    """Rounded to a cell in ASCII, to an eighth of one in blocks."""
+    """Draw a bar, rounded to a cell in ASCII, to an eighth of one in blocks."""
     if ascii_only:
         return ("#" * round(rate * _CELLS)).ljust(_CELLS, ".")
     full, eighths = divmod(round(rate * _CELLS * 8), 8)

@@ -21,9 +21,9 @@ class RoutingMap:
     """What ran for each token of one text.
 
     Attributes:
-        tokens: as text.
-        attn: by token, by layer: whether attention ran.
-        mlp: likewise the MLP.
+        tokens: tokens as text.
+        attn: whether attention ran, by token and layer.
+        mlp: likewise for the MLP.
     """
 
     tokens: list[str]
@@ -32,7 +32,7 @@ class RoutingMap:
 
     @classmethod
     def of(cls, trace: TextTrace) -> RoutingMap:
-        """The map of a trace."""
+        """Make the map of a trace."""
         attn, mlp = trace.keep.permute(1, 2, 0).tolist()
         return cls(list(trace.text.pieces), attn, mlp)
 
@@ -43,7 +43,7 @@ class RoutingMap:
         return 1 - sum(cells) / len(cells)
 
     def to_terminal(self, colour: bool = True) -> str:
-        """One line a token, one cell a layer: upper half attention, lower half MLP.
+        """Draw a line per token, a cell per layer: upper half attention, lower half MLP.
 
         Tokens have the colours of `skipgpt generate --show-routing`.
         """
@@ -63,7 +63,7 @@ class RoutingMap:
 def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
     """Run a text through a model with routers and map what ran.
 
-    A text longer than the model's context is read in rows of that length, each from nothing.
+    A text longer than the model's context is read in independent rows of that length.
 
     Raises:
         ConfigError: the text is empty, or the model has no routers.

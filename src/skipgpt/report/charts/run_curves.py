@@ -10,9 +10,9 @@ from skipgpt.report.charts.heat_map import heat_map
 from skipgpt.report.charts.svg import Axis, Line, line_chart
 
 POINTS = 240
-"""Of a line, at most."""
+"""Maximum points of a line."""
 COLUMNS = 60
-"""Of a map, at most."""
+"""Maximum columns of a map."""
 Chart = tuple[str, Axis, tuple[tuple[str, str, str], ...]]
 """Title, vertical axis, and the keys, names and kinds of lines."""
 CHARTS: tuple[Chart, ...] = (
@@ -39,13 +39,13 @@ CHARTS: tuple[Chart, ...] = (
 
 
 def main_curves(metrics: Sequence[Mapping[str, Any]], target: float) -> str:
-    """Loss and sparsity of each stage over its steps."""
+    """Draw loss and sparsity of each stage over its steps."""
     stages = by_stage(metrics).items()
     return "".join(_drawn(stage, lines, target, CHARTS[:2]) for stage, lines in stages)
 
 
 def all_curves(metrics: Sequence[Mapping[str, Any]], target: float) -> str:
-    """Everything that each stage logged, over its steps; what it did not log is left out."""
+    """Draw everything that each stage logged, over its steps."""
     return "".join(
         _drawn(stage, lines, target, CHARTS[:2])
         + keep_maps(stage, lines)
@@ -67,7 +67,7 @@ def _drawn(
 
 
 def keep_maps(stage: str, lines: Sequence[Mapping[str, Any]]) -> str:
-    """How much of the text each layer ran, step by step: one map of attention, one of the MLP."""
+    """Draw keep rates by layer and step: one map of attention, one of the MLP."""
     thinned = _thinned([line for line in lines if isinstance(line.get("keep"), Mapping)], COLUMNS)
     steps = [line["step"] for line in thinned]
     return "".join(
@@ -83,7 +83,7 @@ def keep_maps(stage: str, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def by_stage(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The lines of each stage, in their order."""
+    """Group the lines by stage, in their order."""
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for line in metrics:
         if isinstance(line.get("step"), int):
@@ -97,7 +97,7 @@ def _line(lines: Sequence[Mapping[str, Any]], key: str, name: str, kind: str) ->
 
 
 def _thinned(values: list[Any], count: int) -> list[Any]:
-    """Every n-th, counted from the newest."""
+    """Keep every n-th value, counted from the newest, so that at most `count` remain."""
     return values[:: -max(1, -(-len(values) // count))][::-1]
 
 

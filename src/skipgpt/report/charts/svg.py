@@ -18,11 +18,11 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: in the legend.
-        kind: class of the style sheet, which gives colour and dashes: `attn`, `mlp`, `one`, `two`.
-        points: x and y; where y is no number the line is broken off.
-        dots: mark every point; by number, so that a script can find it.
-        dashed: a second line of the same kind.
+        name: name in the legend.
+        kind: CSS class, which sets colour and dashes: `attn`, `mlp`, `one`, `two`.
+        points: x and y; the line is interrupted where y is not finite.
+        dots: mark every point, numbered so that a script can find it.
+        dashed: for a second line of the same kind.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Axis:
 
     Attributes:
         name: with its unit.
-        said: a number of it for people; with as many digits as its ticks need where None.
-        low: where it begins; as the data have it where None.
-        high: where it ends; likewise.
+        said: formats a tick; with as many digits as the ticks need where None.
+        low: lower end; from the data where None.
+        high: upper end; likewise.
     """
 
     name: str
@@ -58,15 +58,15 @@ def line_chart(
     level: tuple[str, float] | None = None,
     marks: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """A chart with a title, axes, a legend and a description for those who cannot see it.
+    """Draw a chart with title, axes, legend and a description for screen readers.
 
     Args:
         title: what it shows.
         lines: to draw.
         x: the horizontal axis.
         y: the vertical one.
-        level: name and height of a horizontal line to compare with.
-        marks: names and places of vertical lines.
+        level: name and y of a horizontal reference line.
+        marks: names and x of vertical lines.
     """
     points = [p for line in lines for p in line.points if math.isfinite(p[1])]
     if not points:
@@ -106,7 +106,7 @@ Scale = tuple[float, float, float]
 
 
 def _scale(values: Sequence[float], axis: Axis) -> Scale:
-    """An axis that ends on ticks where its ends are not given."""
+    """Choose ends and tick step of an axis; ends that are not given fall on ticks."""
     low = min(values) if axis.low is None else axis.low
     high = max(values) if axis.high is None else axis.high
     if high - low < 1e-9:
@@ -120,7 +120,7 @@ def _scale(values: Sequence[float], axis: Axis) -> Scale:
 
 
 def tick_step(low: float, high: float, most: int = 5) -> float:
-    """A step of 1, 2 or 5 times a power of ten that gives at most so many steps.
+    """Return 1, 2 or 5 times a power of ten that gives at most `most` steps.
 
     Example:
         >>> tick_step(3.1, 5.2)
@@ -158,7 +158,7 @@ def _ticks(low: float, high: float, step: float) -> list[float]:
 
 
 def _path(line: Line, place: Callable[[Point], Point]) -> str:
-    """The line, in pieces where a value is missing, and its dots."""
+    """Draw the line, interrupted where a value is missing, and its dots."""
     drawn, pen = [], "M"
     for point in line.points:
         if not math.isfinite(point[1]):
@@ -186,7 +186,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _legend(lines: Sequence[Line]) -> str:
-    """Names of lines with a sample of each; none of a line alone."""
+    """Name the lines with a sample of each; empty for a single line."""
     if len(lines) < 2:
         return ""
     each = (

@@ -28,7 +28,7 @@ NO_DIAL = (
 
 
 def reader(report: Report) -> str:
-    """The text, the maps and the dial, which a script fills."""
+    """The text and its maps, which a script fills."""
     shown = min(report.shown, len(report.text))
     some = f" The first {shown:,} tokens are shown." if shown < len(report.text) else ""
     read = escaped(report.facts["read"])
@@ -54,7 +54,7 @@ right the share of tokens that each layer runs</span></figcaption>
 
 
 def dial(report: Report, number: int = 1) -> str:
-    """The slider over the stops, or why there is none; `number` tells those of one page apart."""
+    """The slider over the stops, or why there is none; `number` makes its id unique."""
     if len(report.stops) < 2:
         return f'<p class="note">{NO_DIAL}</p>' * (not report.reach)
     return (
@@ -86,7 +86,7 @@ def what_it_skips(report: Report) -> str:
 
 
 def how_healthy(report: Report) -> str:
-    """Warnings, then what the health table says."""
+    """Warnings, then the findings of the health table."""
     of = report.table("health")
     warnings = "".join(f'<p class="warning">{sentence(w)}</p>' for w in report.warnings)
     none = '<p class="fine">No warnings.</p>'
@@ -102,7 +102,7 @@ def how_it_was_made(report: Report) -> str:
 
 
 def settings_of(run: dict[str, Any]) -> str:
-    """What run.json says: data, command, versions, and every setting."""
+    """Data, command, versions and every setting from run.json."""
     config = run.get("config", {})
     rows = [("Data", escaped(", ".join(map(str, run.get("data", [])))))] if run.get("data") else []
     if run.get("command"):

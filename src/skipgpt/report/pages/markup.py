@@ -12,21 +12,21 @@ from typing import Any
 from skipgpt.analysis.table import Cell, Table
 
 SHARES = ("keep rate", "sparsity", "asked", "neighbours agree", "agreement", "by chance", "%")
-"""Columns whose name has one of these hold shares, which people read in per cent."""
+"""Columns whose name contains one of these hold shares and are shown in per cent."""
 
 
 def escaped(text: object) -> str:
-    """Any text as the content or the attribute of an element."""
+    """Escape text for the content or an attribute of an element."""
     return html.escape(str(text), quote=True)
 
 
 def sentence(text: str) -> str:
-    """A sentence of an analysis, with `commands` in the type of code."""
+    """Escape a sentence of an analysis, with `commands` marked as code."""
     return re.sub("`([^`]+)`", r"<code>\1</code>", escaped(text))
 
 
 def embedded(value: Any) -> str:
-    r"""JSON that no parser of HTML can take for markup, whatever its strings hold.
+    r"""Encode JSON so that no HTML parser takes it for markup.
 
     Example:
         >>> embedded("</script>")
@@ -37,27 +37,27 @@ def embedded(value: Any) -> str:
 
 
 def datum(key: str, value: float, shown: str) -> str:
-    """A number of the report: what people see, with the number itself and its place in the JSON."""
+    """Mark up a shown number with its exact value and its key in the JSON."""
     return f'<data data-key="{escaped(key)}" value="{value!r}">{escaped(shown)}</data>'
 
 
 def percent(share: float) -> str:
-    """A share with one digit behind the point."""
+    """Format a share in per cent with one decimal."""
     return f"{100 * share:.1f}%".replace("-0.0%", "0.0%")
 
 
 def nats(value: float) -> str:
-    """A loss."""
+    """Format a loss in nats."""
     return f"{value:.3f}"
 
 
 def signed(value: float) -> str:
-    """A difference of losses, with a real minus sign."""
+    """Format a difference of losses, with a typographic minus sign."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def amount(value: float, unit: str = "") -> str:
-    """A large number with three digits that count.
+    """Format a large number with three significant digits.
 
     Example:
         >>> amount(16446272, "B")
@@ -71,7 +71,7 @@ def amount(value: float, unit: str = "") -> str:
 
 
 def cell(column: str, value: Cell) -> str:
-    """A cell of a table for people."""
+    """Format a cell of a table."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "\N{EN DASH}"
     if isinstance(value, str):
@@ -92,13 +92,13 @@ def table(
     names: dict[int, str] | None = None,
     merged: bool = False,
 ) -> str:
-    """A table in full.
+    """Render a table.
 
     Args:
-        of: what it shows.
-        marked: numbers of rows that stand out.
-        names: what stands in the first column of some rows, in place of its cell.
-        merged: write a first cell only where it differs from the one above.
+        of: the table.
+        marked: indices of highlighted rows.
+        names: replacements of the first cell, by row index.
+        merged: show a first cell only where it differs from the one above.
     """
     names = names or {}
     numeric = [
@@ -130,17 +130,17 @@ def table(
 
 
 def findings(of: Table) -> str:
-    """What a table says, in sentences."""
+    """Render the findings of a table, one paragraph each."""
     return "".join(f"<p>{sentence(each)}</p>" for each in of.findings)
 
 
 def folded(summary: str, content: str) -> str:
-    """Something to open."""
+    """Render a collapsible section."""
     return f"<details><summary>{escaped(summary)}</summary>{content}</details>"
 
 
 def described(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and what they stand for; the latter are markup already."""
+    """Render a description list of plain names and values that are markup."""
     each = "".join(f"<div><dt>{escaped(name)}</dt><dd>{value}</dd></div>" for name, value in rows)
     return f"<dl>{each}</dl>"
 

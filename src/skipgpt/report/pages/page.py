@@ -11,11 +11,11 @@ from skipgpt.report.pages.page_frame import Section, numbered, page
 from skipgpt.report.pages.summary import lead, what_it_costs, what_it_is
 
 CARRIED = ("layers", "at", "budget", "dense", "dial", "text")
-"""What the script needs of `Report.to_dict()`; all else is in the page as it stands."""
+"""Keys of `Report.to_dict()` that the script needs; all else is static markup."""
 
 
 def to_html(report: Report) -> str:
-    """A page in one file that loads nothing, for light and dark, paper and keyboard.
+    """Render a self-contained page, for light and dark mode, print and keyboard.
 
     Args:
         report: from `skipgpt.report.gather.gather`.
@@ -43,14 +43,14 @@ def to_html(report: Report) -> str:
 
 
 def read_together(report: Report, content: str) -> str:
-    """What the dial moves, with the data that it moves it by."""
+    """Wrap what the slider updates, together with the data for it."""
     plain = report.to_dict()
     data = embedded({name: plain[name] for name in CARRIED})
     return f'<div data-reader>{content}<script type="application/json">{data}</script></div>'
 
 
 def footer(report: Report) -> str:
-    """When and on what it was measured."""
+    """Date, hardware, versions and text of the measurement."""
     facts = report.facts
     hardware: dict[str, Any] = facts["hardware"]
     versions = ", ".join(f"{name} {hardware[name]}" for name in ("torch", "transformers"))

@@ -1,4 +1,4 @@
-"""The frame of every page: one file that carries its style and its script, and loads nothing."""
+"""The frame of every page: one self-contained file with its style and script inline."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Section:
     """A part of a page.
 
     Attributes:
-        anchor: for links.
-        title: a question, mostly.
+        anchor: id for links.
+        title: heading, mostly a question.
         content: markup.
     """
 
@@ -42,17 +42,17 @@ def page(
     script: str | None = None,
     refresh: int | None = None,
 ) -> str:
-    """A page of numbered sections.
+    """Render a page of numbered sections.
 
     Args:
-        title: of the page, plain text.
-        kind: what sort of page it is, plain text.
+        title: title of the page, plain text.
+        kind: sort of page, plain text.
         lead: markup below the title.
-        sections: in their order.
-        main: the sections as markup, where they are more than one after the other.
+        sections: sections in order.
+        main: markup of the sections, where it is not one after the other.
         footer: markup.
-        script: in place of the reader's own; empty for a page without one.
-        refresh: seconds after which a browser reads the page again.
+        script: replaces the default script; empty for none.
+        refresh: seconds after which the browser reloads the page.
     """
     code = "".join(map(asset, SCRIPTS)) if script is None else script
     code = f'"use strict";\n{code}' if code else ""
@@ -79,7 +79,7 @@ def page(
 
 
 def numbered(section: Section, number: int) -> str:
-    """A section as a landmark with its heading."""
+    """Render a section as a landmark with its heading."""
     name = f"{section.anchor}-title"
     return (
         f'<section id="{section.anchor}" aria-labelledby="{name}"><h2 id="{name}">'
@@ -88,12 +88,12 @@ def numbered(section: Section, number: int) -> str:
 
 
 def asset(name: str) -> str:
-    """A file of this package's `assets`."""
+    """Read a file of this package's `assets`."""
     return (files("skipgpt.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
-    """A template with its `{{names}}` filled in, once: what is filled in stays as it is.
+    """Fill in the `{{names}}` of a template once; values are not expanded again.
 
     Raises:
         KeyError: a name has no value.

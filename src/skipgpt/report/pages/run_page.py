@@ -1,4 +1,4 @@
-"""A training run as a page, also while it is going on."""
+"""A training run as a page, also while it is running."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from skipgpt.report.pages.page_frame import Section, page
 from skipgpt.report.run_files import METRICS, RUN, read_run
 
 REFRESH = 20
-"""Seconds after which the page of a run that goes on reads itself again."""
+"""Seconds after which the page of an unfinished run reloads."""
 
 
 def run_summary(folder: Path) -> dict[str, Any]:
-    """How far a run is, and its last numbers, as plain JSON types.
+    """Return the progress of a run and its last numbers, as plain JSON types.
 
     Returns:
         `stages` (each with `steps` done, `of`, the `last` line of metrics.jsonl and the `warnings`
@@ -33,7 +33,7 @@ def run_summary(folder: Path) -> dict[str, Any]:
     run, config = found["run"], found["run"].get("config", {})
     over = run.get("finished", [])
     target, budget = config.get("target_sparsity"), config.get("budget", "modules")
-    # Seconds are what calibration counted; the sparsities of a measurement have none of time.
+    # Only calibration counts seconds; a measurement has no sparsity in time.
     sense = {"modules": "module", "flops": "flops"}.get(budget, "")
     held_out = run.get("held_out", {})
     dense = _number(held_out.get("dense", {}).get("nll_per_token"))
@@ -66,7 +66,7 @@ def run_summary(folder: Path) -> dict[str, Any]:
 
 
 def run_page(folder: Path) -> str:
-    """The run as one self-contained HTML page, which reads itself again until the run is over.
+    """Render the run as one self-contained HTML page that reloads until the run is over.
 
     Raises:
         CheckpointError: the folder holds no run.
@@ -107,7 +107,7 @@ def run_page(folder: Path) -> str:
 
 
 def _warnings(stages: dict[str, Any]) -> str:
-    """Warnings of all stages, or that there is none, as far as anything is judged."""
+    """Warnings of all stages; else that there are none, or that it is too early to judge."""
     said = "".join(
         f'<p class="warning">Stage {escaped(name)}: {sentence(each)}</p>'
         for name, stage in stages.items()

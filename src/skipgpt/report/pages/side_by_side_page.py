@@ -27,7 +27,7 @@ Number = tuple[str, str, Callable[[Report], float], Callable[[float], str]]
 
 
 def to_html(several: SideBySide) -> str:
-    """A page in one file: numbers in columns, then each text with its own dial."""
+    """Render a self-contained page: numbers in columns, then each text with its own slider."""
     facts, depth = several.tables
     first = next(iter(several.reports.values()))
     sections = (
@@ -85,7 +85,7 @@ def _readers(several: SideBySide) -> str:
 
 
 def _numbers(several: SideBySide) -> str:
-    """The same numbers of each, one column a checkpoint."""
+    """The same numbers of each, one column per checkpoint."""
     rows: list[Number] = [
         ("dense, nats a token", "dense.nll_per_token", lambda r: r.dense.nll_per_token, nats),
         ("routed, nats a token", "routed.nll_per_token", lambda r: r.measured.nll_per_token, nats),

@@ -30,7 +30,7 @@ SENSE = {
 
 
 def lead(report: Report) -> str:
-    """What matters, in two sentences."""
+    """The main result in two sentences."""
     routed, dense = report.measured, report.dense
     excess = routed.nll_per_token - dense.nll_per_token
     skipped = datum("routed.sparsity.module", routed.sparsity["module"], _share(routed.sparsity))
@@ -46,7 +46,7 @@ def lead(report: Report) -> str:
 
 
 def _agrees(report: Report) -> str:
-    """How often the most likely token is the dense base's, in a sentence."""
+    """Top-1 agreement with the dense base, in a sentence."""
     close = report.measured.closeness
     if not close:
         return ""
@@ -55,7 +55,7 @@ def _agrees(report: Report) -> str:
 
 
 def what_it_is(report: Report) -> str:
-    """From the checkpoint's own config."""
+    """Facts from the checkpoint's config."""
     info, router = report.checkpoint, report.checkpoint["router"]
     stages = " → ".join(info["stages"]) or "none"
     reach = f"calibrated from {report.reach}" if report.reach else "none: not calibrated"
@@ -75,7 +75,7 @@ def what_it_is(report: Report) -> str:
 
 
 def what_it_costs(report: Report) -> str:
-    """Compute, memory and ideal speed apart, then loss and closeness over the whole dial."""
+    """Compute, memory and ideal speed-up, then loss and closeness at each sparsity."""
     curves = loss_curve(report) + agreement_curve(report)
     return (
         f'<div class="cards">{_compute(report)}{_memory(report)}{_speed(report)}</div>'

@@ -1,10 +1,10 @@
-"""vLLM serves a merged export, and skips what its routers skip.
+"""A plug-in with which vLLM serves a merged export and skips what its routers skip.
 
     skipgpt export out/llama-25 --merged --out out/llama-25-merged
     vllm serve out/llama-25-merged
 
 vLLM finds `register` through the entry point group `vllm.general_plugins` and calls it in every
-process it starts. What it does to a forward: `layer.py`. Which requests skip how much: `budget.py`.
+process it starts. The forward is in `layer.py`, the sparsity of each request in `budget.py`.
 
 Nothing here is imported unless vLLM runs or a caller asks for it.
 """
@@ -16,7 +16,7 @@ from skipgpt.serving.vllm.families import ARCHITECTURES
 
 
 def register() -> None:
-    """Teach vLLM the architectures of merged exports; calling it again changes nothing.
+    """Register the architectures of merged exports in vLLM; calling it again changes nothing.
 
     Raises:
         MissingExtraError: vLLM is not installed.

@@ -1,13 +1,13 @@
 """Attention in vLLM with queries for some tokens, keys and values for all.
 
-vLLM fuses the projections of queries, keys and values. Here queries have one of their own, which
-reads kept tokens only. The paged cache stays as it is: each token writes its keys and values.
+vLLM fuses the projections of queries, keys and values. Here queries have their own, which reads
+kept tokens only. The paged cache is unchanged: each token writes its keys and values.
 
 In a step with prompts the attention kernel is called with a query for every token, zeros where a
 token skips. Its metadata say which queries belong to which request and place the last one at the
 end of the request's keys, so a subset of a prompt's queries cannot be described to it. The kernel
-is a small part of the work until a context is several times as long as the model is wide. In a step
-of decoding alone it is called for kept requests only, where `decode.py` knows the metadata.
+is a small part of the work until a context is several times as long as the model is wide. In a
+decode-only step it is called for kept requests only, where `decode.py` knows the metadata.
 
 Shapes: T tokens of a step, N of them kept, D hidden.
 """
@@ -25,11 +25,11 @@ from skipgpt.serving.vllm.decode import of_requests
 
 
 class SplitAttention(nn.Module):
-    """A family's attention, with queries apart from keys and values.
+    """A family's attention, with queries projected apart from keys and values.
 
     Args:
-        dense: vLLM's attention module, whose parts are taken.
-        vllm_config: of the engine.
+        dense: vLLM's attention module, whose parts are reused.
+        vllm_config: config of the engine.
         prefix: the module's name.
     """
 
@@ -48,18 +48,18 @@ class SplitAttention(nn.Module):
         self.o_proj, self.attn = dense.o_proj, dense.attn
         self.rotary_emb = dense.rotary_emb
         self.q_norm, self.k_norm = getattr(dense, "q_norm", None), getattr(dense, "k_norm", None)
-        # A connector that hands the cache on does so in the attention call.
+        # A KV connector transfers the cache in the attention call.
         self.may_only_write = (
             vllm_config.kv_transfer_config is None
             and not self.attn.attn_backend.forward_includes_kv_cache_update
         )
 
     def forward(self, positions: Tensor, read: Tensor, rows: Tensor | None) -> Tensor | None:
-        """The update of kept tokens; keys and values of all tokens go into the cache.
+        """Return the update of kept tokens, and cache keys and values of all tokens.
 
         Args:
             positions: [T].
-            read: [T, D], the normed stream.
+            read: [T, D], the normalised stream.
             rows: [N], the kept tokens; None for all.
 
         Returns:
@@ -83,7 +83,7 @@ class SplitAttention(nn.Module):
     def _attend(
         self, positions: Tensor, read: Tensor, rows: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """Attention [N, heads x size] of the kept tokens, before the output projection."""
+        """Return attention [N, heads x size] of kept tokens, before the output projection."""
         queries = read.new_zeros(len(rows), self.q_size)
         if len(rows):
             taken = positions.index_select(0, rows), read.index_select(0, rows)
@@ -100,7 +100,7 @@ class SplitAttention(nn.Module):
     def _attend_requests(
         self, queries: Tensor, keys: Tensor, values: Tensor, metadata: Any
     ) -> Tensor:
-        """What `Attention.forward` does, for the requests that the metadata are of."""
+        """Do what `Attention.forward` does, for the requests in the metadata."""
         heads = [self._by_head(each) for each in (queries, keys, values)]
         output = torch.empty_like(heads[0])
         cache = self.attn.kv_cache
@@ -111,14 +111,14 @@ class SplitAttention(nn.Module):
         return self._turned(positions, self.q_proj(read)[0], self.q_norm)
 
     def _turned(self, positions: Tensor, heads: Tensor, norm: Any) -> Tensor:
-        """Queries or keys after the family's norm of each head and the rotary embedding."""
+        """Apply the family's norm per head and the rotary embedding to queries or keys."""
         if norm is not None:
             heads = norm(heads.reshape(len(heads), -1, self.head_dim)).view(heads.shape)
         turned: Tensor = self.rotary_emb(positions, heads, None)[0]
         return turned
 
     def _write(self, keys: Tensor, values: Tensor) -> None:
-        """Keys and values into the cache, without attention."""
+        """Write keys and values into the cache, without attention."""
         heads = self._by_head(keys), self._by_head(values)
         unified_kv_cache_update(*heads, self.attn.layer_name)
 

@@ -1,9 +1,9 @@
-"""How much each request skips: from its sampling parameters to a threshold for each token.
+"""The sparsity of each request: from its sampling parameters to a threshold per token.
 
-A request may say `SamplingParams(extra_args={"sparsity": 0.4, "budget": "flops"})`, over HTTP
+A request may set `SamplingParams(extra_args={"sparsity": 0.4, "budget": "flops"})`, over HTTP
 `"vllm_xargs": {"sparsity": 0.4}`; without a budget the sparsity is in the unit of training. vLLM
-tells logits processors which request sits in which row of the batch, before each forward;
-`Budgets` is one that leaves logits alone and remembers thresholds.
+tells logits processors which request is in which row of the batch, before each forward; `Budgets`
+is a logits processor that keeps thresholds and leaves logits unchanged.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ARGUMENT, UNIT = "sparsity", "budget"
 
 @dataclass(frozen=True)
 class Dial:
-    """The budgets that a merged export offers.
+    """The sparsities that a merged export offers.
 
     Attributes:
-        curves: of the export; None where it was never calibrated.
-        own: the threshold where a request says nothing.
+        curves: its calibration curves; None where it was never calibrated.
+        own: threshold of requests without a sparsity.
     """
 
     curves: Curves | None
@@ -42,17 +42,17 @@ class Dial:
 
     @classmethod
     def of(cls, config: Any) -> Dial:
-        """The dial in the config of a merged export."""
+        """Read the config of a merged export."""
         curves, unit = curves_of(config), getattr(config, "budget", None)
         own = 0.0 if config.sparsity is None else threshold_of(curves, config.sparsity, unit)
         return cls(curves, own)
 
     def threshold(self, sampling: Any) -> float:
-        """The threshold that a request's sampling parameters ask for.
+        """Return the threshold that a request's sampling parameters ask for.
 
         Raises:
             ConfigError: the sparsity is no number, out of range, or beyond the curve, or its unit
-                is unknown or alone.
+                is unknown or given alone.
         """
         given = getattr(sampling, "extra_args", None) or {}
         asked, unit = given.get(ARGUMENT), given.get(UNIT)
@@ -67,11 +67,11 @@ class Dial:
 
 
 class Budgets(LogitsProcessor):  # type: ignore[misc]
-    """The thresholds of the requests in the batch; one object a worker.
+    """Thresholds of the requests in the batch; one object per worker.
 
     Args:
-        vllm_config: of the engine, where the model finds this object.
-        device: of the model.
+        vllm_config: config of the engine, where the model finds this object.
+        device: device of the model.
         is_pin_memory: not used.
     """
 
@@ -83,22 +83,22 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
 
     @classmethod
     def of(cls, vllm_config: Any) -> Budgets:
-        """The object of this worker."""
+        """Return the object of this worker."""
         found: Budgets = vllm_config.compilation_config.static_forward_context[__name__]
         return found
 
     def update_state(self, batch_update: Any) -> None:
-        """Take note of requests that came, went or moved."""
+        """Apply added, removed and moved requests."""
         process_dict_updates(self._rows, batch_update, self._of_request)
 
     def is_for_requests(self) -> bool:
-        """Whether the forward under way is no trial of vLLM's own."""
+        """Whether the current forward runs requests, and is not a profiling run of vLLM."""
         return get_forward_context().attn_metadata is not None
 
     def thresholds(self) -> Tensor | float:
-        """For the forward under way: of each token [T], or one for all of them.
+        """Return the thresholds of the current forward: one per token [T], or one for all.
 
-        Where vLLM measures how much memory a step takes, every module is kept.
+        In vLLM's memory profiling run every module is kept.
         """
         metadata = get_forward_context().attn_metadata
         if metadata is None:
@@ -113,14 +113,14 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
         return torch.tensor(each, device=self._device).repeat_interleave(starts.diff())
 
     def is_argmax_invariant(self) -> bool:
-        """Logits stay as they are."""
+        """Return True: logits are unchanged."""
         return True
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits stay as they are."""
+        """Return the logits unchanged."""
         return logits
 
     def _of_request(self, sampling: Any, *_: Any) -> float | None:
-        """The threshold of a new request; None where it is the checkpoint's own."""
+        """Return the threshold of a new request; None where it is the checkpoint's own."""
         asked = self._dial.threshold(sampling)
         return None if asked == self._dial.own else asked

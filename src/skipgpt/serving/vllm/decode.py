@@ -1,7 +1,7 @@
-"""What a step of decoding tells vLLM's attention kernel, for some of its requests.
+"""Metadata of vLLM's attention kernel for some of the requests of a decode step.
 
-In a step in which each request has one token, leaving out a token is leaving out a request. Then
-the kernel reads the keys and values of kept requests only, which is most of its work.
+In a step in which each request has one token, leaving out a token leaves out a request. Then the
+kernel reads the keys and values of kept requests only, which is most of its work.
 
 Shapes: T tokens of a step, N of them kept.
 """
@@ -17,16 +17,16 @@ from vllm.forward_context import get_forward_context
 
 
 def of_requests(attention: Any, rows: Tensor, tokens: int, dtype: torch.dtype) -> Any:
-    """The kernel's metadata for the kept requests of a step.
+    """Make the kernel's metadata for the kept requests of a step.
 
     Args:
         attention: vLLM's attention layer.
         rows: [N], the kept tokens.
         tokens: T.
-        dtype: of queries.
+        dtype: dtype of queries.
 
     Returns:
-        None where the step has prompts, or the backend's metadata are not known here.
+        The metadata; None where the step has prompts or the backend is not supported here.
     """
     metadata = (get_forward_context().attn_metadata or {}).get(attention.layer_name)
     if attention.attn_backend.get_name() != "CPU_ATTN" or metadata is None:

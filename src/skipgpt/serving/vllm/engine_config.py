@@ -1,4 +1,4 @@
-"""What an engine's settings have to be for a merged export; checked before it starts."""
+"""Engine settings that a merged export needs, checked before the engine starts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ BUDGETS = "skipgpt.serving.vllm.budget:Budgets"
 
 
 class Startup(VerifyAndUpdateConfig):  # type: ignore[misc]
-    """vLLM calls it once, with all of its settings."""
+    """Config hook, which vLLM calls once with all of its settings."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Refuse what does not work, and set what has to be so.
+        """Refuse unsupported settings, and set required ones.
 
         Raises:
             ConfigError: the checkpoint or the engine asks for something that is not supported.
@@ -26,13 +26,13 @@ class Startup(VerifyAndUpdateConfig):  # type: ignore[misc]
         model = vllm_config.model_config
         for asked, expected, todo in _refusals(vllm_config):
             raise ConfigError(f"serving {model.model}", got=asked, expected=expected, todo=todo)
-        # How many rows a module gets is data, which neither graphs nor compiled code can follow.
+        # The row count of a module depends on data, which neither graphs nor compiled code allow.
         model.enforce_eager = True
         model.logits_processors = [*(model.logits_processors or []), BUDGETS]
 
 
 def _refusals(vllm_config: Any) -> list[tuple[str, str, str]]:
-    """What was asked for that is not supported: what, what would be, what to do."""
+    """List unsupported settings: what was given, what is expected, what to do."""
     config = vllm_config.model_config.hf_config
     family = config.model_type.removeprefix(MERGED_PREFIX)
     cannot = unsupported(family, config.router, config.to_dict())

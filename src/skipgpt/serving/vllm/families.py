@@ -1,4 +1,4 @@
-"""The families that vLLM runs with skipping: each has the layer of Llama, but for its attention."""
+"""Families that vLLM runs with skipping: each has Llama's layer, except for its attention."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ ARCHITECTURES = {
     "qwen2": "SkipGPTQwen2ForCausalLM",
     "qwen3": "SkipGPTQwen3ForCausalLM",
 }
-"""By model type of the base, what a merged export names in its config."""
+"""Architecture in the config of a merged export, by model type of the base."""
 
 
 def unsupported(family: str, router: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """What the plug-in cannot run of a checkpoint; None where it can.
+    """Name what the plug-in does not support in a checkpoint; None where it supports all.
 
     Args:
         family: model type of the base.
         router: fields of its `RouterConfig`.
-        config: of the base, or of the merged export.
+        config: config of the base, or of the merged export.
     """
     kinds = set(config.get("layer_types") or ["full_attention"])
     checks = (
@@ -39,10 +39,10 @@ def unsupported(family: str, router: Mapping[str, Any], config: Mapping[str, Any
 
 
 def dense_layer(vllm_config: Any, prefix: str) -> Any:
-    """The layer that vLLM has for the family, which a routed layer takes apart.
+    """Build vLLM's layer of the family, whose parts a routed layer reuses.
 
     Args:
-        vllm_config: of the engine.
+        vllm_config: config of the engine.
         prefix: the layer's name, as in `model.layers.3`.
     """
     config = vllm_config.model_config.hf_config

@@ -1,4 +1,4 @@
-"""Requests to vLLM's server as our own server takes them: `sparsity`, `budget`, and chats."""
+"""Let vLLM's server take `sparsity`, `budget` and chats as our own server does."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
 class SparsityField:
-    """ASGI middleware that hands `sparsity` and `budget` on as extra arguments for the plug-in.
+    """ASGI middleware that passes `sparsity` and `budget` to the plug-in as extra arguments.
 
     Args:
-        app: vLLM's.
+        app: vLLM's application.
 
     Example:
         vllm serve out/llama-25-merged --middleware skipgpt.serving.vllm.http.SparsityField
@@ -35,7 +35,7 @@ class SparsityField:
         parts = []
         while True:
             message = await receive()
-            if message["type"] != "http.request":  # the client has left
+            if message["type"] != "http.request":  # the client has disconnected
                 return
             parts.append(message.get("body", b""))
             if not message.get("more_body"):
@@ -64,10 +64,10 @@ def _beams_with_sparsity(body: bytes) -> bool:
 
 
 def moved(body: bytes) -> bytes:
-    """A request as vLLM takes it; one that needs no change as it is.
+    """Rewrite the body of a request for vLLM, where that is needed.
 
     `sparsity` and `budget` go among vLLM's extra arguments. A chat whose last turn is the
-    assistant's goes on with that turn, unless the request says otherwise.
+    assistant's continues that turn, unless the request says otherwise.
 
     Example:
         >>> moved(b'{"prompt": "a", "sparsity": 0.4}')
@@ -92,7 +92,7 @@ def moved(body: bytes) -> bytes:
 
 
 def _goes_on(asked: dict[str, Any]) -> dict[str, bool]:
-    """The fields that make a chat go on with the assistant's turn at its end."""
+    """Return fields that make a chat continue an assistant's turn at its end."""
     turns = asked.get("messages")
     last = turns[-1] if isinstance(turns, list) and turns else None
     said = {"continue_final_message", "add_generation_prompt"} & set(asked)

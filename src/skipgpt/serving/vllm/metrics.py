@@ -1,7 +1,7 @@
-"""How much is skipped, among the metrics that vLLM shows.
+"""Counters of decisions and skips, among the metrics of vLLM.
 
-Models run in processes of their own. What they count reaches `/metrics` through files, where
-PROMETHEUS_MULTIPROC_DIR names a folder for them, as `skipgpt serve` does.
+Models run in separate processes. Their counts reach `/metrics` through files in the folder that
+PROMETHEUS_MULTIPROC_DIR names, which `skipgpt serve` sets.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import os
 
 
 class Tally:
-    """Counts of one worker.
+    """Counters of one worker.
 
     Attributes:
-        counts: whether anybody can see them; of tensor-parallel ranks, which decide alike, the
-            first counts.
+        counts: whether to count: only if the counters are exported, and only on the first
+            tensor-parallel rank, since all ranks decide alike.
     """
 
     def __init__(self) -> None:

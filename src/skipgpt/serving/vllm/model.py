@@ -27,7 +27,7 @@ class SkipGPTModel(LlamaModel):  # type: ignore[misc]
 
 
 class SkipGPTForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
-    """Any of the families in `families.py`; they differ in the attention of a layer."""
+    """A model of any family in `families.py`; they differ only in attention."""
 
     hf_to_vllm_mapper = SkipGPTModel.hf_to_vllm_mapper
     packed_modules_mapping = {  # noqa: RUF012
@@ -49,7 +49,7 @@ class SkipGPTForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Any:
-        """The normed stream [T, D] of a step, each token at the budget of its request."""
+        """Return the normalised stream [T, D] of a step, each token at its request's sparsity."""
         stream = self.model(
             input_ids,
             positions,

@@ -1,9 +1,9 @@
-"""What happens to a request before the engine sees it.
+"""Check and change requests before the engine sees them.
 
-A sparsity that the checkpoint does not offer is refused, to that request alone. Its text ends where
-our own server ends it. And requests of different sparsity must not share cached prefixes, since
-each layer's keys and values depend on what the layers below it skipped: the sparsity becomes a part
-of the salt of the prefix cache.
+A request is refused if the checkpoint does not offer its sparsity. Its text ends where our own
+server ends it. Requests of different sparsity must not share cached prefixes, since each layer's
+keys and values depend on what the layers below it skipped: the sparsity becomes part of the salt of
+the prefix cache.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def add_ends(params: Any, settings: Mapping[str, Any], tokenizer: Any) -> None:
 
 
 def salted(salt: str | None, threshold: float, own: float) -> str | None:
-    """The salt of a request at a threshold, which no other threshold leads to.
+    """Return a salt for a request that is unique to its threshold.
 
     Args:
-        salt: that the request came with.
-        threshold: in force for it.
-        own: of requests that do not say.
+        salt: the request's own salt.
+        threshold: threshold of the request.
+        own: threshold of requests without a sparsity.
     """
     if salt is None and threshold == own:
         return None
@@ -81,10 +81,10 @@ def salted(salt: str | None, threshold: float, own: float) -> str | None:
 
 
 def _checked(dial: Any, params: Any) -> float:
-    """The threshold of a request.
+    """Return the threshold of a request.
 
     Raises:
-        VLLMValidationError: what it asked for is not on offer; vLLM answers with status 400.
+        VLLMValidationError: its sparsity is not offered; vLLM answers with status 400.
     """
     from vllm.exceptions import VLLMValidationError
 
