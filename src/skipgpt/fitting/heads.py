@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from skipgpt.fitting.regression import HELD_OUT, CostModel, Design, deviance
-from skipgpt.routing.router import KEEP, SKIP, LinearRouter, MLPRouter, Router, set_constant
+from skipgpt.routing.router import (
+    KEEP,
+    SKIP,
+    LinearRouter,
+    Router,
+    add_to_margin,
+    set_constant,
+)
 from skipgpt.system.sharded import assign
 
 STEPS, ROWS, RATE = 1000, 1024, 3e-3
@@ -49,13 +56,13 @@ def write_linear(router: LinearRouter, weight: Tensor, bias: float) -> None:
     assign(router.bias, shift)
 
 
-def _descend(router: MLPRouter, design: Design, cost: Tensor, seed: int) -> CostModel:
+def _descend(router: Router, design: Design, cost: Tensor, seed: int) -> CostModel:
     """Fit a head with a hidden layer by the same deviance; the best held-out state is kept."""
     read, unit = design.inputs[:, :-1], cost.mean()
     cost = cost / unit
     fitted = len(read) - int(HELD_OUT * len(read))
     set_constant(router, 0.0)
-    torch.nn.init.normal_(router.out.weight, std=1e-3, generator=_generator(read, seed))
+    torch.nn.init.normal_(router.last.weight, std=1e-3, generator=_generator(read, seed))
     router.requires_grad_(True)
     optimizer = torch.optim.AdamW(router.parameters(), lr=RATE, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
@@ -82,9 +89,7 @@ def _descend(router: MLPRouter, design: Design, cost: Tensor, seed: int) -> Cost
         set_constant(router, unit.log().item())
         return CostModel(read.new_zeros(read.shape[1]), unit.log().item(), None, 0.0)
     router.load_state_dict(kept)
-    with torch.no_grad():
-        router.out.bias[KEEP] += unit.log() / 2
-        router.out.bias[SKIP] -= unit.log() / 2
+    add_to_margin(router, unit.log().item())
     return CostModel(read.new_zeros(read.shape[1]), unit.log().item(), 0.0, constant - best)
 
 

@@ -7,6 +7,7 @@ is above the threshold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -24,7 +25,26 @@ Scale = Tensor | float
 """Factor on hidden states [B, T, D]: [B, T, 1], or one number."""
 
 
-class LinearRouter(LinearMap):
+class Router(nn.Module):
+    """A head: hidden states [B, T, D] in, logits [B, T, 2] out. A new one goes into `HEADS`.
+
+    A head is made of `LinearMap` layers, takes the hidden size alone, and defines `forward` and
+    `last`.
+    """
+
+    @property
+    def last(self) -> LinearMap:
+        """The layer that gives the logits."""
+        raise NotImplementedError
+
+    def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
+        """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
+        with in_full_precision(hidden):
+            logits: Tensor = self(hidden.to(self.last.weight.dtype) * scale)
+            return logits[..., KEEP] - logits[..., SKIP]
+
+
+class LinearRouter(LinearMap, Router):
     """One linear map D -> 2, the router of the paper and of the released checkpoints.
 
     Example:
@@ -36,6 +56,11 @@ class LinearRouter(LinearMap):
         super().__init__(hidden_size, 2)
 
     @property
+    def last(self) -> LinearMap:
+        """The one layer that there is."""
+        return self
+
+    @property
     def at_hand(self) -> bool:
         """Whether the weights are present; offloaded or sharded ones are only during a call."""
         return not self.weight.is_meta and self.weight.numel() > 0
@@ -44,13 +69,12 @@ class LinearRouter(LinearMap):
         """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
         with in_full_precision(hidden):
             if not self.at_hand:
-                logits: Tensor = self(hidden.to(self.weight.dtype) * scale)
-                return logits[..., KEEP] - logits[..., SKIP]
+                return super().margin(hidden, scale)
             weight, bias = self.weight[KEEP] - self.weight[SKIP], self.bias[KEEP] - self.bias[SKIP]
             return (linear(hidden.to(weight.dtype), weight[None]) * scale).squeeze(-1) + bias
 
 
-class MLPRouter(nn.Module):
+class MLPRouter(Router):
     """Two linear maps D -> D/4 -> ReLU -> 2, the head of the authors' training code."""
 
     def __init__(self, hidden_size: int) -> None:
@@ -63,14 +87,14 @@ class MLPRouter(nn.Module):
         logits: Tensor = self.out(relu(self.up(hidden.to(self.up.weight.dtype))))
         return logits
 
-    def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
-        """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
-        with in_full_precision(hidden):
-            logits: Tensor = self(hidden.to(self.up.weight.dtype) * scale)
-            return logits[..., KEEP] - logits[..., SKIP]
+    @property
+    def last(self) -> LinearMap:
+        """The second layer."""
+        return self.out
 
 
-Router = LinearRouter | MLPRouter
+HEADS: Mapping[str, type[Router]] = {"linear": LinearRouter, "mlp": MLPRouter}
+"""By the name in `RouterConfig.head`."""
 
 
 def in_full_precision(hidden: Tensor) -> AbstractContextManager[object]:
@@ -83,7 +107,7 @@ def in_full_precision(hidden: Tensor) -> AbstractContextManager[object]:
 
 def build_router(config: RouterConfig, hidden_size: int) -> Router:
     """A new router with the authors' initialisation: Kaiming-uniform weights, zero biases."""
-    router = LinearRouter(hidden_size) if config.head == "linear" else MLPRouter(hidden_size)
+    router = HEADS[config.head](hidden_size)
     layers = [m for m in router.modules() if isinstance(m, LinearMap)]
     for number, layer in enumerate(layers, 1):
         nn.init.kaiming_uniform_(
@@ -96,7 +120,7 @@ def build_router(config: RouterConfig, hidden_size: int) -> Router:
 @torch.no_grad()
 def set_constant(router: Router, margin: float) -> None:
     """Make a router answer the same margin for every token, whatever it reads."""
-    for parameter in _last(router).parameters():
+    for parameter in router.last.parameters():
         assign(parameter, torch.zeros_like(full_tensor(parameter)))
     add_to_margin(router, margin)
 
@@ -104,15 +128,11 @@ def set_constant(router: Router, margin: float) -> None:
 @torch.no_grad()
 def add_to_margin(router: Router, amount: float) -> None:
     """Shift a router's margin by the same amount for every token."""
-    bias = _last(router).bias
+    bias = router.last.bias
     shifted = full_tensor(bias).clone()
     shifted[KEEP] += amount / 2
     shifted[SKIP] -= amount / 2
     assign(bias, shifted)
-
-
-def _last(router: Router) -> LinearMap:
-    return router if isinstance(router, LinearRouter) else router.out
 
 
 def input_scale(hidden: Tensor, config: RouterConfig) -> Scale:
