@@ -38,6 +38,15 @@ def measure(policy: str, arguments: argparse.Namespace, folder: Path) -> dict[st
         ),
         {
             "router.kv": policy,
+            # Stage fit takes kv="dense" only: both policies train from near the dense model.
+            "stages": ["router", "lora"],
+            "router.stand_in": 0,
+            "router_stage.start": "keep",
+            "router_stage.learning_rate": 1e-2,
+            "router_stage.rate_width": 0,
+            "router_stage.budget_softness": 0.0,
+            "router_stage.noise": 1.0,
+            "router_stage.distill": 0.0,
             "router_stage.steps": router,
             "lora_stage.steps": lora,
             "batch_size": 8,
