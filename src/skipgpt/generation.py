@@ -1,4 +1,4 @@
-"""Text in, text out, through transformers' own `generate`."""
+"""Text generation through transformers' own `generate`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ from skipgpt.model.trace import KeepCounts, Trace
 
 @dataclass(frozen=True)
 class Generation:
-    """A continuation.
+    """A generated continuation.
 
     Attributes:
-        text: without the prompt.
-        prompt_tokens: how many tokens the prompt has.
-        new_tokens: how many were added.
+        text: the continuation, without the prompt.
+        prompt_tokens: tokens in the prompt.
+        new_tokens: tokens generated.
         sparsity: share of modules skipped over prompt and continuation.
         cache_bytes: memory of the keys and values at the end.
-        dense_cache_bytes: what they would take if every token left its own; the same under
-            `kv="dense"`.
+        dense_cache_bytes: the same if every token cached its own; equal under `kv="dense"`.
     """
 
     text: str
@@ -66,19 +65,19 @@ def generate(
 
     Args:
         model: with routers, on its device.
-        tokenizer: of the base model.
-        prompt: not empty.
-        max_new_tokens: the most to add.
-        temperature: 0 is greedy.
-        chat: whether the prompt is what a user says, to be put into the chat template.
-        control_tokens: whether control tokens that are written in the prompt count as such; else
-            they are text.
-        on_token: called with each token, the prompt's too, and what ran for it, as soon as that is
-            known; the texts together are the prompt, within its template, and the continuation.
+        tokenizer: the base model's tokenizer.
+        prompt: the prompt, not empty.
+        max_new_tokens: the most tokens to generate.
+        temperature: 0 decodes greedily.
+        chat: whether to wrap the prompt as a user message in the chat template.
+        control_tokens: whether control tokens written in the prompt count as such; otherwise they
+            are plain text.
+        on_token: called with each token, prompt included, and what ran for it, as soon as that is
+            known; concatenated, the texts are the (templated) prompt and the continuation.
 
     Raises:
-        ConfigError: an empty prompt, fewer than one token asked for, a negative temperature, or
-            more tokens than the context has room for; or no chat template where one is asked for.
+        ConfigError: an empty prompt, fewer than one token requested, a negative temperature, more
+            tokens than fit the context, or `chat` without a chat template.
         DataError: a token that the model has no embedding for.
 
     Example:
@@ -137,10 +136,9 @@ def generate(
 
 
 def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int], control_tokens: bool) -> list[str]:
-    """The prompt in the pieces that its tokens stand for; together they are exactly the prompt.
+    """Split the prompt into the text of each token; concatenated they are exactly the prompt.
 
-    Where the tokenizer does not say which those are, and decodes to another text, the prompt stands
-    at its last token.
+    If the tokenizer gives no offsets and decodes to another text, the last token gets it all.
     """
     if not tokenizer.is_fast:
         pieces = pieces_of(ids, tokenizer)

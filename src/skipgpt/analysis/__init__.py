@@ -1,6 +1,6 @@
-"""From a trace of a text to tables: what is skipped, where, for which tokens, and at what cost.
+"""Tables from traces of a text: what is skipped, where, for which tokens, and at what cost.
 
-Trace first, then ask; every question is a pure function from traces to a `Table`:
+Trace a text first; each analysis is then a pure function from traces to a `Table`:
 
     rows = rows_of(encode_documents(documents, tokenizer), 256)
     trace, dense = trace_text(model, tokenizer, rows), trace_dense(model, tokenizer, rows)

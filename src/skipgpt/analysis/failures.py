@@ -1,7 +1,7 @@
-"""How router training fails, read off the lines that it logs, and what to do about each way.
+"""Known failures of router training, detected from its log lines, with a remedy for each.
 
-Only the second half of a stage is judged: before that noise is high and the budget is still being
-found, and warnings about it would be about nothing.
+Only the second half of a stage is judged: before that, noise is high and the budget is still being
+approached, so warnings would be false alarms.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from skipgpt.config import BUDGET_NOUNS
 MODERATE = 0.4
 """Up to this sparsity the paper's routers keep the base model's quality after healing."""
 HIGH_EXCESS = math.log(4)
-"""Nats a token over the dense model: a perplexity four times as high."""
+"""Nats per token above the dense model: four times its perplexity."""
 SWING = 0.05
-"""Standard deviation of the sparsity from batch to batch."""
+"""Limit on the standard deviation of the sparsity across batches."""
 MISS = 0.03
-"""Distance of the mean sparsity from the target."""
+"""Limit on the distance of the mean sparsity from the target."""
 NEWEST = 5
-"""Lines that are judged, at most."""
+"""At most this many of the newest lines are judged."""
 ENOUGH = 3
-"""Lines that are judged, at least: a single one may be of a single batch."""
+"""At least this many lines are needed: one alone may cover a single batch."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One known way to fail.
+    """A known failure mode.
 
     Attributes:
         name: `loss`, `swing`, `missed` or `collapsed`.
@@ -51,17 +51,16 @@ class Failure:
 def failures(
     lines: Sequence[Mapping[str, Any]], steps: int, target: float, dense_loss: float | None
 ) -> tuple[Failure, ...]:
-    """The failure signatures that a stage with routers in training shows now.
+    """Return the failures that a router-training stage shows now.
 
     Args:
-        lines: of metrics.jsonl, of one stage, oldest first.
-        steps: of the whole stage.
-        target: the sparsity aimed for.
-        dense_loss: nats a token of the base model on like text; None where nobody measured it.
+        lines: one stage's lines of metrics.jsonl, oldest first.
+        steps: steps of the whole stage.
+        target: the target sparsity.
+        dense_loss: the base model's nats per token on similar text; None if not measured.
 
     Returns:
-        None of them for a healthy run, for one in its first half, and before three lines of the
-        second half.
+        Nothing for a healthy run, in the first half, and before three lines of the second half.
 
     Example:
         >>> lines = [{"step": step, "lm_loss": 3.0, "sparsity": 0.5} for step in (70, 80, 90)]
@@ -82,12 +81,12 @@ def failures(
 
 
 def missed_when_measured(sparsity: float, target: float, budget: str = "modules") -> Failure | None:
-    """The failure of a calibrated model that skips something else than its target elsewhere.
+    """Return the failure of a calibrated model that misses its target on other text, or None.
 
     Args:
-        sparsity: share saved on text that was not calibrated on.
-        target: what was asked.
-        budget: what both count.
+        sparsity: measured sparsity on text not used for calibration.
+        target: the target sparsity.
+        budget: the unit of both.
 
     Example:
         >>> missed_when_measured(0.161, 0.25).name

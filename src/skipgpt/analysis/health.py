@@ -1,4 +1,4 @@
-"""Whether routing decides anything, token by token."""
+"""Routing health: whether decisions depend on the token."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from skipgpt.analysis.table import Table
 from skipgpt.analysis.trace import TextTrace
 
 ALWAYS = 0.99
-"""A module that this share of tokens treats alike is on or off, not routed."""
+"""A module with at least this share of equal decisions is always on or off, not routed."""
 COLLAPSED = 0.9
 """Where this share of modules is always on or always off, routing has become static removal."""
 
 ENOUGH = 100
-"""Tokens that a warning takes: of fewer, not one in a hundred can be told from none."""
+"""Tokens that a warning needs: with fewer, 1 % cannot be told from none."""
 
 
 def routing_health(trace: TextTrace) -> Table:
-    """Entropy over tokens of each module's decision, modules that never change, and neighbours.
+    """Tabulate each module's decision entropy, constant modules, and agreement of neighbours.
 
     Entropy is that of the keep rate, 1 bit where half of the tokens run the module. Agreement is
-    the share of neighbouring tokens that decide alike; by chance it would be p² + (1 - p)².
+    the share of neighbouring tokens with equal decisions; by chance it would be p² + (1 - p)².
     """
     keep = trace.keep.flatten(0, 1)
     rates = keep.double().mean(-1)

@@ -1,4 +1,4 @@
-"""What ran for each token while a text is generated, told as it is known."""
+"""Streams what ran for each token while a text is generated."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class TokenRun:
     """One token and what ran for it.
 
     Attributes:
-        text: that it adds to what stands before it; empty where a later one completes a character.
-        prompt: whether it was given.
-        attn: by layer, whether attention ran; empty of a token that the model did not read, as the
-            last one that it generates.
-        mlp: likewise the MLP.
+        text: the text it adds; empty if a later token completes the character.
+        prompt: whether it belongs to the prompt.
+        attn: whether attention ran, by layer; empty for a token that the model did not read, such
+            as the last one generated.
+        mlp: the same for the MLP.
     """
 
     text: str
@@ -34,7 +34,7 @@ class TokenRun:
 
     @property
     def compute(self) -> float | None:
-        """Share of modules that ran; None of a token that was not read."""
+        """Share of modules that ran; None for a token that was not read."""
         ran = (*self.attn, *self.mlp)
         return sum(ran) / len(ran) if ran else None
 
@@ -47,14 +47,14 @@ OnToken = Callable[[TokenRun], None]
 
 
 class LiveRouting:
-    """A streamer for `model.generate`, of a batch of one.
+    """Streamer for `model.generate` with batch size 1.
 
-    A token is told one step late: what runs for it is decided when the model reads it.
+    A token is reported one step late: what runs for it is decided when the model reads it.
 
     Args:
-        trace: that records the forwards under way.
-        prompt: the text of each token of the prompt.
-        new: gives the others their text.
+        trace: the trace that records the forwards.
+        prompt: the text of each prompt token.
+        new: turns generated tokens into text.
         tell: called with every token, in order.
     """
 
@@ -64,7 +64,7 @@ class LiveRouting:
         self._begun, self._steps = False, 0
 
     def put(self, ids: Tensor) -> None:
-        """The prompt first, then each token that was generated."""
+        """Take the prompt first, then each generated token."""
         self._tell_read()
         if self._begun:
             self._waiting += [
@@ -73,7 +73,7 @@ class LiveRouting:
         self._begun = True
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Report the remaining tokens: generation is over."""
         self._tell_read()
         if rest := self._new.rest():
             last = self._waiting.pop()

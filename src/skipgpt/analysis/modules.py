@@ -1,4 +1,4 @@
-"""How much each layer and module runs."""
+"""Keep rates by layer and module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from skipgpt.analysis.trace import TextTrace
 
 
 def keep_by_module(trace: TextTrace) -> Table:
-    """Keep rate of every module, and the ratio of attention to MLP that it implies.
+    """Tabulate every module's keep rate, and the ratio of attention to MLP.
 
     The paper's open question: should attention and MLP still come one to one in every layer?
 

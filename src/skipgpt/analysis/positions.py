@@ -10,20 +10,20 @@ from skipgpt.analysis.table import Table
 from skipgpt.analysis.trace import TextTrace
 
 FLAT = 0.01
-"""A difference of the ends below this, in shares of tokens, is not called a change."""
+"""A smaller difference of first and last quarter, in share of tokens, counts as no change."""
 
 
 def keep_by_position(trace: TextTrace, width: int = 100, points: int = 64) -> Table:
-    """Sliding mean of the keep rates over the place in the row, attention and MLP apart.
+    """Tabulate the sliding mean of keep rates by position, attention and MLP separately.
 
     The paper's open question: does compute move from the MLP to attention as context grows? It
     saw attention rise from about 0.5 to 0.75 and the MLP fall from 0.7 to 0.5 in windows of 100
-    tokens, in the mean of 50 texts.
+    tokens, averaged over 50 texts.
 
     Args:
         trace: of one row or many; rates are means over rows.
-        width: tokens a window; a quarter of the longest row where that is shorter.
-        points: about how many rows the table has.
+        width: tokens per window, at most a quarter of the longest row.
+        points: approximate number of table rows.
     """
     attn, mlp = (_by_position(trace, kind) for kind in (0, 1))
     width = max(1, min(width, len(attn) // 4))
@@ -61,7 +61,7 @@ def keep_by_position(trace: TextTrace, width: int = 100, points: int = 64) -> Ta
 
 
 def _by_position(trace: TextTrace, kind: int) -> Tensor:
-    """Mean keep rate [T] of attention (0) or MLP (1) at each place of a row."""
+    """Mean keep rate [T] of attention (0) or MLP (1) at each position of a row."""
     each = trace.keep[:, kind].double().mean(0)
     place = trace.text.position
     sums = torch.zeros(int(place.max()) + 1, dtype=torch.float64).index_add(0, place, each)

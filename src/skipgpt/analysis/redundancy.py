@@ -7,10 +7,10 @@ from skipgpt.analysis.trace import DenseTrace
 
 
 def redundancy(dense: DenseTrace) -> Table:
-    """The cosine of the stream before and after each module, and each layer's block influence.
+    """Tabulate the cosine of the stream before and after each module, and block influence.
 
-    The paper's claim: attention turns the stream less than the MLP does, so more of it can go.
-    Block influence is 1 minus the mean cosine of what enters and leaves a layer (ShortGPT).
+    The paper's claim: attention changes the stream less than the MLP does, so more of it can be
+    skipped. Block influence is 1 minus the mean cosine of a layer's input and output (ShortGPT).
 
     Example:
         print(redundancy(trace_dense(model, tokenizer, rows)).to_markdown())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def pearson(x: Tensor, y: Tensor) -> float:
-    """Correlation of two [N], over places where both are numbers; nan where one never changes.
+    """Pearson correlation of two [N] where both are finite; nan if one is constant.
 
     Example:
         >>> round(pearson(torch.tensor([1.0, 2, 3]), torch.tensor([2.0, 4, 6])), 3)
@@ -25,7 +25,7 @@ def pearson(x: Tensor, y: Tensor) -> float:
 
 
 def spearman(x: Tensor, y: Tensor) -> float:
-    """Correlation of the ranks of two [N]; equal values share their mean rank."""
+    """Rank correlation of two [N]; equal values share their mean rank."""
     both = x.isfinite() & y.isfinite()
     return pearson(_ranks(x[both]), _ranks(y[both]))
 
@@ -39,14 +39,14 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def sliding_mean(values: Tensor, width: int) -> Tensor:
-    """Means of `width` neighbours of [N], [N - width + 1]; of all where N is smaller."""
+    """Means [N - width + 1] of `width` neighbours of [N]; of all if N is smaller."""
     width = max(1, min(width, len(values)))
     sums = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
     return (sums[width:] - sums[:-width]) / width
 
 
 def entropy_bits(share: Tensor) -> Tensor:
-    """Bits of a yes or no that is yes with this probability; 1 at one half, 0 at 0 and 1."""
+    """Entropy in bits of a Bernoulli variable; 1 at probability one half, 0 at 0 and 1."""
     p = share.double()
     nats: Tensor = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p))
     return (nats / math.log(2)).abs()  # never -0

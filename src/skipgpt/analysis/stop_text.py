@@ -1,4 +1,4 @@
-"""The text of new tokens, which ends before a stop sequence, however it is cut into pieces."""
+"""Text of new tokens up to a stop sequence, however tokens split it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from skipgpt.model.loading.generation_settings import Ends
 
 
 class NewText:
-    """New tokens to text as they come, without special tokens and up to where the text ends.
+    """Incremental detokenizer that leaves out special tokens and ends at a stop sequence.
 
     Args:
-        tokenizer: that made the ids.
-        before: ids of the prompt.
-        ends: where the text ends.
+        tokenizer: the tokenizer that made the ids.
+        before: token ids of the prompt.
+        ends: token ids and strings that end the text.
 
     Attributes:
-        length: characters that came, those behind a stop sequence too.
-        piece: those that the newest token added.
+        length: characters so far, those after a stop sequence included.
+        piece: characters that the newest token added.
 
     Example:
         text = NewText(tokenizer, prompt_ids, ends_of(model, tokenizer))
@@ -33,15 +33,15 @@ class NewText:
 
     @property
     def found(self) -> bool:
-        """Whether a stop sequence ended it."""
+        """Whether a stop sequence ended the text."""
         return self._stop.found
 
     def add(self, token: int) -> str:
-        """What may be shown now that this token has come."""
+        """Add a token and return the text that can be shown now."""
         return self._stop.add(self._came("" if token in self._hidden else self._pieces.add(token)))
 
     def rest(self) -> str:
-        """What was held back, as nothing more comes."""
+        """Return the text held back; no more follows."""
         return self._stop.add(self._came(self._pieces.rest())) + self._stop.rest()
 
     def _came(self, text: str) -> str:
@@ -50,12 +50,12 @@ class NewText:
 
 
 class StopText:
-    """Lets text through until one of some sequences is complete; that one is left out.
+    """Passes text through up to the first complete stop sequence, which is left out.
 
-    What may be the beginning of a sequence is held back until it is known.
+    Text that may begin a stop sequence is held back until that is decided.
 
     Args:
-        stops: sequences, none of them empty.
+        stops: stop sequences, none of them empty.
 
     Example:
         >>> text = StopText(["END"])
@@ -69,7 +69,7 @@ class StopText:
         self.found = False
 
     def add(self, text: str) -> str:
-        """What may be shown now that this has come; empty once a sequence was found."""
+        """Add text and return what can be shown now; empty once a stop sequence was found."""
         if self.found:
             return ""
         self._held += text
@@ -84,7 +84,7 @@ class StopText:
         return self._release(len(self._held) - self._beginning())
 
     def rest(self) -> str:
-        """What was held back, as nothing more comes."""
+        """Return the text held back; no more follows."""
         return "" if self.found else self._release(len(self._held))
 
     def _release(self, length: int) -> str:
@@ -92,7 +92,7 @@ class StopText:
         return shown
 
     def _beginning(self) -> int:
-        """How much of the end of what is held may become a sequence."""
+        """Length of the longest end of the held text that may begin a stop sequence."""
         longest = max(map(len, self._stops), default=0) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):

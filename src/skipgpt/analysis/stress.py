@@ -1,4 +1,4 @@
-"""What gives way first as the dial is turned up."""
+"""Stress test: what degrades first as the sparsity rises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from skipgpt.analysis.table import Cell, Table
 from skipgpt.analysis.trace import DenseTrace, TextTrace
 
 BEND = 0.1
-"""A curve whose largest distance from its chord is less than this, of its height, has no knee."""
+"""A curve has no knee if it stays closer to its chord than this share of its height."""
 
 
 def stress(
@@ -16,16 +16,15 @@ def stress(
     traces: Mapping[float, TextTrace],
     tasks: Mapping[str, Mapping[float | None, float]] | None = None,
 ) -> Table:
-    """Loss, closeness, entropy and norms at each sparsity, against dense; the knee is marked.
+    """Tabulate loss, closeness, entropy and norms at each sparsity against dense; find the knee.
 
-    The paper's stress test from 20 to 80 %, which saw perplexity rise clearly only near 80 %. The
-    knee is that of the routed model's own curve: dense is another model where LoRA has healed it.
+    The paper's stress test went from 20 to 80 %; perplexity rose clearly only near 80 %. The knee
+    is that of the routed model's own curve: dense is another model where LoRA has healed it.
 
     Args:
-        dense: the same text with everything kept.
-        traces: by sparsity asked for.
-        tasks: by name of a task, its score by sparsity asked for, None for dense; where they
-            were measured.
+        dense: trace of the same text with everything kept.
+        traces: by requested sparsity.
+        tasks: each task's score by requested sparsity, None for dense; if measured.
 
     Example:
         stress(dense, {s: trace_at(s) for s in (0.2, 0.4, 0.6)}).facts["knee"]
@@ -95,7 +94,7 @@ def stress(
 
 
 def _kept(tasks: Mapping[str, Mapping[float | None, float]]) -> tuple[str, ...]:
-    """What the ends of the dial leave of each task's dense score."""
+    """Say what share of each task's dense score the lowest and highest sparsity keep."""
     said = []
     for name, scores in tasks.items():
         asked = sorted(each for each in scores if each is not None)
@@ -107,7 +106,7 @@ def _kept(tasks: Mapping[str, Mapping[float | None, float]]) -> tuple[str, ...]:
 
 
 def norms_by_layer(dense: DenseTrace, traces: Mapping[float, TextTrace]) -> Table:
-    """The residual stream's norm that enters each layer, over the dense model's."""
+    """Tabulate the norm of the stream entering each layer, relative to the dense model's."""
     before = dense.norm.mean(-1)
     ratios = {asked: trace.norm.mean(-1) / before for asked, trace in sorted(traces.items())}
     names = [*(f"into layer {n + 1}" for n in range(len(before) - 1)), "out of the last"]
@@ -122,7 +121,7 @@ def norms_by_layer(dense: DenseTrace, traces: Mapping[float, TextTrace]) -> Tabl
 
 
 def knee_of(points: Sequence[tuple[float, float]]) -> int | None:
-    """The index of the point furthest below the chord from first to last; None without a bend.
+    """Return the index of the point furthest below the chord from first to last; None if no bend.
 
     Args:
         points: sparsity and loss, in rising order of sparsity.

@@ -1,4 +1,4 @@
-"""What an analysis gives: a question, numbers, and what they say."""
+"""The result of an analysis: a question, numbers and findings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Table:
 
     Attributes:
         name: short, for files and anchors.
-        question: that it answers, and whose it is.
-        columns: names; units are in them.
-        rows: one tuple of cells each.
+        question: the question it answers, and whose it is.
+        columns: names, with units.
+        rows: one tuple of cells per row.
         findings: what the numbers say, in sentences.
-        facts: single numbers that the sentences are made of, by name.
+        facts: the single numbers behind the findings, by name.
         warnings: what is wrong and what to do about it.
     """
 
@@ -32,7 +32,7 @@ class Table:
     warnings: tuple[str, ...] = ()
 
     def column(self, name: str) -> list[Any]:
-        """The cells below one name.
+        """Return the cells of one column.
 
         Raises:
             ValueError: there is no such column.
@@ -41,7 +41,7 @@ class Table:
         return [row[place] for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; what is no number is null."""
+        """Plain JSON types; NaN and infinity are null."""
         return {
             "name": self.name,
             "question": self.question,
@@ -53,7 +53,7 @@ class Table:
         }
 
     def to_markdown(self) -> str:
-        """The question, the table and what it says."""
+        """Return question, table and findings as Markdown."""
         lines = [f"**{self.question}**", ""]
         lines.append("| " + " | ".join(self.columns) + " |")
         lines.append("|" + "---|" * len(self.columns))
@@ -66,7 +66,7 @@ class Table:
 
 
 def shown(cell: Cell) -> str:
-    """A cell for people: four digits that count, and pipes that do not end it."""
+    """Format a cell: four significant digits, pipes escaped."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, float):

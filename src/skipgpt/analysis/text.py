@@ -1,4 +1,4 @@
-"""The text that a trace is of: its tokens, and the rows they were read in."""
+"""The text of a trace: its tokens, and the rows they were read in."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _LETTERS = {
     chr(byte if byte in _PRINTED else 256 + sum(n not in _PRINTED for n in range(byte))): byte
     for byte in range(256)
 }
-"""The letter that byte-level tokenizers write for each byte."""
+"""Bytes by the letter that byte-level tokenizers write for them."""
 
 _LONGEST_CHARACTER = 8
-"""More tokens than this for one character are taken for bytes that make none."""
+"""Longer runs of tokens without a complete character count as invalid UTF-8."""
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """N tokens.
+    """A text of N tokens.
 
     Attributes:
-        pieces: each token as text; together they are the text. A character of several tokens
-            stands at the one that completes it, and the others are empty.
+        pieces: text of each token; concatenated they are the text. A character of several tokens
+            belongs to the one that completes it, and the others are empty.
         ids: [N] token ids.
         row: [N] the number of the row that each was read in.
-        position: [N] its place in that row, from 0.
+        position: [N] position in that row, from 0.
     """
 
     pieces: tuple[str, ...]
@@ -43,11 +43,11 @@ class Text:
 
 
 def text_of(rows: Sequence[Tensor] | Tensor, tokenizer: Any) -> Text:
-    """The text of rows of token ids that were read one by one.
+    """Return the text of rows of token ids that were read one by one.
 
     Args:
         rows: [N, T], or rows that may differ in length.
-        tokenizer: that made them.
+        tokenizer: the tokenizer that made them.
 
     Example:
         text = text_of(rows_of(ids, 256), tokenizer)
@@ -60,7 +60,7 @@ def text_of(rows: Sequence[Tensor] | Tensor, tokenizer: Any) -> Text:
 
 
 def pieces_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """Each token as the text that it adds to what stands before it."""
+    """Return the text that each token adds to those before it."""
     reading = Pieces(tokenizer)
     pieces = [reading.add(token) for token in ids]
     if pieces:
@@ -69,14 +69,14 @@ def pieces_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
 
 
 class Pieces:
-    """Token ids to text one by one, as they come.
+    """Incremental detokenizer: token ids to text, one by one.
 
     A token alone may decode to something else: part of a character, or a word without the space
     that its neighbour would give it.
 
     Args:
-        tokenizer: that made the ids.
-        before: ids that stand before the first one.
+        tokenizer: the tokenizer that made the ids.
+        before: ids before the first one, as context.
 
     Example:
         pieces = Pieces(tokenizer)
@@ -85,11 +85,11 @@ class Pieces:
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._known = list(before)[-_LONGEST_CHARACTER:]  # whose text is out; it gives context
+        self._known = list(before)[-_LONGEST_CHARACTER:]  # already returned; gives context
         self._waiting: list[int] = []
 
     def add(self, token: int) -> str:
-        """What this token adds; empty while it is part of a character that is not complete."""
+        """Add a token and return its text; empty while its character is incomplete."""
         self._waiting.append(token)
         unfinished = self._fresh().endswith("\N{REPLACEMENT CHARACTER}")
         if unfinished and len(self._waiting) < _LONGEST_CHARACTER:
@@ -97,7 +97,7 @@ class Pieces:
         return self.rest()
 
     def rest(self) -> str:
-        """What is waiting to be completed, as it is."""
+        """Return the text of incomplete tokens as it is."""
         text = self._fresh()
         if self._waiting:
             self._known, self._waiting = self._waiting, []
@@ -114,7 +114,7 @@ class Pieces:
 
 
 def bytes_of(tokenizer: Any, token: int) -> bytes | None:
-    """The bytes that a token stands for, also where it is part of a character; None if unknown."""
+    """Return a token's bytes, even if it is part of a character; None if unknown."""
     name = str(tokenizer.convert_ids_to_tokens(token))
     text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
     if found := re.fullmatch("<0x([0-9A-F]{2})>", name):
@@ -122,7 +122,7 @@ def bytes_of(tokenizer: Any, token: int) -> bytes | None:
     else:
         data = bytes(_LETTERS.get(letter, 0) for letter in name)
         if any(letter not in _LETTERS for letter in name):
-            data = b"\xff"  # of no text
+            data = b"\xff"  # valid in no text
     if data.decode(errors="replace") == text:
         return data
     return None if "\N{REPLACEMENT CHARACTER}" in text else text.encode()

@@ -20,15 +20,14 @@ FIFTHS = ("lowest fifth", "second", "third", "fourth", "highest fifth")
 
 
 def keep_by_token(trace: TextTrace, dense: DenseTrace) -> Table:
-    """Compute by frequency, part of word, place in the line and surprisal.
+    """Tabulate compute by token frequency, part of word, place in the line and surprisal.
 
-    The critics' question: does a router see what is hard, or only what token it is? Surprisal is
-    the dense model's. A token is read in order to predict the next one, so both are given: how
-    unexpected the token itself was, and how unexpected the one behind it.
+    The critics' question: does a router see difficulty, or only token identity? Surprisal is the
+    dense model's, given for the token itself and for the next one, which it is read to predict.
 
     Args:
-        trace: of the routed model.
-        dense: of the same rows.
+        trace: trace of the routed model.
+        dense: dense trace of the same rows.
 
     Raises:
         ConfigError: the traces are of different texts.
@@ -73,7 +72,7 @@ def keep_by_token(trace: TextTrace, dense: DenseTrace) -> Table:
 
 
 def kinds_of(pieces: Sequence[str]) -> list[int]:
-    """What part of the text each token is, as an index into `KINDS`.
+    """Return the kind of each token, as an index into `KINDS`.
 
     Example:
         >>> [KINDS[n] for n in kinds_of(["read", "er", "(", "12"])]
@@ -119,7 +118,7 @@ def _frequency(trace: TextTrace) -> Tensor:
 
 
 def _places(trace: TextTrace) -> Tensor:
-    """[N] index into `PLACES`, or beyond, by how many tokens of the line stand before."""
+    """[N] index into `PLACES`, or beyond, by how many tokens of the line precede it."""
     places, place, row = [], 0, -1
     for piece, its_row in zip(trace.text.pieces, trace.text.row.tolist(), strict=True):
         place = 0 if its_row != row else place
@@ -130,13 +129,13 @@ def _places(trace: TextTrace) -> Tensor:
 
 
 def _following(dense: DenseTrace) -> Tensor:
-    """[N] surprisal of the token behind each, nan at the last of a row."""
+    """[N] surprisal of the next token, nan at the last of a row."""
     nothing = dense.surprisal.new_full((1,), torch.nan)
-    return torch.cat([dense.surprisal[1:], nothing])  # the first of a row has none, either
+    return torch.cat([dense.surprisal[1:], nothing])  # a row's first is nan already
 
 
 def _fifths(values: Tensor) -> Tensor:
-    """[N] 0 to 4 by size; -1 where there is no number."""
+    """[N] quintile, 0 to 4; -1 where not finite."""
     known = values[values.isfinite()]
     if not len(known):
         return torch.full(values.shape, -1)

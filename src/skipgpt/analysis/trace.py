@@ -1,4 +1,4 @@
-"""What a model did with a text, token by token; every analysis starts from it.
+"""Per-token traces of a model on a text, from which every analysis starts.
 
 Shapes: N tokens of all rows, L layers, M = 2 modules of a layer (attention, MLP).
 """
@@ -28,7 +28,7 @@ from skipgpt.routing.decision import MODULES, Site
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What any model made of a text.
+    """Per-token measurements of any model on a text.
 
     Attributes:
         text: what was read.
@@ -51,7 +51,7 @@ class DenseTrace(Reading):
     Attributes:
         cosine: [L, M, N] of the residual stream before and after each module.
         layer_cosine: [L, N] of the stream before and after each layer.
-        nll_per_token: mean loss.
+        nll_per_token: mean loss in nats.
     """
 
     cosine: Tensor
@@ -88,13 +88,14 @@ def trace_text(
     closeness_to: nn.Module | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> TextTrace:
-    """Read a text with a routed model, as it is dialled.
+    """Run a routed model over a text, at its current sparsity, and trace it.
 
     Args:
         model: with routers; in `gated`, `sparse` or `auto` execution.
-        tokenizer: of the base model.
-        rows: of token ids, each read from nothing; from `skipgpt.evaluation.windows.rows_of`.
-        batch_size: rows a forward.
+        tokenizer: the base model's tokenizer.
+        rows: rows of token ids, without context before them; from
+            `skipgpt.evaluation.windows.rows_of`.
+        batch_size: rows per forward.
         closeness_to: the dense model that closeness is measured to, as for
             `skipgpt.perplexity`.
         on_step: called with rows read and rows in all.
@@ -140,13 +141,13 @@ def trace_text(
 def trace_dense(
     model: nn.Module, tokenizer: Any, rows: Tensor | Sequence[Tensor], *, batch_size: int = 8
 ) -> DenseTrace:
-    """Read a text with everything kept, and see what each module does to the residual stream.
+    """Run a model over a text with everything kept, and trace how modules change the stream.
 
     Args:
-        model: with routers; what they say does not matter.
-        tokenizer: of the base model.
-        rows: of token ids, each read from nothing.
-        batch_size: rows a forward.
+        model: with routers, whose outputs are ignored.
+        tokenizer: the base model's tokenizer.
+        rows: rows of token ids, without context before them.
+        batch_size: rows per forward.
 
     Raises:
         ConfigError: the model has no routers.
@@ -184,7 +185,7 @@ class _Reader:
         self.is_paused = False
 
     def on_batch(self, _: Tensor, logits: Tensor, losses: Tensor) -> None:
-        for row, loss in zip(logits, losses, strict=True):  # a row's logits at a time are enough
+        for row, loss in zip(logits, losses, strict=True):  # row by row, to bound memory
             scores = row.float().log_softmax(-1)
             self.entropy.append(-(scores.exp() * scores).sum(-1).cpu())
             self.surprisal.append(torch.cat([loss.new_full((1,), torch.nan), loss]).cpu())
@@ -235,7 +236,7 @@ class _Reader:
 
 
 def _stacked(trace: Trace, of: Callable[[Any], Tensor]) -> Tensor:
-    """Something of every decision, [L, M, N]."""
+    """Stack one field of every decision, [L, M, N]."""
     steps = []
     for step in trace.steps:
         layers = [step.decisions[n] for n in sorted(step.decisions)]

@@ -1,4 +1,4 @@
-"""Whether what one checkpoint learned to skip is what another one did."""
+"""Whether different checkpoints learned to skip the same parts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from skipgpt.analysis.trace import TextTrace
 
 
 def depth_profiles(traces: Mapping[str, TextTrace], bins: int = 10) -> Table:
-    """Keep rates over relative depth, so that models of unlike depth stand side by side.
+    """Tabulate keep rates over relative depth, so that models of different depth compare.
 
     The paper compares LLaMA2 and LLaMA3.1; open: does what is skipped transfer to other models?
 
     Args:
         traces: two or more, by the name of their checkpoint; texts may differ.
-        bins: of relative depth.
+        bins: number of bins of relative depth.
     """
     profiles = {
         (name, kind): _over_depth(trace.keep[:, n].float().mean(-1), bins)
@@ -44,7 +44,7 @@ def depth_profiles(traces: Mapping[str, TextTrace], bins: int = 10) -> Table:
 
 
 def side_by_side(tables: Mapping[str, Sequence[Table]]) -> Table:
-    """The facts of the same analyses of several checkpoints, one column each."""
+    """Tabulate the facts of the same analyses, one column per checkpoint."""
     facts = {
         name: {f"{t.name}: {fact}": value for t in each for fact, value in t.facts.items()}
         for name, each in tables.items()
@@ -55,6 +55,6 @@ def side_by_side(tables: Mapping[str, Sequence[Table]]) -> Table:
 
 
 def _over_depth(rates: Tensor, bins: int) -> Tensor:
-    """[L] rates as means of [bins] equal parts of the depth; a layer may lie in several."""
-    fine = rates.double().repeat_interleave(bins)  # each layer has `bins` parts, each bin L of them
+    """Average rates [L] over equal parts of the depth, [bins]; a layer may lie in several."""
+    fine = rates.double().repeat_interleave(bins)  # `bins` parts per layer, L per bin
     return fine.view(bins, len(rates)).mean(-1)

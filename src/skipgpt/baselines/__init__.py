@@ -1,9 +1,9 @@
-"""What skipgpt is compared with, measured on the same work.
+"""Published methods that skipgpt is compared with, on the same text.
 
 Static depth pruning: one choice of layers or modules to remove, the same for every token. A
 method is a function that returns what to remove, first removed first; see `registry.py` for all.
 
-    similarity.py   how far each unit turns the residual stream
-    merging.py      layers that take over the weights of others, and back
-    weights.py      weights as numbers: which ones, and why not quantised ones
+    similarity.py   cosine of each unit's input and output in the residual stream
+    merging.py      merges layers' weights, and undoes it
+    weights.py      a layer's base weights; refuses quantised ones
 """

@@ -1,11 +1,11 @@
-"""Greedy static removal: which modules a model can do without, the same ones for every token.
+"""BlockPruner: greedy removal of single modules, the same ones for every token.
 
-BlockPruner (arXiv 2406.10594, github.com/MrGGLS/BlockPruner): in each round the attention or MLP
-goes whose removal leaves the lowest perplexity. It is the strongest simple rival, and the solution
-that a router with constant margins can copy, so it is also where training of routers may start.
+Source: arXiv 2406.10594, github.com/MrGGLS/BlockPruner. Each round removes the attention or MLP
+whose removal leaves the lowest perplexity. It is the strongest simple baseline, and routers with
+constant margins can express its result, so training of routers may also start from it.
 
-Differs from the authors' code in nothing but the text: they calibrate on Alpaca, we on the blocks
-that we are given. Their option to search among modules of low block influence only is left out.
+It differs from the authors' code in the text only: they calibrate on Alpaca, we on the given
+blocks. Their option to search among modules of low block influence only is left out.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def blockpruner(
     """Remove one module after another, each time the one whose removal costs the least loss.
 
     Args:
-        model: with routers; what they say does not matter.
+        model: with routers, whose outputs are ignored.
         blocks: [N, T] token ids that the loss is measured on.
         removals: how many modules to remove.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
         on_step: called with trials done and trials in all.
 
     Returns:

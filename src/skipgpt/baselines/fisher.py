@@ -1,6 +1,6 @@
-"""A static choice from the costs that stage `fit` is made of: the mean over tokens, by module.
+"""Static removal by the second-order costs of stage `fit`, averaged over tokens per module.
 
-It is what routers come to that know no token: the rival that says what deciding by token gains.
+Routers blind to the token would choose the same, so it shows what deciding per token gains.
 """
 
 from __future__ import annotations

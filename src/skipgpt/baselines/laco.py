@@ -1,26 +1,26 @@
-"""LaCo: layers collapse into the one before them, which takes over what they differ in.
+"""LaCo: merges layers into the one before them by adding up their weight differences.
 
-Source: arXiv 2402.11187, github.com/yangyifei729/LaCo. From the top of the model downwards, layer
-l takes over the `merge - 1` layers behind it, which then go:
+Source: arXiv 2402.11187, github.com/yangyifei729/LaCo. From the top of the model downwards, the
+`merge - 1` layers after layer l are merged into it and removed:
 
     weights of l  <-  weights of l + sum over k of (weights of l+k - weights of l)
 
-if the final representations, past the final norm, stay similar enough to the dense model's: the
-cosine of whole rows [T x D], averaged over rows. Otherwise the next lower layer is tried.
+if the outputs of the final norm stay similar enough to the dense model's: the cosine of whole rows
+[T x D], averaged over rows. Otherwise the next lower layer is tried.
 
 Where we differ:
 - The sum is the paper's. The authors' notebooks update l while they add, so that the sum collapses
-  to the weights of the last of those layers; with two layers a merge it is the same thing.
-- The threshold and `merge` are set by hand there, for each model (0.45 and 7 for Llama-2-13B, 0.6
-  and 3 for Baichuan2-13B, both of 40 layers), and the budget is what comes out. Here the budget is
-  given: sweeps start from the unmerged model with ever lower thresholds until one reaches it, where
-  it stops; the last merge takes no more layers than are still to go. `merge` grows with the depth:
-  sums of many differences ruin a model of few layers.
+  to the weights of the last of those layers; with two layers per merge both are the same.
+- The authors set the threshold and `merge` by hand for each model (0.45 and 7 for Llama-2-13B, 0.6
+  and 3 for Baichuan2-13B, both of 40 layers), and the budget follows. Here the budget is given:
+  sweeps start from the unmerged model with ever lower thresholds until one reaches it; the last
+  merge takes no more layers than are left to remove. `merge` grows with the depth: sums of many
+  differences ruin a model of few layers.
 - All parameters of attention and MLP are merged, biases and inner norms included, in any family;
-  there it is the seven projections of Llama. Norms around the modules stay as they are in both;
-  so does what is no weight, such as a sliding window.
-- Layers of different make, such as dense ones beside mixtures of experts, are not merged.
-- They calibrate on 2 to 5 sentences, we on the blocks that we are given.
+  the authors merge the seven projections of Llama. Both leave norms around the modules as they
+  are, and what is not a weight, such as a sliding window.
+- Layers of different structure, such as dense ones and mixtures of experts, are not merged.
+- The authors calibrate on 2 to 5 sentences, we on the given blocks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from skipgpt.removal.units import Unit, check_removals, sites_of, units_of
 from skipgpt.routing.decision import Forced
 
 START, STEP = 0.95, 0.05
-"""The first threshold, and by how much it is lowered for the next sweep."""
+"""The first threshold, and the step by which it is lowered between sweeps."""
 
 
 def laco(
@@ -56,26 +56,26 @@ def laco(
     merge: int | None = None,
     interval: int = 1,
 ) -> list[Unit]:
-    """Merge layers into others, in place, until so many are gone.
+    """Merge layers into others, in place, until `removals` layers are gone.
 
-    Unlike all other methods this one changes base weights, so the answer belongs to this model
-    and to this number of removals: a prefix of it is no answer. Call it on a copy where the model
-    is still needed. If it fails, the weights are as they were.
+    Unlike all other methods this one changes base weights, so the result holds for this model and
+    this number of removals only; a prefix of it is no result. Pass a copy if the model is still
+    needed. On failure the weights are restored.
 
     Args:
-        model: with routers; what they say does not matter. Its weights are changed.
+        model: with routers, whose outputs are ignored. Its weights are changed.
         blocks: [N, T] token ids that the similarity is measured on.
         removals: how many layers to remove.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
         on_step: called with the most layers that a sweep has removed so far and layers to remove.
-        merge: how many layers become one at a time; an eighth of all, and at least 2, if not given.
-        interval: how far below a merge the next one is tried.
+        merge: how many layers become one per merge; an eighth of all, at least 2, if not given.
+        interval: how many layers below a merge the next one is tried.
 
     Returns:
-        The layers that were merged into others, in the order in which they went.
+        The layers that were merged into others, first removed first.
 
     Raises:
-        ConfigError: more removals than layers that can be merged, fewer than two layers a merge,
+        ConfigError: more removals than layers that can be merged, fewer than two layers per merge,
             or an interval below one.
         UnsupportedModelError: the base is quantised: its weights cannot be added.
 
@@ -118,7 +118,7 @@ def laco(
 def _sweep(
     merges: Merges, judge: _Judge, units: list[Unit], removals: int, merge: int, interval: int
 ) -> list[Unit]:
-    """Merge from the top downwards what the judge accepts; returns the layers that went."""
+    """Merge from the top downwards what the judge accepts; return the layers removed."""
     alive, gone = list(range(len(units))), list[Unit]()
     at = max(0, len(alive) - 1 - merge)
     while at >= 0 and len(gone) < removals:
@@ -131,7 +131,7 @@ def _sweep(
         going = [units[index] for index in reversed(others)]
         if judge.accepts([*gone, *going]):
             gone += going
-            for index in others:  # what they took over is in the base now
+            for index in others:  # their own merges are in the base now
                 merges.undo(index)
             del alive[at + 1 : end]
             at -= interval
@@ -142,12 +142,12 @@ def _sweep(
 
 
 class _Judge:
-    """Whether final representations without some layers are still like the dense model's.
+    """Judges whether the final states without some layers are similar to the dense model's.
 
     Args:
-        model: as it is before any merge.
+        model: the model before any merge.
         blocks: [N, T] token ids.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
     """
 
     def __init__(self, model: nn.Module, blocks: Tensor, batch_size: int) -> None:
@@ -159,7 +159,7 @@ class _Judge:
             self._run(lambda states: self._dense.append(states.cpu()))
 
     def accepts(self, removed: list[Unit]) -> bool:
-        """Whether the similarity is above the threshold, with the weights as they are now."""
+        """Whether the similarity, with the current weights, is above the threshold."""
         similarity = self._similarity(removed)
         if similarity > self._threshold:
             return True
@@ -176,7 +176,7 @@ class _Judge:
         return True
 
     def _similarity(self, removed: list[Unit]) -> float:
-        """Mean cosine of rows [T x D]; -1 where it is no number."""
+        """Mean cosine of rows [T x D]; -1 if it is NaN."""
         dense, cosines = iter(self._dense), list[Tensor]()
 
         def compare(states: Tensor) -> None:
@@ -190,7 +190,7 @@ class _Judge:
         return -1.0 if math.isnan(mean) else mean
 
     def _run(self, see: Callable[[Tensor], None]) -> None:
-        """Show what the language-model head reads, a batch [B, T, D] at a time."""
+        """Call `see` with the input of the language-model head, batch [B, T, D] by batch."""
         head: Any = self._model.get_output_embeddings()  # type: ignore[operator]
         handle = head.register_forward_pre_hook(lambda _, args: see(args[0]))
         try:

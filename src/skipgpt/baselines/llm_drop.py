@@ -1,11 +1,11 @@
-"""LLM-Drop: the attention modules and MLPs that turn the residual stream least, in one ranking.
+"""LLM-Drop: one ranking of modules by how little they change the residual stream.
 
-Source: arXiv 2406.15786, github.com/CASE-Lab-UMD/LLM-Drop: "layer drop" there, with the norm
-dropped along, one shot. A module's similarity is the mean cosine of the stream that enters it and
-the same with its output added; `joint` ranks both kinds in one list. The authors' code knows
-pre-norm families only; where a norm or a scale follows the module, our output is past it, and in
-parallel families the stream that enters an MLP is what enters the layer. The authors calibrate on
-256 rows of 2,048 tokens of C4, we on the blocks that we are given.
+Source: arXiv 2406.15786, github.com/CASE-Lab-UMD/LLM-Drop: its one-shot "layer drop", which drops
+the norm as well. A module's similarity is the mean cosine of the stream before and after its output
+is added; `joint` ranks both kinds in one list. The authors' code supports pre-norm families only;
+here a module's output is taken after any norm or scale that follows it, and in parallel families
+the input of an MLP is that of the layer. The authors calibrate on 256 rows of 2,048 tokens of C4,
+we on the given blocks.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def llm_drop(
     """Remove the modules whose output is most like their input.
 
     Args:
-        model: with routers; what they say does not matter.
+        model: with routers, whose outputs are ignored.
         blocks: [N, T] token ids that the similarity is measured on.
         removals: how many modules to remove.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
         on_step: called with batches done and batches in all.
-        modules: which ones may go: attention only, MLPs only, or both.
+        modules: which kinds may be removed: attention only, MLPs only, or both.
 
     Returns:
         The removed modules as units of one site, the most redundant first.

@@ -1,6 +1,6 @@
-"""Layers that take over the weights of others, and how to take that back. Changes weights in place.
+"""Merges layers' weights in place, and undoes it.
 
-What LaCo does to weights (arXiv 2402.11187); when it does so is in `laco.py`.
+The weight update of LaCo (arXiv 2402.11187); `laco.py` decides when it is applied.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from skipgpt.model.surgery import routed_layers
 
 
 class Merges:
-    """The merges of one model; layers go by their index.
+    """The merges of one model, by layer index.
 
     Args:
-        model: with routers; its attention and MLP weights change, and nothing else.
+        model: with routers; only its attention and MLP weights change.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -27,13 +27,13 @@ class Merges:
         self._originals: dict[int, dict[str, Tensor]] = {}
 
     def fit(self, layers: Sequence[int]) -> bool:
-        """Whether each weight of one has its counterpart in all others."""
+        """Whether these layers have weights of the same names and shapes."""
         shapes = [{name: p.shape for name, p in self._weights(n).items()} for n in layers]
         return all(each == shapes[0] for each in shapes)
 
     @torch.no_grad()
     def merge(self, base: int, others: Sequence[int]) -> None:
-        """Add to a layer's weights what each of the others differs in from them."""
+        """Add the weight difference of each other layer to the base layer's weights."""
         weights = self._weights(base)
         current = {name: weight.detach().clone() for name, weight in weights.items()}
         self._originals.setdefault(base, current)
@@ -46,13 +46,13 @@ class Merges:
 
     @torch.no_grad()
     def undo(self, base: int) -> None:
-        """Give a layer back what it had before it took anything over, if it did."""
+        """Restore a layer's weights from before its merges, if it has any."""
         weights = self._weights(base)
         for name, original in self._originals.pop(base, {}).items():
             weights[name].copy_(original)
 
     def undo_all(self) -> None:
-        """Give all layers back what they had."""
+        """Restore the weights of all layers."""
         for base in list(self._originals):
             self.undo(base)
 

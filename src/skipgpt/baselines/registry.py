@@ -1,4 +1,4 @@
-"""All static methods by the name that the command line knows them by."""
+"""All static methods, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from skipgpt.routing.decision import MODULES, Module
 
 @dataclass(frozen=True)
 class Static:
-    """One method.
+    """A static method.
 
     Attributes:
         order: the function that chooses; see `search.Method`.
         units: what it removes.
-        source: whose idea it is, in a line.
+        source: what it ranks by and its paper, in a line.
         modules: the kinds of module that it can remove.
-        changes_weights: whether it must be given a copy, and a budget's answer is no other's.
+        changes_weights: whether it needs a copy of the model, and a search for every budget.
     """
 
     order: Method
@@ -39,7 +39,7 @@ class Static:
     changes_weights: bool = False
 
     def candidates(self, model: nn.Module) -> list[Unit]:
-        """Everything that it may remove from a model, in the order the data moves."""
+        """Return all units that it may remove from a model, in forward order."""
         units = units_of(model, self.units)
         return [unit for unit in units if {site.module for site in unit} <= {*self.modules}]
 

@@ -5,16 +5,15 @@ Source: arXiv 2402.02834, github.com/Nota-NetsPresso/shortened-llm.
     PPL      the loss of the model without that one layer
     Taylor   the sum over a layer's weights of |weight x gradient of the loss|, biases left out
 
-The first-order estimate cannot see what the ends of a model are for: in the authors' published
-orders for Llama 1 and 2 with 7 B, layer 0 is the first to go. Their "+" heuristic keeps the first 4
-and the last 2 layers, whatever the depth. We keep the same shares, 4/32 and 2/32 of the layers and
-at least one at each end, so that small models have layers to choose from; protected layers go when
-nothing else is left.
+The first-order estimate underrates the ends of a model: in the authors' published orders for Llama
+1 and 2 with 7 B, layer 0 is removed first. Their "+" heuristic keeps the first 4 and the last 2
+layers, whatever the depth. We keep the same shares, 4/32 and 2/32 of the layers and at least one at
+each end, so that small models have layers to choose from; protected layers are removed last.
 
-The authors' script applies the heuristic to PPL, too, where it is without effect at the usual
-budgets: of the layers that it protects, the first in their published order for Llama-2-7B comes
-27th, and 15th for Llama-3-8B. We leave it away there. The authors calibrate on 10 rows of 128
-tokens of BookCorpus, we on the blocks that we are given.
+The authors' script applies the heuristic to PPL, too, where it has no effect at the usual budgets:
+the first protected layer is 27th in their published order for Llama-2-7B, and 15th for Llama-3-8B.
+We do not apply it there. The authors calibrate on 10 rows of 128 tokens of BookCorpus, we on the
+given blocks.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ def shortened_ppl(
     batch_size: int = 8,
     on_step: OnStep | None = None,
 ) -> list[Unit]:
-    """Remove the layers that cost the least loss, each removed alone.
+    """Remove the layers whose removal, each alone, costs the least loss.
 
     Args:
-        model: with routers; what they say does not matter.
+        model: with routers, whose outputs are ignored.
         blocks: [N, T] token ids that the loss is measured on.
         removals: how many layers to remove.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
         on_step: called with layers done and layers in all.
 
     Returns:
@@ -86,14 +85,14 @@ def shortened_taylor(
 ) -> list[Unit]:
     """Remove the layers whose weights matter least to the loss, to first order.
 
-    The gradient is that of the mean loss over all blocks, so the batch size changes nothing. It
-    takes as much memory as the weights of the layers, for the time of the call.
+    The gradient is that of the mean loss over all blocks, so the batch size does not matter. During
+    the call it takes as much memory as the weights of the layers.
 
     Args:
-        model: with routers; what they say does not matter.
+        model: with routers, whose outputs are ignored.
         blocks: [N, T] token ids that the gradient is taken on.
         removals: how many layers to remove.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
         on_step: called with batches done and batches in all.
 
     Returns:
@@ -128,7 +127,7 @@ def shortened_taylor(
 
 
 def _backward(model: Any, blocks: Tensor, batch_size: int, on_step: OnStep | None) -> None:
-    """Leave the gradient of the mean loss over blocks [N, T] in the parameters."""
+    """Accumulate the gradient of the mean loss over blocks [N, T] in the parameters."""
     device = next(model.parameters()).device
     predicted = blocks.shape[0] * (blocks.shape[1] - 1)
     batches = math.ceil(len(blocks) / batch_size)
@@ -147,7 +146,7 @@ def _backward(model: Any, blocks: Tensor, batch_size: int, on_step: OnStep | Non
 
 @contextmanager
 def _only_gradients_of(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let these parameters and no others gather gradients, from none; then all is as before."""
+    """Enable only these parameters' gradients, cleared, inside the block; then restore all."""
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         for parameter, _, _ in before:

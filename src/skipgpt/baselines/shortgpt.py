@@ -1,11 +1,10 @@
-"""ShortGPT: the layers that turn the residual stream least, in one ranking.
+"""ShortGPT: one ranking of layers by how little they change the residual stream.
 
 Source: arXiv 2403.03853, github.com/icip-cas/ShortGPT. A layer's block influence is 1 minus the
-mean cosine of what enters and what leaves it. We differ from the authors' code in one place: it
-takes what transformers returns as hidden states, whose last entry is past the final norm, so that
-its influence of the last layer holds the norm's, too; ours is of the layer alone, as in the
-paper's formula. The authors calibrate on PG-19 in windows of 256 tokens, we on the blocks that we
-are given.
+mean cosine of its input and output. We differ from the authors' code in one place: it reads
+transformers' `hidden_states`, whose last entry is after the final norm, so its influence of the
+last layer includes the norm; ours is of the layer alone, as in the paper's formula. The authors
+calibrate on PG-19 in windows of 256 tokens, we on the given blocks.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ def shortgpt(
     """Remove the layers of least block influence.
 
     Args:
-        model: with routers; what they say does not matter.
+        model: with routers, whose outputs are ignored.
         blocks: [N, T] token ids that the influence is measured on.
         removals: how many layers to remove.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
         on_step: called with batches done and batches in all.
 
     Returns:
-        The removed layers, that of least influence first.
+        The removed layers, least influence first.
 
     Raises:
         ConfigError: more removals than layers.

@@ -1,4 +1,4 @@
-"""How far each unit turns the residual stream: the cosine of what enters and what leaves it."""
+"""How much each unit changes the residual stream: the cosine of its input and output."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from skipgpt.removal.units import Unit
 def similarities(
     model: nn.Module, blocks: Tensor, *, batch_size: int = 8, on_step: OnStep | None = None
 ) -> dict[Unit, float]:
-    """Mean cosine over all tokens, of every module and of every layer.
+    """Return the mean cosine over all tokens of every module and every layer.
 
     Args:
-        model: with routers; what they say does not matter.
+        model: with routers, whose outputs are ignored.
         blocks: [N, T] token ids.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
         on_step: called with batches done and batches in all.
     """
     totals: dict[Unit, Tensor] = {}

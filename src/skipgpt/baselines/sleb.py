@@ -1,9 +1,9 @@
-"""SLEB: whole layers, one after another, by the loss that is left.
+"""SLEB: greedy removal of whole layers by the remaining loss.
 
 Source: arXiv 2402.09025, github.com/jiwonsong-dev/SLEB. As there, each round tries every layer on
-top of those already gone, and the first and the last layer are never candidates. We let these two
-go when nothing else is left, so that every budget has an answer. The authors calibrate on 128
-rows of WikiText-2, we on the blocks that we are given.
+top of those already removed, and the first and the last layer are never candidates. We remove these
+two when nothing else is left, so that every budget can be met. The authors calibrate on 128 rows of
+WikiText-2, we on the given blocks.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def sleb(
     """Remove one layer after another, each time the one whose removal costs the least loss.
 
     Args:
-        model: with routers; what they say does not matter.
+        model: with routers, whose outputs are ignored.
         blocks: [N, T] token ids that the loss is measured on.
         removals: how many layers to remove.
-        batch_size: blocks a forward.
+        batch_size: blocks per forward.
         on_step: called with trials done and trials in all.
 
     Returns:

@@ -1,10 +1,10 @@
-"""Mixture-of-Depths: the best tokens of each layer run, by rank instead of by threshold.
+"""Mixture-of-Depths: the top-k tokens of each layer run, instead of those above a threshold.
 
 Sources: MoD, arXiv 2404.02258 (whole layers); MoD-D, the SkipGPT authors' variant with a router for
 each module. As in their code the first and the last layer stay dense, keys and values are computed
 for all tokens, and the raw score scales a module's output. The rank of a token depends on later
-ones, so the selection is not causal; `AboveThresholds` is the causal variant beside it. Differs
-from both: routers start at the score 1, since the base is frozen and made for outputs unscaled.
+ones, so the selection is not causal; `AboveThresholds` is the causal variant. Unlike both sources,
+routers start at score 1, since the frozen base expects unscaled outputs.
 """
 
 from __future__ import annotations
@@ -72,17 +72,17 @@ class AboveThresholds:
 
 
 def top_k_reach(layers: int) -> float:
-    """The most that can be skipped of so many layers: the first and the last one stay dense."""
+    """Return the largest share of layers that can be skipped: the first and last stay dense."""
     return (layers - 2) / layers if layers > 2 else 1.0
 
 
 def top_k_rule(model: nn.Module, sparsity: float, saved: Savings | None = None) -> TopK:
-    """The rule that reaches a sparsity over all layers with the first and the last one dense.
+    """Return the rule that reaches a sparsity over all layers, the first and last staying dense.
 
     Args:
         model: with routers.
         sparsity: share to skip.
-        saved: what that is a share of; modules, if not given.
+        saved: savings that the share is of; modules, if not given.
 
     Raises:
         ConfigError: the other layers would have to skip more than everything.
@@ -106,10 +106,10 @@ def top_k_rule(model: nn.Module, sparsity: float, saved: Savings | None = None) 
 def layer_thresholds(
     model: nn.Module, blocks: Tensor, rule: TopK, rounds: int = 4
 ) -> AboveThresholds:
-    """Thresholds that keep as many tokens of blocks [N, T] at each site as the ranks do.
+    """Return thresholds that keep as many tokens of blocks [N, T] at each site as the ranks do.
 
-    Tokens above a threshold are others than the best of each row, and move what later layers
-    read; so thresholds are set again on the states that they themselves lead to.
+    Tokens above a threshold are not the top of each row, which changes the input of later layers;
+    so thresholds are set again on the states that they themselves lead to.
     """
     found = _quantiles(model, blocks, rule, rule.sparsity)
     for _ in range(rounds - 1):
@@ -120,7 +120,7 @@ def layer_thresholds(
 def _quantiles(
     model: nn.Module, blocks: Tensor, rule: TopK | AboveThresholds, sparsity: float
 ) -> AboveThresholds:
-    """For each site that the rule lets skip, the margin below which this share of tokens is."""
+    """Return the margin below which this share of tokens lies, for each site that may skip."""
     with execution(model, "gated"), use_rule(model, rule), record_routing(model) as trace:
         total_loss(model, blocks)
     values = {}

@@ -1,4 +1,4 @@
-"""The weights of a layer as numbers, for methods that compute with them."""
+"""The base weights of a layer, for methods that compute with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skipgpt.model.surgery import routed_layers
 
 
 def base_weights(layer: RoutedLayer) -> dict[str, nn.Parameter]:
-    """The parameters of a layer by name, without what routing and LoRA added."""
+    """Return a layer's parameters by name, without those of routing and LoRA."""
     return {
         name: parameter
         for name, parameter in layer.named_parameters()
@@ -20,10 +20,10 @@ def base_weights(layer: RoutedLayer) -> dict[str, nn.Parameter]:
 
 
 def refuse_quantized(model: nn.Module, doing: str) -> None:
-    """Raise where the base holds its weights as something that cannot be computed with.
+    """Raise if the base's weights are quantised, so that they cannot be computed with.
 
     Raises:
-        UnsupportedModelError: it does.
+        UnsupportedModelError: they are.
     """
     packed = any(
         not parameter.is_floating_point()

@@ -1,7 +1,7 @@
-"""Budgets of a comparison: how much each method can skip, and which removals lie around a budget.
+"""Budgets of a comparison: how much each method can skip, and which removals bracket a budget.
 
 A budget is a share of the modules or of the FLOPs of a dense forward. What a site saves is counted
-by `skipgpt.cost.savings`; a static removal takes keys and values along and runs no routers.
+by `skipgpt.cost.savings`; a static removal also drops keys and values and runs no routers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from skipgpt.model.surgery import add_routers, remove_routers
 from skipgpt.removal.units import Unit
 
 ROUNDING = 1e-9
-"""Budgets that differ by less are the same: sums of shares are rounded."""
+"""Budgets that differ by less are equal: sums of shares are rounded."""
 
 
 def stand_ins_of(method: Method, config: TrainConfig) -> RouterConfig:
-    """What a model of a static method has beside its base: stand-ins, if the method has them."""
+    """Return the router config of a static method: its stand-ins, if it has them."""
     return RouterConfig(stand_in=config.router.stand_in if method.stand_in else 0)
 
 
 def check_reach(job: Job, methods: Sequence[Method], sparsities: Sequence[float]) -> None:
-    """Raise where a method cannot skip as much as a budget asks for.
+    """Raise if a method cannot skip as much as a budget asks for.
 
     Raises:
         ConfigError: it cannot; says how much it can skip.
@@ -51,14 +51,14 @@ def check_reach(job: Job, methods: Sequence[Method], sparsities: Sequence[float]
 
 
 def _reach(job: Job, model: nn.Module, method: Method) -> float:
-    """The largest share that a method can skip, of a model without routers; gives it some."""
+    """Return the largest share that a method can skip; adds routers to a model that has none."""
     config = job.config(method, 0.0, 0)
     if method.kind in STATIC:
         kind = STATIC[method.kind]
         add_routers(model, stand_ins_of(method, config))
         saved = savings(model, job.budget, job.context, removed=True)
         each = [unit_saves(saved, unit) for unit in kind.candidates(model)]
-        return sum(each) - (max(each) if kind.changes_weights else 0.0)  # into one that stays
+        return sum(each) - (max(each) if kind.changes_weights else 0.0)  # one layer stays, merged
     add_routers(model, config.router)
     saved = savings(model, job.budget, job.context)
     skips = saved.by_site
@@ -69,31 +69,31 @@ def _reach(job: Job, model: nn.Module, method: Method) -> float:
 
 
 def unit_saves(saved: Savings, unit: Unit) -> float:
-    """What removing a unit saves, as a share of the dense forward."""
+    """Return what removing a unit saves, as a share of the dense forward."""
     return sum(saved.by_site[site] for site in unit)
 
 
 def most_removals(units: Iterable[Unit], saved: Savings, target: float) -> int:
-    """How many removals a budget takes at most: where those go first that save least.
+    """Return the most removals that a budget can take: if those that save least go first.
 
     Args:
         units: all that may be removed.
-        saved: by site.
+        saved: savings by site.
         target: share to save.
     """
     return _reached(sorted(unit_saves(saved, unit) for unit in units), target)
 
 
 def between(order: Sequence[Unit], saved: Savings, target: float) -> tuple[int, int, float]:
-    """The two numbers of removals around a budget, and the share of the larger in a mixture.
+    """Return the two removal counts that bracket a budget, and the larger one's share in the mix.
 
     Args:
         order: what is removed, first removed first; reaches the target.
-        saved: by site.
+        saved: savings by site.
         target: share to save.
 
     Returns:
-        Twice the same number and 0 where that meets the target.
+        The same count twice and 0 if that meets the target.
 
     Example:
         >>> one, two = (Site(0, "attn"),), (Site(0, "mlp"),)
@@ -110,6 +110,6 @@ def between(order: Sequence[Unit], saved: Savings, target: float) -> tuple[int, 
 
 
 def _reached(each: Sequence[float], target: float) -> int:
-    """How many of these, from the first, come to the target; all where they never do."""
+    """Return how many of these, from the first, sum to the target; all if they never do."""
     sums = accumulate(each, initial=0.0)
     return next((n for n, share in enumerate(sums) if share >= target - ROUNDING), len(each))

@@ -1,4 +1,4 @@
-"""Compare methods: each is produced once, and found again by what it was made of."""
+"""Compare methods; each is produced once and cached by everything it depends on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from skipgpt.training.loop.arguments import check_schedule
 logger = logging.getLogger("skipgpt")
 
 CACHE_VERSION = 4
-"""Counted up when the code, or a default in `config.py`, changes what methods give."""
+"""Increased when the code, or a default in `skipgpt.config`, changes results."""
 
 
 def compare(
@@ -58,21 +58,21 @@ def compare(
     Args:
         base: hub id, folder, GGUF file, or `nano`.
         data: sources of text; see `skipgpt.data.read_documents`.
-        out: results are cached below it, so that one more method costs one method; in the end it
+        out: results are cached below it, so that a further method costs only itself; in the end it
             holds `comparison.json`, `comparison.md` and `comparison.svg`.
-        methods: as `skipgpt.comparison.method` reads them.
+        methods: in the notation of `skipgpt.comparison.method`.
         sparsities: budgets, as shares to skip.
-        budget: what they are shares of: `modules`, or the `flops` of a dense forward; where None,
-            as `settings` say, or else as the recipe does.
-        seeds: of everything random; several give a spread.
-        dial: other budgets at which every checkpoint is read, too.
-        recipe: settings of methods that name none.
-        settings: dotted settings, as for `skipgpt train`; data, steps and batch hold for all.
+        budget: what they are shares of: `modules`, or the `flops` of a dense forward; if None, that
+            of `settings`, or else of the recipe.
+        seeds: random seeds; several give a spread.
+        dial: further budgets at which every checkpoint is evaluated.
+        recipe: recipe of methods that name none.
+        settings: dotted settings, as for `skipgpt train`; data, steps and batch apply to all.
         device: where to run.
-        dtype: of the base model.
+        dtype: dtype of the base model.
 
     Raises:
-        SkipGPTError: with whatever went wrong; what was finished before stays cached.
+        SkipGPTError: on any failure; what was finished before stays cached.
 
     Example:
         skipgpt.compare("nano", ["stdlib"], "out/compare", ["dense", "router", "sleb"])
@@ -81,7 +81,7 @@ def compare(
     budgets = [check_sparsity(sparsity) for sparsity in (*sparsities, *dial)][: len(sparsities)]
     if not wanted or not budgets or not seeds:
         raise ConfigError("comparing", got="nothing to compare", expected="methods and budgets")
-    out = Path(out).absolute()  # rows name checkpoints; they are found from any folder
+    out = Path(out).absolute()  # rows hold checkpoint paths, valid from any folder
     shared = dict(settings or {})
     named = shared.pop("budget", None)
     budget = budget or named or named_recipe(recipe).budget
@@ -129,7 +129,7 @@ def compare(
 def _check(
     job: Job, methods: Sequence[Method], budgets: Sequence[float], seeds: Sequence[int]
 ) -> None:
-    """Find what is wrong with the last method before the first one runs."""
+    """Check all methods before the first one runs."""
     for method in methods:
         for sparsity in budgets:
             for seed in seeds:
@@ -144,7 +144,7 @@ def _check(
 
 
 class _Work:
-    """Produces rows, or finds those of an earlier call.
+    """Produces rows, or reads those of an earlier call from the cache.
 
     Args:
         job: what all methods share.
@@ -155,7 +155,7 @@ class _Work:
         self.job, self.out = job, out
 
     def rows(self, method: Method, sparsity: float, seed: int) -> list[Row]:
-        """The rows of one method; nothing is random about the base or about a static removal."""
+        """Return the rows of one method; the base and static removals do not depend on the seed."""
         if not method.lora and method.kind not in TRAINED and method.kind != RANDOM:
             seed = 0
         if method.kind == DENSE:
@@ -167,7 +167,7 @@ class _Work:
         return self._write(key, self._produce(method, sparsity, seed, key))
 
     def dial(self, method: Method, row: Row, sparsities: tuple[float, ...]) -> list[Row]:
-        """The rows of one checkpoint at other budgets."""
+        """Return the rows of one checkpoint at other budgets."""
         key = self._key(method, row.target, row.seed, sparsities)
         if (cached := self._read(key)) is not None:
             return cached
@@ -197,7 +197,7 @@ class _Work:
         made_of = {
             "version": CACHE_VERSION,
             "method": str(method),
-            # Without defaults, so that an option that is new changes no key.
+            # Without defaults, so that a new option changes no key.
             "config": changed(self.job.config(method, sparsity, seed)),
             "base": self.job.fingerprint,
             "text": self.job.blocks.fingerprint,
@@ -216,7 +216,7 @@ class _Work:
             logger.warning("%s is damaged and made anew: %s", path, error)
             return None
         rows = [_placed(row, lambda folder: str(self.out / folder)) for row in rows]
-        # A checkpoint may have been deleted since to save room; whoever needs it makes it again.
+        # A checkpoint may have been deleted to save space: it is then made again.
         gone = any(row.checkpoint and not Path(row.checkpoint).is_dir() for row in rows)
         return None if gone else rows
 
@@ -234,5 +234,5 @@ def _placed(row: Row, place: Callable[[str], str]) -> Row:
 
 
 def _once(rows: list[Row]) -> list[Row]:
-    """Without the repetitions of rows that belong to no budget or seed, as dense does."""
+    """Drop repeated rows, which methods without budget or seed, such as dense, give."""
     return list({(row.method, row.target, row.seed): row for row in rows}.values())

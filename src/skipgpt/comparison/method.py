@@ -1,8 +1,8 @@
-"""What can be compared, and how a method is written down.
+"""What can be compared, and the notation of methods.
 
 router                             one of the kinds below
 sleb+lora                          healed with the LoRA stage of the run
-sleb+stand_in                      what is removed replaced by fitted stand-ins; +lora may follow
+sleb+stand_in                      fitted stand-ins replace what is removed; +lora may follow
 router@paper                       with the settings of a recipe
 router:router.input=module_input   with one setting changed; more follow after further colons
 """
@@ -38,9 +38,9 @@ class Trained:
     """A kind whose routes are learned.
 
     Attributes:
-        what: it is, in a line.
-        settings: in which it differs from the recipe.
-        top_k: whether the best tokens of each layer run, instead of those above a threshold.
+        what: what it is, in a line.
+        settings: settings in which it differs from the recipe.
+        top_k: whether the top-k tokens of each layer run, instead of those above a threshold.
     """
 
     what: str
@@ -91,7 +91,7 @@ class Method:
         kind: one of `KINDS`.
         lora: whether stage `lora` heals it.
         stand_in: whether fitted stand-ins run in place of what a static method removes.
-        recipe: whose settings it trains with; None where the comparison's.
+        recipe: the recipe it trains with; None for the comparison's.
         settings: dotted settings of its own.
     """
 
@@ -107,7 +107,7 @@ class Method:
         return self.lora or self.kind == "joint"
 
     def without_lora(self) -> Method:
-        """What stage `lora` heals."""
+        """Return the method that stage `lora` heals."""
         own = tuple(pair for pair in self.settings if not pair[0].startswith("lora_stage."))
         return replace(self, lora=False, settings=own)
 
@@ -123,7 +123,7 @@ class Method:
 
 
 def split_methods(text: str) -> list[str]:
-    """The methods of a list by commas; a comma inside a setting's value separates none.
+    """Split a comma-separated list of methods, but not at commas inside a setting's value.
 
     Example:
         >>> split_methods("dense,dense+lora:lora_stage.targets=q_proj,v_proj,sleb")
@@ -140,11 +140,11 @@ def split_methods(text: str) -> list[str]:
 
 
 def parse_method(text: str) -> Method:
-    """A method from how it is written on the command line.
+    """Parse a method as it is written on the command line.
 
     Raises:
         ConfigError: an unknown kind (the nearest known one is named), a kind that cannot be healed
-            or has nothing that stand-ins could replace, or a setting that changes nothing of it.
+            or has nothing that stand-ins could replace, or a setting that has no effect on it.
 
     Example:
         >>> parse_method("router+lora@paper").recipe
@@ -175,7 +175,7 @@ def parse_method(text: str) -> Method:
 
 
 def _check(method: Method, text: str) -> None:
-    """Refuse what could not be made, or would change nothing."""
+    """Refuse methods that cannot be made, and settings without effect."""
     kind, doing = method.kind, "choosing what to compare"
     if method.lora and kind not in (DENSE, "router", "fit", *STATIC):
         expected = "+lora after dense, router, fit or a static method"
@@ -190,7 +190,7 @@ def _check(method: Method, text: str) -> None:
     if kind in (*TRAINED, RANDOM):
         return
     allowed = (*("lora_stage.",) * method.lora, *_OF_STAND_INS * method.stand_in)
-    if method.lora and method.stand_in:  # which then train, too
+    if method.lora and method.stand_in:  # stand-ins train, too
         allowed += ("router_stage.stand_in_rate",)
     foreign = [key for key, _ in method.settings if not key.startswith(allowed)]
     if (method.recipe or foreign) and allowed:

@@ -1,4 +1,4 @@
-"""A comparison as a section of a Markdown page, between two markers that a later run finds."""
+"""Writes a comparison as a section of a Markdown page, between markers that a later run finds."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from skipgpt.system.atomic import staged
 
 
 def write_section(page: Path, name: str, title: str, command: str, comparison: Comparison) -> None:
-    """Put a comparison into a page: in place of the section of this name, or at the end.
+    """Write a comparison into a page: over the section of this name, or at the end.
 
     Args:
-        page: a Markdown file; made if absent.
-        name: of the section, in its markers.
-        title: of the section.
-        command: that makes the table.
+        page: a Markdown file; created if absent.
+        name: name of the section, in its markers.
+        title: title of the section.
+        command: the command that makes the table.
         comparison: what to show.
 
     Raises:
-        ConfigError: the section of this name has no end.
+        ConfigError: the section of this name has no end marker.
     """
     begin, end = f"<!-- comparison: {name} -->", f"<!-- end: {name} -->"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
@@ -73,7 +73,7 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
 
 
 def _where(facts: dict[str, Any]) -> str:
-    """Day and machine, and what routing adds to the base."""
+    """Return date, hardware and the parameters that routing adds, in words."""
     hardware, added = facts["hardware"], facts["overhead"]
     count = hardware.get("threads", 0)
     threads = f", {count} thread{'s' * (count > 1)}" if count else ""
@@ -85,5 +85,5 @@ def _where(facts: dict[str, Any]) -> str:
 
 
 def _kinds(comparison: Comparison) -> list[str]:
-    """The kinds of methods that rows belong to, in their order."""
+    """Return the kinds of the rows' methods, in the order of the rows."""
     return list(dict.fromkeys(re.split(r"[+@: ]", row.method)[0] for row in comparison.rows))

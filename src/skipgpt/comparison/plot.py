@@ -1,4 +1,4 @@
-"""The picture of a comparison: excess loss against FLOPs saved, one line per method."""
+"""Plot of a comparison: excess loss against FLOPs saved, one line per method."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def plot(comparison: Comparison, path: Path) -> bool:
 
     Args:
         comparison: what to draw.
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        False where matplotlib is not installed; that is said and nothing is drawn.
+        False if matplotlib is not installed; that is logged and nothing is drawn.
     """
     try:
         from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def plot(comparison: Comparison, path: Path) -> bool:
     groups: dict[str, list[Line]] = {}
     for line in comparison.lines():
         groups.setdefault(line.rows[0].method, []).append(line)
-    # Below the axes the legend takes a line for two methods, and leaves them their width.
+    # Below the axes, two methods per line, the legend does not narrow them.
     figure = Figure(figsize=(9, 6 + 0.12 * len(groups)), layout="constrained")
     axes = figure.subplots()
     for number, (name, lines) in enumerate(groups.items()):

@@ -1,7 +1,7 @@
-"""What a static method removes at a budget: searched for once, and kept on disk.
+"""Finds what a static method removes at a budget, once, and keeps it on disk.
 
-`sleb` and `sleb+lora` share a search, and so do the two removals that a budget lies between. Its
-time counts for every row that stands on it.
+`sleb` and `sleb+lora` share a search, and so do the two removals that bracket a budget. Its time
+counts for every row that uses it.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from skipgpt.system.progress import advancing
 logger = logging.getLogger("skipgpt")
 
 SEARCH_VERSION = 1
-"""Counted up when the code changes what a search finds."""
+"""Increased when the code changes what a search finds."""
 
 
 @dataclass(frozen=True)
 class Removal:
-    """The two numbers of removals around a budget.
+    """The two removal counts that bracket a budget.
 
     Attributes:
-        order: what is removed, first removed first; empty for methods that change weights, whose
-            answers differ from number to number.
-        low: the smaller number.
-        high: the larger one; the same where one number meets the budget.
-        share: of the larger one in their mixture.
-        seconds: that fitting stand-ins and searching took.
+        order: what is removed, first removed first; empty for methods that change weights, which
+            search for every count.
+        low: the smaller count.
+        high: the larger one; equal if one count meets the budget.
+        share: share of the larger one in their mixture.
+        seconds: seconds that fitting stand-ins and searching took.
     """
 
     order: tuple[Unit, ...]
@@ -56,15 +56,15 @@ class Removal:
 
 
 def find_removal(job: Job, method: Method, config: TrainConfig, out: Path) -> Removal:
-    """What a static method removes at the budget of a config.
+    """Return what a static method removes at the budget of a config.
 
-    A search goes as far as the budget could ask for, whichever units go. For methods that change
-    weights, the answer is a number: every layer counts as the mean of all there.
+    A search makes as many removals as the budget may need, whichever units go first. For methods
+    that change weights only the counts are returned; there every layer counts as the mean of all.
 
     Args:
         job: what all methods share.
         method: a static one.
-        config: says the budget, and of stand-ins their rank and how much they are fitted on.
+        config: gives the budget, and rank and fitting tokens of stand-ins.
         out: the folder of the comparison; searches are kept below it.
     """
     kind, target = STATIC[method.kind], config.target_sparsity
@@ -83,7 +83,7 @@ def find_removal(job: Job, method: Method, config: TrainConfig, out: Path) -> Re
 def without(
     job: Job, method: Method, config: TrainConfig, removal: Removal, count: int
 ) -> tuple[Any, list[Unit], float]:
-    """A model with the weights of the method, what it removes, and the seconds of changing them."""
+    """Return a model with the method's weights, what is removed, and the seconds that took."""
     model, _ = _fresh(job, method, config)
     if not STATIC[method.kind].changes_weights:
         return model, [*removal.order[:count]], 0.0
@@ -92,7 +92,7 @@ def without(
 
 
 def _fresh(job: Job, method: Method, config: TrainConfig) -> tuple[Any, float]:
-    """The base model with routers and fitted stand-ins, if any; seconds of fitting.
+    """Return the base model with routers and fitted stand-ins, if any, and the seconds of fitting.
 
     Stand-ins are fitted once per comparison; every row that has them counts the time of that fit.
     """
@@ -117,7 +117,7 @@ def _fresh(job: Job, method: Method, config: TrainConfig) -> tuple[Any, float]:
 def _searched(
     job: Job, method: Method, config: TrainConfig, model: Any, removals: int, out: Path
 ) -> tuple[tuple[Unit, ...], float]:
-    """The order of removals and the seconds of its search, from disk where it was searched for."""
+    """Return the order of removals and the seconds of its search, from disk if it is there."""
     made_of = {
         "version": SEARCH_VERSION,
         "method": method.kind,
@@ -147,7 +147,7 @@ def _searched(
 
 
 def _search(job: Job, method: Method, model: Any, removals: int) -> tuple[list[Unit], float]:
-    """Let the method choose, and say how many seconds it took."""
+    """Let the method choose; return its units and the seconds it took."""
     if not removals:
         return [], 0.0
     began = time.perf_counter()

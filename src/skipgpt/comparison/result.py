@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 UNITS = {"modules": "modules", "flops": "FLOPs"}
-"""What budgets may be shares of, and how a table says it."""
+"""Units of budgets, and their names in tables."""
 
 COLUMNS = (
     "method",
@@ -30,17 +30,17 @@ class Row:
     """One method at one budget and seed.
 
     Attributes:
-        method: as it was asked for, and in brackets how else it was evaluated.
-        target: the budget that was asked for, a share of what the comparison's `budget` counts.
-        seed: of its training.
+        method: as requested, followed in brackets by another way of evaluation.
+        target: the requested budget, a share of what the comparison's `budget` counts.
+        seed: seed of its training.
         sparsity: measured on the held-out text: module, attn, mlp, params, flops.
         nll_per_token: held-out loss in nats.
-        excess_nll: above the dense base model.
-        flops: FLOPs a token that run.
-        seconds: wall-clock of making the method: search, fitting and training, of everything that
-            it stands on; not of measuring it.
+        excess_nll: loss above the dense base model.
+        flops: FLOPs run per token.
+        seconds: wall-clock time of search, fitting and training, including those of the rows that
+            it builds on; not of measuring.
         note: what has to be known to read the row.
-        checkpoint: the folder of the trained model, where there is one.
+        checkpoint: the folder of the trained model, if there is one.
         kl_to_dense: mean KL(dense || this) in nats per token, to the base model without LoRA; None
             in rows that an earlier version measured.
         agreement: share of tokens at which both have the same most likely next one; likewise.
@@ -67,19 +67,19 @@ class Line:
     """The seeds of one method at one budget.
 
     Attributes:
-        rows: one a seed.
+        rows: one per seed.
     """
 
     rows: tuple[Row, ...]
 
     @property
     def excess(self) -> float:
-        """Mean over seeds."""
+        """Excess loss, mean over seeds."""
         return mean(row.excess_nll for row in self.rows)
 
     @property
     def spread(self) -> float:
-        """Half of what lies between the best and the worst seed."""
+        """Half the range of excess loss over seeds."""
         excesses = [row.excess_nll for row in self.rows]
         return (max(excesses) - min(excesses)) / 2
 
@@ -90,7 +90,7 @@ class Line:
 
     @property
     def agreement(self) -> float | None:
-        """Likewise."""
+        """Mean over seeds; None unless all were measured."""
         return _mean([row.agreement for row in self.rows])
 
     def share(self, name: str) -> float:
@@ -116,21 +116,21 @@ class Comparison:
 
     @property
     def unit(self) -> str:
-        """What its budgets are shares of, in words."""
+        """The unit of its budgets, in words."""
         return UNITS[self.facts.get("budget", "modules")]
 
     def lines(self) -> list[Line]:
-        """Rows by method and budget, seeds together, in the order of the rows."""
+        """Group the rows by method and budget, seeds together, in the order of the rows."""
         groups: dict[tuple[str, float], list[Row]] = {}
         for row in self.rows:
             groups.setdefault((row.method, row.target), []).append(row)
         return [Line(tuple(rows)) for rows in groups.values()]
 
     def times_router(self, line: Line) -> float | None:
-        """How many times the excess of `router` at the same FLOPs, or None where that is unknown.
+        """Return the ratio to the excess of `router` at the same FLOPs, or None if unknown.
 
         The excess of `router` is interpolated between its budgets, and 0 at dense. Beyond its
-        largest budget, that checkpoint read at larger ones stands in, where the dial was read.
+        largest budget, that checkpoint's rows at larger ones are used, if measured.
         """
         own = [other for other in self.lines() if other.rows[0].method == "router"]
         largest = max((other.rows[0].target for other in own), default=0.0)
@@ -150,14 +150,14 @@ class Comparison:
         return None
 
     def to_markdown(self) -> str:
-        """The table of docs/results.md."""
+        """Return the table of docs/results.md."""
         head = self._head()
         lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         lines += ["| " + " | ".join(cells) + " |" for cells in self._cells()]
         return "\n".join(lines)
 
     def to_terminal(self) -> str:
-        """The same table in columns."""
+        """Return the same table in aligned columns."""
         table = [self._head(), *self._cells()]
         widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
         return "\n".join(

@@ -1,4 +1,4 @@
-"""What all methods of a comparison share: base, text, length of training, and the dense loss."""
+"""What all methods of a comparison share: base, text, training length, and the dense loss."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.routing.decision import Site
 
 OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
-"""Settings that a comparison gives out itself."""
+"""Settings that the comparison itself sets."""
 
 SHARED = (*OWNED, "batch_size", "accumulation", "router_stage.steps", "lora_stage.steps")
-"""Settings that no method may have to itself; nor any of `data`."""
+"""Settings that are the same for all methods, like those of `data`."""
 
 KEPT = "what was finished is kept: the same command goes on from it"
-"""Of a comparison that stopped."""
+"""Advice after a comparison that stopped."""
 
 OF_THE_RUN = (
     *("data", "batch_size", "accumulation"),
     *("activation_checkpointing", "log_every", "save_every", "report_to"),
 )
-"""Settings that a recipe does not bring along."""
+"""Settings of the comparison's config that a method's recipe does not override."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One comparison's common ground.
+    """What all methods of one comparison share.
 
     Attributes:
         base: hub id, folder, GGUF file or `nano`.
         data: sources of text.
-        recipe: of methods that name none.
-        settings: dotted settings that hold for every method.
+        recipe: recipe of methods that name none.
+        settings: dotted settings that apply to every method.
         blocks: the text.
-        dense: what the base model reaches on the held-out text.
-        dense_flops: FLOPs a token of the base model at this block size.
-        fingerprint: of the base's weights and settings.
-        layers: how many the base has.
-        overhead: of routers and stand-ins, as shares of the base's parameters.
+        dense: the base model's result on the held-out text.
+        dense_flops: FLOPs per token of the base model at this block size.
+        fingerprint: fingerprint of the base's weights and settings.
+        layers: number of layers of the base.
+        overhead: sizes of routers and stand-ins, as shares of the base's parameters.
         where: `device` and `dtype`.
         budget: what budgets are shares of.
-        fits: stand-ins that were fitted, with the seconds that it took, by rank and tokens.
+        fits: fitted stand-ins and the seconds of fitting, by rank and tokens.
     """
 
     base: str
@@ -80,7 +80,7 @@ class Job:
 
     @property
     def unit(self) -> str:
-        """What budgets are shares of, as a table says it."""
+        """The unit of budgets, as named in tables."""
         return UNITS[self.budget]
 
     @property
@@ -90,17 +90,16 @@ class Job:
 
     @property
     def main(self) -> TrainConfig:
-        """The settings of methods that bring none of their own."""
+        """The config of methods without recipe and settings of their own."""
         return override(recipe(self.recipe), self.settings)
 
     def config(self, method: Method, sparsity: float, seed: int) -> TrainConfig:
-        """The settings of one method: its recipe's, with the data, steps and batch of the job.
+        """Return the config of one method: its recipe's, with the job's data, steps and batch.
 
-        Equal training is the point of a comparison, so a recipe brings everything but how much
-        it trains on.
+        Training must be equal for a comparison, so a recipe sets everything but its amount.
 
         Raises:
-            ConfigError: a setting that does not exist, or stages that no row could stand for.
+            ConfigError: a setting that does not exist, or stages that cannot be compared.
         """
         for key, _ in method.settings:
             if key in SHARED or key.startswith("data."):
@@ -118,7 +117,7 @@ class Job:
             router_stage=dataclasses.replace(chosen.router_stage, steps=main.router_stage.steps),
             lora_stage=main.lora_stage if method.has_lora else LoraStage(),
         )
-        if method.kind == "joint":  # one stage in the time of two
+        if method.kind == "joint":  # one stage, as long as two
             both = main.router_stage.steps + main.lora_stage.steps
             stage = dataclasses.replace(shared.router_stage, steps=both)
             shared = dataclasses.replace(shared, router_stage=stage)
@@ -132,7 +131,7 @@ class Job:
             }
             shared = override(shared, mine)
         own |= dict(method.settings) | {"target_sparsity": sparsity, "seed": seed}
-        if method.kind != DENSE:  # which has none: one row serves both units
+        if method.kind != DENSE:  # dense has none: one row serves both units
             own["budget"] = self.budget
         config = override(shared, own)
         if config.stages not in (("fit",), ("fit", "router"), ("router",), ("joint",)):
@@ -151,7 +150,7 @@ class Job:
         return config
 
     def routed(self, router: RouterConfig | None = None, seed: int = 0) -> Any:
-        """The base model, loaded again, with new routers."""
+        """Load the base model again, with new routers."""
         torch.manual_seed(seed)
         return add_routers(load_base(self.base, **self.where)[0], router).eval()
 
@@ -168,7 +167,7 @@ class Job:
         return subsample_rows(self.blocks.train, self.main.router_stage.static_tokens)
 
     def tokens_trained(self, config: TrainConfig, *stages: Stage) -> int:
-        """Tokens that these stages train on, repeated ones counted each time."""
+        """Return the tokens that these stages train on, repeated ones counted each time."""
         steps = sum(
             (config.lora_stage if stage == "lora" else config.router_stage).steps
             for stage in stages
@@ -180,7 +179,7 @@ class Job:
     def row(
         self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any
     ) -> Row:
-        """A row of the result."""
+        """Build a row of the result."""
         close = measured.closeness
         return Row(
             method=str(method),
@@ -252,6 +251,6 @@ def prepare(
 
 
 def run_folder(out: Path, method: Method, sparsity: float, seed: int, key: str) -> Path:
-    """Where a trained method keeps its checkpoint."""
+    """Return the folder of a trained method's checkpoint."""
     name = "".join(c if c.isalnum() or c in "+-." else "-" for c in str(method))
     return out / "runs" / f"{name[:60]}-{sparsity:g}-seed{seed}-{key[:8]}"

@@ -30,10 +30,10 @@ from skipgpt.training.run_stage import run_stage
 
 
 def remove(job: Job, method: Method, config: TrainConfig, out: Path) -> list[Row]:
-    """A static method at exactly this budget.
+    """Measure a static method at exactly this budget.
 
-    Between two numbers of removals the losses are interpolated: that is what removing the larger
-    number for a share of the sequences, and the smaller for the others, would give.
+    Between two removal counts the loss is interpolated, as if the larger count were removed for a
+    share of the sequences, and the smaller for the others.
     """
     removal = find_removal(job, method, config, out)
     measured, seconds = [], removal.seconds
@@ -46,10 +46,9 @@ def remove(job: Job, method: Method, config: TrainConfig, out: Path) -> list[Row
 
 
 def heal(job: Job, method: Method, config: TrainConfig, folder: Path, out: Path) -> list[Row]:
-    """Stage `lora` around a static removal, or around the whole base model.
+    """Heal a static removal, or the whole base model, with stage `lora`.
 
-    A budget between two numbers of removals is mixed from both of them, each healed. Stand-ins
-    train along.
+    A budget between two removal counts mixes both of them, each healed. Stand-ins train as well.
     """
     removal = Removal((), 0, 0, 0.0)
     if method.kind != DENSE:
@@ -64,12 +63,12 @@ def heal(job: Job, method: Method, config: TrainConfig, folder: Path, out: Path)
         model = _healed(job, config, folder / str(count), model, units)
         seconds += more + time.perf_counter() - began
         measured.append(_pruned(job, method, model, units))
-    shutil.rmtree(folder, ignore_errors=True)  # what it would have been resumed from
+    shutil.rmtree(folder, ignore_errors=True)  # the resume states
     return [_row(job, method, config, measured, removal, seconds)]
 
 
 def _healed(job: Job, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]) -> Any:
-    """The model after stage `lora` around what is removed."""
+    """Train stage `lora` around what is removed; return the model."""
     constant_routes(model, removed)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -86,7 +85,7 @@ def _row(
     removal: Removal,
     seconds: float,
 ) -> Row:
-    """The row of a mixture, of which each part was trained as long as any other method."""
+    """Build the row of a mixture; each part trained as long as any other method."""
     low, high = measured[0], measured[-1]
     trained = job.tokens_trained(config, "lora") if method.lora else 0
     return job.row(
@@ -112,9 +111,9 @@ def _note(job: Job, method: Method, config: TrainConfig, removal: Removal) -> st
 
 
 def _pruned(job: Job, method: Method, model: Any, removed: list[Unit]) -> Perplexity:
-    """Loss, with the costs of a model in which the units are gone, keys and values included.
+    """Measure loss, with the savings of a model without these units, keys and values included.
 
-    The skipping model that is measured computes those for every token.
+    The measured model only skips them, and computes keys and values for every token.
     """
     measured = perplexity(model, job.held_out(), closeness_to=_dense(job, method, model))
     gone = set(sites_of(removed))
@@ -124,14 +123,14 @@ def _pruned(job: Job, method: Method, model: Any, removed: list[Unit]) -> Perple
 
 
 def _dense(job: Job, method: Method, model: Any) -> Any:
-    """The dense base of a pruned model: itself, unless the method changed its weights."""
+    """Return the dense base of a pruned model: itself, unless the method changed its weights."""
     if method.kind in STATIC and STATIC[method.kind].changes_weights:
         return load_base(job.base, **job.where)[0].eval()
     return model
 
 
 def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:
-    """What sequences give of which this share runs at the higher sparsity."""
+    """Mix two results, with this share of the sequences at the higher sparsity."""
 
     def between(a: float, b: float) -> float:
         return a + (b - a) * share

@@ -1,4 +1,4 @@
-"""Methods whose routes are learned: produced by `skipgpt.train`, measured where that measures."""
+"""Methods with learned routes: made by `skipgpt.train`, measured on the same held-out text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger("skipgpt")
 
 
 def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
-    """Routers, evaluated deterministically and, for the recipe `paper`, also sampled."""
+    """Train routers; evaluate them deterministically and, for recipe `paper`, also sampled."""
     began = time.perf_counter()
     result = _trained(job, job.base, config, folder)
     seconds = time.perf_counter() - began - result.seconds_measuring
@@ -50,7 +50,7 @@ def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) ->
 
 
 def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Path) -> list[Row]:
-    """Stage `lora` on a checkpoint whose routers are trained; its time includes theirs."""
+    """Heal a checkpoint of trained routers with stage `lora`; the time includes theirs."""
     began = time.perf_counter()
     assert routed.checkpoint is not None
     healing = dataclasses.replace(config, stages=("lora",))
@@ -72,7 +72,7 @@ def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Pat
 
 
 def random_routes(job: Job, method: Method, routed: Row) -> list[Row]:
-    """Every site skips at the rate that routers learned, for tokens drawn at random."""
+    """Measure random routing: each site skips random tokens at the rate its router learned."""
     model, _ = load(str(routed.checkpoint), base=job.base, **job.where)
     with count_routing(model) as counts:
         total_loss(model, job.calibration())
@@ -84,7 +84,7 @@ def random_routes(job: Job, method: Method, routed: Row) -> list[Row]:
 
 
 def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, ...]) -> list[Row]:
-    """One checkpoint at other budgets than its own."""
+    """Measure one checkpoint at other budgets than its own."""
     model, _ = load(str(trained.checkpoint), base=job.base, **job.where)
     rows = []
     curve = routing_state(model).curve
@@ -102,12 +102,12 @@ def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, .
 
 
 def _as_long(row: Row, trained: Row) -> Row:
-    """A row of routers that another row is of, too: what they took is told there and here."""
+    """Give a row the time and training tokens of the row whose routers it shares."""
     return dataclasses.replace(row, seconds=trained.seconds, tokens_trained=trained.tokens_trained)
 
 
 def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
-    """Mixture-of-Depths on a frozen base: as published, and with thresholds in place of ranks."""
+    """Train Mixture-of-Depths on a frozen base; measure it as published and with thresholds."""
     model = job.routed(config.router, config.seed)
     saved = savings(model, job.budget, job.context)
     rule = top_k_rule(model, config.target_sparsity, saved)
@@ -119,7 +119,7 @@ def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> 
     except TrainingError as error:
         raise in_comparison(error) from error
     seconds = time.perf_counter() - began
-    shutil.rmtree(folder, ignore_errors=True)  # what it would have been resumed from
+    shutil.rmtree(folder, ignore_errors=True)  # the resume states
     ranked = "selects among all tokens of a row, later ones included"
     causal = "selects by a threshold a layer, set on calibration text"
     tokens, rows = job.tokens_trained(config, "router"), []
@@ -134,7 +134,7 @@ def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> 
 
 
 def _gated(model: Any, job: Job, rule: TopK | AboveThresholds) -> Any:
-    # Scores scale the outputs, which only the definition does: `sparse` knows kept and skipped.
+    # Scores scale the outputs, which only `gated` does: `sparse` either keeps or skips.
     with execution(model, "gated"), use_rule(model, rule):
         return perplexity(model, job.held_out(), closeness_to=model)
 
@@ -153,7 +153,7 @@ def _also_sampled(job: Job, row: Row) -> list[Row]:
 
 
 def _like(job: Job, row: Row, measured: Any) -> Row:
-    """A row of the same training, measured in another way."""
+    """Build a row of the same training, measured in another way."""
     return dataclasses.replace(
         row,
         sparsity=measured.sparsity,
@@ -166,12 +166,12 @@ def _like(job: Job, row: Row, measured: Any) -> Row:
 
 
 def _trained(job: Job, base: str, config: TrainConfig, folder: Path) -> TrainResult:
-    """Train into a folder, or go on where an interrupted comparison left off."""
+    """Train into a folder, or resume where an interrupted comparison stopped."""
     try:
         if (folder / RUN).exists():
             try:
                 return train(base, job.data, folder, config, resume=True, **job.where)
-            except ConfigError:  # the same text by other names, which a resumed run does not take
+            except ConfigError:  # the same text under other names, which resuming rejects
                 logger.info("%s cannot be resumed and starts over", folder.name)
         return train(base, job.data, folder, config, overwrite=True, **job.where)
     except TrainingError as error:
@@ -179,7 +179,7 @@ def _trained(job: Job, base: str, config: TrainConfig, folder: Path) -> TrainRes
 
 
 def in_comparison(error: TrainingError) -> TrainingError:
-    """The same error with advice that a comparison can follow: it goes on by itself."""
+    """Return the error with advice that fits a comparison, which resumes by itself."""
     if isinstance(error, DivergedError):
         return error.advising("what was finished is kept; give a lower learning rate (--lr)")
     return error.advising(KEPT)

@@ -1,1 +1,1 @@
-"""How good a model is: loss and perplexity on text, and the thresholds set there."""
+"""Evaluation: loss and perplexity on text, benchmarks, and calibration of thresholds."""

@@ -1,4 +1,4 @@
-"""Memory of keys and values, measured on a cache that was really filled."""
+"""Memory of keys and values, measured on a filled cache."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class CacheMemory:
     """The cache after a prefill.
 
     Attributes:
-        tokens: how many were filled in, of all rows.
-        bytes: what the cache holds, room that it has set aside included.
-        dense_bytes: what it would hold if no token had skipped attention.
+        tokens: tokens prefilled, over all rows.
+        bytes: size of the cache, preallocated space included.
+        dense_bytes: its size if no token had skipped attention.
         saved: share of the dense bytes that is not needed.
         attn: attention sparsity of the same prefill, which `kv="skip"` saves and `dense` does not.
     """

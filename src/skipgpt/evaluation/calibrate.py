@@ -54,22 +54,22 @@ def calibrate(
     timed: TimedForward | None = None,
     batch_size: int = 8,
 ) -> CalibrationCurve:
-    """Measure a curve in each unit of a budget, store them in the model and set the target.
+    """Measure a calibration curve in each unit, store them in the model and set the target.
 
-    The thresholds are those that save 0, 5, … 80 % in the unit asked for; what they save in the
+    The thresholds are those that save 0, 5, … 80 % in the requested unit; what they save in the
     others is measured in the same passes. There is a curve in modules and one in FLOPs, and one in
-    time where `skipgpt profile` has measured this machine.
+    time if `skipgpt profile` has measured this machine.
 
     Args:
         model: with routers.
         blocks: [N, T] token ids of text that the routers were not trained on.
-        target: a sparsity to hit on all blocks; the model is set to it, or to the end of the
-            curve where that comes first, with a warning. The rest of the curve is measured on
-            4,096 tokens of them.
-        budget: what `target` counts, and a sparsity from now on where no unit is named; that of
-            an earlier calibration where None, or else modules.
+        target: a sparsity to hit on all blocks; the model is set to it or, with a warning, to the
+            end of the curve if that is lower. The rest of the curve is measured on 4,096 tokens
+            of them.
+        budget: the unit of `target`, and from now on the default one; that of an earlier
+            calibration if None, or else modules.
         timed: the forward whose seconds the unit `time` counts; that of an earlier calibration
-            where None, or else the default one.
+            if None, or else the default one.
         batch_size: blocks per forward.
 
     Returns:
@@ -129,7 +129,7 @@ def calibrate(
 def all_savings(
     model: nn.Module, unit: Budget, context: float, timed: TimedForward
 ) -> dict[Budget, Savings]:
-    """What sites save in each unit that can be counted here.
+    """Return what each site saves, in each unit that can be measured here.
 
     Raises:
         ConfigError: `unit` is none of them.
@@ -152,19 +152,19 @@ def calibrate_checkpoint(
     timed: TimedForward | None = None,
     **where: Any,
 ) -> CheckpointInfo:
-    """Calibrate a checkpoint that lies on disk, measure it, and write both into it.
+    """Calibrate a checkpoint on disk, measure it, and write both into it.
 
     Args:
         folder: a checkpoint.
         data: sources of text; only the held-out documents are used.
         config: how to cut and split them.
         target: sparsity that the checkpoint is set to.
-        budget: what `target` counts; as the checkpoint was trained where None.
+        budget: the unit of `target`; that of the checkpoint if None.
         timed: the forward whose seconds the unit `time` counts.
         where: `device` and `dtype`.
 
     Raises:
-        SkipGPTError: with whatever went wrong; the checkpoint is then as it was.
+        SkipGPTError: on any failure; the checkpoint is then as it was.
     """
     kept = "the checkpoint is as it was; the same command starts again"
     with stoppable(f"calibrating {folder}", lambda: kept), writing_to(Path(folder)):
@@ -191,12 +191,12 @@ def calibrate_checkpoint(
 
 
 def say_if_uncalibrated(model: nn.Module) -> None:
-    """Warn where no threshold was ever set, so that sparsity is what the routers make of it."""
+    """Warn if no threshold was ever set: the sparsity is then whatever the routers give."""
     if routing_state(model).curves is None:
         logger.warning("never calibrated: a module runs where its router's margin is above 0")
 
 
 def subsample_rows(blocks: Tensor, tokens: int) -> Tensor:
-    """About this many tokens of blocks [N, T], evenly spread over all of them."""
+    """Return about this many tokens of blocks [N, T], as evenly spaced rows."""
     wanted = max(1, min(len(blocks), tokens // blocks.shape[1]))
     return blocks[torch.linspace(0, len(blocks) - 1, wanted).round().long()]

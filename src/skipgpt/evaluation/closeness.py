@@ -41,7 +41,7 @@ class Closeness:
     dense: DenseModel = "base"
 
     def mixed(self, other: Closeness, share: float) -> Closeness:
-        """The means where this share of the sequences runs in the other model.
+        """Return the closeness if this share of the sequences runs in the other model.
 
         Example:
             >>> Closeness(0.5, 0.5).mixed(Closeness(1.0, 0.25), 0.5)
@@ -62,7 +62,7 @@ class Closeness:
 
 
 IDENTICAL = Closeness(0.0, 1.0)
-"""Of the dense base model to itself."""
+"""The closeness of the dense base model to itself."""
 
 
 class ClosenessSum:
@@ -89,7 +89,7 @@ class ClosenessSum:
         Args:
             ids: [B, T] token ids.
             logits: [B, T, V] of the model under test.
-            firsts: [B] index of the first scored token of each row; 1 where None.
+            firsts: [B] index of the first scored token of each row; 1 if None.
         """
         with as_dense(self.model):
             dense = self.model(input_ids=ids, use_cache=False).logits
@@ -129,7 +129,7 @@ def as_dense(model: nn.Module) -> Iterator[None]:
 
 
 def dense_model_of(model: Any) -> DenseModel:
-    """What `as_dense` makes of a model."""
+    """Return which dense model `as_dense` runs."""
     switchable = hasattr(model, "disable_adapter")
     holds_lora = bool(routed_layers(model)) and routing_state(model).lora
     return "all kept" if holds_lora and not switchable else "base"

@@ -1,4 +1,4 @@
-"""What a model writes: greedy continuations, judged by its dense model and by how they repeat."""
+"""Greedy continuations of a model, scored by its dense model and by their repetition."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Continuations:
         count: how many prompts were continued, each of `PROMPT_TOKENS` tokens by `NEW_TOKENS`.
         nll_per_token: loss of the model's continuations under the dense model, in nats per token.
         dense_nll_per_token: the same of the dense model's own continuations.
-        repetition: share of the n-grams of `NGRAM` tokens that stand in the same continuation
-            before.
+        repetition: share of the n-grams of `NGRAM` tokens that occur earlier in the same
+            continuation.
         dense_repetition: the same of the dense model's own.
         same: mean share of a continuation before it first differs from the dense model's.
     """
@@ -58,21 +58,21 @@ class Continuations:
 def measure_continuations(
     model: nn.Module, rows: Sequence[Tensor], count: int, dense: nn.Module, *, batch_size: int = 8
 ) -> Continuations:
-    """Continue the beginnings of rows greedily, with routes and densely, and compare.
+    """Continue the beginnings of rows greedily, routed and dense, and compare.
 
-    Losses on given text and multiple choice hide what errors do that a model itself has to go on
-    from. A text that its dense model finds unlikely, or that goes in circles, is worse than its
-    perplexity says; a text that goes in circles is likely, too, which is why both are measured.
+    Loss on given text and multiple choice hide how errors add up when a model reads its own output.
+    A bad continuation is unlikely under the dense model, or repeats itself; repetitive text is also
+    likely, which is why both are measured.
 
     Args:
         model: with routers, in whatever execution and sparsity is set.
         rows: token ids [T] of held-out text; those shorter than `PROMPT_TOKENS` are left out.
-        count: how many of them are continued, the first ones.
+        count: how many of them to continue, from the first.
         dense: the dense model: `model` itself, or its base where LoRA is part of its weights.
-        batch_size: continuations at once.
+        batch_size: continuations per batch.
 
     Raises:
-        DataError: there are fewer rows than are to be continued.
+        DataError: there are fewer rows than `count`.
 
     Example:
         print(measure_continuations(model, list(held_out), 100, model))
@@ -102,7 +102,7 @@ def measure_continuations(
 
 
 def greedy(model: nn.Module, prompts: Tensor, new_tokens: int) -> Tensor:
-    """The likeliest next tokens, [B, new_tokens], of prompts [B, T]; no token ends a text."""
+    """Return greedy continuations [B, new_tokens] of prompts [B, T]; no token ends a text."""
     cache, ids, added = None, prompts, []
     for _ in range(new_tokens):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True)
@@ -112,7 +112,7 @@ def greedy(model: nn.Module, prompts: Tensor, new_tokens: int) -> Tensor:
 
 
 def repetition(text: Sequence[int], n: int = NGRAM) -> float:
-    """The share of a text's n-grams that it has before.
+    """Return the share of a text's n-grams that occur earlier in it.
 
     Example:
         >>> repetition([1, 2, 3, 1, 2, 3], n=2)
@@ -129,7 +129,7 @@ class _Sums:
         self.nll, self.tokens, self.repeated, self.count = 0.0, 0, 0.0, 0
 
     def add(self, dense: Any, prompts: Tensor, texts: Tensor) -> None:
-        """Score texts [B, N] behind prompts [B, T] under the dense model."""
+        """Score texts [B, N] after prompts [B, T] under the dense model."""
         logits = dense(input_ids=torch.cat([prompts, texts], dim=1), use_cache=False).logits
         predicted = logits[:, prompts.shape[1] - 1 : -1].flatten(0, 1).float()
         self.nll += cross_entropy(predicted, texts.flatten(), reduction="sum").item()

@@ -22,11 +22,11 @@ class Corpus:
     """Where a corpus lies on the hub, and how its rows become one text.
 
     Attributes:
-        hub: for people.
+        hub: name on the hub, for messages.
         load: arguments of `datasets.load_dataset` for its test split.
-        field: of a row, that holds text.
-        glue: between rows.
-        bare: whether rows have no white space around them; else line ends belong to them.
+        field: field of a row that holds its text.
+        glue: separator between rows.
+        bare: whether rows are stripped of white space; otherwise they keep their line ends.
     """
 
     hub: str
@@ -36,11 +36,11 @@ class Corpus:
     bare: bool
 
     def row(self, line: str) -> str:
-        """The row that the hub's data set makes of a line of the original file."""
+        """Return the row that the hub's data set makes of a line of the original file."""
         return line.strip() if self.bare else line if line.strip() else ""
 
     def join(self, rows: Iterable[str]) -> str:
-        """All rows as the text that is tokenised."""
+        """Join all rows into the text that is tokenised."""
         return self.glue.join(rows)
 
 
@@ -74,7 +74,7 @@ def corpus_of(name: str) -> Corpus:
 
 
 def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
-    """A corpus as one text, and where it came from.
+    """Return a corpus as one text, and where it came from.
 
     Args:
         name: `wikitext2` or `ptb`.
@@ -83,7 +83,7 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
 
     Raises:
         ConfigError: no such corpus, or several files.
-        DataError: it cannot be had.
+        DataError: it cannot be loaded.
         MissingExtraError: the hub or parquet without the extra `data`.
 
     Example:
@@ -136,7 +136,7 @@ def _loaded(corpus: Corpus, doing: str, **arguments: Any) -> list[str]:
         raise MissingExtraError("datasets", "data", doing) from error
     try:
         return list(datasets.load_dataset(**arguments)[corpus.field])
-    except Exception as error:  # of the hub's client, of readers and of missing columns
+    except Exception as error:  # from the hub's client, readers or missing columns
         raise DataError(
             doing,
             got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",

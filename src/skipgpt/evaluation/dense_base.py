@@ -12,11 +12,11 @@ from skipgpt.model.surgery import add_routers
 
 
 def dense_base_of(info: CheckpointInfo, model: nn.Module, where: dict[str, Any]) -> nn.Module:
-    """The base model without LoRA, with routers that a dense run does not ask.
+    """Return the base model without LoRA, with routers that a dense run does not use.
 
     Args:
-        info: of the checkpoint.
-        model: that was loaded from it with `merge=True`; returned itself where it has no LoRA.
+        info: the checkpoint's info.
+        model: the model loaded from it with `merge=True`; returned itself if it has no LoRA.
             Otherwise LoRA is part of its weights, and the base is loaded a second time.
         where: `base`, `device` and `dtype`, as `skipgpt.load` takes them.
 

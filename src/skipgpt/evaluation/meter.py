@@ -1,4 +1,4 @@
-"""What a model saves on some text at a threshold."""
+"""Measures what a model saves on a text at a threshold."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Meter:
         batch_size: blocks per forward.
 
     Attributes:
-        keep: keep ratios by threshold, of every run.
-        shares: what each run saved.
-        losses: summed loss in nats of each run.
+        keep: keep ratios of every run, by threshold.
+        shares: share that each run saved, by threshold.
+        losses: summed loss in nats of each run, by threshold.
 
     Example:
         find_threshold(Meter(model, blocks, savings(model, "flops", 128.5)), 0.25, start=0.0)
@@ -56,7 +56,7 @@ class Meter:
 def run_at_threshold(
     model: nn.Module, blocks: Tensor, threshold: float, batch_size: int = 8
 ) -> tuple[Tensor, float]:
-    """The margins of every decision, flat, and the summed loss of blocks [N, T] at a threshold."""
+    """Return the margins of all decisions, flat, and the summed loss of blocks [N, T]."""
     trace, loss = _traced(model, blocks, threshold, batch_size)
     return trace.margins(), loss
 

@@ -1,4 +1,4 @@
-"""Loss on held-out text, with the sparsity of that very run beside it."""
+"""Loss on held-out text, with the sparsity of the same run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Rows = Tensor | Sequence[Tensor]
 """Token ids [N, T], or rows that may differ in length."""
 
 SENSES = ("module", "attn", "mlp", "params", "flops")
-"""In which sparsity is told."""
+"""The senses in which sparsity is reported."""
 
 OnBatch = Callable[[Tensor, Tensor, Tensor], None]
-"""Sees of each batch token ids [B, T], logits [B, T, V], and losses [B, T - 1] of predictions."""
+"""Called per batch with token ids [B, T], logits [B, T, V] and losses [B, T - 1]."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Perplexity:
     """Loss over a set of blocks.
 
     Attributes:
-        nll_per_token: mean negative log-likelihood, nats a predicted token.
+        nll_per_token: mean negative log-likelihood, nats per predicted token.
         perplexity: its exponential.
         tokens: how many tokens were predicted.
         sparsity: measured in this run: module, attn, mlp, params, flops; all 0 in `dense`
             execution.
         keep_rates: by layer, of the same run: the share of tokens that ran its `attn` and its
             `mlp`; their mean is 1 - module sparsity. Empty in `dense` execution.
-        closeness: to the dense model, over the same predicted tokens; None where not measured.
+        closeness: to the dense model, over the same predicted tokens; None if not measured.
     """
 
     nll_per_token: float
@@ -61,7 +61,7 @@ class Perplexity:
         keep_rates: dict[str, tuple[float, ...]] | None = None,
         closeness: Closeness | None = None,
     ) -> Perplexity:
-        """From a mean loss; skipping nothing where no sparsity is given."""
+        """Build from a mean loss; without a sparsity, nothing was skipped."""
         shares = sparsity or dict.fromkeys(SENSES, 0.0)
         likely = math.exp(min(nll_per_token, 700.0))
         return cls(nll_per_token, likely, tokens, shares, keep_rates or {}, closeness)
@@ -86,15 +86,15 @@ def perplexity(
     batch_size: int = 8,
     closeness_to: nn.Module | None = None,
 ) -> Perplexity:
-    """Loss of a routed model over blocks, each predicted from nothing before it.
+    """Measure the loss of a routed model over blocks, each without context before it.
 
     Args:
         model: with routers, in whatever execution and sparsity is set.
         blocks: [N, T] token ids, or rows that may differ in length.
-        batch_size: blocks a forward.
-        closeness_to: the dense model that closeness is measured to, for one more forward per
-            batch; `model` itself is its own dense model, with routers and LoRA switched off.
-            Closeness is not measured where None.
+        batch_size: blocks per forward.
+        closeness_to: the dense model that closeness is measured to, with one more forward per
+            batch; `model` itself will do, with routers and LoRA switched off. None measures no
+            closeness.
 
     Example:
         with skipgpt.execution(model, "dense"):
@@ -116,7 +116,7 @@ def perplexity(
 def total_loss(
     model: nn.Module, blocks: Rows, batch_size: int = 8, on_batch: OnBatch | None = None
 ) -> tuple[float, int]:
-    """Summed loss in nats and number of predicted tokens of blocks [N, T]."""
+    """Return summed loss in nats and number of predicted tokens of blocks [N, T]."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -146,15 +146,15 @@ def summed_up(
     context: float,
     closeness: ClosenessSum | None = None,
 ) -> Perplexity:
-    """What a run over some text comes to.
+    """Return the result of a run over a text.
 
     Args:
         model: with routers.
-        counts: of that run; empty in dense execution, which makes no decisions.
+        counts: counts of that run; empty in dense execution, which makes no decisions.
         nll: summed loss in nats.
         tokens: how many were predicted.
         context: mean number of tokens that a token attended to.
-        closeness: of the same predicted tokens; None where not measured.
+        closeness: over the same predicted tokens; None if not measured.
     """
     close = closeness.mean() if closeness else None
     if not counts.tokens:

@@ -1,9 +1,9 @@
-"""The forms in which people quote loss on a text. They differ, so a result says its form.
+"""Evaluation protocols for loss on a text. Their numbers differ, so a result names its form.
 
-blocks    documents as one stream, in rows that are each read from nothing; every row
-fixed     the text as one stream, in full windows, the remainder left out: pruning papers
-sliding   windows that overlap, each token scored once, with much before it
-bits      each document by itself after a prefix token, every token; bits a UTF-8 byte
+blocks    documents as one stream, in rows without context before them; all rows
+fixed     the text as one stream, in full windows, the remainder left out, as in pruning papers
+sliding   overlapping windows; each token is scored once, with much context
+bits      each document by itself after a prefix token, all tokens; bits per UTF-8 byte
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger("skipgpt")
 
 FormName = Literal["blocks", "fixed", "sliding", "bits"]
 WINDOW = 2048
-"""Of pruning papers, most of them."""
+"""The window of most pruning papers."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Form:
     """How a text is cut and what is scored.
 
     Attributes:
-        name: of the form.
-        window: tokens a row; 0 is the form's own: 256 of `blocks`, 2,048 of `fixed` and
-            `sliding`, the model's context of `bits`.
-        stride: of `sliding`; 0 is half a window.
+        name: name of the form.
+        window: tokens per row; 0 is the form's own: 256 for `blocks`, 2,048 for `fixed` and
+            `sliding`, the model's context for `bits`.
+        stride: stride of `sliding`; 0 is half a window.
 
     Raises:
         ConfigError: an unknown form, or numbers that do not fit it.
@@ -81,11 +81,11 @@ class CutText:
     """A text as a model will read it.
 
     Attributes:
-        form: in which it was cut.
-        spans: rows, and from where on they are scored.
-        source: where a corpus came from; None of other text.
-        bytes: of UTF-8 in all documents, of `bits`, else 0.
-        first: tokens that `max_tokens` left of the text; 0 where it left all.
+        form: the form in which it was cut.
+        spans: rows, and where scoring begins in each.
+        source: where a corpus came from; None for other text.
+        bytes: UTF-8 bytes of all documents, for `bits`; else 0.
+        first: tokens that `max_tokens` left of the text; 0 if it left all.
         inside: rows of `blocks` that begin inside a document.
     """
 
@@ -109,7 +109,7 @@ class CutText:
         return f"reading {what} in {rows}, each from nothing{inside}; form: {self.form}"
 
     def first_rows(self, count: int) -> Tensor:
-        """[B, T] as many of the first rows as are of one length, and no more than this."""
+        """Return the first rows, [B, T]: those of equal length, at most `count`."""
         return next(batches([span.ids for span in self.spans], count))
 
 
@@ -123,16 +123,16 @@ def cut_text(
     config: DataConfig | None = None,
     max_tokens: int = 0,
 ) -> CutText:
-    """Read a text and cut it.
+    """Read a text and cut it into rows.
 
     Args:
-        sources: as for `skipgpt.data.read_documents`; of a corpus none, or its local file.
-        tokenizer: of the base model.
-        model: that will read it; a window longer than its context is cut down to that.
+        sources: as for `skipgpt.data.read_documents`; for a corpus none, or its local file.
+        tokenizer: the base model's tokenizer.
+        model: the model that will read it; a window longer than its context is cut down to that.
         form: how the text is cut.
         corpus: `wikitext2` or `ptb`: its test split, joined as pruning papers join it.
         config: `max_documents`, `text_field` and `control_tokens`.
-        max_tokens: read no more than this of the stream; 0 reads all. Not of `bits`.
+        max_tokens: read no more than this of the stream; 0 reads all. Not for `bits`.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -158,7 +158,7 @@ def cut_text(
         text, source = "\n\n".join(_texts(sources, config)), None
     else:
         text, source = corpus_text(corpus, list(sources))
-    # With the special tokens that the tokenizer puts around any text, as the papers' code has it.
+    # With the tokenizer's special tokens around the text, as in the papers' code.
     encoded = encode_prompt(tokenizer, text, control_tokens=config.control_tokens, verbose=False)
     ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     first = max_tokens if 0 < max_tokens < len(ids) else 0
@@ -190,7 +190,7 @@ def _check(form: Form, corpus: str | None, max_tokens: int) -> None:
 
 
 def _bits(texts: Sequence[str], tokenizer: Any, form: Form, control_tokens: bool) -> CutText:
-    """Documents by themselves; those longer than a window are read in several rows."""
+    """Cut each document by itself; those longer than a window are read in several rows."""
     around = boundaries(tokenizer)
     before = [] if around.prefix is None else [around.prefix]
     options = {"control_tokens": control_tokens, "add_special_tokens": False, "verbose": False}
@@ -223,7 +223,7 @@ def _some(spans: list[Span], tokens: int) -> list[Span]:
 
 
 def _texts(sources: Sequence[str], config: DataConfig) -> list[str]:
-    """The documents of sources, a text file being one whatever its length."""
+    """Return the documents of sources; a text file is one document, whatever its length."""
     check_limit(sources, config.max_documents, "--max-documents (max_documents)")
     texts: list[str] = []
     for source in sources:
@@ -245,7 +245,7 @@ def _texts(sources: Sequence[str], config: DataConfig) -> list[str]:
 
 
 def _window(form: Form, model: Any) -> int:
-    """Tokens a row: what is asked for, as far as the model reads it at once."""
+    """Return the tokens per row: the requested window, at most the model's context."""
     context = context_of(model)
     wanted = form.window or (context or WINDOW if form.name == "bits" else WINDOW)
     if context and wanted > context:

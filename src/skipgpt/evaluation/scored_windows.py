@@ -1,4 +1,4 @@
-"""Rows of which only the last tokens are scored: each token once, with what stands before it.
+"""Rows of which only the last tokens are scored: each token once, with context before it.
 
 Shapes: S tokens of a stream, T of a row.
 """
@@ -24,7 +24,7 @@ class Span:
     """A row and where scoring begins.
 
     Attributes:
-        ids: [T] token ids, read from nothing.
+        ids: [T] token ids, without context before them.
         first: index of the first scored token, 1 or more.
     """
 
@@ -33,14 +33,14 @@ class Span:
 
 
 def sliding_spans(ids: Tensor, window: int, stride: int) -> list[Span]:
-    """Windows that begin `stride` tokens after each other; all tokens but the first are scored.
+    """Cut windows that begin `stride` tokens apart; all tokens but the first are scored.
 
     A token is scored in the first window that holds it, so in all but the first window with at
     least `window - stride` tokens before it.
 
     Args:
         ids: [S] token ids.
-        window: the most tokens a row.
+        window: the most tokens per row.
         stride: less than a window.
 
     Raises:
@@ -66,10 +66,10 @@ def sliding_spans(ids: Tensor, window: int, stride: int) -> list[Span]:
 
 
 def document_spans(ids: Tensor, window: int) -> list[Span]:
-    """A document in rows that each begin with the last token of the one before.
+    """Cut a document into rows that each begin with the last token of the one before.
 
-    So every token but the first, the prefix, is scored; of a document no longer than a window with
-    all that stands before it.
+    So every token but the first, the prefix, is scored; in a document no longer than a window, with
+    all tokens before it as context.
 
     Example:
         >>> [span.ids.tolist() for span in document_spans(torch.arange(6), 3)]
@@ -86,12 +86,12 @@ def perplexity_of_spans(
     batch_size: int = 8,
     closeness_to: nn.Module | None = None,
 ) -> Perplexity:
-    """Loss over the scored tokens; sparsity over all that were read.
+    """Measure loss over the scored tokens, and sparsity over all tokens read.
 
     Args:
         model: with routers, in whatever execution and sparsity is set.
-        spans: of token ids.
-        batch_size: rows a forward.
+        spans: rows, and where scoring begins in each.
+        batch_size: rows per forward.
         closeness_to: the dense model that closeness is measured to, as for `perplexity`.
 
     Example:

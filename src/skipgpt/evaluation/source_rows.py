@@ -1,4 +1,4 @@
-"""Sources of text -> rows that a model is measured on: the same for every command that reads."""
+"""Cuts sources of text into the rows to measure on, the same for every command that reads."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ logger = logging.getLogger("skipgpt")
 
 @dataclass(frozen=True, eq=False)
 class SourceRows:
-    """What is read of some sources.
+    """Rows read from sources of text.
 
     Attributes:
-        rows: of token ids, each read from nothing.
-        length: tokens a row; the last one may be shorter.
-        texts: the documents that the rows are of; the last of them may go on behind the rows.
+        rows: rows of token ids, without context before them.
+        length: tokens per row; the last one may be shorter.
+        texts: the documents that the rows are of; the last of them may continue after the rows.
         said: how the text was cut, in a sentence.
-        first: tokens that are read, where the text goes on behind them; else 0.
+        first: tokens read, if the text continues after them; else 0.
         inside: rows that begin inside a document.
     """
 
@@ -52,9 +52,9 @@ def source_rows(
 
     Args:
         sources: as for `skipgpt.data.read_documents`.
-        tokenizer: of the base model.
-        model: that will read them.
-        config: `block_size` tokens a row, `max_documents`, `text_field`, `control_tokens`.
+        tokenizer: the base model's tokenizer.
+        model: the model that will read them.
+        config: `block_size` tokens per row, `max_documents`, `text_field`, `control_tokens`.
         max_tokens: read no more than this; 0 reads all.
 
     Raises:

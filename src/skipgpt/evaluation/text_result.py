@@ -1,4 +1,4 @@
-"""Loss on a text, and the form in which it was taken."""
+"""Loss on a text, and the form in which it was measured."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from skipgpt.evaluation.scored_windows import perplexity_of_spans
 
 @dataclass(frozen=True)
 class TextResult:
-    """What a model made of a text.
+    """The result of a model on a text.
 
     Attributes:
-        loss: with the sparsity of the same run, and closeness to dense where it was measured.
+        loss: with the sparsity of the same run, and closeness to dense if measured.
         form: how the text was cut.
-        source: where a corpus came from; None of other text.
-        bits_per_byte: of `bits`, else None.
-        continuations: what the model writes, where that was measured.
+        source: where a corpus came from; None for other text.
+        bits_per_byte: for `bits`, else None.
+        continuations: the model's greedy continuations, if measured.
     """
 
     loss: Perplexity
@@ -35,7 +35,7 @@ class TextResult:
     continuations: Continuations | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: the loss's own, and the form."""
+        """Plain JSON types: the fields of the loss, and the form."""
         form = {"form": self.form.name, "window": self.form.window}
         more = {
             "stride": self.form.stride,
@@ -66,19 +66,18 @@ def measure_text(
     closeness_to: nn.Module | None = None,
     continuations: int = 0,
 ) -> TextResult:
-    """Loss and perplexity on a text, and bits a byte where that is its form.
+    """Measure loss and perplexity on a text, and bits per byte if that is its form.
 
     Args:
         model: with routers, in whatever execution and sparsity is set.
         text: from `skipgpt.evaluation.protocols.cut_text`.
-        batch_size: rows a forward.
+        batch_size: rows per forward.
         closeness_to: the dense model that closeness is measured to, as for `perplexity`.
-        continuations: how many rows are continued to see what the model writes, judged by
-            `closeness_to`; 0 is none.
+        continuations: how many rows to continue greedily, scored by `closeness_to`; 0 is none.
 
     Raises:
         ConfigError: continuations without `closeness_to`.
-        DataError: fewer rows than are to be continued.
+        DataError: fewer rows than `continuations`.
 
     Example:
         print(measure_text(model, cut_text(["README.md"], tokenizer, model, Form("sliding"))))

@@ -1,4 +1,4 @@
-"""A stream of tokens cut into rows that are each read from nothing."""
+"""Cuts a stream of tokens into rows without context before them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from skipgpt.errors import DataError
 
 
 def rows_of(ids: Tensor, length: int) -> list[Tensor]:
-    """Rows of at most this length that hold all tokens; a last one of a single token is left out.
+    """Cut ids into rows of at most this length; a last row of a single token is left out.
 
     Args:
         ids: [S] token ids.
-        length: tokens a row, 2 or more.
+        length: tokens per row, 2 or more.
 
     Raises:
         DataError: fewer than two tokens, of which none could be predicted.
@@ -25,7 +25,7 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
         >>> [len(row) for row in rows_of(torch.arange(10), 4)]
         [4, 4, 2]
     """
-    starts = range(0, len(ids) - 1, length)  # none is left for a token alone
+    starts = range(0, len(ids) - 1, length)  # no row for a single last token
     rows = [ids[start : start + length] for start in starts]
     if not rows:
         raise DataError(
@@ -38,11 +38,11 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
 
 
 def full_windows(ids: Tensor, length: int) -> Tensor:
-    """Rows of exactly this length; the remainder is left out, as pruning papers do it.
+    """Cut ids into rows of exactly this length; the remainder is left out, as in pruning papers.
 
     Args:
         ids: [S] token ids.
-        length: tokens a row.
+        length: tokens per row.
 
     Returns:
         [N, T], with N at least 1.
@@ -66,11 +66,11 @@ def full_windows(ids: Tensor, length: int) -> Tensor:
 
 
 def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Rows of one length stacked to [B, T], in their order; none is padded.
+    """Yield rows of equal length stacked to [B, T], in their order, without padding.
 
     Args:
         rows: [N, T], or rows that may differ in length.
-        batch_size: the most rows a batch.
+        batch_size: the most rows per batch.
     """
     for _, alike in itertools.groupby(rows, len):
         same = list(alike)
@@ -79,6 +79,6 @@ def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor
 
 
 def mean_context(rows: Tensor | Sequence[Tensor]) -> float:
-    """How many tokens a token attends to in the mean, itself included."""
+    """Return the mean number of tokens that a token attends to, itself included."""
     lengths = [len(row) for row in rows]
     return sum(n * (n + 1) / 2 for n in lengths) / sum(lengths)

@@ -1,4 +1,4 @@
-"""Fits that were made before, found again by everything that they depend on."""
+"""Cache of fits, keyed by everything that they depend on."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from skipgpt.system.sharded import assign
 logger = logging.getLogger("skipgpt")
 
 VERSION = 2
-"""Counted up when the code changes what a fit gives."""
+"""Increased when the code changes what a fit gives."""
 TENSORS, FACTS = "fit.safetensors", "fit.json"
 
 
 def key_of(model: nn.Module, text: Tensor, config: TrainConfig) -> str:
-    """16 hex digits of what a fit depends on; the budget and its unit are not part of it.
+    """Return 16 hex digits of all that a fit depends on; the budget and its unit do not count.
 
     Args:
         model: with routers.
         text: [N, T] token ids of training text.
-        config: of the run.
+        config: the run's config.
     """
     base: Any = model.config
     described = {name: value for name, value in base.to_dict().items() if name[0] != "_"}
@@ -55,13 +55,13 @@ def key_of(model: nn.Module, text: Tensor, config: TrainConfig) -> str:
 
 
 def read_fit(model: nn.Module, key: str) -> list[FittedSite] | None:
-    """Put a stored fit into a model, in place; None where there is none to be read."""
+    """Load a stored fit into a model, in place; None if there is none to read."""
     try:
         folder = _folder(key)
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         found = [from_dict(FittedSite, each, f"reading {folder}") for each in facts["sites"]]
         tensors = load_file(folder / TENSORS)
-    except (FileNotFoundError, NotADirectoryError, RuntimeError):  # without a home nothing is kept
+    except (FileNotFoundError, NotADirectoryError, RuntimeError):  # no home folder, no cache
         return None
     except PermissionError as error:
         logger.warning("a stored fit may not be read and is made anew: %s", error)
@@ -80,7 +80,7 @@ def read_fit(model: nn.Module, key: str) -> list[FittedSite] | None:
 
 
 def write_fit(model: nn.Module, key: str, found: list[FittedSite]) -> None:
-    """Keep the fit of a model, whose margins are still logarithms of costs; warn where it fails."""
+    """Store a model's fit, with margins that are still logarithms of costs; warn on failure."""
     tensors = {
         name: each.detach().cpu().contiguous() for name, each in router_state_dict(model).items()
     }

@@ -1,15 +1,15 @@
-"""What skipping a module costs each token, to second order, measured in passes over a text.
+"""Measures what skipping a module costs each token, to second order, in passes over a text.
 
 For a token and a module, skipping takes `delta = module(x) - stand_in(x)` out of the residual
 stream. Let `g` be the gradient at that stream of `-log p(y)`, summed over positions, with every `y`
 drawn from the model's own distribution. Then the expectation of `(g . delta)^2` over the draws is
 `delta^T F delta`, with `F` the Fisher information of the model's output, which is twice the KL
 divergence that skipping adds to second order. Labels from the text would not give that: the
-square of their gradient estimates the Fisher information of a model that has converged only.
+square of their gradient estimates the Fisher information only of a model that has converged.
 
 A gate multiplies a module's output and, as `1 - gate`, its stand-in's. So the gradient of the loss
-by the gate is `g . delta`, whatever the family does behind a module, and also where the gate is 0:
-a cost is the square of a gate's gradient.
+with respect to the gate is `g . delta`, whatever the family does after a module, and also where the
+gate is 0: a cost is the square of a gate's gradient.
 
 Shapes: B batch, T tokens, D hidden, V vocabulary, N tokens of the whole text.
 """
@@ -38,11 +38,11 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class SiteCosts:
-    """What was measured of one site.
+    """Costs and router inputs of one site.
 
     Attributes:
-        read: [N, D] what its router reads, normalised if the router normalises; float16 then,
-            else float32. Sites that read the same share it.
+        read: [N, D] what its router reads: float16 and normalised if the router normalises, else
+            float32. Sites that read the same share it.
         cost: [N] float32, in nats: twice the second-order KL divergence that skipping adds.
     """
 
@@ -52,7 +52,7 @@ class SiteCosts:
 
 @dataclass
 class _Gates:
-    """A rule that keeps by a threshold through gates whose gradients can be asked for."""
+    """A threshold rule whose gates have gradients."""
 
     threshold: float
     gates: dict[Site, Tensor]
@@ -65,7 +65,7 @@ class _Gates:
 
 
 class _Recorder(nn.Module):
-    """In place of a router: answers as it does, and keeps what it was asked about."""
+    """Replaces a router: gives the same margins and keeps what it reads."""
 
     def __init__(self, router: Router, held: list[Tensor] | None, kind: torch.dtype) -> None:
         super().__init__()
@@ -90,20 +90,20 @@ def measure_costs(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> dict[Site, SiteCosts]:
-    """Measure what each decision costs, and what its router reads.
+    """Measure what skipping costs each token at each site, and record what routers read.
 
     Args:
         model: with routers; left as it was.
         text: [N / T, T] token ids.
-        threshold: the routes to measure under; minus infinity keeps everything.
-        layers: whose sites; all where None.
-        draws: labels that are drawn per position; each costs one more backward pass.
+        threshold: the threshold of the routes to measure under; minus infinity keeps everything.
+        layers: layers whose sites are measured; all if None.
+        draws: labels drawn per position; each costs one more backward pass.
         batch_size: rows per forward.
-        seed: of the drawn labels.
+        seed: seed of the drawn labels.
         on_step: called with batches done and batches in all.
 
     Returns:
-        By site, in the order the data moves. Where one router decides for a layer, its attention
+        By site, in forward order. Where one router decides for a layer, its attention
         site has the cost of skipping both modules.
 
     Raises:
@@ -151,7 +151,7 @@ def measure_costs(
 def _costs(
     logits: Tensor, gates: list[Tensor], draws: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """The mean squared gradient [B * T] of each gate over drawn labels."""
+    """Return the mean squared gradient [B * T] of each gate over drawn labels."""
     flat = logits.flatten(0, 1)
     sums = [torch.zeros(gate.numel()) for gate in gates]
     for draw in range(draws):
@@ -163,7 +163,7 @@ def _costs(
 
 
 def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token id [N] per row of logits [N, V], drawn from their softmax by inversion."""
+    """Draw one token id [N] per row of logits [N, V] from their softmax, by inversion."""
     rows = []
     for some in logits.split(1024):  # type: ignore[no-untyped-call]
         mass = some.float().softmax(-1).cumsum(-1)
@@ -174,7 +174,7 @@ def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _at_rest(model: nn.Module) -> Iterator[None]:
-    """Inside the block no weight asks for a gradient, and nothing is dropped out."""
+    """Disable weight gradients and dropout inside the block."""
     trained, was_training = [p for p in model.parameters() if p.requires_grad], model.training
     model.requires_grad_(False).eval()
     try:
@@ -189,7 +189,7 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
 def _recording(
     model: nn.Module, layers: Collection[int], kind: torch.dtype
 ) -> Iterator[dict[Site, list[Tensor]]]:
-    """Keep what the routers of some layers read inside the block, by site."""
+    """Record what the routers of some layers read inside the block, by site."""
     own, held = routers(model), dict[Site, list[Tensor]]()
     shared = routing_state(model).config.input == "layer_input"
     try:
@@ -209,7 +209,7 @@ def _recording(
 
 
 def _refuse_broken(costs: dict[Site, Tensor], dtype: str) -> None:
-    """Raise where a cost is no number.
+    """Raise if a cost is NaN or infinite.
 
     Raises:
         TrainingError: one is.

@@ -1,8 +1,8 @@
 """Stage `fit`: stand-ins, then costs, then routers, each in closed form; no training step.
 
 The margin of a router is the logarithm of the cost it predicts, less the logarithm of what skipping
-saves in the unit of the budget. So one threshold for the whole model buys every saving at the same
-price, over all tokens, modules and layers: the least total cost of a budget, to second order.
+saves in the unit of the budget. So one threshold for the whole model equalises the cost per saving
+over all tokens, modules and layers: the least total cost at a budget, to second order.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from skipgpt.routing.router import add_to_margin, set_constant
 logger = logging.getLogger("skipgpt")
 
 SEARCH_TOKENS = 4096
-"""Of the text that the threshold of the target is searched on before stand-ins are fitted again."""
+"""Tokens that the target's threshold is searched on before stand-ins are fitted again."""
 INPUT_BYTES = 2**32
-"""What the stored inputs of routers may take up at once; more layers take more passes."""
+"""Memory limit of stored router inputs; more layers take more passes."""
 NEVER = 64.0
 """A margin beyond every threshold."""
 
 Progress = Callable[[str], AbstractContextManager[OnStep]]
-"""Opens a phase with a label."""
+"""Opens a progress phase with a label."""
 
 
 @dataclass(frozen=True)
 class FittedSite:
-    """What the fit of one site found.
+    """Result of the fit of one site.
 
     Attributes:
         layer: its layer.
         module: `attn` or `mlp`.
         cost: mean cost of skipping it, in nats per token: half the second-order mean.
         explained: held-out deviance, in nats per token, that its router explains beyond the mean.
-        ridge: the penalty that was chosen; None where the mean alone predicts better.
+        ridge: the chosen penalty; None if the mean alone predicts better.
     """
 
     layer: int
@@ -72,11 +72,11 @@ def fit_model(
     Args:
         model: with new routers. Its weights are frozen here.
         text: [N, T] token ids of training text.
-        config: of the run.
+        config: the run's config.
         progress: opens a phase for each pass over the text.
 
     Returns:
-        What was found, by site, in the order the data moves.
+        The result of every site, in forward order.
 
     Raises:
         DataError: the text is shorter than a regression needs.
@@ -130,8 +130,8 @@ def fit_routers(
     Args:
         model: with routers, in place.
         costs: from `measure_costs`.
-        by_token: predict from what the router reads; else by the site's mean alone.
-        seed: of what heads with hidden layers start from.
+        by_token: predict from what the router reads; else from the site's mean alone.
+        seed: seed of heads with hidden layers.
         on_step: called with sites done and sites in all.
     """
     found: list[FittedSite] = []
@@ -162,7 +162,7 @@ def fit_routers(
 
 
 def price_margins(model: nn.Module, savings: Savings) -> None:
-    """Turn margins from logarithms of costs into those of costs per share of the budget saved.
+    """Turn margins from log costs into log costs per share of the budget saved.
 
     A site whose stand-in costs more than the module saves is never skipped.
 
@@ -181,14 +181,14 @@ def price_margins(model: nn.Module, savings: Savings) -> None:
 def refit_stand_ins(
     model: nn.Module, text: Tensor, config: TrainConfig, savings: Savings, progress: Progress
 ) -> None:
-    """Fit stand-ins again to the tokens that skip at the target, as they are then, in place.
+    """Fit stand-ins again, in place, to the tokens that skip at the target.
 
-    Those are other tokens than the average, and the streams that reach them have been skipped in.
+    Those tokens are not average ones, and earlier modules were skipped in the streams they read.
 
     Args:
         model: with priced margins.
         text: [N, T] token ids of training text.
-        config: of the run.
+        config: the run's config.
         savings: what each site saves in the budget's unit.
         progress: opens a phase for each pass over the text.
     """
@@ -206,7 +206,7 @@ def refit_stand_ins(
 
 
 def centre_margins(model: nn.Module) -> None:
-    """Shift all margins, and the curves with them, so that the threshold in force is 0.
+    """Shift all margins, and the curves with them, so that the current threshold becomes 0.
 
     Stages that sample decide at 0. No decision changes.
 
@@ -238,7 +238,7 @@ def summary(found: list[FittedSite]) -> dict[str, Any]:
 
 
 def layer_groups(model: nn.Module, tokens: int) -> Iterator[list[int]]:
-    """Layers whose router inputs fit into memory together."""
+    """Yield groups of layers whose router inputs fit into memory together."""
     config = routing_state(model).config
     each = tokens * _router_width(model) * (2 if config.normalize else 4)
     each *= 1 if config.input == "layer_input" else 2
@@ -249,6 +249,6 @@ def layer_groups(model: nn.Module, tokens: int) -> Iterator[list[int]]:
 
 
 def _router_width(model: nn.Module) -> int:
-    """D, the numbers a router reads."""
+    """Return D, the width of a router's input."""
     width: int = next(iter(next(iter(routers(model).values())).parameters())).shape[1]
     return width

@@ -1,4 +1,4 @@
-"""Writing what predicts a cost into a router: in closed form, or by descent for hidden layers."""
+"""Fits a router's head to costs: in closed form, or by gradient descent for hidden layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from skipgpt.routing.router import (
 from skipgpt.system.sharded import assign
 
 STEPS, ROWS, RATE = 1000, 1024, 3e-3
-"""Of Adam, on stored inputs: no forward of the model is needed."""
+"""Steps, rows per step and learning rate of AdamW on stored inputs, without model forwards."""
 
 
 def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) -> CostModel:
@@ -25,12 +25,12 @@ def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) ->
 
     Args:
         router: in place.
-        design: of its inputs [N, D].
+        design: regression design of its inputs [N, D].
         cost: [N], with a mean above 0.
-        seed: of the order of rows, where the head has a hidden layer.
+        seed: seed of initial weights and row order, if the head has a hidden layer.
 
     Returns:
-        What predicts the cost; of a head with a hidden layer, only how well.
+        The cost model; for a head with a hidden layer, only how well it predicts.
     """
     if isinstance(router, LinearRouter):
         found = design.predict(cost)

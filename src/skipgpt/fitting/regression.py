@@ -1,14 +1,14 @@
-"""Predicting a cost from what a router reads: Gamma regression with a logarithmic link.
+"""Predicts a cost from what a router reads: Gamma regression with a logarithmic link.
 
 A cost is a square, so it is positive, and its spread grows with its mean: the Gamma family. Its
 deviance, up to what does not depend on the prediction, is per token
 
     cost / exp(eta) + eta        with  eta = read . weight + bias,
 
-which weighs the rare large costs as they matter. Least squares on logarithms does not: it predicts
-the median, and routers made of it are no better than a static choice. Under this link Fisher
-scoring weighs every token alike, so the expected Hessian is the Gram matrix of the inputs: one
-Cholesky factor per ridge serves all iterations and every module that reads the same.
+which gives the rare large costs their weight. Least squares on logarithms does not: it predicts the
+median, and routers fitted by it are no better than a static choice. Under this link Fisher scoring
+weighs every token equally, so the expected Hessian is the Gram matrix of the inputs: one Cholesky
+factor per ridge serves all iterations and every module that reads the same.
 
 Shapes: N tokens, D hidden.
 """
@@ -22,19 +22,19 @@ import torch
 from torch import Tensor
 
 RIDGES = (0.01, 0.03, 0.1, 0.3)
-"""Weight penalties, per token, that the held-out deviance chooses from."""
+"""Weight penalties per token; held-out deviance chooses one."""
 HELD_OUT = 0.2
 ROUNDS = 50
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """What predicts the logarithm of a cost: `read @ weight + bias`.
+    """Linear predictor of the logarithm of a cost: `read @ weight + bias`.
 
     Attributes:
         weight: [D]; zeros where a constant predicts better.
         bias: a number.
-        ridge: the penalty that was chosen; None for a constant.
+        ridge: the chosen penalty; None for a constant.
         explained: held-out deviance, in nats per token, that it explains beyond the constant.
     """
 
@@ -62,7 +62,7 @@ class Design:
         self._factors: dict[tuple[bool, float], Tensor] = {}
 
     def predict(self, cost: Tensor) -> CostModel:
-        """Regress costs [N] on the inputs; by the mean alone where no ridge predicts better.
+        """Regress costs [N] on the inputs; use the mean alone if no ridge predicts better.
 
         The last fifth of the tokens chooses the ridge; the chosen one is fitted to all.
         """
@@ -83,7 +83,7 @@ class Design:
         return CostModel(weight[:-1], (weight[-1] + unit.log()).item(), best, explained)
 
     def _solve(self, cost: Tensor, ridge: float, whole: bool) -> Tensor:
-        """Weights and bias [D + 1] of least penalised deviance for costs of mean 1."""
+        """Return weights and bias [D + 1] of least penalised deviance for costs of mean 1."""
         inputs = self.inputs[: len(cost)]
         penalty = self._penalty(ridge, len(cost))
         factor = self._factor(ridge, whole)
@@ -114,14 +114,14 @@ class Design:
         return self._factors[whole, ridge]
 
     def _penalty(self, ridge: float, count: int) -> Tensor:
-        """The bias is left nearly free."""
+        """Return the penalty of each weight, [D + 1]; the bias is almost unpenalised."""
         penalty = self.inputs.new_full((self.inputs.shape[1],), ridge * count)
         penalty[-1] = 1e-6 * count
         return penalty
 
 
 def deviance(eta: Tensor, cost: Tensor) -> float:
-    """Mean of `cost / exp(eta) + eta` over tokens [N]: half the Gamma deviance and a constant."""
+    """Mean of `cost / exp(eta) + eta` over tokens [N]: half the Gamma deviance plus a constant."""
     return (cost * torch.exp(-eta) + eta).mean().item()
 
 

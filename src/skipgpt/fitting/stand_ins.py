@@ -1,4 +1,4 @@
-"""Stand-ins of least squares: what each module adds, as far as a low-rank map predicts it."""
+"""Least-squares fit of stand-ins: low-rank maps that predict what each module adds."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ OnStep = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 
 NEAR = 3e-2
-"""The penalty of leaving what a stand-in was, where it is fitted again to few tokens."""
+"""Penalty on the change of a stand-in that is fitted again to few tokens."""
 FEWEST = 4
-"""Tokens per rank without which a stand-in stays as it is."""
+"""Tokens per rank that a second fit needs; with fewer, a stand-in stays as it is."""
 SUMS_BYTES = 2**31
-"""What the sums that stand-ins are fitted from may take up at once."""
+"""Memory limit of the sums that stand-ins are fitted from."""
 
 
 @torch.no_grad()
@@ -42,9 +42,9 @@ def fit_stand_ins(
         model: with stand-ins, in place.
         text: [N, T] token ids.
         batch_size: rows per forward.
-        threshold: the routes to fit under: only tokens that skip count then, with the streams
-            that skipping leaves, and each stand-in is kept near what it was. Minus infinity fits
-            all tokens of the dense model.
+        threshold: the threshold to fit under: only tokens that skip count, in streams that have
+            skipped, and each stand-in is kept near what it was. Minus infinity fits all tokens of
+            the dense model.
         on_step: called with batches done and batches in all.
 
     Example:
@@ -52,7 +52,7 @@ def fit_stand_ins(
     """
     layers: list[Any] = [*routed_layers(model)]
     width = layers[0].attn_stand_in.up.out_features
-    # Sums of two modules a layer; as many layers a pass over the text as fit.
+    # Each layer has the sums of two modules; a pass over the text takes as many layers as fit.
     at_once = max(1, SUMS_BYTES // (2 * Moments.bytes_at(width)))
     batches, done = text.split(batch_size), 0  # type: ignore[no-untyped-call]
     total = len(batches) * -(-len(layers) // at_once)
@@ -78,7 +78,7 @@ def fit_stand_ins(
 
 
 class _Routes:
-    """Decides by a threshold, and says which tokens of a site skip."""
+    """A threshold rule that remembers which tokens of each site skip."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
@@ -96,7 +96,7 @@ class _Routes:
         return ModuleDecision.hard(keep, margin)
 
     def counted(self, site: Site) -> Tensor | None:
-        """The tokens [B, T] that a stand-in is fitted to; None for all."""
+        """Return the mask [B, T] of tokens that a stand-in is fitted to; None for all."""
         if self.is_dense:
             return None
         # Where one router decides for a layer, it is asked about attention only.
@@ -105,7 +105,7 @@ class _Routes:
 
 @contextmanager
 def _watched(layers: list[Any], moments: dict[Site, Moments], rule: _Routes) -> Iterator[None]:
-    """Count what enters and leaves each module of these layers while the model runs `gated`."""
+    """Add up inputs and outputs of these layers' modules while the model runs `gated`."""
     handles = []
     for layer in layers:
         for module, name in (("attn", layer.family.attn), ("mlp", layer.family.mlp)):

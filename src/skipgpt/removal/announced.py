@@ -1,4 +1,4 @@
-"""How long a search will take, said once its first trials are timed."""
+"""Estimates how long a search will take, once its first trials are timed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from skipgpt.routing.decision import Site
 logger = logging.getLogger("skipgpt")
 
 TIMED = 3
-"""Trials that are timed, after a first one."""
+"""Trials that are timed, after one warm-up."""
 
 WORTH_SAYING = 20.0
-"""Seconds; of shorter searches nothing is said."""
+"""Seconds; shorter searches are not announced."""
 
 
 def announced(
     loss: SuffixLoss, name: str, trials: int, *, at_least: bool = False
 ) -> Callable[[Sequence[Site]], float]:
-    """The same loss; its fourth call logs about how long all of them will take.
+    """Return the same loss; its fourth call logs about how long all trials will take.
 
-    Trials further up run fewer layers, so what is timed is a layer. Embeddings and head count as
-    one more, and trials run half of the layers in the mean.
+    Trials in later layers run fewer layers, so the time per layer is measured. Embeddings and head
+    count as one more layer, and trials run half of the layers on average.
 
     Args:
-        loss: of the search.
-        name: of the search.
+        loss: loss of the search.
+        name: name of the search.
         trials: how many there will be.
-        at_least: there may be more.
+        at_least: whether there may be more.
 
     Example:
         one_by_one(announced(loss, "sleb", trials(layers, 4)), layers, 4)

@@ -1,4 +1,4 @@
-"""The greedy static removal: the module whose removal costs least goes first, then the next."""
+"""Greedy static removal: each round removes the unit whose removal costs the least loss."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from skipgpt.system.progress import advancing
 
 
 def greedy_removal(model: nn.Module, text: Tensor, saved: Savings, target: float) -> list[Unit]:
-    """The greedy static removal that saves about a share.
+    """Return the greedy static removal that saves about this share.
 
     Args:
-        model: with routers, which a static removal does without; its stand-ins run where modules
-            are removed.
+        model: with routers, which are not used; its stand-ins run where modules are removed.
         text: [N, T] token ids that the loss is measured on.
         saved: what each site saves, in the unit of `target`.
         target: the share to save.
 
     Returns:
-        Modules, or layers where those decide as one; first removed first.
+        Modules, or layers if routers decide by layer; first removed first.
     """
     saved = dataclasses.replace(saved, overhead=0.0)
     whole = routing_state(model).config.decides == "layer"
@@ -42,12 +41,12 @@ def greedy_removal(model: nn.Module, text: Tensor, saved: Savings, target: float
 
 
 def sites_skipped(order: list[Unit], saved: Savings, target: float) -> float:
-    """How many sites of a static removal, first removed first, save a share; not a whole number.
+    """Return how many sites of a removal, first removed first, save a share; may be fractional.
 
     Args:
         order: the removal.
         saved: what each site saves.
-        target: the share; where the whole removal saves less, all of its sites are meant.
+        target: the share; if the whole removal saves less, all of its sites count.
     """
     if saved.unit == "modules":
         return target * len(saved.by_site)

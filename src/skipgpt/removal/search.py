@@ -1,7 +1,7 @@
-"""The two ways to choose what goes: one after another, or all from one ranking. No tensors.
+"""The two searches for what to remove: greedy, or one ranking. No tensors.
 
-Some methods protect the ends of a model. Protected units go last, so that every budget has an
-answer.
+Some methods protect the ends of a model. Protected units are removed last, so that every budget can
+be met.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from skipgpt.removal.units import Unit, check_removals, sites_of
 from skipgpt.routing.decision import Site
 
 OnStep = Callable[[int, int], None]
-"""Called with what is done and what there is to do in all."""
+"""Called with steps done and steps in all."""
 
 
 class Method(Protocol):
-    """A static method, as all of them are called."""
+    """The signature of every static method."""
 
     def __call__(
         self,
@@ -35,14 +35,14 @@ class Method(Protocol):
         """Choose what to remove.
 
         Args:
-            model: with routers; what they say does not matter.
+            model: with routers, whose outputs are ignored.
             blocks: [N, T] token ids that the choice is made on.
             removals: how many units to remove.
-            batch_size: blocks a forward.
+            batch_size: blocks per forward.
             on_step: called with steps done and steps in all.
 
         Returns:
-            The removed units, first removed first: any prefix is the answer for a smaller budget.
+            The removed units, first removed first: any prefix is the result for a smaller budget.
 
         Raises:
             ConfigError: the model has no routers, or fewer units than that.
@@ -61,10 +61,10 @@ def one_by_one(
     """Remove unit after unit, each time the one whose removal leaves the lowest loss.
 
     Args:
-        loss: of the model without these sites.
+        loss: loss of the model without these sites.
         units: to choose from.
         removals: how many to remove.
-        protected: those that stay as long as there is another one.
+        protected: units that are removed only when no others are left.
         on_step: called with trials done and trials in all.
 
     Returns:
@@ -90,7 +90,7 @@ def one_by_one(
 
 
 def trials_of(units: int, removals: int, *, protected: int = 0) -> int:
-    """How many trials `one_by_one` makes.
+    """Return how many trials `one_by_one` makes.
 
     Example:
         >>> trials_of(30, 7, protected=2)
@@ -109,12 +109,12 @@ def lazily(
 ) -> list[Unit]:
     """Remove unit after unit as `one_by_one` does, without trying all of them each time.
 
-    What a removal adds to the loss seldom shrinks as more is removed. So the units are tried in
-    the order of what they added when last tried, until one adds less than the next one did; if no
-    cost shrinks, that is the same answer for a fraction of the trials (Minoux, 1978).
+    A unit's cost, the loss that its removal adds, seldom shrinks as more is removed. So units are
+    tried in the order of their last known costs, until one costs no more than the next one did; if
+    no cost shrinks, the result is the same for a fraction of the trials (Minoux, 1978).
 
     Args:
-        loss: of the model without these sites.
+        loss: loss of the model without these sites.
         units: to choose from.
         removals: how many to remove.
         on_step: called with units that were tried or removed and how many will be: each is tried
@@ -148,7 +148,7 @@ def lazily(
 def one_shot(
     importance: Mapping[Unit, float], removals: int, *, protected: Collection[Unit] = ()
 ) -> list[Unit]:
-    """The least important units, the least important first; protected ones last.
+    """Return the least important units, the least important first; protected ones last.
 
     Raises:
         ConfigError: more removals than units.
@@ -159,5 +159,5 @@ def one_shot(
 
 
 def _orderly(value: float) -> float:
-    """NaN compares with nothing; a loss that is one is as bad as can be."""
+    """Return the value, or infinity for NaN, which cannot be ordered."""
     return math.inf if math.isnan(value) else value

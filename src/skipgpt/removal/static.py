@@ -1,4 +1,4 @@
-"""A static removal in force: what it costs, and routers that say nothing else."""
+"""The loss of a static removal, and constant routers that give it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ from skipgpt.routing.router import set_constant
 def static_loss(
     model: nn.Module, blocks: Tensor, removed: list[Site], *, batch_size: int = 8
 ) -> float:
-    """Nats a token over blocks [N, T] with some sites removed for every token."""
+    """Return nats per token over blocks [N, T] with some sites removed for every token."""
     with use_rule(model, Forced.without(removed)), execution(model, "sparse"):
         nll, tokens = total_loss(model, blocks, batch_size)
     return nll / tokens
 
 
 def constant_margins(model: nn.Module, removed: Sequence[Unit]) -> dict[Site, float]:
-    """Constant margins from -1 to +1 whose thresholds remove units in the given order.
+    """Return constant margins from -1 to +1 such that rising thresholds remove units in order.
 
-    The first removed gets -1, the next ones more, always below 0; all that were not removed share
-    +1. The sites of one unit share a margin, so that no threshold splits it.
+    The first removed gets -1, later ones more, always below 0; all that are not removed share +1.
+    The sites of one unit share a margin, so that no threshold splits it.
     """
     rank = {site: -1 + n / len(removed) for n, unit in enumerate(removed) for site in unit}
     return {site: rank.get(site, 1.0) for site in routers(model)}
 
 
 def constant_routes(model: nn.Module, units: Sequence[Unit], removals: int | None = None) -> None:
-    """Make routers of a static removal, in place: healing, saving and loading work as ever.
+    """Turn a static removal into constant routers, in place, which heal, save and load as usual.
 
     From now on the model decides by threshold 0 and skips exactly these units for every token;
-    lower thresholds skip the first ones only. What was calibrated before no longer holds and is
-    forgotten.
+    lower thresholds skip the first ones only. An earlier calibration is dropped.
 
     Args:
-        model: with routers; what they were is overwritten.
+        model: with routers, which are overwritten.
         units: as a method returns them, first removed first.
         removals: how many of them; all, if not given.
 

@@ -1,15 +1,15 @@
-"""Losses of many static removals, each without running again what lies in front of the change.
+"""Losses of many static removals, each without rerunning the layers before the change.
 
-Removing a module changes nothing in the layers in front of it. A search tries one removal after
-another on top of those already chosen; what it keeps of each batch is the residual stream that
-enters the layers. A trial then starts at the layer that it changes:
+Removing a module changes nothing in the layers before it. A search tries one removal after another
+on top of those already chosen; it keeps, for each batch, the residual stream that enters the
+layers. A trial then starts at the layer that it changes:
 
-    layers in front     pass the embeddings on and compute nothing
+    layers before       return their input and compute nothing
     the layer itself    reads the kept stream instead
-    layers behind       run, then the final norm and the head
+    layers after        run, then the final norm and the head
 
-All of it in the model's own forward, so that masks, positions and whatever else a family hands to
-its layers are as ever. Shapes: B batch, T tokens, D hidden.
+All of it runs in the model's own forward, so masks, positions and other layer arguments of a family
+stay the same. Shapes: B batch, T tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Forced, Site
 
 KEPT_BYTES = 2**31
-"""What kept streams may take up; where not all layers' fit, every second, third, … is kept."""
+"""Memory limit of kept streams; if not all layers' fit, every second, third, … is kept."""
 
 
 _Kept = dict[int, tuple[frozenset[Site], Tensor]]
-"""By layer: what was removed in front of it, and the stream [B, T, D] that then enters it."""
+"""By layer: what was removed before it, and the stream [B, T, D] that then enters it."""
 
 _OnStream = Callable[[Any, Tensor], Tensor]
-"""Given a layer and the stream that would enter it, says what enters."""
+"""Maps a layer and the stream that would enter it to the one that does."""
 
 
 class SuffixLoss:
     """`static_loss` on fixed blocks as a function of what is removed, for searches.
 
     The streams of the last removals take layers x tokens x D numbers of the model's dtype, on its
-    device: 283 MB in float32 at 30 layers, 4,096 tokens and D 576. A trial that is not in the
-    first layers is faster by the share of layers in front of it, half in the mean of a round.
+    device: 283 MB in float32 at 30 layers, 4,096 tokens and D 576. A trial saves the share of
+    layers before its change, on average half over a round.
 
     Args:
-        model: with routers; what they say does not matter. Its weights must not change.
+        model: with routers, whose outputs are ignored. Its weights must not change.
         blocks: [N, T] token ids that the loss is measured on.
         batch_size: blocks per forward.
-        most_bytes: that kept streams may take up.
+        most_bytes: memory limit of kept streams.
 
     Attributes:
-        layers: of the model.
-        layers_run: by all calls together.
+        layers: number of layers of the model.
+        layers_run: layers run by all calls together.
 
     Example:
         loss = SuffixLoss(model, blocks)
@@ -75,11 +75,11 @@ class SuffixLoss:
         self.layers, self.layers_run = len(routed_layers(model)), 0.0
 
     def __call__(self, removed: Sequence[Site]) -> float:
-        """Nats per token with some sites removed for every token.
+        """Return nats per token with some sites removed for every token.
 
         Args:
-            removed: sites; the last one is what is tried. Streams up to its layer are kept, for
-                trials that differ there or behind.
+            removed: sites; the last one is the trial. Streams up to its layer are kept, for trials
+                that differ there or later.
 
         Returns:
             The same as `static_loss`.
@@ -99,7 +99,7 @@ class SuffixLoss:
         """Let a forward of the model start at the last layer whose stream is known.
 
         Args:
-            kept: of this batch.
+            kept: kept streams of this batch.
             removed: sites.
             tried: the layer up to which streams are kept.
         """
@@ -126,13 +126,13 @@ class SuffixLoss:
                 handle.remove()
 
     def _stride(self, stream: Tensor) -> int:
-        """Of how many layers one is kept."""
+        """Return n, where every n-th layer's stream is kept."""
         each = self._tokens * stream.shape[-1] * stream.element_size()
         return max(1, math.ceil(self.layers * each / self._most_bytes))
 
 
 def _hook(layer: Any, change: _OnStream) -> Any:
-    """Let a layer read what `change` makes of the stream [B, T, D] that enters it."""
+    """Replace the stream [B, T, D] that enters a layer by `change` of it."""
 
     def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -144,7 +144,7 @@ def _hook(layer: Any, change: _OnStream) -> Any:
 
 @contextmanager
 def _passing_on(layers: Sequence[Any]) -> Iterator[None]:
-    """Let layers return the stream that enters them."""
+    """Let layers return the stream that enters them, inside the block."""
     before = [layer.__dict__.get("forward") for layer in layers]  # an offloaded layer has its own
 
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:

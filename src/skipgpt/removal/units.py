@@ -16,7 +16,7 @@ Kind = Literal["layers", "modules"]
 
 
 def units_of(model: nn.Module, kind: Kind) -> list[Unit]:
-    """Everything that a method of this kind may remove, in the order the data moves.
+    """Return all units that a method of this kind may remove, in forward order.
 
     Example:
         removals = round(0.25 * len(units_of(model, "layers")))
@@ -26,15 +26,15 @@ def units_of(model: nn.Module, kind: Kind) -> list[Unit]:
 
 
 def sites_of(units: Iterable[Unit]) -> list[Site]:
-    """The sites of some units, one unit after another."""
+    """Return the sites of some units, one unit after another."""
     return [site for unit in units for site in unit]
 
 
 def check_removals(removals: int, units: Sequence[Unit]) -> None:
-    """Raise where there are not so many units.
+    """Raise if there are fewer units than removals.
 
     Raises:
-        ConfigError: fewer than none, or more than all of them.
+        ConfigError: removals below 0, or more than there are units.
     """
     if not 0 <= removals <= len(units):
         raise ConfigError(

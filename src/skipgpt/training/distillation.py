@@ -1,7 +1,7 @@
-"""Distillation: the loss that keeps a routed model close to the dense one it is made of.
+"""Distillation: the loss that keeps a routed model close to its dense base.
 
-The teacher is the same weights with routers and LoRA off, so it costs a forward and no memory. Text
-teaches a model the text as well as its routes; KL to the dense model teaches routes alone.
+The teacher is the same model with routers and LoRA off, so it costs a forward but no memory.
+Language-model loss also teaches the text itself; KL to the dense model teaches routes alone.
 
 Shapes: B batch, T tokens, V vocabulary, N predicted tokens.
 """
@@ -25,11 +25,11 @@ ROWS = 1024
 
 @torch.no_grad()
 def dense_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """Logits [B, T, V] of the dense base model: routers off, LoRA off, no dropout.
+    """Return logits [B, T, V] of the dense base model: routers off, LoRA off, no dropout.
 
     Args:
-        model: with routers, wrapped by PEFT or not; not by what spreads it over processes.
-        inputs: of its forward; labels are left out.
+        model: with routers, wrapped by PEFT or not; not by DDP or the like.
+        inputs: inputs of its forward; labels are left out.
     """
     given = {name: value for name, value in inputs.items() if name != "labels"}
     was_training = model.training
@@ -41,7 +41,7 @@ def dense_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 
 def kl_to_dense(dense: Tensor, routed: Tensor, labels: Tensor) -> Tensor:
-    """Summed KL divergence, in nats, of tokens whose next token has a label.
+    """Return the KL divergence, in nats, summed over tokens whose next token has a label.
 
     Args:
         dense: [B, T, V] logits of the teacher.
@@ -73,14 +73,14 @@ def distilled_loss(
     share: float,
     items: Tensor | int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """KL to the dense model mixed with the loss on text, in nats per token.
+    """Mix KL to the dense model with the loss on text, in nats per token.
 
     Args:
         dense: [B, T, V] logits of the teacher.
         routed: [B, T, V] logits of the student, with gradient.
         labels: [B, T].
-        share: of the KL divergence in the loss; at 1 the text gives no gradient.
-        items: tokens with a label in the whole step; those of this part where None.
+        share: share of the KL divergence in the loss; at 1 the text gives no gradient.
+        items: tokens with a label in the whole step; those of this micro-batch if None.
 
     Returns:
         The mixed loss, the loss on text and the KL divergence; scalars.

@@ -1,4 +1,4 @@
-"""What a run would take, told in seconds and without weights."""
+"""Estimates what a run would take, in seconds and without weights."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def dry_run(
     dtype: torch.dtype,
     device: str = "cuda",
 ) -> DryRun:
-    """What training would take on devices of this many.
+    """Estimate what training would take on this many devices.
 
     Args:
         base: the config of the base model, as transformers has it.
-        config: the run; its target sparsity is what stage `lora` is taken to skip where it packs.
+        config: the run; stage `lora` is assumed to skip its target sparsity where it packs.
         layout: how the model is spread over devices.
-        processes: one a device.
-        dtype: of the base model.
-        device: of what kind; a typical one's speed makes FLOPs into time.
+        processes: number of processes, one per device.
+        dtype: dtype of the base model.
+        device: kind of device; the speed of a typical one turns FLOPs into time.
 
     Raises:
         ConfigError: the processes cannot share the rows of a step equally, or torch knows no such
@@ -163,7 +163,7 @@ def _on_meta(base: Any, stage: Stage, config: TrainConfig, dtype: torch.dtype) -
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(base, dtype=dtype)
         add_routers(model, config.router)
-        if stage == "fit":  # gates carry gradients, as routers give them
+        if stage == "fit":  # gates have gradients, as if routers trained
             train_only(model, "router")
             return model.eval()
         once = dataclasses.replace(config, activation_checkpointing=False)
@@ -179,7 +179,7 @@ def _held(model: nn.Module) -> Held:
         for layer in routed_layers(model)
     ]
     weights = sum(_bytes(p) for p in base.values())
-    # Routers of stage lora, which rest, are weights like those of the base.
+    # In stage lora routers are frozen, so they count as weights like the base's.
     resting = sum(
         _bytes(p) for name, p in named.items() if name not in base and not p.requires_grad
     )
@@ -198,7 +198,7 @@ def _bytes(parameter: nn.Parameter) -> int:
 
 
 def _keep_ratio(model: nn.Module, config: TrainConfig) -> float:
-    """The keep ratio of every site that meets the target; in time, FLOPs stand for seconds."""
+    """Return the keep ratio of every site that meets the target; FLOPs stand for seconds."""
     unit: Budget = "modules" if config.budget == "modules" else "flops"
     saved = savings(model, unit, (config.data.block_size + 1) / 2)
     return 1 - saved.share_of_sites(config.target_sparsity)
@@ -207,7 +207,7 @@ def _keep_ratio(model: nn.Module, config: TrainConfig) -> float:
 def _forward_flops(
     model: nn.Module, stage_plan: StagePlan, config: TrainConfig, share: StepPartition
 ) -> float:
-    """FLOPs of one forward and backward of a process, and of what goes with them."""
+    """Return the FLOPs of a process's forward and backward, extra forwards included."""
     stage, tokens = stage_plan.stage, config.data.block_size
     forward = Forward(share.rows, tokens, logits=tokens)
     packs = stage_plan.execution == "sparse"

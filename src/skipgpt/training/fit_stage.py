@@ -1,4 +1,4 @@
-"""Stage `fit` of a run: routers and stand-ins without training, from the cache where they are."""
+"""Stage `fit` of a run: fits routers and stand-ins without training, or takes a cached fit."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def check_fit(config: TrainConfig, is_new: bool) -> None:
     """Refuse a fit that cannot be made, before anything is loaded.
 
     Args:
-        config: of the run.
-        is_new: the base has no routers yet.
+        config: the run's config.
+        is_new: whether the base has no routers yet.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot be made.
     """
     if "fit" not in config.stages:
         return
@@ -70,12 +70,12 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, out: Path) -> None:
 
     Args:
         model: with new routers.
-        config: of the run.
+        config: the run's config.
         text: [N, T] token ids of training text.
         out: the folder of the run.
 
     Raises:
-        SkipGPTError: with whatever went wrong; nothing was written.
+        SkipGPTError: on any failure; nothing was written.
     """
     began = time.perf_counter()
     model.eval().requires_grad_(False)

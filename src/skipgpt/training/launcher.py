@@ -1,4 +1,4 @@
-"""What a launcher may ask for; the rest would fail late in a library, or train something else."""
+"""Checks what a launcher asks for: the rest would fail late, or train something else."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _DOING = "reading how the launcher spreads the run"
 
 
 def check_launcher(device: str) -> None:
-    """Refuse what `accelerate launch` was configured for, if a run cannot be spread like that.
+    """Refuse a configuration of `accelerate launch` that a run does not support.
 
     Args:
-        device: of the run.
+        device: the run's device.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it is not supported.
     """
     told = os.environ.get
     if told("ACCELERATE_USE_MEGATRON_LM") == "true":
@@ -36,13 +36,13 @@ def check_launcher(device: str) -> None:
 
 
 def check_whole(quantization: str | None) -> None:
-    """Refuse to take quantised weights apart, which no library here does.
+    """Refuse to shard quantised weights, which no library here does.
 
     Args:
-        quantization: the kind of the base; None is none.
+        quantization: how the base is quantised; None if it is not.
 
     Raises:
-        ConfigError: the base is quantised and the launcher takes weights apart.
+        ConfigError: the base is quantised and the launcher shards weights.
     """
     if quantization and (layout() == "fsdp" or in_lockstep()):
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""What a run does around its stages, in forwards without gradient.
+"""Calibration and measurement around a run's stages, in forwards without gradient.
 
-Where several processes train, each of them takes all of these passes, in step: a model that lies
-in pieces runs in no other way. The first process decides wherever numbers of two could differ.
+If several processes train, each of them runs all of these passes in lockstep, as a sharded model
+requires. The numbers of the first process are used wherever those of two could differ.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from skipgpt.training.run_record import note_measured
 
 @dataclass
 class Passes:
-    """The passes of one run.
+    """The calibration and measurement passes of one run.
 
     Attributes:
-        config: of the run.
+        config: the run's config.
         blocks: its text.
         out: its folder.
         dense: the loss of the dense model on held-out text, once measured.
-        seconds_measuring: spent on losses that are reported only.
+        seconds_measuring: seconds spent on losses that are only reported.
     """
 
     config: TrainConfig
@@ -51,7 +51,7 @@ class Passes:
         return subsample_rows(self.blocks.held_out, self.config.data.evaluation_tokens)
 
     def before_stages(self, model: Any, start: bool) -> None:
-        """Set new routers to what training starts from if so asked, and measure the dense model."""
+        """Initialise new routers if `start`, and measure the dense model."""
         if start:
             start_routers(model, self.config, self.blocks.train)
             for each in [*routers(model).values(), *stand_ins(model).values()]:
@@ -62,7 +62,7 @@ class Passes:
         note_measured(self.out, "dense", self.dense)
 
     def _calibrate_for_healing(self, model: Any) -> None:
-        """Give a checkpoint of another unit the threshold that it is to be healed at."""
+        """Calibrate a checkpoint without a curve in the run's unit, before it is healed."""
         curves, config = routing_state(model).curves, self.config
         if curves and config.stages == ("lora",) and config.budget not in curves.by_budget:
             self._calibrate(model)

@@ -1,4 +1,4 @@
-"""What a run would take, as values: memory, FLOPs and hours of each stage."""
+"""Estimated needs of a run: memory, FLOPs and hours of each stage."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class StageNeeds:
 
     Attributes:
         stage: its name.
-        execution: of its forwards; `gated` runs every module for all tokens.
-        held: what there is to hold, in all.
+        execution: execution of its forwards; `gated` runs every module for all tokens.
+        held: parameters and bytes to hold, over all devices.
         memory: bytes on each device.
-        rows: of a forward on each device.
-        parts: forwards a step on each device.
-        step_flops: of all devices, a step.
-        seconds: of a step.
-        hours: of all steps.
+        rows: rows per forward on each device.
+        parts: forwards per step on each device.
+        step_flops: FLOPs per step, over all devices.
+        seconds: seconds per step.
+        hours: hours for all steps.
     """
 
     stage: Stage
@@ -57,11 +57,11 @@ class DryRun:
 
     Attributes:
         layout: how the model is spread.
-        processes: one a device.
-        tokens: a row.
-        dtype: of the base model.
-        activation_checkpointing: whether layers are computed again backwards.
-        device_flops: that a device is taken to reach, a second.
+        processes: number of processes, one per device.
+        tokens: tokens per row.
+        dtype: dtype of the base model.
+        activation_checkpointing: whether layers are recomputed in the backward pass.
+        device_flops: FLOPs per second that a device is assumed to reach.
         loading: bytes of the base, which each machine reads into its own memory first; once for all
             its processes if it is stored in `dtype`, else once for each.
         stages: what each takes.
@@ -114,5 +114,5 @@ class DryRun:
 
 
 def _amount(count: float) -> str:
-    """Bytes as people read them."""
+    """Format bytes in GB or MB."""
     return f"{count / 1e9:9.2f} GB" if count >= 1e8 else f"{count / 1e6:9.2f} MB"

@@ -1,4 +1,4 @@
-"""Where training begins: fitted stand-ins, and routers at random or at one constant margin."""
+"""Initialisation before training: fitted stand-ins, and routers random or at a constant margin."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from skipgpt.system.progress import advancing
 
 
 def start_routers(model: Any, config: TrainConfig, text: Tensor) -> None:
-    """Set new routers and stand-ins to what the stage starts from, in place.
+    """Initialise new routers and stand-ins for the stage, in place.
 
     Args:
         model: with new routers.
-        config: says which start, and on how much text stand-ins are fitted.
+        config: gives the start, and the amount of text that stand-ins are fitted on.
         text: [N, T] token ids of training text.
     """
     stage = config.router_stage
@@ -35,23 +35,23 @@ def start_routers(model: Any, config: TrainConfig, text: Tensor) -> None:
 
 
 def savings_of(model: nn.Module, config: TrainConfig) -> Savings:
-    """What each site of a model saves, in the unit of a run's budget.
+    """Return what each site of a model saves, in the unit of a run's budget.
 
     Args:
         model: with routers.
-        config: of the run; the mean context is that of its rows.
+        config: the run's config; the mean context is that of its rows.
 
     Raises:
-        ConfigError: it is a budget in time, and this machine was not profiled.
+        ConfigError: the budget is in time, and this machine was not profiled.
     """
     context = (config.data.block_size + 1) / 2
     return savings(model, config.budget, context, config.budget_time)
 
 
 def set_to_target(model: nn.Module, config: TrainConfig) -> None:
-    """Set a calibrated model to the target of a run, as far as its curves say where that is.
+    """Set a calibrated model to the target of a run, as far as its curve in that unit reaches.
 
-    Where it was calibrated before there was the run's unit, it stays at its own target.
+    A model without a curve in the run's unit stays at its own target.
     """
     curves = routing_state(model).curves
     if curves is not None and config.budget in curves.by_budget:

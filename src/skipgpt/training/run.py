@@ -1,4 +1,4 @@
-"""The chain: base model, routers, stages, calibration, checkpoint."""
+"""A training run: base model, routers, stages, calibration, checkpoint."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class TrainResult:
     """What a run produced.
 
     Attributes:
-        info: of the checkpoint that was written.
-        held_out: loss and sparsity on held-out text: `dense`, then one entry a stage.
-        folder: where the checkpoint lies.
-        seconds_measuring: of this call, spent on the losses in `held_out`.
+        info: info of the checkpoint that was written.
+        held_out: loss and sparsity on held-out text: `dense`, then one entry per stage.
+        folder: folder of the checkpoint.
+        seconds_measuring: seconds of this call spent on the losses in `held_out`.
     """
 
     info: CheckpointInfo
@@ -98,16 +98,16 @@ def train(
         out: the folder of the checkpoint.
         config: everything else; see `skipgpt.config.recipe`.
         device: where to train.
-        dtype: of the base model.
-        quantize: hold the base's weights in `8bit` or `4bit`, through bitsandbytes; where None,
-            as they are stored, or as the checkpoint BASE was trained.
-        resume: go on from where an earlier call with the same arguments stopped.
+        dtype: dtype of the base model.
+        quantize: hold the base's weights in `8bit` or `4bit`, through bitsandbytes; if None, as
+            they are stored, or as the checkpoint `base` was trained.
+        resume: continue where an earlier call with the same arguments stopped.
         overwrite: replace what is in `out`.
-        rule: how decisions are made while routers train, by the share of the stage that is done;
-            Gumbel samples (the paper) where None.
+        rule: decision rule while routers train, by the share of the stage that is done; Gumbel
+            sampling (the paper) if None.
 
     Raises:
-        SkipGPTError: with whatever went wrong; `out` then holds the last good state.
+        SkipGPTError: on any failure; `out` then holds the last good state.
 
     Example:
         skipgpt.train("nano", ["stdlib"], "out/nano-25", skipgpt.recipe("default"))
@@ -139,11 +139,11 @@ def _train(
     check_fit(config, is_new=not is_checkpoint(base))
     check_folder(out, resume, overwrite)
     done = finished_stages(out) if resume else ()
-    if resume:  # before a base is loaded that is held in another way
+    if resume:  # before a base is loaded in another quantization
         compare_run(out, {"quantize": quantize})
     in_pieces = layout() != "whole"
     home = device
-    if in_pieces:  # and comes to the device piece by piece
+    if in_pieces:  # loaded on the CPU, moved to the device shard by shard
         home, dtype = "cpu", str(choose_dtype(dtype, device)).removeprefix("torch.")
     model, tokenizer, info = _start(str(out) if done else base, config, home, dtype, quantize)
     check_whole(quantization_of(model))
@@ -163,7 +163,7 @@ def _train(
         "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
     }
     trained = [each for each in config.stages if each != "fit"]
-    for each in trained:  # refuses what transformers does not know before anything is lost
+    for each in trained:  # rejects bad settings before anything is overwritten
         training_arguments(plan(each, config), config, out, torch.device(device))
     if resume:
         compare_run(out, facts)
@@ -178,7 +178,7 @@ def _train(
     if not (in_pieces and left):
         begin(model)
     for stage in left:
-        if in_pieces and stage != left[0]:  # what one stage took apart, the next one cannot adapt
+        if in_pieces and stage != left[0]:  # the next stage cannot adapt a sharded model
             load_whole()
             model, tokenizer, info = _start(str(out), config, home, dtype, quantize)
         if stage == "fit":
@@ -207,7 +207,7 @@ def _train(
 def _start(
     base: str, config: TrainConfig, device: str, dtype: str, quantize: str | None
 ) -> tuple[Any, Any, CheckpointInfo]:
-    """The model to train, routed, and what it is."""
+    """Return the model to train, with routers, its tokenizer and its checkpoint info."""
     if is_checkpoint(base):
         _check_held(base, read_info(base).quantization, quantize)
         model, tokenizer = load(base, trainable=True, device=device, dtype=dtype)
@@ -230,7 +230,7 @@ def _start(
 
 
 def _check_held(base: str, found: str | None, wanted: str | None) -> None:
-    """Refuse another kind than that in which the base is stored or the routers were trained."""
+    """Refuse a quantization other than that of the stored base or of the trained routers."""
     if wanted not in (None, found):
         raise ConfigError(
             f"quantising the base {base!r} to {wanted}",
@@ -242,10 +242,10 @@ def _check_held(base: str, found: str | None, wanted: str | None) -> None:
 
 
 def _with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
-    """The config with the routers that the model has, which a checkpoint brings along.
+    """Return the config with the router settings that the model has, as in its checkpoint.
 
     Raises:
-        ConfigError: others were asked for than the checkpoint was trained with.
+        ConfigError: other settings were requested than the checkpoint was trained with.
     """
     has, asked = routing_state(model).config, config.router
     if asked not in (has, recipe("paper").router, recipe("default").router):

@@ -1,11 +1,11 @@
-"""The folder of a run: what may be written where, what was begun, and where to resume.
+"""The folder of a run: whether it may be written to, the run's record, and its resume states.
 
 run.json             how the run was started, which a resumed run has to match, and what is finished
-metrics.jsonl        one line a log step
-tensorboard/STAGE    event files, where TensorBoard is reported to
+metrics.jsonl        one line per log step
+tensorboard/STAGE    event files, if the run reports to TensorBoard
 trainer/STAGE        resumable states of transformers' Trainer
 
-Where several processes train, each calls every function here, and the first alone reads and writes.
+If several processes train, each calls every function here, and only the first reads and writes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     """Raise if a run may not write to a folder; changes nothing.
 
     Raises:
-        CheckpointError: it holds a checkpoint or an interrupted run and nobody said what to do
-            with it, or there is nothing to resume.
+        CheckpointError: it holds a checkpoint or an interrupted run and neither `resume` nor
+            `overwrite` is set, or there is nothing to resume.
     """
     if resume:
         if not (out / RUN).exists():
@@ -61,14 +61,14 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
 
 @first_alone
 def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
-    """Drop what an earlier run logged and left to resume from, and write run.json.
+    """Delete the logs and resume states of an earlier run, and write run.json.
 
     An earlier checkpoint stays until the first stage of this run replaces it.
 
     Args:
         out: the folder of the run.
         facts: how it is started.
-        used: optional packages whose version matters to it, too.
+        used: optional packages whose versions are noted, too.
     """
     for folder in (RESUME, EVENTS):
         shutil.rmtree(out / folder, ignore_errors=True)
@@ -119,7 +119,7 @@ def note_measured(out: Path, what: str, measured: Perplexity) -> None:
 
 @first_alone
 def held_out_of(out: Path) -> dict[str, Perplexity]:
-    """What the dense model and finished stages measured on held-out text."""
+    """Return what the dense model and finished stages measured on held-out text."""
     noted = _read_run(out).get("held_out", {})
     return {
         stage: from_dict(Perplexity, each, f"reading {out / RUN}") for stage, each in noted.items()
@@ -134,7 +134,7 @@ def note_fit(out: Path, found: dict[str, Any]) -> None:
 
 @first_alone
 def finished_stages(out: Path) -> tuple[str, ...]:
-    """The stages that a run has finished.
+    """Return the stages that a run has finished.
 
     Raises:
         CheckpointError: run.json is damaged.
@@ -167,14 +167,14 @@ def _read_run(out: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Keepsake:
-    """What a folder keeps of a run that is stopped.
+    """Tells what a stopped run left in its folder.
 
-    Each process looks for itself: another one may have ended.
+    Each process reads the folder itself: another one may have ended.
 
     Attributes:
         out: the folder of the run.
-        resumed: the run had begun before.
-        before: what run.json was before the run.
+        resumed: whether the run had begun before.
+        before: content of run.json before the run.
     """
 
     out: Path
@@ -183,11 +183,11 @@ class Keepsake:
 
     @classmethod
     def of(cls, out: Path, resumed: bool) -> Keepsake:
-        """Look before the run begins."""
+        """Read the folder before the run begins."""
         return cls(out, resumed, _run_in(out))
 
     def told(self) -> str:
-        """What is kept, and how to go on."""
+        """Say what is kept, and how to continue."""
         now = _run_in(self.out)
         if now is None or (now == self.before and not self.resumed):
             there = "" if self.before is None else "; what was there before is untouched"
@@ -202,7 +202,7 @@ class Keepsake:
 
 
 def after_room_is_made(states: Path) -> str:
-    """What is kept of a stage that a full disk stopped, and how to go on; each process by itself.
+    """Say what a full disk left of a stage, and how to continue; each process by itself.
 
     Args:
         states: the folder of its resume states.
@@ -214,12 +214,12 @@ def after_room_is_made(states: Path) -> str:
 
 @first_alone
 def latest_state(folder: Path) -> Path | None:
-    """The newest complete resume state of a stage; a half-written one is passed over."""
+    """Return the newest complete resume state of a stage, ignoring half-written ones."""
     return newest_state(folder)
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The same, as this process alone sees it."""
+    """Return the same as `latest_state`, read by this process alone."""
     states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for state in reversed(states):
         try:  # transformers writes trainer_state.json last
@@ -232,16 +232,16 @@ def newest_state(folder: Path) -> Path | None:
 
 @first_alone
 def forget_states(out: Path) -> None:
-    """Drop what a finished run could have been resumed from."""
+    """Delete the resume states of a finished run."""
     shutil.rmtree(out / RESUME, ignore_errors=True)
 
 
 @first_alone
 def steps_done(state: Path) -> int:
-    """How many steps a resume state has behind it."""
+    """Return how many steps were done when a resume state was saved."""
     return step_of(state)
 
 
 def step_of(state: Path) -> int:
-    """The same, as this process alone sees it."""
+    """Return the same as `steps_done`, read by this process alone."""
     return int(json.loads((state / "trainer_state.json").read_text())["global_step"])

@@ -1,4 +1,4 @@
-"""One stage of a run: the trainer, what watches it, where it resumes, and how it may end."""
+"""One stage of a run: the trainer, its callbacks, where it resumes, and how it may end."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def run_stage(
         stage: what to train.
         config: the run.
         blocks: text.
-        out: the folder of the run; states go below it, and a line a log step to metrics.jsonl.
-        rule: how decisions are made while routers train, by the share of the stage that is done;
-            Gumbel samples where None.
-        dense_loss: of the base on held-out text, which a loss that is too high is told by.
-        device: where to train; where the model lies if None.
-        begin: called with the model once it lies as it will train, in pieces or whole.
+        out: the folder of the run, for resume states and one line per log step in metrics.jsonl.
+        rule: decision rule while routers train, by the share of the stage that is done; Gumbel
+            sampling if None.
+        dense_loss: loss of the base on held-out text, by which too high a loss is detected.
+        device: where to train; the model's device if None.
+        begin: called with the model once it is placed for training, sharded or not.
 
     Returns:
         The trained model; with LoRA, it is wrapped by PEFT.
 
     Raises:
-        TrainingError: the disk refuses.
+        TrainingError: writing to the disk failed.
         DivergedError: the loss is NaN or infinite.
-        Stop: somebody asked to stop, and the state is saved.
+        Stop: a stop was requested, and the state is saved.
     """
     stage_plan = plan(stage, config, processes=world_size(), lockstep=in_lockstep())
     resume_from = latest_state(out / RESUME / stage)
@@ -155,7 +155,7 @@ def _run(
 
 
 def _log_speedup(model: Any, config: TrainConfig, blocks: Blocks, out: Path) -> None:
-    """Say how much faster a healing step is than a dense one, in metrics.jsonl and to the log."""
+    """Log how much faster a healing step is than a dense one, also in metrics.jsonl."""
     ratio = training_speedup(model, blocks.train[: config.batch_size])
     with (out / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"stage": "lora", "step": 0, "speedup_over_dense": ratio}) + "\n")

@@ -19,16 +19,16 @@ from skipgpt.training.stages import optimizer_groups, plan, prepare
 def single_step(
     model: Any, stage: Stage, config: TrainConfig, ids: Tensor, kind: Execution | None = None
 ) -> Callable[[], Tensor]:
-    """Prepare a model for a stage; returns its optimizer step on one batch, to be called at will.
+    """Prepare a model for a stage and return its optimizer step on one batch, for repeated calls.
 
-    The learning rate stays where the stage's schedule has its peak; nothing is logged or saved.
+    The learning rate stays at the peak of the stage's schedule; nothing is logged or saved.
 
     Args:
         model: with routers; without, stage `lora` trains the dense model. Changed in place.
         stage: what trains.
-        config: of the run.
+        config: the run's config.
         ids: [B, T], the batch and its labels, on the model's device.
-        kind: execution of the forward; that of the stage where None.
+        kind: execution of the forward; that of the stage if None.
 
     Returns:
         A function that takes a step and returns its loss.
@@ -46,7 +46,7 @@ def single_step(
     stage_plan = plan(stage, config)
     stage_plan = dataclasses.replace(stage_plan, execution=kind or stage_plan.execution)
     model = prepare(model, stage, config)
-    with tempfile.TemporaryDirectory() as folder:  # which transformers wants and does not use
+    with tempfile.TemporaryDirectory() as folder:  # required by transformers, but not used
         given: dict[str, Any] = {
             "model": model,
             "args": training_arguments(stage_plan, config, Path(folder), model.device),

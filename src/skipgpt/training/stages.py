@@ -5,7 +5,7 @@ router   routers         gated       sampled, with gradient
 lora     LoRA            sparse      deterministic, at the calibrated threshold
 joint    both            gated       sampled, with gradient
 
-Stage lora is gated, too, where processes have to call the same modules and its tokens say which.
+Stage lora is gated, too, if processes have to call the same modules and tokens would decide which.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class StagePlan:
     Attributes:
         stage: its name.
         steps: optimizer steps.
-        schedule: shape of the learning rate.
-        warmup: share of the steps that warm up.
-        execution: of the training forwards.
+        schedule: learning-rate schedule.
+        warmup: share of steps for warm-up.
+        execution: execution of the training forwards.
         distill: share of the loss that is KL to the dense model; the rest is the loss on text.
     """
 
@@ -51,34 +51,34 @@ class StagePlan:
 
     @property
     def trains_routers(self) -> bool:
-        """Whether this stage has a budget to keep."""
+        """Whether this stage trains routers, so that its loss has a budget term."""
         return self.stage != "lora"
 
 
 def plan(
     stage: Stage, config: TrainConfig, *, processes: int = 1, lockstep: bool = False
 ) -> StagePlan:
-    """The plan of a stage; `joint` keeps the router stage's length and schedule.
+    """Return the plan of a stage; `joint` has the router stage's length and schedule.
 
     Args:
         stage: its name.
         config: the run.
-        processes: of the run.
-        lockstep: every process has to call the same modules in the same order, as under ZeRO-3.
+        processes: number of processes of the run.
+        lockstep: whether every process has to call the same modules in order, as under ZeRO-3.
 
     Example:
         >>> plan("lora", TrainConfig(), processes=2).execution
         'sparse'
     """
     source = config.lora_stage if stage == "lora" else config.router_stage
-    # Packed, the modules that a process calls, and in which order, depend on its tokens.
+    # With packing, which modules a process calls, and in which order, depends on its tokens.
     same_calls = lockstep or (processes > 1 and config.router.kv == "skip")
     kind: Execution = "sparse" if stage == "lora" and not same_calls else "gated"
     return StagePlan(stage, source.steps, source.schedule, source.warmup, kind, source.distill)
 
 
 def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:
-    """Give the model what the stage trains and freeze all else; returns the model to train."""
+    """Add what the stage trains to the model, freeze all else, and return the model to train."""
     if stage != "router":
         model = with_lora(model, config.lora_stage)
         if routed_layers(model):
@@ -93,7 +93,7 @@ def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:
 
 
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Parameter groups of what trains, each with its stage's rate; biases do not decay."""
+    """Return parameter groups of what trains, with their learning rates; biases do not decay."""
     rates = {
         "router": _router_rate(model, config.router_stage),
         "stand_in": config.router_stage.stand_in_rate,

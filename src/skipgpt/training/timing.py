@@ -16,7 +16,7 @@ from skipgpt.system.progress import advancing
 
 @advancing("timing steps of stage lora beside dense ones")
 def training_speedup(model: Any, batch: Tensor, repeats: int = 3) -> float:
-    """Dense seconds over sparse seconds of a forward and backward, medians of alternating runs.
+    """Return dense over sparse seconds of a forward and backward, medians of alternating runs.
 
     Args:
         model: prepared for stage `lora`.

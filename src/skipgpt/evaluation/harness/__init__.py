@@ -1,9 +1,10 @@
 r"""Published benchmarks, through lm-evaluation-harness (extra `eval`).
 
 Read in this order: `benchmark` (dense beside sparse on some tasks), `model` (how a routed model
-answers the harness), `ran` (what its tokens ran), `tasks` and `local` (where tasks come from).
+answers the harness), `keep_counts` (what its tokens ran), `tasks` and `local` (where tasks come
+from).
 
-The harness knows no way to find a model of another package, so its own command runs through ours:
+The harness cannot discover models of other packages, so its own command runs through ours:
 
     python -m skipgpt.evaluation.harness --model skipgpt \
         --model_args pretrained=out/nano-25,sparsity=0.25 --tasks piqa

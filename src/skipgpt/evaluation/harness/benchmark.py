@@ -1,4 +1,4 @@
-"""Dense beside sparse on published tasks; each task's score along the dial."""
+"""Scores of dense and sparse models on published tasks, at one sparsity or at several."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Setting:
 
     Attributes:
         task_dir: a folder of local tasks.
-        limit: items of each task, the first ones; 0 is all.
-        batch_size: requests a forward, or `auto`.
-        cache: a folder in which answers are kept, so that an interrupted run goes on.
-        base: where the base model lies, if not where the checkpoint says.
-        execution: of the checkpoint.
+        limit: items per task, from the first; 0 is all.
+        batch_size: requests per forward, or `auto`.
+        cache: a folder in which responses are cached, so that an interrupted run can resume.
+        base: where the base model is, if not where the checkpoint says.
+        execution: execution of the checkpoint.
         device: where models are put.
-        dtype: of the base model.
-        quantize: `int8`, as for `skipgpt.load`; holds for the checkpoint.
+        dtype: dtype of the base model.
+        quantize: `int8`, as for `skipgpt.load`; applies to the checkpoint.
 
     Raises:
         ConfigError: an unknown execution, or numbers below their range.
@@ -87,17 +87,18 @@ def benchmark(
 
     Args:
         folder: a checkpoint, or a hub id of one.
-        tasks: of lm-evaluation-harness or of `setting.task_dir`, with shots as `arc_easy@25`.
+        tasks: tasks of lm-evaluation-harness or of `setting.task_dir`, with shots as in
+            `arc_easy@25`.
         suite: `paper` or `zero-shot`, further tasks.
-        sparsity: share to save; the trained target where None.
-        budget: what `sparsity` counts; as the checkpoint was trained where None.
+        sparsity: share to save; the trained target if None.
+        budget: the unit of `sparsity`; that of the checkpoint if None.
         setting: how it is run.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or answers cannot be kept in the cache.
-        ConfigError: no such task or suite, more shots than items, or the dial does not reach the
-            sparsity.
-        DataError: a task's data cannot be had, is empty, or an item does not fit the model.
+        CheckpointError: the checkpoint cannot be read, or the cache cannot be written.
+        ConfigError: no such task or suite, more shots than items, or a sparsity beyond the
+            calibration curve.
+        DataError: a task's data cannot be loaded, is empty, or an item does not fit the model.
         MissingExtraError: without the extra `eval`.
 
     Example:
@@ -117,15 +118,15 @@ def task_scores(
     budget: Budget | None = None,
     setting: Setting | None = None,
 ) -> dict[str, dict[float | None, float]]:
-    """Each task's score by sparsity asked for, with None for the dense base model.
+    """Return each task's score by requested sparsity, with None for the dense base model.
 
     Made for `skipgpt.analysis.stress(dense, traces, tasks)`.
 
     Args:
         folder: a checkpoint, or a hub id of one.
         tasks: as for `benchmark`.
-        sparsities: each once; at 0 LoRA, if there is one, makes it another model than the base.
-        budget: what they count; as the checkpoint was trained where None.
+        sparsities: each once; with LoRA, 0 is not the base model.
+        budget: their unit; that of the checkpoint if None.
         setting: how it is run.
 
     Raises:
@@ -168,7 +169,7 @@ def _runs(
     setting: Setting,
     budget: Budget | None = None,
 ) -> Iterator[Run]:
-    """The checkpoint's run at each sparsity, then the base model's: never both in memory."""
+    """Yield the checkpoint's run at each sparsity, then the base's: never both in memory."""
     require_harness()
     if setting.cache:
         check_answers(setting.cache)
@@ -180,7 +181,7 @@ def _runs(
         folder, base=setting.base, merge=True, quantize=setting.quantize, **where
     )
     say_if_uncalibrated(model)
-    for sparsity in sparsities:  # before an hour at the first of them
+    for sparsity in sparsities:  # fail before hours of work
         if sparsity is not None:
             set_sparsity(model, sparsity, budget=budget)
     for sparsity in sparsities:
@@ -252,7 +253,7 @@ def _nothing() -> dict[str, float]:
 
 
 def _scores(task: LoadedTask, found: Any) -> list[Score]:
-    """A score for each task, or the one of a group that has one."""
+    """Return the score of each task, or that of the group if it has one."""
     results: dict[str, dict[str, Any]] = found["results"]
     chosen = [task.name.name] if task.name.name in results else list(task.loaded["tasks"])
     return [_score(name, results[name], found) for name in chosen]

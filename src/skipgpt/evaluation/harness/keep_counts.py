@@ -1,4 +1,4 @@
-"""What the tokens of each request ran, so that a benchmark's sparsity is that of its own run.
+"""Counts what each request's tokens ran, so that a benchmark's sparsity is that of its own run.
 
 Shapes: B rows of a forward, T tokens, M modules of the model.
 """
@@ -22,9 +22,9 @@ class Ran:
     """Counts over the real tokens of one request, or of many.
 
     Attributes:
-        tokens: how many there were.
-        attended: how many tokens each of them attended to, summed, itself included.
-        kept: how many ran each module, in the order of layers, attention before MLP.
+        tokens: number of tokens.
+        attended: sum over them of the tokens that each attended to, itself included.
+        kept: tokens that ran each module, by layer, attention before MLP.
     """
 
     tokens: int
@@ -33,28 +33,28 @@ class Ran:
 
     @classmethod
     def of(cls, counts: Sequence[int]) -> Ran:
-        """From what `to_list` gave."""
+        """Build from the output of `to_list`."""
         return cls(counts[0], counts[1], tuple(counts[2:]))
 
     def to_list(self) -> list[int]:
-        """Plain numbers, to be stored."""
+        """Return plain numbers, for storage."""
         return [self.tokens, self.attended, *self.kept]
 
 
 def together(rans: Iterable[Ran]) -> Ran | None:
-    """The sum of many; None of none."""
+    """Add up counts; None if there are none."""
     columns = [sum(column) for column in zip(*(ran.to_list() for ran in rans), strict=True)]
     return Ran.of(columns) if columns else None
 
 
 def ran_by_row(trace: Trace, prompts: Sequence[int], decoded: Sequence[int] = ()) -> list[Ran]:
-    """What each row of one batch ran.
+    """Count what each row of one batch ran.
 
     Args:
         trace: of one forward, or of one `generate`: a prefill and single steps after it.
-        prompts: tokens of each row, padding left out.
-        decoded: tokens of each row that were decoded and read again; those that a finished row
-            was filled up with do not count.
+        prompts: tokens of each row, without padding.
+        decoded: tokens of each row that were decoded and read again, without the padding of
+            finished rows.
     """
     decoded = decoded or [0] * len(prompts)
     kept = sum(_kept(step, n, decoded) for n, step in enumerate(trace.steps))
@@ -78,11 +78,11 @@ def _kept(step: Step, number: int, decoded: Sequence[int]) -> Tensor:
 
 
 def sparsity_of(model: nn.Module, rans: Iterable[Ran]) -> dict[str, float] | None:
-    """All senses of sparsity over many requests; None where none of them made a decision.
+    """Return all senses of sparsity over many requests; None if none of them made a decision.
 
     Args:
-        model: with routers, that ran them.
-        rans: of each request.
+        model: the model with routers that ran them.
+        rans: counts of each request.
     """
     total = together(rans)
     if total is None:

@@ -1,12 +1,12 @@
-r"""Tasks of a folder: YAML of the harness with local data, and plain JSONL.
+r"""Local tasks of a folder: YAML of the harness with local data, and plain JSONL.
 
-A JSONL file is a task of its name, multiple choice, scored as the harness scores such:
+A JSONL file is a multiple-choice task of its name, scored as the harness scores such tasks:
 
-    {"query": "Question: …", "choices": ["…", "…"], "gold": 0}      an item a line
+    {"query": "Question: …", "choices": ["…", "…"], "gold": 0}      one item per line
     {"ctx_a": …, "ctx_b": …, "activity_label": …, "endings": […], "label": 0}      HellaSwag's own
 
-After a query that has "Question:" in it stands "\nAnswer:", then each choice; any other query is
-continued by its choices directly. HellaSwag's fields are cleaned as the harness cleans them.
+A query that contains "Question:" is followed by "\nAnswer:" and each choice; any other query by its
+choices directly. HellaSwag's fields are cleaned as the harness cleans them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from skipgpt.errors import DataError
 HELLASWAG = {"ctx_a", "ctx_b", "activity_label", "endings", "label"}
 _STRUCTURE = ("tag", "group", "task_list")
 _EXAMPLES = {"training_split", "validation_split", "fewshot_split", "fewshot_config"}
-"""Settings that say where solved examples come from."""
+"""Settings that say where few-shot examples come from."""
 
 
 class LocalTasks:
     """The tasks of a folder by name.
 
     Args:
-        folder: of YAML files, at any depth, and JSONL files.
+        folder: a folder of YAML files, at any depth, and JSONL files.
 
     Attributes:
         broken: by path, why a YAML file could not be read.
@@ -53,7 +53,7 @@ class LocalTasks:
         for path in sorted(folder.rglob("*.yaml")):
             try:
                 config = load_yaml(path, resolve_func=False)
-            except Exception as error:  # of YAML, of files and of the harness
+            except Exception as error:  # from YAML, files or the harness
                 self.broken[path] = " ".join(str(error).split())
             else:
                 if isinstance(config.get("task"), str) and "class" not in config:
@@ -66,7 +66,7 @@ class LocalTasks:
         return iter(self._files)
 
     def broken_of(self, names: Collection[str] | None = None) -> str:
-        """What is wrong with files that could not be read; of these names, or with all."""
+        """Return why files could not be read: those of these names, or all."""
         return "; ".join(
             f"{path.name}: {why}"
             for path, why in self.broken.items()
@@ -74,7 +74,7 @@ class LocalTasks:
         )
 
     def load(self, name: str) -> Any:
-        """The harness's task of this name.
+        """Load the harness's task of this name.
 
         Raises:
             DataError: a line of JSONL is not an item.
@@ -84,19 +84,19 @@ class LocalTasks:
         path = self._files[name]
         config = _of_jsonl(name, path) if path.suffix == ".jsonl" else _of_yaml(path)
         if "test_split" in config and not _EXAMPLES & config.keys():
-            # The harness would draw them from the test split all the same, the item among them.
+            # The harness would draw few-shot examples from it anyway, the item itself among them.
             config["fewshot_split"] = config["test_split"]
         return ConfigurableTask(config=config)
 
 
 def _of_yaml(path: Path) -> dict[str, Any]:
-    """A task's settings, its data files found from the folder of the task file."""
+    """Return a task's settings; its data files are relative to the folder of the task file."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = {k: v for k, v in load_yaml(path).items() if k not in _STRUCTURE}
     options = dict(config.get("dataset_kwargs") or {})
     if "data_files" in options:
-        # A data set of the hub has files of its own.
+        # A data set on the hub has files of its own.
         packaged = "/" not in str(config.get("dataset_path"))
         options["data_files"] = _from(path.parent, options["data_files"], packaged)
         config["dataset_kwargs"] = options
@@ -114,7 +114,7 @@ def _from(folder: Path, files: Any, packaged: bool) -> Any:
 
 
 def _of_jsonl(name: str, path: Path) -> dict[str, Any]:
-    """Settings of a task of one split, which a JSONL file holds."""
+    """Return the settings of a task whose only split is a JSONL file."""
     items = [_item(row, number, path) for number, row in json_rows(path)]
     if not items:
         raise DataError(f"loading the task {name}", got=f"no item in {path}", expected="items")
@@ -137,7 +137,7 @@ def _of_jsonl(name: str, path: Path) -> dict[str, Any]:
 
 
 def _item(row: dict[str, Any], number: int, path: Path) -> dict[str, Any]:
-    """A line as `query`, `choices` and `gold`."""
+    """Return a line as `query`, `choices` and `gold`."""
     if row.keys() >= HELLASWAG:
         row = _of_hellaswag(row)
     query, choices, gold = row.get("query"), row.get("choices"), row.get("gold")

@@ -1,4 +1,4 @@
-"""A routed model as lm-evaluation-harness asks it: `--model skipgpt`."""
+"""Adapter of routed models to lm-evaluation-harness: `--model skipgpt`."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ class RoutedLM(HFLM):  # type: ignore[misc]
 
     Args:
         pretrained: a checkpoint folder, a hub id of one, or a model with routers.
-        tokenizer: of that model; a checkpoint knows its own.
-        sparsity: share to save; the trained target where None.
-        budget: what `sparsity` counts: `modules`, `flops` or `time`; as the checkpoint was trained
-            where None.
-        base: where the base model lies, if not where the checkpoint says.
+        tokenizer: tokenizer of that model; a checkpoint has its own.
+        sparsity: share to save; the trained target if None.
+        budget: the unit of `sparsity`: `modules`, `flops` or `time`; that of the checkpoint if
+            None.
+        base: where the base model is, if not where the checkpoint says.
         execution: `auto`, `sparse`, `gated`, or `dense`, which ignores the routers.
-        batch_size: rows a forward; `auto` takes about 8,192 tokens, and fewer where the device's
+        batch_size: rows per forward; `auto` takes about 8,192 tokens, and fewer if the device's
             memory is too small.
         max_batch_size: the most rows of `auto`.
-        padding_side: of scored requests. Decoding always pads left.
-        max_length: tokens that the model reads at once, if not as its config says.
-        add_bos_token: whether BOS stands before each prompt; as the tokenizer has it where None.
-        prefix_token_id: what a text without a context is predicted from; where None what stands
-            before a document, which is never a token of a chat's turns.
+        padding_side: padding side of scored requests. Decoding always pads left.
+        max_length: context length, if not as the model's config says.
+        add_bos_token: whether BOS precedes each prompt; the tokenizer's default if None.
+        prefix_token_id: token that a text without context is predicted from; if None, the one
+            before each document, which is never a token of a chat's turns.
         device: where to put the model.
-        dtype: of the base model.
+        dtype: dtype of the base model.
         quantize: `int8`, as for `skipgpt.load`.
 
     Attributes:
-        notes: by hash of a request, whether its context was cut off and what it ran; beside the
-            harness's cache of answers where there is one.
+        notes: by hash of a request, whether its context was cut off and what it ran; stored beside
+            the harness's response cache, if there is one.
 
     Raises:
         SkipGPTError: the checkpoint cannot be loaded.
@@ -89,7 +89,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             from skipgpt.checkpoint.loading import load
             from skipgpt.config import as_budget
 
-            # The harness's command asks for a GPU unless told otherwise, and then takes what is.
+            # The harness's command defaults to a GPU, also where there is none.
             if device.startswith("cuda") and not torch.cuda.is_available():
                 device = "cpu"
             model, tokenizer = load(
@@ -133,7 +133,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         self._ends = ends_of(self.model, self.tokenizer)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Answers of this model are kept from now on, and notes beside them."""
+        """Cache this model's responses from now on, with notes beside them."""
         super().set_cache_hook(cache_hook)
         if cache_hook.dbdict is not None:
             from sqlitedict import SqliteDict
@@ -145,16 +145,16 @@ class RoutedLM(HFLM):  # type: ignore[misc]
                 use_own_table(database, key)
 
     def sparsity_over(self, requests: Iterable[Any] | None = None) -> dict[str, float] | None:
-        """Measured sparsity over requests of the harness; over all that were run where None."""
+        """Return the measured sparsity over these requests, or over all that were run."""
         rans = (each["ran"] for each in self._notes_of(requests))
         return sparsity_of(self.model, (Ran.of(ran) for ran in rans if ran))
 
     def cut_off(self, requests: Iterable[Any] | None = None) -> int:
-        """How many requests were longer than the model's context."""
+        """Count the requests that were longer than the model's context."""
         return sum(each["cut"] for each in self._notes_of(requests))
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes about the model into its results."""
+        """Return what the harness writes about the model into its results."""
         return {
             "model_num_parameters": sum(p.numel() for p in self.model.parameters()),
             "model_dtype": str(self.model.dtype),
@@ -177,7 +177,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
 
     @advancing("scoring whole texts")
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, cut into windows where they are longer than the context.
+        """Score whole texts, cut into windows if they are longer than the context.
 
         As in the harness, each token is predicted once, the first from the prefix token.
         """
@@ -198,13 +198,13 @@ class RoutedLM(HFLM):  # type: ignore[misc]
 
     @advancing("generating answers")
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Texts decoded up to a stop sequence, in batches of requests that ask for the same."""
+        """Decode texts up to a stop sequence, in batches of requests with equal settings."""
         keys = [
             (str(each.args[1]), -len(self.tok_encode(each.args[0])), each.args[0])
             for each in requests
         ]
         rooms = [self.max_length - self._new_tokens(each) for each in requests]
-        for room in rooms:  # of a longer prompt the beginning is cut off
+        for room in rooms:  # longer prompts lose their beginning
             check_length("decoding a prompt", self.max_length, 1, self.max_length - room)
         cut = [-key[1] > room for key, room in zip(keys, rooms, strict=True)]
         texts = [""] * len(requests)
@@ -226,17 +226,17 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         return texts
 
     def _new_tokens(self, request: Any) -> int:
-        """The most tokens that a request asks for."""
+        """Return the most new tokens that a request allows."""
         wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
         return int(wanted["max_gen_toks"])
 
     def _decode(self, batch: list[Any]) -> list[str]:
-        """The texts of a batch that the harness decodes in one go, the longest prompt first."""
+        """Let the harness decode requests as one batch, the longest prompt first."""
         self.batch_size_per_gpu = len(batch)
         return list(super().generate_until(batch, disable_tqdm=True))
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
-        """Text of tokens, up to where the base's own stop strings end it."""
+        """Decode tokens, up to the first of the base's own stop strings."""
         text = str(super().tok_decode(tokens, skip_special_tokens))
         ends = self._ends.strings if skip_special_tokens else ()
         return min((text.split(end)[0] for end in ends), key=len, default=text)
@@ -250,7 +250,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             out: Tensor = super()._model_generate(context, max_length, stops, **options)
         new = out[:, context.shape[1] :].cpu()
         pad = self.tokenizer.pad_token_id
-        # What ends a turn is no part of it, whether or not its token is a special one.
+        # A token that ends a turn is not part of the text, even if it is no special token.
         out[:, context.shape[1] :][_from_the_first(new, self._ends.ids).to(out.device)] = pad
         # The last token of a row is decoded, but not read again.
         read = (~_from_the_first(new, (*self._ends.ids, pad))).sum(-1).clamp(max=new.shape[1] - 1)
@@ -269,5 +269,5 @@ class RoutedLM(HFLM):  # type: ignore[misc]
 
 
 def _from_the_first(rows: Tensor, ids: Sequence[int]) -> Tensor:
-    """[B, T] bool, True from the first of these ids on."""
+    """Return [B, T] bool, True from the first of these ids on."""
     return torch.isin(rows, torch.tensor(ids)).int().cummax(-1).values.bool()

@@ -1,4 +1,4 @@
-"""The harness writes to every stream; what of it a person gets to see is settled here."""
+"""Silences the harness, which writes to every stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skipgpt.errors import MissingExtraError
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Inside the block the harness prints nothing; its bars show on a terminal only."""
+    """Silence the harness inside the block; its progress bars show on a terminal only."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

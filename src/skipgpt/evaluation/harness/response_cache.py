@@ -1,7 +1,7 @@
-"""Answers that earlier runs gave, found again by everything that they depend on.
+"""Cache of the harness's responses, keyed by everything that they depend on.
 
-The harness keeps an answer under its request alone, in the one table of a database. Here each model
-has a table of its own there, so that no model is given what another one answered.
+The harness keys a response by its request alone, in the one table of a database. Here each model
+has a table of its own, so that no model is given the responses of another one.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from skipgpt.system.atomic import staged
 _SQLITE = b"SQLite format 3\0"
 PACKAGES = ("skipgpt", "torch", "transformers", "lm_eval")
 OF_A_FOLDER = ("_name_or_path", "transformers_version")
-"""What a config says of where it came from."""
+"""Config fields that only say where it came from."""
 
 
 def check_answers(folder: str | Path) -> None:
-    """Raise unless answers can be kept in a folder; before the work, not after it.
+    """Raise unless responses can be cached in a folder, so that a run fails early.
 
     Args:
-        folder: made if absent.
+        folder: created if absent.
 
     Raises:
-        CheckpointError: it is a file, cannot be written to, or holds answers that cannot be read.
+        CheckpointError: it is a file, cannot be written to, or holds a cache that cannot be read.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -59,11 +59,11 @@ def check_answers(folder: str | Path) -> None:
 
 
 def answering(lm: Any, folder: str | Path) -> Any:
-    """The harness's model with a memory of its answers, in a file of its own.
+    """Wrap a model of the harness with a response cache, in a file of its own.
 
     Args:
         lm: the model.
-        folder: of the answers.
+        folder: folder of the cache.
     """
     from lm_eval.api.model import CachingLM
 
@@ -71,7 +71,7 @@ def answering(lm: Any, folder: str | Path) -> Any:
 
 
 def answers_key(lm: Any) -> str:
-    """16 hex digits of everything that the answers of a model depend on, but the request.
+    """Return 16 hex digits of all that a model's responses depend on, except the request.
 
     Args:
         lm: a `RoutedLM`.
@@ -99,7 +99,7 @@ def answers_key(lm: Any) -> str:
 
 
 def use_own_table(database: Any, key: str) -> None:
-    """Let a database of the harness read and write the table of one model only, made if absent."""
+    """Restrict a database of the harness to one model's table, created if absent."""
     database.tablename = f"answers {key}"
     database.conn.execute(
         f'CREATE TABLE IF NOT EXISTS "{database.tablename}" (key TEXT PRIMARY KEY, value BLOB)'
@@ -112,7 +112,7 @@ def _described(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokens_of(tokenizer: Any) -> str:
-    """A digest of how text becomes tokens, and of how a chat becomes text."""
+    """Return a digest of the tokenizer and its chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     facts = [vocabulary, str(tokenizer.special_tokens_map), str(tokenizer.chat_template)]

@@ -1,4 +1,4 @@
-"""Scores of a model on tasks, dense beside sparse, and how they are told."""
+"""Scores of a dense and a sparse model on tasks, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """What one model reached on one task.
+    """The score of one model on one task.
 
     Attributes:
         task: its name.
-        shots: solved examples before each item.
+        shots: few-shot examples before each item.
         items: how many were scored.
-        metric: that stands for the task.
-        value: of that metric.
-        stderr: its standard error; None where the harness knows none.
+        metric: the task's main metric.
+        value: value of that metric.
+        stderr: its standard error; None if the harness gives none.
         metrics: everything that the harness measured, by metric and filter.
     """
 
@@ -33,13 +33,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Run:
-    """What one model at one sparsity reached.
+    """The scores of one model at one sparsity.
 
     Attributes:
-        asked: sparsity asked for; 0 of the dense base, None of the trained target.
-        scores: of each task.
+        asked: requested sparsity; 0 for the dense base, None for the trained target.
+        scores: score of each task.
         sparsity: measured in this run over all tasks: module, attn, mlp, params, flops.
-        by_task: likewise over the items of each task asked for.
+        by_task: the same over the items of each requested task.
         cut_off: requests that were longer than the model's context.
     """
 
@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Dense beside sparse.
+    """The scores of a checkpoint beside those of its dense base model.
 
     Attributes:
         dense: the base model, without routers and without LoRA.
@@ -106,7 +106,7 @@ class Benchmark:
         }
 
     def to_terminal(self) -> str:
-        """A table, scores in percent."""
+        """Return a table, scores in percent."""
         rows: list[tuple[str, ...]] = [
             ("task", "shots", "items", "metric", "dense", "sparse", "kept")
         ]

@@ -1,9 +1,9 @@
-"""Log-likelihoods of continuations, in padded batches whose padding the model is told of.
+"""Log-likelihoods of continuations, in padded batches with an attention mask.
 
-The harness's own Hugging Face model pads in silence; routers would then decide about padding, and
-padding would count as sparsity.
+The harness's own Hugging Face model pads without a mask; routers would then decide about padding,
+and padding would count as sparsity.
 
-Shapes: B rows of a forward, T tokens of the longest, V words.
+Shapes: B rows of a forward, T tokens of the longest, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from skipgpt.system.progress import advancing
 logger = logging.getLogger("skipgpt")
 
 AUTO_TOKENS = 8192
-"""Tokens of a forward, padding included, where the batch size is automatic."""
+"""Tokens per forward, padding included, if the batch size is automatic."""
 
 T = TypeVar("T")
 Pair = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a context and of what may follow it."""
+"""Token ids of a context and of its continuation."""
 
 Row = tuple[int, ...]
 
 
 class Scored(NamedTuple):
-    """What a model says of a continuation.
+    """A model's score of a continuation.
 
     Attributes:
-        nats: its log-likelihood.
+        nats: its log-likelihood in nats.
         greedy: whether greedy decoding gives it.
         ran: what its row ran; None in `dense` execution.
         cut: whether the beginning of its context was cut off.
@@ -58,19 +58,19 @@ class BatchSize:
     """How many rows a forward has.
 
     Attributes:
-        most: no more than this.
-        automatic: no more than fit into `AUTO_TOKENS` tokens and into memory, either.
+        most: the most rows.
+        automatic: whether `AUTO_TOKENS` and memory limit them, too.
     """
 
     most: int
     automatic: bool
 
     def rows(self, longest: int) -> int:
-        """Rows for a forward whose longest has this many tokens."""
+        """Return the rows of a forward whose longest row has this many tokens."""
         return max(1, min(self.most, AUTO_TOKENS // longest)) if self.automatic else self.most
 
     def fitting(self, run: Callable[[], T], rows: int) -> T | None:
-        """What `run` returns; None where memory was too small, with fewer rows from now on."""
+        """Return what `run` returns; None if out of memory, with fewer rows from now on."""
         try:
             return run()
         except torch.OutOfMemoryError:
@@ -84,13 +84,13 @@ class BatchSize:
 
 @dataclass
 class Scorer:
-    """Scores continuations with a model with routers, as it is dialled.
+    """Scores continuations with a routed model at its current sparsity.
 
     Attributes:
         model: in any execution.
-        pad: the id that fills rows up.
-        context: tokens that the model reads at once.
-        batch: rows a forward.
+        pad: the padding id.
+        context: the model's context length.
+        batch: rows per forward.
         side: where rows are padded.
     """
 
@@ -101,7 +101,7 @@ class Scorer:
     side: Literal["left", "right"] = "right"
 
     def score(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Scored]]:
-        """Each pair's index and score, the longest first.
+        """Yield each pair's index and score, the longest first.
 
         Pairs that differ in the last token only, as most one-word choices do, share a row.
 
@@ -132,12 +132,12 @@ class Scorer:
                 advance(start, len(rows))
 
     def recording(self) -> AbstractContextManager[Trace | None]:
-        """Records what is decided inside the block; nothing in `dense` execution."""
+        """Record decisions inside the block; nothing in `dense` execution."""
         dense = routing_state(self.model).execution == "dense"
         return nullcontext() if dense else record_routing(self.model)
 
     def _row(self, context: Sequence[int], continuation: Sequence[int]) -> Row:
-        """What is read to score a continuation; where too long, its beginning is cut off."""
+        """Return the tokens to read for a score; if too long, their beginning is cut off."""
         if not context or not 0 < len(continuation) <= self.context:
             raise DataError(
                 "scoring a choice",
@@ -163,7 +163,7 @@ class Scorer:
     def _forward(
         self, rows: Sequence[Row], tails: Sequence[int]
     ) -> list[tuple[Tensor, Ran | None]]:
-        """Of each row log-probabilities [tail, V] after its last tokens, and what it ran."""
+        """Return each row's log-probabilities [tail, V] after its last tokens, and what it ran."""
         lengths = [len(row) for row in rows]
         ids, mask = _padded(rows, self.pad, self.side)
         ends = [ids.shape[1] if self.side == "left" else length for length in lengths]
@@ -192,7 +192,7 @@ class Scorer:
 
 
 def _padded(rows: Sequence[Row], pad: int, side: str) -> tuple[Tensor, Tensor]:
-    """Rows as ids [B, T], and the mask [B, T] of what is not padding."""
+    """Pad rows to ids [B, T]; return them with the mask [B, T] of what is not padding."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad)
     mask = torch.zeros_like(ids)
@@ -211,5 +211,5 @@ def _of(logprobs: Tensor, continuation: Sequence[int], ran: Ran | None, cut: boo
 
 
 def _plain(model: nn.Module) -> Any:
-    """The model below PEFT's wrapper, whose forward takes anything."""
+    """Return the model below PEFT's wrapper, whose forward takes anything."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

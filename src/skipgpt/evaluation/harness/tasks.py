@@ -1,4 +1,4 @@
-"""Names of tasks and suites -> tasks of the harness, loaded and checked."""
+"""Loads and checks the harness's tasks by the names of tasks and suites."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ SUITES = {"paper": _PAPER, "zero-shot": tuple(name.partition("@")[0] for name in
 """The paper's seven tasks: with the shots of its authors' later scripts, and without any."""
 
 NORMALISED = ("hellaswag", "openbookqa")
-"""Tasks whose accuracy is read by length-normalised likelihood, here as in the paper."""
+"""Tasks scored by length-normalised accuracy, as in the paper."""
 
 SHOT_SEED = 1234
 
 
 @dataclass(frozen=True)
 class TaskName:
-    """A task and how many solved examples stand before each item, as `arc_easy@25`.
+    """A task and how many few-shot examples precede each item, as in `arc_easy@25`.
 
     Attributes:
         name: as the harness or a local file has it.
-        shots: what the task itself says where None; mostly 0.
+        shots: number of examples; the task's own if None, mostly 0.
     """
 
     name: str
@@ -45,7 +45,7 @@ class TaskName:
 
     @classmethod
     def parse(cls, text: str) -> TaskName:
-        """From `name` or `name@shots`.
+        """Parse `name` or `name@shots`.
 
         Raises:
             ConfigError: the shots are no whole number.
@@ -68,18 +68,18 @@ class LoadedTask:
 
     Attributes:
         name: as asked for.
-        loaded: for `lm_eval.evaluator.evaluate`.
+        loaded: the argument for `lm_eval.evaluator.evaluate`.
     """
 
     name: TaskName
     loaded: dict[str, Any]
 
     def requests(self) -> list[Any]:
-        """Every request of its tasks, once they were evaluated."""
+        """Return every request of its tasks, once they were evaluated."""
         return [each for task in self.loaded["tasks"].values() for each in task.instances]
 
     def check_shots(self) -> None:
-        """Raise where a task has too few items to draw its solved examples from.
+        """Raise if a task has too few items to draw its few-shot examples from.
 
         Raises:
             ConfigError: it has.
@@ -105,14 +105,14 @@ class LoadedTask:
         return int(task.get_config("num_fewshot") or 0)
 
     def prepare(self) -> None:
-        """Draw the same examples in every run."""
+        """Set shots and seed, so that every run draws the same examples."""
         for task in self.loaded["tasks"].values():
             task.set_config(key="num_fewshot", value=self._shots(task))
             task.set_fewshot_seed(seed=SHOT_SEED)
 
 
 def named(tasks: Sequence[str], suite: str | None = None) -> list[TaskName]:
-    """The tasks asked for, those of a suite first.
+    """Return the requested tasks, those of a suite first.
 
     Raises:
         ConfigError: no such suite, no task, or one that is asked for twice.
@@ -139,14 +139,14 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
     """Load tasks with their data.
 
     Args:
-        names: of tasks, groups or tags.
-        task_dir: a folder of task files, which are looked through first: YAML of the harness, and
-            JSONL as in `skipgpt.evaluation.harness.local`.
+        names: names of tasks, groups or tags.
+        task_dir: a folder of task files, which are searched first: YAML of the harness, and JSONL
+            as in `skipgpt.evaluation.harness.local`.
 
     Raises:
-        ConfigError: there is no such task, and the nearest names are given; or it has fewer items
+        ConfigError: there is no such task (the nearest names are given), or it has fewer items
             than shots.
-        DataError: a task file is not valid, or its data cannot be had or is empty.
+        DataError: a task file is not valid, or its data cannot be loaded or is empty.
 
     Example:
         load_tasks([TaskName("piqa"), TaskName("arc_easy", 25)])
@@ -171,11 +171,11 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
                     found = dict(manager.load([name.name]))  # type: ignore[union-attr]
         except SkipGPTError:
             raise
-        except IndexError as error:  # the harness looks at the first item without asking
+        except IndexError as error:  # the harness reads the first item unchecked
             raise DataError(
                 doing, got=f"no item ({error})", expected="one or more", todo="check its data"
             ) from error
-        except Exception as error:  # of the harness, of data sets and of task files
+        except Exception as error:  # from the harness, data sets or task files
             raise DataError(
                 doing,
                 got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
@@ -195,7 +195,7 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
 
 
 def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTasks | None) -> Any:
-    """The harness's index of tasks, which takes seconds to make.
+    """Build the harness's index of tasks, which takes seconds.
 
     Raises:
         ConfigError: a name is not in it.
@@ -223,10 +223,10 @@ def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTask
 
 
 def metric_of(task: str, metrics: Sequence[str]) -> str:
-    """The metric that stands for a task: the paper's where it has one.
+    """Return a task's main metric: the paper's if it has one.
 
     Args:
-        task: its name; of a local variant it begins with that of the task.
+        task: its name; that of a local variant begins with it.
         metrics: what was measured, the task's first one first.
 
     Example:

@@ -21,11 +21,11 @@ _TRACKERS = {
     "comet_ml": ("comet", "comet-ml"),
     "flyte": ("flytekit", "flytekit"),
 }
-"""Trackers whose module, in transformers' test of it, or whose package has another name."""
+"""Trackers with another name in transformers' availability check, or of their package."""
 
 
 def check_schedule(name: str) -> None:
-    """Raise if transformers has no such schedule of the learning rate.
+    """Raise if transformers has no such learning-rate schedule.
 
     Raises:
         ConfigError: it has not.
@@ -63,12 +63,12 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def keep_events(callbacks: Sequence[Any], folder: Path) -> None:
-    """Let TensorBoard's event files lie in a folder that outlives the run.
+    """Write TensorBoard's event files to a folder that outlives the run.
 
-    transformers puts them beside the resume states. `TENSORBOARD_LOGGING_DIR` still comes first.
+    transformers puts them beside the resume states. `TENSORBOARD_LOGGING_DIR` takes precedence.
 
     Args:
-        callbacks: of a trainer that has not begun.
+        callbacks: callbacks of a trainer that has not begun.
         folder: for the files.
     """
     for callback in callbacks:
@@ -79,7 +79,7 @@ def keep_events(callbacks: Sequence[Any], folder: Path) -> None:
 def training_arguments(
     plan: StagePlan, config: TrainConfig, folder: Path, device: torch.device
 ) -> TrainingArguments:
-    """What transformers needs to know.
+    """Return transformers' arguments for a stage.
 
     Args:
         plan: the stage.
@@ -114,7 +114,7 @@ def training_arguments(
         dataloader_pin_memory=not on_cpu,
         use_cpu=on_cpu,
         logging_nan_inf_filter=False,
-        # Every module takes part in every step, but for MLP routers that attention's speak for.
+        # Every parameter is used in every step, except MLP routers if a layer decides as one.
         ddp_find_unused_parameters=config.router.decides == "layer",
         ddp_broadcast_buffers=False,
     )

@@ -1,4 +1,4 @@
-"""What watches a training run: metrics file, warnings, progress, and requests to stop."""
+"""Trainer callbacks: metrics file, warnings, progress, an action at the start, stop requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("skipgpt")
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends one JSON line a log step to `metrics.jsonl`."""
+    """Appends one JSON line per log step to `metrics.jsonl`."""
 
     def __init__(self, path: Path, stage: str) -> None:
         self.path, self.stage = path, stage
@@ -36,7 +36,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         if not (state.is_world_process_zero and self.path.exists()):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A kill can cut the last line off, which then has no end.
+        # A kill can leave the last line incomplete.
         entries = [(json.loads(line), line) for line in lines if line.endswith("}\n")]
         kept = [
             line
@@ -58,7 +58,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 class FailureWatch(TrainerCallback):  # type: ignore[misc]
-    """Warns of each known way to fail, once a stage, and says what to do."""
+    """Warns of each known failure, once per stage, and says what to do."""
 
     def __init__(self, stage: str, target: float, dense_loss: float | None) -> None:
         self.stage, self.target, self.dense_loss = stage, target, dense_loss
@@ -66,7 +66,7 @@ class FailureWatch(TrainerCallback):  # type: ignore[misc]
         self.warned: set[str] = set()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Look at the newest lines."""
+        """Check the newest lines for failures."""
         if not logs or "loss" not in logs:
             return
         self.lines.append({"step": state.global_step, **nested(logs)})
@@ -77,11 +77,11 @@ class FailureWatch(TrainerCallback):  # type: ignore[misc]
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """Says how far a stage is: steps, loss, sparsity and speed.
+    """Reports the progress of a stage: steps, loss, sparsity and speed.
 
     Args:
-        phase: of the stage.
-        tokens: of one step.
+        phase: progress phase of the stage.
+        tokens: tokens per step.
     """
 
     def __init__(self, phase: Phase, tokens: int) -> None:
@@ -90,11 +90,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.began, self.first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at the clock where training starts or resumes."""
+        """Note the time and step at which training starts or resumes."""
         self.began, self.first = time.monotonic(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance."""
+        """Advance the progress."""
         seconds = time.monotonic() - self.began
         speed = self.tokens * (state.global_step - self.first) / max(seconds, 1e-9)
         told = [f"{name} {value}" for name, value in self.logged.items()]
@@ -102,7 +102,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.phase(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Keep the newest loss and sparsity; of stage `lora`, what its last step skipped."""
+        """Keep the newest loss and sparsity; for stage `lora`, what its last step skipped."""
         if not logs or "lm_loss" not in logs:
             return
         kept = [value for name, value in logs.items() if name.startswith(KEEP)]
@@ -112,7 +112,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
 
 class Beginning(TrainerCallback):  # type: ignore[misc]
-    """Does something with the model once it lies where it trains, before the first step."""
+    """Runs an action on the model once it is placed for training, before the first step."""
 
     def __init__(self, action: Callable[[Any], None]) -> None:
         self.action = action
@@ -120,7 +120,7 @@ class Beginning(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Do it."""
+        """Run the action with the model in eval mode."""
         was_training = model.training
         self.action(model.eval())
         model.train(was_training)

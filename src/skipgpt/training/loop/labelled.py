@@ -1,7 +1,8 @@
-"""Logits where a label is, and nowhere else.
+"""Computes logits only where there is a label.
 
 Padding, prompts that are not to be learned and the last token of each row have no label. The head
-is the widest product of a small model, and its logits the largest tensor of a training step.
+is the largest matrix product of a small model, and its logits the largest tensor of a training
+step.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ import torch
 from torch import Tensor, nn
 
 NO_LABEL = -100
-"""As transformers' losses pass over it."""
+"""The label that transformers' losses ignore."""
 
 
 @contextmanager
 def labelled_rows(model: Any, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Inside the block, the model's head sees only tokens whose next token is a label.
+    """Show the model's head, inside the block, only tokens whose next token is a label.
 
-    Losses and gradients are those of all tokens: the rest adds nothing to either. How a family
-    treats its logits (scales, caps) stays its own.
+    Losses and gradients are those of all tokens: the rest adds nothing to either. What a family
+    does to its logits (scales, caps) is unaffected.
 
     Args:
         model: a causal language model, with or without an adapter.
-        inputs: of its forward; `labels` [B, T].
+        inputs: inputs of its forward; `labels` [B, T].
 
     Yields:
-        The inputs to give to the model. Its logits then are [1, N, V], N labelled tokens and one.
+        The inputs to give to the model. Its logits then are [1, N, V], N being the number of
+        labelled tokens plus one.
 
     Example:
         with labelled_rows(model, inputs) as given:
@@ -45,7 +47,7 @@ def labelled_rows(model: Any, inputs: dict[str, Any]) -> Iterator[dict[str, Any]
         # Packed text: each row lacks the label of its last token and no other.
         yield inputs
         return
-    # The loss compares each row of logits with the label behind it, so one row stands at the end.
+    # The loss compares each row of logits with the next label, so one more row ends them.
     taken = torch.cat([rows, rows.new_zeros(1)])
     shorter = torch.cat([following.new_full((1,), NO_LABEL), following[rows]])[None]
 

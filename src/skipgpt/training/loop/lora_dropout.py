@@ -1,9 +1,8 @@
-"""LoRA dropout whose masks belong to tokens, not to batches.
+"""LoRA dropout with masks keyed by token, not by batch.
 
-PEFT's dropout draws one mask for the batch as it comes, so other parts, other processes or other
-kept tokens mean other masks. Here the mask of a row of text is drawn by the row's own generator for
-all its tokens, and packed tokens take their own rows of it. Shapes: B batch, T query tokens, D
-hidden, N packed tokens.
+PEFT's dropout draws one mask per batch, so micro-batches, processes and kept tokens change the
+masks. Here the mask of a row of text is drawn by the row's own generator for all its tokens, and
+packed tokens take their own rows of it. Shapes: B batch, T query tokens, D hidden, N packed tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from skipgpt.routing.noise import RowNoise
 
 
 class RowDropout(nn.Dropout):
-    """Dropout as torch has it, but for `state.noise`; without that it is torch's own."""
+    """Dropout with masks drawn by `state.noise`; without noise it is torch's own."""
 
     def __init__(self, share: float, state: RoutingState, name: str) -> None:
         super().__init__(share)
@@ -27,7 +26,7 @@ class RowDropout(nn.Dropout):
         self._state = [state]
 
     def forward(self, read: Tensor) -> Tensor:
-        """Read [B, T, D] or [1, N, D], some numbers replaced by zeros and the others enlarged."""
+        """Zero some elements of [B, T, D] or [1, N, D] and scale up the others."""
         noise, given = self._state[0].noise, self._state[0].given
         if noise is None or not self.training:
             dropped: Tensor = super().forward(read)
@@ -39,7 +38,7 @@ class RowDropout(nn.Dropout):
         return read * mask.view(read.shape) * (1 / (1 - self.p))
 
     def _mask(self, noise: RowNoise, shape: tuple[int, int, int], device: torch.device) -> Tensor:
-        """What stays, [B, T, D] bool."""
+        """Draw the mask of what stays, [B, T, D] bool."""
         mask = torch.empty(shape, dtype=torch.bool, device=device)
         for row, generator in zip(mask, noise.generators(self.name, device), strict=True):
             row.bernoulli_(1 - self.p, generator=generator)
@@ -47,7 +46,7 @@ class RowDropout(nn.Dropout):
 
 
 def _places(given: Given) -> Tensor:
-    """Where the given tokens are among all B * T."""
+    """Return the indices of the given tokens among all B * T."""
     if given.tokens.ndim == 1:
         return given.tokens
     first = torch.arange(len(given.tokens), device=given.tokens.device) * given.length
@@ -55,7 +54,7 @@ def _places(given: Given) -> Tensor:
 
 
 def key_dropout(model: Any) -> None:
-    """Replace the dropout of every LoRA layer of a routed model, in place."""
+    """Replace the dropout of every LoRA layer of a routed model by `RowDropout`, in place."""
     state = routing_state(model)
     for name, module in model.named_modules():
         dropouts = getattr(module, "lora_dropout", None)

@@ -1,4 +1,4 @@
-"""Numbers of the steps since the last log line, kept on their device until somebody reads them."""
+"""Metrics of the steps since the last log line, kept on their device until they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from skipgpt.system.distributed import mean
 
 
 class StepSums:
-    """One sum a name and step, from however many parts a step has.
+    """One sum per name and step, over however many micro-batches a step has.
 
     Example:
         >>> sums = StepSums()
@@ -25,28 +25,28 @@ class StepSums:
         self._open: dict[str, Tensor] = {}
 
     def add(self, **values: Tensor) -> None:
-        """Add to the step under way; no step waits for a device here."""
+        """Add to the current step, without waiting for the device."""
         for name, value in values.items():
             value = value.detach()
             self._open[name] = self._open[name] + value if name in self._open else value
 
     def end_step(self) -> None:
-        """Close the step under way; does nothing where none is."""
+        """Close the current step, if there is one."""
         for name, value in self._open.items():
             self._steps.setdefault(name, []).append(value)
         self._open = {}
 
     def mean_over_processes(self) -> None:
-        """Replace every number by its mean over the processes of the run; all of them call it."""
+        """Replace every number by its mean over processes, all of which have to call this."""
         for steps in self._steps.values():
             steps[:] = mean(torch.stack(steps)).unbind()
 
     def means(self) -> dict[str, float]:
-        """The mean over steps of each name."""
+        """Return the mean over steps of each name."""
         return {name: torch.stack(steps).mean().item() for name, steps in self._steps.items()}
 
     def spread(self, name: str) -> float | None:
-        """The standard deviation over steps; None of fewer than two."""
+        """Return the standard deviation over steps; None for fewer than two."""
         steps = self._steps.get(name, [])
         return torch.stack(steps).std().item() if len(steps) > 1 else None
 

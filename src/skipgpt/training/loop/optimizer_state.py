@@ -1,6 +1,6 @@
-"""The state of an optimiser in one piece, as a single process has it, and back into pieces.
+"""Gathers the sharded state of an optimiser, as a single process has it, and shards it again.
 
-So a run may be resumed on another number of processes, and whole where it was in pieces.
+So a run may be resumed on another number of processes, sharded or not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from skipgpt.system.sharded import full_tensor, like
 
 
 def gathered_state(optimizer: Any) -> dict[str, Any]:
-    """What `optimizer.state_dict()` is in a run of one process; every process takes part.
+    """Return `optimizer.state_dict()` as in a run of one process; every process has to call it.
 
     Args:
         optimizer: as Accelerate prepared it.
@@ -27,7 +27,7 @@ def gathered_state(optimizer: Any) -> dict[str, Any]:
 
 
 def scatter_state(optimizer: Any, saved: dict[str, Any]) -> None:
-    """Put a gathered state back, in the pieces that parameters are in; every process takes part."""
+    """Load a gathered state, sharded as the parameters are; every process has to call it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         number: {name: _like(parameters[number], value) for name, value in values.items()}
@@ -41,7 +41,7 @@ def _in_one_piece(value: Any) -> Any:
 
 
 def _like(parameter: Any, value: Any) -> Any:
-    """A value in the pieces of a parameter, if it is of its shape; steps are counted in scalars."""
+    """Shard a value as its parameter is; scalars, such as step counts, stay as they are."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     return like(parameter, value)

@@ -1,6 +1,6 @@
-"""What a trainer saves to resume from: what trains and its optimiser, in one piece each.
+"""Resume states of a trainer: what trains and its optimiser state, both unsharded.
 
-A state says nothing of how many processes made it, or of how the model was spread over them.
+A state does not depend on how many processes made it, or on how the model was sharded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WEIGHTS, OPTIMIZER, SCHEDULER = "trained.safetensors", "optimizer.pt", "schedule
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer with states that hold nothing of the base model.
+    """transformers' Trainer with resume states that leave out the base model.
 
     Attributes:
         plan: the stage.
@@ -40,7 +40,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     optimizer: torch.optim.Optimizer | None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what trains and nothing else, in one piece; the base model is where it was."""
+        """Save what trains, unsharded, and nothing of the base model."""
         trained = {
             name: full_tensor(parameter).cpu().contiguous()
             for name, parameter in self.model.named_parameters()
@@ -65,7 +65,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Save a resume state, whole or not at all.
 
         Raises:
-            TrainingError: the disk refuses; says what is kept.
+            TrainingError: writing to the disk failed; says what is kept.
         """
         step, states = self.state.global_step, Path(self.args.output_dir)
         try:
@@ -73,7 +73,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         except torch.OutOfMemoryError:
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
-            # torch names this file of its own where the disk is full; else a process has ended.
+            # On a full disk torch names this file of its own; otherwise a process has ended.
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
             shutil.rmtree(states / f"checkpoint-{step}", ignore_errors=True)
@@ -85,7 +85,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save the state of the optimiser in one piece, whatever pieces it is in."""
+        """Save the state of the optimiser unsharded, and that of the scheduler."""
         if self.is_deepspeed_enabled:
             groups = optimizer_groups(self.model, self.config)
             state = gathered_from_zero(self.optimizer, groups)
@@ -101,7 +101,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> tuple[Any, Any]:
-        """Prepare as ever, then put back what was saved, in whatever pieces things are now."""
+        """Prepare as transformers does, then load what was saved, sharded as it is now."""
         prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
             state = Path(resume_from_checkpoint)
@@ -115,16 +115,16 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing yet: weights are put back once they are in their pieces."""
+        """Do nothing: weights are loaded later, once the model is sharded."""
 
     def with_changes(self, change: Callable[[Any], None], model: Any) -> None:
         """Change weights of the model that is about to train."""
         change(model)
-        if self.is_deepspeed_enabled:  # which trains copies of them
+        if self.is_deepspeed_enabled:  # which trains its own copies
             tell_weights(optimizer_groups(self.model, self.config))
 
     def load_weights(self, state: Path) -> None:
-        """Put back what had been trained when a resume state was saved."""
+        """Load the trained weights of a resume state."""
         named = dict(self.model.named_parameters())
         for name, tensor in load_file(state / WEIGHTS).items():
             assign(named[name], tensor)

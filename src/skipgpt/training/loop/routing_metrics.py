@@ -1,4 +1,4 @@
-"""What routers do at one step of training, as numbers to log and to plot.
+"""Metrics of what routers do at one step of training, to log and to plot.
 
 Sampled decisions are what a step of stage `router` ran. Deterministic ones are what inference
 would run if calibration happened now: one threshold over all margins of the step, at the target.
@@ -17,31 +17,31 @@ from skipgpt.routing.calibration import quantile_threshold
 from skipgpt.routing.decision import MODULES
 
 KEEP = "keep/"
-"""Before `attn/0`, `mlp/0`, … in the names that trackers show."""
+"""Prefix of `attn/0`, `mlp/0`, … in the names that trackers show."""
 
 
 @torch.no_grad()
 def margins_of(step: Step) -> Tensor:
-    """The margins of one forward, [M, N]."""
+    """Return the margins of one forward, [M, N]."""
     return _by_module(step, "margin").float()
 
 
 @torch.no_grad()
 def keeps_of(step: Step) -> Tensor:
-    """What one forward ran, [M, N] bool."""
+    """Return what one forward ran, [M, N] bool."""
     return _by_module(step, "keep")
 
 
 def margin_metrics(
     margins: Tensor, target: float, weights: Tensor | None = None, overhead: float = 0.0
 ) -> dict[str, float]:
-    """What deterministic decisions at the target would be; reading them waits for the device.
+    """Return metrics of deterministic decisions at the target; waits for the device.
 
     Args:
         margins: [M, N].
         target: the sparsity of those decisions.
-        weights: [M] what each module saves where every token skips it, in the unit of the target;
-            all the same where None.
+        weights: [M] what each module saves if every token skips it, in the unit of the target; all
+            equal if None.
         overhead: what routing adds in that unit.
 
     Returns:
@@ -68,7 +68,7 @@ def margin_metrics(
 
 
 def keep_metrics(keeps: Tensor) -> dict[str, float]:
-    """The keep rate of each module, and the mean entropy of those rates in bits.
+    """Return the keep rate of each module, and the mean entropy of those rates in bits.
 
     Args:
         keeps: [M, N] bool.
@@ -86,7 +86,7 @@ def keep_metrics(keeps: Tensor) -> dict[str, float]:
 
 
 def nested(metrics: dict[str, float]) -> dict[str, object]:
-    """The same with one list of keep rates a module, in layer order, as metrics.jsonl has them.
+    """Group keep rates into one list per module, in layer order, as metrics.jsonl has them.
 
     Example:
         >>> nested({"loss": 2.5, "keep/attn/0": 1.0, "keep/mlp/0": 0.5})

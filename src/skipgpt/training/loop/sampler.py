@@ -1,12 +1,12 @@
-"""Which rows of text a step trains on, and which of them are this process's.
+"""Which rows of text a step trains on, and which of them belong to this process.
 
     step        0                       1
-    place       0  1  2  3  4  5  6  7  8  9 10 11 …      8 rows a step
+    place       0  1  2  3  4  5  6  7  8  9 10 11 …      8 rows per step
     process     0  0  1  1  0  0  1  1  0  0  1  1 …      2 processes, 2 parts of 2 rows each
 
-The rows of a run are one endless order: every epoch in an order of its own, one after the other.
-Step s takes the next rows of it, whatever the number of processes and parts; an epoch's last rows
-share a step with the first ones of the next.
+A run reads one endless sequence of epochs, each shuffled in its own way. Every step takes the next
+rows of it, whatever the number of processes and parts; an epoch's last rows share a step with the
+first ones of the next.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ROWS = "rows"
 
 @dataclass(frozen=True)
 class StepPartition:
-    """How a step is cut.
+    """How the rows of a step are split.
 
     Attributes:
-        rows: of a forward.
-        parts: forwards of a process.
-        processes: that share the step.
+        rows: rows per forward.
+        parts: forwards (micro-batches) per process.
+        processes: processes that share the step.
     """
 
     rows: int
@@ -41,19 +41,19 @@ class StepPartition:
 
     @property
     def step_rows(self) -> int:
-        """Rows of a step."""
+        """Rows per step."""
         return self.rows * self.parts * self.processes
 
 
 def share_of_step(batch_size: int, accumulation: int, processes: int) -> StepPartition:
-    """Cut the batch_size * accumulation rows of a step into equal forwards, none above batch_size.
+    """Split the batch_size * accumulation rows of a step equally, at most batch_size per forward.
 
     Raises:
         ConfigError: the processes cannot share them equally.
 
     Example:
         >>> share_of_step(batch_size=16, accumulation=2, processes=8)
-        Share(rows=4, parts=1, processes=8)
+        StepPartition(rows=4, parts=1, processes=8)
     """
     total = batch_size * accumulation
     own, left = divmod(total, processes)
@@ -73,9 +73,9 @@ class RunDataset(Dataset[dict[str, Any]]):
     """The rows of a run by their places in it.
 
     Args:
-        rows: of text, each as the model takes it.
-        count: of the whole run, however many epochs.
-        seed: of the order of every epoch.
+        rows: rows of text, each as the model takes it.
+        count: number of rows of the whole run, over all epochs.
+        seed: seed of the order of every epoch.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], count: int, seed: int) -> None:
@@ -98,7 +98,7 @@ class RunDataset(Dataset[dict[str, Any]]):
 
 
 class StepBatchSampler(Sampler[list[int]]):
-    """The places of the rows of each forward of one process, part by part, step by step."""
+    """Yields the places of the rows of each forward of one process, in order."""
 
     def __init__(self, share: StepPartition, steps: int, rank: int) -> None:
         self._share, self._steps, self._rank = share, steps, rank

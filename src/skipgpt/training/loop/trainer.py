@@ -1,4 +1,4 @@
-"""The Trainer: transformers' own, with the budget in the loss; its states: `resumable.py`."""
+"""transformers' Trainer with the budget term in the loss; `resumable.py` saves its states."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from skipgpt.training.stages import StagePlan, optimizer_groups
 
 
 class RoutingTrainer(ResumableTrainer):
-    """Trains one stage; everything that is not said here is transformers' behaviour.
+    """Trains one stage; everything else is transformers' behaviour.
 
     Args:
         plan: the stage.
         config: the run.
-        rule: how decisions are made while routers train; Gumbel samples where None.
+        rule: decision rule while routers train; Gumbel sampling if None.
         arguments: passed to `transformers.Trainer`.
 
     Raises:
@@ -54,7 +54,7 @@ class RoutingTrainer(ResumableTrainer):
         with _counted_as_adapted(arguments["model"]):
             super().__init__(**arguments)
         self.plan, self.config, self._rule_at = plan, config, rule
-        # The loss of a step is a sum over its tokens divided by their number, however it is cut.
+        # The loss of a step is a sum over its tokens divided by their number, however it is split.
         self.model_accepts_loss_kwargs = True
         self._saved = savings_of(arguments["model"], config)
         self._whole_sparsity: Tensor | None = None
@@ -67,7 +67,7 @@ class RoutingTrainer(ResumableTrainer):
             self.compute_loss_func = self._distilled
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As ever; but a CPU, too, trains a model in pieces, where Accelerate would not say no."""
+        """Enable FSDP2 on CPU, where Accelerate would silently replicate the model."""
         super().create_accelerator_and_postprocess()
         if layout() == "fsdp" and not self.is_fsdp_enabled:
             shard_on_cpu(self.accelerator)
@@ -80,7 +80,7 @@ class RoutingTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Language-model loss plus alpha times the budget term (paper; soft in `default`)."""
+        """Return LM loss plus alpha times the budget term (paper; soft in `default`)."""
         if not self.plan.trains_routers:
             watching: AbstractContextManager[Trace | None] = (
                 record_routing(model) if self._is_logged else nullcontext()
@@ -100,7 +100,7 @@ class RoutingTrainer(ResumableTrainer):
         whole = self._whole_sparsity
         if (
             whole is None and world_size() > 1
-        ):  # one part a process: what the whole needs is known now
+        ):  # one part per process: what the whole needs is known now
             whole = mean(share * sparsity)
         miss = budget_loss(sparsity, self.config.target_sparsity, whole, stage.budget_softness)
         return lm_loss + stage.alpha * share * miss
@@ -120,17 +120,17 @@ class RoutingTrainer(ResumableTrainer):
     def _distilled(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """KL to the dense model, mixed with the loss on text as the stage says, per token."""
+        """Mix KL to the dense model with the loss on text at the stage's share, per token."""
         assert self._dense is not None
         mixed, text, divergence = distilled_loss(
             self._dense, outputs.logits, labels, self.plan.distill, num_items_in_batch
         )
-        # As transformers scales what is returned: means over processes are then of all tokens.
+        # Scaled as transformers scales the loss: means over processes then cover all tokens.
         self._sums.add(lm_loss=text * world_size(), kl_to_dense=divergence * world_size())
         return mixed
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """All parts of all steps that this process takes, in order."""
+        """Return a loader of all micro-batches of this process, in order."""
         share = StepPartition(
             self._train_batch_size, self.args.gradient_accumulation_steps, world_size()
         )
@@ -143,7 +143,7 @@ class RoutingTrainer(ResumableTrainer):
         )
 
     def rule(self) -> DecisionRule:
-        """How decisions are made at this point of the stage."""
+        """Return the decision rule at this point of the stage."""
         stage = self.config.router_stage
         if self._rule_at is not None:
             return self._rule_at(self.progress)
@@ -154,7 +154,7 @@ class RoutingTrainer(ResumableTrainer):
 
     @property
     def _is_logged(self) -> bool:
-        """Whether the step under way ends with a line of metrics."""
+        """Whether the current step ends with a line of metrics."""
         return bool((self.state.global_step + 1) % max(1, self.state.logging_steps) == 0)
 
     @property
@@ -163,11 +163,11 @@ class RoutingTrainer(ResumableTrainer):
         return float(self.state.global_step / max(1, self.plan.steps))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """Fetch the parts of one step; where there are several, measure their sparsity first.
+        """Fetch the micro-batches of one step; if several, measure their sparsity first.
 
-        The budget term of a part points in the direction that the whole step needs, so that four
-        parts train exactly as one. That costs a forward without gradient a part, which sees the
-        same noise as the training forwards.
+        The budget term of a micro-batch points in the direction that the whole step needs, so that
+        four train exactly as one. That costs a forward without gradient per micro-batch, with the
+        same noise as the training forward.
         """
         samples, items = super().get_batch_samples(*args, **kwargs)
         self._sums.end_step()
@@ -186,7 +186,7 @@ class RoutingTrainer(ResumableTrainer):
         with torch.random.fork_rng(devices), self.compute_loss_context_manager():
             for sample in samples:
                 inputs = self._prepare_inputs({k: v for k, v in sample.items() if k != ROWS})
-                # Routers are asked, logits are not: no token has a label here.
+                # Only routers matter here: without labels, hardly any logits are computed.
                 unlabelled = inputs | {"labels": torch.full_like(inputs["input_ids"], NO_LABEL)}
                 with (
                     self._in_training(sample),
@@ -199,7 +199,7 @@ class RoutingTrainer(ResumableTrainer):
 
     @contextmanager
     def _in_training(self, sample: dict[str, Tensor]) -> Iterator[None]:
-        """Inside the block, the model runs and decides as this part of the step has it."""
+        """Set execution, rule and noise of this micro-batch inside the block."""
         with execution(self.model, self.plan.execution), ExitStack() as stack:
             if self.plan.trains_routers:
                 rule = self.rule()
@@ -213,8 +213,8 @@ class RoutingTrainer(ResumableTrainer):
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One forward and backward; refuses to go on from a loss that is no number."""
-        # Backward, too, runs under the rule: activation checkpointing decides again in there.
+        """Run one forward and backward; raise if the loss is NaN or infinite."""
+        # Backward runs under the rule, too: activation checkpointing decides again there.
         with self._in_training(inputs):
             given = {name: value for name, value in inputs.items() if name != ROWS}
             loss: Tensor = super().training_step(model, given, num_items_in_batch)
@@ -229,14 +229,14 @@ class RoutingTrainer(ResumableTrainer):
         return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over what the stage trains, routers and LoRA at their own rates."""
+        """Create AdamW over what the stage trains, routers and LoRA at their own rates."""
         if self.optimizer is None:
             groups = optimizer_groups(model or self.model, self.config)
             self.optimizer = torch.optim.AdamW(groups)
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last line, and what routers do now, to what transformers logs."""
+        """Add means since the last line, and routing metrics, to what transformers logs."""
         if self.train_dataset is not None:  # the loader holds all epochs of the run as one
             done = self.state.global_step * self.config.batch_size * self.config.accumulation
             self.state.epoch = done / len(self.train_dataset)
@@ -266,23 +266,23 @@ class RoutingTrainer(ResumableTrainer):
         )
 
     def _sparsity(self, step: Step) -> Tensor:
-        """What a step saves in the unit of the budget, with the gates' gradient.
+        """Return what a step saves in the unit of the budget, with the gates' gradient.
 
-        A sum over sites, so that parts add up to their whole: of a budget in time it is what would
-        be saved if seconds were in proportion to tokens. Calibration counts the seconds.
+        It is a sum over sites, so that micro-batches add up: in a budget in time, seconds count as
+        proportional to tokens. Calibration counts the real seconds.
         """
         if self.config.budget == "modules":
             return step.sparsity()
         return step.saved(self._saved.by_site, self._saved.overhead)
 
     def _share(self, inputs: dict[str, Tensor]) -> float:
-        """The weight of a part: over parts and, as gradients are, meant over processes, it is 1."""
+        """Return the weight of a micro-batch: their sum, averaged over processes, is 1."""
         return _real_tokens(inputs) / max(1.0, self._step_tokens)
 
 
 @contextmanager
 def _counted_as_adapted(model: Any) -> Iterator[None]:
-    """Within, transformers takes routers for what it asks of a quantised model: an adapter."""
+    """Let transformers take routers for the adapter that it demands of a quantised model."""
     name = "_hf_peft_config_loaded"
     before = getattr(model, name, False)
     setattr(model, name, before or getattr(model, "is_quantized", False))
@@ -293,6 +293,6 @@ def _counted_as_adapted(model: Any) -> Iterator[None]:
 
 
 def _real_tokens(inputs: dict[str, Tensor]) -> int:
-    """How many tokens of a part are not padding."""
+    """Count the tokens of a micro-batch that are not padding."""
     mask = inputs.get("attention_mask")
     return inputs["input_ids"].numel() if mask is None else int(mask.sum())

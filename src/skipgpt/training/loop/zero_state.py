@@ -1,6 +1,6 @@
-"""The state of a DeepSpeed ZeRO optimiser in one piece, and back.
+"""Gathers the state of a DeepSpeed ZeRO optimiser, and shards it again.
 
-DeepSpeed holds it in flat pieces of many parameters; here it is as torch's AdamW has it. Every
+DeepSpeed holds it in flat partitions of many parameters; here it is as torch's AdamW has it. Every
 process has to call each function.
 """
 
@@ -17,11 +17,11 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def gathered_from_zero(optimizer: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `state_dict()` of torch's AdamW over these groups would be.
+    """Return what `state_dict()` of torch's AdamW over these groups would be.
 
     Args:
-        optimizer: DeepSpeed's.
-        groups: of the parameters, in the order of the optimiser that DeepSpeed was given.
+        optimizer: DeepSpeed's optimiser.
+        groups: parameter groups, in the order of the optimiser that DeepSpeed was given.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -47,7 +47,7 @@ def gathered_from_zero(optimizer: Any, groups: list[dict[str, Any]]) -> dict[str
 
 
 def scatter_to_zero(optimizer: Any, groups: list[dict[str, Any]], saved: dict[str, Any]) -> None:
-    """Put a gathered state back, and tell DeepSpeed what the weights are now."""
+    """Load a gathered state, and copy the current weights to DeepSpeed."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
     base, step = _base(optimizer), saved["state"][0]["step"]
@@ -65,7 +65,7 @@ def scatter_to_zero(optimizer: Any, groups: list[dict[str, Any]], saved: dict[st
 
 
 def tell_weights(groups: list[dict[str, Any]]) -> None:
-    """Tell DeepSpeed's own copies of the weights what was written into the model."""
+    """Copy weights that were written into the model to DeepSpeed's own copies of them."""
     from deepspeed.utils import safe_set_full_fp32_param
 
     for parameter in _parameters(groups):
@@ -82,14 +82,14 @@ def _shape(parameter: Any) -> torch.Size:
 
 
 def _base(optimizer: Any) -> Any:
-    """The torch optimiser over flat pieces, inside whatever wraps it."""
+    """Return the torch optimiser over flat partitions, inside whatever wraps it."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
 
 
 def _flat_weights(optimizer: Any) -> list[Tensor]:
-    """The flat float32 pieces of this process, one a group: ZeRO-3's, or ZeRO-2's."""
+    """Return this process's flat float32 partitions, one per group: ZeRO-3's, or ZeRO-2's."""
     while not hasattr(optimizer, "fp32_partitioned_groups_flat"):
         if hasattr(optimizer, "single_partition_of_fp32_groups"):
             return list(optimizer.single_partition_of_fp32_groups)
@@ -98,7 +98,7 @@ def _flat_weights(optimizer: Any) -> list[Tensor]:
 
 
 def _link(optimizer: Any) -> None:
-    """ZeRO-2 looks up where the state of a parameter is once, before torch has made any."""
+    """Let ZeRO-2 look up parameters' states again; it did so before torch had made any."""
     while hasattr(optimizer, "optimizer"):
         if hasattr(optimizer, "_hp_optimizer_states_linked"):
             optimizer._hp_optimizer_states_linked = False
