@@ -95,7 +95,7 @@ def rate_at(progress: float) -> float:
 
 
 def next_token_loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Mean nats a token of rows [B, T]."""
+    """Mean nats per token of rows [B, T]."""
     logits = model(input_ids=batch).logits[:, :-1]
     return cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 

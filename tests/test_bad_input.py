@@ -34,7 +34,7 @@ WRONG_USAGE = {
     "unknown execution": (("eval", CHECKPOINT, "--text", TEXT, "--execution", "fast"), "fast"),
     "no rows a forward": (("eval", CHECKPOINT, "--text", TEXT, "--batch-size", "0"), "batch"),
     "fewer than no rows": (("eval", CHECKPOINT, "--text", TEXT, "--batch-size", "-1"), "batch"),
-    "no tokens a row": (("eval", CHECKPOINT, "--text", TEXT, "--block-size", "0"), "block_size"),
+    "no tokens per row": (("eval", CHECKPOINT, "--text", TEXT, "--block-size", "0"), "block_size"),
     "no prompt": (("generate", CHECKPOINT), "standard input"),
     "no new tokens": (("generate", CHECKPOINT, "x", "--max-new-tokens", "0"), "1 or more"),
     "export of no form": (("export", CHECKPOINT, "--out", OUT), "--merged"),

@@ -22,8 +22,8 @@ from skipgpt.checkpoint.loading import load
 from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.export import export_merged
 from skipgpt.generation import generate
-from skipgpt.model.loading.generation_settings import Ends, ends_of, say_left_out
-from skipgpt.serving.generation import Completion, GenerationRequest, run_job
+from skipgpt.model.loading.generation_settings import Ends, ends_of, warn_left_out
+from skipgpt.serving.generation import Completion, GenerationRequest, run_request
 from skipgpt.serving.vllm.requests import add_ends
 
 PROMPT, NEW = "ab ab ab", 8
@@ -74,7 +74,7 @@ def job(tokenizer: Any, **wanted: Any) -> GenerationRequest:
 
 def served(model: Any, tokenizer: Any, **wanted: Any) -> tuple[str, Completion, list[Any]]:
     pieces: list[Any] = []
-    done = run_job(model, tokenizer, job(tokenizer, **wanted), pieces.append)
+    done = run_request(model, tokenizer, job(tokenizer, **wanted), pieces.append)
     return "".join(p.text for p in pieces), done, [t for p in pieces for t in p.tokens]
 
 
@@ -267,9 +267,9 @@ def test_in_vllm_a_request_ends_where_it_does_in_our_server(ignores: bool) -> No
 @pytest.mark.parametrize("sampling", [False, True])
 def test_what_is_left_out_is_said(sampling: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "skipgpt")
-    say_left_out(GenerationConfig(eos_token_id=3, top_p=1.0, use_cache=False), sampling=sampling)
+    warn_left_out(GenerationConfig(eos_token_id=3, top_p=1.0, use_cache=False), sampling=sampling)
     assert not caplog.records
     settings = GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.3)
-    say_left_out(settings, sampling=sampling)
+    warn_left_out(settings, sampling=sampling)
     said = "repetition_penalty=1.3" + ", temperature=0.6" * sampling
     assert f"generation_config sets {said}: left out" in caplog.text

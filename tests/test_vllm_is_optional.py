@@ -7,7 +7,7 @@ import pytest
 
 from skipgpt.errors import MissingExtraError
 from skipgpt.serving.vllm import register
-from skipgpt.serving.vllm.http import moved
+from skipgpt.serving.vllm.http import rewrite_body
 
 
 def test_without_vllm_the_plug_in_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,25 +21,28 @@ def test_without_vllm_the_plug_in_says_how_to_install_it(monkeypatch: pytest.Mon
     [b"", b"{", b"[1]", b'{"prompt": "a"}', b'{"vllm_xargs": {"sparsity": 0.1}}'],
 )
 def test_a_request_without_sparsity_is_handed_on_as_it_is(body: bytes) -> None:
-    assert moved(body) == body
+    assert rewrite_body(body) == body
 
 
 def test_sparsity_joins_other_arguments_of_the_engine() -> None:
     body = json.dumps({"prompt": "a", "sparsity": 0.4, "vllm_xargs": {"more": 1}}).encode()
-    assert json.loads(moved(body)) == {"prompt": "a", "vllm_xargs": {"more": 1, "sparsity": 0.4}}
-    assert json.loads(moved(b'{"prompt": "a", "sparsity": null}')) == {"prompt": "a"}
+    assert json.loads(rewrite_body(body)) == {
+        "prompt": "a",
+        "vllm_xargs": {"more": 1, "sparsity": 0.4},
+    }
+    assert json.loads(rewrite_body(b'{"prompt": "a", "sparsity": null}')) == {"prompt": "a"}
 
 
 def test_the_unit_of_a_sparsity_goes_with_it() -> None:
     body = json.dumps({"prompt": "a", "sparsity": 0.4, "budget": "flops"}).encode()
     both = {"sparsity": 0.4, "budget": "flops"}
-    assert json.loads(moved(body)) == {"prompt": "a", "vllm_xargs": both}
+    assert json.loads(rewrite_body(body)) == {"prompt": "a", "vllm_xargs": both}
 
 
 def test_a_turn_of_the_assistant_at_the_end_goes_on_in_vllm_too() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     said = {"continue_final_message": True, "add_generation_prompt": False}
-    assert json.loads(moved(json.dumps({"messages": turns}).encode())) == {
+    assert json.loads(rewrite_body(json.dumps({"messages": turns}).encode())) == {
         "messages": turns,
         **said,
     }
@@ -51,4 +54,4 @@ def test_a_turn_of_the_assistant_at_the_end_goes_on_in_vllm_too() -> None:
         {"messages": []},
     ):
         body = json.dumps(unchanged).encode()
-        assert moved(body) == body
+        assert rewrite_body(body) == body

@@ -13,12 +13,12 @@ import torch
 
 from skipgpt.analysis.live import LiveRouting, OnToken
 from skipgpt.analysis.stop_text import NewText
-from skipgpt.analysis.text import pieces_of
+from skipgpt.analysis.text import token_texts
 from skipgpt.data.chat import chat_ids
 from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError
 from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
-from skipgpt.model.loading.generation_settings import drawing_from, ends_of, plain_generation
+from skipgpt.model.loading.generation_settings import ends_of, plain_generation, sampling_arguments
 from skipgpt.model.loading.limits import check_ids, check_length, context_of
 from skipgpt.model.state import count_routing, record_routing
 from skipgpt.model.trace import KeepCounts, Trace
@@ -100,7 +100,7 @@ def generate(
     check_ids("generating", model, tokenizer, ids)
     check_length("generating", context_of(model), length, max_new_tokens)
     ends = ends_of(model, tokenizer)
-    how = drawing_from(temperature)
+    how = sampling_arguments(temperature)
     if ends.strings:
         how |= {"stop_strings": list(ends.strings), "tokenizer": tokenizer}
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def generate(
         else:
             routed = stack.enter_context(record_routing(model))
             texts = (
-                pieces_of(given, tokenizer)
+                token_texts(given, tokenizer)
                 if chat
                 else _texts_of(tokenizer, prompt, given, control_tokens)
             )
@@ -141,7 +141,7 @@ def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int], control_tokens: b
     If the tokenizer gives no offsets and decodes to another text, the last token gets it all.
     """
     if not tokenizer.is_fast:
-        pieces = pieces_of(ids, tokenizer)
+        pieces = token_texts(ids, tokenizer)
         return pieces if "".join(pieces) == prompt else [""] * (len(ids) - 1) + [prompt]
     encoded = encode_prompt(
         tokenizer, prompt, control_tokens=control_tokens, return_offsets_mapping=True

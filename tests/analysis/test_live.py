@@ -5,7 +5,7 @@ import torch
 
 from conftest import byte_tokenizer, tiny_routed
 from skipgpt.analysis.live import TokenRun
-from skipgpt.analysis.text import Pieces, pieces_of
+from skipgpt.analysis.text import Pieces, token_texts
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
 from skipgpt.model.state import execution, record_routing, use_rule
@@ -104,7 +104,7 @@ def test_a_prompt_that_is_no_text_is_refused() -> None:
 def test_pieces_come_one_by_one_as_they_come_at_once() -> None:
     ids = TOKENIZER("é🙂 und so weiter", add_special_tokens=False)["input_ids"]
     reading = Pieces(TOKENIZER)
-    assert [reading.add(token) for token in ids] == pieces_of(ids, TOKENIZER)
+    assert [reading.add(token) for token in ids] == token_texts(ids, TOKENIZER)
     assert reading.rest() == ""
     reading.add(ids[0])
     assert reading.rest() == "\N{REPLACEMENT CHARACTER}"

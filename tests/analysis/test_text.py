@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from conftest import byte_tokenizer
-from skipgpt.analysis.text import pieces_of, text_of
+from skipgpt.analysis.text import text_of, token_texts
 
 
 @pytest.mark.parametrize("written", ["plain words", "naïve café — 日本語 🙂!", "", "a\n\tb"])
 def test_the_pieces_are_the_text(written: str) -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer(written, add_special_tokens=False)["input_ids"]
-    pieces = pieces_of(ids, tokenizer)
+    pieces = token_texts(ids, tokenizer)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == written
 
@@ -17,14 +17,14 @@ def test_the_pieces_are_the_text(written: str) -> None:
 def test_a_character_stands_at_the_token_that_completes_it() -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer("é🙂x", add_special_tokens=False)["input_ids"]
-    assert pieces_of(ids, tokenizer) == ["", "é", "", "", "", "🙂", "x"]
+    assert token_texts(ids, tokenizer) == ["", "é", "", "", "", "🙂", "x"]
 
 
 def test_bytes_that_make_no_character_are_shown_as_such_and_swallow_nothing() -> None:
     tokenizer = byte_tokenizer()
     first = tokenizer("é", add_special_tokens=False)["input_ids"][:1]
     after = tokenizer("abcdefghijkl", add_special_tokens=False)["input_ids"]
-    pieces = pieces_of([*first * 20, *after, *first], tokenizer)
+    pieces = token_texts([*first * 20, *after, *first], tokenizer)
     assert "".join(pieces).replace("\N{REPLACEMENT CHARACTER}", "") == "abcdefghijkl"
     assert pieces[-1] == "\N{REPLACEMENT CHARACTER}"
 
@@ -37,7 +37,7 @@ def test_words_keep_the_space_that_a_sentencepiece_tokenizer_puts_before_them(
     tokenizer = AutoTokenizer.from_pretrained(data_folder / "stories260K")
     written = "once upon a time, there was a dog."
     ids = tokenizer(written, add_special_tokens=False)["input_ids"]
-    assert "".join(pieces_of(ids, tokenizer)).strip() == written
+    assert "".join(token_texts(ids, tokenizer)).strip() == written
 
 
 def test_rows_and_places_are_those_it_was_read_in() -> None:

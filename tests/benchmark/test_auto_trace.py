@@ -19,7 +19,7 @@ from skipgpt.model.packing_cost import PackingCost
 from skipgpt.model.surgery import routed_layers, routers
 from skipgpt.model.trace import Step
 from skipgpt.routing.decision import Decision, ModuleDecision, RandomRoutes, Site
-from skipgpt.system.device_profile import Machine, keep
+from skipgpt.system.device_profile import Machine, store_profile
 
 # Products that take for ever, or no time; packing that takes no time, or for ever.
 ALWAYS = Machine(flops=1.0, bandwidth=1e30, mlp_packing=1e-30, attn_packing=1e-30)
@@ -29,7 +29,7 @@ MLP_ALONE = dataclasses.replace(ALWAYS, attn_packing=1e30)
 
 def on(machine: Machine) -> Subject:
     """A subject on a machine of these figures."""
-    keep(machine, torch.device("cpu"), torch.float32)
+    store_profile(machine, torch.device("cpu"), torch.float32)
     return subject_of_shape("llama-tiny")
 
 

@@ -21,7 +21,7 @@ from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Step
 from skipgpt.routing.decision import Decision, ModuleDecision, RandomRoutes, Site, Threshold
-from skipgpt.system.device_profile import Machine, keep, typical
+from skipgpt.system.device_profile import Machine, store_profile, typical
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_the_ideal_of_each_phase(subject: Subject) -> None:
 
     def ideal(name: str, steps: list[Step]) -> float:
         cell = cells[name]
-        return cell.ideal(cell.price(model), cell.price(model, steps), prefill_share=0.25)
+        return cell.ideal(cell.cost(model), cell.cost(model, steps), prefill_share=0.25)
 
     first = ratio("flops", Forward(2, 8), traces["prefill"])
     rest = ratio("bytes", Forward(2, 1, cached=10), traces["decode"])
@@ -191,7 +191,7 @@ def test_the_flops_of_each_phase(subject: Subject) -> None:
     flops = {}
     for phase in ("prefill", "decode", "generate"):
         cell = Cell(phase, ids, 0 if phase == "prefill" else 4)
-        flops[phase] = cell.flops(cell.price(model))
+        flops[phase] = cell.flops(cell.cost(model))
     assert flops["prefill"] == work(model, prompt).flops
     assert flops["decode"] == 4 * work(model, token).flops
     assert flops["generate"] == flops["prefill"] + flops["decode"]
@@ -250,7 +250,7 @@ def test_facts_say_where_the_figures_of_the_machine_are_from(subject: Subject) -
     device, grid = torch.device("cpu"), Grid(("prefill",), prompt_tokens=(4,), repeats=1)
     common = bench(subject, grid).facts["machine"]
     assert common == {"source": "typical", **dataclasses.asdict(typical(device))}
-    keep(machine := Machine(2e11, 1e10, 1e-5, 3e-5), device, torch.float32)
+    store_profile(machine := Machine(2e11, 1e10, 1e-5, 3e-5), device, torch.float32)
     found = bench(subject, grid).facts["machine"]
     assert found == {"source": "measured by skipgpt profile", **dataclasses.asdict(machine)}
 

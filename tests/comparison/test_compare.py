@@ -21,7 +21,7 @@ from skipgpt.checkpoint.loading import load
 from skipgpt.comparison import compare as comparing
 from skipgpt.comparison import static, trained
 from skipgpt.comparison.result import Comparison, Row
-from skipgpt.comparison.setup import Job, prepare
+from skipgpt.comparison.setup import ComparisonSetup, prepare
 from skipgpt.config import TrainConfig
 from skipgpt.config.settings import from_dict
 from skipgpt.errors import CheckpointError, ConfigError, StoppedError
@@ -227,7 +227,7 @@ def test_layers_that_were_merged_are_compared_with_the_base_as_it_was(
 ) -> None:
     job, row = _job(base), _by_method(everything)["laco"]
     model = job.routed()
-    order = STATIC["laco"].order(model, job.searched(), 1)
+    order = STATIC["laco"].order(model, job.search_text(), 1)
     plain = AutoModelForCausalLM.from_pretrained(base)
     with use_rule(model, Forced.without(sites_of(order))):
         kl, agreement, _ = reference.closeness(plain, model, job.held_out())
@@ -250,7 +250,7 @@ def test_static_methods_are_exact_at_whole_numbers_and_linear_between(
     job = _job(base)
     for row, count in ((rows[0], 1), (rows[3], 2)):
         model = job.routed()
-        order = kind.order(model, job.searched(), count)
+        order = kind.order(model, job.search_text(), count)
         with use_rule(model, Forced.without(sites_of(order))):
             measured = perplexity(model, job.held_out())
         assert row.nll_per_token == measured.nll_per_token
@@ -275,7 +275,7 @@ def _between(rows: list[Row], name: str, share: float) -> float:
     return low + share * (high - low)
 
 
-def _job(base: Path) -> Job:
+def _job(base: Path) -> ComparisonSetup:
     data = [str(base.parent / "stories.jsonl")]
     return prepare(str(base), data, "default", dict(COMPARED), device="cpu", dtype="auto")
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, write_documents
 from skipgpt.comparison.method import KINDS, TRAINED, Method, parse_method, split_methods
-from skipgpt.comparison.setup import Job, prepare
+from skipgpt.comparison.setup import ComparisonSetup, prepare
 from skipgpt.config import recipe
 from skipgpt.errors import ConfigError
 
@@ -93,7 +93,7 @@ def test_methods_by_commas_may_have_values_with_commas(text: str, expected: list
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
     folder = tmp_path_factory.mktemp("job")
     tiny_base().save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
@@ -102,7 +102,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return prepare(str(folder / "base"), data, "default", settings, device="cpu", dtype="auto")
 
 
-def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(job: Job) -> None:
+def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(job: ComparisonSetup) -> None:
     config = job.config(Method("router"), 0.4, 7)
     assert (config.target_sparsity, config.seed, config.stages) == (
         *(0.4, 7),
@@ -113,7 +113,7 @@ def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(job: Job) 
     assert config.batch_size == 3
 
 
-def test_a_recipe_of_its_own_trains_on_as_much_as_the_others(job: Job) -> None:
+def test_a_recipe_of_its_own_trains_on_as_much_as_the_others(job: ComparisonSetup) -> None:
     ours, paper = (job.config(parse_method(text), 0.25, 0) for text in ("router", "router@paper"))
     assert paper.recipe == "paper"
     assert paper.router == recipe("paper").router != ours.router
@@ -124,7 +124,7 @@ def test_a_recipe_of_its_own_trains_on_as_much_as_the_others(job: Job) -> None:
     assert (paper.batch_size, paper.accumulation) == (ours.batch_size, ours.accumulation) == (3, 1)
 
 
-def test_a_methods_own_settings_win(job: Job) -> None:
+def test_a_methods_own_settings_win(job: ComparisonSetup) -> None:
     config = job.config(parse_method("router:router_stage.alpha=9"), 0.25, 0)
     assert config.router_stage.alpha == 9
     config = job.config(parse_method("coupled:router.kv=skip"), 0.25, 0)
@@ -132,7 +132,7 @@ def test_a_methods_own_settings_win(job: Job) -> None:
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_every_learned_kind_has_settings_that_exist(job: Job, kind: str) -> None:
+def test_every_learned_kind_has_settings_that_exist(job: ComparisonSetup, kind: str) -> None:
     config = job.config(Method(kind), 0.25, 0)
     fitted = {"fit": ("fit",), "router": ("fit", "router"), "coupled": ("fit", "router")}
     assert config.stages == fitted.get(kind, ("joint",) if kind == "joint" else ("router",))
@@ -157,7 +157,9 @@ def test_every_learned_kind_has_settings_that_exist(job: Job, kind: str) -> None
         ("router:stages=lora", "one for all methods"),
     ],
 )
-def test_a_setting_that_does_not_exist_is_refused(job: Job, text: str, words: str) -> None:
+def test_a_setting_that_does_not_exist_is_refused(
+    job: ComparisonSetup, text: str, words: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         job.config(parse_method(text), 0.25, 0)
     assert words in str(caught.value)

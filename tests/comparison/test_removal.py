@@ -16,7 +16,7 @@ from runs import COMPARED, compared, write_documents
 from skipgpt.baselines.registry import STATIC
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.comparison import removal, static
-from skipgpt.comparison.setup import Job, prepare
+from skipgpt.comparison.setup import ComparisonSetup, prepare
 from skipgpt.config import RouterConfig
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.calibrate import subsample_rows
@@ -46,7 +46,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     original = removal._search
 
-    def search(job: Job, method: Any, model: Any, removals: int) -> Any:
+    def search(job: ComparisonSetup, method: Any, model: Any, removals: int) -> Any:
         found.append(removals)
         return original(job, method, model, removals)
 
@@ -54,7 +54,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def _job(base: Path) -> Job:
+def _job(base: Path) -> ComparisonSetup:
     data = [str(base.parent / "stories.jsonl")]
     return prepare(str(base), data, "default", dict(COMPARED), device="cpu", dtype="auto")
 
@@ -72,7 +72,7 @@ def test_a_budget_of_flops_is_met_between_two_removals(
     assert row.target == 0.22
     job, kind = _job(base), STATIC[name.removesuffix("+stand_in")]
     model = job.routed(RouterConfig(stand_in=2 if "stand_in" in name else 0))
-    order = kind.order(model, job.searched(), 3)
+    order = kind.order(model, job.search_text(), 3)
     shares = []
     for removals in range(4):
         gone = set(sites_of(order[:removals]))
@@ -112,7 +112,7 @@ def test_fitted_stand_ins_run_where_modules_are_removed_and_are_counted(
     job = _job(base)
     model = job.routed(RouterConfig(stand_in=2))
     fit_stand_ins(model, subsample_rows(job.blocks.train, 64))
-    order = STATIC["sleb"].order(model, job.searched(), 1)
+    order = STATIC["sleb"].order(model, job.search_text(), 1)
     with use_rule(model, Forced.without(sites_of(order))):
         measured = perplexity(model, job.held_out())
     assert row.nll_per_token == measured.nll_per_token

@@ -10,7 +10,7 @@ from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, write_documents
 from skipgpt.comparison.budget import between, check_reach, most_removals
 from skipgpt.comparison.method import parse_method
-from skipgpt.comparison.setup import Job, prepare
+from skipgpt.comparison.setup import ComparisonSetup, prepare
 from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.routing.decision import Site
@@ -47,7 +47,7 @@ def test_no_order_of_removals_takes_more_than_the_most(target: float, most: int)
     assert most_removals(UNITS, SAVED, target) == most
 
 
-def _job(folder: Any, budget: Any) -> Job:
+def _job(folder: Any, budget: Any) -> ComparisonSetup:
     tiny_base().save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
     data = [str(write_documents(folder))]
@@ -56,7 +56,7 @@ def _job(folder: Any, budget: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ComparisonSetup]:
     units = ("modules", "flops")
     return {unit: _job(tmp_path_factory.mktemp(unit), unit) for unit in units}
 
@@ -76,7 +76,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     ],
 )
 def test_more_than_a_method_can_skip_is_refused(
-    unit: str, name: str, reached: float, beyond: float, jobs: dict[str, Job]
+    unit: str, name: str, reached: float, beyond: float, jobs: dict[str, ComparisonSetup]
 ) -> None:
     method = parse_method(name)
     check_reach(jobs[unit], [method], [reached])
@@ -85,7 +85,7 @@ def test_more_than_a_method_can_skip_is_refused(
         check_reach(jobs[unit], [parse_method("dense"), method], [0.1, beyond])
 
 
-def test_stand_ins_of_rank_none_are_refused(jobs: dict[str, Job]) -> None:
+def test_stand_ins_of_rank_none_are_refused(jobs: dict[str, ComparisonSetup]) -> None:
     method = parse_method("sleb+stand_in:router.stand_in=0")
     with pytest.raises(ConfigError, match=r"--set router\.stand_in=16"):
         jobs["modules"].config(method, 0.25, 0)

@@ -105,7 +105,7 @@ def test_a_result_reads_as_a_line() -> None:
     sparsity = {"module": 0.25, "attn": 0.3, "mlp": 0.2, "params": 0.1, "flops": 0.15}
     line = str(Perplexity(2.0, math.exp(2), 12_345, sparsity))
     assert line == (
-        "perplexity 7.389, 2.0000 nats a token over 12,345 tokens; sparsity: "
+        "perplexity 7.389, 2.0000 nats per token over 12,345 tokens; sparsity: "
         "module 25.0%, attn 30.0%, mlp 20.0%, params 10.0%, flops 15.0%"
     )
     assert str(Perplexity(2.0, math.exp(2), 9, {})).endswith("over 9 tokens")

@@ -44,7 +44,7 @@ def on_gpu(inputs: Inputs) -> dict[str, Tensor]:
 @pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
 def test_prefill_with_kernels_equals_gated(family: str, inputs: Inputs, keep: float) -> None:
     model = routed(family).to(CUDA)
-    assert not any(kernel_support.asks_the_host(layer) for layer in routed_layers(model))
+    assert not any(kernel_support.needs_host_sync(layer) for layer in routed_layers(model))
     real, given = inputs.real.to(CUDA), on_gpu(inputs)
     logits = []
     with use_rule(model, Forced(routes(len(real), inputs.tokens, keep))):

@@ -144,7 +144,7 @@ def test_which_families_run_with_kernels_alone(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_kernels(monkeypatch, PLAIN)
-    asking = any(kernel_support.asks_the_host(layer) for layer in routed_layers(routed(family)))
+    asking = any(kernel_support.needs_host_sync(layer) for layer in routed_layers(routed(family)))
     if family in WHOLE:
         assert not asking
     if family in {"bloom", "gpt2", "mixtral", "gemma2", "phi3", "deepseek_v3", "gpt_oss"}:

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from skipgpt.errors import ConfigError
-from skipgpt.removal.search import lazily, one_by_one, one_shot
+from skipgpt.removal.search import lazy_greedy, one_by_one, one_shot
 from skipgpt.removal.units import Unit
 from skipgpt.routing.decision import Site
 
@@ -48,13 +48,13 @@ def test_lazily_gives_the_same_where_no_cost_shrinks_for_fewer_trials(seed: int)
     expected = one_by_one(loss, units, 8)
     eagerly, trials = trials, 0
     steps: list[tuple[int, int]] = []
-    assert lazily(loss, units, 8, on_step=lambda *step: steps.append(step)) == expected
+    assert lazy_greedy(loss, units, 8, on_step=lambda *step: steps.append(step)) == expected
     assert trials < 0.7 * eagerly
     done = [n for n, _ in steps]  # each of 12 is tried once, and 8 go
     assert done == sorted(done)
     assert {total for _, total in steps} == {12 + 8}
     assert (done[0], done[-1]) == (1, 12 + 8)
-    assert lazily(loss, units, 3) == expected[:3]
+    assert lazy_greedy(loss, units, 3) == expected[:3]
 
 
 def test_lazily_tries_a_unit_again_before_it_removes_it() -> None:
@@ -63,7 +63,7 @@ def test_lazily_tries_a_unit_again_before_it_removes_it() -> None:
     def loss(removed: list[Site]) -> float:
         return 9.0 if twins <= set(removed) else 0.5 * len(set(removed) - twins)
 
-    assert lazily(loss, UNITS, 2) == [UNITS[0], UNITS[2]]
+    assert lazy_greedy(loss, UNITS, 2) == [UNITS[0], UNITS[2]]
 
 
 def test_one_shot_goes_by_importance_alone() -> None:
@@ -93,7 +93,9 @@ def test_a_loss_that_is_no_number_is_the_worst() -> None:
     assert one_shot(broken, 5) == [UNITS[n] for n in (3, 1, 4, 2, 0)]
     found = one_by_one(lambda removed: math.nan if UNITS[0][0] in removed else 1.0, UNITS, 5)
     assert found == [UNITS[n] for n in (1, 2, 3, 4, 0)]
-    found = lazily(lambda removed: math.nan if UNITS[0][0] in removed else _loss(removed), UNITS, 5)
+    found = lazy_greedy(
+        lambda removed: math.nan if UNITS[0][0] in removed else _loss(removed), UNITS, 5
+    )
     assert found == [UNITS[n] for n in (3, 1, 4, 2, 0)]
 
 
@@ -102,7 +104,7 @@ def test_more_removals_than_units_are_refused(removals: int) -> None:
     for search in (
         lambda: one_shot(COSTS, removals),
         lambda: one_by_one(_loss, UNITS, removals),
-        lambda: lazily(_loss, UNITS, removals),
+        lambda: lazy_greedy(_loss, UNITS, removals),
     ):
         with pytest.raises(ConfigError, match=f"got {removals} removals; expected 0 to 5"):
             search()

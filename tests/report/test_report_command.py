@@ -59,7 +59,7 @@ def test_the_lines_for_people_are_those_of_eval(text: Path, tmp_path: Path) -> N
     line, closeness, dense, *_, path = done.stdout.splitlines()
     evaluated = skipgpt("eval", shared_checkpoint(), "--text", text).stdout
     assert evaluated.startswith(f"{line}\n{closeness}\n")
-    assert dense == f"dense: {measured(text)['dense']['nll_per_token']:.4f} nats a token"
+    assert dense == f"dense: {measured(text)['dense']['nll_per_token']:.4f} nats per token"
     assert path == "report.html"
     assert (tmp_path / path).read_text().startswith("<!doctype html>")
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]

@@ -102,9 +102,9 @@ def test_what_was_measured_on_held_out_text_is_said_and_a_miss_is_warned_of(
     summary, page = run_summary(tmp_path), run_page(tmp_path)
     assert summary["held_out"] == run["held_out"]
     assert "On 2,032 tokens of held-out text." in page
-    assert "2.500 nats a token, +0.500 to dense; skipped: module 16.1%" in page
+    assert "2.500 nats per token, +0.500 to dense; skipped: module 16.1%" in page
     close = "KL to dense 0.250 nats per token, top-1 agreement 93.1%"
-    shown = f"1.900 nats a token, \N{MINUS SIGN}0.100 to dense, {close}; skipped: module 24.0%"
+    shown = f"1.900 nats per token, \N{MINUS SIGN}0.100 to dense, {close}; skipped: module 24.0%"
     assert shown in page
     (warning,) = summary["stages"]["router"]["warnings"]
     assert "16.1% of modules are skipped, 25% was asked" in warning

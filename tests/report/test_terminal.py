@@ -7,7 +7,7 @@ import pytest
 
 from skipgpt.analysis.live import TokenRun
 from skipgpt.report.live_text import column_after, live_text
-from skipgpt.report.terminal import STEPS, Scale, harmless, has_colour, in_a_line
+from skipgpt.report.terminal import STEPS, Scale, escape_controls, has_colour, in_a_line
 
 COLOUR = re.compile("\033\\[[\\d;]*m")
 ESCAPE = re.compile("\033(?:\\[[\\d;]*[A-Za-z]|[78])")
@@ -71,7 +71,7 @@ def test_a_legend_shows_the_ends_and_every_colour() -> None:
     "text", ["\033[2J", "\x9b31m", "\r", "\x07", "\x7f", "\u202e", "\ud800", "\0"]
 )
 def test_tokens_cannot_steer_the_terminal(text: str) -> None:
-    for shown in (harmless(text), in_a_line(text), COLOUR.sub("", Scale().paint(text, 0.5))):
+    for shown in (escape_controls(text), in_a_line(text), COLOUR.sub("", Scale().paint(text, 0.5))):
         assert shown.isascii()
         assert shown.isprintable()
         assert shown.startswith("\\")
@@ -79,7 +79,7 @@ def test_tokens_cannot_steer_the_terminal(text: str) -> None:
 
 def test_harmless_text_stays_as_it_is() -> None:
     text = "a\tb\nc\u00a0é 日本 👩\u200d💻"
-    assert harmless(text) == text
+    assert escape_controls(text) == text
     assert in_a_line("a b\n\t") == "a·b⏎→"
 
 

@@ -11,7 +11,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
 from skipgpt.model.loading.generation_settings import Ends
 from skipgpt.model.sparsity import at_sparsity
-from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_job
+from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_request
 from skipgpt.serving.replies import Reply
 from skipgpt.serving.tokens import Likely, TokenLogprob, Tokens
 
@@ -27,7 +27,7 @@ def _run(loaded, **wanted) -> tuple[str, list[TextChunk], Completion]:
     model, tokenizer = loaded
     pieces: list[TextChunk] = []
     ids = tuple(tokenizer(PROMPT)["input_ids"])
-    done = run_job(
+    done = run_request(
         model, tokenizer, GenerationRequest(ids, **{"max_tokens": 20, **wanted}), pieces.append
     )
     return "".join(piece.text for piece in pieces), pieces, done
@@ -93,7 +93,7 @@ def test_a_cancelled_job_stops_at_its_next_token(loaded) -> None:
     model, tokenizer = loaded
     cancelled = threading.Event()
     job = GenerationRequest(tuple(tokenizer(PROMPT)["input_ids"]), max_tokens=20)
-    done = run_job(model, tokenizer, job, lambda _: cancelled.set(), cancelled)
+    done = run_request(model, tokenizer, job, lambda _: cancelled.set(), cancelled)
     assert done.new_tokens < 5
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from skipgpt.errors import CheckpointError
-from skipgpt.system.device_profile import Machine, keep, known, measured, path_of, typical
+from skipgpt.system.device_profile import Machine, keep, measured, path_of, profile_of, typical
 
 CPU = torch.device("cpu")
 MEASURED = Machine(flops=2e11, bandwidth=1e10, mlp_packing=1e-5, attn_packing=3e-5)
@@ -21,7 +21,7 @@ MEASURED = Machine(flops=2e11, bandwidth=1e10, mlp_packing=1e-5, attn_packing=3e
 def test_a_machine_that_was_never_measured_is_a_common_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert known(CPU, torch.float32) == typical(CPU)
+    assert profile_of(CPU, torch.float32) == typical(CPU)
     assert not caplog.records
     assert typical(torch.device("cuda")).flops > typical(CPU).flops
 
@@ -29,8 +29,8 @@ def test_a_machine_that_was_never_measured_is_a_common_one(
 def test_a_measurement_is_found_again_for_its_dtype_alone() -> None:
     path = keep(MEASURED, CPU, torch.float32)
     assert path == path_of(CPU, torch.float32)
-    assert known(CPU, torch.float32) == measured(CPU, torch.float32) == MEASURED
-    assert known(CPU, torch.bfloat16) == typical(CPU)
+    assert profile_of(CPU, torch.float32) == measured(CPU, torch.float32) == MEASURED
+    assert profile_of(CPU, torch.bfloat16) == typical(CPU)
     assert measured(CPU, torch.bfloat16) is None
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
@@ -49,7 +49,7 @@ def test_a_damaged_file_is_said_and_passed_over(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("skipgpt"), "propagate", True)
     keep(MEASURED, CPU, torch.float32).write_text(text)
-    assert known(CPU, torch.float32) == typical(CPU)
+    assert profile_of(CPU, torch.float32) == typical(CPU)
     assert measured(CPU, torch.float32) is None
     assert "skipgpt profile" in caplog.text
 
@@ -83,7 +83,7 @@ def test_of_a_user_without_a_home_nothing_is_known(
     monkeypatch.delenv("SKIPGPT_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    assert known(CPU, torch.float32) == typical(CPU)
+    assert profile_of(CPU, torch.float32) == typical(CPU)
     assert not caplog.records
     with pytest.raises(CheckpointError, match=r"home directory.*SKIPGPT_CACHE"):
         keep(MEASURED, CPU, torch.float32)

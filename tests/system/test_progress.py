@@ -11,7 +11,7 @@ import pytest
 
 from runs import run, tiny_config
 from skipgpt.system import progress
-from skipgpt.system.progress import Phase, advancing, duration, under_way
+from skipgpt.system.progress import Phase, advancing, duration, innermost_phase
 
 
 class Terminal(io.StringIO):
@@ -105,11 +105,11 @@ def test_a_terminal_gets_bars_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> N
     with advancing("reading", unit="file", announced=True) as advance:
         advance.tell("fast")
         advance(1, 2)
-        assert under_way() == "reading"
+        assert innermost_phase() == "reading"
     assert "reading" in screen.getvalue()
     assert "fast" in screen.getvalue()
     assert "reading: file" not in screen.getvalue()
-    assert under_way() == ""
+    assert innermost_phase() == ""
 
 
 @pytest.mark.usefixtures("at_once")

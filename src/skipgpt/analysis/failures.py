@@ -114,7 +114,7 @@ def _high_loss(losses: list[float], target: float, dense_loss: float | None) -> 
         f"Perplexity is {math.exp(excess):.1f} times that of the dense model, at a target of only "
         f"{target:.0%}: the routers do not converge.",
         "Noise still overrules them: let router_stage.temperature_end be lower (1 is usual), train "
-        "more steps, or start from the greedy static removal (router_stage.start=static).",
+        "more steps, or put stage fit in front (stages=fit,router).",
     )
 
 

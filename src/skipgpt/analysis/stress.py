@@ -72,7 +72,7 @@ def stress(
         (
             "asked",
             "module sparsity",
-            "nats a token",
+            "nats per token",
             "excess",
             "KL to dense",
             "agreement",

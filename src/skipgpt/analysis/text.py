@@ -56,10 +56,10 @@ def text_of(rows: Sequence[Tensor] | Tensor, tokenizer: Any) -> Text:
     ids = torch.cat(rows).cpu()
     number = torch.cat([torch.full((len(row),), n) for n, row in enumerate(rows)])
     position = torch.cat([torch.arange(len(row)) for row in rows])
-    return Text(tuple(pieces_of(ids.tolist(), tokenizer)), ids, number, position)
+    return Text(tuple(token_texts(ids.tolist(), tokenizer)), ids, number, position)
 
 
-def pieces_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
+def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """Return the text that each token adds to those before it."""
     reading = Pieces(tokenizer)
     pieces = [reading.add(token) for token in ids]

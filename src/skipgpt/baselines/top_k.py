@@ -71,7 +71,7 @@ class AboveThresholds:
         return ModuleDecision(keep, margin * keep, margin)
 
 
-def top_k_reach(layers: int) -> float:
+def max_top_k_sparsity(layers: int) -> float:
     """Return the largest share of layers that can be skipped: the first and last stay dense."""
     return (layers - 2) / layers if layers > 2 else 1.0
 
@@ -89,7 +89,7 @@ def top_k_rule(model: nn.Module, sparsity: float, saved: Savings | None = None) 
     """
     layers = len(routed_layers(model))
     dense = frozenset({0, layers - 1}) if layers > 2 else frozenset[int]()
-    free = top_k_reach(layers)
+    free = max_top_k_sparsity(layers)
     if saved is not None:
         free = sum(share for site, share in saved.by_site.items() if site.layer not in dense)
         sparsity += saved.overhead

@@ -119,23 +119,23 @@ def _field(
 ) -> Candidates:
     rule = subject.rule(sparsity)
     if phase == "router_step" or phase == "lora_step":
-        return steps.field(subject, StepCell(phase, ids), rule, grid.executions)
+        return steps.candidates(subject, StepCell(phase, ids), rule, grid.executions)
     cell = Cell(phase, ids, new, captured=graphs and phase == "decode")
-    return inference.field(subject, cell, rule, grid.executions)
+    return inference.candidates(subject, cell, rule, grid.executions)
 
 
 def _rows(
     subject: Subject, field: Candidates, phase: PhaseName, ids: Tensor, new: int, grid: Grid
 ) -> Iterator[Row]:
     """Yield a row for each candidate of one cell, all timed in the same rounds."""
-    tasks = {"dense": field.dense} | {each.execution: each.task for each in field.contenders}
+    tasks = {"dense": field.dense} | {each.execution: each.task for each in field.candidates}
     if field.prefill:
         tasks[PREFILL] = field.prefill
     seconds = alternate(tasks, grid.repeats, subject.device)
     memory = {name: peak_memory(task, subject.device) for name, task in tasks.items()}
     dense = statistics.median(seconds["dense"])
     share = statistics.median(seconds.get(PREFILL, [0.0])) / dense
-    for each in field.contenders:
+    for each in field.candidates:
         own = seconds[each.execution]
         ratios = _ratios(seconds["dense"], own)
         before = seconds[each.on_top_of or "dense"]

@@ -9,7 +9,13 @@ from typing import Literal
 from skipgpt.benchmark.reference_runs import compiled, static_depth, to_compile
 from skipgpt.benchmark.subject import InInt8, Subject, sharing
 from skipgpt.benchmark.timing.auto_trace import traced_as_run
-from skipgpt.benchmark.timing.candidate import Candidate, Candidates, NotApplicable, Timed, gathered
+from skipgpt.benchmark.timing.candidate import (
+    Candidate,
+    Candidates,
+    NotApplicable,
+    Timed,
+    make_candidates,
+)
 from skipgpt.benchmark.timing.phases import (
     Cell,
     Cost,
@@ -23,11 +29,11 @@ from skipgpt.errors import SkipGPTError
 from skipgpt.routing.decision import DecisionRule
 
 
-def field(
+def candidates(
     subject: Subject, cell: Cell, rule: DecisionRule, executions: Collection[Timed]
 ) -> Candidates:
     """Make the dense task and the candidates of one cell."""
-    dense = cell.price(subject.routed)
+    dense = cell.cost(subject.routed)
 
     def make(kind: Timed) -> Candidate:
         if kind == "compiled":
@@ -40,10 +46,10 @@ def field(
 
     prefill = Cell("prefill", cell.ids, 0) if cell.phase == "generate" else None
     beside: tuple[Timed, ...] = ("dense-int8",) if "sparse-int8" in executions else ()
-    contenders, left_out = gathered(make, dict.fromkeys((*beside, *executions)))
+    candidates, left_out = make_candidates(make, dict.fromkeys((*beside, *executions)))
     return Candidates(
         cell.task(subject.dense),
-        contenders,
+        candidates,
         left_out,
         prefill.task(subject.dense) if prefill else None,
     )
@@ -59,8 +65,8 @@ def _routed(
     model = subject.executing(kind, rule)
     task = cell.task(model)
     trace, run = traced_as_run(model, launched(cell, model) if cell.captured else task)
-    price = cell.price(model, trace.steps)
-    spent = cell.flops(cell.price(model, run.steps))
+    price = cell.cost(model, trace.steps)
+    spent = cell.flops(cell.cost(model, run.steps))
     return Candidate(
         kind,
         task,
@@ -79,7 +85,7 @@ def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> 
     except SkipGPTError as error:
         raise NotApplicable(str(error)) from error
     if kind == "sparse-int8":
-        made = _routed(subject, cell, rule, kind, cell.price(held))
+        made = _routed(subject, cell, rule, kind, cell.cost(held))
     else:
         task = cell.task(subject.executing(kind, rule))
         made = Candidate(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0)
@@ -91,7 +97,7 @@ def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Cost) -> Ca
     keep, _ = keep_and_union(traced(model, launched(cell, model)).steps)
     forward = cell.between if cell.phase == "decode" else cell.prompt
     static = static_depth(subject, forward, work(subject.routed, forward, keep))
-    price = cell.price(static.counted)
+    price = cell.cost(static.counted)
     return Candidate(
         "static",
         cell.task(static.model),

@@ -38,7 +38,7 @@ def profile_machine(
 
     Example:
         machine = profile_machine(torch.device("cpu"))
-        skipgpt.system.device_profile.keep(machine, torch.device("cpu"), torch.float32)
+        skipgpt.system.device_profile.store_profile(machine, torch.device("cpu"), torch.float32)
     """
     make = partial(torch.ones, device=device, dtype=dtype)
     rows, weight = make(ROWS, WIDTH), make(WIDTH, WIDTH)

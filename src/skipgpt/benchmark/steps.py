@@ -25,7 +25,7 @@ from skipgpt.benchmark.timing.candidate import (
     Candidates,
     NotApplicable,
     Timed,
-    gathered,
+    make_candidates,
     seeded,
 )
 from skipgpt.benchmark.timing.clock import Task
@@ -67,7 +67,7 @@ class StepCell:
         return Task(lambda _: step(), seeded)
 
 
-def field(
+def candidates(
     subject: Subject, cell: StepCell, rule: DecisionRule, executions: Collection[Timed]
 ) -> Candidates:
     """Make the dense task and the candidates of one cell."""
@@ -87,7 +87,7 @@ def field(
             raise NotApplicable("8-bit layers have no gradient")
         return _healing(subject, cell, trace, kind, dense)
 
-    return Candidates(task, *gathered(make, executions))
+    return Candidates(task, *make_candidates(make, executions))
 
 
 @torch.no_grad()

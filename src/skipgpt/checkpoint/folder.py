@@ -48,7 +48,7 @@ def read_info(folder: str | Path) -> CheckpointInfo:
             todo="upgrade skipgpt",
         )
     try:
-        info = from_dict(CheckpointInfo, _of_today(values))
+        info = from_dict(CheckpointInfo, _upgrade(values))
         check_budget(info.budget)
         for unit in info.curves:
             check_budget(unit)
@@ -60,7 +60,7 @@ def read_info(folder: str | Path) -> CheckpointInfo:
     return info
 
 
-def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """Convert the values of an older format to the current one."""
     if values["format_version"] != 1:
         return values

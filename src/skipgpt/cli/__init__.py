@@ -95,6 +95,6 @@ def _is_loss_of_a_process(error: Exception) -> bool:
 
 
 def _may_speak() -> bool:
-    from skipgpt.system.distributed import may_speak
+    from skipgpt.system.distributed import may_report
 
-    return may_speak()
+    return may_report()

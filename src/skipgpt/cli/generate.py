@@ -68,7 +68,7 @@ def run(
     from skipgpt.checkpoint.loading import load
     from skipgpt.config import as_budget
     from skipgpt.generation import generate
-    from skipgpt.model.loading.generation_settings import say_left_out
+    from skipgpt.model.loading.generation_settings import warn_left_out
     from skipgpt.report.live_text import live_text
     from skipgpt.report.terminal import Scale, fit_for, has_colour
 
@@ -83,7 +83,7 @@ def run(
         dtype=dtype,
         quantize=quantize,
     )
-    say_left_out(model.generation_config, sampling=sample)
+    warn_left_out(model.generation_config, sampling=sample)
     if tokenizer.chat_template and not chat:
         logger.info("the prompt is read as it is; --chat puts it into the model's chat template")
     how: dict[str, Any] = {

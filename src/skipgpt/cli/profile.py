@@ -30,7 +30,7 @@ def run(
 
     from skipgpt.benchmark.profile import profile_machine
     from skipgpt.model.base import check_device, choose_dtype
-    from skipgpt.system.device_profile import keep, kept_at
+    from skipgpt.system.device_profile import kept_at, store_profile
     from skipgpt.system.folder_lock import writing_file
     from skipgpt.system.progress import advancing
     from skipgpt.system.stopping import NOTHING_KEPT, stoppable
@@ -44,7 +44,7 @@ def run(
         advancing("measuring"),
     ):
         machine = profile_machine(where, kind)
-        path = keep(machine, where, kind)
+        path = store_profile(machine, where, kind)
     lines = [
         f"products       {machine.flops / 1e9:,.0f} GFLOP/s",
         f"weights        {machine.bandwidth / 1e9:,.1f} GB/s",

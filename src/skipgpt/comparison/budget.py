@@ -14,7 +14,7 @@ from torch import nn
 from skipgpt.baselines.registry import STATIC
 from skipgpt.baselines.top_k import top_k_rule
 from skipgpt.comparison.method import DENSE, TRAINED, Method
-from skipgpt.comparison.setup import Job
+from skipgpt.comparison.setup import ComparisonSetup
 from skipgpt.config import RouterConfig, TrainConfig
 from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError
@@ -30,7 +30,9 @@ def stand_ins_of(method: Method, config: TrainConfig) -> RouterConfig:
     return RouterConfig(stand_in=config.router.stand_in if method.stand_in else 0)
 
 
-def check_reach(job: Job, methods: Sequence[Method], sparsities: Sequence[float]) -> None:
+def check_reach(
+    job: ComparisonSetup, methods: Sequence[Method], sparsities: Sequence[float]
+) -> None:
     """Raise if a method cannot skip as much as a budget asks for.
 
     Raises:
@@ -50,7 +52,7 @@ def check_reach(job: Job, methods: Sequence[Method], sparsities: Sequence[float]
             )
 
 
-def _reach(job: Job, model: nn.Module, method: Method) -> float:
+def _reach(job: ComparisonSetup, model: nn.Module, method: Method) -> float:
     """Return the largest share that a method can skip; adds routers to a model that has none."""
     config = job.config(method, 0.0, 0)
     if method.kind in STATIC:

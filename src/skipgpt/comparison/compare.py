@@ -19,7 +19,7 @@ from skipgpt.comparison.budget import check_reach
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
 from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import UNITS, Comparison, Row
-from skipgpt.comparison.setup import KEPT, Job, prepare, run_folder
+from skipgpt.comparison.setup import KEPT, ComparisonSetup, prepare, run_folder
 from skipgpt.config import Budget, check_sparsity
 from skipgpt.config import recipe as named_recipe
 from skipgpt.config.settings import changed, from_dict, to_dict
@@ -127,7 +127,7 @@ def compare(
 
 
 def _check(
-    job: Job, methods: Sequence[Method], budgets: Sequence[float], seeds: Sequence[int]
+    job: ComparisonSetup, methods: Sequence[Method], budgets: Sequence[float], seeds: Sequence[int]
 ) -> None:
     """Check all methods before the first one runs."""
     for method in methods:
@@ -151,7 +151,7 @@ class _Work:
         out: where rows and checkpoints are kept.
     """
 
-    def __init__(self, job: Job, out: Path) -> None:
+    def __init__(self, job: ComparisonSetup, out: Path) -> None:
         self.job, self.out = job, out
 
     def rows(self, method: Method, sparsity: float, seed: int) -> list[Row]:
@@ -171,7 +171,7 @@ class _Work:
         key = self._key(method, row.target, row.seed, sparsities)
         if (cached := self._read(key)) is not None:
             return cached
-        return self._write(key, trained.read_dial(self.job, method, row, sparsities))
+        return self._write(key, trained.measure_at_sparsities(self.job, method, row, sparsities))
 
     def _produce(self, method: Method, sparsity: float, seed: int, key: str) -> list[Row]:
         job = self.job

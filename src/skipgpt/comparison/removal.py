@@ -18,7 +18,7 @@ from typing import Any
 from skipgpt.baselines.registry import STATIC
 from skipgpt.comparison.budget import ROUNDING, between, most_removals, stand_ins_of, unit_saves
 from skipgpt.comparison.method import Method
-from skipgpt.comparison.setup import Job
+from skipgpt.comparison.setup import ComparisonSetup
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
 from skipgpt.evaluation.calibrate import subsample_rows
@@ -55,7 +55,7 @@ class Removal:
     seconds: float = 0.0
 
 
-def find_removal(job: Job, method: Method, config: TrainConfig, out: Path) -> Removal:
+def find_removal(job: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> Removal:
     """Return what a static method removes at the budget of a config.
 
     A search makes as many removals as the budget may need, whichever units go first. For methods
@@ -80,8 +80,8 @@ def find_removal(job: Job, method: Method, config: TrainConfig, out: Path) -> Re
     return Removal(order, *between(order, saved, target), fitting + seconds)
 
 
-def without(
-    job: Job, method: Method, config: TrainConfig, removal: Removal, count: int
+def apply_removal(
+    job: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal, count: int
 ) -> tuple[Any, list[Unit], float]:
     """Return a model with the method's weights, what is removed, and the seconds that took."""
     model, _ = _fresh(job, method, config)
@@ -91,7 +91,7 @@ def without(
     return model, units, seconds
 
 
-def _fresh(job: Job, method: Method, config: TrainConfig) -> tuple[Any, float]:
+def _fresh(job: ComparisonSetup, method: Method, config: TrainConfig) -> tuple[Any, float]:
     """Return the base model with routers and fitted stand-ins, if any, and the seconds of fitting.
 
     Stand-ins are fitted once per comparison; every row that has them counts the time of that fit.
@@ -115,14 +115,14 @@ def _fresh(job: Job, method: Method, config: TrainConfig) -> tuple[Any, float]:
 
 
 def _searched(
-    job: Job, method: Method, config: TrainConfig, model: Any, removals: int, out: Path
+    job: ComparisonSetup, method: Method, config: TrainConfig, model: Any, removals: int, out: Path
 ) -> tuple[tuple[Unit, ...], float]:
     """Return the order of removals and the seconds of its search, from disk if it is there."""
     made_of = {
         "version": SEARCH_VERSION,
         "method": method.kind,
         "removals": removals,
-        "tokens": job.searched().numel(),
+        "tokens": job.search_text().numel(),
         "stand_ins": method.stand_in and [config.router.stand_in, config.router_stage.fit_tokens],
         "base": job.fingerprint,
         "text": job.blocks.fingerprint,
@@ -146,11 +146,13 @@ def _searched(
     return order, seconds
 
 
-def _search(job: Job, method: Method, model: Any, removals: int) -> tuple[list[Unit], float]:
+def _search(
+    job: ComparisonSetup, method: Method, model: Any, removals: int
+) -> tuple[list[Unit], float]:
     """Let the method choose; return its units and the seconds it took."""
     if not removals:
         return [], 0.0
     began = time.perf_counter()
     with advancing(f"searching what {method.kind} removes", announced=True) as advance:
-        found = STATIC[method.kind].order(model, job.searched(), removals, on_step=advance)
+        found = STATIC[method.kind].order(model, job.search_text(), removals, on_step=advance)
     return found, time.perf_counter() - began

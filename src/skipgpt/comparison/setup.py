@@ -45,7 +45,7 @@ OF_THE_RUN = (
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class ComparisonSetup:
     """What all methods of one comparison share.
 
     Attributes:
@@ -162,7 +162,7 @@ class Job:
         """The text that thresholds are set on, [N, T]."""
         return subsample_rows(self.blocks.calibration, self.main.data.calibration_tokens)
 
-    def searched(self) -> Tensor:
+    def search_text(self) -> Tensor:
         """The training text that static methods choose on, [N, T]."""
         return subsample_rows(self.blocks.train, self.main.router_stage.static_tokens)
 
@@ -202,7 +202,7 @@ def prepare(
     settings: dict[str, Any],
     budget: Budget = "modules",
     **where: str,
-) -> Job:
+) -> ComparisonSetup:
     """Load the base and the text, and measure the base on it.
 
     Raises:
@@ -234,7 +234,7 @@ def prepare(
     dense = dataclasses.replace(dense, closeness=IDENTICAL)
     flops = flops_per_token(model, context=(blocks.held_out.shape[1] + 1) / 2)
     layers = len(routed_layers(model))
-    return Job(
+    return ComparisonSetup(
         base,
         data,
         recipe_name,

@@ -11,9 +11,9 @@ from typing import Any
 
 from skipgpt.baselines.registry import STATIC
 from skipgpt.comparison.method import DENSE, Method
-from skipgpt.comparison.removal import Removal, find_removal, without
+from skipgpt.comparison.removal import Removal, apply_removal, find_removal
 from skipgpt.comparison.result import Row
-from skipgpt.comparison.setup import Job
+from skipgpt.comparison.setup import ComparisonSetup
 from skipgpt.comparison.trained import in_comparison
 from skipgpt.config import TrainConfig
 from skipgpt.cost import sparsities
@@ -29,7 +29,7 @@ from skipgpt.routing.decision import Forced
 from skipgpt.training.run_stage import run_stage
 
 
-def remove(job: Job, method: Method, config: TrainConfig, out: Path) -> list[Row]:
+def remove(job: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> list[Row]:
     """Measure a static method at exactly this budget.
 
     Between two removal counts the loss is interpolated, as if the larger count were removed for a
@@ -38,14 +38,16 @@ def remove(job: Job, method: Method, config: TrainConfig, out: Path) -> list[Row
     removal = find_removal(job, method, config, out)
     measured, seconds = [], removal.seconds
     for count in sorted({removal.low, removal.high}):
-        model, units, more = without(job, method, config, removal, count)
+        model, units, more = apply_removal(job, method, config, removal, count)
         with use_rule(model, Forced.without(sites_of(units))):
             measured.append(_pruned(job, method, model, units))
         seconds += more
     return [_row(job, method, config, measured, removal, seconds)]
 
 
-def heal(job: Job, method: Method, config: TrainConfig, folder: Path, out: Path) -> list[Row]:
+def heal(
+    job: ComparisonSetup, method: Method, config: TrainConfig, folder: Path, out: Path
+) -> list[Row]:
     """Heal a static removal, or the whole base model, with stage `lora`.
 
     A budget between two removal counts mixes both of them, each healed. Stand-ins train as well.
@@ -58,7 +60,7 @@ def heal(job: Job, method: Method, config: TrainConfig, folder: Path, out: Path)
         if method.kind == DENSE:
             model, units, more = job.routed(), list[Unit](), 0.0
         else:
-            model, units, more = without(job, method, config, removal, count)
+            model, units, more = apply_removal(job, method, config, removal, count)
         began = time.perf_counter()
         model = _healed(job, config, folder / str(count), model, units)
         seconds += more + time.perf_counter() - began
@@ -67,7 +69,9 @@ def heal(job: Job, method: Method, config: TrainConfig, folder: Path, out: Path)
     return [_row(job, method, config, measured, removal, seconds)]
 
 
-def _healed(job: Job, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]) -> Any:
+def _healed(
+    job: ComparisonSetup, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]
+) -> Any:
     """Train stage `lora` around what is removed; return the model."""
     constant_routes(model, removed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ def _healed(job: Job, config: TrainConfig, folder: Path, model: Any, removed: li
 
 
 def _row(
-    job: Job,
+    job: ComparisonSetup,
     method: Method,
     config: TrainConfig,
     measured: list[Perplexity],
@@ -99,7 +103,7 @@ def _row(
     )
 
 
-def _note(job: Job, method: Method, config: TrainConfig, removal: Removal) -> str:
+def _note(job: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal) -> str:
     if method.kind == DENSE:
         return ""
     kind, low, high = STATIC[method.kind].units, removal.low, removal.high
@@ -110,7 +114,7 @@ def _note(job: Job, method: Method, config: TrainConfig, removal: Removal) -> st
     return f"{note}, stand-ins of rank {config.router.stand_in} fitted on {fitted:,} tokens"
 
 
-def _pruned(job: Job, method: Method, model: Any, removed: list[Unit]) -> Perplexity:
+def _pruned(job: ComparisonSetup, method: Method, model: Any, removed: list[Unit]) -> Perplexity:
     """Measure loss, with the savings of a model without these units, keys and values included.
 
     The measured model only skips them, and computes keys and values for every token.
@@ -122,7 +126,7 @@ def _pruned(job: Job, method: Method, model: Any, removed: list[Unit]) -> Perple
     return dataclasses.replace(measured, sparsity=shares)
 
 
-def _dense(job: Job, method: Method, model: Any) -> Any:
+def _dense(job: ComparisonSetup, method: Method, model: Any) -> Any:
     """Return the dense base of a pruned model: itself, unless the method changed its weights."""
     if method.kind in STATIC and STATIC[method.kind].changes_weights:
         return load_base(job.base, **job.where)[0].eval()

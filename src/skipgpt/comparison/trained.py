@@ -15,7 +15,7 @@ from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top
 from skipgpt.checkpoint.loading import load
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
-from skipgpt.comparison.setup import KEPT, Job
+from skipgpt.comparison.setup import KEPT, ComparisonSetup
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
 from skipgpt.errors import ConfigError, DivergedError, TrainingError
@@ -31,7 +31,9 @@ from skipgpt.training.run_stage import run_stage
 logger = logging.getLogger("skipgpt")
 
 
-def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
+def train_router(
+    job: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
+) -> list[Row]:
     """Train routers; evaluate them deterministically and, for recipe `paper`, also sampled."""
     began = time.perf_counter()
     result = _trained(job, job.base, config, folder)
@@ -49,7 +51,9 @@ def train_router(job: Job, method: Method, config: TrainConfig, folder: Path) ->
     return _also_sampled(job, row) if config.recipe == "paper" else [row]
 
 
-def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Path) -> list[Row]:
+def heal(
+    job: ComparisonSetup, method: Method, config: TrainConfig, routed: Row, folder: Path
+) -> list[Row]:
     """Heal a checkpoint of trained routers with stage `lora`; the time includes theirs."""
     began = time.perf_counter()
     assert routed.checkpoint is not None
@@ -71,7 +75,7 @@ def heal(job: Job, method: Method, config: TrainConfig, routed: Row, folder: Pat
     return _also_sampled(job, row) if config.recipe == "paper" else [row]
 
 
-def random_routes(job: Job, method: Method, routed: Row) -> list[Row]:
+def random_routes(job: ComparisonSetup, method: Method, routed: Row) -> list[Row]:
     """Measure random routing: each site skips random tokens at the rate its router learned."""
     model, _ = load(str(routed.checkpoint), base=job.base, **job.where)
     with count_routing(model) as counts:
@@ -80,10 +84,12 @@ def random_routes(job: Job, method: Method, routed: Row) -> list[Row]:
     measured = _measure(job, Path(str(routed.checkpoint)), RandomRoutes(rates), routed.seed)
     note = "rates for each module from `router`, tokens at random"
     row = job.row(method, routed.target, routed.seed, measured, note=note)
-    return [_as_long(row, routed)]
+    return [_with_training_cost(row, routed)]
 
 
-def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, ...]) -> list[Row]:
+def measure_at_sparsities(
+    job: ComparisonSetup, method: Method, trained: Row, sparsities: tuple[float, ...]
+) -> list[Row]:
     """Measure one checkpoint at other budgets than its own."""
     model, _ = load(str(trained.checkpoint), base=job.base, **job.where)
     rows = []
@@ -97,16 +103,18 @@ def read_dial(job: Job, method: Method, trained: Row, sparsities: tuple[float, .
         row = job.row(method, sparsity, trained.seed, measured)
         name = f"{method} (dial of {trained.target:g})"
         row = dataclasses.replace(row, method=name, checkpoint=trained.checkpoint)
-        rows.append(_as_long(row, trained))
+        rows.append(_with_training_cost(row, trained))
     return rows
 
 
-def _as_long(row: Row, trained: Row) -> Row:
+def _with_training_cost(row: Row, trained: Row) -> Row:
     """Give a row the time and training tokens of the row whose routers it shares."""
     return dataclasses.replace(row, seconds=trained.seconds, tokens_trained=trained.tokens_trained)
 
 
-def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> list[Row]:
+def train_top_k(
+    job: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
+) -> list[Row]:
     """Train Mixture-of-Depths on a frozen base; measure it as published and with thresholds."""
     model = job.routed(config.router, config.seed)
     saved = savings(model, job.budget, job.context)
@@ -133,26 +141,26 @@ def train_top_k(job: Job, method: Method, config: TrainConfig, folder: Path) -> 
     return rows
 
 
-def _gated(model: Any, job: Job, rule: TopK | AboveThresholds) -> Any:
+def _gated(model: Any, job: ComparisonSetup, rule: TopK | AboveThresholds) -> Any:
     # Scores scale the outputs, which only `gated` does: `sparse` either keeps or skips.
     with execution(model, "gated"), use_rule(model, rule):
         return perplexity(model, job.held_out(), closeness_to=model)
 
 
-def _measure(job: Job, folder: Path, rule: DecisionRule, seed: int) -> Any:
+def _measure(job: ComparisonSetup, folder: Path, rule: DecisionRule, seed: int) -> Any:
     model, _ = load(str(folder), base=job.base, **job.where)
     torch.manual_seed(seed)
     with use_rule(model, rule):
         return perplexity(model, job.held_out(), closeness_to=model)
 
 
-def _also_sampled(job: Job, row: Row) -> list[Row]:
+def _also_sampled(job: ComparisonSetup, row: Row) -> list[Row]:
     sampled = _like(job, row, _measure(job, Path(str(row.checkpoint)), GumbelSample(1.0), row.seed))
     note = "routes drawn anew in evaluation, as the authors' code does"
     return [row, dataclasses.replace(sampled, note=note, method=f"{row.method} (sampled)")]
 
 
-def _like(job: Job, row: Row, measured: Any) -> Row:
+def _like(job: ComparisonSetup, row: Row, measured: Any) -> Row:
     """Build a row of the same training, measured in another way."""
     return dataclasses.replace(
         row,
@@ -165,7 +173,7 @@ def _like(job: Job, row: Row, measured: Any) -> Row:
     )
 
 
-def _trained(job: Job, base: str, config: TrainConfig, folder: Path) -> TrainResult:
+def _trained(job: ComparisonSetup, base: str, config: TrainConfig, folder: Path) -> TrainResult:
     """Train into a folder, or resume where an interrupted comparison stopped."""
     try:
         if (folder / RUN).exists():

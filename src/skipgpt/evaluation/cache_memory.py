@@ -37,7 +37,7 @@ class CacheMemory:
 
     def __str__(self) -> str:
         return (
-            f"cache {self.bytes / self.tokens:,.0f} bytes a token, {self.saved:.1%} less than "
+            f"cache {self.bytes / self.tokens:,.0f} bytes per token, {self.saved:.1%} less than "
             f"dense ({self.attn:.1%} of attention skipped)"
         )
 

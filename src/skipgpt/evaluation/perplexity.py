@@ -73,7 +73,7 @@ class Perplexity:
     def __str__(self) -> str:
         shares = ", ".join(f"{name} {value:.1%}" for name, value in self.sparsity.items())
         return (
-            f"perplexity {self.perplexity:.3f}, {self.nll_per_token:.4f} nats a token over "
+            f"perplexity {self.perplexity:.3f}, {self.nll_per_token:.4f} nats per token over "
             f"{self.tokens:,} tokens" + (f"; sparsity: {shares}" if shares else "")
         )
 
@@ -109,7 +109,7 @@ def perplexity(
 
     with count_routing(model) as counts:
         nll, tokens = total_loss(model, blocks, batch_size, compare)
-    return summed_up(model, counts, nll, tokens, mean_context(blocks), closeness)
+    return build_result(model, counts, nll, tokens, mean_context(blocks), closeness)
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def total_loss(
     return nll, tokens
 
 
-def summed_up(
+def build_result(
     model: nn.Module,
     counts: KeepCounts,
     nll: float,

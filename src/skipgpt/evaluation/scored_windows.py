@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.closeness import ClosenessSum
-from skipgpt.evaluation.perplexity import Perplexity, summed_up, total_loss
+from skipgpt.evaluation.perplexity import Perplexity, build_result, total_loss
 from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.state import count_routing
 
@@ -113,4 +113,4 @@ def perplexity_of_spans(
     with count_routing(model) as counts:
         total_loss(model, rows, batch_size, add)
     tokens = sum(len(span.ids) - span.first for span in spans)
-    return summed_up(model, counts, nll, tokens, mean_context(rows), closeness)
+    return build_result(model, counts, nll, tokens, mean_context(rows), closeness)

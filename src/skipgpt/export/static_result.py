@@ -62,7 +62,7 @@ class StaticExport:
             f"removed {_listed(self.removed)}{kept}\n"
             f"layers {self.layers_before} -> {self.layers_after}, parameters "
             f"{self.parameters_before:,} -> {self.parameters_after:,} ({gone:.1%} fewer)\n"
-            f"nats a token over {self.tokens:,} held-out tokens: {losses}"
+            f"nats per token over {self.tokens:,} held-out tokens: {losses}"
         )
 
 

@@ -62,7 +62,7 @@ class Limits:
     shared: int
 
     @property
-    def sums_aside(self) -> bool:
+    def has_warpgroup_mma(self) -> bool:
         """Whether four warps multiply as one (Hopper, larger Blackwell), with fewer registers."""
         return self.capability[0] in (9, 10)
 

@@ -135,7 +135,7 @@ def tiles(tokens: int, size: int, dtype: torch.dtype, limit: Limits) -> dict[str
     single = dtype == torch.float32  # no tensor cores at full precision, and twice the bytes
     queries = power_of_two(tokens, largest=32 if single else 64 if width > 128 else 128)
     # Before Hopper scores share the registers with the accumulator.
-    keys = 32 if single or width > (128 if limit.sums_aside else 64) else 64
+    keys = 32 if single or width > (128 if limit.has_warpgroup_mma else 64) else 64
     each, held = 2 * keys * width * dtype.itemsize, queries * width * dtype.itemsize
     return {
         "WIDTH": width,

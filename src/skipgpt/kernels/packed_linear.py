@@ -149,7 +149,7 @@ def tiles(rows: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[st
     largest, depth = (64, 32) if dtype == torch.float32 else (128, 64)
     height = power_of_two(rows, largest=largest)
     # Before Hopper two accumulators of this size do not fit into registers.
-    width = largest if weights == 1 or limit.sums_aside else largest // 2
+    width = largest if weights == 1 or limit.has_warpgroup_mma else largest // 2
     each = (height + weights * width) * depth * dtype.itemsize
     return {
         "ROWS": height,

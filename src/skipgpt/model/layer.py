@@ -51,7 +51,7 @@ class SkippingLayer(RoutedLayer):
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
         if decode.can_use(self, hidden_states):
-            stream = self._run_one_each(hidden_states, arguments)
+            stream = self._decode_step(hidden_states, arguments)
             return (stream, None) if self.family.returns_tuple else stream
         parallel = self.family.is_parallel(self)
         apart = parallel and self.family.sums_first
@@ -74,7 +74,7 @@ class SkippingLayer(RoutedLayer):
         self._record(Decision(attn, mlp))
         return (stream, None) if self.family.returns_tuple else stream
 
-    def _run_one_each(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def _decode_step(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
         """The stream after this layer in a decode step, one token per sequence."""
         keeps = decode.decide(self, entering)
         if keeps is not None:

@@ -21,7 +21,7 @@ from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.families.linear import has_widths
 from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.state import routing_state
-from skipgpt.model.surgery import routed_layers, take_the_dial
+from skipgpt.model.surgery import register_sparsity_hooks, routed_layers
 
 logger = logging.getLogger("skipgpt")
 
@@ -44,7 +44,7 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
         target_modules=target_names(model, stage),
         task_type="CAUSAL_LM",
     )
-    with _ties_are_seen_to():
+    with _without_tie_warning():
         wrapped = get_peft_model(model, adapter)
     if adapted := _adapted_of_several_names(wrapped):
         logger.warning(
@@ -56,7 +56,7 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
     if routed_layers(model):
         routing_state(model).lora = True
         # PEFT calls the `forward` of the wrapped model directly, which bypasses its hooks.
-        take_the_dial(wrapped, routing_state(model))
+        register_sparsity_hooks(wrapped, routing_state(model))
     return wrapped
 
 
@@ -71,7 +71,7 @@ def with_saved_lora(model: Any, folder: Path, *, trainable: bool = False) -> Any
     from peft import PeftModel
 
     routing_state(model).lora = True
-    with _ties_are_seen_to():
+    with _without_tie_warning():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
@@ -147,7 +147,7 @@ def _adapted_of_several_names(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _ties_are_seen_to() -> Iterator[None]:
+def _without_tie_warning() -> Iterator[None]:
     """Suppress PEFT's warning that merging may go wrong; `merge_lora` unties first."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer")

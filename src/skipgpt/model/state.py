@@ -20,7 +20,7 @@ from skipgpt.model.trace import KeepCounts, Recorder, Trace
 from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.decision import DecisionRule, Threshold
 from skipgpt.routing.noise import RowNoise
-from skipgpt.system.device_profile import Machine, known
+from skipgpt.system.device_profile import Machine, profile_of
 
 Execution = Literal["dense", "gated", "sparse", "auto"]
 
@@ -83,7 +83,7 @@ class RoutingState:
         """The speed of the device that a tensor is on, in its dtype; looked up once."""
         key = read.device, read.dtype
         if key not in self.machines:
-            self.machines[key] = known(*key)
+            self.machines[key] = profile_of(*key)
         return self.machines[key]
 
 

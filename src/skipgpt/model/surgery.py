@@ -106,13 +106,13 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
     begin = functools.partial(begin_forward, state, len(layers), names)
     # Some families pass unknown arguments on to the decoder, some do not.
     for module in {model, decoder}:
-        take_the_dial(module, state)
+        register_sparsity_hooks(module, state)
     decoder.begin_hook = decoder.register_forward_pre_hook(begin, with_kwargs=True)
     _rename_unsplit(model, layer_class.__name__, routed_class(layer_class).__name__)
     return model
 
 
-def take_the_dial(module: Any, state: RoutingState) -> None:
+def register_sparsity_hooks(module: Any, state: RoutingState) -> None:
     """Let a forward of this module take `sparsity`."""
     take, back = (functools.partial(f, state) for f in (take_sparsity, give_back_sparsity))
     module.take_hook = module.register_forward_pre_hook(take, with_kwargs=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from skipgpt.cost import Savings
 from skipgpt.model.state import routing_state
 from skipgpt.removal.announced import announced
-from skipgpt.removal.search import lazily
+from skipgpt.removal.search import lazy_greedy
 from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import Unit, sites_of, units_of
 from skipgpt.system.progress import advancing
@@ -34,7 +34,7 @@ def greedy_removal(model: nn.Module, text: Tensor, saved: Savings, target: float
     name, trials = "greedy static removal", len(units) + removals
     loss = announced(SuffixLoss(model, text), name, trials, at_least=True)
     with advancing(f"searching the {name}", announced=True) as advance:
-        order = lazily(loss, units, removals, on_step=advance)
+        order = lazy_greedy(loss, units, removals, on_step=advance)
     if saved.unit == "modules":
         return order
     return order[: max(1, round(sites_skipped(order, saved, target) / len(order[0])))]

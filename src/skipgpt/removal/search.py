@@ -100,7 +100,7 @@ def trials_of(units: int, removals: int, *, protected: int = 0) -> int:
     return sum(free - n if n < free else units - n for n in range(removals))
 
 
-def lazily(
+def lazy_greedy(
     loss: Callable[[list[Site]], float],
     units: Sequence[Unit],
     removals: int,

@@ -126,7 +126,7 @@ class Report:
         """Summarise for a terminal: routed loss, closeness to dense, dense loss, warnings."""
         close = self.measured.closeness
         lines = [str(self.measured), *([str(close)] if close else [])]
-        lines.append(f"dense: {self.dense.nll_per_token:.4f} nats a token")
+        lines.append(f"dense: {self.dense.nll_per_token:.4f} nats per token")
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from unicodedata import combining, east_asian_width
 
 from skipgpt.analysis.live import OnToken, TokenRun
-from skipgpt.report.terminal import Scale, fit_for, harmless, has_colour
+from skipgpt.report.terminal import Scale, escape_controls, fit_for, has_colour
 from skipgpt.system.progress import is_terminal
 
 _SAVE, _BACK, _WHOLE = "\0337", "\0338", "\033[r"
@@ -39,7 +39,7 @@ def live_text(out: Any, status: Any, scale: Scale) -> Iterator[OnToken]:
         cells = (*token.attn, *token.mlp)
         ran, modules, tokens = ran + sum(cells), modules + len(cells), tokens + bool(cells)
         width = shutil.get_terminal_size().columns
-        column = column_after(column, harmless(token.text), width)
+        column = column_after(column, escape_controls(token.text), width)
         # At the right edge some terminals lose the pending wrap when the cursor is restored.
         if line and modules and column < width:
             read = f"{tokens:,} token{'s' * (tokens != 1)}"

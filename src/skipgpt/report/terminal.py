@@ -45,11 +45,11 @@ class Scale:
         Line breaks stay outside the colour, which would otherwise run to the edge of the terminal.
         """
         if share is None:
-            return harmless(text)
+            return escape_controls(text)
         place = (share - self.low) / (self.high - self.low) * len(STEPS)
         back, front = STEPS[max(0, min(len(STEPS) - 1, int(place)))]
         start = f"\033[38;5;{front};48;5;{back}m"
-        lines = harmless(text).split("\n")
+        lines = escape_controls(text).split("\n")
         return "\n".join(f"{start}{line}{_RESET}" if line else "" for line in lines)
 
     def legend(self) -> str:
@@ -61,7 +61,7 @@ class Scale:
         return f"modules run by a token: {least} {swatch} {self.high:.0%}"
 
 
-def harmless(text: str) -> str:
+def escape_controls(text: str) -> str:
     r"""Escape characters that control a terminal, as in `\x1b`.
 
     Example:
@@ -73,12 +73,12 @@ def harmless(text: str) -> str:
 
 def fit_for(stream: Any, text: str) -> str:
     """Escape control characters for a terminal; a pipe or a file gets the text unchanged."""
-    return harmless(text) if stream.isatty() else text
+    return escape_controls(text) if stream.isatty() else text
 
 
 def in_a_line(text: str) -> str:
     """Escape a text and show line breaks, spaces and tabs as visible marks."""
-    return harmless(text.replace("\n", "⏎").replace(" ", "·").replace("\t", "→"))
+    return escape_controls(text.replace("\n", "⏎").replace(" ", "·").replace("\t", "→"))
 
 
 def has_colour(stream: Any) -> bool:

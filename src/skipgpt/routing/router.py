@@ -61,14 +61,14 @@ class LinearRouter(LinearMap, Router):
         return self
 
     @property
-    def at_hand(self) -> bool:
+    def has_weights(self) -> bool:
         """Whether the weights are present; offloaded or sharded ones are only during a call."""
         return not self.weight.is_meta and self.weight.numel() > 0
 
     def margin(self, hidden: Tensor, scale: Scale = 1.0) -> Tensor:
         """Keep logit minus skip logit of hidden times scale, [B, T, D] -> [B, T]."""
         with in_full_precision(hidden):
-            if not self.at_hand:
+            if not self.has_weights:
                 return super().margin(hidden, scale)
             weight, bias = self.weight[KEEP] - self.weight[SKIP], self.bias[KEEP] - self.bias[SKIP]
             return (linear(hidden.to(weight.dtype), weight[None]) * scale).squeeze(-1) + bias

@@ -26,7 +26,7 @@ from skipgpt.model.state import routing_state
 from skipgpt.serving.engine import Engine, QueueFullError, RequestHandle, StoppingError
 from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk
 from skipgpt.serving.metrics import Metrics
-from skipgpt.serving.middleware import Door
+from skipgpt.serving.middleware import ServerMiddleware
 from skipgpt.serving.protocol import ChatRequest, CompletionRequest, SamplingFields
 from skipgpt.serving.replies import Reply, error_body
 
@@ -56,7 +56,7 @@ def build_app(
     """
     # No documentation pages: they load external scripts and need no key.
     app = FastAPI(title="skipgpt", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Door, metrics=metrics, api_key=api_key)
+    app.add_middleware(ServerMiddleware, metrics=metrics, api_key=api_key)
     if allowed_origins:  # outermost: CORS preflight requests carry no key
         app.add_middleware(
             CORSMiddleware,

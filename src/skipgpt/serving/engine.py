@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_job
+from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_request
 from skipgpt.serving.metrics import Metrics
 
 MAX_QUEUED = 1000
@@ -132,7 +132,7 @@ class Engine:
         began = time.perf_counter()
         try:
             with self._metrics.running.track_inprogress():
-                done = run_job(
+                done = run_request(
                     self.model, self.tokenizer, running.job, running._send, running.cancelled
                 )
         except Exception as error:  # a failed request must not end the thread

@@ -14,7 +14,7 @@ from skipgpt.checkpoint.folder import base_of, read_info
 from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError
 from skipgpt.model.base import base_config
 from skipgpt.model.families.table import MERGED_PREFIX
-from skipgpt.model.loading.folder import json_of, kind_of_model, said
+from skipgpt.model.loading.folder import describe_kind, json_of, kind_of_model
 from skipgpt.serving.vllm.families import unsupported
 
 logger = logging.getLogger("skipgpt")
@@ -97,6 +97,6 @@ def _facts(folder: Path, base: str | None) -> tuple[str, dict[str, Any], dict[st
         return config["model_type"].removeprefix(MERGED_PREFIX), config.get("router", {}), config
     raise CheckpointError(
         f"serving {folder}",
-        got=said(folder),
+        got=describe_kind(folder),
         expected="a folder made by `skipgpt train`, or by `skipgpt export --merged`",
     )

@@ -15,7 +15,12 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from skipgpt.analysis.stop_text import NewText
 from skipgpt.config import Budget
-from skipgpt.model.loading.generation_settings import Ends, drawing_from, ends_of, plain_generation
+from skipgpt.model.loading.generation_settings import (
+    Ends,
+    ends_of,
+    plain_generation,
+    sampling_arguments,
+)
 from skipgpt.model.sparsity import at_sparsity
 from skipgpt.model.state import count_routing
 from skipgpt.serving.tokens import TokenLogprob, Tokens
@@ -75,7 +80,7 @@ class Completion:
     skipped: int
 
 
-def run_job(
+def run_request(
     model: Any,
     tokenizer: Any,
     job: GenerationRequest,
@@ -96,7 +101,7 @@ def run_job(
     """
     ends = ends_of(model, tokenizer, job.stops)
     watch = _Watch(tokenizer, job, ends, tell, cancelled or threading.Event())
-    how = drawing_from(job.temperature, job.top_p)
+    how = sampling_arguments(job.temperature, job.top_p)
     if job.logprobs is not None:
         how["logits_processor"] = [watch.probabilities]
     ids = torch.tensor([job.ids], device=model.device)

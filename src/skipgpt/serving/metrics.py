@@ -38,7 +38,7 @@ class Metrics:
         )
         self._speed = Gauge(
             "skipgpt_tokens_per_second",
-            "Generated tokens a second of the newest request, its prompt included",
+            "Generated tokens per second of the newest request, its prompt included",
             registry=self._registry,
         )
         self._seconds = Histogram(

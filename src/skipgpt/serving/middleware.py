@@ -16,7 +16,7 @@ LONGEST = 4 * 2**20
 TOO_LONG = f"a request has at most {LONGEST:,} bytes"
 
 
-class Door:
+class ServerMiddleware:
     """ASGI middleware that checks the key under `/v1/`, limits bodies and counts replies.
 
     Messages pass unchanged, so that the application sees a client disconnect.
@@ -58,7 +58,7 @@ class Door:
 
     def _answerer(self, scope: Any) -> Any:
         """Return the application, or a response that refuses the request."""
-        if not self._may_come_in(scope):
+        if not self._is_authorized(scope):
             said = error_body(
                 "no API key, or a wrong one", "authentication_error", "invalid_api_key"
             )
@@ -68,7 +68,7 @@ class Door:
             return JSONResponse(error_body(TOO_LONG), 413)
         return self._app
 
-    def _may_come_in(self, scope: Any) -> bool:
+    def _is_authorized(self, scope: Any) -> bool:
         if self._api_key is None or not scope["path"].startswith("/v1/"):
             return True
         given = dict(scope["headers"]).get(b"authorization", b"")

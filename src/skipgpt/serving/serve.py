@@ -20,7 +20,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.export import export_merged
 from skipgpt.model.auto import curves_of
 from skipgpt.model.loading.folder import json_of
-from skipgpt.model.loading.generation_settings import say_left_out
+from skipgpt.model.loading.generation_settings import warn_left_out
 from skipgpt.model.sparsity import threshold_of
 from skipgpt.serving.address import bind
 from skipgpt.serving.engine_selection import choose
@@ -91,7 +91,7 @@ def serve(
                 folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device,
                 dtype=dtype, quantize=quantize,
             )  # fmt: skip
-            say_left_out(model.generation_config, sampling=True)
+            warn_left_out(model.generation_config, sampling=True)
             run_server(model, tokenizer, address, **common)
         return
     from transformers import GenerationConfig
@@ -110,7 +110,7 @@ def serve(
         elif sparsity is not None:
             _check_dial(folder, sparsity, budget)
         if (folder / "generation_config.json").is_file():
-            say_left_out(GenerationConfig.from_pretrained(folder), sampling=True)
+            warn_left_out(GenerationConfig.from_pretrained(folder), sampling=True)
         launch(folder, address, sparsity=sparsity, budget=budget, **common)
 
 

@@ -56,7 +56,7 @@ def typical(device: torch.device) -> Machine:
     return Machine(flops=2e14, bandwidth=1.5e12, mlp_packing=5e-5, attn_packing=2e-4)
 
 
-def known(device: torch.device, dtype: torch.dtype) -> Machine:
+def profile_of(device: torch.device, dtype: torch.dtype) -> Machine:
     """The measured figures of a device in a dtype, or else the typical ones."""
     return measured(device, dtype) or typical(device)
 
@@ -80,7 +80,7 @@ def measured(device: torch.device, dtype: torch.dtype) -> Machine | None:
     return machine
 
 
-def keep(machine: Machine, device: torch.device, dtype: torch.dtype) -> Path:
+def store_profile(machine: Machine, device: torch.device, dtype: torch.dtype) -> Path:
     """Write a measurement to where `known` looks for it.
 
     Raises:

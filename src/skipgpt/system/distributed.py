@@ -185,7 +185,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
-def may_speak() -> bool:
+def may_report() -> bool:
     """Whether this process is the one that reports why the run ends: the first to ask.
 
     Before processes are connected, an error occurs in all of them, and the first one reports it.

@@ -183,7 +183,7 @@ def is_terminal(stream: Any) -> bool:
     return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
 
 
-def under_way() -> str:
+def innermost_phase() -> str:
     """The label of the innermost open phase; empty if none is open."""
     return next((phase.label for phase in reversed(_OPEN.phases) if phase.label), "")
 

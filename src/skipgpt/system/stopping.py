@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from types import FrameType
 
 from skipgpt.errors import StoppedError
-from skipgpt.system.progress import under_way
+from skipgpt.system.progress import innermost_phase
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -73,7 +73,7 @@ def stop_now(number: int, frame: FrameType | None) -> None:
     Raises:
         Stop: always.
     """
-    raise Stop(signal.Signals(number).name, under_way())
+    raise Stop(signal.Signals(number).name, innermost_phase())
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class DryRun:
     def __str__(self) -> str:
         devices = "1 device" if self.processes == 1 else f"{self.processes} devices"
         lines = [
-            f"{devices}, {self.layout}, base in {self.dtype}, {self.tokens} tokens a row, "
+            f"{devices}, {self.layout}, base in {self.dtype}, {self.tokens} tokens per row, "
             f"activation checkpointing {'on' if self.activation_checkpointing else 'off'}",
             f"the base, read into the memory of each machine: {_amount(self.loading).strip()}",
         ]
@@ -88,14 +88,14 @@ class DryRun:
             lines += [
                 f"stage {each.stage}: {each.held.trained:,} parameters train, "
                 f"{each.held.parameters:,} of the base rest; {each.execution}",
-                f"  {rows} rows a step; forwards of each device: {each.parts}, of {each.rows} rows",
+                f"  {rows} rows per step; forwards per device: {each.parts}, of {each.rows} rows",
                 *(
                     f"  {_LABELS[name]:26} {_amount(value)} a device"
                     for name, value in [*vars(each.memory).items(), ("total", each.memory.total)]
                     if value
                 ),
-                f"  {each.step_flops:.3g} FLOPs a step: {each.seconds:.3g} s at "
-                f"{self.device_flops:.3g} FLOPs a second and device, {each.hours:.3g} h in all",
+                f"  {each.step_flops:.3g} FLOPs per step: {each.seconds:.3g} s at "
+                f"{self.device_flops:.3g} FLOPs per second and device, {each.hours:.3g} h in all",
             ]
         if any(each.stage == "fit" for each in self.stages):
             lines.append(

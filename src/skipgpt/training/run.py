@@ -40,7 +40,7 @@ from skipgpt.training.measurement import Passes
 from skipgpt.training.router_init import savings_of, set_to_target
 from skipgpt.training.run_record import (
     RESUME,
-    Keepsake,
+    RunSnapshot,
     begin_run,
     check_folder,
     compare_run,
@@ -115,7 +115,7 @@ def train(
     out = Path(out)
     check_launcher(device)
     device = init(device)
-    kept = Keepsake.of(out, resume)
+    kept = RunSnapshot.of(out, resume)
     with stoppable(f"training into {out}", kept.told), advancing(), writing_to(out):
         return _train(base, data, out, config, device, dtype, quantize, resume, overwrite, rule)
 

@@ -166,7 +166,7 @@ def _read_run(out: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Keepsake:
+class RunSnapshot:
     """Tells what a stopped run left in its folder.
 
     Each process reads the folder itself: another one may have ended.
@@ -182,7 +182,7 @@ class Keepsake:
     before: bytes | None
 
     @classmethod
-    def of(cls, out: Path, resumed: bool) -> Keepsake:
+    def of(cls, out: Path, resumed: bool) -> RunSnapshot:
         """Read the folder before the run begins."""
         return cls(out, resumed, _run_in(out))
 

@@ -48,13 +48,13 @@ class Candidates:
 
     Attributes:
         dense: the dense run.
-        contenders: the runs compared with dense.
+        candidates: the runs compared with dense.
         left_out: a sentence for each run that is not possible.
         prefill: dense prefill, where its share of the dense seconds is needed.
     """
 
     dense: Task
-    contenders: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     left_out: tuple[str, ...] = ()
     prefill: Task | None = None
 
@@ -63,17 +63,17 @@ class NotApplicable(Exception):  # noqa: N818 - the rest goes on without it
     """Says in a sentence why a candidate cannot run here."""
 
 
-def gathered(
+def make_candidates(
     make: Callable[[Timed], Candidate], executions: Collection[Timed]
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """Make the candidates that can run, and a sentence for each that cannot."""
-    contenders, left_out = [], []
+    candidates, left_out = [], []
     for kind in executions:
         try:
-            contenders.append(make(kind))
+            candidates.append(make(kind))
         except NotApplicable as reason:
             left_out.append(f"{kind} is left out: {reason}.")
-    return tuple(contenders), tuple(left_out)
+    return tuple(candidates), tuple(left_out)
 
 
 def seeded(_: Any = None) -> None:

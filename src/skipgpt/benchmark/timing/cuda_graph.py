@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.model.execution.kernel_support import asks_the_host
+from skipgpt.model.execution.kernel_support import needs_host_sync
 from skipgpt.model.surgery import routed_layers
 
 _WARMUP = 3
@@ -80,4 +80,4 @@ def can_capture(model: Any) -> bool:
     """
     if model.device.type != "cuda" or not getattr(model, "_can_compile_fullgraph", False):
         return False
-    return not any(asks_the_host(layer) for layer in routed_layers(model))
+    return not any(needs_host_sync(layer) for layer in routed_layers(model))

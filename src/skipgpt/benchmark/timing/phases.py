@@ -80,7 +80,7 @@ class Cell:
         """The decode step half way through decoding."""
         return Forward(len(self.ids), 1, self.ids.shape[1] + self.new_tokens // 2)
 
-    def price(self, model: Any, steps: Sequence[Step] | None = None) -> Cost:
+    def cost(self, model: Any, steps: Sequence[Step] | None = None) -> Cost:
         """Compute the cost of a run.
 
         Args:

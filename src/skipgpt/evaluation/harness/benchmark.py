@@ -15,7 +15,7 @@ from skipgpt.config import Budget, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
-from skipgpt.evaluation.harness.response_cache import answering, check_answers
+from skipgpt.evaluation.harness.response_cache import check_answers, with_response_cache
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
 from skipgpt.evaluation.perplexity import SENSES
@@ -216,7 +216,7 @@ def _run(
     lm = RoutedLM(model, tokenizer, batch_size=setting.batch_size)
     asking: Any = lm
     if setting.cache:
-        asking = answering(lm, setting.cache)
+        asking = with_response_cache(lm, setting.cache)
     scores: list[Score] = []
     by_task: dict[str, dict[str, float]] = {}
     requests: list[Any] = []

@@ -18,7 +18,7 @@ from skipgpt.routing.decision import MODULES, Site
 
 
 @dataclass(frozen=True)
-class Ran:
+class RequestCounts:
     """Counts over the real tokens of one request, or of many.
 
     Attributes:
@@ -32,7 +32,7 @@ class Ran:
     kept: tuple[int, ...]
 
     @classmethod
-    def of(cls, counts: Sequence[int]) -> Ran:
+    def of(cls, counts: Sequence[int]) -> RequestCounts:
         """Build from the output of `to_list`."""
         return cls(counts[0], counts[1], tuple(counts[2:]))
 
@@ -41,13 +41,15 @@ class Ran:
         return [self.tokens, self.attended, *self.kept]
 
 
-def together(rans: Iterable[Ran]) -> Ran | None:
+def add_up(rans: Iterable[RequestCounts]) -> RequestCounts | None:
     """Add up counts; None if there are none."""
     columns = [sum(column) for column in zip(*(ran.to_list() for ran in rans), strict=True)]
-    return Ran.of(columns) if columns else None
+    return RequestCounts.of(columns) if columns else None
 
 
-def ran_by_row(trace: Trace, prompts: Sequence[int], decoded: Sequence[int] = ()) -> list[Ran]:
+def ran_by_row(
+    trace: Trace, prompts: Sequence[int], decoded: Sequence[int] = ()
+) -> list[RequestCounts]:
     """Count what each row of one batch ran.
 
     Args:
@@ -62,7 +64,8 @@ def ran_by_row(trace: Trace, prompts: Sequence[int], decoded: Sequence[int] = ()
         return []
     lengths = [first + rest for first, rest in zip(prompts, decoded, strict=True)]
     return [
-        Ran(n, n * (n + 1) // 2, tuple(row)) for n, row in zip(lengths, kept.tolist(), strict=True)
+        RequestCounts(n, n * (n + 1) // 2, tuple(row))
+        for n, row in zip(lengths, kept.tolist(), strict=True)
     ]
 
 
@@ -77,14 +80,14 @@ def _kept(step: Step, number: int, decoded: Sequence[int]) -> Tensor:
     return keeps.sum(-1)
 
 
-def sparsity_of(model: nn.Module, rans: Iterable[Ran]) -> dict[str, float] | None:
+def sparsity_of(model: nn.Module, rans: Iterable[RequestCounts]) -> dict[str, float] | None:
     """Return all senses of sparsity over many requests; None if none of them made a decision.
 
     Args:
         model: the model with routers that ran them.
         rans: counts of each request.
     """
-    total = together(rans)
+    total = add_up(rans)
     if total is None:
         return None
     sites = [Site(layer.index, kind) for layer in routed_layers(model) for kind in MODULES]

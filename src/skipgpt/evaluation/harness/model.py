@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skipgpt.data.encoding import boundaries, with_bos
 from skipgpt.errors import MissingExtraError
-from skipgpt.evaluation.harness.keep_counts import Ran, ran_by_row, sparsity_of, together
+from skipgpt.evaluation.harness.keep_counts import RequestCounts, add_up, ran_by_row, sparsity_of
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.response_cache import answers_key, use_own_table
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
@@ -129,7 +129,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             BatchSize(most, automatic),
             padding_side,
         )
-        self._decoded: list[Ran] = []
+        self._decoded: list[RequestCounts] = []
         self._ends = ends_of(self.model, self.tokenizer)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
@@ -147,7 +147,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     def sparsity_over(self, requests: Iterable[Any] | None = None) -> dict[str, float] | None:
         """Return the measured sparsity over these requests, or over all that were run."""
         rans = (each["ran"] for each in self._notes_of(requests))
-        return sparsity_of(self.model, (Ran.of(ran) for ran in rans if ran))
+        return sparsity_of(self.model, (RequestCounts.of(ran) for ran in rans if ran))
 
     def cut_off(self, requests: Iterable[Any] | None = None) -> int:
         """Count the requests that were longer than the model's context."""
@@ -191,7 +191,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             )
             found = list(self.scorer.score([make_disjoint_window(window) for window in windows]))
             totals.append(sum(scored.nats for _, scored in found))
-            ran = together([scored.ran for _, scored in found if scored.ran])
+            ran = add_up([scored.ran for _, scored in found if scored.ran])
             self._note("loglikelihood_rolling", request.args, ran, False)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
         return totals
@@ -258,7 +258,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         self._decoded = ran_by_row(trace, prompts, read.tolist()) if trace else []
         return out
 
-    def _note(self, kind: str, request: Any, ran: Ran | None, cut: bool) -> None:
+    def _note(self, kind: str, request: Any, ran: RequestCounts | None, cut: bool) -> None:
         self.notes[hash_args(kind, request)] = {"cut": cut, "ran": ran and ran.to_list()}
 
     def _notes_of(self, requests: Iterable[Any] | None) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def check_answers(folder: str | Path) -> None:
             )
 
 
-def answering(lm: Any, folder: str | Path) -> Any:
+def with_response_cache(lm: Any, folder: str | Path) -> Any:
     """Wrap a model of the harness with a response cache, in a file of its own.
 
     Args:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.errors import DataError
-from skipgpt.evaluation.harness.keep_counts import Ran, ran_by_row
+from skipgpt.evaluation.harness.keep_counts import RequestCounts, ran_by_row
 from skipgpt.model.loading.limits import check_ids
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.trace import Trace
@@ -49,7 +49,7 @@ class Scored(NamedTuple):
 
     nats: float
     greedy: bool
-    ran: Ran | None
+    ran: RequestCounts | None
     cut: bool
 
 
@@ -162,7 +162,7 @@ class Scorer:
 
     def _forward(
         self, rows: Sequence[Row], tails: Sequence[int]
-    ) -> list[tuple[Tensor, Ran | None]]:
+    ) -> list[tuple[Tensor, RequestCounts | None]]:
         """Return each row's log-probabilities [tail, V] after its last tokens, and what it ran."""
         lengths = [len(row) for row in rows]
         ids, mask = _padded(rows, self.pad, self.side)
@@ -203,7 +203,9 @@ def _padded(rows: Sequence[Row], pad: int, side: str) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _of(logprobs: Tensor, continuation: Sequence[int], ran: Ran | None, cut: bool) -> Scored:
+def _of(
+    logprobs: Tensor, continuation: Sequence[int], ran: RequestCounts | None, cut: bool
+) -> Scored:
     wanted = torch.tensor(continuation, device=logprobs.device)
     logprobs = logprobs[-len(wanted) :]
     nats = logprobs.gather(1, wanted[:, None]).sum().item()

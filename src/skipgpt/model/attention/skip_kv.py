@@ -71,7 +71,7 @@ def attend(
     return modules.run_attention(layer, read, given)
 
 
-def pass_over(layer: RoutedLayer, arguments: dict[str, Any], entering: Tensor) -> None:
+def skip_all(layer: RoutedLayer, arguments: dict[str, Any], entering: Tensor) -> None:
     """Tell the cache that all tokens [B, T, D] of this forward skip attention."""
     if cache := _layer_cache(layer, arguments):
         cache.pass_over(*entering.shape[:2])

@@ -29,7 +29,7 @@ _OWN_SCORES = ("sinks", "attn_logit_softcapping")
 """Attributes by which attention changes its scores."""
 
 
-def asks_the_host(layer: RoutedLayer) -> bool:
+def needs_host_sync(layer: RoutedLayer) -> bool:
     """Whether a decode step of this layer, without gradients, makes the host wait for the device.
 
     If not, a step can be captured as a CUDA graph.

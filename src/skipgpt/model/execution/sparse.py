@@ -179,7 +179,7 @@ def _attention_to_kept_keys(
     columns, filled = pack_columns(decision.keep)
     tokens = entering.shape[1]
     if columns.shape[1] == 0:
-        skip_kv.pass_over(layer, arguments, entering)
+        skip_kv.skip_all(layer, arguments, entering)
         return stream
     if columns.shape[1] < tokens:
         entering, arguments = take(entering, columns), take_arguments(arguments, columns)

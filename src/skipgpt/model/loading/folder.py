@@ -74,7 +74,7 @@ def kind_of_model(name: str | Path) -> Kind:
     return "run" if (path / "run.json").is_file() else "other"
 
 
-def said(name: str | Path) -> str:
+def describe_kind(name: str | Path) -> str:
     """The kind of model that a name refers to, in words."""
     return _SAID[kind_of_model(name)]
 

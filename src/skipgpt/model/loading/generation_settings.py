@@ -143,14 +143,14 @@ def write_ends(model: Any, tokenizer: Any) -> None:
         model.generation_config.eos_token_id = list(ids) if len(ids) > 1 else ids[0]
 
 
-def drawing_from(temperature: float, top_p: float = 1.0) -> dict[str, Any]:
+def sampling_arguments(temperature: float, top_p: float = 1.0) -> dict[str, Any]:
     """Arguments of `generate`: greedy at temperature 0, else sampled."""
     if temperature <= COLDEST:
         return {"do_sample": False}
     return {"do_sample": True, "temperature": temperature, "top_p": top_p}
 
 
-def say_left_out(settings: Any, *, sampling: bool) -> None:
+def warn_left_out(settings: Any, *, sampling: bool) -> None:
     """Warn of settings of a base that would change text and are left out.
 
     Args:

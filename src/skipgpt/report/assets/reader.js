@@ -45,12 +45,12 @@ class Reader {
     const own = stop === this.data.at ? ", the checkpoint’s own setting" : "";
     this.dial.value = stop;
     const unit = NOUNS[this.data.budget];
-    this.dial.setAttribute("aria-valuetext", `${percent(asked)} of ${unit} asked, ${percent(sparsity.module)} of modules skipped, ${nll_per_token.toFixed(3)} nats a token${own}`);
+    this.dial.setAttribute("aria-valuetext", `${percent(asked)} of ${unit} asked, ${percent(sparsity.module)} of modules skipped, ${nll_per_token.toFixed(3)} nats per token${own}`);
     const value = (key, shown) => element("b", { "data-value": key }, shown);
     this.said.replaceChildren(
       element("span", {}, value("asked", percent(asked)), ` of ${unit} asked`),
       element("span", {}, value("module", percent(sparsity.module)), " of modules skipped"),
-      element("span", {}, value("nll_per_token", nll_per_token.toFixed(3)), " nats a token, ",
+      element("span", {}, value("nll_per_token", nll_per_token.toFixed(3)), " nats per token, ",
         value("excess", signed(excess)), " over dense"),
     );
   }

@@ -24,7 +24,7 @@ def loss_curve(report: Report) -> str:
         "Loss against budget",
         [Line("routed", "one", points, dots=True)],
         Axis("modules skipped", whole_percent, low=0),
-        Axis("nats a token"),
+        Axis("nats per token"),
         level=("dense base", report.dense.nll_per_token),
         marks=[("knee", knee)] if knee is not None else [],
     )
@@ -60,7 +60,7 @@ def loss_curves(reports: Mapping[str, Report]) -> str:
         "Excess over the dense base against budget",
         lines,
         Axis("modules skipped", whole_percent, low=0),
-        Axis("nats a token"),
+        Axis("nats per token"),
         level=("dense bases", 0.0),
     )
 

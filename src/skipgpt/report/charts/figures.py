@@ -67,7 +67,7 @@ def _loss(axes: Any, report: Report) -> None:
     axes.axhline(report.dense.nll_per_token, color="black", linestyle=":", label="dense base")
     if (knee := report.table("stress").facts.get("knee")) is not None:
         axes.axvline(100 * knee, color="grey", linestyle="--", label="knee")
-    axes.set(xlabel="modules skipped, %", ylabel="nats a token", title="loss against budget")
+    axes.set(xlabel="modules skipped, %", ylabel="nats per token", title="loss against budget")
     axes.legend(frameon=False)
 
 

@@ -16,7 +16,7 @@ COLUMNS = 60
 Chart = tuple[str, Axis, tuple[tuple[str, str, str], ...]]
 """Title, vertical axis, and the keys, names and kinds of lines."""
 CHARTS: tuple[Chart, ...] = (
-    ("language-model loss", Axis("nats a token"), (("lm_loss", "sampled", "one"),)),
+    ("language-model loss", Axis("nats per token"), (("lm_loss", "sampled", "one"),)),
     (
         "saved, in the unit of the budget",
         Axis("share", whole_percent, low=0),

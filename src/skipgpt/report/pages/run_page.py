@@ -126,7 +126,7 @@ def _measured(held_out: dict[str, Any]) -> str:
         loss = _number(each.get("nll_per_token"))
         if loss is None:
             continue
-        said = f"{nats(loss)} nats a token"
+        said = f"{nats(loss)} nats per token"
         if name != "dense":
             said += f", {signed(loss - dense)} to dense" if dense is not None else ""
             said += _closeness(each.get("closeness") or {})

@@ -61,7 +61,7 @@ def to_html(several: SideBySide) -> str:
 def _lead(several: SideBySide) -> str:
     each = (
         f"<b>{escaped(name)}</b> skips {percent(report.measured.sparsity['module'])} at "
-        f"{signed(report.measured.nll_per_token - report.dense.nll_per_token)} nats a token"
+        f"{signed(report.measured.nll_per_token - report.dense.nll_per_token)} nats per token"
         for name, report in several.reports.items()
     )
     return f"{', '.join(each)} over its own dense base."
@@ -87,8 +87,13 @@ def _readers(several: SideBySide) -> str:
 def _numbers(several: SideBySide) -> str:
     """The same numbers of each, one column per checkpoint."""
     rows: list[Number] = [
-        ("dense, nats a token", "dense.nll_per_token", lambda r: r.dense.nll_per_token, nats),
-        ("routed, nats a token", "routed.nll_per_token", lambda r: r.measured.nll_per_token, nats),
+        ("dense, nats per token", "dense.nll_per_token", lambda r: r.dense.nll_per_token, nats),
+        (
+            "routed, nats per token",
+            "routed.nll_per_token",
+            lambda r: r.measured.nll_per_token,
+            nats,
+        ),
         (
             "excess",
             "excess_nll",

@@ -40,7 +40,7 @@ def lead(report: Report) -> str:
     base = datum("dense.nll_per_token", dense.nll_per_token, nats(dense.nll_per_token))
     return (
         f'<p class="lead">Skips <b>{skipped}</b> of its modules on this text, at a loss of '
-        f"<b>{loss}</b> nats a token: <b>{more}</b> {than} than its dense base ({base})."
+        f"<b>{loss}</b> nats per token: <b>{more}</b> {than} than its dense base ({base})."
         f"{_agrees(report)}</p>"
     )
 
@@ -155,7 +155,7 @@ def _losses(report: Report) -> str:
         if sense in sparsity
     )
     return (
-        '<div><table><thead><tr><th scope="col">loss</th><th scope="col" class="n">nats a token'
+        '<div><table><thead><tr><th scope="col">loss</th><th scope="col" class="n">nats per token'
         f'</th><th scope="col" class="n">perplexity</th></tr></thead><tbody>{"".join(rows)}'
         f'</tbody></table><p class="note">Over {report.measured.tokens:,} predicted tokens of this '
         f'text.</p>{_closeness(report)}<table><thead><tr><th scope="col">skipped</th>'

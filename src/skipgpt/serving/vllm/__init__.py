@@ -27,11 +27,11 @@ def register() -> None:
     except ImportError as error:
         raise MissingExtraError("vllm", "vllm", "serving with vLLM") from error
     from skipgpt.model.auto import register as register_configs
-    from skipgpt.serving.vllm.engine_config import Startup
+    from skipgpt.serving.vllm.engine_config import EngineConfigHook
     from skipgpt.serving.vllm.requests import watch_requests
 
     register_configs(*ARCHITECTURES)
     for architecture in ARCHITECTURES.values():
         ModelRegistry.register_model(architecture, "skipgpt.serving.vllm.model:SkipGPTForCausalLM")
-        MODELS_CONFIG_MAP[architecture] = Startup
+        MODELS_CONFIG_MAP[architecture] = EngineConfigHook
     watch_requests()

@@ -29,7 +29,7 @@ ARGUMENT, UNIT = "sparsity", "budget"
 
 
 @dataclass(frozen=True)
-class Dial:
+class SparsityRange:
     """The sparsities that a merged export offers.
 
     Attributes:
@@ -41,7 +41,7 @@ class Dial:
     own: float
 
     @classmethod
-    def of(cls, config: Any) -> Dial:
+    def of(cls, config: Any) -> SparsityRange:
         """Read the config of a merged export."""
         curves, unit = curves_of(config), getattr(config, "budget", None)
         own = 0.0 if config.sparsity is None else threshold_of(curves, config.sparsity, unit)
@@ -76,7 +76,7 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self._dial = Dial.of(vllm_config.model_config.hf_config)
+        self._dial = SparsityRange.of(vllm_config.model_config.hf_config)
         self._device = device
         self._rows: dict[int, float] = {}
         vllm_config.compilation_config.static_forward_context[__name__] = self

@@ -13,7 +13,7 @@ from skipgpt.serving.vllm.families import unsupported
 BUDGETS = "skipgpt.serving.vllm.budget:Budgets"
 
 
-class Startup(VerifyAndUpdateConfig):  # type: ignore[misc]
+class EngineConfigHook(VerifyAndUpdateConfig):  # type: ignore[misc]
     """Config hook, which vLLM calls once with all of its settings."""
 
     @staticmethod

@@ -40,7 +40,7 @@ class SparsityField:
             parts.append(message.get("body", b""))
             if not message.get("more_body"):
                 break
-        body = moved(b"".join(parts))
+        body = rewrite_body(b"".join(parts))
         if b"use_beam_search" in body and _beams_with_sparsity(body):
             await JSONResponse(_NO_BEAMS, 400)(scope, receive, send)
             return
@@ -63,7 +63,7 @@ def _beams_with_sparsity(body: bytes) -> bool:
     return bool(beams and set(FIELDS) & set(asked.get("vllm_xargs") or {}))
 
 
-def moved(body: bytes) -> bytes:
+def rewrite_body(body: bytes) -> bytes:
     """Rewrite the body of a request for vLLM, where that is needed.
 
     `sparsity` and `budget` go among vLLM's extra arguments. A chat whose last turn is the

@@ -76,7 +76,7 @@ def launch(
         if api_key:  # on a command line other users would see it
             environment["VLLM_API_KEY"] = api_key
         url = address.url
-        with Stopping() as stopping:
+        with SignalForwarder() as stopping:
             address.socket.close()
             # Its log goes to standard error, so that standard output has nothing but the URL. In
             # its own session, signals of the terminal reach it only through us.
@@ -108,7 +108,7 @@ def _is_up(process: subprocess.Popen[bytes], health: str) -> bool:
     return False
 
 
-class Stopping:
+class SignalForwarder:
     """Inside the block, passes stop signals on to the server, as soon as there is one.
 
     A second signal kills it.
@@ -122,7 +122,7 @@ class Stopping:
         self._process: subprocess.Popen[bytes] | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> SignalForwarder:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._came)

@@ -32,9 +32,9 @@ def watch_requests() -> None:
     ) -> Any:
         if self.model_config.architecture not in ARCHITECTURES.values():
             return process(self, request_id, prompt, params, *args, **kwargs)
-        from skipgpt.serving.vllm.budget import Dial
+        from skipgpt.serving.vllm.budget import SparsityRange
 
-        dial = Dial.of(self.model_config.hf_config)
+        dial = SparsityRange.of(self.model_config.hf_config)
         threshold = _checked(dial, params)
         request = process(self, request_id, prompt, params, *args, **kwargs)
         request.cache_salt = salted(request.cache_salt, threshold, dial.own)

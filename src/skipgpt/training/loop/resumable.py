@@ -20,7 +20,7 @@ from skipgpt.errors import DivergedError, TrainingError
 from skipgpt.system.distributed import by_first
 from skipgpt.system.sharded import assign, full_tensor
 from skipgpt.training.loop.optimizer_state import gathered_state, scatter_state
-from skipgpt.training.loop.zero_state import gathered_from_zero, scatter_to_zero, tell_weights
+from skipgpt.training.loop.zero_state import gathered_from_zero, scatter_to_zero, sync_weights
 from skipgpt.training.run_record import after_room_is_made
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
@@ -121,7 +121,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Change weights of the model that is about to train."""
         change(model)
         if self.is_deepspeed_enabled:  # which trains its own copies
-            tell_weights(optimizer_groups(self.model, self.config))
+            sync_weights(optimizer_groups(self.model, self.config))
 
     def load_weights(self, state: Path) -> None:
         """Load the trained weights of a resume state."""

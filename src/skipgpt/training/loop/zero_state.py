@@ -57,14 +57,14 @@ def scatter_to_zero(optimizer: Any, groups: list[dict[str, Any]], saved: dict[st
         moments = {name: torch.zeros_like(flat) for name in _MOMENTS}
         base.state[flat] = {"step": step.clone(), **moments}
     _link(optimizer)
-    tell_weights(groups)
+    sync_weights(groups)
     for number, parameter in enumerate(_parameters(groups)):
         for name in _MOMENTS:
             value = saved["state"][number][name].to(parameter.device)
             safe_set_full_optimizer_state(parameter, value, name)
 
 
-def tell_weights(groups: list[dict[str, Any]]) -> None:
+def sync_weights(groups: list[dict[str, Any]]) -> None:
     """Copy weights that were written into the model to DeepSpeed's own copies of them."""
     from deepspeed.utils import safe_set_full_fp32_param
 
