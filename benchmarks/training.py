@@ -35,7 +35,7 @@ from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import routers, train_only
 from skipgpt.routing.decision import Forced, GumbelSample
 from skipgpt.system.hardware import hardware
-from skipgpt.training.single_step import single_step
+from skipgpt.training.loop.single_step import single_step
 
 CONFIG = recipe("paper")
 Step = Callable[[], Tensor]

@@ -84,7 +84,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     counted(static, "run_stage", "heal")
     counted(static, "remove", "static")
     counted(trained, "random_routes", "random")
-    counted(trained, "read_dial", "dial")
+    counted(trained, "measure_at_sparsities", "dial")
     return done
 
 

@@ -1,8 +1,10 @@
 import json
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from math import nan
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -337,3 +339,35 @@ def test_a_file_in_the_place_of_the_folder_is_refused(base_folder: Path, tmp_pat
     with pytest.raises(CheckpointError, match="got a file; expected a folder"):
         run(base_folder, tmp_path / "out", tiny_config("paper"))
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_model_in_memory_is_trained_as_its_folder_is(base_folder: Path, tmp_path: Path) -> None:
+    config = tiny_config("default", stages="router", target_sparsity=0.3)
+    run(base_folder, tmp_path / "by-name", config)
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
+    data = str(tmp_path / "stories.jsonl")
+    with mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)):
+        train(model, [data], tmp_path / "in-memory", config)
+    assert weights(tmp_path / "in-memory") == weights(tmp_path / "by-name")
+    assert len(routers(model)) == 6  # in place
+    assert read_info(tmp_path / "in-memory").base == str(base_folder)
+    with pytest.raises(ConfigError, match="a tokenizer beside the name"):
+        train(str(base_folder), [data], tmp_path / "x", config, tokenizer=byte_tokenizer())
+    model.config._name_or_path = ""
+    with pytest.raises(ConfigError, match="not loaded from a folder or hub id"):
+        train(model, [data], tmp_path / "x", config)
+    assert not (tmp_path / "x").exists()
+
+
+def test_modules_are_counted_with_a_word_where_the_unit_does_not_reach_the_target(
+    base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config("default", stages="router", target_sparsity=0.9, budget="flops")
+    with pytest.raises(ConfigError, match=r"got a target of 90.0% of FLOPs; expected at most"):
+        run(base_folder, tmp_path / "out", config)
+    run(base_folder, tmp_path / "out", config, or_modules=True)
+    assert read_info(tmp_path / "out").budget == "modules"
+    (said,) = [r.getMessage() for r in caplog.records if "counts modules instead" in r.getMessage()]
+    assert "not 90.0%" in said
+    run(base_folder, tmp_path / "again", replace(config, target_sparsity=0.05), or_modules=True)
+    assert read_info(tmp_path / "again").budget == "flops"

@@ -13,8 +13,8 @@ from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.model.state import execution
 from skipgpt.routing.decision import StraightThrough
+from skipgpt.training.loop.single_step import single_step
 from skipgpt.training.loop.trainer import RoutingTrainer
-from skipgpt.training.single_step import single_step
 
 IDS = rows(2)
 

@@ -35,7 +35,7 @@ from skipgpt.cost import Forward, lora_flops, training_flops, work
 from skipgpt.model.state import Execution
 from skipgpt.model.trace import Step, Trace
 from skipgpt.routing.decision import MODULES, DecisionRule, Forced, GumbelSample, Site
-from skipgpt.training.single_step import single_step
+from skipgpt.training.loop.single_step import single_step
 from skipgpt.training.stages import prepare
 
 Training = Literal["router_step", "lora_step"]

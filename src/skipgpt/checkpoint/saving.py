@@ -132,12 +132,12 @@ def save(
         skipgpt.save(model, "out/untrained")
     """
     if info is None:
-        info = describe(model, base or _origin_of(model), tokenizer=tokenizer)
+        info = describe(model, base or origin_of(model), tokenizer=tokenizer)
     with writing_to(Path(folder)):
         return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
 
 
-def _origin_of(model: Any) -> str:
+def origin_of(model: Any) -> str:
     """Where transformers loaded a model from.
 
     Raises:

@@ -150,6 +150,7 @@ def run(
         quantize=quantize,
         resume=resume,
         overwrite=overwrite,
+        or_modules="budget" not in given,
     )
     losses = "\n".join(
         f"  {name:8} {each}" + (f"; {each.closeness}" if each.closeness else "")

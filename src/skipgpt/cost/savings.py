@@ -59,13 +59,17 @@ class Savings:
         """The share that is saved where every module that saves anything is skipped."""
         return self.share({site: float(saved <= 0) for site, saved in self.by_site.items()})
 
+    def reaches(self, target: float) -> bool:
+        """Whether skipping can save this share at all."""
+        return target <= max(0.0, self.largest) + 1e-9  # sums round
+
     def check_reach(self, target: float) -> None:
         """Raise unless skipping can save this share at all.
 
         Raises:
             ConfigError: it cannot; says the largest share that it can.
         """
-        if target > max(0.0, self.largest) + 1e-9:  # sums round
+        if not self.reaches(target):
             noun = BUDGET_NOUNS[self.unit]
             raise ConfigError(
                 "planning the budget",

@@ -83,6 +83,24 @@ def load_base(
     return _load(name, doing, revision, device, dtype, quantize)
 
 
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of a base model.
+
+    Args:
+        name: hub id or folder.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base_location(name), **_NO_CODE)
+    except Exception as error:  # transformers raises whatever its readers raise
+        doing = f"loading the tokenizer of {name!r}"
+        raise _not_loaded(error, doing, "a hub id or folder with a tokenizer") from error
+
+
 def load_merged(folder: str, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
     """Load the routed model of a merged export in evaluation mode, and its tokenizer.
 

@@ -65,7 +65,7 @@ def escape_controls(text: str) -> str:
     r"""Escape characters that control a terminal, as in `\x1b`.
 
     Example:
-        >>> print(harmless("\x1b[2Ja\tb"))
+        >>> print(escape_controls("\x1b[2Ja\tb"))
         \x1b[2Ja	b
     """
     return "".join(_spelt(letter) if _steers(letter) else letter for letter in text)

@@ -71,5 +71,5 @@ def margins_as_numbers(
 
 def _at_hand(routers: tuple[Router, ...]) -> list[LinearRouter] | None:
     """The routers, if all are linear and none is offloaded."""
-    linears = [r for r in routers if isinstance(r, LinearRouter) and r.at_hand]
+    linears = [r for r in routers if isinstance(r, LinearRouter) and r.has_weights]
     return linears if len(linears) == len(routers) else None

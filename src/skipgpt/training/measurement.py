@@ -35,6 +35,7 @@ class Passes:
         config: the run's config.
         blocks: its text.
         out: its folder.
+        starts: whether routers are new and no stage initialises them.
         dense: the loss of the dense model on held-out text, once measured.
         seconds_measuring: seconds spent on losses that are only reported.
     """
@@ -42,6 +43,7 @@ class Passes:
     config: TrainConfig
     blocks: Blocks
     out: Path
+    starts: bool = False
     dense: Perplexity | None = None
     seconds_measuring: float = 0.0
 
@@ -50,9 +52,9 @@ class Passes:
         """Token ids [N, T] to measure on."""
         return subsample_rows(self.blocks.held_out, self.config.data.evaluation_tokens)
 
-    def before_stages(self, model: Any, start: bool) -> None:
-        """Initialise new routers if `start`, and measure the dense model."""
-        if start:
+    def before_stages(self, model: Any) -> None:
+        """Initialise new routers, and measure the dense model."""
+        if self.starts:
             start_routers(model, self.config, self.blocks.train)
             for each in [*routers(model).values(), *stand_ins(model).values()]:
                 broadcast(each.parameters())

@@ -1,34 +1,27 @@
-"""A training run: base model, routers, stages, calibration, checkpoint."""
+"""The chain: base model, routers, stages, calibration, checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from skipgpt.checkpoint.folder import is_checkpoint, read_info
+from skipgpt.checkpoint.folder import is_checkpoint
 from skipgpt.checkpoint.info import CheckpointInfo
-from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, write
 from skipgpt.checkpoint.tensors import trained_tensors
-from skipgpt.config import Stage, TrainConfig, recipe
+from skipgpt.config import Stage, TrainConfig
 from skipgpt.config.settings import to_dict
-from skipgpt.data import load_blocks
-from skipgpt.errors import ConfigError
+from skipgpt.data import Blocks, load_blocks
 from skipgpt.evaluation.perplexity import Perplexity
-from skipgpt.model.base import choose_dtype, load_base
+from skipgpt.model.base import choose_dtype
 from skipgpt.model.loading.bitsandbytes import check_quantization, quantization_of
 from skipgpt.model.loading.gguf import is_gguf
 from skipgpt.model.loading.identity import digest_of_settings
 from skipgpt.model.loading.limits import check_rows
-from skipgpt.model.lora import check_targets
-from skipgpt.model.state import routing_state
-from skipgpt.model.surgery import add_routers
 from skipgpt.routing.decision import RuleAt
 from skipgpt.system.distributed import first_alone, init, layout, load_whole
 from skipgpt.system.folder_lock import writing_to
@@ -37,7 +30,7 @@ from skipgpt.system.stopping import stoppable
 from skipgpt.training.fit_stage import check_fit, run_fit
 from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.measurement import Passes
-from skipgpt.training.router_init import savings_of, set_to_target
+from skipgpt.training.result import TrainResult as TrainResult
 from skipgpt.training.run_record import (
     RESUME,
     RunSnapshot,
@@ -51,60 +44,44 @@ from skipgpt.training.run_record import (
     latest_state,
 )
 from skipgpt.training.run_stage import run_stage
+from skipgpt.training.run_start import Base, start, with_routers_of, within_reach
 from skipgpt.training.stages import plan
-
-logger = logging.getLogger("skipgpt")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run produced.
-
-    Attributes:
-        info: info of the checkpoint that was written.
-        held_out: loss and sparsity on held-out text: `dense`, then one entry per stage.
-        folder: folder of the checkpoint.
-        seconds_measuring: seconds of this call spent on the losses in `held_out`.
-    """
-
-    info: CheckpointInfo
-    held_out: dict[str, Perplexity]
-    folder: str
-    seconds_measuring: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
 
 
 def train(
-    base: str,
+    base: Any,
     data: list[str],
     out: str | Path,
     config: TrainConfig,
     *,
+    tokenizer: Any = None,
     device: str = "cpu",
     dtype: str = "auto",
     quantize: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     rule: RuleAt | None = None,
+    or_modules: bool = False,
 ) -> TrainResult:
     """Train routers, heal with LoRA, calibrate, and write a checkpoint after each stage.
 
     Args:
-        base: hub id, folder, GGUF file, `nano`, or a checkpoint to train further stages of.
+        base: hub id, folder, GGUF file, `nano`, a checkpoint to train further stages of, or a
+            model that transformers loaded, with routers or without, which is trained in place.
         data: sources of text; see `skipgpt.data.read_documents`.
         out: the folder of the checkpoint.
         config: everything else; see `skipgpt.config.recipe`.
+        tokenizer: of a model; loaded from where the model came from if None.
         device: where to train.
-        dtype: dtype of the base model.
+        dtype: dtype of the base model; a model is trained in the one that it has.
         quantize: hold the base's weights in `8bit` or `4bit`, through bitsandbytes; if None, as
             they are stored, or as the checkpoint `base` was trained.
         resume: continue where an earlier call with the same arguments stopped.
         overwrite: replace what is in `out`.
         rule: decision rule while routers train, by the share of the stage that is done; Gumbel
             sampling (the paper) if None.
+        or_modules: count modules, with a warning, where skipping cannot save the target in the
+            unit of `config.budget`.
 
     Raises:
         SkipGPTError: on any failure; `out` then holds the last good state.
@@ -116,148 +93,176 @@ def train(
     check_launcher(device)
     device = init(device)
     kept = RunSnapshot.of(out, resume)
+    run = _Run(
+        Base.of(base, tokenizer),
+        data,
+        out,
+        config,
+        device,
+        dtype,
+        quantize,
+        resume,
+        rule,
+        or_modules,
+    )
     with stoppable(f"training into {out}", kept.told), advancing(), writing_to(out):
-        return _train(base, data, out, config, device, dtype, quantize, resume, overwrite, rule)
+        run.check(overwrite)
+        run.load()
+        run.plan()
+        run.read_text()
+        run.begin()
+        run.prepare()
+        for stage in run.left:
+            run.run_stage(stage)
+        return run.result()
 
 
-def _train(
-    base: str,
-    data: list[str],
-    out: Path,
-    config: TrainConfig,
-    device: str,
-    dtype: str,
-    quantize: str | None,
-    resume: bool,
-    overwrite: bool,
-    rule: RuleAt | None,
-) -> TrainResult:
-    from skipgpt.training.loop.arguments import training_arguments
+@dataclass
+class _Run:
+    """One run, step by step; each step of `train` is a method.
 
-    torch.manual_seed(config.seed)
-    check_quantization(quantize)
-    check_fit(config, is_new=not is_checkpoint(base))
-    check_folder(out, resume, overwrite)
-    done = finished_stages(out) if resume else ()
-    if resume:  # before a base is loaded in another quantization
-        compare_run(out, {"quantize": quantize})
-    in_pieces = layout() != "whole"
-    home = device
-    if in_pieces:  # loaded on the CPU, moved to the device shard by shard
-        home, dtype = "cpu", str(choose_dtype(dtype, device)).removeprefix("torch.")
-    model, tokenizer, info = _start(str(out) if done else base, config, home, dtype, quantize)
-    check_whole(quantization_of(model))
-    config = _with_routers_of(model, config)
-    savings_of(model, config).check_reach(config.target_sparsity)
-    blocks = load_blocks(data, tokenizer, config.data, train_tokens=config.train_tokens)
-    check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
-    facts = {
-        "base": base,
-        "data": data,
-        "config": to_dict(config),
-        "base_weights": info.fingerprint,
-        "base_settings": digest_of_settings(info.base_settings),
-        "dtype": str(model.dtype),
-        "quantize": quantize,
-        "data_fingerprint": blocks.fingerprint,
-        "documents": {"train": blocks.documents[0], "held_out": blocks.documents[1]},
-    }
-    trained = [each for each in config.stages if each != "fit"]
-    for each in trained:  # rejects bad settings before anything is overwritten
-        training_arguments(plan(each, config), config, out, torch.device(device))
-    if resume:
-        compare_run(out, facts)
-    else:
-        used = ["bitsandbytes"] * bool(quantization_of(model)) + ["gguf"] * is_gguf(info.base)
-        rows = {"train": len(blocks.train), "train_inside_a_document": blocks.inside}
-        begin_run(out, facts | {"rows": rows}, *used)
-    found, left = held_out_of(out), [stage for stage in config.stages if stage not in done]
-    fresh = not is_checkpoint(base) and not done and latest_state(out / RESUME / left[0]) is None
-    passes = Passes(config, blocks, out)
-    begin = functools.partial(passes.before_stages, start=fresh and "fit" not in config.stages)
-    if not (in_pieces and left):
-        begin(model)
-    for stage in left:
-        if in_pieces and stage != left[0]:  # the next stage cannot adapt a sharded model
-            load_whole()
-            model, tokenizer, info = _start(str(out), config, home, dtype, quantize)
-        if stage == "fit":
-            run_fit(model, config, blocks.train, out)
-        else:
-            model = run_stage(
-                model,
-                stage,
-                config,
-                blocks,
-                out,
-                rule=rule,
-                dense_loss=passes.dense.nll_per_token if passes.dense else None,
-                device=device,
-                begin=begin if in_pieces and stage == left[0] else None,
-            )
-        found[stage] = passes.after_stage(model, stage)
-        info = _save_stage(model, stage, config, out, info, found[stage])
-        finish_stage(out, stage, found[stage])
-    forget_states(out)
-    measured = {"dense": cast("Perplexity", passes.dense)}
-    measured |= {stage: found[stage] for stage in config.stages}
-    return TrainResult(info, measured, str(out), passes.seconds_measuring)
-
-
-def _start(
-    base: str, config: TrainConfig, device: str, dtype: str, quantize: str | None
-) -> tuple[Any, Any, CheckpointInfo]:
-    """Return the model to train, with routers, its tokenizer and its checkpoint info."""
-    if is_checkpoint(base):
-        _check_held(base, read_info(base).quantization, quantize)
-        model, tokenizer = load(base, trainable=True, device=device, dtype=dtype)
-        if routing_state(model).curve is not None:
-            set_to_target(model, config)
-        return model, tokenizer, read_info(base)
-    model, tokenizer = load_base(base, device=device, dtype=dtype, quantize=quantize)
-    _check_held(base, quantization_of(model), quantize)
-    if "lora" in config.stages and not {"fit", "router", "joint"} & set(config.stages):
-        raise ConfigError(
-            "planning the stages",
-            got=f"lora alone on the base model {base!r}",
-            expected="routers to heal around",
-            todo="train stage router first, or give a checkpoint as BASE",
-        )
-    if {"lora", "joint"} & set(config.stages):
-        check_targets(model, config.lora_stage)
-    add_routers(model, config.router)
-    return model, tokenizer, describe(model, base, tokenizer=tokenizer)
-
-
-def _check_held(base: str, found: str | None, wanted: str | None) -> None:
-    """Refuse a quantization other than that of the stored base or of the trained routers."""
-    if wanted not in (None, found):
-        raise ConfigError(
-            f"quantising the base {base!r} to {wanted}",
-            got=f"one that is held in {found or 'another format'} already",
-            expected="a base that is not quantised, or in the same kind; a checkpoint keeps the "
-            "format that its routers were trained on",
-            todo="leave out --quantize (quantize=None)",
-        )
-
-
-def _with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
-    """Return the config with the router settings that the model has, as in its checkpoint.
-
-    Raises:
-        ConfigError: other settings were requested than the checkpoint was trained with.
+    Attributes:
+        done: stages that an earlier call finished.
+        left: stages to run.
+        held_out: what was measured after each stage.
+        sharded: whether several processes hold the model in shards.
     """
-    has, asked = routing_state(model).config, config.router
-    if asked not in (has, recipe("paper").router, recipe("default").router):
-        raise ConfigError(
-            "training a checkpoint further",
-            got=f"other routers than it has: {asked}",
-            expected=f"{has}",
-            todo="leave router.… out, or start from the base model",
+
+    base: Base
+    data: list[str]
+    out: Path
+    config: TrainConfig
+    device: str
+    dtype: str
+    quantize: str | None
+    resume: bool
+    rule: RuleAt | None
+    or_modules: bool
+    done: tuple[str, ...] = ()
+    left: list[Stage] = field(default_factory=list)
+    held_out: dict[str, Perplexity] = field(default_factory=dict)
+    sharded: bool = field(default_factory=lambda: layout() != "whole")
+    model: Any = None
+    tokenizer: Any = None
+    info: CheckpointInfo = field(init=False)
+    blocks: Blocks = field(init=False)
+    passes: Passes = field(init=False)
+
+    def check(self, overwrite: bool) -> None:
+        """Refuse what can be refused before anything is loaded."""
+        torch.manual_seed(self.config.seed)
+        check_quantization(self.quantize)
+        check_fit(self.config, is_new=self._is_new)
+        check_folder(self.out, self.resume, overwrite)
+        if self.resume:
+            self.done = finished_stages(self.out)
+            compare_run(self.out, {"quantize": self.quantize})
+        self.left = [stage for stage in self.config.stages if stage not in self.done]
+
+    def load(self) -> None:
+        """Load the model to train, or what an earlier call made of it."""
+        home = self.device
+        if self.sharded:  # and comes to the device shard by shard
+            home = "cpu"
+            chosen = choose_dtype(self.dtype, self.device)
+            self.dtype = str(chosen).removeprefix("torch.")
+        base = Base(str(self.out)) if self.done else self.base
+        self._start(base, home)
+        check_whole(quantization_of(self.model))
+
+    def plan(self) -> None:
+        """Settle the config: routers that the model has, and a target that can be reached."""
+        config = with_routers_of(self.model, self.config)
+        self.config = within_reach(self.model, config, self.or_modules)
+        from skipgpt.training.loop.arguments import training_arguments
+
+        for stage in self.config.stages:  # refuses what transformers does not know
+            if stage != "fit":
+                made = plan(stage, self.config)
+                training_arguments(made, self.config, self.out, torch.device(self.device))
+
+    def read_text(self) -> None:
+        """Read the text and cut it into rows."""
+        tokens = self.config.train_tokens
+        self.blocks = load_blocks(self.data, self.tokenizer, self.config.data, train_tokens=tokens)
+        train_rows, held_out = self.blocks.train, self.blocks.held_out
+        check_rows("reading the text", self.model, self.tokenizer, train_rows, held_out)
+
+    def begin(self) -> None:
+        """Write down what this run is, or compare it with the run that is resumed."""
+        facts = {
+            "base": self.base.name,
+            "data": self.data,
+            "config": to_dict(self.config),
+            "base_weights": self.info.fingerprint,
+            "base_settings": digest_of_settings(self.info.base_settings),
+            "dtype": str(self.model.dtype),
+            "quantize": self.quantize,
+            "data_fingerprint": self.blocks.fingerprint,
+            "documents": {
+                "train": self.blocks.documents[0],
+                "held_out": self.blocks.documents[1],
+            },
+        }
+        if self.resume:
+            compare_run(self.out, facts)
+        else:
+            used = ["bitsandbytes"] * bool(quantization_of(self.model))
+            used += ["gguf"] * is_gguf(self.info.base)
+            rows = {"train": len(self.blocks.train), "train_inside_a_document": self.blocks.inside}
+            begin_run(self.out, facts | {"rows": rows}, *used)
+        self.held_out = held_out_of(self.out)
+
+    def prepare(self) -> None:
+        """Initialise new routers, unless a stage does, and measure the dense model."""
+        state = latest_state(self.out / RESUME / self.left[0]) if self.left else None
+        fresh = self._is_new and not self.done and state is None
+        starts = fresh and "fit" not in self.config.stages
+        self.passes = Passes(self.config, self.blocks, self.out, starts=starts)
+        if not (self.sharded and self.left):  # else the first stage does, once it has its shards
+            self.passes.before_stages(self.model)
+
+    def run_stage(self, stage: Stage) -> None:
+        """Run one stage, calibrate, measure, and write the checkpoint."""
+        first = stage == self.left[0]
+        if self.sharded and not first:  # what one stage sharded, the next one cannot adapt
+            load_whole()
+            self._start(Base(str(self.out)), "cpu")
+        if stage == "fit":
+            run_fit(self.model, self.config, self.blocks.train, self.out)
+        else:
+            dense = self.passes.dense
+            self.model = run_stage(
+                self.model,
+                stage,
+                self.config,
+                self.blocks,
+                self.out,
+                rule=self.rule,
+                dense_loss=dense.nll_per_token if dense else None,
+                device=self.device,
+                begin=self.passes.before_stages if self.sharded and first else None,
+            )
+        measured = self.passes.after_stage(self.model, stage)
+        self.held_out[stage] = measured
+        self.info = _save_stage(self.model, stage, self.config, self.out, self.info, measured)
+        finish_stage(self.out, stage, measured)
+
+    def result(self) -> TrainResult:
+        """What the run produced; states to resume from are gone."""
+        forget_states(self.out)
+        measured = {"dense": cast("Perplexity", self.passes.dense)}
+        measured |= {stage: self.held_out[stage] for stage in self.config.stages}
+        return TrainResult(self.info, measured, str(self.out), self.passes.seconds_measuring)
+
+    @property
+    def _is_new(self) -> bool:
+        return self.base.model is not None or not is_checkpoint(self.base.name)
+
+    def _start(self, base: Base, device: str) -> None:
+        self.model, self.tokenizer, self.info = start(
+            base, self.config, device, self.dtype, self.quantize
         )
-    if asked.kv != has.kv:
-        logger.info('keys and values stay "%s", as the checkpoint was trained', has.kv)
-    return dataclasses.replace(config, router=has)
 
 
 def _save_stage(

@@ -1,0 +1,144 @@
+"""What a run starts from: a base model, a checkpoint, or a model in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipgpt.checkpoint.folder import is_checkpoint, read_info
+from skipgpt.checkpoint.info import CheckpointInfo
+from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, origin_of
+from skipgpt.config import BUDGET_NOUNS, TrainConfig, recipe
+from skipgpt.errors import ConfigError
+from skipgpt.model.base import load_base, load_tokenizer
+from skipgpt.model.loading.bitsandbytes import quantization_of
+from skipgpt.model.lora import check_targets
+from skipgpt.model.state import routing_state
+from skipgpt.model.surgery import add_routers, routers
+from skipgpt.training.router_init import savings_of, set_to_target
+
+logger = logging.getLogger("skipgpt")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a run starts from.
+
+    Attributes:
+        name: hub id, folder, GGUF file, `nano`, or a checkpoint; of a model in memory, where
+            transformers loaded it from.
+        model: the model in memory, if it is one.
+        tokenizer: of that model; loaded from `name` if None.
+    """
+
+    name: str
+    model: Any = None
+    tokenizer: Any = None
+
+    @classmethod
+    def of(cls, base: Any, tokenizer: Any) -> Base:
+        """From what `train` was given.
+
+        Raises:
+            ConfigError: a model that was not loaded from anywhere, or a tokenizer without a model.
+        """
+        if not isinstance(base, (str, Path)):
+            return cls(origin_of(base), base, tokenizer)
+        if tokenizer is not None:
+            raise ConfigError(
+                "planning the run",
+                got=f"a tokenizer beside the name {base!r}",
+                expected="a tokenizer beside a model; a name brings its own",
+                todo="leave out tokenizer=",
+            )
+        return cls(str(base))
+
+
+def start(
+    base: Base, config: TrainConfig, device: str, dtype: str, quantize: str | None
+) -> tuple[Any, Any, CheckpointInfo]:
+    """Load the model to train, with routers, its tokenizer, and what it is."""
+    if base.model is None and is_checkpoint(base.name):
+        _check_held(base.name, read_info(base.name).quantization, quantize)
+        model, tokenizer = load(base.name, trainable=True, device=device, dtype=dtype)
+        if routing_state(model).curve is not None:
+            set_to_target(model, config)
+        return model, tokenizer, read_info(base.name)
+    if base.model is None:
+        model, tokenizer = load_base(base.name, device=device, dtype=dtype, quantize=quantize)
+    else:
+        tokenizer = base.tokenizer or load_tokenizer(base.name)
+        model = base.model.to(device).eval()
+    _check_held(base.name, quantization_of(model), quantize)
+    if "lora" in config.stages and not {"fit", "router", "joint"} & set(config.stages):
+        raise ConfigError(
+            "planning the stages",
+            got=f"lora alone on the base model {base.name!r}",
+            expected="routers to heal around",
+            todo="train stage router first, or give a checkpoint as BASE",
+        )
+    if {"lora", "joint"} & set(config.stages):
+        check_targets(model, config.lora_stage)
+    if not routers(model):
+        add_routers(model, config.router)
+    return model, tokenizer, describe(model, base.name, tokenizer=tokenizer)
+
+
+def _check_held(base: str, found: str | None, wanted: str | None) -> None:
+    """Refuse a quantization other than that of the stored base or of the trained routers."""
+    if wanted not in (None, found):
+        raise ConfigError(
+            f"quantising the base {base!r} to {wanted}",
+            got=f"one that is held in {found or 'another format'} already",
+            expected="a base that is not quantised, or in the same kind; a checkpoint keeps the "
+            "format that its routers were trained on",
+            todo="leave out --quantize (quantize=None)",
+        )
+
+
+def with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
+    """Return the config with the router settings that the model has, as in its checkpoint.
+
+    Raises:
+        ConfigError: other settings were requested than the checkpoint was trained with.
+    """
+    has, asked = routing_state(model).config, config.router
+    if asked not in (has, recipe("paper").router, recipe("default").router):
+        raise ConfigError(
+            "training a checkpoint further",
+            got=f"other routers than it has: {asked}",
+            expected=f"{has}",
+            todo="leave router.… out, or start from the base model",
+        )
+    if asked.kv != has.kv:
+        logger.info('keys and values stay "%s", as the checkpoint was trained', has.kv)
+    return dataclasses.replace(config, router=has)
+
+
+def within_reach(model: Any, config: TrainConfig, or_modules: bool) -> TrainConfig:
+    """The config, in a unit in which skipping can save the target.
+
+    Args:
+        model: with routers.
+        config: of the run.
+        or_modules: whether modules may be counted in place of a unit that does not reach it.
+
+    Raises:
+        ConfigError: it cannot, and the unit may not change.
+    """
+    savings = savings_of(model, config)
+    if or_modules and config.budget != "modules" and not savings.reaches(config.target_sparsity):
+        logger.warning(
+            "skipping saves at most %.1f%% of %s on this model, not %.1f%%: the target counts "
+            "modules instead; --budget says what it shall count",
+            100 * max(0.0, savings.largest),
+            BUDGET_NOUNS[config.budget],
+            100 * config.target_sparsity,
+        )
+        return dataclasses.replace(config, budget="modules")
+    savings.check_reach(config.target_sparsity)
+    return config
