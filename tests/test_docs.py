@@ -54,6 +54,14 @@ def test_the_command_page_is_the_real_help() -> None:
     assert (ROOT / "docs/cli.md").read_text() == page(), "run: python scripts/write_cli_docs.py"
 
 
+def test_the_page_of_settings_is_what_their_docstrings_say() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from write_settings_docs import page
+
+    written = (ROOT / "docs/settings.md").read_text()
+    assert written == page(), "run: python scripts/write_settings_docs.py"
+
+
 def test_the_api_page_has_every_public_name() -> None:
     named = re.findall(r"^::: skipgpt\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(skipgpt.__all__)

@@ -45,7 +45,8 @@ def run(
         str | None,
         typer.Option(
             help="What --sparsity counts: modules, as in the paper; flops; or time, as measured by "
-            "`skipgpt profile`.  [default: as the recipe: default flops, paper modules]"
+            "`skipgpt profile`.  [default: as the recipe: paper modules; default flops, or "
+            "modules, with a warning, if skipping cannot save so many]"
         ),
     ] = None,
     stages: Annotated[
