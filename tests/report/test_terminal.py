@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from skipgpt.analysis.live import TokenRun
+from skipgpt.generation.live import TokenRun
 from skipgpt.report.live_text import column_after, live_text
 from skipgpt.report.terminal import STEPS, Scale, escape_controls, has_colour, in_a_line
 

@@ -5,10 +5,10 @@ import torch
 
 from conftest import byte_tokenizer
 from runs import shared_checkpoint
-from skipgpt.analysis.stop_text import NewText
 from skipgpt.checkpoint.loading import load
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
+from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.loading.generation_settings import Ends
 from skipgpt.model.sparsity import at_sparsity
 from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_request

@@ -63,11 +63,11 @@ def run(
         )
     _check_sampling(sample, temperature, seed)
     options.begin(quiet=quiet, seed=seed or 0)
-    from skipgpt.analysis.live import TokenRun
     from skipgpt.checkpoint.folder import local_folder, own_sparsity
     from skipgpt.checkpoint.loading import load
     from skipgpt.config import as_budget
     from skipgpt.generation import generate
+    from skipgpt.generation.live import TokenRun
     from skipgpt.model.loading.generation_settings import warn_left_out
     from skipgpt.report.live_text import live_text
     from skipgpt.report.terminal import Scale, fit_for, has_colour

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from unicodedata import combining, east_asian_width
 
-from skipgpt.analysis.live import OnToken, TokenRun
+from skipgpt.generation.live import OnToken, TokenRun
 from skipgpt.report.terminal import Scale, escape_controls, fit_for, has_colour
 from skipgpt.system.progress import is_terminal
 

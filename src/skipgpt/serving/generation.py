@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from skipgpt.analysis.stop_text import NewText
 from skipgpt.config import Budget
+from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.loading.generation_settings import (
     Ends,
     ends_of,

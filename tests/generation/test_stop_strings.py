@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipgpt.analysis.stop_text import StopText
+from skipgpt.generation.stop_strings import StopText
 
 letters = st.text("ab", max_size=30)
 stops = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)

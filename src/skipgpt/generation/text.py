@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from skipgpt.analysis.live import LiveRouting, OnToken
-from skipgpt.analysis.stop_text import NewText
 from skipgpt.analysis.text import token_texts
 from skipgpt.data.chat import chat_ids
 from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError
+from skipgpt.generation.live import LiveRouting, OnToken
+from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
 from skipgpt.model.loading.generation_settings import ends_of, plain_generation, sampling_arguments
 from skipgpt.model.loading.limits import check_ids, check_length, context_of

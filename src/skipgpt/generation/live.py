@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.analysis.stop_text import NewText
+from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.trace import Trace
 from skipgpt.routing.decision import MODULES
 
