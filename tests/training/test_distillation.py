@@ -10,8 +10,7 @@ from torch.nn.functional import cross_entropy
 from cases import base, routed
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.model.surgery import train_only
-from skipgpt.training.distillation import dense_logits, distilled_loss, kl_to_dense
-from skipgpt.training.loop.labelled import NO_LABEL
+from skipgpt.training.distillation import NO_LABEL, dense_logits, distilled_loss, kl_to_dense
 
 
 def _some() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

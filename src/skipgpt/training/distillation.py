@@ -17,10 +17,12 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from skipgpt.model.lora import without_lora
 from skipgpt.model.state import execution
-from skipgpt.training.loop.labelled import NO_LABEL
 
 ROWS = 1024
 """Tokens whose distributions are compared at once, to bound memory."""
+
+NO_LABEL = -100
+"""The label that transformers' losses ignore."""
 
 
 @torch.no_grad()

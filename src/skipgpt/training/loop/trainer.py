@@ -19,7 +19,6 @@ from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.routing.noise import RowNoise
 from skipgpt.system.distributed import all_gather, layout, mean, rank, shard_on_cpu, world_size
 from skipgpt.training.distillation import dense_logits, distilled_loss
-from skipgpt.training.loop.labelled import NO_LABEL, labelled_rows
 from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.resumable import ResumableTrainer
 from skipgpt.training.loop.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
@@ -98,9 +97,8 @@ class RoutingTrainer(ResumableTrainer):
         if self._is_logged:
             self._observed.append(margins_of(trace.steps[0]))
         whole = self._whole_sparsity
-        if (
-            whole is None and world_size() > 1
-        ):  # one part per process: what the whole needs is known now
+        # Of one part per process, the sparsity of all is known only now.
+        if whole is None and world_size() > 1:
             whole = mean(share * sparsity)
         miss = budget_loss(sparsity, self.config.target_sparsity, whole, stage.budget_softness)
         return lm_loss + stage.alpha * share * miss
@@ -108,10 +106,9 @@ class RoutingTrainer(ResumableTrainer):
     def _lm_loss(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        with labelled_rows(self.model, inputs) as given:
-            if self.plan.distill:
-                self._dense = dense_logits(self.model, given)
-            loss: Tensor = super().compute_loss(model, given, num_items_in_batch=num_items_in_batch)
+        if self.plan.distill:
+            self._dense = dense_logits(self.model, inputs)
+        loss: Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if not self.plan.distill:
             self._sums.add(lm_loss=loss)
         self._dense = None
@@ -186,13 +183,9 @@ class RoutingTrainer(ResumableTrainer):
         with torch.random.fork_rng(devices), self.compute_loss_context_manager():
             for sample in samples:
                 inputs = self._prepare_inputs({k: v for k, v in sample.items() if k != ROWS})
-                # Only routers matter here: without labels, hardly any logits are computed.
-                unlabelled = inputs | {"labels": torch.full_like(inputs["input_ids"], NO_LABEL)}
-                with (
-                    self._in_training(sample),
-                    labelled_rows(self.model, unlabelled) as given,
-                    record_routing(self.model) as trace,
-                ):
+                # Only routers matter here: hardly any logits are computed.
+                given = {k: v for k, v in inputs.items() if k != "labels"} | {"logits_to_keep": 1}
+                with self._in_training(sample), record_routing(self.model) as trace:
                     self.model_wrapped(**given)
                 sparsity += self._sparsity(trace.steps[0]) * self._share(inputs)
         return mean(sparsity)
