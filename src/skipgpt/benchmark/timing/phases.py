@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, captured
 from skipgpt.cost import Forward, work
 from skipgpt.model.loading.generation_settings import Ends, plain_generation
-from skipgpt.model.state import record_routing
+from skipgpt.model.state import count_routing, record_routing, routing_state
+from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Step, Trace
 from skipgpt.routing.decision import MODULES, Site
 
@@ -126,12 +128,19 @@ class Cell:
             token = output.logits[:, -1:].argmax(-1)
 
     def _generate(self, model: Any) -> None:
-        with plain_generation(model, Ends(())):  # no token ends it early
+        with _counting(model), plain_generation(model, Ends(())):  # no token ends it early
             model.generate(
                 input_ids=self.ids,
                 attention_mask=torch.ones_like(self.ids),
                 max_new_tokens=self.new_tokens,
             )
+
+
+def _counting(model: Any) -> AbstractContextManager[Any]:
+    """Count what runs, as commands and servers do, unless it is recorded already."""
+    if not routed_layers(model) or routing_state(model).recorder is not None:
+        return nullcontext()
+    return count_routing(model)
 
 
 def launched(cell: Cell, model: Any) -> Task:
