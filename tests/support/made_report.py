@@ -7,22 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from skipgpt.analysis import (
-    DenseTrace,
-    TextTrace,
-    keep_by_module,
-    keep_by_position,
-    keep_by_token,
-    norms_by_layer,
-    redundancy,
-    routing_health,
-    stress,
-)
+from skipgpt.analysis import DenseTrace, TextTrace
 from skipgpt.analysis.text import Text
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.config import RouterConfig
 from skipgpt.evaluation.closeness import Closeness
 from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.report.analyses import ANALYSES, Measured
 from skipgpt.report.content import Report, Stop
 
 DIAL = (0.0, 0.25, 0.5, 0.75)
@@ -111,15 +102,7 @@ def made(
         at=at,
         trace=own,
         surprisal=surprisal,
-        tables=(
-            keep_by_module(own),
-            keep_by_position(own),
-            keep_by_token(own, dense),
-            routing_health(own),
-            redundancy(dense),
-            stress(dense, traces),
-            norms_by_layer(dense, traces),
-        ),
+        tables=tuple(analyse(Measured(own, dense, traces, {})) for analyse in ANALYSES),
         run={
             "run": {"data": ["stdlib"], "command": ["skipgpt", "train"], "config": {"a": {"b": 1}}},
             "metrics": [

@@ -68,6 +68,7 @@ def routing_health(trace: TextTrace) -> Table:
         ),
         facts,
         () if few else _warnings(on, off),
+        part="health",
     )
 
 

@@ -90,6 +90,7 @@ def stress(
             "Norms are those of the residual stream over dense ones; 1 is no change.",
         ),
         facts,
+        part="cost",
     )
 
 
@@ -117,6 +118,7 @@ def norms_by_layer(dense: DenseTrace, traces: Mapping[float, TextTrace]) -> Tabl
         tuple(
             (name, *(ratio[n].item() for ratio in ratios.values())) for n, name in enumerate(names)
         ),
+        part="cost",
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Cell = str | int | float | None
+Part = Literal["cost", "skips", "health"]
+"""The part of a report that a table belongs to."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Table:
         findings: what the numbers say, in sentences.
         facts: the single numbers behind the findings, by name.
         warnings: what is wrong and what to do about it.
+        part: of the report in which it stands.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Table:
     findings: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    part: Part = "skips"
 
     def column(self, name: str) -> list[Any]:
         """Return the cells of one column.

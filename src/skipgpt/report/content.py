@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.analysis.table import Table
+from skipgpt.analysis.table import Part, Table
 from skipgpt.analysis.text import Text
 from skipgpt.analysis.trace import TextTrace
 from skipgpt.config import BUDGET_NOUNS, Budget
@@ -116,6 +116,15 @@ class Report:
             KeyError: there is none.
         """
         return {table.name: table for table in self.tables}[name]
+
+    def of_part(self, part: Part, *besides: str) -> tuple[Table, ...]:
+        """Return the tables of a part of the report, in order.
+
+        Args:
+            part: of the report.
+            besides: names of tables to leave out.
+        """
+        return tuple(t for t in self.tables if t.part == part and t.name not in besides)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -12,20 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from skipgpt.analysis import (
-    DenseTrace,
-    Table,
-    TextTrace,
-    keep_by_module,
-    keep_by_position,
-    keep_by_token,
-    norms_by_layer,
-    redundancy,
-    routing_health,
-    stress,
-    trace_dense,
-    trace_text,
-)
+from skipgpt.analysis import TextTrace, trace_dense, trace_text
 from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.loading import load
@@ -40,6 +27,7 @@ from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.loading.limits import context_of
 from skipgpt.model.sparsity import at_sparsity, clamp_to_curve
 from skipgpt.model.state import routing_state
+from skipgpt.report.analyses import ANALYSES, Measured
 from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
 from skipgpt.routing.decision import MODULES, Site
@@ -129,6 +117,7 @@ def gather(
         on_step(len(asked) + 1, len(asked) + 1)
     del model, base  # the tasks load them again
     scores = task_scores(folder, tasks, asked, budget=unit, setting=setting) if tasks else {}
+    measured = Measured(trace, dense, traces, scores)
     return Report(
         title=title or f"{Path(info.base).name} on {names_of(sources)}",
         facts={
@@ -145,7 +134,7 @@ def gather(
         at=asked.index(own),
         trace=trace,
         surprisal=dense.surprisal,
-        tables=_tables(trace, dense, traces, scores),
+        tables=tuple(analyse(measured) for analyse in ANALYSES),
         run=read_run(folder),
         budget=unit,
     )
@@ -192,22 +181,6 @@ def _reached(model: nn.Module, own: float, dial: Sequence[float], unit: Budget) 
     curves = routing_state(model).curves
     curve = curves.curve(unit) if curves else None
     return sorted({own, *(each for each in dial if curve and curve.reaches(each))})
-
-
-def _tables(
-    trace: TextTrace,
-    dense: DenseTrace,
-    traces: dict[float, TextTrace],
-    scores: dict[str, dict[float | None, float]],
-) -> tuple[Table, ...]:
-    tables = [
-        keep_by_module(trace),
-        keep_by_position(trace),
-        keep_by_token(trace, dense),
-        routing_health(trace),
-        redundancy(dense),
-    ]
-    return (*tables, stress(dense, traces, scores), norms_by_layer(dense, traces))
 
 
 def _cost(model: Any, trace: TextTrace, read: SourceRows) -> dict[str, Any]:

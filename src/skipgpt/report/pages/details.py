@@ -16,6 +16,7 @@ from skipgpt.report.pages.markup import (
     escaped,
     findings,
     folded,
+    further,
     percent,
     sentence,
     table,
@@ -82,6 +83,7 @@ def what_it_skips(report: Report) -> str:
         f"<h3>{escaped(tokens.question)}</h3>{findings(tokens)}{table(tokens, merged=True)}"
         f"<h3>{escaped(redundancy.question)}</h3>{findings(redundancy)}"
         f"{folded('All layers', table(redundancy))}"
+        + further(report.of_part("skips", "modules", "positions", "tokens", "redundancy"))
     )
 
 
@@ -90,7 +92,8 @@ def how_healthy(report: Report) -> str:
     of = report.table("health")
     warnings = "".join(f'<p class="warning">{sentence(w)}</p>' for w in report.warnings)
     none = '<p class="fine">No warnings.</p>'
-    return f"{warnings or none}{findings(of)}{folded('All modules', table(of))}"
+    more = further(report.of_part("health", "health"))
+    return f"{warnings or none}{findings(of)}{folded('All modules', table(of))}{more}"
 
 
 def how_it_was_made(report: Report) -> str:

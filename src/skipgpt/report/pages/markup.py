@@ -6,7 +6,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from skipgpt.analysis.table import Cell, Table
@@ -137,6 +137,14 @@ def findings(of: Table) -> str:
 def folded(summary: str, content: str) -> str:
     """Render a collapsible section."""
     return f"<details><summary>{escaped(summary)}</summary>{content}</details>"
+
+
+def further(tables: Iterable[Table]) -> str:
+    """Render tables that have no place of their own: question, findings, folded rows."""
+    return "".join(
+        f"<h3>{escaped(of.question)}</h3>{findings(of)}{folded('All rows', table(of))}"
+        for of in tables
+    )
 
 
 def described(rows: Sequence[tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ from skipgpt.report.pages.markup import (
     escaped,
     findings,
     folded,
+    further,
     nats,
     percent,
     signed,
@@ -190,6 +191,7 @@ def _stress(report: Report) -> str:
         f"<h3>{escaped(of.question)}</h3>{findings(of)}"
         f"{table(of, marked=marked, names=names)}"
         + folded(report.table("norms").question, table(report.table("norms")))
+        + further(report.of_part("cost", "stress", "norms"))
     )
 
 
