@@ -19,7 +19,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate_checkpoint
 from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.state import routing_state
-from skipgpt.system.device_profile import Machine, keep
+from skipgpt.system.device_profile import Machine, store_profile
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_unit_without_a_sparsity_is_refused() -> None:
 def test_a_curve_of_time_is_saved_and_loaded_with_what_it_counts(
     base_folder: Path, tmp_path: Path
 ) -> None:
-    keep(Machine(1e9, 1e9, 1e-6, 1e-6), torch.device("cpu"), torch.float32)
+    store_profile(Machine(1e9, 1e9, 1e-6, 1e-6), torch.device("cpu"), torch.float32)
     model, info = make_checkpoint(base_folder, tmp_path / "out")
     assert set(info.curves) == {"modules", "flops", "time"}
     assert read_info(tmp_path / "out") == info

@@ -17,7 +17,7 @@ from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.sparsity import at_sparsity, set_sparsity
 from skipgpt.model.state import record_routing, routing_state
-from skipgpt.system.device_profile import Machine, keep
+from skipgpt.system.device_profile import Machine, store_profile
 from skipgpt.system.hardware import hardware
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ MACHINE = Machine(flops=1e9, bandwidth=1e9, mlp_packing=1e-6, attn_packing=1e-6)
 
 @pytest.fixture
 def _profiled() -> None:
-    keep(MACHINE, CPU, torch.float32)
+    store_profile(MACHINE, CPU, torch.float32)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_flops_of_a_calibrated_model_are_those_that_evaluation_reports() -> 
 def test_the_curve_in_modules_does_not_depend_on_the_other_units() -> None:
     one, two = _model(), _model()
     curve = calibrate(one, rows(32), target=0.25)
-    keep(MACHINE, CPU, torch.float32)
+    store_profile(MACHINE, CPU, torch.float32)
     assert calibrate(two, rows(32), target=0.25, budget="modules") == curve
 
 

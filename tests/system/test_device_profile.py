@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from skipgpt.errors import CheckpointError
-from skipgpt.system.device_profile import Machine, keep, measured, path_of, profile_of, typical
+from skipgpt.system.device_profile import (
+    Machine,
+    measured,
+    path_of,
+    profile_of,
+    store_profile,
+    typical,
+)
 
 CPU = torch.device("cpu")
 MEASURED = Machine(flops=2e11, bandwidth=1e10, mlp_packing=1e-5, attn_packing=3e-5)
@@ -27,7 +34,7 @@ def test_a_machine_that_was_never_measured_is_a_common_one(
 
 
 def test_a_measurement_is_found_again_for_its_dtype_alone() -> None:
-    path = keep(MEASURED, CPU, torch.float32)
+    path = store_profile(MEASURED, CPU, torch.float32)
     assert path == path_of(CPU, torch.float32)
     assert profile_of(CPU, torch.float32) == measured(CPU, torch.float32) == MEASURED
     assert profile_of(CPU, torch.bfloat16) == typical(CPU)
@@ -48,7 +55,7 @@ def test_a_damaged_file_is_said_and_passed_over(
     text: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("skipgpt"), "propagate", True)
-    keep(MEASURED, CPU, torch.float32).write_text(text)
+    store_profile(MEASURED, CPU, torch.float32).write_text(text)
     assert profile_of(CPU, torch.float32) == typical(CPU)
     assert measured(CPU, torch.float32) is None
     assert "skipgpt profile" in caplog.text
@@ -60,7 +67,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SKIPGPT_CACHE", str(tmp_path / "file"))
     with pytest.raises(CheckpointError, match=r"file.*SKIPGPT_CACHE"):
-        keep(MEASURED, CPU, torch.float32)
+        store_profile(MEASURED, CPU, torch.float32)
 
 
 def test_the_cache_folder_of_the_user_is_asked_for_last(
@@ -86,7 +93,7 @@ def test_of_a_user_without_a_home_nothing_is_known(
     assert profile_of(CPU, torch.float32) == typical(CPU)
     assert not caplog.records
     with pytest.raises(CheckpointError, match=r"home directory.*SKIPGPT_CACHE"):
-        keep(MEASURED, CPU, torch.float32)
+        store_profile(MEASURED, CPU, torch.float32)
 
 
 def test_a_product_takes_as_long_as_its_flops_or_its_bytes() -> None:
