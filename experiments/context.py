@@ -21,7 +21,8 @@ from torch import Tensor
 import skipgpt
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
-from skipgpt.evaluation.calibrate import run_at_threshold, subsample_rows
+from skipgpt.evaluation.calibrate import subsample_rows
+from skipgpt.evaluation.meter import run_at_threshold
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.routing.decision import ModuleDecision, Site, Threshold

@@ -24,7 +24,7 @@ from skipgpt.checkpoint.info import CheckpointInfo, has_adapter, model_card
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import save
 from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError, UnsupportedModelError
-from skipgpt.model.state import execution, record_routing
+from skipgpt.model.state import execution, record_routing, routing_state
 from skipgpt.model.surgery import remove_routers, routers
 
 # Folding B A into W reorders products; three layers of lively weights make 2e-5 of it (measured).
@@ -87,6 +87,30 @@ def test_a_model_that_transformers_loaded_is_saved_without_more_said(
     assert not (tmp_path / "again").exists()
     skipgpt.save(model, tmp_path / "again", base=str(base_folder))
     assert caught.value.todo
+
+
+def test_what_a_checkpoint_says_is_kept_when_it_is_loaded_and_saved_again(tmp_path: Path) -> None:
+    first = shared_checkpoint()
+    model, _ = skipgpt.load(first)
+    skipgpt.save(model, tmp_path / "again")
+    before, after = read_info(first), read_info(tmp_path / "again")
+    for name in ("base", "fingerprint", "stages", "recipe", "target_sparsity", "budget", "curves"):
+        assert getattr(after, name) == getattr(before, name), name
+    again, _ = skipgpt.load(tmp_path / "again")
+    assert routing_state(again).rule == routing_state(model).rule
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_only_what_can_be_loaded_again_is_saved(base_folder: Path, tmp_path: Path) -> None:
+    make_checkpoint(base_folder, tmp_path / "healed", lora=True)
+    merged, _ = skipgpt.load(tmp_path / "healed", merge=True)
+    with pytest.raises(ConfigError, match=r"base weights with fingerprint .*export_merged"):
+        skipgpt.save(merged, tmp_path / "out")
+    skipgpt.export_merged(tmp_path / "healed", tmp_path / "export")
+    exported, _ = skipgpt.load(tmp_path / "export")
+    with pytest.raises(ConfigError, match=r"call model\.save_pretrained"):
+        skipgpt.save(exported, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_merging_lora_keeps_the_logits_and_leaves_no_adapter() -> None:

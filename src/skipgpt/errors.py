@@ -49,7 +49,7 @@ class SkipGPTError(Exception):
         return type(self)(self.doing, got=self.got, expected=self.expected, todo=todo)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """An error may cross from one process to another, which its arguments alone would not."""
+        """Support pickling, as between processes: arguments alone would not do."""
         return _again, (type(self), self.args, vars(self))
 
 

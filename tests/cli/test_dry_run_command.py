@@ -33,7 +33,7 @@ def test_a_folder_with_nothing_but_a_config_will_do(tmp_path: Path) -> None:
     ended = skipgpt("train", tmp_path / "base", "--dry-run", "--stages", "router")
     assert ended.status == 0, ended.stderr
     assert "stage router" in ended.stdout
-    assert "MB a device" in ended.stdout
+    assert "MB per device" in ended.stdout
 
 
 def test_without_a_dry_run_data_and_a_folder_are_asked_for(tmp_path: Path) -> None:

@@ -58,6 +58,22 @@ def test_counting_leaves_decoding_on_its_fast_path(monkeypatch: pytest.MonkeyPat
 
 
 @torch.no_grad()
+def test_a_trace_around_a_count_sees_what_the_count_does() -> None:
+    model = routed()
+    with (
+        record_routing(model) as trace,
+        count_routing(model) as outer,
+        count_routing(model) as inner,
+    ):
+        generated(model)
+    assert len(trace.steps) == 6
+    assert trace.counts().kept() == outer.kept() == inner.kept()
+    with count_routing(model) as outer, count_routing(model) as inner:  # on the fast path
+        generated(model)
+    assert outer.kept() == inner.kept() == trace.counts().kept()
+
+
+@torch.no_grad()
 def test_what_is_held_does_not_grow_with_the_text() -> None:
     model = routed()
     with count_routing(model) as counts:

@@ -359,6 +359,21 @@ def test_a_model_in_memory_is_trained_as_its_folder_is(base_folder: Path, tmp_pa
     assert not (tmp_path / "x").exists()
 
 
+def test_a_routed_model_in_memory_keeps_its_routers(base_folder: Path, tmp_path: Path) -> None:
+    config = tiny_config("default", stages="router", target_sparsity=0.3)
+    run(base_folder, tmp_path / "first", config)
+    data = [str(tmp_path / "stories.jsonl")]
+    model, _ = load(tmp_path / "first", trainable=True)
+    before = {site: each.last.weight.clone() for site, each in routers(model).items()}
+    with mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)):
+        train(model, data, tmp_path / "healed", tiny_config("default", stages="lora"))
+    assert read_info(tmp_path / "healed").stages == ("router", "lora")
+    for site, each in routers(load(tmp_path / "healed")[0]).items():
+        assert torch.equal(each.last.weight, before[site])
+    with pytest.raises(ConfigError, match="a NoneType as the base"):
+        train(None, data, tmp_path / "x", config)
+
+
 def test_modules_are_counted_with_a_word_where_the_unit_does_not_reach_the_target(
     base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -79,9 +79,9 @@ def _state(rate: Tensor) -> str:
 def _warnings(on: float, off: float) -> tuple[str, ...]:
     fixed = f"a module counts as fixed where at least {ALWAYS:.0%} of tokens decide alike"
     if on == 1:
-        return ("Every module is always on: nothing is skipped. Turn the dial (--sparsity) up.",)
+        return ("Every module is always on: nothing is skipped. Raise --sparsity.",)
     if off == 1:
-        return ("Every module is always off: nothing runs. Turn the dial (--sparsity) down.",)
+        return ("Every module is always off: nothing runs. Lower --sparsity.",)
     if on + off >= COLLAPSED:
         return (
             f"{on + off:.0%} of modules are always on or always off ({fixed}; more than "

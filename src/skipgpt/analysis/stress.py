@@ -68,7 +68,7 @@ def stress(
         )
     return Table(
         "stress",
-        "How far can the dial be turned, and what gives way first (paper: only near 80 %)?",
+        "How high can sparsity go, and what gives way first (paper: only near 80 %)?",
         (
             "asked",
             "module sparsity",

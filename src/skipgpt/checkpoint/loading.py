@@ -45,6 +45,20 @@ from skipgpt.system.hardware import hardware
 logger = logging.getLogger("skipgpt")
 
 
+_KEPT = (
+    "base",
+    "fingerprint",
+    "base_settings",
+    "revision",
+    "recipe",
+    "stages",
+    "target_sparsity",
+    "sparsity",
+    "keep",
+)
+"""Fields that a model cannot tell of itself when it is saved again."""
+
+
 def load(
     folder: str | Path,
     *,
@@ -114,6 +128,7 @@ def load(
     doing = f"loading the checkpoint {folder} on the base model {name!r}"
     refuse_other_settings(info.base_settings, settings_of(model, tokenizer), doing)
     add_routers(model, info.router)
+    routing_state(model).facts = {name: getattr(info, name) for name in _KEPT}
     load_routers(model, read_tensors(folder / ROUTERS), folder)
     state = routing_state(model)
     state.curves = curves_of(info)

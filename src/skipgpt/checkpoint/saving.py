@@ -38,6 +38,7 @@ from skipgpt.checkpoint.tensors import (
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import base_location
 from skipgpt.model.base import fingerprint as fingerprint_of
+from skipgpt.model.families.table import MERGED_PREFIX
 from skipgpt.model.loading.bitsandbytes import quantization_of
 from skipgpt.model.loading.folder import CONFIG
 from skipgpt.model.loading.identity import settings_of
@@ -132,9 +133,41 @@ def save(
         skipgpt.save(model, "out/untrained")
     """
     if info is None:
-        info = describe(model, base or origin_of(model), tokenizer=tokenizer)
+        info = described(model, base, tokenizer)
     with writing_to(Path(folder)):
         return write(model, Path(folder), info, trained_tensors(model), overwrite=overwrite)
+
+
+def described(model: Any, base: str | None, tokenizer: Any) -> CheckpointInfo:
+    """Describe a model from itself, and from the checkpoint that it was loaded from.
+
+    Raises:
+        ConfigError: the base model is in it, or its weights are no longer those of the base.
+    """
+    doing, facts = "saving a checkpoint", dict(routing_state(model).facts)
+    if str(model.config.model_type).startswith(MERGED_PREFIX):
+        raise ConfigError(
+            doing,
+            got="the model of a merged export, which holds its base",
+            expected="a model beside its base",
+            todo="call model.save_pretrained, which keeps all of it",
+        )
+    named = base or facts.pop("base", None) or origin_of(model)
+    found, known = fingerprint_of(model), facts.pop("fingerprint", None)
+    if known not in (None, found):
+        raise ConfigError(
+            doing,
+            got=f"base weights with fingerprint {found}, once loaded with {known}",
+            expected="the weights of the base: a checkpoint holds routers and LoRA only",
+            todo="load without merge=True, or export the model with skipgpt.export_merged",
+        )
+    if base is None and not facts and not Path(named).exists():
+        facts["revision"] = getattr(model.config, "_commit_hash", None)
+    settings = facts.pop("base_settings", None)
+    info = describe(model, named, fingerprint=found, tokenizer=tokenizer, **facts)
+    if tokenizer is None and settings:
+        info = dataclasses.replace(info, base_settings=settings)
+    return info
 
 
 def origin_of(model: Any) -> str:

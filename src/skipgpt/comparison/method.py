@@ -52,12 +52,12 @@ TRAINED: Mapping[str, Trained] = {
     "router": Trained("a router for each module, base frozen (RT)"),
     "fit": Trained("the same routers as they are fitted, without training", {"stages": ["fit"]}),
     "joint": Trained("routers and LoRA at once", {**_FROM_NOISE, "stages": ["joint"]}),
-    "coupled": Trained("one router a layer, for attention and MLP together", _WHOLE_LAYERS),
+    "coupled": Trained("one router per layer, for attention and MLP together", _WHOLE_LAYERS),
     "sequence": Trained(
-        "one decision a sequence and module", {**_FROM_NOISE, "router.decides": "sequence"}
+        "one decision per sequence and module", {**_FROM_NOISE, "router.decides": "sequence"}
     ),
     "d-llm": Trained(
-        "one Gumbel router a layer, skipped keys and values evicted (D-LLM)",
+        "one Gumbel router per layer, skipped keys and values evicted (D-LLM)",
         {**_NO_WARM_START, **_WHOLE_LAYERS, "router.kv": "skip"},
     ),
     "mod": Trained(

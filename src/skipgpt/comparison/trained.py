@@ -129,7 +129,7 @@ def train_top_k(
     seconds = time.perf_counter() - began
     shutil.rmtree(folder, ignore_errors=True)  # the resume states
     ranked = "selects among all tokens of a row, later ones included"
-    causal = "selects by a threshold a layer, set on calibration text"
+    causal = "selects by one threshold per layer, set on calibration text"
     tokens, rows = job.tokens_trained(config, "router"), []
     for each, note, suffix in ((rule, ranked, ""), (None, causal, " (causal)")):
         began = time.perf_counter()

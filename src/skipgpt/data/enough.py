@@ -1,4 +1,4 @@
-"""Reading as much of a data set that may not end as a run needs, and no more."""
+"""Read a data set, which may not end, until the run has enough tokens."""
 
 from __future__ import annotations
 

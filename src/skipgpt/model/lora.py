@@ -100,7 +100,7 @@ def merge_lora(model: Any) -> Any:
 
 
 def copies(model: nn.Module) -> dict[str, int]:
-    """The further names of parameters that have several, each with the parameter's size.
+    """Return the aliases of shared parameters, each with the size of the parameter.
 
     Example:
         >>> embedding, head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class RoutingState:
             is set, every module takes part in every step, even for no token: another process may
             keep a module that this one skips, and gradients are summed over processes.
         given: which tokens the current module gets; None where it gets all.
+        facts: what the checkpoint that the model was loaded from says, to be saved again.
         lora: whether the model has a LoRA adapter, or weights into which one may be merged.
     """
 
@@ -68,6 +69,7 @@ class RoutingState:
     machines: dict[tuple[torch.device, torch.dtype], Machine] = field(default_factory=dict)
     noise: RowNoise | None = None
     given: Given | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
 
     @property
@@ -147,8 +149,9 @@ def count_routing(model: nn.Module) -> Iterator[KeepCounts]:
             model.generate(**inputs)
         print(counts.sparsity(), counts.keep_ratios())
     """
-    counts = KeepCounts()
-    with _changed(routing_state(model), recorder=counts):
+    state = routing_state(model)
+    counts = KeepCounts(state.recorder)
+    with _changed(state, recorder=counts):
         yield counts
 
 

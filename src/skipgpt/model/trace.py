@@ -64,13 +64,12 @@ class Step:
 
 
 class Recorder(Protocol):
-    """Receives every decision while it is open.
+    """Receives every decision while it is open."""
 
-    Attributes:
-        counts_only: whether it needs to know only which modules ran, not the margins.
-    """
-
-    counts_only: bool
+    @property
+    def counts_only(self) -> bool:
+        """Whether it needs to know only which modules ran, not the margins."""
+        ...
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
         """Record the decision of one layer.
@@ -86,11 +85,15 @@ class Recorder(Protocol):
 class KeepCounts:
     """How many tokens ran each module, as running sums: its size does not grow with the text."""
 
-    counts_only = True
-
-    def __init__(self) -> None:
+    def __init__(self, also: Recorder | None = None) -> None:
         self._kept: dict[Site, int | Tensor] = {}
         self._tokens: dict[int, int | Tensor] = {}
+        self._also = also
+
+    @property
+    def counts_only(self) -> bool:
+        """Whether the recorder around it, if any, needs no margins either."""
+        return self._also is None or self._also.counts_only
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
         """Add the decision of one layer; sums stay on its device."""
@@ -101,6 +104,8 @@ class KeepCounts:
             self._kept[site] = self._kept.get(site, 0) + ran.sum()
         tokens = decision.attn.keep.numel() if token_mask is None else token_mask.sum()
         self._tokens[layer] = self._tokens.get(layer, 0) + tokens
+        if self._also is not None:
+            self._also.record(layer, decision, token_mask)
 
     def record_kept(self, layer: int, attn: int, mlp: int, tokens: int) -> None:
         """Add the counts of one layer.
@@ -115,6 +120,8 @@ class KeepCounts:
             site = Site(layer, module)
             self._kept[site] = self._kept.get(site, 0) + kept
         self._tokens[layer] = self._tokens.get(layer, 0) + tokens
+        if isinstance(self._also, KeepCounts):
+            self._also.record_kept(layer, attn, mlp, tokens)
 
     @property
     def tokens(self) -> int:

@@ -23,20 +23,24 @@ def check_launcher(device: str) -> None:
     if told("ACCELERATE_USE_MEGATRON_LM") == "true":
         raise _refused("Megatron-LM", "DDP, FSDP2 or DeepSpeed ZeRO", "ddp.yaml")
     if told("ACCELERATE_USE_PARALLELISM_CONFIG") == "true":
-        raise _refused("a parallelism_config", "rows and weights spread, no tensors", "fsdp2.yaml")
+        raise _refused(
+            "a parallelism_config",
+            "data parallelism or sharding, no tensor parallelism",
+            "fsdp2.yaml",
+        )
     if layout() != "fsdp":
         return
     version, wrap = told("FSDP_VERSION", "1"), told("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
     if version != "2":
         raise _refused(f"FSDP version {version}", "fsdp_version: 2", "fsdp2.yaml")
     if wrap != "TRANSFORMER_BASED_WRAP":
-        raise _refused(wrap, "TRANSFORMER_BASED_WRAP, a piece a layer", "fsdp2.yaml")
+        raise _refused(wrap, "TRANSFORMER_BASED_WRAP, one shard group per layer", "fsdp2.yaml")
     if told("FSDP_OFFLOAD_PARAMS") == "true" and device == "cpu":
         raise _refused("fsdp_offload_params on a CPU", "parameters that stay there", "fsdp2.yaml")
 
 
 def check_whole(quantization: str | None) -> None:
-    """Refuse to shard quantised weights, which no library here does.
+    """Refuse to shard quantised weights, which neither FSDP2 nor ZeRO-3 supports.
 
     Args:
         quantization: how the base is quantised; None if it is not.

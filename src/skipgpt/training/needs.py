@@ -17,7 +17,7 @@ _LABELS = {
     "at_work": "gathered while layers run",
     "gradients": "gradients",
     "optimizer": "state of the optimiser",
-    "buckets": "gradients that are sent",
+    "buckets": "gradient buckets",
     "activations": "activations",
     "logits": "gradient of the logits",
     "total": "total",
@@ -90,7 +90,7 @@ class DryRun:
                 f"{each.held.parameters:,} of the base rest; {each.execution}",
                 f"  {rows} rows per step; forwards per device: {each.parts}, of {each.rows} rows",
                 *(
-                    f"  {_LABELS[name]:26} {_amount(value)} a device"
+                    f"  {_LABELS[name]:26} {_amount(value)} per device"
                     for name, value in [*vars(each.memory).items(), ("total", each.memory.total)]
                     if value
                 ),
@@ -102,7 +102,7 @@ class DryRun:
                 f"stage fit keeps up to {_amount(INPUT_BYTES).strip()} of router inputs and up to "
                 f"{_amount(SUMS_BYTES).strip()} of sums in the memory of the machine"
             )
-        left_out = "not counted: what allocator and libraries keep; messages, loading, evaluation"
+        left_out = "not counted: allocator overhead, communication, loading, evaluation"
         return "\n".join([*lines, left_out])
 
     def to_dict(self) -> dict[str, Any]:

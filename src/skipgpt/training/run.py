@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 
-from skipgpt.checkpoint.folder import is_checkpoint
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.saving import describe, write
 from skipgpt.checkpoint.tensors import trained_tensors
@@ -152,7 +151,7 @@ class _Run:
         """Refuse what can be refused before anything is loaded."""
         torch.manual_seed(self.config.seed)
         check_quantization(self.quantize)
-        check_fit(self.config, is_new=self._is_new)
+        check_fit(self.config, is_new=self.base.is_new)
         check_folder(self.out, self.resume, overwrite)
         if self.resume:
             self.done = finished_stages(self.out)
@@ -173,7 +172,7 @@ class _Run:
     def plan(self) -> None:
         """Settle the config: routers that the model has, and a target that can be reached."""
         config = with_routers_of(self.model, self.config)
-        self.config = within_reach(self.model, config, self.or_modules)
+        self.config = within_reach(self.model, config, self.or_modules and self.base.is_new)
         from skipgpt.training.loop.arguments import training_arguments
 
         for stage in self.config.stages:  # refuses what transformers does not know
@@ -189,7 +188,7 @@ class _Run:
         check_rows("reading the text", self.model, self.tokenizer, train_rows, held_out)
 
     def begin(self) -> None:
-        """Write down what this run is, or compare it with the run that is resumed."""
+        """Write run.json, or compare it with that of the resumed run."""
         facts = {
             "base": self.base.name,
             "data": self.data,
@@ -216,7 +215,7 @@ class _Run:
     def prepare(self) -> None:
         """Initialise new routers, unless a stage does, and measure the dense model."""
         state = latest_state(self.out / RESUME / self.left[0]) if self.left else None
-        fresh = self._is_new and not self.done and state is None
+        fresh = self.base.is_new and not self.done and state is None
         starts = fresh and "fit" not in self.config.stages
         self.passes = Passes(self.config, self.blocks, self.out, starts=starts)
         if not (self.sharded and self.left):  # else the first stage does, once it has its shards
@@ -249,15 +248,11 @@ class _Run:
         finish_stage(self.out, stage, measured)
 
     def result(self) -> TrainResult:
-        """What the run produced; states to resume from are gone."""
+        """Return the result; delete the states to resume from."""
         forget_states(self.out)
         measured = {"dense": cast("Perplexity", self.passes.dense)}
         measured |= {stage: self.held_out[stage] for stage in self.config.stages}
         return TrainResult(self.info, measured, str(self.out), self.passes.seconds_measuring)
-
-    @property
-    def _is_new(self) -> bool:
-        return self.base.model is not None or not is_checkpoint(self.base.name)
 
     def _start(self, base: Base, device: str) -> None:
         self.model, self.tokenizer, self.info = start(

@@ -202,7 +202,7 @@ class RunSnapshot:
 
 
 def after_room_is_made(states: Path) -> str:
-    """Say what a full disk left of a stage, and how to continue; each process by itself.
+    """Explain what of a stage survives a full disk, and how to continue; each process by itself.
 
     Args:
         states: the folder of its resume states.
@@ -219,7 +219,7 @@ def latest_state(folder: Path) -> Path | None:
 
 
 def newest_state(folder: Path) -> Path | None:
-    """Return the same as `latest_state`, read by this process alone."""
+    """Return `latest_state` without synchronising processes."""
     states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for state in reversed(states):
         try:  # transformers writes trainer_state.json last

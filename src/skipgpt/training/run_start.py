@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from skipgpt.checkpoint.folder import is_checkpoint, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.loading import load
-from skipgpt.checkpoint.saving import describe, origin_of
+from skipgpt.checkpoint.saving import described, origin_of
 from skipgpt.config import BUDGET_NOUNS, TrainConfig, recipe
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import load_base, load_tokenizer
@@ -33,21 +35,30 @@ class Base:
             transformers loaded it from.
         model: the model in memory, if it is one.
         tokenizer: of that model; loaded from `name` if None.
+        is_new: whether its routers are still to be made.
     """
 
     name: str
     model: Any = None
     tokenizer: Any = None
+    is_new: bool = False
 
     @classmethod
     def of(cls, base: Any, tokenizer: Any) -> Base:
         """From what `train` was given.
 
         Raises:
-            ConfigError: a model that was not loaded from anywhere, or a tokenizer without a model.
+            ConfigError: neither a name nor a model, a model that was not loaded from anywhere, or a
+                tokenizer without a model.
         """
+        if isinstance(base, nn.Module):
+            return cls(origin_of(base), base, tokenizer, is_new=not routers(base))
         if not isinstance(base, (str, Path)):
-            return cls(origin_of(base), base, tokenizer)
+            raise ConfigError(
+                "planning the run",
+                got=f"a {type(base).__name__} as the base",
+                expected="a hub id, a folder, a checkpoint, or a model of transformers",
+            )
         if tokenizer is not None:
             raise ConfigError(
                 "planning the run",
@@ -55,7 +66,7 @@ class Base:
                 expected="a tokenizer beside a model; a name brings its own",
                 todo="leave out tokenizer=",
             )
-        return cls(str(base))
+        return cls(str(base), is_new=not is_checkpoint(base))
 
 
 def start(
@@ -74,7 +85,8 @@ def start(
         tokenizer = base.tokenizer or load_tokenizer(base.name)
         model = base.model.to(device).eval()
     _check_held(base.name, quantization_of(model), quantize)
-    if "lora" in config.stages and not {"fit", "router", "joint"} & set(config.stages):
+    routed = bool({"fit", "router", "joint"} & set(config.stages)) or not base.is_new
+    if "lora" in config.stages and not routed:
         raise ConfigError(
             "planning the stages",
             got=f"lora alone on the base model {base.name!r}",
@@ -85,7 +97,8 @@ def start(
         check_targets(model, config.lora_stage)
     if not routers(model):
         add_routers(model, config.router)
-    return model, tokenizer, describe(model, base.name, tokenizer=tokenizer)
+    name = base.name if base.model is None else None
+    return model, tokenizer, described(model, name, tokenizer)
 
 
 def _check_held(base: str, found: str | None, wanted: str | None) -> None:
@@ -134,7 +147,7 @@ def within_reach(model: Any, config: TrainConfig, or_modules: bool) -> TrainConf
     if or_modules and config.budget != "modules" and not savings.reaches(config.target_sparsity):
         logger.warning(
             "skipping saves at most %.1f%% of %s on this model, not %.1f%%: the target counts "
-            "modules instead; --budget says what it shall count",
+            "modules instead; choose the unit with --budget",
             100 * max(0.0, savings.largest),
             BUDGET_NOUNS[config.budget],
             100 * config.target_sparsity,

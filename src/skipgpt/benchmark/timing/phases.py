@@ -21,7 +21,7 @@ from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, captured
 from skipgpt.cost import Forward, work
 from skipgpt.model.loading.generation_settings import Ends, plain_generation
-from skipgpt.model.state import count_routing, record_routing, routing_state
+from skipgpt.model.state import count_routing, record_routing
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Step, Trace
 from skipgpt.routing.decision import MODULES, Site
@@ -113,10 +113,12 @@ class Cell:
         share = shares[self.phase]
         return 1 / (share / first + (1 - share) / rest)
 
-    def flops(self, price: Cost) -> float:
+    def flops(self, cost: Cost) -> float:
         """FLOPs of the whole run."""
-        decoding = self.new_tokens * price.decode_flops
-        return decoding if self.phase == "decode" else price.prefill_flops + decoding
+        # The prompt gives the first token of `generate`.
+        steps = self.new_tokens - (self.phase == "generate")
+        decoding = steps * cost.decode_flops
+        return decoding if self.phase == "decode" else cost.prefill_flops + decoding
 
     def _prefill(self, model: Any) -> None:
         model(input_ids=self.ids, use_cache=True, logits_to_keep=1)
@@ -137,10 +139,8 @@ class Cell:
 
 
 def _counting(model: Any) -> AbstractContextManager[Any]:
-    """Count what runs, as commands and servers do, unless it is recorded already."""
-    if not routed_layers(model) or routing_state(model).recorder is not None:
-        return nullcontext()
-    return count_routing(model)
+    """Count what runs, as commands and servers do."""
+    return count_routing(model) if routed_layers(model) else nullcontext()
 
 
 def launched(cell: Cell, model: Any) -> Task:

@@ -154,9 +154,9 @@ def check_tasks(folder: str | Path, tasks: Sequence[str], setting: Setting) -> N
     require_harness()
     if not read_info(local_folder(folder)).curves:
         raise ConfigError(
-            "scoring tasks along the dial",
+            "scoring tasks at several sparsities",
             got="a checkpoint that was never calibrated",
-            expected="one that has a dial",
+            expected="a calibrated checkpoint",
             todo="run skipgpt.calibrate, or score it as it is: skipgpt eval --tasks",
         )
     load_tasks(named(tasks), setting.task_dir)

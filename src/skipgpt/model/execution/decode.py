@@ -40,6 +40,7 @@ def can_use(layer: RoutedLayer, entering: Tensor) -> bool:
         and len(entering) <= MOST
         and state.execution in ("auto", "sparse")
         and state.can_pack
+        and state.noise is None
         and (state.config.input, state.config.kv) == ("layer_input", "dense")
         and not layer.family.is_parallel(layer)
         and entering.device.type == "cpu"

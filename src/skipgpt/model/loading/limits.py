@@ -88,7 +88,7 @@ def _written_without_a_row(tokenizer: Any, rows: int, ids: Tensor) -> str | None
     """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     foreign = [str(token) for number, token in added.items() if number >= rows]
-    if not foreign:
+    if not foreign or not ids.numel():
         return None
     text = "\n".join(tokenizer.batch_decode(ids.reshape(-1, ids.shape[-1]).tolist()))
     return next((token for token in foreign if token in text), None)

@@ -126,8 +126,8 @@ def _numbers(several: SideBySide) -> str:
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="numbers"><table><thead><tr>'
         f'<th scope="col">measured</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        '<p class="note">Losses a token of different tokenizers cannot be compared; each excess is '
-        "over the dense base of its own checkpoint.</p>"
+        '<p class="note">Losses per token of different tokenizers cannot be compared; each excess '
+        "is over the dense base of its own checkpoint.</p>"
     )
 
 

@@ -92,7 +92,7 @@ def _compute(report: Report) -> str:
     return _card(
         "Active compute",
         percent(run),
-        f"{routed} of {dense} a token, language-model head and routers included.",
+        f"{routed} of {dense} per token, language-model head and routers included.",
     )
 
 
@@ -107,8 +107,10 @@ def _memory(report: Report) -> str:
         "Resident memory",
         weights,
         "Skipping frees no weights: all of them stay in memory, and routers with their stand-ins "
-        f"add {percent(added)} to what a token uses. The cache takes {amount(each, 'B')} a token, "
-        + (f"{percent(saved)} less than dense." if saved > 0 else "as much as dense."),
+        f"add {percent(added)} to what a token uses. The cache takes {amount(each, 'B')} per "
+        + (
+            f"token, {percent(saved)} less than dense." if saved > 0 else "token, as much as dense."
+        ),
     )
 
 

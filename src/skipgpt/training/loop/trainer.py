@@ -97,7 +97,7 @@ class RoutingTrainer(ResumableTrainer):
         if self._is_logged:
             self._observed.append(margins_of(trace.steps[0]))
         whole = self._whole_sparsity
-        # Of one part per process, the sparsity of all is known only now.
+        # With one micro-batch per process, global sparsity is known only here.
         if whole is None and world_size() > 1:
             whole = mean(share * sparsity)
         miss = budget_loss(sparsity, self.config.target_sparsity, whole, stage.budget_softness)
