@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from cases import ONE_ROW, base, routed
-from skipgpt.model.caches.growing_cache import PreallocatedLayer, make_room
+from skipgpt.model.caches.growing_cache import STEP, GrowingBuffer, PreallocatedLayer, make_room
 from skipgpt.model.state import execution, use_rule
 from skipgpt.routing.decision import RandomRoutes
 
@@ -73,6 +73,18 @@ def test_a_token_is_written_without_copying_what_is_held() -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_token_by_token_it_outgrows_its_buffer_again_and_again() -> None:
+    buffer, made = GrowingBuffer(), torch.randn(2, 3, 5 * STEP, 4)
+    held, buffers = made[:, :, :3], []
+    for token in range(3, made.shape[2]):
+        held = buffer.append(held, made[:, :, token : token + 1])
+        assert torch.equal(held, made[:, :, : token + 1])
+        if not buffers or buffers[-1] is not buffer.whole:
+            buffers.append(buffer.whole)
+    assert len(buffers) > 3
+
+
 def test_what_was_returned_before_a_crop_is_not_written_to() -> None:
     _, roomy = pair()
     roomy.update(states(4, 2, 1.0), states(4, 2, 1.0), 0)
