@@ -1,7 +1,7 @@
 """Draw README's picture: a real text, each token shaded by what it ran, above loss against FLOPs.
 
-    python scripts/readme_picture.py out/fit --text text.txt --comparison out/compare/compare.json \
-        --out docs/images/routing.svg
+    python scripts/readme_picture.py out/fit --text text.txt \
+        --comparison out/compare/comparison.json --out docs/images/routing.svg
 
 One file for light and dark pages: its colours follow the reader's.
 """
@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=110, help="tokens of the text that are shown")
     parser.add_argument("--sparsity", type=float)
-    parser.add_argument("--comparison", type=Path, required=True, help="compare.json")
+    parser.add_argument(
+        "--comparison", type=Path, required=True, help="comparison.json of `skipgpt compare`"
+    )
     parser.add_argument("--methods", nargs="*", default=[], help="curves; all where none is named")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

@@ -100,7 +100,7 @@ def test_an_analysis_is_shown_in_every_form(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analyse = example("An analysis", tmp_path).first_token
-    monkeypatch.setattr(made_report, "ANALYSES", (*analyses.ANALYSES, analyse))
+    monkeypatch.setattr(made_report, "ANALYSES", (*analyses.ANALYSES, lambda of: analyse(of.trace)))
     text = rendered(made_report.made(), form).decode()
     if form == "json":
         assert json.loads(text)["tables"]["first-token"]["findings"]

@@ -28,18 +28,7 @@ def blockpruner(
 ) -> list[Unit]:
     """Remove one module after another, each time the one whose removal costs the least loss.
 
-    Args:
-        model: with routers, whose outputs are ignored.
-        blocks: [N, T] token ids that the loss is measured on.
-        removals: how many modules to remove.
-        batch_size: blocks per forward.
-        on_step: called with trials done and trials in all.
-
-    Returns:
-        The removed modules as units of one site, first removed first.
-
-    Raises:
-        ConfigError: more removals than modules.
+    Arguments, result and errors: `skipgpt.removal.search.Method`.
 
     Example:
         constant_routes(model, blockpruner(model, blocks, 8))

@@ -49,18 +49,7 @@ def shortened_ppl(
 ) -> list[Unit]:
     """Remove the layers whose removal, each alone, costs the least loss.
 
-    Args:
-        model: with routers, whose outputs are ignored.
-        blocks: [N, T] token ids that the loss is measured on.
-        removals: how many layers to remove.
-        batch_size: blocks per forward.
-        on_step: called with layers done and layers in all.
-
-    Returns:
-        The removed layers, the cheapest first.
-
-    Raises:
-        ConfigError: more removals than layers.
+    Arguments, result and errors: `skipgpt.removal.search.Method`.
 
     Example:
         constant_routes(model, shortened_ppl(model, blocks, 4))
@@ -88,19 +77,7 @@ def shortened_taylor(
     The gradient is that of the mean loss over all blocks, so the batch size does not matter. During
     the call it takes as much memory as the weights of the layers.
 
-    Args:
-        model: with routers, whose outputs are ignored.
-        blocks: [N, T] token ids that the gradient is taken on.
-        removals: how many layers to remove.
-        batch_size: blocks per forward.
-        on_step: called with batches done and batches in all.
-
-    Returns:
-        The removed layers, the least important first.
-
-    Raises:
-        ConfigError: more removals than layers.
-        UnsupportedModelError: the base is quantised: its weights have no gradients.
+    Arguments, result and errors: `skipgpt.removal.search.Method`.
 
     Example:
         constant_routes(model, shortened_taylor(model, blocks, 4))

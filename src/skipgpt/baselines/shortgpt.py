@@ -26,18 +26,7 @@ def shortgpt(
 ) -> list[Unit]:
     """Remove the layers of least block influence.
 
-    Args:
-        model: with routers, whose outputs are ignored.
-        blocks: [N, T] token ids that the influence is measured on.
-        removals: how many layers to remove.
-        batch_size: blocks per forward.
-        on_step: called with batches done and batches in all.
-
-    Returns:
-        The removed layers, least influence first.
-
-    Raises:
-        ConfigError: more removals than layers.
+    Arguments, result and errors: `skipgpt.removal.search.Method`.
 
     Example:
         constant_routes(model, shortgpt(model, blocks, 4))

@@ -26,18 +26,7 @@ def sleb(
 ) -> list[Unit]:
     """Remove one layer after another, each time the one whose removal costs the least loss.
 
-    Args:
-        model: with routers, whose outputs are ignored.
-        blocks: [N, T] token ids that the loss is measured on.
-        removals: how many layers to remove.
-        batch_size: blocks per forward.
-        on_step: called with trials done and trials in all.
-
-    Returns:
-        The removed layers, first removed first.
-
-    Raises:
-        ConfigError: more removals than layers.
+    Arguments, result and errors: `skipgpt.removal.search.Method`.
 
     Example:
         constant_routes(model, sleb(model, blocks, 4))

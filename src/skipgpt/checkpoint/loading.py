@@ -53,8 +53,6 @@ _KEPT = (
     "recipe",
     "stages",
     "target_sparsity",
-    "sparsity",
-    "keep",
 )
 """Fields that a model cannot tell of itself when it is saved again."""
 
