@@ -55,6 +55,7 @@ def test_the_published_sizes() -> None:
         with torch.device("meta"):
             sizes[name] = LlamaForCausalLM(shape_config(name)).num_parameters() / 1e9
     expected = {
+        "smollm2-135m": 0.135,
         "llama-160m": 0.152,
         "llama-350m": 0.333,
         "llama-3.2-1b": 1.236,
@@ -107,7 +108,14 @@ def test_8_bit_weights_are_timed_beside_plain_ones(subject: Subject) -> None:
     if not products_are_exact():
         pytest.skip("8-bit products overflow on this CPU")
     flags = [p.requires_grad for p in subject.routed.parameters()]
-    grid = Grid(prompt_tokens=(8,), decode_tokens=3, sparsities=(0.5,), repeats=2)
+    grid = Grid(
+        ("prefill", "decode"),
+        prompt_tokens=(8,),
+        decode_tokens=3,
+        sparsities=(0.5,),
+        executions=("sparse",),
+        repeats=2,
+    )
     plain = bench(subject, grid)
     result = bench(subject, dataclasses.replace(grid, executions=("sparse", "sparse-int8")))
     assert [row.execution for row in result.rows] == 2 * ["dense-int8", "sparse", "sparse-int8"]
@@ -242,7 +250,8 @@ def test_without_gated_nothing_is_said_of_it(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds_of(monkeypatch, dense=[4.0], sparse=[2.0])
-    result = bench(subject, Grid(("prefill",), prompt_tokens=(8,), sparsities=(0.5,), repeats=1))
+    grid = Grid(("prefill",), prompt_tokens=(8,), sparsities=(0.5,), executions=("sparse",))
+    result = bench(subject, grid)
     assert [row.over_gated for row in result.rows] == [None]
     assert "gated" not in result.to_markdown()
 

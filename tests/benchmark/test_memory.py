@@ -15,7 +15,7 @@ from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
 
 CPU = torch.device("cpu")
-GRID = Grid(("prefill",), (1, 2), prompt_tokens=(4,), sparsities=(0.5,), repeats=1)
+GRID = Grid(("prefill",), (1, 2), (4,), sparsities=(0.5,), executions=("sparse",), repeats=1)
 OF_A_CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: {}: you tried to …"
 REFUSALS = [
     torch.OutOfMemoryError("CUDA out of memory."),

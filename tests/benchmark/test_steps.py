@@ -94,6 +94,7 @@ def test_a_routers_step_has_a_row_a_length_whatever_the_sparsities(subject: Subj
         phases=("router_step", "lora_step"),
         prompt_tokens=(8, 12),
         sparsities=(0.0, 0.5),
+        executions=("sparse",),
         repeats=1,
     )
     rows = bench(subject, grid).rows

@@ -22,7 +22,7 @@ from skipgpt.benchmark.timing.candidate import Candidates
 from skipgpt.benchmark.timing.clock import alternate
 from skipgpt.benchmark.timing.cuda_graph import can_capture
 from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
-from skipgpt.benchmark.timing.phases import Cell, Inference
+from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.model.loading.limits import check_length, context_of
 from skipgpt.system.device_profile import measured, typical
 from skipgpt.system.hardware import hardware
@@ -65,16 +65,17 @@ def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
         check_length(f"timing {phase}", context_of(subject.dense), prompt, new)
     # Both models use graphs or neither does: a graph by itself speeds up decoding.
     graphs = can_capture(subject.dense) and can_capture(subject.routed)
+    given = grid.sparsities or subject.sparsities
     cells = list(itertools.product(grid.phases, grid.batch_sizes, grid.prompt_tokens))
     for number, (phase, batch, prompt) in enumerate(cells):
         advance(number, len(cells))
         advance.tell(f"{phase}, batch {batch}, prompt {prompt}")
         ids = subject.prompts(batch, prompt)
         new = _new_tokens(phase, grid)
-        sparsities = grid.sparsities[:1] if phase == "router_step" else grid.sparsities
+        sparsities = given[:1] if phase == "router_step" else given
         for sparsity in sparsities:
             try:
-                with torch.inference_mode(phase in get_args(Inference)):
+                with torch.set_grad_enabled(phase in get_args(Training)):
                     field = _field(subject, phase, ids, new, sparsity, grid, graphs)
                     found = list(_rows(subject, field, phase, ids, new, grid))
             except (RuntimeError, MemoryError) as error:

@@ -23,8 +23,10 @@ class Grid:
         prompt_tokens: lengths of the prompt, which is in the cache when decoding starts, or of the
             sequences of a training step.
         decode_tokens: tokens decoded after the prompt.
-        sparsities: shares to save, in the unit of the subject's budget.
-        executions: auto and sparse, and reference runs: gated (as the authors run it, without
+        sparsities: shares to save, in the unit of the subject's budget; None for the one that a
+            checkpoint is set to, or 25 and 40 % of a shape.
+        executions: auto and sparse, and reference runs: transformers (dense with transformers' own
+            cache in place of the routed model's), gated (as the authors run it, without
             their copies to the host), static (a model of fewer layers with the same FLOPs),
             compiled (dense by `torch.compile`); sparse-int8 with 8-bit weights, which adds
             dense-int8.
@@ -34,12 +36,12 @@ class Grid:
         ConfigError: a name is unknown, a number too small, or a list empty or with duplicates.
     """
 
-    phases: tuple[PhaseName, ...] = ("prefill", "decode")
+    phases: tuple[PhaseName, ...] = ("prefill", "decode", "generate")
     batch_sizes: tuple[int, ...] = (1,)
     prompt_tokens: tuple[int, ...] = (512,)
     decode_tokens: int = 16
-    sparsities: tuple[float, ...] = (0.25, 0.4)
-    executions: tuple[Timed, ...] = ("sparse",)
+    sparsities: tuple[float, ...] | None = None
+    executions: tuple[Timed, ...] = ("auto", "transformers")
     repeats: int = 7
 
     def __post_init__(self) -> None:
@@ -50,10 +52,11 @@ class Grid:
             ("sparsities", self.sparsities),
             ("executions", self.executions),
         ):
-            _check_each_once(name, values)
+            if values is not None:
+                _check_each_once(name, values)
         _check_known("phases", self.phases, get_args(PhaseName))
         _check_known("executions", self.executions, get_args(Timed))
-        for sparsity in self.sparsities:
+        for sparsity in self.sparsities or ():
             check_sparsity(sparsity)
         for name, numbers in (
             ("batch sizes", self.batch_sizes),

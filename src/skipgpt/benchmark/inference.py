@@ -19,6 +19,7 @@ from skipgpt.benchmark.timing.candidate import (
 from skipgpt.benchmark.timing.phases import (
     Cell,
     Cost,
+    growing_cache,
     keep_and_union,
     launched,
     traced,
@@ -27,6 +28,8 @@ from skipgpt.benchmark.timing.phases import (
 from skipgpt.cost import work
 from skipgpt.errors import SkipGPTError
 from skipgpt.routing.decision import DecisionRule
+
+_OWN_CACHE = "dense with the cache of transformers, which copies all keys for each new token"
 
 
 def candidates(
@@ -38,6 +41,9 @@ def candidates(
     def make(kind: Timed) -> Candidate:
         if kind == "compiled":
             return compiled(cell.task(to_compile(sharing(subject.dense))))
+        if kind == "transformers":
+            task = cell.task(subject.dense)
+            return Candidate(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0, _OWN_CACHE)
         if kind == "static":
             return _static(subject, cell, rule, dense)
         if kind == "dense-int8" or kind == "sparse-int8":
@@ -48,10 +54,10 @@ def candidates(
     beside: tuple[Timed, ...] = ("dense-int8",) if "sparse-int8" in executions else ()
     candidates, left_out = make_candidates(make, dict.fromkeys((*beside, *executions)))
     return Candidates(
-        cell.task(subject.dense),
+        cell.task(subject.dense, growing_cache),
         candidates,
         left_out,
-        prefill.task(subject.dense) if prefill else None,
+        prefill.task(subject.dense, growing_cache) if prefill else None,
     )
 
 
@@ -100,7 +106,7 @@ def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Cost) -> Ca
     price = cell.cost(static.counted)
     return Candidate(
         "static",
-        cell.task(static.model),
+        cell.task(static.model, growing_cache),
         static.sparsity,
         static.sparsity,
         cell.flops(price) / cell.flops(dense),

@@ -73,6 +73,8 @@ class Row:
     @property
     def no_gain(self) -> str:
         """Why there is no gain; empty where there is one."""
+        if self.execution == "transformers":
+            return ""
         if self.execution == "dense-int8":
             slow = self.speedup < 1 + NOISE
             return "8-bit products take as long as reading fewer bytes saves" if slow else ""

@@ -29,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     # For tests of the benchmark itself.
     "llama-tiny": _llama(32, 88, 2, 4, 2, 256, tied=False),
     # Small enough for two cores.
+    "smollm2-135m": _llama(576, 1536, 30, 9, 3, 49152, tied=True),
     "llama-160m": _llama(1024, 2816, 12, 16, 4, 8192, tied=False),
     "llama-350m": _llama(1024, 2816, 28, 16, 4, 8192, tied=False),
     # As published.

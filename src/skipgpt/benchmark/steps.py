@@ -85,6 +85,8 @@ def candidates(
             return _static(subject, cell, trace, dense)
         if kind == "dense-int8" or kind == "sparse-int8":
             raise NotApplicable("8-bit layers have no gradient")
+        if kind == "transformers":
+            raise NotApplicable("training uses no cache")
         return _healing(subject, cell, trace, kind, dense)
 
     return Candidates(task, *make_candidates(make, executions))

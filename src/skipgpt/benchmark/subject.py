@@ -41,6 +41,7 @@ class Subject:
         learned: whether routes are the checkpoint's own; else they are drawn at random.
         ids: [S], the text that prompts are cut from.
         budget: unit of sparsities; as the checkpoint was trained where None.
+        sparsities: those to time where none are asked for.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Subject:
     learned: bool
     ids: Tensor
     budget: Budget | None = None
+    sparsities: tuple[float, ...] = (0.25, 0.4)
 
     @property
     def device(self) -> torch.device:
@@ -172,7 +174,10 @@ def subject_of_checkpoint(
         read_documents(list(data), config), tokenizer, tokens, control_tokens=config.control_tokens
     )
     check_ids("reading the text for prompts", dense, tokenizer, read.ids)
-    return Subject(Path(folder).name, dense, routed, True, read.ids, budget)
+    own = (info.target_sparsity,) if info.target_sparsity else ()
+    return Subject(
+        Path(folder).name, dense, routed, True, read.ids, budget, own or Subject.sparsities
+    )
 
 
 def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:

@@ -30,9 +30,12 @@ def run(
         str | None, typer.Option(help="Random weights of this shape, such as llama-160m.")
     ] = None,
     sparsity: Annotated[
-        str,
-        typer.Option(help="Shares of --budget to save, comma-separated; of modules for a shape."),
-    ] = "0.25,0.4",
+        str | None,
+        typer.Option(
+            help="Shares of --budget to save, comma-separated; of modules for a shape.  [default: "
+            "the one that the checkpoint is set to; of a shape 0.25,0.4]"
+        ),
+    ] = None,
     budget: options.Budget = None,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
     prompt_tokens: Annotated[str, typer.Option(help="Prompt lengths, comma-separated.")] = "512",
@@ -40,15 +43,16 @@ def run(
     phases: Annotated[
         str,
         typer.Option(help="prefill, decode, generate, router_step, lora_step, comma-separated."),
-    ] = "prefill,decode",
+    ] = "prefill,decode,generate",
     executions: Annotated[
         str,
         typer.Option(
-            help="auto, sparse, and reference runs: gated (as the authors run it, without their "
-            "copies to the host), static (fewer layers, same FLOPs), compiled (dense by "
+            help="auto, sparse, and reference runs: transformers (dense with transformers' own "
+            "cache, where dense has that of routed models), gated (as the authors run it, without "
+            "their copies to the host), static (fewer layers, same FLOPs), compiled (dense by "
             "torch.compile), sparse-int8 and dense-int8 (8-bit weights, CPU); comma-separated."
         ),
-    ] = "sparse",
+    ] = "auto,transformers",
     repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 7,
     data: Annotated[
         list[str] | None, typer.Option(help="Text for prompts of a checkpoint.  [default: stdlib]")
@@ -98,7 +102,7 @@ def run(
         batch_sizes=tuple(settings.whole_numbers("--batch-sizes", batch_sizes)),
         prompt_tokens=tuple(settings.whole_numbers("--prompt-tokens", prompt_tokens)),
         decode_tokens=decode_tokens,
-        sparsities=tuple(settings.numbers("--sparsity", sparsity)),
+        sparsities=tuple(settings.numbers("--sparsity", sparsity)) if sparsity else None,
         executions=cast("tuple[Timed, ...]", tuple(executions.split(","))),
         repeats=repeats,
     )

@@ -16,9 +16,10 @@ from skipgpt.data.chat import chat_ids
 from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError
 from skipgpt.generation.live import LiveRouting, OnToken
+from skipgpt.generation.run import continue_ids
 from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.caches.policy import cache_bytes, dense_cache_bytes
-from skipgpt.model.loading.generation_settings import ends_of, plain_generation, sampling_arguments
+from skipgpt.model.loading.generation_settings import ends_of, sampling_arguments
 from skipgpt.model.loading.limits import check_ids, check_length, context_of
 from skipgpt.model.state import count_routing, record_routing
 from skipgpt.model.trace import KeepCounts, Trace
@@ -49,7 +50,6 @@ class Generation:
         return dataclasses.asdict(self)
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
@@ -104,7 +104,6 @@ def generate(
     if ends.strings:
         how |= {"stop_strings": list(ends.strings), "tokenizer": tokenizer}
     with ExitStack() as stack:
-        stack.enter_context(plain_generation(model, ends))
         routed: Trace | KeepCounts
         if on_token is None:
             routed = stack.enter_context(count_routing(model))
@@ -117,21 +116,15 @@ def generate(
             )
             live = NewText(tokenizer, given, ends)
             how["streamer"] = LiveRouting(routed, texts, live, on_token)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            return_dict_in_generate=True,
-            **how,
-        )
-    added, text = output.sequences[0, length:].tolist(), NewText(tokenizer, given, ends)
+        output = continue_ids(model, ids, ends, max_new_tokens=max_new_tokens, **how)
+    added, text = output["sequences"][0, length:].tolist(), NewText(tokenizer, given, ends)
     return Generation(
         text="".join(map(text.add, added)) + text.rest(),
         prompt_tokens=length,
         new_tokens=len(added),
         sparsity=routed.sparsity(),
-        cache_bytes=cache_bytes(output.past_key_values),
-        dense_cache_bytes=dense_cache_bytes(output.past_key_values),
+        cache_bytes=cache_bytes(output["past_key_values"]),
+        dense_cache_bytes=dense_cache_bytes(output["past_key_values"]),
     )
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 from skipgpt.config import Budget
+from skipgpt.generation.run import continue_ids
 from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.loading.generation_settings import (
     Ends,
     ends_of,
-    plain_generation,
     sampling_arguments,
 )
 from skipgpt.model.sparsity import at_sparsity
@@ -110,19 +110,9 @@ def run_request(
         if job.sparsity is None
         else at_sparsity(model, job.sparsity, budget=job.budget)
     )
-    with (
-        torch.no_grad(),
-        _seeded(job.seed, ids.device),
-        dial,
-        plain_generation(model, ends),
-        count_routing(model) as counts,
-    ):
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=job.max_tokens,
-            stopping_criteria=[watch],
-            **how,
+    with _seeded(job.seed, ids.device), dial, count_routing(model) as counts:
+        continue_ids(
+            model, ids, ends, max_new_tokens=job.max_tokens, stopping_criteria=[watch], **how
         )
     watch.end()
     kept = counts.kept()

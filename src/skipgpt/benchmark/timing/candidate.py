@@ -10,7 +10,9 @@ import torch
 
 from skipgpt.benchmark.timing.clock import Task
 
-Timed = Literal["auto", "sparse", "gated", "static", "compiled", "dense-int8", "sparse-int8"]
+Timed = Literal[
+    "auto", "sparse", "gated", "transformers", "static", "compiled", "dense-int8", "sparse-int8"
+]
 """Executions of the routed model, reference runs, and dense and sparse with 8-bit weights."""
 
 

@@ -13,20 +13,23 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from skipgpt.benchmark.timing.candidate import seeded
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, captured
 from skipgpt.cost import Forward, work
-from skipgpt.model.loading.generation_settings import Ends, plain_generation
+from skipgpt.generation.run import continue_ids
+from skipgpt.model.caches.growing_cache import make_room
+from skipgpt.model.loading.generation_settings import Ends
 from skipgpt.model.state import count_routing, record_routing
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Step, Trace
 from skipgpt.routing.decision import MODULES, Site
 
 Inference = Literal["prefill", "decode", "generate"]
+NewCache = Callable[[Any], DynamicCache | None]
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,22 @@ class Cell:
     new_tokens: int
     captured: bool = False
 
-    def task(self, model: Any) -> Task:
+    def task(self, model: Any, new_cache: NewCache = lambda _: None) -> Task:
         """Make the run of one model; random routes are the same in every run.
 
         For decode the cache is filled here, once, under the current rule.
+
+        Args:
+            model: to run.
+            new_cache: makes the cache that a run fills; the model's own where it returns None.
         """
         if self.captured:
             return _replayed(model, self.ids, self.new_tokens)
         if self.phase == "decode":
-            return Task(lambda given: self._decode(model, given), _from(_filled(model, self.ids)))
+            filled = _filled(model, self.ids, new_cache(model))
+            return Task(lambda given: self._decode(model, given), _from(filled))
         run = self._prefill if self.phase == "prefill" else self._generate
-        return Task(lambda _: run(model), seeded)
+        return Task(lambda _: run(model, new_cache(model)), seeded)
 
     @property
     def prompt(self) -> Forward:
@@ -120,8 +128,8 @@ class Cell:
         decoding = steps * cost.decode_flops
         return decoding if self.phase == "decode" else cost.prefill_flops + decoding
 
-    def _prefill(self, model: Any) -> None:
-        model(input_ids=self.ids, use_cache=True, logits_to_keep=1)
+    def _prefill(self, model: Any, cache: Any) -> None:
+        model(input_ids=self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def _decode(self, model: Any, given: tuple[Any, Tensor]) -> None:
         cache, token = given
@@ -129,13 +137,18 @@ class Cell:
             output = model(input_ids=token, past_key_values=cache, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
 
-    def _generate(self, model: Any) -> None:
-        with _counting(model), plain_generation(model, Ends(())):  # no token ends it early
-            model.generate(
-                input_ids=self.ids,
-                attention_mask=torch.ones_like(self.ids),
-                max_new_tokens=self.new_tokens,
-            )
+    def _generate(self, model: Any, cache: Any) -> None:
+        own = {} if cache is None else {"past_key_values": cache}
+        with _counting(model):
+            # Without ends, no token ends it early.
+            continue_ids(model, self.ids, Ends(()), max_new_tokens=self.new_tokens, **own)
+
+
+def growing_cache(model: Any) -> DynamicCache:
+    """The cache that routed models use, for one without routers."""
+    cache = DynamicCache(config=model.config)
+    make_room(cache)
+    return cache
 
 
 def _counting(model: Any) -> AbstractContextManager[Any]:
@@ -206,8 +219,8 @@ def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:
     return prepare
 
 
-def _filled(model: Any, ids: Tensor) -> tuple[Any, Tensor]:
+def _filled(model: Any, ids: Tensor, cache: Any) -> tuple[Any, Tensor]:
     """Prefill the prompt; return its cache and the next token."""
     seeded()
-    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return output.past_key_values, output.logits[:, -1:].argmax(-1)
