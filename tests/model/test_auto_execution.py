@@ -8,7 +8,7 @@ from torch import nn
 
 from cases import CLOSE, ONE_ROW, Inputs, base, every_batch, every_layout, routed
 from skipgpt.errors import ConfigError
-from skipgpt.model import layer as layers
+from skipgpt.model.execution import gated, sparse
 from skipgpt.model.packing_cost import PackingCost
 from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
@@ -42,8 +42,9 @@ class Watch:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Watch]:
-    twins = {name: Watch(twin) for name, twin in layers.TWINS.items()}
-    monkeypatch.setattr(layers, "TWINS", twins)
+    twins = {"gated": Watch(gated), "sparse": Watch(sparse)}
+    for name, twin in twins.items():
+        monkeypatch.setattr(f"skipgpt.model.execution.run.{name}", twin)
     return twins
 
 

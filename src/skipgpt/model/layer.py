@@ -20,15 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipgpt.model.execution import decode, gated, sparse
-from skipgpt.model.execution.plan import should_pack
+from skipgpt.model.execution import decode
+from skipgpt.model.execution.plan import Plan, plan
+from skipgpt.model.execution.run import run
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
 from skipgpt.routing.fused_margins import margins
 from skipgpt.routing.router import input_scale, mean_of_rows
-
-TWINS = {"gated": gated, "sparse": sparse}
-"""Two executions of one signature; they agree in values and gradients."""
 
 
 class SkippingLayer(RoutedLayer):
@@ -59,16 +57,12 @@ class SkippingLayer(RoutedLayer):
 
         attn, mlp = self._decide(entering)
         stream = torch.zeros_like(entering) if apart else entering
-        twin = self._twin("attn", entering, attn, arguments)
-        stream = twin.attention(self, stream, entering, attn, arguments)
-        if self.attn_stand_in:
-            stream = twin.stand_in(self.attn_stand_in, stream, entering, attn)
+        chosen = self._plan("attn", entering, attn, arguments)
+        stream = run(self, "attn", chosen, stream, entering, attn, arguments)
         read = entering if parallel else stream
         mlp = mlp or self._decide_mlp(read)
-        twin = self._twin("mlp", read, mlp, arguments)
-        stream = twin.mlp(self, stream, read, mlp)
-        if self.mlp_stand_in:
-            stream = twin.stand_in(self.mlp_stand_in, stream, read, mlp)
+        chosen = self._plan("mlp", read, mlp, arguments)
+        stream = run(self, "mlp", chosen, stream, read, mlp, arguments)
         stream = stream + entering if apart else stream
 
         self._record(Decision(attn, mlp))
@@ -86,15 +80,14 @@ class SkippingLayer(RoutedLayer):
             keeps = decode.Keeps(*(each.keep[:, 0].tolist() for each in (attn, mlp)))
         return decode.run(self, entering, keeps, arguments)
 
-    def _twin(
+    def _plan(
         self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]
-    ) -> Any:
-        """Choose the execution of one module."""
-        kind: str = self.routing.execution
-        if kind == "auto":
-            saves = should_pack(self, module, entering, decision.keep, arguments)
-            kind = "sparse" if saves else "gated"
-        return TWINS[kind]
+    ) -> Plan:
+        """How a module runs the tokens that keep it."""
+        if self.routing.execution == "gated":
+            return Plan.GATED
+        chosen: Plan = plan(self, module, entering, decision.keep, arguments)
+        return chosen
 
     def _decide(self, entering: Tensor) -> tuple[ModuleDecision, ModuleDecision | None]:
         """Both decisions from the stream that enters the layer, or attention's alone."""

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skipgpt.model.execution import gated, kernel_support, sparse
-from skipgpt.model.execution.plan import is_worth_packing, plan_of_count
+from skipgpt.model.execution import kernel_support
+from skipgpt.model.execution.plan import plan_of_count
+from skipgpt.model.execution.run import run as run_by_plan
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.trace import KeepCounts
 from skipgpt.routing.decision import Module, ModuleDecision, Site
 from skipgpt.routing.fused_margins import margins_as_numbers
 from skipgpt.routing.router import inverse_rms_as_numbers
-from skipgpt.routing.stand_in import StandIn
 
 MOST = 32
 """Largest batch; for more sequences tensors decide faster than a loop over floats."""
@@ -109,45 +109,9 @@ def _run_module(
 ) -> Tensor:
     """`entering` [B, 1, D] plus the module's update where kept, else plus its stand-in's."""
     kept = sum(keep)
-    stand_in = layer.attn_stand_in if module == "attn" else layer.mlp_stand_in
-    decided = kept in (0, len(keep))
-    decision = ALL_ALIKE if decided else _as_tensors(keep)
-    if not decided and not _packs(layer, module, entering, kept, arguments):
-        return _run_gated(layer, module, entering, decision, stand_in, arguments)
-    run = (sparse.ATTENTION if module == "attn" else sparse.MLP)[
-        plan_of_count(layer, module, kept, (len(keep), 1), arguments)
-    ]
-    stream = run(layer, entering, entering, decision, arguments)
-    if stand_in is None or kept == len(keep):
-        return stream
-    if kept == 0:
-        update: Tensor = stand_in(entering)
-        return stream + update
-    return sparse.stand_in(stand_in, stream, entering, decision)
-
-
-def _packs(
-    layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
-) -> bool:
-    """Whether kept tokens are packed; else all run and are gated."""
-    if layer.routing.execution == "sparse":
-        return True
-    return is_worth_packing(layer, module, entering, kept, arguments)
-
-
-def _run_gated(
-    layer: RoutedLayer,
-    module: Module,
-    entering: Tensor,
-    decision: ModuleDecision,
-    stand_in: StandIn | None,
-    arguments: dict[str, Any],
-) -> Tensor:
-    if module == "attn":
-        stream = gated.attention(layer, entering, entering, decision, arguments)
-    else:
-        stream = gated.mlp(layer, entering, entering, decision)
-    return stream if stand_in is None else gated.stand_in(stand_in, stream, entering, decision)
+    decision = ALL_ALIKE if kept in (0, len(keep)) else _as_tensors(keep)
+    chosen = plan_of_count(layer, module, entering, kept, arguments)
+    return run_by_plan(layer, module, chosen, entering, entering, decision, arguments)
 
 
 def _as_tensors(keep: list[bool]) -> ModuleDecision:

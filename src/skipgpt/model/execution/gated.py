@@ -35,7 +35,13 @@ def attention(
     return _add_gated(stream, modules.post_norm(layer, "attn", update), decision)
 
 
-def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
+def mlp(
+    layer: RoutedLayer,
+    stream: Tensor,
+    entering: Tensor,
+    decision: ModuleDecision,
+    _: dict[str, Any],
+) -> Tensor:
     """Stream [B, T, D] plus MLP of `entering` [B, T, D] times gate (paper)."""
     update = modules.run_mlp(layer, modules.pre_norm(layer, "mlp", entering))
     return _add_gated(stream, modules.post_norm(layer, "mlp", update), decision)

@@ -24,8 +24,9 @@ from skipgpt.routing.decision import Module
 
 
 class Plan(Enum):
-    """One way to run the kept tokens of a module."""
+    """One way to run a module for the tokens that keep it."""
 
+    GATED = "every token runs, outputs are multiplied by the gate"
     NOTHING = "no token keeps it; keys and values are computed all the same"
     WHOLE = "every token keeps it, as in the base model"
     SEQUENCES = "attention of one token per sequence, in the sequences that keep it"
@@ -34,63 +35,58 @@ class Plan(Enum):
     KERNELS = "kept tokens where they are, on a GPU"
 
 
+# The number of kept tokens depends on the data, which a compiled graph cannot branch on.
+@torch.compiler.disable(reason="the plan depends on the data")  # type: ignore[no-untyped-call, untyped-decorator]
 def plan(
     layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Plan:
-    """Choose the plan by which a module runs the tokens `keep` [B, T] of `entering` [B, T, D].
+    """Choose how a module runs under execution `sparse` or `auto`.
 
     Args:
         layer: with the module.
         module: which of them.
-        entering: what the module's norm reads.
-        keep: which tokens run it.
+        entering: [B, T, D], what the module's norm reads.
+        keep: [B, T] bool, which tokens run it.
         arguments: of attention, by name.
     """
+    state = layer.routing
+    if state.execution == "auto" and not state.can_pack:
+        return Plan.GATED
     if _has_kernels(layer, module, entering, arguments):
         return Plan.KERNELS
-    if module == "attn" and layer.routing.config.kv == "skip":
+    if module == "attn" and state.config.kv == "skip":
         return Plan.KEPT_KEYS
-    return plan_of_count(layer, module, int(keep.sum()), keep.shape, arguments)
+    # Counting makes the host wait for another device, so half is guessed first.
+    if keep.device.type != "cpu" and not _packs(
+        layer, module, entering, keep.numel() // 2, arguments
+    ):
+        return Plan.GATED
+    return plan_of_count(layer, module, entering, int(keep.sum()), arguments)
 
 
 def plan_of_count(
-    layer: RoutedLayer, module: Module, kept: int, shape: tuple[int, ...], arguments: dict[str, Any]
+    layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
 ) -> Plan:
-    """Choose the plan for so many kept tokens out of [B, T], without kernels and with all keys."""
-    batch, tokens = shape
+    """Choose how `kept` tokens of `entering` [B, T, D] run, without kernels and with all keys."""
+    batch, tokens = entering.shape[:2]
     if kept == batch * tokens:
         return Plan.WHOLE
     # With noise every module takes part in every step, even for no token (`RoutingState.noise`).
     if kept == 0 and layer.routing.noise is None:
         return Plan.NOTHING
+    if not _packs(layer, module, entering, kept, arguments):
+        return Plan.GATED
     if module == "attn" and kept and batch_rows.can_use(layer, tokens, arguments["attention_mask"]):
         return Plan.SEQUENCES
     return Plan.ROWS
 
 
-# The number of kept tokens depends on the data, which a compiled graph cannot branch on.
-@torch.compiler.disable(reason="whether packing pays depends on the data")  # type: ignore[no-untyped-call, untyped-decorator]
-def should_pack(
-    layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
-) -> bool:
-    """Whether execution `auto` runs a module as `sparse` for the tokens `keep` [B, T]."""
-    state = layer.routing
-    if not state.can_pack:
-        return False
-    # A single token runs a module or does not: nothing is packed.
-    if keep.numel() == 1 or state.config.kv == "skip":
-        return True
-    if _has_kernels(layer, module, entering, arguments):
-        return True
-    # On other devices counting would make the host wait; half is a guess.
-    kept = int(keep.sum()) if keep.device.type == "cpu" else keep.numel() // 2
-    return is_worth_packing(layer, module, entering, kept, arguments)
-
-
-def is_worth_packing(
+def _packs(
     layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
 ) -> bool:
-    """Whether packing saves time for `kept` tokens of `entering` [B, T, D]."""
+    """Whether `kept` tokens of `entering` [B, T, D] are packed: always in `sparse`."""
+    if layer.routing.execution == "sparse":
+        return True
     cached = 0
     if module == "attn" and entering.shape[1] == 1:
         cached = _cached_bytes(arguments[layer.family.cache], layer.index)

@@ -5,7 +5,7 @@ follow the policy of the routers' config. `dense`: computed and cached for every
 any later token may attend to any earlier one and every cache of transformers works unchanged.
 `skip`: a token that skips attention leaves none; see `skip_kv.py`.
 
-`attention` and `mlp` ask for a plan and carry it out; each plan is one function.
+Each plan (`plan.py`) is one function here; `run.py` calls it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from skipgpt.model.attention import batch_rows, causal_blocks, skip_kv
 from skipgpt.model.attention.split import kept_queries, keys_and_values
 from skipgpt.model.execution import fused
 from skipgpt.model.execution.kernel_support import stand_in_kernels
-from skipgpt.model.execution.plan import Plan, plan
+from skipgpt.model.execution.plan import Plan
 from skipgpt.model.packing import (
     add_packed,
     add_rows,
@@ -32,7 +32,7 @@ from skipgpt.model.packing import (
 )
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.state import given_tokens
-from skipgpt.routing.decision import ModuleDecision
+from skipgpt.routing.decision import Module, ModuleDecision
 from skipgpt.routing.stand_in import StandIn
 
 ROWS = 1024
@@ -55,26 +55,6 @@ def _not_compiled(twin: _Twin) -> _Twin:
     reason = "the number of packed tokens depends on the data"
     made: _Twin = torch.compiler.disable(twin, reason=reason)  # type: ignore[no-untyped-call]
     return made
-
-
-@_not_compiled
-def attention(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    decision: ModuleDecision,
-    arguments: dict[str, Any],
-) -> Tensor:
-    """Stream [B, T, D] plus attention of the kept tokens of `entering` [B, T, D]."""
-    run = ATTENTION[plan(layer, "attn", entering, decision.keep, arguments)]
-    return run(layer, stream, entering, decision, arguments)
-
-
-@_not_compiled
-def mlp(layer: RoutedLayer, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
-    """Stream [B, T, D] plus the MLP of the kept tokens of `entering` [B, T, D]."""
-    run = MLP[plan(layer, "mlp", entering, decision.keep, {})]
-    return run(layer, stream, entering, decision, {})
 
 
 @_not_compiled
@@ -226,17 +206,29 @@ def _run_mlp(layer: RoutedLayer, entering: Tensor) -> Tensor:
     return modules.post_norm(layer, "mlp", update)
 
 
-ATTENTION: Mapping[Plan, Run] = {
-    Plan.NOTHING: _keys_and_values_only,
-    Plan.WHOLE: _whole_attention,
-    Plan.SEQUENCES: _attention_of_sequences,
-    Plan.ROWS: _attention_of_rows,
-    Plan.KEPT_KEYS: _attention_to_kept_keys,
-    Plan.KERNELS: fused.attention,
+RUNS: Mapping[tuple[Module, Plan], Run] = {
+    ("attn", Plan.NOTHING): _keys_and_values_only,
+    ("attn", Plan.WHOLE): _whole_attention,
+    ("attn", Plan.SEQUENCES): _attention_of_sequences,
+    ("attn", Plan.ROWS): _attention_of_rows,
+    ("attn", Plan.KEPT_KEYS): _attention_to_kept_keys,
+    ("attn", Plan.KERNELS): fused.attention,
+    ("mlp", Plan.NOTHING): _nothing,
+    ("mlp", Plan.WHOLE): _whole_mlp,
+    ("mlp", Plan.ROWS): _mlp_of_rows,
+    ("mlp", Plan.KERNELS): fused.mlp,
 }
-MLP: Mapping[Plan, Run] = {
-    Plan.NOTHING: _nothing,
-    Plan.WHOLE: _whole_mlp,
-    Plan.ROWS: _mlp_of_rows,
-    Plan.KERNELS: fused.mlp,
-}
+
+
+@_not_compiled
+def module(
+    layer: RoutedLayer,
+    which: Module,
+    chosen: Plan,
+    stream: Tensor,
+    entering: Tensor,
+    decision: ModuleDecision,
+    arguments: dict[str, Any],
+) -> Tensor:
+    """Stream [B, T, D] plus a module's update of the kept tokens of `entering` [B, T, D]."""
+    return RUNS[which, chosen](layer, stream, entering, decision, arguments)
