@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from skipgpt.cost import Savings
@@ -11,7 +9,7 @@ from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.trace import Trace
 from skipgpt.routing.calibration import Seen, skipped_share
-from skipgpt.routing.decision import DecisionRule, Site, Threshold
+from skipgpt.routing.decision import Site, Threshold
 
 
 class Meter:
@@ -22,7 +20,6 @@ class Meter:
         blocks: [N, T] token ids.
         saved: what each site saves.
         batch_size: blocks per forward.
-        rule: makes the rule of a threshold.
 
     Attributes:
         keep: keep ratios of every run, by threshold.
@@ -34,22 +31,17 @@ class Meter:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        blocks: Tensor,
-        saved: Savings,
-        batch_size: int = 8,
-        rule: Callable[[float], DecisionRule] = Threshold,
+        self, model: nn.Module, blocks: Tensor, saved: Savings, batch_size: int = 8
     ) -> None:
         self._model, self._blocks, self._batch_size = model, blocks, batch_size
-        self._saved, self._rule = saved, rule
+        self._saved = saved
         self.keep: dict[float, dict[Site, float]] = {}
         self.shares: dict[float, float] = {}
         self.losses: dict[float, float] = {}
 
     def __call__(self, threshold: float) -> Seen:
         """Run all blocks at a threshold."""
-        trace, loss = _traced(self._model, self._blocks, self._rule(threshold), self._batch_size)
+        trace, loss = _traced(self._model, self._blocks, threshold, self._batch_size)
         margins, keep = trace.margins(), trace.keep_ratios()
         if self._saved.unit == "modules":
             seen = Seen(margins, skipped_share(margins, threshold))
@@ -65,15 +57,15 @@ def run_at_threshold(
     model: nn.Module, blocks: Tensor, threshold: float, batch_size: int = 8
 ) -> tuple[Tensor, float]:
     """Return the margins of all decisions, flat, and the summed loss of blocks [N, T]."""
-    trace, loss = _traced(model, blocks, Threshold(threshold), batch_size)
+    trace, loss = _traced(model, blocks, threshold, batch_size)
     return trace.margins(), loss
 
 
 def _traced(
-    model: nn.Module, blocks: Tensor, rule: DecisionRule, batch_size: int
+    model: nn.Module, blocks: Tensor, threshold: float, batch_size: int
 ) -> tuple[Trace, float]:
     with (
-        use_rule(model, rule),
+        use_rule(model, Threshold(threshold)),
         execution(model, "sparse"),
         record_routing(model) as trace,
     ):

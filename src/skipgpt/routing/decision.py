@@ -97,42 +97,6 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class SharedThreshold:
-    """Decoding a batch: a module runs for all sequences of a step or for none.
-
-    Its weights are read unless every sequence skips it, so that routes by token save little. Fitted
-    margins are logarithms of costs, and costs add up: the mean of `exp(margin)` over the batch
-    decides. What a sequence gets then depends on the others in its batch.
-
-    Attributes:
-        value: the logarithm of the mean cost above which a module runs.
-        prompt: decides for forwards of several tokens per sequence; None where the tokens at one
-            position of all sequences decide together there, too, as if they were decoded.
-
-    Example:
-        with use_rule(model, SharedThreshold(-2.5, prompt=Threshold(-2.0))):
-            model.generate(**batch)
-    """
-
-    value: float
-    prompt: Threshold | None = None
-
-    def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
-        """Decide for one module."""
-        if self.prompt is not None and margin.shape[1] > 1:
-            return self.prompt(margin, site)
-        shared = margin.float().logsumexp(0, keepdim=True) - math.log(len(margin))
-        return ModuleDecision.hard(shared > self.value, shared).expanded(margin.shape)
-
-    def keeps(self, margins: list[float], site: Site) -> list[bool]:
-        """Decide for few tokens, without tensors."""
-        most = max(margins)
-        total = sum(math.exp(margin - most) for margin in margins)
-        keep = most + math.log(total / len(margins)) > self.value
-        return [keep] * len(margins)
-
-
-@dataclass(frozen=True)
 class GumbelSample:
     """Training: a Gumbel-softmax sample with a straight-through gradient (paper).
 
