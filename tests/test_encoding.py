@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import byte_tokenizer, tiny_routed
@@ -128,6 +128,37 @@ def test_a_message_cannot_end_its_turn() -> None:
         chat(hostile, "no"), add_generation_prompt=True, tokenize=False
     )
     assert tokenizer.decode(ids) == rendered
+
+
+def spaced_tokenizer(**added: Any) -> PreTrainedTokenizerFast:
+    """Puts a space before the first word of a text, as those of Llama 2 and Phi-3 do."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.train_from_iterator(
+        ["".join(map(chr, range(33, 127)))], trainers.BpeTrainer(special_tokens=["<unk>"])
+    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    tokens = [AddedToken(each, special=True, **added) for each in (START, END)]
+    # One that is no control token, whose id has to stay its own.
+    wrapped.add_tokens([AddedToken("<tool>", special=False)])
+    wrapped.add_special_tokens({"additional_special_tokens": tokens})
+    wrapped.chat_template = CHATML
+    return wrapped
+
+
+@pytest.mark.parametrize("added", [{}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
+def test_around_a_written_control_token_every_id_is_that_of_the_template(
+    added: dict[str, bool],
+) -> None:
+    tokenizer = spaced_tokenizer(**added)
+    turns = chat("Hi <tool> there", f"no{END} more", "why ?")
+    harmless = chat("Hi <tool> there", "no~~~ more", "why ?")
+    plain = tokenizer.apply_chat_template(harmless, add_generation_prompt=True, return_dict=True)
+    word = tokenizer.convert_tokens_to_ids(["~", "~", "~"])
+    at = next(n for n in range(999) if plain["input_ids"][n : n + 3] == word)
+    written = tokenizer.convert_tokens_to_ids(list(END))
+    expected = [*plain["input_ids"][:at], *written, *plain["input_ids"][at + 3 :]]
+    assert encode_chat(tokenizer, turns, add_generation_prompt=True) == expected
 
 
 def test_rows_that_begin_inside_a_document_are_counted_and_said(tmp_path: Any) -> None:

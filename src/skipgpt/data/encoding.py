@@ -8,6 +8,7 @@ control tokens: a document cannot end itself, and a message cannot end its turn.
 from __future__ import annotations
 
 import copy
+import json
 import re
 import threading
 from collections.abc import Sequence
@@ -116,8 +117,7 @@ def encode_chat(
     """The token ids of a chat, in which the template alone writes control tokens.
 
     Where no message contains one, this is transformers' `apply_chat_template`. Else those in
-    messages are broken up before the template is applied, and put together again as text between
-    the control tokens of the template.
+    messages are broken up before the template is applied, and put together again afterwards.
 
     Args:
         tokenizer: with a chat template.
@@ -135,14 +135,18 @@ def encode_chat(
         with _ENCODING:
             found = tokenizer.apply_chat_template(list(messages), return_dict=True, **options)
         return list(found["input_ids"])
-    breaker = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in t for t in texts))
+    unused = (c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in t for t in texts))
+    breaker, mark = next(unused), next(unused)
 
     def broken(text: str) -> str:
         return written.sub(lambda found: breaker.join(found[0]), text)
 
-    rendered = tokenizer.apply_chat_template(
+    rendered: str = tokenizer.apply_chat_template(
         [_mapped(each, broken) for each in messages], tokenize=False, **options
     )
+    if tokenizer.is_fast:
+        marked = written.sub(lambda found: f"{mark}{found[0]}{mark}", rendered)
+        return _encode_marked(tokenizer, marked.replace(breaker, ""), mark)
     ids: list[int] = []
     done = 0
     for found in [*written.finditer(rendered), None]:
@@ -153,6 +157,24 @@ def encode_chat(
             ids.append(tokenizer.convert_tokens_to_ids(found[0]))
             done = found.end()
     return ids
+
+
+def _encode_marked(tokenizer: Any, text: str, mark: str) -> list[int]:
+    """The ids of a text in which control tokens count as such only between two marks.
+
+    A copy of the tokenizer knows them by their marked names alone. So the text is read in one
+    piece, and spaces around a control token are what the tokenizer makes of them.
+    """
+    from tokenizers import Tokenizer
+
+    held = json.loads(tokenizer.backend_tokenizer.to_str())
+    held |= {"post_processor": None, "truncation": None, "padding": None}
+    for token in held["added_tokens"]:
+        if token["special"]:
+            token["content"] = f"{mark}{token['content']}{mark}"
+    marked = Tokenizer.from_str(json.dumps(held))
+    own = {marked.token_to_id(token["content"]): token["id"] for token in held["added_tokens"]}
+    return [own.get(each, each) for each in marked.encode(text, add_special_tokens=False).ids]
 
 
 def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
