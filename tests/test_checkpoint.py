@@ -226,7 +226,7 @@ def test_another_base_model_is_refused_with_both_fingerprints(
     byte_tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError) as caught:
         load(checkpoint, base=str(tmp_path / "other"))
-    found = re.findall(r"fingerprint ([0-9a-f]{16})", str(caught.value))
+    found = re.findall(r"fingerprint ([0-9a-f]{16}-[0-9a-f]{16})", str(caught.value))
     assert len(set(found)) == 2
     assert read_info(checkpoint).fingerprint in found
     assert str(tmp_path / "other") in str(caught.value)

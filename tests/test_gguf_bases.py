@@ -19,7 +19,8 @@ from runs import ARGUMENTS, compared, logits, run, tiny_config, write_documents
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.loading import load
 from skipgpt.errors import CheckpointError, ConfigError, UnsupportedModelError
-from skipgpt.model.base import fingerprint, load_base
+from skipgpt.model.base import load_base
+from skipgpt.model.loading.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_a_checkpoint_whose_file_has_moved_is_given_the_new_place(
 
 def test_another_file_is_not_the_base(checkpoint: Path, tmp_path: Path) -> None:
     other = write_gguf(tmp_path / "other.gguf", gguf_llama(seed=1))
-    with pytest.raises(CheckpointError, match=r"with fingerprint [0-9a-f]{16}; expected"):
+    with pytest.raises(CheckpointError, match=r"with fingerprint [0-9a-f-]{33}; expected"):
         load(checkpoint, base=str(other))
 
 

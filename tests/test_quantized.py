@@ -32,8 +32,9 @@ from skipgpt.errors import (
     StoppedError,
     UnsupportedModelError,
 )
-from skipgpt.model.base import fingerprint, load_base
+from skipgpt.model.base import load_base
 from skipgpt.model.loading.bitsandbytes import KINDS, quantization_of
+from skipgpt.model.loading.fingerprint import fingerprint
 from skipgpt.model.lora import with_lora
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, routers, train_only

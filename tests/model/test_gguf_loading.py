@@ -19,7 +19,8 @@ from conftest import tiny_base
 from gguf_files import BOS, EOS, PAIR, Q4_1, Q8_0, SIZES, gguf_llama, write_gguf
 from runs import logits
 from skipgpt.errors import ConfigError, MissingExtraError, UnsupportedModelError
-from skipgpt.model.base import base_config, base_location, fingerprint, load_base
+from skipgpt.model.base import base_config, base_location, load_base
+from skipgpt.model.loading.fingerprint import fingerprint
 from skipgpt.model.loading.gguf import is_gguf
 from skipgpt.model.surgery import add_routers
 

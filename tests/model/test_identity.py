@@ -19,6 +19,7 @@ from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import load_base
+from skipgpt.model.loading.fingerprint import fingerprint
 from skipgpt.model.loading.identity import digest_of_settings, refuse_other_settings, settings_of
 from skipgpt.model.surgery import add_routers
 
@@ -95,6 +96,55 @@ def test_another_tokenizer_is_refused(
     change(tokenizer)
     tokenizer.save_pretrained(base_folder)
     with pytest.raises(CheckpointError, match=words.replace("|", r"\|")):
+        load(checkpoint)
+
+
+def test_other_rules_of_the_same_vocabulary_are_refused(
+    checkpoint: Path, base_folder: Path
+) -> None:
+    """The vocabulary, special tokens and the sample text may all stay the same."""
+    before = AutoTokenizer.from_pretrained(base_folder)
+    values = json.loads(before.backend_tokenizer.to_str())
+    values["normalizer"] = {"type": "Replace", "pattern": {"String": "zebra"}, "content": "horse"}
+    (base_folder / "tokenizer.json").write_text(json.dumps(values))
+    after = AutoTokenizer.from_pretrained(base_folder)
+    assert after("a zebra")["input_ids"] != before("a zebra")["input_ids"]
+    with pytest.raises(CheckpointError, match=r"tokenizer\.rules"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("which", ["one row", "all columns but the first"])
+def test_a_base_with_few_other_values_is_refused(
+    which: str, checkpoint: Path, base_folder: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
+    with torch.no_grad():
+        if which == "one row":
+            model.get_input_embeddings().weight[5, 1:] += 1
+        else:
+            model.model.layers[0].mlp.down_proj.weight[:, 1:] += 1
+    model.save_pretrained(base_folder)
+    with pytest.raises(CheckpointError, match="with fingerprint"):
+        load(checkpoint)
+
+
+def test_a_buffer_that_routes_to_experts_is_part_of_the_fingerprint() -> None:
+    model = zoo.build("deepseek_v3")
+    before = fingerprint(model)
+    name, bias = next(each for each in model.named_buffers() if "correction_bias" in each[0])
+    assert name in model.state_dict()
+    bias += 1
+    assert fingerprint(model) != before
+
+
+def test_a_fingerprint_of_samples_alone_is_compared_by_them(checkpoint: Path) -> None:
+    """As version 0.1 wrote it."""
+    file = checkpoint / "skipgpt_config.json"
+    samples = read_info(checkpoint).fingerprint.partition("-")[0]
+    _edit(file, lambda v: v | {"fingerprint": samples})
+    load(checkpoint)
+    _edit(file, lambda v: v | {"fingerprint": samples[::-1]})
+    with pytest.raises(CheckpointError, match="with fingerprint"):
         load(checkpoint)
 
 

@@ -28,10 +28,11 @@ from skipgpt.checkpoint.tensors import (
 from skipgpt.config import Budget, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.auto import register
-from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.base import load_base, load_merged
 from skipgpt.model.families.table import MERGED_PREFIX
 from skipgpt.model.loading.bitsandbytes import quantization_of
+from skipgpt.model.loading.fingerprint import fingerprint as fingerprint_of
+from skipgpt.model.loading.fingerprint import is_of_same_weights
 from skipgpt.model.loading.folder import CONFIG, json_of, kind_of_model
 from skipgpt.model.loading.identity import refuse_other_settings, settings_of
 from skipgpt.model.loading.int8 import check_loaded_as, quantize_int8
@@ -110,7 +111,7 @@ def load(
     model, tokenizer = load_base(
         name, revision=info.revision, device=device, dtype=dtype, quantize=kind
     )
-    if (found := fingerprint_of(model)) != info.fingerprint:
+    if not is_of_same_weights(found := fingerprint_of(model), info.fingerprint):
         raise CheckpointError(
             f"loading the checkpoint {folder}",
             got=f"base model {name!r} with fingerprint {found}{_held(quantization_of(model))}",

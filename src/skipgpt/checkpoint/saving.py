@@ -37,9 +37,10 @@ from skipgpt.checkpoint.tensors import (
 )
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import base_location
-from skipgpt.model.base import fingerprint as fingerprint_of
 from skipgpt.model.families.table import MERGED_PREFIX
 from skipgpt.model.loading.bitsandbytes import quantization_of
+from skipgpt.model.loading.fingerprint import fingerprint as fingerprint_of
+from skipgpt.model.loading.fingerprint import is_of_same_weights
 from skipgpt.model.loading.folder import CONFIG
 from skipgpt.model.loading.identity import settings_of
 from skipgpt.model.loading.int8 import is_int8
@@ -154,7 +155,7 @@ def described(model: Any, base: str | None, tokenizer: Any) -> CheckpointInfo:
         )
     named = base or facts.pop("base", None) or origin_of(model)
     found, known = fingerprint_of(model), facts.pop("fingerprint", None)
-    if known not in (None, found):
+    if known is not None and not is_of_same_weights(found, known):
         raise ConfigError(
             doing,
             got=f"base weights with fingerprint {found}, once loaded with {known}",

@@ -21,7 +21,8 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.closeness import IDENTICAL
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
-from skipgpt.model.base import load_base, weights_digest
+from skipgpt.model.base import load_base
+from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.loading.identity import digest_of_settings, settings_of
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import execution

@@ -16,7 +16,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.config.settings import from_dict, to_dict
 from skipgpt.errors import CheckpointError
 from skipgpt.fitting.fit import FittedSite
-from skipgpt.model.base import weights_digest
+from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import router_state_dict
 from skipgpt.system.atomic import staged, to_json

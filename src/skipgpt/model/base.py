@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
-from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.loading.bitsandbytes import check_quantization, loading_options, make_safe
 from skipgpt.model.loading.folder import EMBEDDED, refuse_unless_base
 from skipgpt.model.loading.gguf import gguf_config, is_gguf, load_gguf, refuse_quantizing
 from skipgpt.model.loading.weights import load_strictly
 from skipgpt.system.progress import advancing
 
-_SAMPLED_VALUES = 64
 _NO_CODE = {"trust_remote_code": False}
 """Without it transformers asks on the terminal and waits for an answer."""
 
@@ -222,48 +218,3 @@ def _no_device(device: str, error: Exception) -> ConfigError:
         got=f"{device!r} ({str(error).splitlines()[0]})",
         expected="cpu, cuda, cuda:1, mps …",
     )
-
-
-@torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
-    """16 hex digits that change when the weights of the base model do.
-
-    Hashes name, shape and 64 evenly spaced values of every base parameter, rounded to bfloat16 so
-    that the same weights loaded in another dtype have the same fingerprint. Routers, LoRA and the
-    renaming that PEFT does are left out.
-    """
-    digest = hashlib.sha256()
-    named = {_base_name(name): p for name, p in model.named_parameters() if _is_base(name)}
-    for name, parameter in sorted(named.items()):
-        flat = parameter.detach().flatten()
-        stride = max(1, len(flat) // _SAMPLED_VALUES)
-        sample = flat[::stride][:_SAMPLED_VALUES].to("cpu", torch.bfloat16)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def weights_digest(model: nn.Module, *, routers: bool = True) -> str:
-    """32 hex digits that change when any value of any weight or buffer does, for cache keys.
-
-    Args:
-        model: with or without routers.
-        routers: whether routers and stand-ins count, too.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    named = dict([*model.named_parameters(), *model.named_buffers()])
-    for name, tensor in sorted(named.items(), key=lambda item: item[0]):
-        if routers or not is_routing(name):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            values = tensor.detach().cpu().contiguous().flatten()
-            digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _is_base(name: str) -> bool:
-    return not is_routing(name) and "lora_" not in name
-
-
-def _base_name(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.errors import CheckpointError
-from skipgpt.model.base import weights_digest
+from skipgpt.model.loading.fingerprint import weights_digest
+from skipgpt.model.loading.identity import tokenizer_rules
 from skipgpt.model.state import routing_state
 from skipgpt.system.atomic import staged
 
@@ -113,7 +114,6 @@ def _described(config: dict[str, Any]) -> dict[str, Any]:
 
 def _tokens_of(tokenizer: Any) -> str:
     """Return a digest of the tokenizer and its chat template."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    facts = [vocabulary, str(tokenizer.special_tokens_map), str(tokenizer.chat_template)]
+    rules = tokenizer_rules(tokenizer) or json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    facts = [rules, str(tokenizer.special_tokens_map), str(tokenizer.chat_template)]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()

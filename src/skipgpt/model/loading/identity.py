@@ -19,7 +19,7 @@ logger = logging.getLogger("skipgpt")
 
 TOKENIZER, VERSION = "tokenizer.", "transformers_version"
 _ROLES = ("bos", "eos", "unk")
-_SAMPLE = TOKENIZER + "sample"
+_SAMPLE, _RULES = TOKENIZER + "sample", TOKENIZER + "rules"
 _PROBE = "Hello, World! 12345 déjà-vu\n\n\tdef f(x):  return x ** 2  # 你好 🙂"
 _DECIDE_NOTHING = frozenset(
     {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "use_cache", "id2label",
@@ -49,6 +49,7 @@ def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
         texts = {
             "vocabulary": f"{len(vocabulary)} tokens, {_digest(sorted(vocabulary.items()))}",
             "sample": _digest(tokenizer(_PROBE).input_ids),
+            "rules": _digest(tokenizer_rules(tokenizer)),
             "chat_template": _digest(getattr(tokenizer, "chat_template", None)),
         }
         texts |= {f"{role}_token": getattr(tokenizer, f"{role}_token") for role in _ROLES}
@@ -65,7 +66,8 @@ def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], doing
     """Compare the settings of a base model with those that a checkpoint records.
 
     A difference only warns if it changes no logit of given tokens, if only one of two releases of
-    transformers has the field, or if two releases encode the sample text differently.
+    transformers has the field, or if two releases encode the sample text differently or write the
+    tokenizer's rules differently.
 
     Args:
         then: as the checkpoint records them; empty in older checkpoints.
@@ -85,7 +87,9 @@ def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], doing
         if name.startswith(TOKENIZER) and not (name in then and name in now):
             continue  # a model was described without its tokenizer
         both = (name in then and name in now) or same_release
-        little = name in _DECIDE_LITTLE or not both or (name == _SAMPLE and not same_release)
+        little = (
+            name in _DECIDE_LITTLE or not both or (name in (_SAMPLE, _RULES) and not same_release)
+        )
         (odd if little else wrong).append(f"{name} {_short(new)}, was {_short(old)}")
     if wrong:
         raise CheckpointError(
@@ -97,6 +101,15 @@ def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], doing
         )
     if odd:
         logger.warning("%s: the base model has changed since: %s", doing, "; ".join(odd))
+
+
+def tokenizer_rules(tokenizer: Any) -> str | None:
+    """What decides how a fast tokenizer cuts a text, as it writes itself; None of a slow one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    written: str = backend.to_str()
+    return written[written.index('"added_tokens"') :]  # behind how it cuts and pads right now
 
 
 def _is_idle(name: str) -> bool:
