@@ -17,12 +17,17 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from conftest import byte_tokenizer, tiny_routed
-from runs import make_checkpoint, shared_checkpoint
+from runs import make_checkpoint, shared_checkpoint, write_documents
 from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
+from skipgpt.config import DataConfig
 from skipgpt.evaluation.harness.model import RoutedLM
-from skipgpt.export import export_merged
+from skipgpt.export import export_merged, export_static
 from skipgpt.generation import generate
 from skipgpt.model.loading.generation_settings import Ends, ends_of, warn_left_out
+from skipgpt.model.surgery import routers
+from skipgpt.routing.decision import Site
+from skipgpt.routing.router import set_constant
 from skipgpt.serving.generation import Completion, GenerationRequest, run_request
 from skipgpt.serving.vllm.requests import add_ends
 
@@ -237,6 +242,34 @@ def test_a_merged_export_tells_other_programs_where_a_turn_ends(
     export_merged(tmp_path / "checkpoint", tmp_path / "merged")
     settings = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [0, 258]
+
+
+@pytest.mark.parametrize("form", ["merged", "transformers", "vllm"])
+def test_an_export_writes_what_transformers_may_save_again(
+    form: Any, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat_tokenizer(CHATML).save_pretrained(base_folder)
+    said: dict[str, Any] = {"temperature": 0.6, "top_p": 0.9, "length_penalty": 2.0}
+    said |= {"repetition_penalty": 1.3, "pad_token_id": 3, "eos_token_id": 0}
+    (base_folder / "generation_config.json").write_text(json.dumps(said))
+    model, info = make_checkpoint(base_folder, tmp_path / "checkpoint")
+    if form == "merged":
+        export_merged(tmp_path / "checkpoint", tmp_path / "out")
+    else:
+        for site in (Site(0, "mlp"), Site(1, "attn")):  # makes a pair that can go
+            set_constant(routers(model)[site], -1.0)
+        save(model, tmp_path / "checkpoint", describe(model, info.base), overwrite=True)
+        data, cutting = [str(write_documents(tmp_path))], DataConfig(block_size=16)
+        export_static(
+            tmp_path / "checkpoint", tmp_path / "out", data=data, cutting=cutting, form=form
+        )
+    right = GenerationConfig(repetition_penalty=1.3, pad_token_id=3, eos_token_id=[0, 258])
+    found = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert found == right
+    found.max_length = 30
+    found.save_pretrained(tmp_path / "again")
+    (warning,) = [each for each in caplog.messages if "not written" in each]
+    assert all(f"{name}={said[name]!r}" in warning for name in ("temperature", "top_p"))
 
 
 def test_lora_that_is_not_merged_changes_nothing_about_it() -> None:

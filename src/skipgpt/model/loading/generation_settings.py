@@ -9,6 +9,7 @@ logits, sampling draws from their softmax unless a request says otherwise, and t
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,10 +138,36 @@ def plain_generation(model: Any, ends: Ends) -> Iterator[None]:
 
 
 def write_ends(model: Any, tokenizer: Any) -> None:
-    """Write all ends into the model's `generation_config`, where other programs look for them."""
-    ids = ends_of(model, tokenizer).ids
-    if model.generation_config is not None and ids:
-        model.generation_config.eos_token_id = list(ids) if len(ids) > 1 else ids[0]
+    """Write all ends into the model's `generation_config`, where other programs look for them.
+
+    transformers saves a config that is invalid only as long as nothing in it changes. So settings
+    that it calls invalid, such as a temperature without `do_sample`, are set to their defaults.
+    """
+    ids, settings = ends_of(model, tokenizer).ids, model.generation_config
+    if settings is None or not ids:
+        return
+    settings.eos_token_id = list(ids) if len(ids) > 1 else ids[0]
+    if dropped := _drop_invalid(settings):
+        logger.warning(
+            "the base's generation_config sets %s, which transformers calls invalid: not written",
+            ", ".join(f"{name}={value!r}" for name, value in dropped.items()),
+        )
+
+
+def _drop_invalid(settings: Any) -> dict[str, Any]:
+    """Set what transformers' validation lists to its default; return what was there."""
+    from transformers import GenerationConfig
+
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        defaults = GenerationConfig()
+        names = re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE)
+        dropped = {name: getattr(settings, name) for name in names}
+        for name in names:
+            setattr(settings, name, getattr(defaults, name))
+        return dropped
+    return {}
 
 
 def sampling_arguments(temperature: float, top_p: float = 1.0) -> dict[str, Any]:
