@@ -49,6 +49,9 @@ CHATML = (
 )
 
 
+NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}"
+
+
 def routed(**changes: Any) -> Any:
     return tiny_routed(initializer_range=0.2, vocab_size=260, **changes)
 
@@ -218,12 +221,38 @@ def test_a_stop_string_of_the_base_ends_the_text_before_it() -> None:
         ("{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}", (257,)),
         ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", ()),
         ("{{ raise_exception('no') }}", ()),
+        (NEEDS_SYSTEM + CHATML, (258,)),
+        (CHATML.replace("<|im_end|>", "</answer><|im_end|>"), (258,)),
+        (CHATML.replace("<|im_end|>", " {{ m['role'] }} <|im_end|><|im_start|>"), (258,)),
+        # What begins the next turn does not where something else ends it.
+        (CHATML.replace("<|im_end|>", "{% if loop.last %}<|im_end|>{% endif %}"), (258,)),
+        # A reply may end otherwise within a chat than at its end.
+        (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+            "{% if loop.last %}!<|im_end|>{% else %}!<|im_start|>\n{% endif %}{% endfor %}",
+            (257, 258),
+        ),
     ],
 )
 def test_the_end_of_a_turn_is_read_off_the_template(
     template: str | None, expected: tuple[int, ...]
 ) -> None:
     assert ends_of(routed(), chat_tokenizer(template)) == Ends((0, *expected))
+
+
+def test_a_template_without_an_end_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, silent = routed(), chat_tokenizer("{{ messages[-1]['content'] }} over")
+    for tokenizer in (silent, silent, chat_tokenizer(CHATML), chat_tokenizer()):
+        ends_of(model, tokenizer)
+    (said,) = caplog.messages
+    assert "the chat template puts no token after a reply" in said
+    assert said.endswith("It begins: {{ messages[-1]['content'] }} over")
+
+
+def test_white_space_that_is_a_token_ends_nothing() -> None:
+    tokenizer = chat_tokenizer(CHATML.replace("<|im_end|>", "  <|im_end|>"))
+    tokenizer.add_tokens(["  "])
+    assert ends_of(routed(), tokenizer) == Ends((0, 258))
 
 
 def test_a_default_of_the_configs_class_ends_nothing() -> None:

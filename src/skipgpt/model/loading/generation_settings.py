@@ -8,6 +8,7 @@ logits, sampling draws from their softmax unless a request says otherwise, and t
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,8 @@ _SILENT = frozenset(
 )  # fmt: skip
 """Settings that are kept, or that every caller sets itself."""
 
-_CONTENT = "skipgpt"
+_QUESTION, _REPLY = "skipgptasks", "skipgptreplies"
+_CONTENT = {"system": "skipgptrules", "user": _QUESTION, "assistant": _REPLY}
 
 
 @dataclass(frozen=True)
@@ -97,20 +99,51 @@ def stop_ids(tokenizer: Any, stops: Sequence[str]) -> set[int]:
 
 
 def _turn_ends(tokenizer: Any) -> list[str]:
-    """The tokens that a chat template puts after an assistant's message."""
-    if not getattr(tokenizer, "chat_template", None):
+    """The tokens with which a chat template ends an assistant's message.
+
+    Each is the first added token behind a reply, whatever text lies between. Within a chat that may
+    be what opens the user's next turn; that counts only where nothing else ends a reply.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
         return []
-    user, assistant = ({"role": role, "content": _CONTENT} for role in ("user", "assistant"))
-    added, found = tokenizer.get_added_vocab(), []
-    for turns in ([user, assistant], [user, assistant, user]):
+    added = [token for token in tokenizer.get_added_vocab() if token.strip()]
+    last = _first_of(added, _rendered(tokenizer, ("user", "assistant")).partition(_REPLY)[2])
+    chat = _rendered(tokenizer, ("user", "assistant", "user"))
+    opening, _, rest = chat.partition(_QUESTION)
+    inside = _first_of(added, rest.partition(_REPLY)[2].partition(_QUESTION)[0])
+    if inside and last and inside in opening:
+        inside = None
+    if not (last or inside):
+        _warn_without_end(str(template))
+    return [token for token in (last, inside) if token]
+
+
+def _rendered(tokenizer: Any, roles: Sequence[str]) -> str:
+    """A conversation in the chat template, after a system turn if it wants one; empty if not so."""
+    turns = [{"role": role, "content": _CONTENT[role]} for role in roles]
+    for before in ([], [{"role": "system", "content": _CONTENT["system"]}]):
         try:
-            text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+            return str(tokenizer.apply_chat_template([*before, *turns], tokenize=False))
         except Exception:  # templates raise whatever they like
             continue
-        behind = text.split(_CONTENT)[2:3]
-        rest = behind[0].lstrip() if behind else ""
-        found += sorted((token for token in added if rest.startswith(token)), key=len)[-1:]
-    return found
+    return ""
+
+
+def _first_of(tokens: Sequence[str], text: str) -> str | None:
+    """The token that comes first in a text, the longest of several; None without any."""
+    places = [(text.find(token), -len(token), token) for token in tokens if token in text]
+    return min(places)[2] if places else None
+
+
+@functools.cache
+def _warn_without_end(template: str) -> None:
+    """Warn once of a chat template."""
+    logger.warning(
+        "the chat template puts no token after a reply, or cannot be used: a reply ends where the "
+        "tokenizer or generation_config says, else at its longest. It begins: %s",
+        " ".join(template[:60].split()),
+    )
 
 
 @contextmanager
