@@ -19,6 +19,7 @@ from conftest import byte_tokenizer
 from runs import logits, shared_checkpoint
 from skipgpt.checkpoint.loading import load
 from skipgpt.errors import CheckpointError
+from skipgpt.system.atomic import staged
 
 ODD_NAME = "my models ü/größe 名"
 
@@ -103,6 +104,26 @@ def test_spaces_and_letters_beyond_ascii_are_no_trouble(tmp_path: Path) -> None:
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(out).eval()), logits(expected))
     words = AutoTokenizer.from_pretrained(out)
     assert words("cats").input_ids == byte_tokenizer()("cats").input_ids
+
+
+@pytest.mark.parametrize(
+    ("error", "of_the_disk"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (PermissionError(13, "Permission denied"), True),
+        (Exception("No space left on device (os error 28)"), True),  # of tokenizers
+        (ValueError("GenerationConfig is invalid:\n- `top_p`"), False),
+        (RuntimeError("CUDA out of memory"), False),
+    ],
+)
+def test_only_what_the_disk_refuses_is_advised_to_make_room(
+    error: Exception, of_the_disk: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError) as caught, staged(tmp_path / "out"):
+        raise error
+    assert ("room on the disk" in str(caught.value)) == of_the_disk
+    assert caught.value.got == f"{type(error).__name__}: {' '.join(str(error).split())}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:

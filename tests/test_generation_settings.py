@@ -17,12 +17,17 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from conftest import byte_tokenizer, tiny_routed
-from runs import make_checkpoint, shared_checkpoint
+from runs import make_checkpoint, shared_checkpoint, write_documents
 from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
+from skipgpt.config import DataConfig
 from skipgpt.evaluation.harness.model import RoutedLM
-from skipgpt.export import export_merged
+from skipgpt.export import export_merged, export_static
 from skipgpt.generation import generate
 from skipgpt.model.loading.generation_settings import Ends, ends_of, warn_left_out
+from skipgpt.model.surgery import routers
+from skipgpt.routing.decision import Site
+from skipgpt.routing.router import set_constant
 from skipgpt.serving.generation import Completion, GenerationRequest, run_request
 from skipgpt.serving.vllm.requests import add_ends
 
@@ -42,6 +47,9 @@ HOSTILE: dict[str, Any] = {
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
+
+
+NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}"
 
 
 def routed(**changes: Any) -> Any:
@@ -213,12 +221,38 @@ def test_a_stop_string_of_the_base_ends_the_text_before_it() -> None:
         ("{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}", (257,)),
         ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", ()),
         ("{{ raise_exception('no') }}", ()),
+        (NEEDS_SYSTEM + CHATML, (258,)),
+        (CHATML.replace("<|im_end|>", "</answer><|im_end|>"), (258,)),
+        (CHATML.replace("<|im_end|>", " {{ m['role'] }} <|im_end|><|im_start|>"), (258,)),
+        # What begins the next turn does not where something else ends it.
+        (CHATML.replace("<|im_end|>", "{% if loop.last %}<|im_end|>{% endif %}"), (258,)),
+        # A reply may end otherwise within a chat than at its end.
+        (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+            "{% if loop.last %}!<|im_end|>{% else %}!<|im_start|>\n{% endif %}{% endfor %}",
+            (257, 258),
+        ),
     ],
 )
 def test_the_end_of_a_turn_is_read_off_the_template(
     template: str | None, expected: tuple[int, ...]
 ) -> None:
     assert ends_of(routed(), chat_tokenizer(template)) == Ends((0, *expected))
+
+
+def test_a_template_without_an_end_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, silent = routed(), chat_tokenizer("{{ messages[-1]['content'] }} over")
+    for tokenizer in (silent, silent, chat_tokenizer(CHATML), chat_tokenizer()):
+        ends_of(model, tokenizer)
+    (said,) = caplog.messages
+    assert "the chat template puts no token after a reply" in said
+    assert said.endswith("It begins: {{ messages[-1]['content'] }} over")
+
+
+def test_white_space_that_is_a_token_ends_nothing() -> None:
+    tokenizer = chat_tokenizer(CHATML.replace("<|im_end|>", "  <|im_end|>"))
+    tokenizer.add_tokens(["  "])
+    assert ends_of(routed(), tokenizer) == Ends((0, 258))
 
 
 def test_a_default_of_the_configs_class_ends_nothing() -> None:
@@ -237,6 +271,34 @@ def test_a_merged_export_tells_other_programs_where_a_turn_ends(
     export_merged(tmp_path / "checkpoint", tmp_path / "merged")
     settings = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [0, 258]
+
+
+@pytest.mark.parametrize("form", ["merged", "transformers", "vllm"])
+def test_an_export_writes_what_transformers_may_save_again(
+    form: Any, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat_tokenizer(CHATML).save_pretrained(base_folder)
+    said: dict[str, Any] = {"temperature": 0.6, "top_p": 0.9, "length_penalty": 2.0}
+    said |= {"repetition_penalty": 1.3, "pad_token_id": 3, "eos_token_id": 0}
+    (base_folder / "generation_config.json").write_text(json.dumps(said))
+    model, info = make_checkpoint(base_folder, tmp_path / "checkpoint")
+    if form == "merged":
+        export_merged(tmp_path / "checkpoint", tmp_path / "out")
+    else:
+        for site in (Site(0, "mlp"), Site(1, "attn")):  # makes a pair that can go
+            set_constant(routers(model)[site], -1.0)
+        save(model, tmp_path / "checkpoint", describe(model, info.base), overwrite=True)
+        data, cutting = [str(write_documents(tmp_path))], DataConfig(block_size=16)
+        export_static(
+            tmp_path / "checkpoint", tmp_path / "out", data=data, cutting=cutting, form=form
+        )
+    right = GenerationConfig(repetition_penalty=1.3, pad_token_id=3, eos_token_id=[0, 258])
+    found = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert found == right
+    found.max_length = 30
+    found.save_pretrained(tmp_path / "again")
+    (warning,) = [each for each in caplog.messages if "not written" in each]
+    assert all(f"{name}={said[name]!r}" in warning for name in ("temperature", "top_p"))
 
 
 def test_lora_that_is_not_merged_changes_nothing_about_it() -> None:

@@ -19,7 +19,9 @@ from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.subject import Subject
 from skipgpt.config import DataConfig
 from skipgpt.errors import ConfigError, DataError
+from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.harness.model import RoutedLM
+from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.evaluation.protocols import Form, cut_text
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
@@ -117,6 +119,39 @@ def test_rows_for_training_fit_into_the_context(base_folder: Path, tmp_path: Pat
     config = tiny_config(data__block_size=CONTEXT + 1)
     with pytest.raises(ConfigError, match=r"rows of 129 tokens.*give at most --block-size=128"):
         train(str(base_folder), [str(tmp_path / "stories.jsonl")], tmp_path / "out", config)
+
+
+@ROTARY_AND_LEARNED
+@pytest.mark.parametrize(
+    ("measure", "doing"), [(perplexity, "measuring perplexity"), (calibrate, "calibrating")]
+)
+def test_blocks_of_ones_own_are_refused_before_any_forward(
+    measure: Any, doing: str, family: str
+) -> None:
+    model = tiny_routed(family)
+    model.register_forward_pre_hook(lambda *_: pytest.fail("a forward"))
+    fits = torch.zeros(2, CONTEXT, dtype=torch.long)
+    long = torch.zeros(2, CONTEXT + 1, dtype=torch.long)
+    said = f"{doing}: got rows of 129 tokens; expected at most 128.*or shorter blocks$"
+    with pytest.raises(ConfigError, match=said):
+        measure(model, long)
+    for token in (257, -1):
+        fits[1, 5] = token
+        with pytest.raises(DataError, match=f"{doing}: got token {token}; expected tokens from 0"):
+            measure(model, fits)
+
+
+@ROTARY_AND_LEARNED
+def test_rows_of_several_lengths_are_measured_up_to_the_context(family: str) -> None:
+    model, row = tiny_routed(family), torch.arange(CONTEXT)
+    assert perplexity(model, [row[:9], row]).tokens == 8 + 127
+    with pytest.raises(ConfigError, match="rows of 256 tokens"):
+        perplexity(model, [row[:9], row.repeat(2)])
+
+
+def test_a_token_that_the_tokenizer_does_not_know_has_no_name() -> None:
+    with pytest.raises(DataError, match=r"got token 99999; expected tokens from 0 to 256"):
+        check_ids("reading", tiny_base(), byte_tokenizer(), torch.tensor([99999]))
 
 
 def test_a_token_without_an_embedding_is_named_by_every_command(

@@ -231,6 +231,35 @@ def test_parquet_of_the_hub_is_read_as_its_rows(
     assert corpus_text("ptb", [str(path)])[0] == "one two three"
 
 
+@pytest.mark.parametrize("column", [{"story": ["a"], "id": [1]}, {"text": [1], "id": [1]}])
+def test_a_local_corpus_of_other_fields_is_not_looked_for_in_the_network(
+    column: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    table, lines = tmp_path / "test.parquet", tmp_path / "test.jsonl"
+    parquet.write_table(pyarrow.table(column), table)
+    lines.write_text(json.dumps({name: values[0] for name, values in column.items()}))
+    said = []
+    for path in (table, lines):
+        with pytest.raises(DataError, match="text in a field 'text', as the hub has it") as caught:
+            corpus_text("wikitext2", [str(path)])
+        said.append(str(caught.value).replace(str(path), "PATH"))
+    assert said[0] == said[1]
+    assert said[0].endswith(
+        "; give the corpus as it was published, or any other text without --corpus"
+    )
+
+
+def test_a_damaged_local_corpus_is_not_looked_for_in_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="expected a parquet file; give the corpus"):
+        corpus_text("wikitext2", [str(path)])
+
+
 def test_a_local_corpus_is_labelled_in_the_result(model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "wiki.test.raw"
     path.write_text("A line of words .\n" * 30)

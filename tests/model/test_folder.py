@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import skipgpt
 from command import skipgpt as command
+from conftest import byte_tokenizer, tiny_base
 from runs import ARGUMENTS, logits, make_checkpoint, rows, shared_checkpoint, write_documents
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.loading import load
@@ -69,10 +72,13 @@ def test_each_kind_is_told(kind: str, places: dict[str, Path]) -> None:
         ("a/b/c", "absent"),
         ("/nowhere", "absent"),
         ("model.gguf", "gguf"),
+        ("nosuch/x", "remote"),
+        ("./nosuch/x", "absent"),
+        (Path("./nosuch/x"), "absent"),
     ],
 )
 def test_a_name_alone_tells(
-    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str | Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
@@ -135,6 +141,44 @@ def test_commands_that_take_a_checkpoint_refuse_a_merged_export_in_one_line(
         assert done.status == 1, line
         assert len(done.stderr.splitlines()) == 1, line
         assert "got a merged export (no skipgpt_config.json)" in done.stderr, line
+
+
+def test_a_path_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    text = str(write_documents(tmp_path))
+    for line in (
+        ("generate", "./nosuch/x", "hi"),
+        ("serve", "./nosuch/x", "--engine", "transformers"),
+        ("bench", "./nosuch/x", "--data", text),
+        ("show", "./nosuch/x"),
+        ("eval", "./nosuch/x", "--text", text),
+        ("report", "./nosuch/x", "--data", text),
+        ("export", "./nosuch/x", "--merged", "--out", "again"),
+    ):
+        done = command(*line, folder=tmp_path)
+        assert done.status == 1, line
+        assert "got no such folder" in done.stderr, line
+        assert "from the hub" not in done.stderr, line
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # transformers raises, or makes an empty one
+def test_a_folder_without_a_tokenizer_is_told(family: str, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "merged"
+    tiny_base(family, initializer_range=0.2).save_pretrained(base)
+    with pytest.raises(UnsupportedModelError, match="without files of a tokenizer"):
+        load_base(str(base))
+    byte_tokenizer().save_pretrained(base)
+    make_checkpoint(base, tmp_path / "checkpoint")
+    skipgpt.export_merged(tmp_path / "checkpoint", out)
+    skipgpt.register()
+    AutoModelForCausalLM.from_pretrained(out).save_pretrained(tmp_path / "again")
+    with pytest.raises(UnsupportedModelError) as caught:
+        load(tmp_path / "again")
+    assert caught.value.got == "a folder without files of a tokenizer"
+    for name in re.findall(r"\w+\.json", caught.value.todo):  # what it says to do
+        shutil.copy(out / name, tmp_path / "again")
+    found, tokenizer = load(tmp_path / "again")
+    assert torch.equal(logits(found), logits(load(out)[0]))
+    assert tokenizer("cats").input_ids == byte_tokenizer()("cats").input_ids
 
 
 def test_load_opens_a_merged_export_as_its_checkpoint(places: dict[str, Path]) -> None:

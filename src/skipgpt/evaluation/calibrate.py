@@ -76,12 +76,15 @@ def calibrate(
         The curve of that unit.
 
     Raises:
-        ConfigError: no routers, the unit is unknown, or it is `time` and there is no profile.
+        ConfigError: no routers, the unit is unknown, it is `time` and there is no profile, or
+            blocks are longer than the model's context.
+        DataError: a token has no embedding.
 
     Example:
         skipgpt.calibrate(model, blocks, target=0.25, budget="flops")
     """
     state = routing_state(model)
+    check_rows("calibrating", model, None, blocks)
     before = state.curves
     unit = budget or (before.budget if before else "modules")
     timed = timed or (before.timed if before else None) or TimedForward()

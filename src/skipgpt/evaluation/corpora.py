@@ -16,6 +16,8 @@ PARQUET = (
     "hf://datasets/ptb-text-only/ptb_text_only@refs/convert/parquet/penn_treebank/test/*.parquet"
 )
 
+_AS_PUBLISHED = "give the corpus as it was published, or any other text without --corpus"
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -105,41 +107,44 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
 
 
 def _rows(corpus: Corpus, path: Path) -> list[str]:
+    doing = f"reading {path}"
     if path.suffix.lower() in JSON_LINES:
-        return [_text(corpus, row, path) for _, row in json_rows(path)]
+        return [_text(corpus, row, doing) for _, row in json_rows(path)]
     if path.suffix.lower() == ".parquet":
-        return _loaded(
-            corpus, f"reading {path}", path="parquet", data_files=str(path), split="train"
-        )
+        whole = {"expected": "a parquet file", "todo": _AS_PUBLISHED}
+        rows = _loaded(doing, whole, path="parquet", data_files=str(path), split="train")
+        return [_text(corpus, row, doing) for row in rows]
     return [corpus.row(line) for line in read_text(path).splitlines(keepends=True)]
 
 
-def _text(corpus: Corpus, row: dict[str, Any], path: Path) -> str:
+def _text(corpus: Corpus, row: dict[str, Any], doing: str) -> str:
     if not isinstance(row.get(corpus.field), str):
         raise DataError(
-            f"reading {path}",
+            doing,
             got=f"a row with the fields {', '.join(row) or '(none)'}",
             expected=f"text in a field {corpus.field!r}, as the hub has it ({corpus.hub})",
-            todo="give the corpus as it was published, or any other text without --corpus",
+            todo=_AS_PUBLISHED,
         )
     return str(row[corpus.field])
 
 
 def _from_hub(corpus: Corpus, name: str) -> list[str]:
-    return _loaded(corpus, f"fetching the corpus {name}", **corpus.load)
+    doing = f"fetching the corpus {name}"
+    there = {
+        "expected": corpus.hub,
+        "todo": "check the network and HF_HUB_OFFLINE, or give its file with --text",
+    }
+    return [_text(corpus, row, doing) for row in _loaded(doing, there, **corpus.load)]
 
 
-def _loaded(corpus: Corpus, doing: str, **arguments: Any) -> list[str]:
+def _loaded(doing: str, advice: dict[str, str], **arguments: Any) -> Iterable[dict[str, Any]]:
     try:
         import datasets
     except ImportError as error:
         raise MissingExtraError("datasets", "data", doing) from error
     try:
-        return list(datasets.load_dataset(**arguments)[corpus.field])
-    except Exception as error:  # from the hub's client, readers or missing columns
-        raise DataError(
-            doing,
-            got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
-            expected=f"{corpus.hub}, with the field {corpus.field!r}",
-            todo="check the network and HF_HUB_OFFLINE, or give its file with --text",
-        ) from error
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(**arguments)
+    except Exception as error:  # from the hub's client or readers
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(doing, got=f"{type(error).__name__}: {first}", **advice) from error
+    return rows

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.windows import batches, mean_context
+from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import count_routing
 from skipgpt.model.trace import KeepCounts
 from skipgpt.routing.decision import MODULES
@@ -96,11 +97,16 @@ def perplexity(
             batch; `model` itself will do, with routers and LoRA switched off. None measures no
             closeness.
 
+    Raises:
+        ConfigError: a block is longer than the model's context.
+        DataError: a token has no embedding.
+
     Example:
         with skipgpt.execution(model, "dense"):
             dense = skipgpt.perplexity(model, blocks)
         print(skipgpt.perplexity(model, blocks, closeness_to=model).closeness)
     """
+    check_rows("measuring perplexity", model, None, *blocks)
     closeness = None if closeness_to is None else ClosenessSum(closeness_to)
 
     def compare(ids: Tensor, logits: Tensor, _: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The base model: where it is found, how it is loaded, and how it is told from another one."""
+"""The base model: where it is found and how it is loaded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from skipgpt.model.loading.gguf import gguf_config, is_gguf, load_gguf, refuse_q
 from skipgpt.model.loading.weights import load_strictly
 from skipgpt.system.progress import advancing
 
+_TOKENIZERS = ("*tokenizer*", "*vocab*", "merges.txt", "tekken.json", "*.model", "*.tiktoken")
 _NO_CODE = {"trust_remote_code": False}
 """Without it transformers asks on the terminal and waits for an answer."""
 
@@ -88,13 +89,33 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         UnsupportedModelError: there is none.
     """
+    doing = f"loading the tokenizer of {name!r}"
+    try:
+        return _read_tokenizer(base_location(name), doing, **_NO_CODE)
+    except SkipGPTError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise _not_loaded(error, doing, "a hub id or folder with a tokenizer") from error
+
+
+def _read_tokenizer(location: str, doing: str, **where: Any) -> Any:
+    """Load a tokenizer; without one transformers says little, or makes an empty one.
+
+    Raises:
+        UnsupportedModelError: a folder has no files of a tokenizer.
+    """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(base_location(name), **_NO_CODE)
-    except Exception as error:  # transformers raises whatever its readers raise
-        doing = f"loading the tokenizer of {name!r}"
-        raise _not_loaded(error, doing, "a hub id or folder with a tokenizer") from error
+    folder = Path(location)
+    if folder.is_dir() and not any(path for each in _TOKENIZERS for path in folder.glob(each)):
+        raise UnsupportedModelError(
+            doing,
+            got="a folder without files of a tokenizer",
+            expected="a model saved with its tokenizer",
+            todo="copy tokenizer.json and tokenizer_config.json from the model that it was made "
+            "from, or save that one's tokenizer there: tokenizer.save_pretrained(folder)",
+        )
+    return AutoTokenizer.from_pretrained(location, **where)
 
 
 def load_merged(folder: str, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
@@ -116,7 +137,7 @@ def load_merged(folder: str, *, device: str = "cpu", dtype: str = "auto") -> tup
 def _load(
     name: str, doing: str, revision: str | None, device: str, dtype: str, quantize: str | None
 ) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     location = base_location(name)
     chosen, kind = choose_dtype(dtype, check_device(device)), check_quantization(quantize)
@@ -127,8 +148,8 @@ def _load(
             refuse_quantizing(name, kind)
             model, tokenizer = load_gguf(Path(location), chosen, doing)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(location, **where)
             config = AutoConfig.from_pretrained(location, **where)
+            tokenizer = _read_tokenizer(location, doing, **where)
             quantized = loading_options(kind, config, chosen, device)
             load = AutoModelForCausalLM.from_pretrained
             model, _ = load_strictly(load, location, doing, dtype=chosen, **where, **quantized)

@@ -43,14 +43,13 @@ def staged(
         for path in (old for pattern in instead_of for old in folder.glob(pattern)):
             if path.name not in names:
                 path.unlink()
+    except SkipGPTError:
+        raise
     except Exception as error:
-        # safetensors reports a full disk with an exception class of its own.
-        if isinstance(error, SkipGPTError):
-            raise
         raise CheckpointError(
             f"writing to {folder}",
-            got=f"{type(error).__name__}: {error}",
-            expected="room on the disk and permission to write",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            expected="room on the disk and permission to write" if _is_of_the_disk(error) else "",
             todo="what was there before is untouched",
         ) from error
     finally:
@@ -59,6 +58,12 @@ def staged(
             with suppress(OSError):  # somebody else put something there
                 for path in made:
                     path.rmdir()
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed, not the making of what was to be written."""
+    # safetensors and tokenizers raise classes of their own, with the words of Rust.
+    return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def _move_into(stage: Path, folder: Path, last: str | None) -> None:

@@ -48,6 +48,8 @@ _INSTEAD: dict[Kind, str] = {
 def kind_of_model(name: str | Path) -> Kind:
     """The kind of model that a name refers to; `remote` if it may be a hub id.
 
+    A `Path` is never a hub id: it may have been `./out/x`, of which it keeps `out/x`.
+
     Example:
         >>> kind_of_model("nano"), kind_of_model("meta-llama/Llama-3.1-8B")
         ('embedded', 'remote')
@@ -58,7 +60,7 @@ def kind_of_model(name: str | Path) -> Kind:
     if is_gguf(path):
         return "gguf"
     if not path.is_dir():
-        hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name))
+        hub_id = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
         return "file" if path.exists() else "remote" if hub_id else "absent"
     if (path / CONFIG).is_file():
         return "checkpoint"

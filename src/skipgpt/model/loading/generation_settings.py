@@ -8,7 +8,9 @@ logits, sampling draws from their softmax unless a request says otherwise, and t
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +48,8 @@ _SILENT = frozenset(
 )  # fmt: skip
 """Settings that are kept, or that every caller sets itself."""
 
-_CONTENT = "skipgpt"
+_QUESTION, _REPLY = "skipgptasks", "skipgptreplies"
+_CONTENT = {"system": "skipgptrules", "user": _QUESTION, "assistant": _REPLY}
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,51 @@ def stop_ids(tokenizer: Any, stops: Sequence[str]) -> set[int]:
 
 
 def _turn_ends(tokenizer: Any) -> list[str]:
-    """The tokens that a chat template puts after an assistant's message."""
-    if not getattr(tokenizer, "chat_template", None):
+    """The tokens with which a chat template ends an assistant's message.
+
+    Each is the first added token behind a reply, whatever text lies between. Within a chat that may
+    be what opens the user's next turn; that counts only where nothing else ends a reply.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
         return []
-    user, assistant = ({"role": role, "content": _CONTENT} for role in ("user", "assistant"))
-    added, found = tokenizer.get_added_vocab(), []
-    for turns in ([user, assistant], [user, assistant, user]):
+    added = [token for token in tokenizer.get_added_vocab() if token.strip()]
+    last = _first_of(added, _rendered(tokenizer, ("user", "assistant")).partition(_REPLY)[2])
+    chat = _rendered(tokenizer, ("user", "assistant", "user"))
+    opening, _, rest = chat.partition(_QUESTION)
+    inside = _first_of(added, rest.partition(_REPLY)[2].partition(_QUESTION)[0])
+    if inside and last and inside in opening:
+        inside = None
+    if not (last or inside):
+        _warn_without_end(str(template))
+    return [token for token in (last, inside) if token]
+
+
+def _rendered(tokenizer: Any, roles: Sequence[str]) -> str:
+    """A conversation in the chat template, after a system turn if it wants one; empty if not so."""
+    turns = [{"role": role, "content": _CONTENT[role]} for role in roles]
+    for before in ([], [{"role": "system", "content": _CONTENT["system"]}]):
         try:
-            text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+            return str(tokenizer.apply_chat_template([*before, *turns], tokenize=False))
         except Exception:  # templates raise whatever they like
             continue
-        behind = text.split(_CONTENT)[2:3]
-        rest = behind[0].lstrip() if behind else ""
-        found += sorted((token for token in added if rest.startswith(token)), key=len)[-1:]
-    return found
+    return ""
+
+
+def _first_of(tokens: Sequence[str], text: str) -> str | None:
+    """The token that comes first in a text, the longest of several; None without any."""
+    places = [(text.find(token), -len(token), token) for token in tokens if token in text]
+    return min(places)[2] if places else None
+
+
+@functools.cache
+def _warn_without_end(template: str) -> None:
+    """Warn once of a chat template."""
+    logger.warning(
+        "the chat template puts no token after a reply, or cannot be used: a reply ends where the "
+        "tokenizer or generation_config says, else at its longest. It begins: %s",
+        " ".join(template[:60].split()),
+    )
 
 
 @contextmanager
@@ -137,10 +171,36 @@ def plain_generation(model: Any, ends: Ends) -> Iterator[None]:
 
 
 def write_ends(model: Any, tokenizer: Any) -> None:
-    """Write all ends into the model's `generation_config`, where other programs look for them."""
-    ids = ends_of(model, tokenizer).ids
-    if model.generation_config is not None and ids:
-        model.generation_config.eos_token_id = list(ids) if len(ids) > 1 else ids[0]
+    """Write all ends into the model's `generation_config`, where other programs look for them.
+
+    transformers saves a config that is invalid only as long as nothing in it changes. So settings
+    that it calls invalid, such as a temperature without `do_sample`, are set to their defaults.
+    """
+    ids, settings = ends_of(model, tokenizer).ids, model.generation_config
+    if settings is None or not ids:
+        return
+    settings.eos_token_id = list(ids) if len(ids) > 1 else ids[0]
+    if dropped := _drop_invalid(settings):
+        logger.warning(
+            "the base's generation_config sets %s, which transformers calls invalid: not written",
+            ", ".join(f"{name}={value!r}" for name, value in dropped.items()),
+        )
+
+
+def _drop_invalid(settings: Any) -> dict[str, Any]:
+    """Set what transformers' validation lists to its default; return what was there."""
+    from transformers import GenerationConfig
+
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        defaults = GenerationConfig()
+        names = re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE)
+        dropped = {name: getattr(settings, name) for name in names}
+        for name in names:
+            setattr(settings, name, getattr(defaults, name))
+        return dropped
+    return {}
 
 
 def sampling_arguments(temperature: float, top_p: float = 1.0) -> dict[str, Any]:

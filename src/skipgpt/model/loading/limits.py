@@ -66,8 +66,8 @@ def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
     beyond = ids[(ids >= rows) | (ids < 0)]
     if len(beyond):
         token = int(beyond[0])
-        name = f" ({tokenizer.convert_ids_to_tokens(token)!r})" if tokenizer and token >= 0 else ""
-        got = f"token {token}{name}"
+        name = tokenizer.convert_ids_to_tokens(token) if tokenizer and token >= 0 else None
+        got = f"token {token}" + (f" ({name!r})" if name is not None else "")
     elif tokenizer and (written := _written_without_a_row(tokenizer, rows, ids)):
         got = f"the control token {written!r}, token {tokenizer.convert_tokens_to_ids(written)}"
     else:
@@ -95,7 +95,13 @@ def _written_without_a_row(tokenizer: Any, rows: int, ids: Tensor) -> str | None
 
 
 def check_rows(doing: str, model: Any, tokenizer: Any, *blocks: Tensor) -> None:
-    """Refuse rows [N, T] that are longer than the context or hold tokens without an embedding.
+    """Refuse rows that are longer than the context or hold tokens without an embedding.
+
+    Args:
+        doing: for the error.
+        model: of transformers.
+        tokenizer: that made the ids; None where they come from elsewhere.
+        blocks: [N, T] or [T] each.
 
     Raises:
         ConfigError: rows are too long.
@@ -109,5 +115,5 @@ def check_rows(doing: str, model: Any, tokenizer: Any, *blocks: Tensor) -> None:
                 doing,
                 got=f"rows of {rows.shape[-1]:,} tokens",
                 expected=f"at most {context:,}, the model's context",
-                todo=f"give at most --block-size={context} (data.block_size)",
+                todo=f"give at most --block-size={context} (data.block_size), or shorter blocks",
             )
