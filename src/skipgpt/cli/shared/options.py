@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Collection
 from typing import IO, Annotated, Any
 
 import typer
@@ -100,6 +101,34 @@ def begin(*, quiet: bool, seed: int | None = None) -> None:
     logger = logging.getLogger("skipgpt")
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stderr)]
+
+
+def refuse_given(
+    context: typer.Context, names: Collection[str], doing: str, expected: str, todo: str = ""
+) -> None:
+    """Refuse options that the user gave and that this use of a command would ignore.
+
+    Args:
+        context: of the command.
+        names: parameters of its function.
+        doing: what the command does, as a participle.
+        expected: what would be right.
+        todo: what the user can do beside leaving the option out.
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    from skipgpt.errors import ConfigError
+
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is not None and source.name != "DEFAULT":
+            raise ConfigError(
+                doing,
+                got=option.opts[0],
+                expected=expected,
+                todo=f"{todo}, or leave it out" if todo else "leave it out",
+            )
 
 
 def shows(letters: str, stream: Any) -> bool:
