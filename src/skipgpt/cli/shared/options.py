@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import IO, Annotated, Any
 
 import typer
@@ -159,9 +160,36 @@ def emit(result: Any, as_json: bool, text: str, *, indent: int | None = 2) -> No
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        print(json.dumps(_plain(result), indent=indent), file=_document or sys.stdout, flush=True)
+        out = _document or sys.stdout
+        with printing(out):
+            print(json.dumps(_plain(result), indent=indent), file=out, flush=True)
     else:
-        print(text)
+        with printing(sys.stdout):
+            print(text, flush=True)
+
+
+@contextmanager
+def printing(out: IO[str]) -> Iterator[None]:
+    """Report output that cannot be written; a reader who closes it is no error.
+
+    Raises:
+        SkipGPTError: it cannot.
+    """
+    from skipgpt.errors import SkipGPTError
+
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with open(os.devnull, "w") as nothing:  # for what Python flushes at its end
+            os.dup2(nothing.fileno(), out.fileno())
+        raise SkipGPTError(
+            "writing to standard output",
+            got=error.strerror or str(error),
+            expected="a terminal, a pipe, or a file with room",
+            todo="files that the command wrote are kept",
+        ) from error
 
 
 def _plain(value: Any) -> Any:
