@@ -107,6 +107,42 @@ def test_a_turn_cannot_both_go_on_and_begin() -> None:
         ChatRequest.model_validate({"messages": BEGUN, **both})
 
 
+@pytest.mark.parametrize("wanted", [{}, {"continue_final_message": True}], ids=["default", "asked"])
+def test_an_empty_turn_of_the_assistant_at_the_end_is_a_new_one(wanted: dict[str, bool]) -> None:
+    right = read(PLAIN, BEGUN[:1])
+    assert read(PLAIN, [BEGUN[0], {"role": "assistant", "content": ""}], **wanted) == right
+    assert right.endswith("<assistant>")
+
+
+@pytest.mark.parametrize("template", [PLAIN, TOOLS])
+@pytest.mark.parametrize("content", [None, "", "Hel"])
+def test_a_turn_that_calls_tools_cannot_be_continued(template: str, content: str | None) -> None:
+    call = CALLED[1] | {"content": content}
+    with pytest.raises(ConfigError, match=r"messages\.1, which calls tools, as the turn to cont"):
+        read(template, [CALLED[0], call])
+    again = read(TOOLS, [CALLED[0], call], add_generation_prompt=True)
+    assert again.endswith("feed(cat=3);<assistant>")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"top_logprobs": 3}, "top_logprobs: expected logprobs to be true"),
+        ({"top_logprobs": 3, "logprobs": False}, "top_logprobs: expected logprobs to be true"),
+        ({"max_tokens": 4, "max_completion_tokens": 2}, "max_tokens and max_completion_tokens"),
+    ],
+)
+def test_a_field_that_another_one_cancels_is_refused(wanted: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ChatRequest.model_validate({"messages": BEGUN, **wanted})
+
+
+def test_fields_that_agree_are_taken() -> None:
+    wanted = {"max_tokens": 4, "max_completion_tokens": 4, "top_logprobs": 0}
+    asked = ChatRequest.model_validate({"messages": BEGUN, **wanted})
+    assert (asked.max_new_tokens, asked.places) == (4, None)
+
+
 def test_generate_puts_a_prompt_into_the_template() -> None:
     model, made = tiny_routed(initializer_range=0.2), tokenizer(PLAIN)
     told: list[Any] = []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from skipgpt.config import (
     MAX_SPARSITY,
+    QUERY_VALUE_GATE,
     DataConfig,
     LoraStage,
     RouterConfig,
@@ -38,7 +39,7 @@ def test_the_paper_recipe_is_every_number_of_the_paper() -> None:
     assert stage.start == "random"
     lora = config.lora_stage
     assert (lora.rank, lora.alpha, lora.dropout) == (16, 32, 0.1)
-    assert lora.targets == ("q_proj", "v_proj", "gate_proj")
+    assert lora.targets == QUERY_VALUE_GATE
     assert (lora.learning_rate, lora.schedule, lora.warmup) == (2e-4, "cosine", 0.1)
     assert lora.steps == 10_000
     assert (config.batch_size, config.accumulation, config.data.block_size) == (16, 1, 4096)

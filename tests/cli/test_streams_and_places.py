@@ -117,3 +117,41 @@ def test_without_a_cache_folder_a_fit_is_made_and_a_profile_refused_at_once(
     refused = skipgpt("profile", before=here)
     assert (refused.status, refused.stdout) == (1, "")
     assert refused.stderr.endswith("; set SKIPGPT_CACHE to a folder that can be written\n")
+
+
+def _no_room() -> None:
+    """Let standard output be a full device."""
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("show", "--json"),
+        ("show",),
+        ("generate", "x", "--max-new-tokens", "1", "-q"),
+        ("generate", "x", "--max-new-tokens", "1", "--show-routing", "-q"),
+    ],
+    ids=" ".join,
+)
+def test_output_that_cannot_be_written_is_an_error_of_one_line(command: tuple[str, ...]) -> None:
+    done = skipgpt(command[0], shared_checkpoint(), *command[1:], before=_no_room)
+    said = "skipgpt: writing to standard output: got No space left on device; expected a terminal"
+    assert (done.status, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith(said)
+
+
+@pytest.mark.parametrize("flags", [(), ("--show-routing",)], ids=["plain", "routing"])
+def test_a_prompt_of_another_encoding_is_refused(flags: tuple[str, ...]) -> None:
+    prompt = os.fsdecode(b"caf\xe9")  # as Python reads an argument that is not in UTF-8
+    done = skipgpt("generate", shared_checkpoint(), prompt, "-q", *flags)
+    assert (done.status, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "reading the prompt: got a prompt in which a surrogate stands alone" in done.stderr
+
+
+def test_a_cache_that_cannot_be_made_is_refused_with_advice() -> None:
+    asked = ("--tasks", "piqa", "--use-cache", "/proc/x")
+    done = skipgpt("eval", shared_checkpoint(), *asked, "-q")
+    assert (done.status, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert "expected a folder that can be made and written to; name another --us" in done.stderr

@@ -22,7 +22,11 @@ each stage, over batch sizes, prompt lengths and sparsities.
 )
 
 
+_OF_A_CHECKPOINT = ("data", "text_field", "control_tokens", "base")
+
+
 def run(
+    context: typer.Context,
     folder: Annotated[
         str | None, typer.Argument(metavar="[DIR]", help="A checkpoint; or give --shape.")
     ] = None,
@@ -97,8 +101,15 @@ def run(
             expected="modules, each of which is skipped at the same rate",
             todo="leave --budget out, or give a checkpoint",
         )
+    if shape:
+        doing, right = f"timing the shape {shape}", "options of random weights and random tokens"
+        options.refuse_given(context, _OF_A_CHECKPOINT, doing, right)
+    named = tuple(phases.split(","))
+    if not {"decode", "generate"} & set(named):
+        doing, right = f"timing {phases}", "the phase decode or generate, which decode tokens"
+        options.refuse_given(context, ("decode_tokens",), doing, right, "add one to --phases")
     grid = Grid(
-        phases=cast("tuple[PhaseName, ...]", tuple(phases.split(","))),
+        phases=cast("tuple[PhaseName, ...]", named),
         batch_sizes=tuple(settings.whole_numbers("--batch-sizes", batch_sizes)),
         prompt_tokens=tuple(settings.whole_numbers("--prompt-tokens", prompt_tokens)),
         decode_tokens=decode_tokens,

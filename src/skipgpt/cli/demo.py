@@ -40,12 +40,12 @@ def run(
     result = demo(
         out, sparsity=sparsity, budget=check_budget(budget), seed=seed, device=device, dtype=dtype
     )
-    if as_json:
-        options.emit(result.to_dict(), as_json, "")
-        return
-    print(result.table())
-    print(f"\nstatic removes: {', '.join(result.static_modules)}")
-    for name, text in result.samples.items():
-        print(f"\n--- {name} sample ---\n{PROMPT}{text}")
-    print("\n" + result.map.to_terminal(colour=has_colour(sys.stdout)))
-    print(f"\n{out}/checkpoint   {out}/demo.json   {out}/report.html")
+    samples = [f"--- {name} sample ---\n{PROMPT}{text}" for name, text in result.samples.items()]
+    shown = [
+        f"{result.table()}\n",
+        f"static removes: {', '.join(result.static_modules)}\n",
+        *(f"{sample}\n" for sample in samples),
+        f"{result.map.to_terminal(colour=has_colour(sys.stdout))}\n",
+        f"{out}/checkpoint   {out}/demo.json   {out}/report.html",
+    ]
+    options.emit(result.to_dict(), as_json, "\n".join(shown))

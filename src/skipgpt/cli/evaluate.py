@@ -115,6 +115,7 @@ def run(
 
     from skipgpt.config import as_budget
     from skipgpt.errors import ConfigError
+    from skipgpt.evaluation.protocols import Form, FormName, cut_text
     from skipgpt.model.state import Execution
     from skipgpt.model.state import execution as executing
 
@@ -126,14 +127,16 @@ def run(
             got="text and tasks" if of_text else "neither text nor tasks",
             expected="--text or --corpus, or else --tasks or --suite",
         )
-    if corpus and text_field:
-        raise ConfigError(
-            f"reading the corpus {corpus}",
-            got="--text-field",
-            expected="the field that the corpus has on the hub",
-            todo="leave it out",
-        )
-    _refuse_given(context, *(("text", _OF_TASKS) if of_text else ("tasks", _OF_TEXT)))
+    name = cast("FormName", form or ("fixed" if corpus else "blocks"))
+    if corpus:
+        known = "the fields and documents that the corpus has on the hub"
+        of_other_text = ("text_field", "max_documents")
+        options.refuse_given(context, of_other_text, f"reading the corpus {corpus}", known)
+    kind, ignored = ("text", _OF_TASKS) if of_text else ("tasks", _OF_TEXT)
+    options.refuse_given(context, ignored, f"measuring on {kind}", f"options of {kind}")
+    if name != "blocks" or window:
+        cutting = f"cutting the text in form {name}" + " with --window" * (name == "blocks")
+        options.refuse_given(context, ("block_size",), cutting, "--window for its rows")
     where: dict[str, Any] = {
         "base": base, "device": device, "dtype": dtype, "quantize": quantize
     }  # fmt: skip
@@ -164,10 +167,8 @@ def run(
     from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.calibrate import say_if_uncalibrated
     from skipgpt.evaluation.dense_base import dense_base_of
-    from skipgpt.evaluation.protocols import Form, FormName, cut_text
     from skipgpt.evaluation.text_result import measure_text
 
-    name = cast("FormName", form or ("fixed" if corpus else "blocks"))
     info = None if no_closeness else read_info(local_folder(folder))
     model, tokenizer = load(
         folder, sparsity=sparsity, budget=as_budget(budget), merge=True, **where
@@ -198,18 +199,3 @@ def run(
         cache = cache_memory(model, cut.first_rows(rows))
     document = {**result.to_dict(), "cache": cache.to_dict()}
     options.emit(document, as_json, f"{result}\n{cache}")
-
-
-def _refuse_given(context: typer.Context, kind: str, others: tuple[str, ...]) -> None:
-    """Raise if an option was given that this kind of measurement would ignore."""
-    from skipgpt.errors import ConfigError
-
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if option.name in others and source is not None and source.name != "DEFAULT":
-            raise ConfigError(
-                f"measuring on {kind}",
-                got=option.opts[0],
-                expected=f"options of {kind}",
-                todo="leave it out",
-            )

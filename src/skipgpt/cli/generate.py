@@ -96,9 +96,10 @@ def run(
     live = show_routing and not as_json
     told: list[TokenRun] = []
     if live:
-        with live_text(sys.stdout, sys.stderr, scale) as tell:
-            result = generate(model, tokenizer, prompt, on_token=tell, **how)
-        print()
+        with options.printing(sys.stdout):
+            with live_text(sys.stdout, sys.stderr, scale) as tell:
+                result = generate(model, tokenizer, prompt, on_token=tell, **how)
+            print(flush=True)
     else:
         on_token = told.append if show_routing else None
         result = generate(model, tokenizer, prompt, on_token=on_token, **how)

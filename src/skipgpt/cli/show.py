@@ -22,7 +22,14 @@ From its config alone, or with --text as measured on a text, with the same figur
 )
 
 
+_OF_TEXT = (
+    *("text_field", "control_tokens", "sparsity", "budget", "block_size", "max_tokens"),
+    *("batch_size", "base", "quantize"),
+)
+
+
 def run(
+    context: typer.Context,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     text: Annotated[
         list[str] | None,
@@ -47,16 +54,11 @@ def run(
 ) -> None:
     """Parse, read, print."""
     from skipgpt.checkpoint.folder import local_folder, read_info, verify_files
-    from skipgpt.errors import ConfigError
 
     sources = [*(text or []), *(more or [])]
-    if (sparsity is not None or budget is not None) and not sources:
-        raise ConfigError(
-            "showing a checkpoint at another sparsity",
-            got="no text",
-            expected="one that it is measured on",
-            todo="give --text FILE",
-        )
+    if not sources:
+        doing, text_to_read = "showing a checkpoint from its config", "text to measure on with it"
+        options.refuse_given(context, _OF_TEXT, doing, text_to_read, "give --text FILE")
     where = local_folder(folder)
     info = read_info(where)
     verify_files(where, info)

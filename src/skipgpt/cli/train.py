@@ -109,16 +109,15 @@ def run(
         "seed": seed,
     }
     given = settings.gathered(config, set_, named)
-    only = given.get("stages")
+    of = named_recipe(recipe or str(given.pop("recipe", "default")))
     for name, values in (("steps", steps), ("learning_rate", lr)):
-        given |= settings.for_stages(name, values, only)
+        given |= settings.for_stages(name, values, given.get("stages", of.stages))
     if is_checkpoint(base):
         info = read_info(base)
         if given.setdefault("budget", info.budget) == info.budget:
             given.setdefault("target_sparsity", info.target_sparsity)
-    name = recipe or str(given.get("recipe", "default"))
     given.pop("recipe", None)
-    resolved = override(named_recipe(name), given)
+    resolved = override(of, given)
     options.begin(quiet=quiet, seed=resolved.seed)
     if dry_run:
         if quantize:

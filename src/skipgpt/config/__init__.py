@@ -17,6 +17,7 @@ from skipgpt.config.budget import (
 from skipgpt.config.recipes import recipe
 from skipgpt.config.schema import (
     ALL_LINEAR,
+    QUERY_VALUE_GATE,
     DataConfig,
     FitStage,
     LoraStage,
@@ -31,6 +32,7 @@ __all__ = [
     "BUDGETS",
     "BUDGET_NOUNS",
     "MAX_SPARSITY",
+    "QUERY_VALUE_GATE",
     "Budget",
     "DataConfig",
     "FitStage",

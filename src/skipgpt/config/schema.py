@@ -16,6 +16,7 @@ from skipgpt.errors import ConfigError
 
 Stage = Literal["fit", "router", "lora", "joint"]
 ALL_LINEAR = ("all-linear",)
+QUERY_VALUE_GATE = ("query-value-gate",)
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,9 @@ class LoraStage:
         dropout: on the input of the update matrices.
         distill: share of the loss that is KL to the dense model; the rest is the loss on text
             (paper: 0).
-        targets: names of the linear layers that get an update, or `all-linear`: every one inside
-            attention and MLP.
+        targets: names of the linear layers that get an update; or `query-value-gate`: what the
+            family has for Llama's q_proj, v_proj and gate_proj (paper); or `all-linear`: every one
+            inside attention and MLP.
     """
 
     steps: int = 10_000
@@ -189,7 +191,7 @@ class LoraStage:
     alpha: int = 32
     dropout: float = 0.1
     distill: float = 0.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj", "gate_proj")
+    targets: tuple[str, ...] = QUERY_VALUE_GATE
 
     def __post_init__(self) -> None:
         check_choices(self)

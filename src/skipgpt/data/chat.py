@@ -24,10 +24,12 @@ def chat_ids(
         turns: with `role` and `content`, and whatever else the template reads.
         control_tokens: whether control tokens that are written in the turns count as such; else
             they are text.
-        options: of `apply_chat_template`; `add_generation_prompt` where none is given.
+        options: of `apply_chat_template`; `add_generation_prompt` where none is given. To go on
+            with an empty turn is to begin it.
 
     Raises:
-        ConfigError: there is no template, it refuses the turns, or it leaves a part of them out.
+        ConfigError: there is no template, it refuses the turns, it leaves a part of them out, or
+            the turn to continue calls tools.
 
     Example:
         ids = chat_ids(tokenizer, [{"role": "user", "content": "What do cats do?"}])
@@ -41,6 +43,16 @@ def chat_ids(
             expected="a model that was trained on chats",
             todo="give a plain prompt: leave --chat out, or use /v1/completions",
         )
+    if options.get("continue_final_message"):
+        if "tool_calls" in turns[-1]:
+            raise ConfigError(
+                doing,
+                got=f"messages.{len(turns) - 1}, which calls tools, as the turn to continue",
+                expected="a last turn of text, or the results of its tools after it",
+                todo="add them, or set add_generation_prompt to true",
+            )
+        if not turns[-1].get("content"):
+            turns, options = turns[:-1], {"add_generation_prompt": True}
     try:
         ids = encode_chat(tokenizer, turns, control_tokens=control_tokens, **options)
     except Exception as error:  # templates raise whatever they like

@@ -27,6 +27,19 @@ _ENCODING = threading.Lock()
 """Needed because a fast tokenizer holds as state whether control tokens are text."""
 
 
+HALF_A_PAIR = "a surrogate stands alone"
+
+
+def has_surrogates(text: str) -> bool:
+    r"""Whether a string has half a surrogate pair, so that no UTF-8 text and no token is like it.
+
+    Example:
+        >>> has_surrogates("caf\udce9")
+        True
+    """
+    return not text.isascii() and re.search(r"[\ud800-\udfff]", text) is not None
+
+
 class Boundaries(NamedTuple):
     """Token ids that stand around every document.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from skipgpt.data.decoding import decode, unreadable
 from skipgpt.data.documents import Document, document_of
+from skipgpt.data.encoding import has_surrogates
 from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
 
 Row = tuple[int, dict[str, Any]]
@@ -128,7 +128,7 @@ def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> It
                 expected="a string",
                 todo=_name_another(row),
             )
-        if not text.isascii() and re.search(r"[\ud800-\udfff]", text):
+        if has_surrogates(text):
             raise DataError(
                 doing,
                 got=f"{unit} {number} with half a surrogate pair",

@@ -13,7 +13,7 @@ import torch
 
 from skipgpt.analysis.text import token_texts
 from skipgpt.data.chat import chat_ids
-from skipgpt.data.encoding import encode_prompt
+from skipgpt.data.encoding import HALF_A_PAIR, encode_prompt, has_surrogates
 from skipgpt.errors import ConfigError
 from skipgpt.generation.live import LiveRouting, OnToken
 from skipgpt.generation.run import continue_ids
@@ -76,8 +76,9 @@ def generate(
             known; concatenated, the texts are the (templated) prompt and the continuation.
 
     Raises:
-        ConfigError: an empty prompt, fewer than one token requested, a negative temperature, more
-            tokens than fit the context, or `chat` without a chat template.
+        ConfigError: an empty prompt or one that is no text, fewer than one token requested, a
+            negative temperature, more tokens than fit the context, or `chat` without a chat
+            template.
         DataError: a token that the model has no embedding for.
 
     Example:
@@ -89,6 +90,13 @@ def generate(
         raise ConfigError("generating", got=f"{max_new_tokens} new tokens", expected="1 or more")
     if not 0 <= temperature < math.inf:
         raise ConfigError("generating", got=f"temperature {temperature}", expected="0 or more")
+    if has_surrogates(prompt):  # bytes of another encoding on a command line
+        raise ConfigError(
+            "reading the prompt",
+            got=f"a prompt in which {HALF_A_PAIR}",
+            expected="text in UTF-8, in a locale of UTF-8",
+            todo="set LC_ALL=C.UTF-8 and give the prompt in UTF-8",
+        )
     if chat:
         given = chat_ids(tokenizer, [{"role": "user", "content": prompt}], control_tokens)
     else:

@@ -7,6 +7,7 @@ would change both. So merging first gives each name a tensor of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from typing import Any
 
 from torch import nn
 
-from skipgpt.config import ALL_LINEAR, LoraStage
+from skipgpt.config import ALL_LINEAR, QUERY_VALUE_GATE, LoraStage
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.families.linear import has_widths
 from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.families.table import family_of
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import register_sparsity_hooks, routed_layers
 
@@ -30,10 +32,11 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
     """Add a LoRA adapter to a model through PEFT; unchanged if it has one.
 
     Raises:
-        ConfigError: a target is no linear layer of this model.
+        ConfigError: a target is no linear layer of this model, or PEFT cannot adapt it.
     """
     if hasattr(model, "peft_config"):
         return model
+    stage = with_own_targets(model, stage)
     check_targets(model, stage)
     from peft import LoraConfig, get_peft_model
 
@@ -44,8 +47,11 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
         target_modules=target_names(model, stage),
         task_type="CAUSAL_LM",
     )
-    with _without_tie_warning():
-        wrapped = get_peft_model(model, adapter)
+    with _without_warnings():
+        try:
+            wrapped = get_peft_model(model, adapter)
+        except ValueError as error:
+            raise _refused_by_peft(model, error) from error
     if adapted := _adapted_of_several_names(wrapped):
         logger.warning(
             "LoRA on %s, whose weight has other names in this model: merging it, as eval, generate "
@@ -71,7 +77,7 @@ def with_saved_lora(model: Any, folder: Path, *, trainable: bool = False) -> Any
     from peft import PeftModel
 
     routing_state(model).lora = True
-    with _without_tie_warning():
+    with _without_warnings():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
@@ -147,9 +153,13 @@ def _adapted_of_several_names(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _without_tie_warning() -> Iterator[None]:
-    """Suppress PEFT's warning that merging may go wrong; `merge_lora` unties first."""
+def _without_warnings() -> Iterator[None]:
+    """Suppress PEFT's warning that merging may go wrong; `merge_lora` unties first.
+
+    And that it sets `fan_in_fan_out` by itself, which depends on the class of each layer.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer")
         yield
 
@@ -177,25 +187,69 @@ def without_lora(model: Any) -> Iterator[None]:
             parameter.requires_grad_(trainable[name])
 
 
+def with_own_targets(model: nn.Module, stage: LoraStage) -> LoraStage:
+    """Return the stage with the names that `query-value-gate` has in this model; others stay.
+
+    Example:
+        >>> with_own_targets(load_base("openai-community/gpt2")[0], LoraStage()).targets
+        ('c_attn', 'c_fc')
+    """
+    if stage.targets != QUERY_VALUE_GATE:
+        return stage
+    return dataclasses.replace(stage, targets=_own_targets(model))
+
+
 def check_targets(model: nn.Module, stage: LoraStage) -> None:
     """Refuse target names that no linear layer has, before hours of training and not after.
 
     Raises:
         ConfigError: there is such a name.
     """
+    if stage.targets in (ALL_LINEAR, QUERY_VALUE_GATE):
+        return
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
         if (has_widths(module) or isinstance(module, nn.Embedding)) and not is_routing(f"{name}.")
     }
-    unknown = [target for target in stage.targets if target not in names]
-    if stage.targets != ALL_LINEAR and unknown:
+    if unknown := [target for target in stage.targets if target not in names]:
         raise ConfigError(
             "planning stage lora",
             got=f"targets that are no linear layers of this model: {', '.join(unknown)}",
-            expected="names of linear layers, such as q_proj or down_proj, or all-linear",
-            todo="set them with --set lora_stage.targets=q_proj,v_proj",
+            expected=f"some of {', '.join(_linear_names(model))}, or all-linear",
+            todo=f"set them with --set lora_stage.targets={','.join(_own_targets(model))}",
         )
+
+
+def _refused_by_peft(model: nn.Module, error: ValueError) -> ConfigError:
+    return ConfigError(
+        "planning stage lora",
+        got=f"PEFT's refusal: {error}",
+        expected="targets that it adapts in this model",
+        todo=f"set them with --set lora_stage.targets={','.join(_own_targets(model))}",
+    )
+
+
+def _decoder_layers(model: nn.Module) -> list[nn.Module]:
+    kind = family_of(model).layer_class
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def _own_targets(model: nn.Module) -> tuple[str, ...]:
+    family = family_of(model)
+    found = [name for layer in _decoder_layers(model) for name in family.query_value_gate(layer)]
+    return tuple(dict.fromkeys(found))
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """Names of the linear layers inside decoder layers, in their order."""
+    found = [
+        name.rsplit(".", 1)[-1]
+        for layer in _decoder_layers(model)
+        for name, module in layer.named_modules()
+        if has_widths(module) and not is_routing(f"{name}.")
+    ]
+    return list(dict.fromkeys(found))
 
 
 def target_names(model: nn.Module, stage: LoraStage) -> list[str]:
@@ -207,7 +261,7 @@ def target_names(model: nn.Module, stage: LoraStage) -> list[str]:
         return list(stage.targets)
     names = set()
     for layer in routed_layers(model):
-        for part in (layer.family.attn, layer.family.mlp):
+        for part in (layer.family.attn, layer.family.mlp)[: 2 if layer.family.gate else 1]:
             names |= {
                 f"{part}.{name}"
                 for name, module in getattr(layer, part).named_modules()

@@ -1,9 +1,10 @@
-"""The listening socket of a server."""
+"""The listening socket of a server, and the origins that may call it."""
 
 from __future__ import annotations
 
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -59,3 +60,23 @@ def bind(host: str, port: int) -> Iterator[Address]:
                 todo="name another --port or --host; port 0 takes a free one",
             ) from error
         yield Address(bound, host, bound.getsockname()[1])
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@A-Z]+")
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Refuse an allowed origin that no browser sends, so that it would allow nothing.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for origin in origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                "reading the allowed origins",
+                got=repr(origin),
+                expected="scheme and host in small letters, with a port if it is not the usual "
+                "one, and no path, as a browser sends them: https://chat.example; or *",
+                todo="give --allow-origin as the address bar begins",
+            )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from skipgpt.config import Budget
+from skipgpt.data.encoding import HALF_A_PAIR, has_surrogates
 
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -40,8 +41,8 @@ IGNORED = frozenset(
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("expected text")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):  # JSON can hold them
-        raise ValueError("a surrogate stands alone, so this is no text")
+    if has_surrogates(value):  # JSON can hold them
+        raise ValueError(f"{HALF_A_PAIR}, so this is no text")
     return value
 
 
@@ -216,6 +217,15 @@ class ChatRequest(SamplingFields):
     def _begin_or_go_on(self) -> ChatRequest:
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_has_no_effect(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: expected logprobs to be true beside it")
+        most = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(most) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ; expected one of them")
         return self
 
     @property

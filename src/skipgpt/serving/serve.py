@@ -22,7 +22,7 @@ from skipgpt.model.auto import curves_of
 from skipgpt.model.loading.folder import json_of
 from skipgpt.model.loading.generation_settings import warn_left_out
 from skipgpt.model.sparsity import threshold_of
-from skipgpt.serving.address import bind
+from skipgpt.serving.address import bind, check_origins
 from skipgpt.serving.engine_selection import choose
 from skipgpt.serving.server import check_installed, run_server
 
@@ -70,7 +70,8 @@ def serve(
         on_ready: called with the URL once requests are accepted.
 
     Raises:
-        ConfigError: the address is taken, or the engine does not support the request.
+        ConfigError: the address is taken, an allowed origin is none that browsers send, or the
+            engine does not support the request.
         MissingExtraError: the extra `serve`, or `vllm`, is not installed.
         SkipGPTError: the checkpoint cannot be loaded, or the engine did not start.
 
@@ -78,6 +79,7 @@ def serve(
         serve("out/nano-25", port=8080, sparsity=0.4, budget="flops")
     """
     check_pair(sparsity, budget)
+    check_origins(allowed_origins)
     name = name or Path(folder).resolve().name
     folder = local_folder(folder)
     _check_exposure(host, api_key)

@@ -33,7 +33,12 @@ def staged(
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     except OSError as error:
-        raise CheckpointError(f"writing to {folder}", got=str(error)) from error
+        raise CheckpointError(
+            f"writing to {folder}",
+            got=str(error),
+            expected="a folder that can be made and written to",
+            todo="name another folder",
+        ) from error
     written = False
     try:
         yield stage

@@ -21,6 +21,7 @@ from skipgpt.model.loading.bitsandbytes import check_quantization, quantization_
 from skipgpt.model.loading.gguf import is_gguf
 from skipgpt.model.loading.identity import digest_of_settings
 from skipgpt.model.loading.limits import check_rows
+from skipgpt.model.lora import with_own_targets
 from skipgpt.routing.decision import RuleAt
 from skipgpt.system.distributed import first_alone, init, layout, load_whole
 from skipgpt.system.folder_lock import writing_to
@@ -170,8 +171,10 @@ class _Run:
         check_whole(quantization_of(self.model))
 
     def plan(self) -> None:
-        """Settle the config: routers that the model has, and a target that can be reached."""
+        """Settle the config: routers and LoRA targets of the model, a target within reach."""
         config = with_routers_of(self.model, self.config)
+        lora = with_own_targets(self.model, config.lora_stage)
+        config = dataclasses.replace(config, lora_stage=lora)
         self.config = within_reach(self.model, config, self.or_modules and self.base.is_new)
         from skipgpt.training.loop.arguments import training_arguments
 

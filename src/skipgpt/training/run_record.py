@@ -91,7 +91,7 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
     before = _read_run(out)
     now = json.loads(json.dumps(facts))
     if "config" in before:  # as an older version wrote it, without settings that came later
-        before |= {"config": to_dict(from_dict(TrainConfig, before["config"]))}
+        before |= {"config": _as_now(before["config"], now.get("config"))}
     later = {key: now[key] for key in _LATER if key in now}  # an older version wrote none
     if changed := [key for key in now if now[key] != (later | before).get(key)]:
         raise ConfigError(
@@ -100,6 +100,18 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
             expected=f"what {RUN} there records",
             todo="repeat the first command and add --resume, or use --overwrite",
         )
+
+
+def _as_now(config: dict[str, Any], now: dict[str, Any] | None) -> dict[str, Any]:
+    """A recorded config with settings that came later.
+
+    Without LoRA its targets change nothing: older versions recorded Llama's for every family.
+    """
+    before = from_dict(TrainConfig, config)
+    plain = to_dict(before)
+    if now and not {"lora", "joint"} & set(before.stages):
+        plain["lora_stage"]["targets"] = now["lora_stage"]["targets"]
+    return plain
 
 
 @first_alone

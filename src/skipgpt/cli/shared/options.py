@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import IO, Annotated, Any
 
 import typer
@@ -102,6 +104,34 @@ def begin(*, quiet: bool, seed: int | None = None) -> None:
     logger.handlers = [logging.StreamHandler(sys.stderr)]
 
 
+def refuse_given(
+    context: typer.Context, names: Collection[str], doing: str, expected: str, todo: str = ""
+) -> None:
+    """Refuse options that the user gave and that this use of a command would ignore.
+
+    Args:
+        context: of the command.
+        names: parameters of its function.
+        doing: what the command does, as a participle.
+        expected: what would be right.
+        todo: what the user can do beside leaving the option out.
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    from skipgpt.errors import ConfigError
+
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is not None and source.name != "DEFAULT":
+            raise ConfigError(
+                doing,
+                got=option.opts[0],
+                expected=expected,
+                todo=f"{todo}, or leave it out" if todo else "leave it out",
+            )
+
+
 def shows(letters: str, stream: Any) -> bool:
     """Return whether a stream's encoding has these characters."""
     try:
@@ -130,9 +160,36 @@ def emit(result: Any, as_json: bool, text: str, *, indent: int | None = 2) -> No
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        print(json.dumps(_plain(result), indent=indent), file=_document or sys.stdout, flush=True)
+        out = _document or sys.stdout
+        with printing(out):
+            print(json.dumps(_plain(result), indent=indent), file=out, flush=True)
     else:
-        print(text)
+        with printing(sys.stdout):
+            print(text, flush=True)
+
+
+@contextmanager
+def printing(out: IO[str]) -> Iterator[None]:
+    """Report output that cannot be written; a reader who closes it is no error.
+
+    Raises:
+        SkipGPTError: it cannot.
+    """
+    from skipgpt.errors import SkipGPTError
+
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with open(os.devnull, "w") as nothing:  # for what Python flushes at its end
+            os.dup2(nothing.fileno(), out.fileno())
+        raise SkipGPTError(
+            "writing to standard output",
+            got=error.strerror or str(error),
+            expected="a terminal, a pipe, or a file with room",
+            todo="files that the command wrote are kept",
+        ) from error
 
 
 def _plain(value: Any) -> Any:

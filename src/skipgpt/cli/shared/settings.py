@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,19 +41,29 @@ def gathered(config: Path | None, pairs: list[str] | None, named: dict[str, Any]
     return found | {key: value for key, value in named.items() if value is not None}
 
 
-def for_stages(name: str, values: str | None, stages: Any = None) -> dict[str, str]:
-    """Turn `200,100` for `steps` into settings of both stages; for `lora` alone, one value.
+def for_stages(
+    name: str, values: str | None, stages: str | Collection[str] = ("router", "lora")
+) -> dict[str, str]:
+    """Turn `200,100` for `steps` into settings of the stages that have them.
+
+    Args:
+        name: `steps` or `learning_rate`.
+        values: with a comma for two: first of the routers, then of LoRA.
+        stages: of the run, also with commas. Stage joint has one number of steps and both rates.
 
     Raises:
-        ConfigError: more than two values.
+        ConfigError: more values than stages that have one.
     """
     given = values.split(",") if values else []
-    keys = [f"router_stage.{name}", f"lora_stage.{name}"]
-    if stages in ("lora", ["lora"]):
-        keys = keys[1:]
+    stages = stages.split(",") if isinstance(stages, str) else stages
+    of_lora = {"lora", "joint"} if name == "learning_rate" else {"lora"}
+    keys = [f"router_stage.{name}"] * bool({"router", "joint"} & set(stages))
+    keys += [f"lora_stage.{name}"] * bool(of_lora & set(stages))
     if len(given) > len(keys):
         raise ConfigError(
-            f"reading {name}", got=repr(values), expected="a value for each stage, with a comma"
+            f"reading {name} of the stages {', '.join(stages)}",
+            got=repr(values),
+            expected=f"a value for each of {', '.join(keys)}" if keys else "none: they have none",
         )
     return dict(zip(keys, given, strict=False))
 

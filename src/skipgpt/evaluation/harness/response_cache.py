@@ -42,14 +42,22 @@ def check_answers(folder: str | Path) -> None:
             expected="a folder",
             todo="name another --use-cache",
         )
-    with staged(folder):
-        pass
+    try:
+        with staged(folder):
+            pass
+    except CheckpointError as error:
+        raise error.advising("name another --use-cache") from error
     for path in sorted(folder.glob("answers-*.db")):
         try:
             with path.open("rb+") as file:
                 head = file.read(len(_SQLITE))
         except OSError as error:
-            raise CheckpointError(f"reading the answers in {path}", got=str(error)) from error
+            raise CheckpointError(
+                f"reading the answers in {path}",
+                got=str(error),
+                expected="a file that can be read and written",
+                todo="give its permissions back, or name another --use-cache",
+            ) from error
         if head not in (b"", _SQLITE):
             raise CheckpointError(
                 f"reading the answers in {path}",

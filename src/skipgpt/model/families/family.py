@@ -45,6 +45,9 @@ class Family:
         query_first: whether the first outputs of `fused` are the queries, so that a slice of its
             weight makes the rest; `multi-query`: where there is one head of keys and values.
         output: the projection of attention's output.
+        gate: the projection in the MLP that its activation reads: the first of these that an MLP
+            or its shared expert has; none where only experts that share a tensor have it; empty
+            where PEFT cannot adapt the MLP.
         cache: the argument that carries the cache.
         adds_residual: whether the modules take the residual stream and add to it themselves.
         returns_tuple: whether the layer returns a tuple with the residual stream in front.
@@ -73,6 +76,7 @@ class Family:
     fused: str = ""
     query_first: bool | Literal["multi-query"] = False
     output: str = "o_proj"
+    gate: Names = ("gate_proj", "gate_up_proj", "up_proj", "c_fc", "fc1", "dense_h_to_4h")
     cache: str = "past_key_values"
     adds_residual: bool = False
     returns_tuple: bool = False
@@ -141,6 +145,18 @@ class Family:
             for owner, at, name in wanted
             if not any(has(owner, each) for each in ((name,) if isinstance(name, str) else name))
         ]
+
+    def query_value_gate(self, layer: nn.Module) -> list[str]:
+        """Names of the projections that make queries and values, and of the MLP's gate."""
+        attn = getattr(layer, self.attn)
+        inner = [self.fused] if self.fused else [*self.query, self.key_value[-1]]
+        in_mlp = {
+            name.rsplit(".", 1)[-1]
+            for name, module in getattr(layer, self.mlp).named_modules()
+            if has_widths(module)
+        }
+        gate = [name for name in self.gate if name in in_mlp]
+        return [*(name for name in inner if has(attn, name)), *gate[:1]]
 
     def shapeless_parts(self, layer: nn.Module) -> list[str]:
         """Projections that were replaced by something that does not tell its width, as paths."""

@@ -39,6 +39,8 @@ _GPT2: dict[str, Any] = {
     "requires": (("crossattention", None),),
     "unread": (r"\.attn\.(masked_)?bias$",),  # causal masks, which old releases stored
 }
+# PEFT takes gate_proj, up_proj and down_proj for the experts', which share one tensor.
+_NO_LORA_ON_MLP: dict[str, Any] = {"gate": ()}
 _ONE_NORM: dict[str, Any] = {"parallel": True, "mlp_norm": ("input_layernorm",)}
 _PRE_NORM = [
     Family("arcee", "Arcee"),
@@ -160,9 +162,9 @@ _PARALLEL = [
     ),
 ]
 _EXPERTS = [
-    Family("dots1", "Dots1"),
+    Family("dots1", "Dots1", **_NO_LORA_ON_MLP),
     Family("gpt_oss", "GptOss"),
-    Family("mellum", "Mellum", unread=(r"^mtp\.",)),  # predicts further tokens
+    Family("mellum", "Mellum", unread=(r"^mtp\.",), **_NO_LORA_ON_MLP),  # predicts further tokens
     Family("mixtral", "Mixtral"),
     Family("olmoe", "Olmoe"),
     Family("phimoe", "Phimoe"),
@@ -173,6 +175,7 @@ _EXPERTS = [
         "DeepseekV3",
         query=("q_proj", "q_a_proj", "q_b_proj"),
         key_value=("kv_a_proj_with_mqa",),
+        **_NO_LORA_ON_MLP,
     ),
 ]
 
