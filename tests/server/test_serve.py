@@ -477,7 +477,7 @@ def test_a_chat_as_clients_send_it_back(client: Any) -> None:
     assert joined.decode() == choice["message"]["content"]
     assert [len(place["top_logprobs"]) for place in places] == [20] * len(places)
     calls = {"role": "assistant", "content": None, "tool_calls": [call]}
-    refused = ask([turns[0], calls])
+    refused = ask([turns[0], calls, turns[0]])
     assert refused.status_code == 400  # its template has no place for calls
     assert "messages.1.tool_calls" in refused.json()["error"]["message"]
 
