@@ -20,7 +20,8 @@ def test_bench_prints_exactly_one_document_and_keeps_it(tmp_path: Path) -> None:
         "phase", "batch_size", "prompt_tokens", "sparsity", "dense_seconds", "sparse_seconds",
         "speedup", "ideal_speedup", "efficiency", "tokens_per_second", "peak_memory_bytes",
     }  # fmt: skip
-    assert [row["phase"] for row in document["rows"]] == ["prefill", "decode"]
+    ran = [(row["phase"], row["execution"]) for row in document["rows"]]
+    assert ran == [(p, e) for p in ("prefill", "decode") for e in ("auto", "transformers")]
     assert all(promised <= row.keys() for row in document["rows"])
     assert json.loads((tmp_path / "out/bench.json").read_text()) == document
 
@@ -39,7 +40,7 @@ def test_learned_routes_run_at_the_sparsity_that_was_asked_for(tmp_path: Path) -
             "64",
             "--json",
         ),
-        *("--phases", "prefill", "--sparsity", "0,0.3"),
+        *("--phases", "prefill", "--sparsity", "0,0.3", "--executions", "auto"),
     )
     assert finished.status == 0, finished.stderr
     document = json.loads(finished.stdout)
