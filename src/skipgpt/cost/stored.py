@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import scaled_dot_product_attention
 
 from skipgpt.model.attention import custom
 from skipgpt.model.state import execution, record_routing, routing_state, use_rule
@@ -61,10 +62,25 @@ def stored(config: Any, build: Build, rows: int, tokens: int, *, samples: bool) 
         samples: whether decisions carry gradients, as in the stages that train routers.
     """
     rule: DecisionRule = StraightThrough() if samples else Threshold()
-    two, three = (stored_bytes(_fake(config, build, n), rows, tokens, rule) for n in (2, 3))
+    traced, factor = _traceable(config, build)
+    two, three = (stored_bytes(_fake(traced, build, n), rows, tokens, rule) for n in (2, 3))
     text = config.get_text_config()
     layer, entering = three - two, rows * tokens * text.hidden_size * config.dtype.itemsize
-    return Stored(layer, two - 2 * layer, entering, text.num_hidden_layers)
+    # Logits and loss, which are most of the rest, are float32 in any case.
+    return Stored(factor * layer, two - 2 * layer, entering, text.num_hidden_layers)
+
+
+def _traceable(config: Any, build: Build) -> tuple[Any, float]:
+    """The config in a dtype that fake tensors can run, and how much more a layer keeps in its own.
+
+    The product of experts that share a tensor takes bfloat16 alone where nothing is computed.
+    """
+    shares = any(parameter.ndim == 3 for parameter in build(_with_layers(config, 3)).parameters())
+    if not shares or config.dtype == torch.bfloat16:
+        return config, 1.0
+    narrow = copy.deepcopy(config)
+    narrow.dtype = narrow.get_text_config().dtype = torch.bfloat16
+    return narrow, config.dtype.itemsize / torch.bfloat16.itemsize
 
 
 def stored_bytes(model: Any, rows: int, tokens: int, rule: DecisionRule) -> float:
@@ -89,8 +105,11 @@ def _fused(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **_: Any
 ) -> tuple[Tensor, None]:
     """Causal attention by the fused kernel, which keeps no scores; fake tensors take another."""
+    if value.shape[-1] != query.shape[-1]:  # as in latent attention; no kernel takes it
+        attended = scaled_dot_product_attention(query, key, value, is_causal=True)
+        return attended.transpose(1, 2).contiguous(), None
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attended: Tensor = kernel(query, key, value, 0.0, True)[0]
+    attended = kernel(query, key, value, 0.0, True)[0]
     return attended.transpose(1, 2).contiguous(), None
 
 
@@ -116,14 +135,18 @@ def _mode_of(model: nn.Module) -> FakeTensorMode | None:
     return getattr(next(model.parameters()), "fake_mode", None)
 
 
-def _fake(config: Any, build: Build, layers: int) -> Any:
-    """The model with so many layers, of fake tensors on a CPU."""
+def _with_layers(config: Any, layers: int) -> Any:
     fewer = copy.deepcopy(config)
     text = fewer.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    model = build(fewer)
+    return fewer
+
+
+def _fake(config: Any, build: Build, layers: int) -> Any:
+    """The model with so many layers, of fake tensors on a CPU."""
+    model = build(_with_layers(config, layers))
     if (
         routing_state(model).config.kv == "dense"
     ):  # else a mask of its own says which keys are there

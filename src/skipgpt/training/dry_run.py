@@ -91,10 +91,10 @@ def _stage(
     tokens, width = config.data.block_size, base.get_text_config().vocab_size
 
     def build(of: Any) -> Any:
-        return _on_meta(of, stage, config, dtype)
+        return _on_meta(of, stage, config, of.dtype)
 
-    model = build(base)
     base.dtype = dtype
+    model = build(base)
     kept = stored(base, build, share.rows, tokens, samples=stage != "lora")
     needs = memory(
         _held(model),
@@ -124,10 +124,10 @@ def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float
     rows, width = stage.batch_size, base.get_text_config().vocab_size
 
     def build(of: Any) -> Any:
-        return _on_meta(of, "fit", config, dtype)
+        return _on_meta(of, "fit", config, of.dtype)
 
-    model = build(base)
     base.dtype = dtype
+    model = build(base)
     kept = stored(base, build, rows, tokens, samples=True)
     held = _held(model.requires_grad_(False))
     needs = memory(
