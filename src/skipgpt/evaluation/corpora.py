@@ -111,8 +111,12 @@ def _rows(corpus: Corpus, path: Path) -> list[str]:
     if path.suffix.lower() in JSON_LINES:
         return [_text(corpus, row, doing) for _, row in json_rows(path)]
     if path.suffix.lower() == ".parquet":
-        whole = {"expected": "a parquet file", "todo": _AS_PUBLISHED}
-        rows = _loaded(doing, whole, path="parquet", data_files=str(path), split="train")
+        try:
+            rows = _loaded(doing, path="parquet", data_files=str(path), split="train")
+        except _LoadingError as error:
+            raise DataError(
+                doing, got=str(error), expected="a parquet file", todo=_AS_PUBLISHED
+            ) from error
         return [_text(corpus, row, doing) for row in rows]
     return [corpus.row(line) for line in read_text(path).splitlines(keepends=True)]
 
@@ -130,14 +134,23 @@ def _text(corpus: Corpus, row: dict[str, Any], doing: str) -> str:
 
 def _from_hub(corpus: Corpus, name: str) -> list[str]:
     doing = f"fetching the corpus {name}"
-    there = {
-        "expected": corpus.hub,
-        "todo": "check the network and HF_HUB_OFFLINE, or give its file with --text",
-    }
-    return [_text(corpus, row, doing) for row in _loaded(doing, there, **corpus.load)]
+    try:
+        rows = _loaded(doing, **corpus.load)
+    except _LoadingError as error:
+        raise DataError(
+            doing,
+            got=str(error),
+            expected=corpus.hub,
+            todo="check the network and HF_HUB_OFFLINE, or give its file with --text",
+        ) from error
+    return [_text(corpus, row, doing) for row in rows]
 
 
-def _loaded(doing: str, advice: dict[str, str], **arguments: Any) -> Iterable[dict[str, Any]]:
+class _LoadingError(Exception):
+    """What the hub's client or a reader said, in a line."""
+
+
+def _loaded(doing: str, **arguments: Any) -> Iterable[dict[str, Any]]:
     try:
         import datasets
     except ImportError as error:
@@ -146,5 +159,5 @@ def _loaded(doing: str, advice: dict[str, str], **arguments: Any) -> Iterable[di
         rows: Iterable[dict[str, Any]] = datasets.load_dataset(**arguments)
     except Exception as error:  # from the hub's client or readers
         first = (str(error).splitlines() or [""])[0]
-        raise DataError(doing, got=f"{type(error).__name__}: {first}", **advice) from error
+        raise _LoadingError(f"{type(error).__name__}: {first}") from error
     return rows
