@@ -13,6 +13,8 @@ from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.loading.bitsandbytes import quantization_of
 
 _SAMPLED_VALUES = 64
+_PART = 1 << 20
+"""Values that are rounded at a time: a copy of a whole embedding would show in the peak memory."""
 
 
 @torch.no_grad()
@@ -73,7 +75,10 @@ def weights_digest(model: nn.Module, *, routers: bool = True) -> str:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    return hashlib.sha256(_rounded(tensor.detach().flatten())).digest()
+    digest = hashlib.sha256()
+    for part in torch.split(tensor.detach().flatten(), _PART):
+        digest.update(_rounded(part))
+    return digest.digest()
 
 
 def _rounded(values: Tensor) -> memoryview:
