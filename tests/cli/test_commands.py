@@ -66,7 +66,7 @@ def test_train_prints_the_checkpoint_and_its_losses(base_folder: Path, tmp_path:
 def test_the_later_source_of_a_setting_wins(base_folder: Path, tmp_path: Path) -> None:
     toml = tmp_path / "run.toml"
     toml.write_text(
-        "seed = 3\nbatch_size = 2\ntarget_sparsity = 0.1\nstages = ['router']\n"
+        "recipe = 'default'\nseed = 3\nbatch_size = 2\ntarget_sparsity = 0.1\nstages = ['router']\n"
         "[router_stage]\nsteps = 5\nalpha = 20\nlearning_rate = 0.5\n"
     )
     out, data = tmp_path / "out", write_documents(tmp_path)

@@ -42,6 +42,8 @@ def candidates(
         if kind == "compiled":
             return compiled(cell.task(to_compile(sharing(subject.dense))))
         if kind == "transformers":
+            if cell.captured:
+                raise NotApplicable("a CUDA graph runs every model on a static cache")
             task = cell.task(subject.dense)
             return Candidate(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0, _OWN_CACHE)
         if kind == "static":

@@ -174,10 +174,8 @@ def subject_of_checkpoint(
         read_documents(list(data), config), tokenizer, tokens, control_tokens=config.control_tokens
     )
     check_ids("reading the text for prompts", dense, tokenizer, read.ids)
-    own = (info.target_sparsity,) if info.target_sparsity else ()
-    return Subject(
-        Path(folder).name, dense, routed, True, read.ids, budget, own or Subject.sparsities
-    )
+    own = (info.target_sparsity,)
+    return Subject(Path(folder).name, dense, routed, True, read.ids, budget, own)
 
 
 def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:

@@ -109,14 +109,14 @@ def run(
         "seed": seed,
     }
     given = settings.gathered(config, set_, named)
-    of = named_recipe(recipe or str(given.pop("recipe", "default")))
+    of_file = str(given.pop("recipe", "default"))
+    of = named_recipe(recipe or of_file)
     for name, values in (("steps", steps), ("learning_rate", lr)):
         given |= settings.for_stages(name, values, given.get("stages", of.stages))
     if is_checkpoint(base):
         info = read_info(base)
         if given.setdefault("budget", info.budget) == info.budget:
             given.setdefault("target_sparsity", info.target_sparsity)
-    given.pop("recipe", None)
     resolved = override(of, given)
     options.begin(quiet=quiet, seed=resolved.seed)
     if dry_run:
