@@ -109,6 +109,7 @@ RAISED_BY = {
     "data/blocks.py": {"train", "compare", "export", "convert"},
     "data/sources.py": {"train", "compare", "report", "bench", "export", "convert"},
     "evaluation/corpora.py": {"eval"},
+    "evaluation/perplexity.py": {"train", "compare", "export", "convert", "show"},
     "evaluation/protocols.py": {"eval"},
     "evaluation/text_result.py": {"eval"},
     "evaluation/harness/response_cache.py": {"eval"},
