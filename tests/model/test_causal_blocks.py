@@ -16,29 +16,34 @@ from skipgpt.routing.decision import Forced
 
 def test_blocks_need_the_keys_up_to_their_last_query(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(causal_blocks, "BLOCK", 2)
-    columns = torch.tensor([[1, 4, 5], [0, 2, 9]])
-    first, second = CausalQueries(columns).blocks()
-    assert (first[0], first[1]) == (slice(0, 2), 5)
-    assert (second[0], second[1]) == (slice(2, 3), 10)
-    assert first[2].shape == (2, 1, 2, 5)
-    assert first[2][0, 0].tolist() == [[True, True, False, False, False], [True] * 5]
-    assert second[2][1, 0, 0].all()
-    assert second[2][0, 0, 0].tolist() == [True] * 6 + [False] * 4
+    queries = CausalQueries(torch.tensor([1, 4, 5, 0, 2]), [3, 0, 2])
+    first, second, third = queries.blocks()
+    assert [each[:2] for each in (first, second, third)] == [
+        (slice(0, 2), 0),
+        (slice(2, 3), 0),
+        (slice(3, 5), 2),
+    ]
+    assert first[2].tolist() == [[True, True, False, False, False], [True] * 5]
+    assert second[2].tolist() == [[True] * 6]
+    assert third[2].tolist() == [[True, False, False], [True] * 3]
 
 
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_blocks_equal_one_mask(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(causal_blocks, "BLOCK", block)
     torch.manual_seed(0)
-    columns = torch.tensor([[0, 1, 4, 5, 9], [2, 3, 7, 8, 0]])  # the last fills up a shorter row
-    sizes = ((4, 5), (2, 10), (2, 10))
-    given = [torch.randn(2, n, t, 8, requires_grad=True) for n, t in sizes]
+    columns, counts = torch.tensor([0, 1, 4, 5, 9, 2, 3, 7, 8]), [5, 4]
+    sizes = ((1, 4, 9), (2, 2, 10), (2, 2, 10))
+    given = [torch.randn(*size, 8, requires_grad=True) for size in sizes]
     query, key, value = given
-    got, _ = attend(None, query, key, value, CausalQueries(columns), scaling=0.3)
-    mask = (torch.arange(10) <= columns[..., None])[:, None]
-    scores = 0.3 * query @ key.repeat_interleave(2, 1).mT
-    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
-    wanted = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    got, _ = attend(None, query, key, value, CausalQueries(columns, counts), scaling=0.3)
+    parts = []
+    for row, mine in enumerate(torch.split(torch.arange(9), counts)):
+        mask = torch.arange(10) <= columns[mine, None]
+        scores = 0.3 * query[:, :, mine] @ key[[row]].repeat_interleave(2, 1).mT
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        parts.append((weights @ value[[row]].repeat_interleave(2, 1)).transpose(1, 2))
+    wanted = torch.cat(parts, 1)
     torch.testing.assert_close(got, wanted, rtol=0.0, atol=1e-6)
     weight = torch.randn_like(wanted)
     for mine, other in zip(
@@ -51,13 +56,17 @@ def test_blocks_equal_one_mask(block: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @every_layout
+@pytest.mark.parametrize("rows", [1, 3])
 @torch.no_grad()
 def test_a_familys_sparse_prefill_in_blocks_equals_gated(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = routed(family)
-    keep = torch.rand(1, ONE_ROW.tokens, generator=torch.Generator().manual_seed(3)) < 0.6
-    ids = ONE_ROW.given["input_ids"]
+    drawn = torch.Generator().manual_seed(3)
+    ids = ONE_ROW.given["input_ids"].roll(1).expand(rows, -1)
+    keep = torch.rand(rows, ONE_ROW.tokens, generator=drawn) < 0.6
+    keep[1:2] = False  # a sequence without a query
+    keep[2:] = True
     logits = []
     for block in (3, 64):
         monkeypatch.setattr(causal_blocks, "BLOCK", block)
@@ -71,15 +80,17 @@ def test_a_familys_sparse_prefill_in_blocks_equals_gated(
 
 def test_blocks_are_for_plainly_causal_attention() -> None:
     layer, mask = routed_layers(routed("llama"))[0], torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    assert can_use(layer, None)
-    assert not can_use(layer, mask)
-    assert not can_use(routed_layers(routed("llama", "eager"))[0], None)
+    assert can_use(layer, {"attention_mask": None})
+    assert not can_use(layer, {"attention_mask": mask})
+    assert not can_use(layer, {"attention_mask": None, "is_causal": False})
+    eager = routed_layers(routed("llama", "eager"))[0]
+    assert not can_use(eager, {"attention_mask": None})
 
 
 def test_blocks_pass_on_dropout() -> None:
-    columns = torch.tensor([[0, 2, 3]])
+    columns = torch.tensor([0, 2, 3])
     query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 4, 8)
-    got, _ = attend(None, query, key, key, CausalQueries(columns), dropout=1.0)
+    got, _ = attend(None, query, key, key, CausalQueries(columns, [3]), dropout=1.0)
     assert not got.any()
 
 

@@ -128,13 +128,16 @@ def check_mask(mask: Any) -> Tensor:
     return mask
 
 
-def add_rows(stream: Tensor, update: Tensor, rows: Tensor) -> Tensor:
-    """Stream [B, T, D] with update [N, D] added to rows [N] of its tokens, in order."""
+def add_rows(stream: Tensor, update: Tensor, rows: Tensor, *, in_place: bool = False) -> Tensor:
+    """Stream [B, T, D] with update [N, D] added to rows [N] of its tokens, in order.
+
+    `in_place` is for streams that nothing else holds; the one that enters a layer may be recorded.
+    """
     flat = stream.flatten(0, 1)
     if len(rows) == len(flat):
         return stream + update.view_as(stream)
-    # Not in place: the stream before this module may have been recorded.
-    return flat.index_add(0, rows, update.to(flat.dtype)).view_as(stream)
+    add = flat.index_add_ if in_place else flat.index_add
+    return add(0, rows, update.to(flat.dtype)).view_as(stream)
 
 
 def add_packed(stream: Tensor, update: Tensor, columns: Tensor, filled: Tensor) -> Tensor:

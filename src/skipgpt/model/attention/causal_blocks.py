@@ -1,15 +1,16 @@
 """Causal attention of packed queries in blocks, without a mask [N, S].
 
     position  0 1 2 3 4 5 6 7 8 9
-    queries     ●   ● ●     ●   ●        kept tokens, in order
+    queries     ●   ● ●     ●   ●        kept tokens of one sequence, in order
     blocks     └──────┘  └──────┘
     keys       0 ─────4  0 ──────── 9    as many as the last query of a block sees
 
 Where a mask would be plainly causal, transformers leaves it out, and the kernel skips the keys
 above the diagonal. Packed queries have no such diagonal; with a mask [N, S] half of the work is
-wasted. In blocks only one corner per block is.
+wasted. In blocks only one corner per block is. Sequences that keep different numbers of tokens lie
+one behind the other, so that none is filled up to the length of another.
 
-Shapes: B batch, N packed queries, S keys.
+Shapes: B batch, T tokens per sequence, N packed queries of all sequences, S keys per sequence.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from skipgpt.model import modules
 from skipgpt.model.attention import custom
 from skipgpt.model.attention.custom import PackedQueries
 from skipgpt.model.routed import RoutedLayer
@@ -32,29 +34,52 @@ BLOCK = 64
 
 @dataclass(frozen=True, eq=False)
 class CausalQueries(PackedQueries):
-    """Passed as the attention mask: each query sees the keys up to its own position.
+    """Passed as the attention mask: each query sees its sequence up to its own position.
 
     Attributes:
-        columns: [B, N], the positions.
+        columns: [N], the positions, sequence by sequence.
+        counts: how many of them each sequence has.
     """
 
     attention = "skipgpt_causal_blocks"
     columns: Tensor
+    counts: list[int]
 
     def blocks(self) -> Iterator[tuple[slice, int, Tensor]]:
-        """Yield per block its queries, the number of keys, and the mask [B, 1, queries, keys]."""
-        parts = torch.split(self.columns, BLOCK, dim=1)
-        ends = torch.stack([part.max() for part in parts]).add(1).tolist()
+        """Yield per block its queries, its sequence, and the mask [queries, keys]."""
         start = 0
-        for part, end in zip(parts, ends, strict=True):
-            keys = torch.arange(end, device=part.device)
-            yield slice(start, start + part.shape[1]), end, (keys <= part[..., None])[:, None]
-            start += part.shape[1]
+        for sequence, columns in enumerate(torch.split(self.columns, self.counts)):
+            for part in torch.split(columns, BLOCK) if len(columns) else ():
+                keys = torch.arange(int(part[-1]) + 1, device=part.device)
+                yield slice(start, start + len(part)), sequence, keys <= part[:, None]
+                start += len(part)
 
 
-def can_use(layer: RoutedLayer, mask: Any) -> bool:
-    """Whether a layer's causal attention can run in blocks: no mask, and a custom function."""
-    return mask is None and custom.can_use(layer)
+def can_use(layer: RoutedLayer, arguments: dict[str, Any]) -> bool:
+    """Whether a layer's attention is plainly causal and takes a custom function."""
+    attention = getattr(layer, layer.family.attn)
+    plain = arguments["attention_mask"] is None and modules.is_causal(attention, arguments)
+    return plain and custom.can_use(layer)
+
+
+def take_arguments(
+    arguments: dict[str, Any], rows: Tensor, batch: int, tokens: int
+) -> dict[str, Any]:
+    """Attention's arguments for the tokens at rows [N] of `batch` * `tokens`."""
+    packed, columns = dict(arguments), rows % tokens
+    counts = torch.bincount(rows // tokens, minlength=batch).tolist()
+    packed["attention_mask"] = CausalQueries(columns, counts)
+
+    def take(each: Tensor) -> Tensor:
+        if len(each) == 1:
+            return each.index_select(1, columns)
+        return each.flatten(0, 1).index_select(0, rows)[None]
+
+    if (rotary := arguments.get("position_embeddings")) is not None:
+        packed["position_embeddings"] = tuple(map(take, rotary))
+    if (positions := arguments.get("position_ids")) is not None:
+        packed["position_ids"] = take(positions)
+    return packed
 
 
 def attend(
@@ -67,17 +92,17 @@ def attend(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [B, N, H, size] of queries [B, H, N, size] to keys [B, heads, S, size]."""
+    """Attention [1, N, H, size] of queries [1, H, N, size] to keys [B, heads, S, size]."""
     outputs = [
         scaled_dot_product_attention(
             query[:, :, chosen],
-            key[:, :, :end],
-            value[:, :, :end],
+            key[sequence : sequence + 1, :, : mask.shape[1]],
+            value[sequence : sequence + 1, :, : mask.shape[1]],
             attn_mask=mask,
             dropout_p=dropout,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        for chosen, end, mask in attention_mask.blocks()
+        for chosen, sequence, mask in attention_mask.blocks()
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

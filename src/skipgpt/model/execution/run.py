@@ -15,7 +15,6 @@ from skipgpt.model.execution import gated, sparse
 from skipgpt.model.execution.plan import Plan
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Module, ModuleDecision
-from skipgpt.routing.stand_in import StandIn
 
 
 def run(
@@ -43,16 +42,10 @@ def run(
         twin = gated.attention if module == "attn" else gated.mlp
         stream = twin(layer, stream, entering, decision, arguments)
         return gated.stand_in(stand_in, stream, entering, decision) if stand_in else stream
-    stream = sparse.module(layer, module, chosen, stream, entering, decision, arguments)
-    return _with_stand_in(stand_in, chosen, stream, entering, decision) if stand_in else stream
-
-
-def _with_stand_in(
-    stand_in: StandIn, chosen: Plan, stream: Tensor, entering: Tensor, decision: ModuleDecision
-) -> Tensor:
-    if chosen is Plan.WHOLE and not torch.is_grad_enabled():
-        return stream
+    after = sparse.module(layer, module, chosen, stream, entering, decision, arguments)
+    if stand_in is None or (chosen is Plan.WHOLE and not torch.is_grad_enabled()):
+        return after
     if chosen is Plan.NOTHING:
         update: Tensor = stand_in(entering)
-        return stream + update
-    return sparse.stand_in(stand_in, stream, entering, decision)
+        return after + update
+    return sparse.stand_in(stand_in, after, entering, decision, owned=after is not stream)

@@ -58,14 +58,25 @@ def _not_compiled(twin: _Twin) -> _Twin:
 
 
 @_not_compiled
-def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
-    """Stream [B, T, D] plus the stand-in's output for the skipped tokens of `entering`."""
+def stand_in(
+    module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision, *, owned: bool
+) -> Tensor:
+    """Stream [B, T, D] plus the stand-in's output for the skipped tokens of `entering`.
+
+    Args:
+        module: the stand-in.
+        stream: what it is added to; in place where `owned` and no gradient is needed.
+        entering: [B, T, D], what it reads.
+        decision: which tokens skip.
+        owned: whether nothing else holds `stream`.
+    """
     if stand_in_kernels(stream) is not None:
         return fused.stand_in(module, stream, entering, decision)
     rows = (~decision.keep).flatten().nonzero().squeeze(-1)
     if len(rows) == 0 and not torch.is_grad_enabled():
         return stream
-    return add_rows(stream, module(entering.flatten(0, 1).index_select(0, rows)), rows)
+    update = module(entering.flatten(0, 1).index_select(0, rows))
+    return add_rows(stream, update, rows, in_place=owned and not torch.is_grad_enabled())
 
 
 def _whole_attention(
@@ -115,11 +126,14 @@ def _attention_of_rows(
     decision: ModuleDecision,
     arguments: dict[str, Any],
 ) -> Tensor:
+    read = modules.pre_norm(layer, "attn", entering)
+    if causal_blocks.can_use(layer, arguments):
+        return _attention_in_blocks(layer, stream, read, decision.keep, arguments)
     columns, filled = pack_columns(decision.keep)
     idle = columns.shape[1] == 0
-    if idle:  # one query, whose output is dropped: without any, attention cannot infer its heads
+    if idle:
+        # One query per sequence, as in `_attention_in_blocks`.
         columns, filled = columns.new_zeros(len(columns), 1), filled.new_zeros(len(filled), 1)
-    read = modules.pre_norm(layer, "attn", entering)
     if columns.shape[1] == entering.shape[1]:
         # A sequence keeps all tokens: masks stay in the short form that the fastest kernels take.
         update = modules.run_attention(layer, read, arguments)
@@ -131,6 +145,25 @@ def _attention_of_rows(
     return add_packed(stream, update, columns, filled)
 
 
+def _attention_in_blocks(
+    layer: RoutedLayer, stream: Tensor, read: Tensor, keep: Tensor, arguments: dict[str, Any]
+) -> Tensor:
+    """Stream [B, T, D] plus plainly causal attention of the kept tokens of read [B, T, D]."""
+    rows = keep.flatten().nonzero().squeeze(-1)
+    # One query, whose output is dropped: without any, attention cannot infer its heads.
+    queries = rows if len(rows) else rows.new_zeros(1)
+
+    def take(each: Tensor) -> Tensor:
+        return each.flatten(0, 1).index_select(0, queries)[None]
+
+    found = keys_and_values(layer, read, arguments)
+    packed = causal_blocks.take_arguments(arguments, queries, *keep.shape)
+    with given_tokens(layer.routing, queries, read.shape[1]):
+        update = kept_queries(layer, take(read), packed, found, take)
+    update = modules.post_norm(layer, "attn", update)
+    return add_rows(stream, update[0, : len(rows)], rows)
+
+
 def _packed_attention(
     layer: RoutedLayer, read: Tensor, columns: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
@@ -139,8 +172,6 @@ def _packed_attention(
     packed = take_arguments(arguments, columns)
     if mask is None and not modules.is_causal(getattr(layer, layer.family.attn), arguments):
         packed["attention_mask"] = None  # every query sees every key
-    elif causal_blocks.can_use(layer, mask):
-        packed["attention_mask"] = causal_blocks.CausalQueries(columns)
     else:
         packed["attention_mask"] = take_mask(mask, columns, found.keys.shape[2])
     with given_tokens(layer.routing, columns, read.shape[1]):
