@@ -53,7 +53,7 @@ def test_the_default_recipe_fits_before_it_trains_by_kl_with_little_noise() -> N
     assert (config.budget, config.stages) == ("flops", ("fit", "router", "lora"))
     assert config.router.normalize
     assert config.router.input == "layer_input"
-    assert config.router.stand_in == 16
+    assert config.router.stand_in == 0.2
     assert (config.router_stage.noise, config.router_stage.distill) == (0.3, 1.0)
     assert config.router_stage.rate_width == 64
 

@@ -46,6 +46,14 @@ def test_every_site_has_a_stand_in_of_the_rank_asked_for() -> None:
         assert shapes == {"down.weight": (RANK, 32), "up.weight": (32, RANK), "up.bias": (32,)}
 
 
+def test_a_share_of_the_width_is_resolved_and_bounded() -> None:
+    model = routed(stand_in=0.2)
+    assert routing_state(model).config.stand_in == 6  # of 32
+    assert {each.down.weight.shape for each in stand_ins(model).values()} == {(6, 32)}
+    assert RouterConfig(stand_in=0.2).stand_in_rank(4096) == 128
+    assert RouterConfig(stand_in=0.01).stand_in_rank(32) == 1
+
+
 def test_without_a_rank_there_are_none() -> None:
     assert stand_ins(routed()) == {}
     assert not any("stand_in" in name for name in routed().state_dict())
@@ -138,6 +146,12 @@ def test_stand_ins_are_float32_on_a_base_of_half_the_width() -> None:
     }
     with torch.no_grad():
         assert model(**ONE_ROW.given).logits.dtype == torch.bfloat16
+
+
+def test_a_rank_is_whole() -> None:
+    assert RouterConfig(stand_in=16.0).stand_in == 16
+    with pytest.raises(ConfigError, match=r"got 16\.5; expected a whole number"):
+        RouterConfig(stand_in=16.5)
 
 
 @pytest.mark.parametrize("rank", [33, 500])

@@ -77,7 +77,7 @@ class ComparisonSetup:
     overhead: dict[str, float]
     where: dict[str, Any]
     budget: Budget = "modules"
-    fits: dict[tuple[int, int], tuple[dict[Site, Any], float]] = field(default_factory=dict)
+    fits: dict[tuple[float, int], tuple[dict[Site, Any], float]] = field(default_factory=dict)
 
     @property
     def unit(self) -> str:

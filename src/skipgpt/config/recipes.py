@@ -27,7 +27,7 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
             recipe="default",
             budget="flops",
             stages=("fit", "router", "lora"),
-            router=RouterConfig(normalize=True, stand_in=16),
+            router=RouterConfig(normalize=True, stand_in=0.2),
             router_stage=RouterStage(
                 steps=200,
                 learning_rate=6.3e-3,

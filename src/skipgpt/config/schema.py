@@ -19,6 +19,10 @@ ALL_LINEAR = ("all-linear",)
 QUERY_VALUE_GATE = ("query-value-gate",)
 
 
+MOST_RANK = 128
+"""Largest rank that a share gives; wide models would pay more memory than it gains."""
+
+
 @dataclass(frozen=True)
 class RouterConfig:
     """What a router is (paper).
@@ -35,8 +39,8 @@ class RouterConfig:
         decides: what gets a decision of its own: each `module` of a token (paper); each `layer` of
             a token, whose attention router then decides for its MLP, too; or each module of a
             whole `sequence`, by the mean margin of the tokens in a forward, later ones included.
-        stand_in: rank of the learned linear map that runs where a module is skipped; 0 leaves
-            only the residual (paper).
+        stand_in: rank of the learned linear map that runs where a module is skipped; below 1, as a
+            share of the model's width, up to a rank of 128; 0 leaves only the residual (paper).
     """
 
     head: Literal["linear", "mlp"] = "linear"
@@ -44,10 +48,26 @@ class RouterConfig:
     normalize: bool = False
     kv: Literal["dense", "skip"] = "dense"
     decides: Literal["module", "layer", "sequence"] = "module"
-    stand_in: int = 0
+    stand_in: float = 0
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.stand_in >= 1:
+            if self.stand_in != int(self.stand_in):
+                got, expected = str(self.stand_in), "a whole number, or a share below 1"
+                raise ConfigError("reading stand_in", got=got, expected=expected)
+            object.__setattr__(self, "stand_in", int(self.stand_in))
+
+    def stand_in_rank(self, width: int) -> int:
+        """Return the rank of stand-ins in a model of this width.
+
+        Example:
+            >>> RouterConfig(stand_in=0.2).stand_in_rank(576)
+            115
+        """
+        if self.stand_in >= 1 or not self.stand_in:
+            return int(self.stand_in)
+        return min(MOST_RANK, max(1, round(self.stand_in * width)))
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,7 @@ class FitStage:
     """
 
     tokens: int = 32768
-    stand_in_tokens: int = 16384
+    stand_in_tokens: int = 32768
     draws: int = 1
     batch_size: int = 4
     by_token: bool = True

@@ -74,7 +74,8 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             "adding routers", got="a model that has routers", todo="call remove_routers first"
         )
     family = family_of(model)
-    width, rank = _hidden_size(model), config.stand_in if config else 0
+    width, config = _hidden_size(model), config or RouterConfig()
+    rank = config.stand_in_rank(width)
     if rank > width:
         raise ConfigError(
             "reading stand_in", got=str(rank), expected=f"at most {width}, the width of the model"
@@ -86,7 +87,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         (QueriesOnDevice, fused.attend),
     ):
         custom.register(queries.attention, function)
-    state = RoutingState(config or RouterConfig())
+    state = RoutingState(dataclasses.replace(config, stand_in=rank))
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]
     for index, layer in enumerate(layers):
