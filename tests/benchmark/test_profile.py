@@ -108,17 +108,23 @@ def test_every_figure_of_this_machine_is_a_positive_number() -> None:
     assert all(value > 0 and math.isfinite(value) for value in dataclasses.astuple(machine))
 
 
-def _cache_in(folder: Path) -> None:
-    os.environ["SKIPGPT_CACHE"] = str(folder)
+MEASURED = Machine(flops=3e10, bandwidth=8e9, mlp_packing=2e-5, attn_packing=1e-4)
+
+
+def _measuring_in(cache: Path) -> None:
+    os.environ["SKIPGPT_CACHE"] = str(cache)
+    profile.profile_machine = lambda *_: MEASURED
 
 
 def test_the_command_keeps_what_it_measured(tmp_path: Path) -> None:
-    here = functools.partial(_cache_in, tmp_path / "cache")
+    here = functools.partial(_measuring_in, tmp_path / "cache")
     finished = skipgpt("profile", "--json", before=here)
     assert finished.status == 0, finished.stderr
     printed = json.loads(finished.stdout)
-    machine = Machine(**{f.name: printed[f.name] for f in dataclasses.fields(Machine)})
+    assert Machine(**{f.name: printed[f.name] for f in dataclasses.fields(Machine)}) == MEASURED
     kept = json.loads(Path(printed["path"]).read_text())
-    assert {name: kept[name] for name in dataclasses.asdict(machine)} == dataclasses.asdict(machine)
+    assert {name: kept[name] for name in dataclasses.asdict(MEASURED)} == dataclasses.asdict(
+        MEASURED
+    )
     assert Path(printed["path"]).parent == tmp_path / "cache"
-    assert "GFLOP/s" in skipgpt("profile", before=here).stdout
+    assert "30 GFLOP/s" in skipgpt("profile", before=here).stdout
