@@ -146,7 +146,7 @@ def main() -> None:
     trace = trace_text(model, tokenizer, ids)
     shares = trace.compute.tolist()
     said = (
-        f"Each token is shaded by the share of its {2 * trace.keep.shape[0]} modules that ran: "
+        f"The darker a token, the more of its {2 * trace.keep.shape[0]} modules ran: "
         f"{min(shares):.0%} to {max(shares):.0%}."
     )
     text, bottom = shaded_text(trace.text.pieces, shares, 62)
