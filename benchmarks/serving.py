@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="learned routes; random ones where left out")
     parser.add_argument("--data", action="append", help="text of the prompts of a checkpoint")
     parser.add_argument("--shape", default="llama-160m")
-    parser.add_argument("--sparsity", default="0.4", help="one, or several with commas")
+    parser.add_argument("--sparsity", help="with commas; a checkpoint's own, or 0.4")
     parser.add_argument("--requests", type=numbers, default=[32])
     parser.add_argument("--prompt-tokens", type=numbers, default=[512])
     parser.add_argument("--new-tokens", type=numbers, default=[16], help="one per prompt length")
@@ -162,6 +162,11 @@ def main() -> None:
     parser.add_argument("--cached", action="store_true", help="prompts are cached before")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if given.checkpoint and not given.data:
+        parser.error("--checkpoint needs --data")
+    if not given.sparsity:
+        info = read_info(Path(given.checkpoint)) if given.checkpoint else None
+        given.sparsity = str(info.target_sparsity if info else 0.4)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM
     from vllm import __version__ as vllm_version
@@ -179,6 +184,9 @@ def main() -> None:
             ids = torch.randint(
                 1, 8000, (max(given.requests) * max(given.prompt_tokens),), generator=drawn
             )
+        wanted = max(given.requests) * max(given.prompt_tokens)
+        if len(ids) < wanted:
+            parser.error(f"--data has {len(ids):,} held-out tokens; {wanted:,} are needed")
         options = {
             "dtype": "float32",
             "enforce_eager": True,

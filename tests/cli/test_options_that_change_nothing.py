@@ -24,9 +24,6 @@ SHOW_TEXT = {
     "--base": "nosuch",
     "--sparsity": "0.1",
     "--budget": "flops",
-    "--seed": "1",
-    "--device": "cpu",
-    "--dtype": "float32",
 }
 BITS = ("eval", CHECKPOINT, "--text", "README.md", "--form", "bits")
 REFUSED = {

@@ -87,5 +87,5 @@ def test_more_than_a_method_can_skip_is_refused(
 
 def test_stand_ins_of_rank_none_are_refused(jobs: dict[str, ComparisonSetup]) -> None:
     method = parse_method("sleb+stand_in:router.stand_in=0")
-    with pytest.raises(ConfigError, match=r"--set router\.stand_in=16"):
+    with pytest.raises(ConfigError, match=r"--set router\.stand_in=0\.2"):
         jobs["modules"].config(method, 0.25, 0)

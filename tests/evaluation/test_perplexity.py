@@ -6,7 +6,7 @@ from torch.nn.functional import log_softmax
 
 from conftest import tiny_base, tiny_routed
 from runs import rows
-from skipgpt.errors import ConfigError, DivergedError
+from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
 from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import remove_routers
@@ -94,15 +94,6 @@ def test_a_loss_beyond_all_bounds_is_still_a_number() -> None:
     result = perplexity(model, rows(2))
     assert result.nll_per_token > 700
     assert math.isfinite(result.perplexity)
-
-
-def test_a_loss_that_is_no_number_is_refused_with_the_weight_to_blame() -> None:
-    model = tiny_routed()
-    weight = dict(model.named_parameters())["model.layers.1.mlp.down_proj.weight"]
-    with torch.no_grad():
-        weight[0, 0] = math.nan
-    with pytest.raises(DivergedError, match=r"got nan; model.*down_proj.weight has"):
-        perplexity(model, rows(2, 8))
 
 
 def test_a_model_without_routers_is_refused_with_what_to_do() -> None:

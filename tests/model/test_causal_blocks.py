@@ -80,11 +80,12 @@ def test_a_familys_sparse_prefill_in_blocks_equals_gated(
 
 def test_blocks_are_for_plainly_causal_attention() -> None:
     layer, mask = routed_layers(routed("llama"))[0], torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    assert can_use(layer, {"attention_mask": None})
-    assert not can_use(layer, {"attention_mask": mask})
-    assert not can_use(layer, {"attention_mask": None, "is_causal": False})
+    assert can_use(layer, 2, {"attention_mask": None})
+    assert not can_use(layer, 2, {"attention_mask": mask})
+    assert not can_use(layer, 2, {"attention_mask": None, "is_causal": False})
+    assert not can_use(layer, 1, {"attention_mask": None})
     eager = routed_layers(routed("llama", "eager"))[0]
-    assert not can_use(eager, {"attention_mask": None})
+    assert not can_use(eager, 2, {"attention_mask": None})
 
 
 def test_blocks_pass_on_dropout() -> None:

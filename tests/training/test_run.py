@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import reference
@@ -24,6 +24,7 @@ from skipgpt.errors import (
     SkipGPTError,
     StoppedError,
     TrainingError,
+    UnsupportedModelError,
 )
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.model.surgery import routers
@@ -102,6 +103,30 @@ def test_stage_lora_may_follow_later_in_another_folder(base_folder: Path, tmp_pa
 def test_lora_alone_on_a_base_model_is_refused(base_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lora alone on the base model"):
         run(base_folder, tmp_path / "out", tiny_config(stages="lora"))
+
+
+def test_a_share_as_rank_is_a_number_in_the_checkpoint_and_trains_further(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(router__stand_in=0.25, router__input="module_input")
+    assert run(base_folder, tmp_path / "out", config).info.router.stand_in == 8  # of 32
+    data, again = str(tmp_path / "stories.jsonl"), replace(config, stages=("lora",))
+    train(str(tmp_path / "out"), [data], tmp_path / "healed", again)
+    other = tiny_config(router__stand_in=0.1, router__input="module_input", stages="lora")
+    with pytest.raises(ConfigError, match="got other routers than it has"):
+        train(str(tmp_path / "out"), [data], tmp_path / "other", other)
+
+
+def test_a_base_with_weights_that_are_no_numbers_is_refused_by_name(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    file = base_folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    words = r"got a loss of nan; model\.layers\.1\.mlp\.down_proj\.weight has values"
+    with pytest.raises(UnsupportedModelError, match=words):
+        run(base_folder, tmp_path / "out")
 
 
 def test_routers_start_near_the_dense_model_where_the_recipe_says_so(

@@ -26,7 +26,7 @@ from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.loading.identity import digest_of_settings, settings_of
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import execution
-from skipgpt.model.surgery import add_routers, routed_layers
+from skipgpt.model.surgery import add_routers, hidden_size, routed_layers
 from skipgpt.routing.decision import Site
 
 OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
@@ -59,6 +59,7 @@ class ComparisonSetup:
         dense_flops: FLOPs per token of the base model at this block size.
         fingerprint: fingerprint of the base's weights and settings.
         layers: number of layers of the base.
+        width: its hidden size.
         overhead: sizes of routers and stand-ins, as shares of the base's parameters.
         where: `device` and `dtype`.
         budget: what budgets are shares of.
@@ -74,6 +75,7 @@ class ComparisonSetup:
     dense_flops: float
     fingerprint: str
     layers: int
+    width: int
     overhead: dict[str, float]
     where: dict[str, Any]
     budget: Budget = "modules"
@@ -145,8 +147,8 @@ class ComparisonSetup:
             raise ConfigError(
                 f"comparing {method}",
                 got=f"the recipe {config.recipe}, which has no stand-ins (router.stand_in is 0)",
-                expected="a rank of 1 or more",
-                todo="set router.stand_in (--set router.stand_in=16), or choose another recipe",
+                expected="a rank, or a share of the width",
+                todo="set router.stand_in (--set router.stand_in=0.2), or choose another recipe",
             )
         return config
 
@@ -245,6 +247,7 @@ def prepare(
         flops,
         of_base,
         layers,
+        hidden_size(model),
         overhead(model),
         where,
         budget,

@@ -111,9 +111,8 @@ def _note(job: ComparisonSetup, method: Method, config: TrainConfig, removal: Re
     if not method.stand_in:
         return note
     fitted = subsample_rows(job.blocks.train, config.router_stage.fit_tokens).numel()
-    rank = config.router.stand_in
-    said = f"{rank}" if rank >= 1 else f"{rank:.0%} of the width"
-    return f"{note}, stand-ins of rank {said} fitted on {fitted:,} tokens"
+    rank = config.router.stand_in_rank(job.width)
+    return f"{note}, stand-ins of rank {rank} fitted on {fitted:,} tokens"
 
 
 def _pruned(job: ComparisonSetup, method: Method, model: Any, removed: list[Unit]) -> Perplexity:

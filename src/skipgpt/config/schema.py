@@ -7,7 +7,7 @@ were made; its nested stages and `DataConfig` each answer one question.
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from skipgpt.config.budget import Budget, TimedForward, check_sparsity
@@ -68,6 +68,10 @@ class RouterConfig:
         if self.stand_in >= 1 or not self.stand_in:
             return int(self.stand_in)
         return min(MOST_RANK, max(1, round(self.stand_in * width)))
+
+    def resolved(self, width: int) -> RouterConfig:
+        """Return these settings with the rank of stand-ins as a number, for a model of a width."""
+        return replace(self, stand_in=self.stand_in_rank(width))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from skipgpt.cost import sparsities
-from skipgpt.errors import DivergedError
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.windows import batches, mean_context
 from skipgpt.model.loading.limits import check_rows
@@ -101,7 +100,6 @@ def perplexity(
     Raises:
         ConfigError: a block is longer than the model's context.
         DataError: a token has no embedding.
-        DivergedError: the loss is NaN or infinite.
 
     Example:
         with skipgpt.execution(model, "dense"):
@@ -117,14 +115,6 @@ def perplexity(
 
     with count_routing(model) as counts:
         nll, tokens = total_loss(model, blocks, batch_size, compare)
-    if not math.isfinite(nll):
-        broken = next((n for n, p in model.named_parameters() if not p.isfinite().all()), None)
-        raise DivergedError(
-            "measuring the loss on text",
-            got=f"{nll}" + (f"; {broken} has values that are NaN or infinite" if broken else ""),
-            expected="a finite number",
-            todo="get the model's weights again" if broken else "use --dtype float32 (dtype=)",
-        )
     return build_result(model, counts, nll, tokens, mean_context(blocks), closeness)
 
 

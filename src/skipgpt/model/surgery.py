@@ -74,8 +74,9 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             "adding routers", got="a model that has routers", todo="call remove_routers first"
         )
     family = family_of(model)
-    width, config = _hidden_size(model), config or RouterConfig()
-    rank = config.stand_in_rank(width)
+    width = hidden_size(model)
+    config = (config or RouterConfig()).resolved(width)
+    rank = int(config.stand_in)
     if rank > width:
         raise ConfigError(
             "reading stand_in", got=str(rank), expected=f"at most {width}, the width of the model"
@@ -87,7 +88,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         (QueriesOnDevice, fused.attend),
     ):
         custom.register(queries.attention, function)
-    state = RoutingState(dataclasses.replace(config, stand_in=rank))
+    state = RoutingState(config)
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]
     for index, layer in enumerate(layers):
@@ -188,7 +189,8 @@ def train_only(model: nn.Module, *kinds: str) -> list[nn.Parameter]:
     return trained
 
 
-def _hidden_size(model: nn.Module) -> int:
+def hidden_size(model: nn.Module) -> int:
+    """D, the width of the residual stream."""
     size: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     return size
 

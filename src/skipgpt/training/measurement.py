@@ -6,15 +6,18 @@ requires. The numbers of the first process are used wherever those of two could 
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
+from skipgpt.errors import UnsupportedModelError
 from skipgpt.evaluation.calibrate import calibrate, subsample_rows
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.fitting.fit import centre_margins
@@ -53,7 +56,11 @@ class Passes:
         return subsample_rows(self.blocks.held_out, self.config.data.evaluation_tokens)
 
     def before_stages(self, model: Any) -> None:
-        """Initialise new routers, and measure the dense model."""
+        """Initialise new routers, and measure the dense model.
+
+        Raises:
+            UnsupportedModelError: its loss is NaN or infinite.
+        """
         if self.starts:
             start_routers(model, self.config, self.blocks.train)
             for each in [*routers(model).values(), *stand_ins(model).values()]:
@@ -61,6 +68,15 @@ class Passes:
         self._calibrate_for_healing(model)
         with without_lora(model), execution(model, "dense"):
             self.dense = self._measured(model, closeness=False)
+        if not math.isfinite(self.dense.nll_per_token):
+            name = next(_not_finite(model), None)
+            raise UnsupportedModelError(
+                "measuring the dense model on held-out text",
+                got=f"a loss of {self.dense.nll_per_token}"
+                + (f"; {name} has values that are NaN or infinite" if name else ""),
+                expected="a finite number",
+                todo="get the weights again" if name else "use --dtype float32 (dtype=)",
+            )
         note_measured(self.out, "dense", self.dense)
 
     def _calibrate_for_healing(self, model: Any) -> None:
@@ -98,3 +114,10 @@ class Passes:
             found = perplexity(model, self.held_out, closeness_to=model if closeness else None)
         self.seconds_measuring += time.perf_counter() - began
         return found
+
+
+def _not_finite(model: nn.Module) -> Iterator[str]:
+    """Yield the names of a model's weights, of those at hand, that hold NaN or infinity."""
+    for name, each in model.named_parameters():
+        if not each.is_meta and each.element_size() > 1 and not each.isfinite().all():
+            yield name

@@ -20,7 +20,7 @@ from skipgpt.model.base import load_base, load_tokenizer
 from skipgpt.model.loading.bitsandbytes import quantization_of
 from skipgpt.model.lora import check_targets
 from skipgpt.model.state import routing_state
-from skipgpt.model.surgery import add_routers, routers
+from skipgpt.model.surgery import add_routers, hidden_size, routers
 from skipgpt.training.router_init import savings_of, set_to_target
 
 logger = logging.getLogger("skipgpt")
@@ -120,7 +120,8 @@ def with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
         ConfigError: other settings were requested than the checkpoint was trained with.
     """
     has, asked = routing_state(model).config, config.router
-    if asked not in (has, recipe("paper").router, recipe("default").router):
+    of_recipes = recipe("paper").router, recipe("default").router
+    if asked not in of_recipes and asked.resolved(hidden_size(model)) != has:
         raise ConfigError(
             "training a checkpoint further",
             got=f"other routers than it has: {asked}",

@@ -19,7 +19,7 @@ from skipgpt.config import RouterStage, Stage, TrainConfig
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.lora import with_lora
 from skipgpt.model.state import Execution
-from skipgpt.model.surgery import routed_layers, train_only
+from skipgpt.model.surgery import hidden_size, routed_layers, train_only
 from skipgpt.training.loop.lora_dropout import key_dropout
 
 TRAINS: dict[Stage, tuple[str, ...]] = {
@@ -117,5 +117,4 @@ def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 def _router_rate(model: nn.Module, stage: RouterStage) -> float:
     if not stage.rate_width:
         return stage.learning_rate
-    width: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-    return stage.learning_rate * stage.rate_width / width
+    return stage.learning_rate * stage.rate_width / hidden_size(model)

@@ -55,11 +55,14 @@ class CausalQueries(PackedQueries):
                 start += len(part)
 
 
-def can_use(layer: RoutedLayer, arguments: dict[str, Any]) -> bool:
-    """Whether a layer's attention is plainly causal and takes a custom function."""
+def can_use(layer: RoutedLayer, tokens: int, arguments: dict[str, Any]) -> bool:
+    """Whether attention of so many tokens per sequence is plainly causal, in a custom function.
+
+    One token without a mask sees every key.
+    """
     attention = getattr(layer, layer.family.attn)
     plain = arguments["attention_mask"] is None and modules.is_causal(attention, arguments)
-    return plain and custom.can_use(layer)
+    return tokens > 1 and plain and custom.can_use(layer)
 
 
 def take_arguments(

@@ -127,7 +127,7 @@ def _attention_of_rows(
     arguments: dict[str, Any],
 ) -> Tensor:
     read = modules.pre_norm(layer, "attn", entering)
-    if causal_blocks.can_use(layer, arguments):
+    if causal_blocks.can_use(layer, entering.shape[1], arguments):
         return _attention_in_blocks(layer, stream, read, decision.keep, arguments)
     columns, filled = pack_columns(decision.keep)
     idle = columns.shape[1] == 0
