@@ -50,8 +50,8 @@ def test_a_share_of_the_width_is_resolved_and_bounded() -> None:
     model = routed(stand_in=0.2)
     assert routing_state(model).config.stand_in == 6  # of 32
     assert {each.down.weight.shape for each in stand_ins(model).values()} == {(6, 32)}
-    assert RouterConfig(stand_in=0.2).stand_in_rank(4096) == 128
-    assert RouterConfig(stand_in=0.01).stand_in_rank(32) == 1
+    assert RouterConfig(stand_in=0.2).resolved(4096).stand_in == 128
+    assert RouterConfig(stand_in=0.01).resolved(32).stand_in == 1
 
 
 def test_without_a_rank_there_are_none() -> None:

@@ -111,7 +111,7 @@ def _note(job: ComparisonSetup, method: Method, config: TrainConfig, removal: Re
     if not method.stand_in:
         return note
     fitted = subsample_rows(job.blocks.train, config.router_stage.fit_tokens).numel()
-    rank = config.router.stand_in_rank(job.width)
+    rank = config.router.resolved(job.width).stand_in
     return f"{note}, stand-ins of rank {rank} fitted on {fitted:,} tokens"
 
 

@@ -18,7 +18,6 @@ Stage = Literal["fit", "router", "lora", "joint"]
 ALL_LINEAR = ("all-linear",)
 QUERY_VALUE_GATE = ("query-value-gate",)
 
-
 MOST_RANK = 128
 """Largest rank that a share gives; wide models would pay more memory than it gains."""
 
@@ -52,26 +51,21 @@ class RouterConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.stand_in >= 1:
-            if self.stand_in != int(self.stand_in):
-                got, expected = str(self.stand_in), "a whole number, or a share below 1"
-                raise ConfigError("reading stand_in", got=got, expected=expected)
-            object.__setattr__(self, "stand_in", int(self.stand_in))
-
-    def stand_in_rank(self, width: int) -> int:
-        """Return the rank of stand-ins in a model of this width.
-
-        Example:
-            >>> RouterConfig(stand_in=0.2).stand_in_rank(576)
-            115
-        """
-        if self.stand_in >= 1 or not self.stand_in:
-            return int(self.stand_in)
-        return min(MOST_RANK, max(1, round(self.stand_in * width)))
+        if (rank := self.stand_in) >= 1:
+            if rank != int(rank):
+                expected = "a whole number, or a share below 1"
+                raise ConfigError("reading stand_in", got=str(rank), expected=expected)
+            object.__setattr__(self, "stand_in", int(rank))
 
     def resolved(self, width: int) -> RouterConfig:
-        """Return these settings with the rank of stand-ins as a number, for a model of a width."""
-        return replace(self, stand_in=self.stand_in_rank(width))
+        """Return these settings with a number as the rank, for a model of this width.
+
+        Example:
+            >>> RouterConfig(stand_in=0.2).resolved(576).stand_in
+            115
+        """
+        share, rank = self.stand_in, min(MOST_RANK, max(1, round(self.stand_in * width)))
+        return replace(self, stand_in=rank) if 0 < share < 1 else self
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class RoutedLayer(nn.Module):
         self.attn_router = build_router(self.config, width).float()
         self.mlp_router = build_router(self.config, width).float()
         self.skipped = 0
-        rank = self.config.stand_in_rank(width)
+        rank = int(self.config.stand_in)
         self.attn_stand_in = StandIn(width, rank).float() if rank else None
         self.mlp_stand_in = StandIn(width, rank).float() if rank else None
 
