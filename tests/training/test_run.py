@@ -117,8 +117,9 @@ def test_a_share_as_rank_is_a_number_in_the_checkpoint_and_trains_further(
         train(str(tmp_path / "out"), [data], tmp_path / "other", other)
 
 
+@pytest.mark.parametrize("name", ["paper", "default"])  # without stand-ins, and with
 def test_a_base_with_weights_that_are_no_numbers_is_refused_by_name(
-    base_folder: Path, tmp_path: Path
+    name: str, base_folder: Path, tmp_path: Path
 ) -> None:
     file = base_folder / "model.safetensors"
     tensors = load_file(file)
@@ -126,7 +127,7 @@ def test_a_base_with_weights_that_are_no_numbers_is_refused_by_name(
     save_file(tensors, file, metadata={"format": "pt"})
     words = r"got a loss of nan; model\.layers\.1\.mlp\.down_proj\.weight has values"
     with pytest.raises(UnsupportedModelError, match=words):
-        run(base_folder, tmp_path / "out")
+        run(base_folder, tmp_path / "out", tiny_config(name, stages="router"))
 
 
 def test_routers_start_near_the_dense_model_where_the_recipe_says_so(

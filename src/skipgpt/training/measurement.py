@@ -56,16 +56,11 @@ class Passes:
         return subsample_rows(self.blocks.held_out, self.config.data.evaluation_tokens)
 
     def before_stages(self, model: Any) -> None:
-        """Initialise new routers, and measure the dense model.
+        """Measure the dense model, and initialise new routers.
 
         Raises:
             UnsupportedModelError: its loss is NaN or infinite.
         """
-        if self.starts:
-            start_routers(model, self.config, self.blocks.train)
-            for each in [*routers(model).values(), *stand_ins(model).values()]:
-                broadcast(each.parameters())
-        self._calibrate_for_healing(model)
         with without_lora(model), execution(model, "dense"):
             self.dense = self._measured(model, closeness=False)
         if not math.isfinite(self.dense.nll_per_token):
@@ -78,6 +73,11 @@ class Passes:
                 todo="get the weights again" if name else "use --dtype float32 (dtype=)",
             )
         note_measured(self.out, "dense", self.dense)
+        if self.starts:
+            start_routers(model, self.config, self.blocks.train)
+            for each in [*routers(model).values(), *stand_ins(model).values()]:
+                broadcast(each.parameters())
+        self._calibrate_for_healing(model)
 
     def _calibrate_for_healing(self, model: Any) -> None:
         """Calibrate a checkpoint without a curve in the run's unit, before it is healed."""
