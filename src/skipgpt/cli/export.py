@@ -46,7 +46,7 @@ def run(
     keep_rate: Annotated[
         float | None,
         typer.Option(
-            help="For --static: remove modules kept by a smaller share of tokens.  [default: 0.05]"
+            help="For --static: remove what tokens run a smaller share of.  [default: 0.05]"
         ),
     ] = None,
     form: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,11 @@ from skipgpt.errors import ConfigError, DivergedError, TrainingError, Unsupporte
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
-from skipgpt.export.decilm import Layer, check_servable, choose_layers, write_for_engines
-from skipgpt.export.pairing import Pair, pair_up
+from skipgpt.export.choosing import Form, choose
+from skipgpt.export.decilm import Layer, check_servable, write_for_engines
+from skipgpt.export.pairing import Pair
 from skipgpt.export.rebuild import (
     check_movable,
-    module_parameters,
-    moves_whole_layers,
     smaller_model,
 )
 from skipgpt.export.static_result import StaticExport, site_name
@@ -39,8 +38,6 @@ from skipgpt.system.atomic import staged, to_json
 from skipgpt.training.run_stage import run_stage
 
 RECORD = "static_export.json"
-
-Form = Literal["transformers", "vllm"]
 
 
 @exporting
@@ -66,24 +63,25 @@ def export_static(
     The result is loaded by transformers alone. LoRA is merged; no router is left, so every token
     runs every remaining module. It can be the base model of a further `skipgpt train`.
 
-    Remaining modules are paired into layers again, see `pairing.py`; in parallel families whole
-    layers are removed. Keep rates are measured on calibration text, losses on other held-out text.
-    In the end the folder is loaded with transformers and its logits are compared with those of the
-    routed model forced to skip the same modules, healed or not; where they differ nothing is
-    written.
+    An attention and an MLP go together, and remaining modules are paired into layers again, see
+    `pairing.py`; in parallel families whole layers are removed. Keep rates are measured on
+    calibration text, losses on other held-out text. In the end the folder is loaded with
+    transformers and its logits are compared with those of the routed model forced to skip the same
+    modules, healed or not; where they differ nothing is written.
 
     Args:
         folder: a checkpoint, or a hub id of one.
         out: output folder, created if absent.
         data: sources of text, as for training; only held-out documents are used.
-        keep_rate: sites kept by a smaller share of tokens are removed.
+        keep_rate: an attention and an MLP go if tokens run a smaller share of their parameters.
         sparsity: that of the keep-rate measurement; the trained target where None.
         budget: what `sparsity` counts; as the checkpoint was trained where None.
         cutting: how to cut and split the text.
         heal: how LoRA is trained on the training split after removal, then merged; no healing
             where None.
         form: `transformers` writes whole layers, for any program. `vllm` writes layers that may
-            lack a module, so that any site can be removed; transformers does not load it.
+            lack a module, so that each site that fewer tokens keep is removed; transformers does
+            not load it.
         seed: seed of healing.
         base: location of the base model, if it has moved.
         overwrite: replace a model that is already there.
@@ -132,7 +130,7 @@ def export_static(
     blocks = load_blocks(data, tokenizer, cutting, train_tokens=healing)
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
     rates = _keep_rates(model, subsample_rows(blocks.calibration, cutting.calibration_tokens))
-    layers, removed, kept_anyway = _choose(model, rates, keep_rate, form, doing)
+    layers, removed, kept_anyway = choose(model, rates, keep_rate, form, doing)
 
     held_out = subsample_rows(blocks.held_out, cutting.evaluation_tokens)
     with execution(model, "dense"):
@@ -175,42 +173,6 @@ def _keep_rates(model: nn.Module, blocks: Tensor) -> dict[Site, float]:
     with count_routing(model) as counts:
         total_loss(model, blocks)
     return counts.keep_ratios()
-
-
-def _choose(
-    model: nn.Module, rates: dict[Site, float], keep_rate: float, form: Form, doing: str
-) -> tuple[list[Layer], tuple[Site, ...], tuple[Site, ...]]:
-    """Choose the new layers, the sites to remove, and rarely kept sites that have to stay.
-
-    Raises:
-        ConfigError: nothing can be removed.
-    """
-    rare = [site for site, rate in rates.items() if rate < keep_rate]
-    whole = moves_whole_layers(model)
-    layers: list[Layer]
-    if form == "vllm":
-        layers = choose_layers(list(rates), rare, rates)
-    else:
-        layers = [*pair_up(list(rates), rare, module_parameters(model), rates, whole_layers=whole)]
-    attns, mlps = (set(each) for each in zip(*layers, strict=True))
-    staying = {site for site in rates if site.layer in (attns if site.module == "attn" else mlps)}
-    removed = tuple(site for site in rates if site not in staying)
-    if removed:
-        return layers, removed, tuple(site for site in rare if site in staying)
-    lowest = sorted(rates, key=rates.__getitem__)[:4]
-    found = ", ".join(f"{site_name(site)} {rates[site]:.1%}" for site in lowest)
-    if rare:
-        wanted = "an attention and an MLP that can go together, so that the rest forms layers"
-        wanted += "; in this model they have to share a layer" if whole else ""
-    else:
-        wanted = f"a module that fewer than {keep_rate:.1%} of tokens keep"
-    raise ConfigError(
-        doing,
-        got=f"as the lowest keep rates {found}",
-        expected=wanted,
-        todo="raise --keep-rate (keep_rate=) or --sparsity (sparsity=)"
-        + (", or use --format vllm, where either may go alone" if rare and form != "vllm" else ""),
-    )
 
 
 def _written(

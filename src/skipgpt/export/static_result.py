@@ -17,10 +17,10 @@ class StaticExport:
 
     Attributes:
         out: the folder.
-        keep_rate: sites kept by a smaller share of tokens were to be removed.
+        keep_rate: what tokens run a smaller share of was to be removed.
         keep_rates: that share by site, `3.mlp`, on calibration text.
         removed: removed sites.
-        kept_anyway: sites that were to be removed and stayed, so that layers could be formed.
+        kept_anyway: sites that fewer tokens keep and that stayed, so that layers could be formed.
         layers: for each new layer the layers that its attention and its MLP come from; None
             where it has none, which only the form for serving engines allows.
         layers_before: decoder layers of the base model.

@@ -1,0 +1,55 @@
+"""Which modules a static export removes: what tokens hardly run, as each form allows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from skipgpt.errors import ConfigError
+from skipgpt.export.decilm import Layer, choose_layers
+from skipgpt.export.pairing import pair_rates, pair_up
+from skipgpt.export.rebuild import module_parameters, moves_whole_layers
+from skipgpt.export.static_result import site_name
+from skipgpt.routing.decision import Site
+
+Form = Literal["transformers", "vllm"]
+
+
+def choose(
+    model: nn.Module, rates: dict[Site, float], keep_rate: float, form: Form, doing: str
+) -> tuple[list[Layer], tuple[Site, ...], tuple[Site, ...]]:
+    """Choose the new layers, the sites to remove, and rarely kept sites that have to stay.
+
+    Raises:
+        ConfigError: nothing can be removed.
+    """
+    rare = [site for site, rate in rates.items() if rate < keep_rate]
+    lowest = {site_name(site): rate for site, rate in rates.items()}
+    expected = f"a module that fewer than {keep_rate:.1%} of tokens keep"
+    todo = "raise --keep-rate (keep_rate=) or --sparsity (sparsity=)"
+    layers: list[Layer]
+    if form == "vllm":
+        layers = choose_layers(list(rates), rare, rates)
+    else:
+        sizes, whole = module_parameters(model), moves_whole_layers(model)
+        pairs = pair_rates(list(rates), sizes, rates, whole_layers=whole)
+        removable = [pair for pair, rate in pairs.items() if rate < keep_rate]
+        layers = [*pair_up(list(rates), removable, sizes, rates)]
+        lowest = {f"{site_name(a)} with {site_name(b)}": rate for (a, b), rate in pairs.items()}
+        expected = (
+            "an attention and an MLP side by side of whose parameters tokens run less than "
+            f"{keep_rate:.1%}"
+            + (", which share a layer in this model" if whole else "")
+            + "; one alone would leave half a layer"
+        )
+        todo += ", or use --format vllm, where either may go alone" if rare else ""
+    attns, mlps = (set(each) for each in zip(*layers, strict=True))
+    staying = {site for site in rates if site.layer in (attns if site.module == "attn" else mlps)}
+    removed = tuple(site for site in rates if site not in staying)
+    if removed:
+        return layers, removed, tuple(site for site in rare if site in staying)
+    found = ", ".join(
+        f"{name} {lowest[name]:.1%}" for name in sorted(lowest, key=lowest.__getitem__)[:4]
+    )
+    raise ConfigError(doing, got=f"as the lowest keep rates {found}", expected=expected, todo=todo)
