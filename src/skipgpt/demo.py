@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipgpt.checkpoint.loading import load
-from skipgpt.config import Budget, DataConfig, recipe
+from skipgpt.checkpoint.loading import load_placed
+from skipgpt.config import Budget, DataConfig, Placement, recipe
 from skipgpt.config.settings import override
 from skipgpt.data import load_blocks, read_documents, split_documents
 from skipgpt.errors import StoppedError
@@ -145,17 +145,25 @@ def _demo(
     changes = SETTINGS | {"target_sparsity": sparsity, "budget": budget, "seed": seed}
     config = override(recipe("default"), changes)
     logger.info("fitting and training routers, calibrating, healing with LoRA")
-    where: dict[str, Any] = {"device": device, "dtype": dtype}
+    placement = Placement(device, dtype)
     try:
-        trained = train("nano", ["stdlib"], out / "checkpoint", config, overwrite=True, **where)
+        trained = train(
+            "nano",
+            ["stdlib"],
+            out / "checkpoint",
+            config,
+            overwrite=True,
+            device=device,
+            dtype=dtype,
+        )
     except StoppedError as error:
         raise error.advising("the same command starts again") from error
 
     logger.info("measuring static removal on the same text")
-    model, tokenizer = load(out / "checkpoint", merge=True, **where)
+    model, tokenizer = load_placed(out / "checkpoint", placement, merge=True)
     blocks = load_blocks(["stdlib"], tokenizer, config.data)
     held = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
-    base = add_routers(load_base("nano", **where)[0])
+    base = add_routers(load_base("nano", device=device, dtype=dtype)[0])
     removed = _static(base, blocks.train, config)
     with use_rule(base, Forced.without(removed)):
         static = perplexity(base, held, closeness_to=base)
@@ -180,7 +188,11 @@ def _demo(
     )
     logger.info("writing the report")
     report = gather(
-        out / "checkpoint", [_held_out(config.data)], config.data, max_tokens=4096, **where
+        out / "checkpoint",
+        [_held_out(config.data)],
+        config.data,
+        max_tokens=4096,
+        placement=placement,
     )
     with staged(out) as stage:
         (stage / "demo.json").write_text(to_json(result.to_dict()), encoding="utf-8")

@@ -22,7 +22,7 @@ from skipgpt.comparison import compare as comparing
 from skipgpt.comparison import static, trained
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.comparison.setup import ComparisonSetup, prepare
-from skipgpt.config import TrainConfig
+from skipgpt.config import Placement, TrainConfig
 from skipgpt.config.settings import from_dict
 from skipgpt.errors import CheckpointError, ConfigError, StoppedError
 from skipgpt.evaluation.perplexity import perplexity
@@ -277,7 +277,7 @@ def _between(rows: list[Row], name: str, share: float) -> float:
 
 def _job(base: Path) -> ComparisonSetup:
     data = [str(base.parent / "stories.jsonl")]
-    return prepare(str(base), data, "default", dict(COMPARED), device="cpu", dtype="auto")
+    return prepare(str(base), data, "default", dict(COMPARED), placement=Placement())
 
 
 def test_healing_trains_lora_around_each_whole_removal_next_to_the_budget(

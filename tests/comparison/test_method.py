@@ -10,7 +10,7 @@ from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, write_documents
 from skipgpt.comparison.method import KINDS, TRAINED, Method, parse_method, split_methods
 from skipgpt.comparison.setup import ComparisonSetup, prepare
-from skipgpt.config import recipe
+from skipgpt.config import Placement, recipe
 from skipgpt.errors import ConfigError
 
 WRITTEN = {
@@ -99,7 +99,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
     byte_tokenizer().save_pretrained(folder / "base")
     settings = COMPARED | {"router_stage.alpha": "5", "batch_size": "3"}
     data = [str(write_documents(folder))]
-    return prepare(str(folder / "base"), data, "default", settings, device="cpu", dtype="auto")
+    return prepare(str(folder / "base"), data, "default", settings, placement=Placement())
 
 
 def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(job: ComparisonSetup) -> None:

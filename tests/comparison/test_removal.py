@@ -17,7 +17,7 @@ from skipgpt.baselines.registry import STATIC
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.comparison import removal, static
 from skipgpt.comparison.setup import ComparisonSetup, prepare
-from skipgpt.config import RouterConfig
+from skipgpt.config import Placement, RouterConfig
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import perplexity
@@ -56,7 +56,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def _job(base: Path) -> ComparisonSetup:
     data = [str(base.parent / "stories.jsonl")]
-    return prepare(str(base), data, "default", dict(COMPARED), device="cpu", dtype="auto")
+    return prepare(str(base), data, "default", dict(COMPARED), placement=Placement())
 
 
 # Budgets in FLOPs.

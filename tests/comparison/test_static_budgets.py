@@ -11,6 +11,7 @@ from runs import COMPARED, write_documents
 from skipgpt.comparison.budget import between, check_reach, most_removals
 from skipgpt.comparison.method import parse_method
 from skipgpt.comparison.setup import ComparisonSetup, prepare
+from skipgpt.config import Placement
 from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.routing.decision import Site
@@ -52,7 +53,7 @@ def _job(folder: Any, budget: Any) -> ComparisonSetup:
     byte_tokenizer().save_pretrained(folder / "base")
     data = [str(write_documents(folder))]
     base = str(folder / "base")
-    return prepare(base, data, "default", dict(COMPARED), budget, device="cpu", dtype="auto")
+    return prepare(base, data, "default", dict(COMPARED), budget, placement=Placement())
 
 
 @pytest.fixture(scope="module")

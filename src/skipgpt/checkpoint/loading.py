@@ -25,7 +25,7 @@ from skipgpt.checkpoint.tensors import (
     load_adapter,
     load_routers,
 )
-from skipgpt.config import Budget, check_budget, check_pair
+from skipgpt.config import Budget, Placement, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.auto import register
 from skipgpt.model.base import load_base, load_merged
@@ -99,17 +99,41 @@ def load(
     Example:
         model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4, budget="flops")
     """
-    check_loaded_as(quantize)
+    return load_placed(
+        folder,
+        Placement(device, dtype, base, quantize),
+        sparsity=sparsity,
+        budget=budget,
+        merge=merge,
+        trainable=trainable,
+    )
+
+
+def load_placed(
+    folder: str | Path,
+    placement: Placement,
+    *,
+    sparsity: float | None = None,
+    budget: Budget | None = None,
+    merge: bool = False,
+    trainable: bool = False,
+) -> tuple[Any, Any]:
+    """Load a checkpoint as `load` does, by a placement."""
+    check_loaded_as(placement.quantize)
     check_pair(sparsity, budget)
     folder = local_folder(folder)
     if kind_of_model(folder) == "merged":
-        return _load_merged(folder, sparsity, budget, base, trainable, device, dtype, quantize)
+        return _load_merged(folder, placement, sparsity, budget, trainable)
     info = read_info(folder)
     verify_files(folder, info)
-    name = base_of(info, folder, base)
+    name = base_of(info, folder, placement.base)
     kind = info.quantization
     model, tokenizer = load_base(
-        name, revision=info.revision, device=device, dtype=dtype, quantize=kind
+        name,
+        revision=info.revision,
+        device=placement.device,
+        dtype=placement.dtype,
+        quantize=kind,
     )
     if not is_of_same_weights(found := fingerprint_of(model), info.fingerprint):
         raise CheckpointError(
@@ -132,7 +156,7 @@ def load(
     state = routing_state(model)
     state.curves = curves_of(info)
     if state.curves is not None:
-        _say_if_timed_elsewhere(state.curves, budget, torch.device(device))
+        _say_if_timed_elsewhere(state.curves, budget, torch.device(placement.device))
         own = clamp_to_curve(model, info.target_sparsity)
         set_sparsity(model, own if sparsity is None else sparsity, budget=budget)
     elif sparsity is not None:
@@ -141,13 +165,17 @@ def load(
         model = load_adapter(model, folder / LORA, trainable=trainable)
         model = merge_lora(model) if merge and kind is None else model
     model = model.eval()
-    return (quantize_int8(model) if quantize else model), tokenizer
+    return (quantize_int8(model) if placement.quantize else model), tokenizer
 
 
 def _load_merged(
-    folder: Path, sparsity: float | None, budget: Budget | None, base: str | None,
-    trainable: bool, device: str, dtype: str, quantize: str | None,
-) -> tuple[Any, Any]:  # fmt: skip
+    folder: Path,
+    placement: Placement,
+    sparsity: float | None,
+    budget: Budget | None,
+    trainable: bool,
+) -> tuple[Any, Any]:
+    base = placement.base
     if base is not None or trainable:
         raise ConfigError(
             f"loading the merged export {folder}",
@@ -156,10 +184,10 @@ def _load_merged(
             todo="leave out --base (base=)" if base is not None else "load the checkpoint",
         )
     register(json_of(folder / "config.json")["model_type"].removeprefix(MERGED_PREFIX))
-    model, tokenizer = load_merged(str(folder), device=device, dtype=dtype)
+    model, tokenizer = load_merged(str(folder), device=placement.device, dtype=placement.dtype)
     if sparsity is not None:
         set_sparsity(model, sparsity, budget=budget)
-    return (quantize_int8(model) if quantize else model), tokenizer
+    return (quantize_int8(model) if placement.quantize else model), tokenizer
 
 
 def curves_of(info: CheckpointInfo) -> Curves | None:

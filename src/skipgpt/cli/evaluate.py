@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -113,7 +113,7 @@ def run(
     import logging
     from typing import cast
 
-    from skipgpt.config import as_budget
+    from skipgpt.config import Placement, as_budget
     from skipgpt.errors import ConfigError
     from skipgpt.evaluation.protocols import Form, FormName, cut_text
     from skipgpt.model.state import Execution
@@ -137,9 +137,7 @@ def run(
     if name != "blocks" or window:
         cutting = f"cutting the text in form {name}" + " with --window" * (name == "blocks")
         options.refuse_given(context, ("block_size",), cutting, "--window for its rows")
-    where: dict[str, Any] = {
-        "base": base, "device": device, "dtype": dtype, "quantize": quantize
-    }  # fmt: skip
+    placement = Placement(device, dtype, base, quantize)
     if of_tasks:
         from skipgpt.evaluation.harness.benchmark import Setting, benchmark
 
@@ -149,7 +147,7 @@ def run(
             batch_size=batch_size or "auto",
             cache=use_cache,
             execution=cast("Execution", execution),
-            **where,
+            placement=placement,
         )
         found = benchmark(
             folder,
@@ -163,15 +161,15 @@ def run(
         return
 
     from skipgpt.checkpoint.folder import local_folder, read_info
-    from skipgpt.checkpoint.loading import load
+    from skipgpt.checkpoint.loading import load_placed
     from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.calibrate import say_if_uncalibrated
     from skipgpt.evaluation.dense_base import dense_base_of
     from skipgpt.evaluation.text_result import measure_text
 
     info = None if no_closeness else read_info(local_folder(folder))
-    model, tokenizer = load(
-        folder, sparsity=sparsity, budget=as_budget(budget), merge=True, **where
+    model, tokenizer = load_placed(
+        folder, placement, sparsity=sparsity, budget=as_budget(budget), merge=True
     )
     say_if_uncalibrated(model)
     config = data_config(
@@ -192,7 +190,7 @@ def run(
             max_tokens=max_tokens,
         )
         logging.getLogger("skipgpt").info(cut.said)
-        dense = None if info is None else dense_base_of(info, model, where)
+        dense = None if info is None else dense_base_of(info, model, placement)
         result = measure_text(
             model, cut, batch_size=rows, closeness_to=dense, continuations=continuations
         )

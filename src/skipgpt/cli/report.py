@@ -102,7 +102,7 @@ def run(
             expected="--tasks beside it",
         )
 
-    from skipgpt.config import as_budget
+    from skipgpt.config import Placement, as_budget
     from skipgpt.report.gather import gather
     from skipgpt.report.side_by_side import gather_several
     from skipgpt.report.writing import rendered, write
@@ -118,7 +118,7 @@ def run(
         "sparsity": sparsity, "budget": as_budget(budget), "max_tokens": max_tokens,
         "batch_size": batch_size,
         "tasks": tasks.split(",") if tasks else (), "task_dir": task_dir, "limit": limit,
-        "base": base, "device": device, "dtype": dtype, "quantize": quantize,
+        "placement": Placement(device, dtype, base, quantize),
     }  # fmt: skip
     many = folders or []
     with kept_for(path), advancing("reading the text", unit="pass", announced=True) as advance:

@@ -20,7 +20,7 @@ from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_meth
 from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import UNITS, Comparison, Row
 from skipgpt.comparison.setup import KEPT, ComparisonSetup, prepare, run_folder
-from skipgpt.config import Budget, check_sparsity
+from skipgpt.config import Budget, Placement, check_sparsity
 from skipgpt.config import recipe as named_recipe
 from skipgpt.config.settings import changed, from_dict, to_dict
 from skipgpt.errors import ConfigError
@@ -89,7 +89,7 @@ def compare(
         expected = " or ".join(UNITS)
         raise ConfigError("choosing the budget", got=repr(budget), expected=expected)
     with stoppable(f"comparing into {out}", lambda: KEPT), advancing(), writing_to(out):
-        job = prepare(base, data, recipe, shared, budget, device=device, dtype=dtype)
+        job = prepare(base, data, recipe, shared, budget, placement=Placement(device, dtype, base))
         _check(job, wanted, budgets, seeds)
         work = _Work(job, out)
         rows: list[Row] = []
@@ -201,7 +201,7 @@ class _Work:
             "config": changed(self.job.config(method, sparsity, seed)),
             "base": self.job.fingerprint,
             "text": self.job.blocks.fingerprint,
-            "where": self.job.where,
+            "where": self.job.kinds,
             "dial": dial,
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

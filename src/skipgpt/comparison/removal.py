@@ -126,7 +126,7 @@ def _searched(
         "stand_ins": method.stand_in and [config.router.stand_in, config.router_stage.fit_tokens],
         "base": job.fingerprint,
         "text": job.blocks.fingerprint,
-        "where": job.where,
+        "where": job.kinds,
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     path = out / "searches" / f"{method.kind}-{key[:16]}.json"

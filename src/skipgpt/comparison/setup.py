@@ -13,7 +13,15 @@ from torch import Tensor
 from skipgpt.checkpoint.folder import is_checkpoint, read_info
 from skipgpt.comparison.method import DENSE, TRAINED, Method
 from skipgpt.comparison.result import UNITS, Row
-from skipgpt.config import Budget, LoraStage, RouterConfig, Stage, TrainConfig, recipe
+from skipgpt.config import (
+    Budget,
+    LoraStage,
+    Placement,
+    RouterConfig,
+    Stage,
+    TrainConfig,
+    recipe,
+)
 from skipgpt.config.settings import override
 from skipgpt.cost import flops_per_token, overhead
 from skipgpt.data import Blocks, load_blocks
@@ -61,7 +69,7 @@ class ComparisonSetup:
         layers: number of layers of the base.
         width: its hidden size.
         overhead: sizes of routers and stand-ins, as shares of the base's parameters.
-        where: `device` and `dtype`.
+        placement: device and dtype.
         budget: what budgets are shares of.
         fits: fitted stand-ins and the seconds of fitting, by rank and tokens.
     """
@@ -77,9 +85,14 @@ class ComparisonSetup:
     layers: int
     width: int
     overhead: dict[str, float]
-    where: dict[str, Any]
+    placement: Placement
     budget: Budget = "modules"
     fits: dict[tuple[float, int], tuple[dict[Site, Any], float]] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Device and dtype by name, as results are kept under."""
+        return {"device": self.placement.device, "dtype": self.placement.dtype}
 
     @property
     def unit(self) -> str:
@@ -155,7 +168,8 @@ class ComparisonSetup:
     def routed(self, router: RouterConfig | None = None, seed: int = 0) -> Any:
         """Load the base model again, with new routers."""
         torch.manual_seed(seed)
-        return add_routers(load_base(self.base, **self.where)[0], router).eval()
+        model, _ = load_base(self.base, **self.kinds)
+        return add_routers(model, router).eval()
 
     def held_out(self) -> Tensor:
         """The text that every row is measured on, [N, T]."""
@@ -204,7 +218,8 @@ def prepare(
     recipe_name: str,
     settings: dict[str, Any],
     budget: Budget = "modules",
-    **where: str,
+    *,
+    placement: Placement,
 ) -> ComparisonSetup:
     """Load the base and the text, and measure the base on it.
 
@@ -225,7 +240,7 @@ def prepare(
             expected=f"its base model, {read_info(base).base}",
         )
     config = override(recipe(recipe_name), settings)
-    model, tokenizer = load_base(base, **where)
+    model, tokenizer = load_base(base, device=placement.device, dtype=placement.dtype)
     of_base = f"{weights_digest(model)} {digest_of_settings(settings_of(model, tokenizer))}"
     searched = config.router_stage.static_tokens, config.router_stage.fit_tokens
     most = max(config.train_tokens, *searched)
@@ -249,7 +264,7 @@ def prepare(
         layers,
         hidden_size(model),
         overhead(model),
-        where,
+        placement,
         budget,
     )
 

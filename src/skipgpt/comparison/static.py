@@ -130,7 +130,7 @@ def _pruned(job: ComparisonSetup, method: Method, model: Any, removed: list[Unit
 def _dense(job: ComparisonSetup, method: Method, model: Any) -> Any:
     """Return the dense base of a pruned model: itself, unless the method changed its weights."""
     if method.kind in STATIC and STATIC[method.kind].changes_weights:
-        return load_base(job.base, **job.where)[0].eval()
+        return load_base(job.base, **job.kinds)[0].eval()
     return model
 
 

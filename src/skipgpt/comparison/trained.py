@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
-from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.loading import load_placed
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row
 from skipgpt.comparison.setup import KEPT, ComparisonSetup
@@ -77,7 +77,7 @@ def heal(
 
 def random_routes(job: ComparisonSetup, method: Method, routed: Row) -> list[Row]:
     """Measure random routing: each site skips random tokens at the rate its router learned."""
-    model, _ = load(str(routed.checkpoint), base=job.base, **job.where)
+    model, _ = load_placed(str(routed.checkpoint), job.placement)
     with count_routing(model) as counts:
         total_loss(model, job.calibration())
     rates = {site: 1 - kept for site, kept in counts.keep_ratios().items()}
@@ -91,7 +91,7 @@ def measure_at_sparsities(
     job: ComparisonSetup, method: Method, trained: Row, sparsities: tuple[float, ...]
 ) -> list[Row]:
     """Measure one checkpoint at other budgets than its own."""
-    model, _ = load(str(trained.checkpoint), base=job.base, **job.where)
+    model, _ = load_placed(str(trained.checkpoint), job.placement)
     rows = []
     curve = routing_state(model).curve
     for sparsity in sparsities:
@@ -148,7 +148,7 @@ def _gated(model: Any, job: ComparisonSetup, rule: TopK | AboveThresholds) -> An
 
 
 def _measure(job: ComparisonSetup, folder: Path, rule: DecisionRule, seed: int) -> Any:
-    model, _ = load(str(folder), base=job.base, **job.where)
+    model, _ = load_placed(str(folder), job.placement)
     torch.manual_seed(seed)
     with use_rule(model, rule):
         return perplexity(model, job.held_out(), closeness_to=model)
@@ -175,13 +175,14 @@ def _like(job: ComparisonSetup, row: Row, measured: Any) -> Row:
 
 def _trained(job: ComparisonSetup, base: str, config: TrainConfig, folder: Path) -> TrainResult:
     """Train into a folder, or resume where an interrupted comparison stopped."""
+    kinds: Any = job.kinds
     try:
         if (folder / RUN).exists():
             try:
-                return train(base, job.data, folder, config, resume=True, **job.where)
+                return train(base, job.data, folder, config, resume=True, **kinds)
             except ConfigError:  # the same text under other names, which resuming rejects
                 logger.info("%s cannot be resumed and starts over", folder.name)
-        return train(base, job.data, folder, config, overwrite=True, **job.where)
+        return train(base, job.data, folder, config, overwrite=True, **kinds)
     except TrainingError as error:
         raise in_comparison(error) from error
 

@@ -14,6 +14,7 @@ from skipgpt.config.budget import (
     check_pair,
     check_sparsity,
 )
+from skipgpt.config.placement import Placement
 from skipgpt.config.recipes import recipe
 from skipgpt.config.schema import (
     ALL_LINEAR,
@@ -37,6 +38,7 @@ __all__ = [
     "DataConfig",
     "FitStage",
     "LoraStage",
+    "Placement",
     "RouterConfig",
     "RouterStage",
     "Stage",

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,8 @@ def calibrate_checkpoint(
     target: float,
     budget: Budget | None = None,
     timed: TimedForward | None = None,
-    **where: Any,
+    device: str = "cpu",
+    dtype: str = "auto",
 ) -> CheckpointInfo:
     """Calibrate a checkpoint on disk, measure it, and write both into it.
 
@@ -164,7 +165,8 @@ def calibrate_checkpoint(
         target: sparsity that the checkpoint is set to.
         budget: the unit of `target`; that of the checkpoint if None.
         timed: the forward whose seconds the unit `time` counts.
-        where: `device` and `dtype`.
+        device: where to run.
+        dtype: of the base model.
 
     Raises:
         SkipGPTError: on any failure; the checkpoint is then as it was.
@@ -172,7 +174,7 @@ def calibrate_checkpoint(
     kept = "the checkpoint is as it was; the same command starts again"
     with stoppable(f"calibrating {folder}", lambda: kept), writing_to(Path(folder)):
         before = read_info(folder)
-        model, tokenizer = load(folder, **where)
+        model, tokenizer = load(folder, device=device, dtype=dtype)
         unit = budget or before.budget
         blocks = load_blocks(data, tokenizer, config, train_tokens=0)
         check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)

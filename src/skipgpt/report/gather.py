@@ -15,8 +15,8 @@ from torch import nn
 from skipgpt.analysis import TextTrace, trace_dense, trace_text
 from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
-from skipgpt.checkpoint.loading import load
-from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, check_pair
+from skipgpt.checkpoint.loading import load_placed
+from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, Placement, check_pair
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.evaluation.dense_base import dense_base_of
@@ -56,7 +56,7 @@ def gather(
     task_dir: str | Path | None = None,
     limit: int = 0,
     on_step: OnStep | None = None,
-    **where: Any,
+    placement: Placement | None = None,
 ) -> Report:
     """Measure a checkpoint on a text, in every way that the report shows.
 
@@ -74,7 +74,7 @@ def gather(
         task_dir: a folder of local tasks.
         limit: first items of each task; 0 is all.
         on_step: called with passes over the text done and in total.
-        where: `base`, `device`, `dtype` and `quantize`, as `skipgpt.load` takes them.
+        placement: how models are loaded; on the CPU, as the checkpoint says, where None.
 
     Raises:
         SkipGPTError: the checkpoint, a source or a task cannot be read, `sparsity` is beyond the
@@ -83,14 +83,15 @@ def gather(
     Example:
         page = to_html(gather("out/nano-25", ["README.md"], DataConfig()))
     """
+    placement = placement or Placement()
     folder = local_folder(folder)
     info = read_info(folder)
-    setting = Setting(task_dir=task_dir, limit=limit, **where)
+    setting = Setting(task_dir=task_dir, limit=limit, placement=placement)
     if tasks:  # before the passes, which take minutes
         check_tasks(folder, tasks, setting)
     check_pair(sparsity, budget)
     unit = budget or info.budget
-    model, tokenizer = load(folder, sparsity=sparsity, budget=budget, merge=True, **where)
+    model, tokenizer = load_placed(folder, placement, sparsity=sparsity, budget=budget, merge=True)
     read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
     notes = _notes(info, model, read)
     if info.curves and unit != "modules":
@@ -99,7 +100,7 @@ def gather(
         logger.info(note)
     own = clamp_to_curve(model, info.target_sparsity) if sparsity is None else sparsity
     asked = _reached(model, own, dial, unit)
-    base = dense_base_of(info, model, where)
+    base = dense_base_of(info, model, placement)
     traces: dict[float, TextTrace] = {}
     for n, each in enumerate(asked):
         with at_sparsity(model, each, budget=unit) if len(asked) > 1 else nullcontext():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from skipgpt.checkpoint.folder import local_folder, read_info
-from skipgpt.checkpoint.loading import load
-from skipgpt.config import Budget, check_pair
+from skipgpt.checkpoint.loading import load_placed
+from skipgpt.config import Budget, Placement, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
@@ -37,11 +37,8 @@ class Setting:
         limit: items per task, from the first; 0 is all.
         batch_size: requests per forward, or `auto`.
         cache: a folder in which responses are cached, so that an interrupted run can resume.
-        base: where the base model is, if not where the checkpoint says.
         execution: execution of the checkpoint.
-        device: where models are put.
-        dtype: dtype of the base model.
-        quantize: `int8`, as for `skipgpt.load`; applies to the checkpoint.
+        placement: how models are loaded.
 
     Raises:
         ConfigError: an unknown execution, or numbers below their range.
@@ -51,11 +48,8 @@ class Setting:
     limit: int = 0
     batch_size: int | str = "auto"
     cache: str | Path | None = None
-    base: str | None = None
     execution: Execution = "auto"
-    device: str = "cpu"
-    dtype: str = "auto"
-    quantize: str | None = None
+    placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
         if self.execution not in get_args(Execution):
@@ -176,10 +170,8 @@ def _runs(
     folder = local_folder(folder)
     info = read_info(folder)
     tasks = load_tasks(names, setting.task_dir)
-    where: dict[str, Any] = {"device": setting.device, "dtype": setting.dtype}
-    model, tokenizer = load(
-        folder, base=setting.base, merge=True, quantize=setting.quantize, **where
-    )
+    placement = setting.placement
+    model, tokenizer = load_placed(folder, placement, merge=True)
     say_if_uncalibrated(model)
     for sparsity in sparsities:  # fail before hours of work
         if sparsity is not None:
@@ -194,7 +186,11 @@ def _runs(
     del model
     gc.collect()
     base, tokenizer = load_base(
-        setting.base or info.base, revision=info.revision, quantize=info.quantization, **where
+        placement.base or info.base,
+        revision=info.revision,
+        device=placement.device,
+        dtype=placement.dtype,
+        quantize=info.quantization,
     )
     yield _run(add_routers(base), tokenizer, tasks, setting, 0.0, "dense")
 
