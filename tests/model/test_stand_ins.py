@@ -51,6 +51,7 @@ def test_a_share_of_the_width_is_resolved_and_bounded() -> None:
     assert routing_state(model).config.stand_in == 6  # of 32
     assert {each.down.weight.shape for each in stand_ins(model).values()} == {(6, 32)}
     assert RouterConfig(stand_in=0.2).resolved(4096).stand_in == 128
+    assert RouterConfig(stand_in=0.2).resolved(576).stand_in == 112
     assert RouterConfig(stand_in=0.01).resolved(32).stand_in == 1
 
 

@@ -39,7 +39,7 @@ class RouterConfig:
             a token, whose attention router then decides for its MLP, too; or each module of a
             whole `sequence`, by the mean margin of the tokens in a forward, later ones included.
         stand_in: rank of the learned linear map that runs where a module is skipped; below 1, as a
-            share of the model's width, up to a rank of 128; 0 leaves only the residual (paper).
+            share of the width, in multiples of 16, at most 128; 0 leaves only the residual (paper).
     """
 
     head: Literal["linear", "mlp"] = "linear"
@@ -62,10 +62,10 @@ class RouterConfig:
 
         Example:
             >>> RouterConfig(stand_in=0.2).resolved(576).stand_in
-            115
+            112
         """
-        share, rank = self.stand_in, min(MOST_RANK, max(1, round(self.stand_in * width)))
-        return replace(self, stand_in=rank) if 0 < share < 1 else self
+        rank = 16 * round(r / 16) if (r := self.stand_in * width) > 16 else max(1, round(r))
+        return replace(self, stand_in=min(MOST_RANK, rank)) if 0 < self.stand_in < 1 else self
 
 
 @dataclass(frozen=True)
