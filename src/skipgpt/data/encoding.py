@@ -1,8 +1,9 @@
 """Text -> token ids: where a document begins, and control tokens that stand in text.
 
-Control tokens are the special tokens of a tokenizer, such as `<|endoftext|>` or `<|im_start|>`.
-Where they stand in a document, a prompt or a message, they are text, unless the caller asks for
-control tokens: a document cannot end itself, and a message cannot end its turn.
+Control tokens are the special tokens of a tokenizer, such as `<|endoftext|>`, and those that its
+chat template writes around turns, which some tokenizers do not call special. Where they stand in a
+document, a prompt or a message, they are text, unless the caller asks for control tokens: a
+document cannot end itself, and a message cannot end its turn.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from skipgpt.data.documents import END_OF_TEXT
-from skipgpt.errors import ConfigError
 
 ROLE_MARKERS = frozenset(
     {"<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
@@ -52,9 +52,9 @@ class Boundaries(NamedTuple):
     after: tuple[int, ...] = ()
 
     @property
-    def prefix(self) -> int | None:
-        """The token after which a text that stands alone is predicted."""
-        return next(iter([*self.before[-1:], *self.after[-1:]]), None)
+    def prefix(self) -> list[int]:
+        """The tokens after which a text that stands alone is predicted."""
+        return [*self.before] or [*self.after[-1:]]
 
 
 def boundaries(tokenizer: Any) -> Boundaries:
@@ -78,9 +78,16 @@ def boundaries(tokenizer: Any) -> Boundaries:
 
 
 def control_tokens_of(tokenizer: Any) -> set[str]:
-    """The special tokens of a tokenizer, as they are written."""
+    """The special tokens of a tokenizer and those around turns of a chat, as they are written."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return {*tokenizer.all_special_tokens, *(each.content for each in added if each.special)}
+    special = {*tokenizer.all_special_tokens, *(each.content for each in added if each.special)}
+    return special.union(_role_markers(tokenizer, [each.content for each in added]) - special)
+
+
+def name_control_tokens(tokenizer: Any, stops: Sequence[str]) -> bool:
+    """Whether a stop string has a control token among other letters, which text alone lacks."""
+    controls = control_tokens_of(tokenizer)
+    return any(token in stop != token for stop in stops for token in controls)
 
 
 def encode(
@@ -94,9 +101,12 @@ def encode(
         control_tokens: whether control tokens that are written in it count as such.
         options: of the call.
     """
+    texts = [text] if isinstance(text, str) else list(text)
+    if not control_tokens:
+        tokenizer = _splitting_role_markers(tokenizer, texts)
     with _ENCODING:
         return tokenizer(
-            text if isinstance(text, str) else list(text),
+            text if isinstance(text, str) else texts,
             split_special_tokens=not control_tokens,
             **options,
         )
@@ -182,8 +192,9 @@ def _encode_marked(tokenizer: Any, text: str, mark: str) -> list[int]:
 
     held = json.loads(tokenizer.backend_tokenizer.to_str())
     held |= {"post_processor": None, "truncation": None, "padding": None}
+    controls = control_tokens_of(tokenizer)
     for token in held["added_tokens"]:
-        if token["special"]:
+        if token["content"] in controls:
             token["content"] = f"{mark}{token['content']}{mark}"
     marked = Tokenizer.from_str(json.dumps(held))
     own = {marked.token_to_id(token["content"]): token["id"] for token in held["added_tokens"]}
@@ -201,16 +212,41 @@ def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _is_role_marker(tokenizer: Any, token: str) -> bool:
-    """Whether a token begins or ends turns of a chat; `<|endoftext|>` ends documents, too."""
-    if token == END_OF_TEXT or token in ROLE_MARKERS:
-        return token != END_OF_TEXT
-    if not tokenizer.chat_template:
-        return False
+    """Whether a token begins or ends turns of a chat."""
+    return bool(_role_markers(tokenizer, [token]))
+
+
+def _role_markers(tokenizer: Any, tokens: Sequence[str]) -> set[str]:
+    """Those tokens that begin or end turns of a chat; `<|endoftext|>` ends documents, too."""
+    tokens = [token for token in tokens if token.strip() and token != END_OF_TEXT]
+    found = ROLE_MARKERS.intersection(tokens)
+    if not tokens or not tokenizer.chat_template:
+        return set(found)
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     try:
-        return bool(tokenizer.apply_chat_template(turns, tokenize=False).count(token) > 1)
+        chat = tokenizer.apply_chat_template(turns, tokenize=False)
     except Exception:  # templates raise whatever they like
-        return False
+        return set(found)
+    return {*found, *(token for token in tokens if chat.count(token) > 1)}
+
+
+def _splitting_role_markers(tokenizer: Any, texts: Sequence[str]) -> Any:
+    """The tokenizer, or a copy that takes for special what ends turns and stands in these texts.
+
+    `split_special_tokens` breaks up special tokens alone.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    plain = [each.content for each in added if not each.special]
+    written = [token for token in plain if any(token in text for text in texts)]
+    markers = _role_markers(tokenizer, written)
+    if not markers or not tokenizer.is_fast:
+        return tokenizer
+    from tokenizers import AddedToken
+
+    made = copy.deepcopy(tokenizer)
+    tokens = [AddedToken(each, special=True, normalized=False) for each in sorted(markers)]
+    made.backend_tokenizer.add_special_tokens(tokens)
+    return made
 
 
 def _strings(value: Any) -> Any:
@@ -234,35 +270,3 @@ def _mapped(value: Any, change: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_mapped(each, change) for each in value]
     return value
-
-
-def with_bos(tokenizer: Any, wanted: bool) -> Any:
-    """The tokenizer, or a copy that puts BOS before a text where that is wanted.
-
-    Raises:
-        ConfigError: the tokenizer has no BOS that can be put there.
-    """
-    bos = tokenizer.bos_token_id
-
-    def has_it(tokenizer: Any) -> bool:
-        return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-
-    if has_it(tokenizer) == wanted or not wanted:  # left out by the harness, text by text
-        return tokenizer
-    made = copy.deepcopy(tokenizer)
-    if bos is not None and made.is_fast:
-        from tokenizers.processors import TemplateProcessing
-
-        made.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{made.bos_token} $A",
-            pair=f"{made.bos_token} $A {made.bos_token} $B",
-            special_tokens=[(made.bos_token, bos)],
-        )
-    if not has_it(made):
-        raise ConfigError(
-            "reading add_bos_token",
-            got="true",
-            expected="false: this tokenizer has no BOS that can be put before a text",
-            todo="leave it out",
-        )
-    return made

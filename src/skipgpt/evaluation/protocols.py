@@ -191,8 +191,7 @@ def _check(form: Form, corpus: str | None, max_tokens: int) -> None:
 
 def _bits(texts: Sequence[str], tokenizer: Any, form: Form, control_tokens: bool) -> CutText:
     """Cut each document by itself; those longer than a window are read in several rows."""
-    around = boundaries(tokenizer)
-    before = [] if around.prefix is None else [around.prefix]
+    before = boundaries(tokenizer).prefix
     options = {"control_tokens": control_tokens, "add_special_tokens": False, "verbose": False}
     documents = [
         torch.tensor([*before, *encode(tokenizer, text, **options)["input_ids"]]) for text in texts
@@ -205,7 +204,7 @@ def _bits(texts: Sequence[str], tokenizer: Any, form: Form, control_tokens: bool
             len(documents),
             form.window,
         )
-    spans = [span for ids in documents for span in document_spans(ids, form.window)]
+    spans = [span for ids in documents for span in document_spans(ids, form.window, len(before))]
     spans.sort(key=lambda span: len(span.ids))  # rows of one length share a forward
     some = _some(spans, sum(map(len, documents)))
     return CutText(form, some, bytes=sum(len(text.encode()) for text in texts))

@@ -65,17 +65,23 @@ def sliding_spans(ids: Tensor, window: int, stride: int) -> list[Span]:
     return spans
 
 
-def document_spans(ids: Tensor, window: int) -> list[Span]:
+def document_spans(ids: Tensor, window: int, first: int = 1) -> list[Span]:
     """Cut a document into rows that each begin with the last token of the one before.
 
-    So every token but the first, the prefix, is scored; in a document no longer than a window, with
-    all tokens before it as context.
+    So every token but the first ones, the prefix, is scored; in a document no longer than a window,
+    with all tokens before it as context.
+
+    Args:
+        ids: [T] token ids, the prefix included.
+        window: the most tokens per row.
+        first: length of the prefix; a token without anything before it is never scored.
 
     Example:
         >>> [span.ids.tolist() for span in document_spans(torch.arange(6), 3)]
         [[0, 1, 2], [2, 3, 4], [4, 5]]
     """
-    return [Span(ids[n : n + window]) for n in range(0, max(0, len(ids) - 1), window - 1)]
+    starts = range(0, max(0, len(ids) - 1), window - 1)
+    return [Span(ids[n : n + window], 1 if n else max(1, first)) for n in starts]
 
 
 @torch.no_grad()

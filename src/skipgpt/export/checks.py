@@ -1,4 +1,4 @@
-"""Checks of every export: a free target folder, and weights that LoRA can be merged into."""
+"""What every export asks: a free target folder, weights that can be merged into, a tied head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.info import CheckpointInfo
@@ -35,6 +35,12 @@ def exporting(export: Callable[P, T]) -> Callable[P, T]:
             return export(*args, **kwargs)
 
     return alone
+
+
+def head_is_tied(model: Any) -> bool:
+    """Whether the head reads the embedding's weight; a file may hold another, whatever it says."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return bool(head.weight is embedding.weight)
 
 
 OF_ANOTHER_EXPORT = (

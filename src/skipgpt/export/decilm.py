@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.errors import UnsupportedModelError
+from skipgpt.export.checks import head_is_tied
 from skipgpt.export.rebuild import smaller_state
 from skipgpt.routing.decision import Site
 from skipgpt.system.atomic import to_json
@@ -119,23 +120,25 @@ def write_for_engines(model: Any, layers: Sequence[Layer], folder: Path) -> int:
     from huggingface_hub import save_torch_state_dict
 
     state = smaller_state(model, layers)
-    if model.config.tie_word_embeddings:
+    if head_is_tied(model):
         state.pop("lm_head.weight", None)
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, folder)
-    (folder / "config.json").write_text(to_json(_config(model.config, layers)), encoding="utf-8")
+    (folder / "config.json").write_text(to_json(_config(model, layers)), encoding="utf-8")
     (folder / "configuration_decilm.py").write_text(CONFIG_CODE, encoding="utf-8")
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     return sum(tensor.numel() for tensor in state.values())
 
 
-def _config(config: Any, layers: Sequence[Layer]) -> dict[str, Any]:
+def _config(model: Any, layers: Sequence[Layer]) -> dict[str, Any]:
     """The config as plain JSON types."""
+    config = model.config
     values: dict[str, Any] = config.to_dict() | {
         "architectures": ["DeciLMForCausalLM"],
         "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
         "model_type": "nemotron-nas",
         "num_hidden_layers": len(layers),
+        "tie_word_embeddings": head_is_tied(model),
         "block_configs": [_block(config, *layer) for layer in layers],
     }
     if config.model_type == "qwen2":

@@ -10,7 +10,7 @@ import torch
 
 from skipgpt.checkpoint.loading import load
 from skipgpt.config import Budget
-from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
+from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting, head_is_tied
 from skipgpt.export.transformers4 import save_tokenizer, write_older_config
 from skipgpt.model.auto import auto_classes
 from skipgpt.model.families.table import family_of
@@ -91,7 +91,7 @@ def as_auto_model(model: Any, sparsity: float | None, budget: Budget | None = No
         calibration=None if curves is None else curves.to_json(),
         sparsity=None if curves is None else sparsity,
         budget=None if curves is None else budget or curves.budget,
-        **values,
+        **values | {"tie_word_embeddings": head_is_tied(model)},
     )
     config._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.errors import UnsupportedModelError
+from skipgpt.export.checks import head_is_tied
 from skipgpt.export.pairing import Pair
 from skipgpt.model.families.family import has
 from skipgpt.model.families.parameter_names import is_routing
@@ -121,7 +122,7 @@ def smaller_state(model: Any, pairs: Sequence[tuple[int | None, int | None]]) ->
 def _smaller_config(model: Any, pairs: Sequence[Pair]) -> Any:
     """Return the config of the new layers; entries about a module move with it."""
     config = model.config
-    values = config.to_dict()
+    values = config.to_dict() | {"tie_word_embeddings": head_is_tied(model)}
     values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(pairs)
     attns, mlps = zip(*pairs, strict=True)
     for name, module in _ONE_A_LAYER.items():

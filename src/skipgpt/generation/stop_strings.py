@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipgpt.analysis.text import Pieces
+from skipgpt.data.encoding import name_control_tokens
 from skipgpt.model.loading.generation_settings import Ends
 
 
 class NewText:
     """Incremental detokenizer that leaves out special tokens and ends at a stop sequence.
+
+    Where a stop sequence has a control token in it, it is sought in the text with control tokens.
 
     Args:
         tokenizer: the tokenizer that made the ids.
@@ -28,7 +31,9 @@ class NewText:
 
     def __init__(self, tokenizer: Any, before: Sequence[int], ends: Ends) -> None:
         self._pieces, self._stop = Pieces(tokenizer, before), StopText(ends.strings)
-        self._hidden = {*tokenizer.all_special_ids, *ends.ids}
+        self._hidden = dict.fromkeys([*tokenizer.all_special_ids, *ends.ids], "")
+        if ends.strings and name_control_tokens(tokenizer, ends.strings):
+            self._hidden = {token: tokenizer.decode([token]) for token in self._hidden}
         self.length, self.piece = 0, ""
 
     @property
@@ -38,7 +43,10 @@ class NewText:
 
     def add(self, token: int) -> str:
         """Add a token and return the text that can be shown now."""
-        return self._stop.add(self._came("" if token in self._hidden else self._pieces.add(token)))
+        if token in self._hidden:
+            self._came("")
+            return self._stop.add(self._hidden[token], shown=False)
+        return self._stop.add(self._came(self._pieces.add(token)))
 
     def rest(self) -> str:
         """Return the text held back; no more follows."""
@@ -65,14 +73,20 @@ class StopText:
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
-        self._held = ""
+        self._held, self._shown = "", ""
         self.found = False
 
-    def add(self, text: str) -> str:
-        """Add text and return what can be shown now; empty once a stop sequence was found."""
+    def add(self, text: str, shown: bool = True) -> str:
+        """Add text and return what can be shown now; empty once a stop sequence was found.
+
+        Args:
+            text: the newest text.
+            shown: whether it is ever shown; if not, it only counts for stop sequences.
+        """
         if self.found:
             return ""
         self._held += text
+        self._shown += "01"[shown] * len(text)
         ends = [
             (start + len(stop), start)
             for stop in self._stops
@@ -88,8 +102,9 @@ class StopText:
         return "" if self.found else self._release(len(self._held))
 
     def _release(self, length: int) -> str:
-        shown, self._held = self._held[:length], self._held[length:]
-        return shown
+        pairs = zip(self._held[:length], self._shown, strict=False)
+        self._held, self._shown = self._held[length:], self._shown[length:]
+        return "".join(letter for letter, shown in pairs if shown == "1")
 
     def _beginning(self) -> int:
         """Length of the longest end of the held text that may begin a stop sequence."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from skipgpt.data.encoding import boundaries, with_bos
+from skipgpt.data.encoding import boundaries
 from skipgpt.errors import MissingExtraError
 from skipgpt.evaluation.harness.keep_counts import RequestCounts, add_up, ran_by_row, sparsity_of
 from skipgpt.evaluation.harness.quiet import quietly
@@ -22,15 +22,16 @@ from skipgpt.system.progress import advancing
 try:
     from lm_eval.api.model import CacheHook, hash_args
     from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    from skipgpt.evaluation.harness.encoding import EncodingLM, with_bos
 except ImportError as error:
     raise MissingExtraError("lm_eval", "eval", "running benchmarks") from error
 
 
 @register_model("skipgpt")
-class RoutedLM(HFLM):  # type: ignore[misc]
+class RoutedLM(EncodingLM):
     """Answers requests of the harness with a checkpoint, and counts what it ran for each.
 
     Args:
@@ -104,8 +105,9 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             )
         if add_bos_token is not None and tokenizer is not None:
             tokenizer = with_bos(tokenizer, add_bos_token)
-        if prefix_token_id is None and tokenizer is not None:
-            prefix_token_id = boundaries(tokenizer).prefix
+        before = [] if prefix_token_id is None else [prefix_token_id]
+        if tokenizer is not None:
+            before = before or boundaries(tokenizer).prefix
         if execution:
             routing_state(model).execution = execution  # type: ignore[assignment]
         automatic = str(batch_size).startswith("auto")
@@ -117,10 +119,11 @@ class RoutedLM(HFLM):  # type: ignore[misc]
                 backend="causal",
                 max_length=max_length,
                 add_bos_token=add_bos_token,
-                prefix_token_id=prefix_token_id,
+                prefix_token_id=before[-1] if before else None,
                 batch_size=most,
                 max_batch_size=max_batch_size,
             )
+        self.before = before or [self.prefix_token_id]
         self.notes: MutableMapping[str, Any] = {}
         self.scorer = Scorer(
             self.model,
@@ -130,7 +133,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             padding_side,
         )
         self._decoded: list[RequestCounts] = []
-        self._ends = ends_of(self.model, self.tokenizer)
+        self.ends = ends_of(self.model, self.tokenizer)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Cache this model's responses from now on, with notes beside them."""
@@ -169,7 +172,11 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         answers: list[Any] = [None] * len(requests)
-        for n, scored in self.scorer.score([(each[1], each[2]) for each in requests]):
+        pairs = [
+            (self.before if before == [self.prefix_token_id] else before, after)
+            for _, before, after in requests
+        ]
+        for n, scored in self.scorer.score(pairs):
             answers[n] = (scored.nats, scored.greedy)
             self._note("loglikelihood", requests[n][0], scored.ran, scored.cut)
             self.cache_hook.add_partial("loglikelihood", requests[n][0], answers[n])
@@ -184,12 +191,14 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         totals: list[float] = []
         for request in requests:
             windows = get_rolling_token_windows(
-                token_list=self.tok_encode(*request.args),
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            found = list(self.scorer.score([make_disjoint_window(window) for window in windows]))
+            pairs = [make_disjoint_window(window) for window in windows]
+            pairs[:1] = [(self.before, after) for _, after in pairs[:1]]
+            found = list(self.scorer.score(pairs))
             totals.append(sum(scored.nats for _, scored in found))
             ran = add_up([scored.ran for _, scored in found if scored.ran])
             self._note("loglikelihood_rolling", request.args, ran, False)
@@ -235,25 +244,19 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         self.batch_size_per_gpu = len(batch)
         return list(super().generate_until(batch, disable_tqdm=True))
 
-    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
-        """Decode tokens, up to the first of the base's own stop strings."""
-        text = str(super().tok_decode(tokens, skip_special_tokens))
-        ends = self._ends.strings if skip_special_tokens else ()
-        return min((text.split(end)[0] for end in ends), key=len, default=text)
-
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **options: Any
     ) -> Tensor:
-        stops = [*stop, *self._ends.strings]
+        stops = [*stop, *self.ends.strings]
         check_ids("decoding a prompt", self.model, self.tokenizer, context)
-        with self.scorer.recording() as trace, plain_generation(self.model, self._ends):
+        with self.scorer.recording() as trace, plain_generation(self.model, self.ends):
             out: Tensor = super()._model_generate(context, max_length, stops, **options)
         new = out[:, context.shape[1] :].cpu()
         pad = self.tokenizer.pad_token_id
         # A token that ends a turn is not part of the text, even if it is no special token.
-        out[:, context.shape[1] :][_from_the_first(new, self._ends.ids).to(out.device)] = pad
+        out[:, context.shape[1] :][_from_the_first(new, self.ends.ids).to(out.device)] = pad
         # The last token of a row is decoded, but not read again.
-        read = (~_from_the_first(new, (*self._ends.ids, pad))).sum(-1).clamp(max=new.shape[1] - 1)
+        read = (~_from_the_first(new, (*self.ends.ids, pad))).sum(-1).clamp(max=new.shape[1] - 1)
         prompts: list[int] = options["attention_mask"].sum(-1).tolist()
         self._decoded = ran_by_row(trace, prompts, read.tolist()) if trace else []
         return out

@@ -21,6 +21,9 @@ from skipgpt.system.atomic import staged
 
 _SQLITE = b"SQLite format 3\0"
 PACKAGES = ("skipgpt", "torch", "transformers", "lm_eval")
+REQUESTS = 2
+"""How requests become tokens; a higher number where that changes."""
+
 OF_A_FOLDER = ("_name_or_path", "transformers_version")
 """Config fields that only say where it came from."""
 
@@ -100,6 +103,7 @@ def answers_key(lm: Any) -> str:
         "tokenizer": _tokens_of(lm.tokenizer),
         "context": lm.max_length,
         "prefix": lm.prefix_token_id,
+        "requests": REQUESTS,
         "add_bos_token": lm.add_bos_token,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from skipgpt.analysis.trace import TextTrace, trace_text
-from skipgpt.data.encoding import encode
+from skipgpt.data.encoding import encode_prompt
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.windows import rows_of
 from skipgpt.model.loading.limits import check_ids, context_of
@@ -63,7 +65,8 @@ class RoutingMap:
 def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
     """Run a text through a model with routers and map what ran.
 
-    A text longer than the model's context is read in independent rows of that length.
+    It begins as a prompt does, with BOS if the tokenizer puts it there. A text longer than the
+    model's context is read in independent rows of that length.
 
     Raises:
         ConfigError: the text is empty, or the model has no routers.
@@ -72,8 +75,8 @@ def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
     Example:
         print(routing_map(model, tokenizer, "print('hello')").to_terminal())
     """
-    ids = encode(tokenizer, text, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
-    if len(ids) == 0:
+    ids = torch.tensor(encode_prompt(tokenizer, text)["input_ids"], dtype=torch.int64)
+    if not text or len(ids) == 0:
         raise ConfigError("mapping a text", got="no token", expected="a text that is not empty")
     check_ids("mapping a text", model, tokenizer, ids)
     rows = rows_of(ids, context_of(model) or len(ids))
