@@ -7,6 +7,7 @@ from typing import Any
 
 from skipgpt.data.encoding import encode_chat
 from skipgpt.errors import ConfigError
+from skipgpt.model.loading.generation_settings import in_parts, wants_parts
 
 Turn = dict[str, Any]
 
@@ -17,7 +18,7 @@ _SILENT = frozenset({"role", "content", "tool_call_id"})
 def chat_ids(
     tokenizer: Any, turns: Sequence[Turn], control_tokens: bool = False, **options: Any
 ) -> list[int]:
-    """The token ids of a chat.
+    """The token ids of a chat; content is given as parts where the template reads nothing else.
 
     Args:
         tokenizer: of the base model, with a chat template.
@@ -53,6 +54,13 @@ def chat_ids(
             )
         if not turns[-1].get("content"):
             turns, options = turns[:-1], {"add_generation_prompt": True}
+    if wants_parts(tokenizer):
+        turns = [
+            turn | {"content": in_parts(turn["content"])}
+            if isinstance(turn.get("content"), str)
+            else turn
+            for turn in turns
+        ]
     try:
         ids = encode_chat(tokenizer, turns, control_tokens=control_tokens, **options)
     except Exception as error:  # templates raise whatever they like

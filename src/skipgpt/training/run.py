@@ -19,7 +19,6 @@ from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.model.base import choose_dtype
 from skipgpt.model.loading.bitsandbytes import check_quantization, quantization_of
 from skipgpt.model.loading.gguf import is_gguf
-from skipgpt.model.loading.identity import digest_of_settings
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.lora import with_own_targets
 from skipgpt.routing.decision import RuleAt
@@ -197,7 +196,7 @@ class _Run:
             "data": self.data,
             "config": to_dict(self.config),
             "base_weights": self.info.fingerprint,
-            "base_settings": digest_of_settings(self.info.base_settings),
+            "base_settings": self.info.base_settings,
             "dtype": str(self.model.dtype),
             "quantize": self.quantize,
             "data_fingerprint": self.blocks.fingerprint,

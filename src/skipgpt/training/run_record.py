@@ -23,6 +23,7 @@ from skipgpt.config import TrainConfig
 from skipgpt.config.settings import from_dict, to_dict
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.model.loading.identity import digest_of_settings, refuse_other_settings
 from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.distributed import first_alone
 
@@ -86,19 +87,32 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: it is; names what differs.
-        CheckpointError: run.json is damaged.
+        CheckpointError: run.json is damaged, or the base has other settings; names each.
     """
     before = _read_run(out)
     now = json.loads(json.dumps(facts))
+    undo = "undo the change, or use --overwrite to start anew"
+    settings, here = before.get("base_settings"), now.get("base_settings")
+    if here and isinstance(settings, str):  # the digest that an older version wrote
+        now["base_settings"] = digest_of_settings(here)
+    elif here and settings:
+        before["base_settings"] = here
+        try:
+            refuse_other_settings(settings, here, f"resuming the run in {out}")
+        except CheckpointError as error:
+            raise error.advising(undo) from error
     if "config" in before:  # as an older version wrote it, without settings that came later
         before |= {"config": _as_now(before["config"], now.get("config"))}
     later = {key: now[key] for key in _LATER if key in now}  # an older version wrote none
     if changed := [key for key in now if now[key] != (later | before).get(key)]:
+        of_files = {"base_weights", "base_settings", "data_fingerprint", "documents"}
         raise ConfigError(
             f"resuming the run in {out}",
             got=f"other values than it was started with: {', '.join(changed)}",
             expected=f"what {RUN} there records",
-            todo="repeat the first command and add --resume, or use --overwrite",
+            todo=undo
+            if of_files.issuperset(changed)
+            else "repeat the first command and add --resume, or use --overwrite",
         )
 
 

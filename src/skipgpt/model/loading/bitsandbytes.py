@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -143,3 +144,23 @@ def _require() -> None:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("bitsandbytes", "quantize", "loading a quantised base") from error
+
+
+def scales_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what bitsandbytes holds beside its weights: without it they are other weights.
+
+    Example:
+        names = [name for name, _ in scales_of(model)]  # such as model.layers.0.mlp.up_proj.SCB
+    """
+    for path, module in model.named_modules():
+        weight, state = getattr(module, "weight", None), getattr(module, "state", None)
+        row_scales = getattr(weight, "SCB", None)
+        if row_scales is None:  # moved there by the first forward
+            row_scales = getattr(state, "SCB", None)
+        if isinstance(row_scales, Tensor):
+            yield f"{path}.SCB", row_scales
+        blocks = getattr(weight, "quant_state", None)
+        if blocks is not None:
+            yield f"{path}.absmax", blocks.absmax
+            if blocks.state2 is not None:
+                yield f"{path}.absmax2", blocks.state2.absmax

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.model.families.parameter_names import is_routing
-from skipgpt.model.loading.bitsandbytes import quantization_of
+from skipgpt.model.loading.bitsandbytes import quantization_of, scales_of
 
 _SAMPLED_VALUES = 64
 _PART = 1 << 20
@@ -22,10 +22,10 @@ def fingerprint(model: nn.Module) -> str:
     """Hex digits that change when the weights of the base model do: 16 of samples, 16 of all.
 
     The first half hashes name, shape and 64 evenly spaced values of every base parameter; the
-    second every value of every base parameter and saved buffer. A quantised base, which another
-    device may round otherwise, has the first half only. Values are rounded to bfloat16 so that the
-    same weights loaded in another dtype have the same fingerprint. Routers, LoRA and the renaming
-    that PEFT does are left out.
+    second every value of every base parameter and saved buffer. Of weights that are held quantised,
+    which another device may round otherwise, the second half has the scales. Values are rounded to
+    bfloat16 so that the same weights loaded in another dtype have the same fingerprint. Routers,
+    LoRA and the renaming that PEFT does are left out.
     """
     digest = hashlib.sha256()
     named: dict[str, Tensor] = {
@@ -38,7 +38,8 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(_rounded(flat[::stride][:_SAMPLED_VALUES]))
     samples = digest.hexdigest()[:16]
     if quantization_of(model) is not None:
-        return samples
+        named = {name: each for name, each in named.items() if each.is_floating_point()}
+        named |= {_base_name(name): each for name, each in scales_of(model)}
     named |= {_base_name(name): each for name, each in _saved_buffers(model) if _is_base(name)}
     with ThreadPoolExecutor() as pool:  # hashing runs outside of Python's lock
         digests = pool.map(_digest, [tensor for _, tensor in sorted(named.items())])
@@ -65,7 +66,7 @@ def weights_digest(model: nn.Module, *, routers: bool = True) -> str:
         routers: whether routers and stand-ins count, too.
     """
     digest = hashlib.blake2b(digest_size=16)
-    named = dict([*model.named_parameters(), *model.named_buffers()])
+    named = dict([*model.named_parameters(), *model.named_buffers(), *scales_of(model)])
     for name, tensor in sorted(named.items(), key=lambda item: item[0]):
         if routers or not is_routing(name):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

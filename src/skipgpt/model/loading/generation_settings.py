@@ -9,6 +9,7 @@ logits, sampling draws from their softmax unless a request says otherwise, and t
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,14 +120,40 @@ def _turn_ends(tokenizer: Any) -> list[str]:
     return [token for token in (last, inside) if token]
 
 
-def _rendered(tokenizer: Any, roles: Sequence[str]) -> str:
-    """A conversation in the chat template, after a system turn if it wants one; empty if not so."""
-    turns = [{"role": role, "content": _CONTENT[role]} for role in roles]
-    for before in ([], [{"role": "system", "content": _CONTENT["system"]}]):
+def wants_parts(tokenizer: Any) -> bool:
+    """Whether a chat template reads content as a list of parts, and leaves plain text out."""
+    return not _rendered(tokenizer, ("user",), (False,)) and bool(
+        _rendered(tokenizer, ("user",), (True,))
+    )
+
+
+def in_parts(text: str) -> list[dict[str, str]]:
+    """A text as content for such a template."""
+    return [{"type": "text", "text": text}]
+
+
+def _rendered(
+    tokenizer: Any, roles: Sequence[str], contents: Sequence[bool] = (False, True)
+) -> str:
+    """A conversation in the chat template, after a system turn if it wants one; empty if not so.
+
+    Args:
+        tokenizer: with the template.
+        roles: whose turns.
+        contents: whether content is given as parts; the first that it reads counts.
+    """
+    for parted, system in itertools.product(contents, (False, True)):
+        turns = [
+            {"role": role, "content": in_parts(_CONTENT[role]) if parted else _CONTENT[role]}
+            for role in (*["system"] * system, *roles)
+        ]
         try:
-            return str(tokenizer.apply_chat_template([*before, *turns], tokenize=False))
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
         except Exception:  # templates raise whatever they like
             continue
+        text = re.sub(f"(?i){_QUESTION}|{_REPLY}", lambda found: found[0].lower(), text)
+        if _QUESTION in text:
+            return text
     return ""
 
 

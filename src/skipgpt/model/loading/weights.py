@@ -113,7 +113,7 @@ def _is_unread(model: Any, name: str) -> bool:
 
 
 def _quantized_misfits(model: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Weights of bitsandbytes that do not have their layer's shape, with both shapes.
+    """Weights and scales of bitsandbytes that do not fit their layer, with both shapes.
 
     transformers does not compare the shapes of what it quantises.
     """
@@ -123,14 +123,20 @@ def _quantized_misfits(model: nn.Module) -> dict[str, tuple[Any, Any]]:
     module: Any
     for path, module in model.named_modules():
         weight: Any = getattr(module, "weight", None)
+        scales = getattr(weight, "SCB", None)
         if type(weight).__name__ not in ("Int8Params", "Params4bit"):
             continue
+        if scales is not None and scales.numel() != module.out_features:
+            misfits[f"{path}.SCB"] = (tuple(scales.shape), (module.out_features,))
         wanted = (module.out_features, module.in_features)
         found = tuple(weight.shape)
         if (state := getattr(weight, "quant_state", None)) is not None:
             held = 2 * weight.numel() * weight.element_size()  # four bits each
             found = tuple(state.shape)
             found = found if math.prod(found) == held else (held,)
+            blocks = -(-held // state.blocksize)
+            if state.absmax.numel() != blocks:
+                misfits[f"{path}.weight.absmax"] = (tuple(state.absmax.shape), (blocks,))
         if found != wanted:
             misfits[f"{path}.weight"] = (found, wanted)
     return misfits
