@@ -12,6 +12,7 @@ from conftest import byte_tokenizer, tiny_routed
 from skipgpt.data.chat import chat_ids
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
+from skipgpt.model.loading.generation_settings import ends_in
 from skipgpt.serving.protocol import ChatRequest
 
 PLAIN = (
@@ -155,3 +156,22 @@ def test_generate_puts_a_prompt_into_the_template() -> None:
     assert found.prompt_tokens == len("<user>Hi;<assistant>")
     assert found.text == made.decode(ids[0, found.prompt_tokens :], skip_special_tokens=True)
     assert "".join(token.text for token in told) == "<user>Hi;<assistant>" + found.text
+
+
+PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for p in m['content'] %}{{ p['text'] }}"
+    "{% endfor %};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_template_that_wants_parts_is_given_parts() -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    assert read(PARTS, [*turns, turns[0]]) == "<user>Hi;<assistant>Yo;<user>Hi;<assistant>"
+
+
+@pytest.mark.parametrize("template", [PARTS, PARTS.replace("p['text']", "p['text'] | upper")])
+def test_the_end_of_a_turn_is_found_in_such_a_template(template: str) -> None:
+    made = byte_tokenizer()
+    made.add_tokens(["[END]"])
+    made.chat_template = template.replace(";", "[END]")
+    assert made.convert_tokens_to_ids("[END]") in ends_in({}, made).ids

@@ -31,7 +31,7 @@ from skipgpt.data import (
     stdlib_documents,
 )
 from skipgpt.data.documents import SECTION, cut_sections
-from skipgpt.errors import DataError, MissingExtraError
+from skipgpt.errors import ConfigError, DataError, MissingExtraError
 
 TOKENIZER = byte_tokenizer()
 CONFIG = DataConfig(block_size=16, held_out=0.3)
@@ -708,3 +708,13 @@ def test_a_folder_of_real_text_leaves_its_archive_out(
     assert {"tinystories.txt", "wikitext2-valid.txt"} <= names
     assert not any(name.startswith("novels") for name in names)
     assert "novels.txt.xz" in caplog.text
+
+
+def test_a_field_of_plain_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("plain text")
+    (tmp_path / "b.jsonl").write_text('{"content": "rows"}')
+    config = DataConfig(text_field="content")
+    with pytest.raises(ConfigError, match=r"field 'content' of plain text.*leave out --text-field"):
+        read_documents([str(tmp_path / "a.txt"), "stdlib"], config)
+    both = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
+    assert [document.text for document in read_documents(both, config)] == ["plain text", "rows"]

@@ -171,3 +171,23 @@ def test_rows_that_begin_inside_a_document_are_counted_and_said(tmp_path: Any) -
     model = tiny_routed()
     rows = source_rows([str(tmp_path / "a.txt")], tokenizer, model, DataConfig(block_size=8))
     assert rows.said == "32 tokens in 4 rows of 8, each read from nothing, 3 from inside a document"
+
+
+def turns_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose template ends turns with an added token that is not special."""
+    made = byte_tokenizer()
+    made.add_tokens([AddedToken("[/A]", normalized=False), AddedToken("[TOOL]", normalized=False)])
+    made.chat_template = "{% for m in messages %}{{ m['content'] }}[/A]{% endfor %}"
+    return made
+
+
+def test_a_token_around_turns_is_text_in_text_even_if_it_is_not_special() -> None:
+    tokenizer = turns_tokenizer()
+    end, tool = tokenizer.convert_tokens_to_ids(["[/A]", "[TOOL]"])
+    assert encode_prompt(tokenizer, "a[/A]")["input_ids"].count(end) == 0
+    assert encode_prompt(tokenizer, "a[/A]", control_tokens=True)["input_ids"].count(end) == 1
+    assert encode_prompt(tokenizer, "a[TOOL]")["input_ids"].count(tool) == 1
+    assert end not in encode_documents(documents("a[/A]b"), tokenizer).tolist()
+    ids = encode_chat(tokenizer, [{"role": "user", "content": "a[/A]b"}])
+    assert ids.count(end) == 1
+    assert tokenizer.decode(ids) == "a[/A]b[/A]"

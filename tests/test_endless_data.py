@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import json
 import logging
+import os
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,3 +121,25 @@ def test_reading_it_to_the_end_is_refused_with_advice(hub: Endless) -> None:
     assert "--max-tokens" in caught.value.todo
     rows = source_rows(["org/endless"], tokenizer, model, CONFIG, max_tokens=64)
     assert sum(map(len, rows.rows)) == 64
+
+
+def test_a_pipe_that_does_not_end_is_read_as_far_as_a_run_needs(tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        with contextlib.suppress(BrokenPipeError), pipe.open("w") as file:
+            while True:
+                print(json.dumps({"text": f"Row {written}: cats sat."}), file=file, flush=True)
+                written += 1
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    blocks = load_blocks([str(pipe)], byte_tokenizer(), CONFIG, train_tokens=512)
+    assert blocks.train.numel() >= 512
+    gc.collect()  # closes the reader's end
+    writer.join(timeout=60)
+    assert not writer.is_alive()
+    assert written < 100_000

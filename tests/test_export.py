@@ -11,16 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import skipgpt
 from conftest import byte_tokenizer, tiny_base
-from runs import logits, make_checkpoint, rows, shared_checkpoint
+from runs import logits, make_checkpoint, rows, shared_checkpoint, write_documents
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.loading import load
+from skipgpt.checkpoint.saving import describe, save
+from skipgpt.config import DataConfig
 from skipgpt.errors import CheckpointError, ConfigError
-from skipgpt.model.state import record_routing, routing_state
-from skipgpt.model.surgery import remove_routers, routers
+from skipgpt.model.base import load_base
+from skipgpt.model.state import record_routing, routing_state, use_rule
+from skipgpt.model.surgery import add_routers, remove_routers, routers
+from skipgpt.routing.decision import KEEP_ALL
+from skipgpt.routing.router import set_constant
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +256,35 @@ def test_a_config_that_is_saved_by_itself_has_the_code_it_names(
     assert (tmp_path / "config" / "modeling_skipgpt.py").read_text() == (
         merged / "modeling_skipgpt.py"
     ).read_text()
+
+
+def test_a_head_that_the_config_calls_tied_and_the_file_does_not_is_exported(
+    tmp_path: Path,
+) -> None:
+    base = tiny_base(tie_word_embeddings=True, initializer_range=0.2)
+    base.save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn_like(tensors["model.embed_tokens.weight"])
+    save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model, _ = load_base(str(tmp_path / "base"))
+    add_routers(model)
+    for site, router in routers(model).items():
+        set_constant(router, -1.0 if site.layer == 1 else 1.0)
+    save(model, tmp_path / "checkpoint", describe(model, str(tmp_path / "base")))
+    skipgpt.export_merged(tmp_path / "checkpoint", tmp_path / "merged")
+    merged, _ = load(tmp_path / "merged")
+    with use_rule(merged, KEEP_ALL):
+        torch.testing.assert_close(logits(merged), logits(plain.eval()))
+    write_documents(tmp_path)
+    small = skipgpt.export_static(
+        tmp_path / "checkpoint",
+        tmp_path / "small",
+        data=[str(tmp_path / "stories.jsonl")],
+        cutting=DataConfig(
+            block_size=16, held_out=0.3, calibration_tokens=128, evaluation_tokens=128
+        ),
+    )
+    static = AutoModelForCausalLM.from_pretrained(small.out)
+    assert torch.equal(static.lm_head.weight, tensors["lm_head.weight"])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora.layer import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import skipgpt
@@ -34,7 +35,7 @@ from skipgpt.errors import (
 )
 from skipgpt.model.base import load_base
 from skipgpt.model.loading.bitsandbytes import KINDS, quantization_of
-from skipgpt.model.loading.fingerprint import fingerprint
+from skipgpt.model.loading.fingerprint import fingerprint, weights_digest
 from skipgpt.model.lora import with_lora
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, routers, train_only
@@ -390,7 +391,7 @@ def test_a_base_stored_in_another_kind_is_refused(
     base: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     stored = _save(load_base(str(base), quantize="8bit")[0], tmp_path / "stored")
-    with pytest.raises(CheckpointError, match=r"in 8bit; expected fingerprint \w+ in 4bit"):
+    with pytest.raises(CheckpointError, match=r"in 8bit; expected fingerprint [\w-]+ in 4bit"):
         load(checkpoint, base=str(stored))
     with pytest.raises(ConfigError, match="got one that is held in 8bit already"):
         run(stored, tmp_path / "out", quantize="4bit")
@@ -548,3 +549,35 @@ def test_packed_weights_count_as_many_as_they_stand_for(kind: str, base: Path) -
     assert sparsities(model, keep, 8.0) == sparsities(plain, keep, 8.0)
     healed = with_lora(model, LoraStage())
     assert sparsities(healed, keep, 8.0) == sparsities(plain, keep, 8.0)
+
+
+@every_kind
+def test_scales_are_part_of_the_fingerprint(kind: str, base: Path) -> None:
+    model, _ = load_base(str(base), quantize=kind)
+    before, digest = fingerprint(model), weights_digest(model)
+    layer = next(iter(_linears(model, kind).values()))
+    scales = layer.weight.SCB if kind == "8bit" else layer.weight.quant_state.absmax
+    scales[0] *= 1.5
+    assert fingerprint(model) != before
+    assert fingerprint(model).partition("-")[0] == before.partition("-")[0]
+    assert weights_digest(model) != digest
+
+
+@pytest.mark.parametrize(("kind", "name"), [("8bit", "SCB"), ("4bit", "weight.absmax")])
+def test_a_stored_base_with_too_few_scales_is_refused_by_name(
+    kind: str, name: str, base: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(**{f"load_in_{kind}": True})
+    stored = _save(
+        AutoModelForCausalLM.from_pretrained(base, quantization_config=config), tmp_path / "stored"
+    )
+    load_base(str(stored))
+    file = stored / "model.safetensors"
+    tensors = load_file(file)
+    scales = f"model.layers.1.self_attn.q_proj.{name}"
+    tensors[scales] = tensors[scales][:-1].clone()
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=f"another shape of the tensors {scales}"):
+        load_base(str(stored))

@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from tokenizers import processors
 
 from conftest import byte_tokenizer, tiny_routed
 from skipgpt.analysis import trace_text
@@ -88,3 +89,16 @@ def test_a_text_that_predicts_no_token_is_refused() -> None:
     for text, error in (("", "got no token"), ("a", "1 token")):
         with pytest.raises(SkipGPTError, match=error):
             routing_map(tiny_routed(), TOKENIZER, text)
+
+
+def test_a_map_begins_with_what_the_tokenizer_puts_before_a_text() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    model = tiny_routed(router=RouterConfig(normalize=True))
+    made = routing_map(model, tokenizer, "cat")
+    assert len(made.attn) == len(tokenizer("cat")["input_ids"]) == 4
+    with record_routing(model) as trace, torch.no_grad():
+        model(tokenizer("cat", return_tensors="pt").input_ids)
+    assert made.sparsity == pytest.approx(trace.sparsity())

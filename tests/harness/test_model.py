@@ -9,6 +9,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from tokenizers import processors
 from torch.nn.functional import log_softmax
 
 from conftest import byte_tokenizer, tiny_routed
@@ -115,3 +116,34 @@ def test_lora_that_is_not_merged_scores_alike(base_folder: Any, tmp_path: Any) -
     wrapped = RoutedLM(model, byte_tokenizer()).loglikelihood(asked)
     merged = RoutedLM(str(tmp_path / "c")).loglikelihood(asked)
     assert [w[0] for w in wrapped] == pytest.approx([m[0] for m in merged], abs=1e-4)
+
+
+def begun_by(*tokens: str) -> Any:
+    """The byte tokenizer as of a model that wants these tokens before every text."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    tokenizer.bos_token = tokens[0]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{' '.join(tokens)} $A", special_tokens=list(zip(tokens, ids, strict=True))
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("tokens", [("<s>",), ("[gMASK]", "<sop>")])
+def test_what_stands_before_a_text_stands_there_once_and_is_not_scored(
+    tokens: tuple[str, ...],
+) -> None:
+    tokenizer = begun_by(*tokens)
+    model = tiny_routed(initializer_range=0.2, vocab_size=len(tokenizer))
+    lm = RoutedLM(model, tokenizer, batch_size=2)
+    ids = tokenizer("cats sat")["input_ids"]
+    with torch.no_grad():
+        scores = log_softmax(model(torch.tensor([ids])).logits[0], -1)
+    places = range(len(tokens), len(ids))
+    expected = pytest.approx(sum(scores[n - 1, ids[n]].item() for n in places), abs=1e-4)
+    assert lm.loglikelihood_rolling(requests("loglikelihood_rolling", ("cats sat",))) == [expected]
+    assert lm.loglikelihood(requests("loglikelihood", ("", "cats sat")))[0][0] == expected
+    templated = "".join(tokens) + "cats sat"
+    assert lm.tok_encode(templated) == lm.tok_encode("cats sat") == ids
+    assert lm.tok_batch_encode([templated])[0].tolist() == [ids]

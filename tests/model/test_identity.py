@@ -189,5 +189,5 @@ def test_training_records_the_settings_and_a_resumed_run_holds_to_them(
     model, tokenizer = load_base(str(base_folder))
     assert read_info(out).base_settings == settings_of(model, tokenizer)
     _edit(base_folder / "config.json", _rope)
-    with pytest.raises((CheckpointError, ConfigError), match=r"rope_theta|base_settings"):
+    with pytest.raises((CheckpointError, ConfigError), match=r"rope_theta .*was"):
         run(base_folder, out, config, resume=True)

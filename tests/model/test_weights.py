@@ -208,6 +208,29 @@ def test_a_tied_matrix_that_is_in_no_file_is_missed(name: str, tmp_path: Path) -
     assert "wte.weight" in got or "embed_tokens.weight" in got
 
 
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_an_expert_that_is_missing_or_of_another_shape_is_named(
+    family: str, pickled: bool, tmp_path: Path
+) -> None:
+    folder = _saved(zoo.build(family), tmp_path / "base")
+    whole = load_file(folder / "model.safetensors")
+    name = next(n for n in sorted(whole) if re.search(r"layers\.2\..*experts\.1\..*w1|1\.up_", n))
+
+    def written(tensors: Tensors) -> Path:
+        if not pickled:
+            return _changed(folder, lambda _: tensors)
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return folder
+
+    load_base(str(written(whole)))
+    odd = whole[name][:-1].clone()
+    assert f"another shape of the tensors {name} (" in _refused(written(whole | {name: odd}))
+    got = _refused(written({key: tensor for key, tensor in whole.items() if key != name}))
+    assert name in got or name.partition(".experts")[0] in got
+
+
 # Merged exports and checkpoints.
 
 

@@ -3,6 +3,8 @@ import json
 import signal
 import socket
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,7 +147,7 @@ def test_logprobs_are_those_of_the_chosen_tokens(server: Server) -> None:
 def test_a_chat_goes_through_the_template(server: Server, loaded: Any) -> None:
     parts = [{"type": "text", "text": "What do "}, {"type": "text", "text": "cats do?"}]
     messages: Any = [{"role": "system", "content": "Short."}, {"role": "user", "content": parts}]
-    prompt = "system: Short.\nuser: What do cats do?\nassistant:"
+    prompt = "system: Short.\nuser: What do \ncats do?\nassistant:"  # a part, a line, as in vLLM
     given: Any = {"model": "tiny", "messages": messages, "max_tokens": 16, "temperature": 0}
     client = server.client().chat.completions
     answer = client.create(**given, logprobs=True, top_logprobs=2)
@@ -488,3 +490,21 @@ def test_a_completion_has_as_many_alternatives_as_were_asked_for(client: Any) ->
     answer = client.post("/v1/completions", headers=headers, json=body).json()
     top = answer["choices"][0]["logprobs"]["top_logprobs"]
     assert [len(each) for each in top] == [20] * answer["usage"]["completion_tokens"]
+
+
+def test_a_client_that_sends_a_long_body_reads_why_it_is_refused(server: Server) -> None:
+    request = urllib.request.Request(
+        f"{server.url}/completions", b" " * 6_000_000, {"Authorization": f"Bearer {KEY}"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        urllib.request.urlopen(request, timeout=60)
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models"])
+def test_load_balancers_may_ask_without_a_body(server: Server, path: str) -> None:
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    client = http.client.HTTPConnection(host, int(port))
+    client.request("HEAD", path, headers={"Authorization": f"Bearer {KEY}"})
+    answer = client.getresponse()
+    assert (answer.status, answer.read()) == (200, b"")
+    client.close()

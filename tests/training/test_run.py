@@ -412,3 +412,17 @@ def test_modules_are_counted_with_a_word_where_the_unit_does_not_reach_the_targe
     assert "not 90.0%" in said
     run(base_folder, tmp_path / "again", replace(config, target_sparsity=0.05), or_modules=True)
     assert read_info(tmp_path / "again").budget == "flops"
+
+
+def test_a_run_that_was_killed_after_a_stage_is_gone_on_with(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(stages=("router", "lora"))
+    with stopping_at(1, "lora"), pytest.raises(StoppedError):
+        run(base_folder, tmp_path / "out", config)
+    assert (tmp_path / "out" / "skipgpt_config.json").exists()  # of stage `router`
+    with pytest.raises(CheckpointError, match=r"interrupted run.*--resume to go on"):
+        run(base_folder, tmp_path / "out", config)
+    with pytest.raises(ConfigError, match="both --resume and --overwrite"):
+        run(base_folder, tmp_path / "out", config, resume=True, overwrite=True)
+    assert run(base_folder, tmp_path / "out", config, resume=True).info.stages[-1] == "lora"

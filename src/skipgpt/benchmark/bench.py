@@ -23,6 +23,7 @@ from skipgpt.benchmark.timing.clock import alternate
 from skipgpt.benchmark.timing.cuda_graph import can_capture
 from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
 from skipgpt.benchmark.timing.phases import Cell
+from skipgpt.errors import ConfigError
 from skipgpt.model.loading.limits import check_length, context_of
 from skipgpt.system.device_profile import measured, typical
 from skipgpt.system.hardware import hardware
@@ -60,9 +61,15 @@ def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
 def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
     rows: list[Row] = []
     left_out: list[str] = []
-    for phase, prompt in itertools.product(grid.phases, grid.prompt_tokens):
-        new = _new_tokens(phase, grid)
-        check_length(f"timing {phase}", context_of(subject.dense), prompt, new)
+    most = max(_new_tokens(phase, grid) for phase in grid.phases)
+    context = context_of(subject.dense)
+    for prompt in grid.prompt_tokens:
+        try:
+            check_length("timing", context, prompt, most)
+        except ConfigError as error:
+            room = (context or 0) - most
+            fits = f"give --prompt-tokens {room} (prompt_tokens=) or fewer"
+            raise error.advising(fits if room > 0 else "give fewer --decode-tokens") from error
     # Both models use graphs or neither does: a graph by itself speeds up decoding.
     graphs = can_capture(subject.dense) and can_capture(subject.routed)
     given = grid.sparsities or subject.sparsities

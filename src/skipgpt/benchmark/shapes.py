@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 from skipgpt.errors import ConfigError, UnsupportedModelError
@@ -70,7 +71,8 @@ def shape_or_base(name: str) -> Any:
     try:
         return base_config(name)
     except UnsupportedModelError as error:
-        near = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), SHAPES, n=3, cutoff=0.6)
+        last = "" if Path(name).exists() else name.rsplit("/", 1)[-1].lower()
+        near = difflib.get_close_matches(last, SHAPES, n=3, cutoff=0.6)
         todo = f"shapes of a like name: {', '.join(near)}" if near else error.todo
         raise UnsupportedModelError(
             error.doing, got=error.got, expected=error.expected, todo=todo

@@ -6,6 +6,7 @@ failure, 2 wrong usage.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -51,9 +52,14 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command; print an error in one line unless --traceback is given."""
     try:
+        for stream in (sys.stdout, sys.stderr):  # a letter that it cannot encode ends no command
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         # The default, for commands that do not handle SIGTERM themselves.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         app()
+    except KeyboardInterrupt:  # before typer runs the command
+        sys.exit(_fail("interrupted; the same command starts again", 1))
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             sys.exit(_fail("interrupted; the same command starts again", 1))

@@ -30,6 +30,7 @@ layers may lack their attention or their MLP, so that more can be removed: vLLM 
 
 
 def run(
+    context: typer.Context,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     more: options.More = None,
@@ -91,6 +92,8 @@ def run(
             "--control-tokens",
             expected="them for --static alone",
         )
+    if merged:
+        options.refuse_given(context, ("seed",), "exporting", "--seed for --static alone")
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.config import ALL_LINEAR, as_budget, recipe
     from skipgpt.export import export_merged, export_static

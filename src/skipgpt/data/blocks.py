@@ -14,7 +14,7 @@ from skipgpt.config import DataConfig
 from skipgpt.config.settings import to_dict
 from skipgpt.data.documents import Document
 from skipgpt.data.enough import read_enough
-from skipgpt.data.sources import is_streamed, read_documents
+from skipgpt.data.sources import may_not_end, read_documents
 from skipgpt.data.split import split_documents
 from skipgpt.data.stream import encode_documents, encode_stream
 from skipgpt.errors import DataError
@@ -108,8 +108,8 @@ def load_blocks(
 ) -> Blocks:
     """Read, split, encode and pack.
 
-    Files are read whole. A hub dataset, which may not end, is read as far as `train_tokens`, the
-    calibration and the evaluation need.
+    Files are read whole. A hub dataset or a pipe of JSON lines, which may not end, is read as far
+    as `train_tokens`, the calibration and the evaluation need.
 
     Args:
         sources: as for `read_documents`.
@@ -126,7 +126,7 @@ def load_blocks(
         blocks.train.shape  # [N, 128]
     """
     documents: Iterable[Document] = read_documents(sources, config)
-    if train_tokens is not None and any(map(is_streamed, sources)):
+    if train_tokens is not None and any(map(may_not_end, sources)):
         documents = read_enough(documents, tokenizer, config, train_tokens)
     train, aside = split_documents(documents, config.held_out)
     controls = config.control_tokens

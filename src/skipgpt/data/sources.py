@@ -52,6 +52,7 @@ def read_documents(sources: Sequence[str], config: DataConfig) -> Iterator[Docum
         raise DataError(
             "reading the data", got="no source", expected="one or more", todo="give --data SRC"
         )
+    check_text_field(sources, config)
     readers = [_reader(source, config, lone=len(sources) == 1) for source in sources]
     documents = chain.from_iterable(reader() for reader in readers)
     return islice(documents, config.max_documents or None)
@@ -62,6 +63,31 @@ def is_streamed(source: str) -> bool:
     if source == "stdlib" or os.path.exists(os.path.expanduser(source)):
         return False
     return bool(HUB_ID.fullmatch(source)) and not source.lower().endswith(FILE_SUFFIXES)
+
+
+def may_not_end(source: str) -> bool:
+    """Whether a source is a hub dataset or a pipe."""
+    path = os.path.expanduser(source)
+    is_pipe = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    return is_pipe or is_streamed(source)
+
+
+def check_text_field(sources: Sequence[str], config: DataConfig) -> None:
+    """Refuse a field of rows where no source has rows.
+
+    Raises:
+        ConfigError: a field is named, and every source is plain text.
+    """
+    if config.text_field == DataConfig().text_field:
+        return
+    paths = [Path(os.path.expanduser(source)) for source in sources if source != "stdlib"]
+    if not any(path.suffix.lower() in ROWS or not os.path.isfile(path) for path in paths):
+        raise ConfigError(
+            "reading the data",
+            got=f"the field {config.text_field!r} of plain text",
+            expected=f"it for rows: {', '.join(ROWS)} files, folders of them, or hub datasets",
+            todo="leave out --text-field (text_field=)",
+        )
 
 
 def check_limit(sources: Sequence[str], limit: int, name: str) -> None:

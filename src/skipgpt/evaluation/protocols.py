@@ -23,7 +23,7 @@ from skipgpt.data import read_documents
 from skipgpt.data.decoding import read_text
 from skipgpt.data.documents import Document, split_text
 from skipgpt.data.encoding import boundaries, encode, encode_prompt
-from skipgpt.data.sources import ROWS, check_limit
+from skipgpt.data.sources import ROWS, check_limit, check_text_field
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
 from skipgpt.evaluation.scored_windows import Span, document_spans, sliding_spans
@@ -223,7 +223,9 @@ def _some(spans: list[Span], tokens: int) -> list[Span]:
 
 def _texts(sources: Sequence[str], config: DataConfig) -> list[str]:
     """Return the documents of sources; a text file is one document, whatever its length."""
-    check_limit(sources, config.max_documents, "--max-documents (max_documents)")
+    whole = "--max-documents (max_documents): this form reads every document before it cuts any"
+    check_limit(sources, config.max_documents, whole)
+    check_text_field(sources, config)
     texts: list[str] = []
     for source in sources:
         path = Path(source).expanduser()

@@ -32,6 +32,8 @@ from skipgpt.serving.replies import Reply, error_body
 
 logger = logging.getLogger("skipgpt")
 
+PROBED = ["GET", "HEAD"]
+"""Methods of paths that load balancers ask for."""
 FAILED = "the server failed; see its log"
 CHECK = 0.5
 """Seconds between checks that a client without streaming is still connected."""
@@ -61,23 +63,23 @@ def build_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(allowed_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
         )
     _errors(app, metrics)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=PROBED)
     def health() -> Response:
         return JSONResponse({"status": "ok"} if engine.is_alive else {"status": "stopped"},
                             200 if engine.is_alive else 503)  # fmt: skip
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=PROBED)
     def measured() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     card = {"id": name, "object": "model", "created": 0, "owned_by": "skipgpt"}
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=PROBED)
     def models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 from typing import Any
 
@@ -13,6 +15,8 @@ from skipgpt.serving.replies import error_body
 
 LONGEST = 4 * 2**20
 """Maximum bytes of a request."""
+SILENCE = 1.0
+"""Seconds without a byte after which a client is taken to wait for an answer."""
 TOO_LONG = f"a request has at most {LONGEST:,} bytes"
 
 
@@ -54,7 +58,8 @@ class ServerMiddleware:
                 raise HTTPException(413, TOO_LONG)
             return message
 
-        await self._answerer(scope)(scope, measured, counted)
+        answerer = self._answerer(scope)
+        await answerer(scope, receive if answerer is _refuse_long else measured, counted)
 
     def _answerer(self, scope: Any) -> Any:
         """Return the application, or a response that refuses the request."""
@@ -65,7 +70,7 @@ class ServerMiddleware:
             return JSONResponse(said, 401, {"WWW-Authenticate": "Bearer"})
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > LONGEST:
-            return JSONResponse(error_body(TOO_LONG), 413)
+            return _refuse_long
         return self._app
 
     def _is_authorized(self, scope: Any) -> bool:
@@ -74,3 +79,13 @@ class ServerMiddleware:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(key, self._api_key.encode())
+
+
+async def _refuse_long(scope: Any, receive: Any, send: Any) -> None:
+    """Refuse a request, after reading what most clients send before they read an answer."""
+    read, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        while more and read < 16 * LONGEST:
+            message = await asyncio.wait_for(receive(), SILENCE)
+            read, more = read + len(message.get("body", b"")), message.get("more_body", False)
+    await JSONResponse(error_body(TOO_LONG), 413)(scope, receive, send)

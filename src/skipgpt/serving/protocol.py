@@ -67,13 +67,13 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 def _content(value: Any) -> str:
-    """Accept text, or join the texts of parts."""
+    """Accept text, or the texts of parts, one on each line, as vLLM reads them."""
     if not isinstance(value, list):
         return _text(value)
     parts = [p for p in value if isinstance(p, dict) and p.get("type") == "text"]
     if len(parts) < len(value):
         raise ValueError("expected text, or parts of type text")
-    return "".join(_text(part.get("text")) for part in parts)
+    return "\n".join(_text(part.get("text")) for part in parts)
 
 
 class SamplingFields(BaseModel):

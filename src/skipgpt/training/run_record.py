@@ -38,7 +38,15 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     Raises:
         CheckpointError: it holds a checkpoint or an interrupted run and neither `resume` nor
             `overwrite` is set, or there is nothing to resume.
+        ConfigError: both are set.
     """
+    if resume and overwrite:
+        raise ConfigError(
+            f"writing to {out}",
+            got="both --resume and --overwrite",
+            expected="one: to go on from the run there, or to drop it",
+            todo="leave one out (resume=, overwrite=)",
+        )
     if resume:
         if not (out / RUN).exists():
             raise CheckpointError(
@@ -50,7 +58,6 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
         return
     if overwrite:
         return
-    refuse_existing(out)
     if (out / RESUME).exists():
         raise CheckpointError(
             f"writing to {out}",
@@ -58,6 +65,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
             expected="an empty or new folder",
             todo="pass --resume to go on from it, or --overwrite to drop it",
         )
+    refuse_existing(out)
 
 
 @first_alone
@@ -91,7 +99,7 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
     """
     before = _read_run(out)
     now = json.loads(json.dumps(facts))
-    undo = "undo the change, or use --overwrite to start anew"
+    undo = "undo the change, or use --overwrite in place of --resume to start anew"
     settings, here = before.get("base_settings"), now.get("base_settings")
     if here and isinstance(settings, str):  # the digest that an older version wrote
         now["base_settings"] = digest_of_settings(here)
@@ -112,7 +120,7 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
             expected=f"what {RUN} there records",
             todo=undo
             if of_files.issuperset(changed)
-            else "repeat the first command and add --resume, or use --overwrite",
+            else "repeat the first command and add --resume, or use --overwrite in its place",
         )
 
 

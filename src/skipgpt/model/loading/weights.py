@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from torch import nn
 
 from skipgpt.errors import UnsupportedModelError
@@ -45,8 +47,10 @@ def load_strictly(
     try:
         model, found = from_pretrained(location, *arguments, **options)
     except (RuntimeError, NotImplementedError) as error:
-        # Where transformers merges tensors as it loads, it does not name a missing one.
-        refuse_tensors(doing, missing=_gaps(_names_in(Path(location))), cause=error)
+        # Where transformers merges tensors as it loads, it names neither a missing nor an odd one.
+        shapes = _shapes_in(Path(location))
+        refuse_tensors(doing, misfits=_odd_ones(shapes), cause=error)
+        refuse_tensors(doing, missing=_gaps(shapes), cause=error)
         raise
     refuse_tensors(
         doing,
@@ -142,18 +146,40 @@ def _quantized_misfits(model: nn.Module) -> dict[str, tuple[Any, Any]]:
     return misfits
 
 
-def _names_in(folder: Path) -> list[str]:
-    """The tensors in the safetensors files of a folder; none for a hub id."""
+def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors in the files of a folder with their shapes; none for a hub id."""
     from safetensors import SafetensorError, safe_open
 
-    names: list[str] = []
-    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
-        try:
+    found: dict[str, tuple[int, ...]] = {}
+    files = list(folder.glob("*.safetensors")) if folder.is_dir() else []
+    try:
+        for path in files:
             with safe_open(path, framework="pt") as file:
-                names += file.keys()
-        except (SafetensorError, OSError):
-            return []
-    return names
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        for path in [] if files else folder.glob("pytorch_model*.bin"):
+            held = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+            found |= {name: tuple(tensor.shape) for name, tensor in held.items()}
+    except (SafetensorError, OSError, RuntimeError, UnpicklingError):
+        return {}
+    return found
+
+
+def _odd_ones(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Any, Any]]:
+    """Tensors of another shape than most of the same name in other layers and experts.
+
+    Example:
+        >>> _odd_ones({"h.0.a": (2, 3), "h.1.a": (2, 4), "h.2.a": (2, 3), "b": (5,)})
+        {'h.1.a': ((2, 4), (2, 3))}
+    """
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in shapes:
+        alike[re.sub(r"\.\d+", ".*", name)].append(name)
+    odd: dict[str, tuple[Any, Any]] = {}
+    for names in alike.values():
+        usual, count = Counter(shapes[name] for name in names).most_common(1)[0]
+        if count > len(names) / 2:
+            odd |= {name: (shapes[name], usual) for name in names if shapes[name] != usual}
+    return odd
 
 
 def _gaps(names: Iterable[str]) -> set[str]:

@@ -73,8 +73,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         except torch.OutOfMemoryError:
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
-            # On a full disk torch names this file of its own; otherwise a process has ended.
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            # On a full disk torch names files of its own; otherwise a process has ended.
+            of_disk = "inline_container" in str(error) or "iostream" in str(error)
+            if isinstance(error, RuntimeError) and not of_disk:
                 raise
             shutil.rmtree(states / f"checkpoint-{step}", ignore_errors=True)
             raise TrainingError(
@@ -93,8 +94,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             state = gathered_state(self.optimizer)
 
         def write() -> None:
-            torch.save(state, Path(output_dir, OPTIMIZER))
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
+            for name, each in ((OPTIMIZER, state), (SCHEDULER, self.lr_scheduler.state_dict())):
+                # Through a file of Python's: of a full disk torch's own raises a bare RuntimeError.
+                with Path(output_dir, name).open("wb") as file:
+                    torch.save(each, file)
 
         by_first(write)
 
