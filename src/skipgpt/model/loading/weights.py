@@ -189,15 +189,16 @@ def _gaps(names: Iterable[str]) -> set[str]:
         >>> sorted(_gaps(["h.0.a", "h.0.b", "h.1.a", "h.1.b", "h.2.a"]))
         ['h.2.b']
     """
-    by_place: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    kinds: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in names:
         if numbered := re.match(r"(.*\.\d+)\.(.+)", name):
             place, part = numbered.groups()
-            by_place[re.sub(r"\.\d+", ".*", place)][part].add(place)
-    gaps = set()
-    for parts in by_place.values():
-        places: set[str] = set().union(*parts.values())
-        for part, having in parts.items():
-            if len(having) > len(places) / 2:
-                gaps |= {f"{place}.{part}" for place in places - having}
+            kinds[re.sub(r"\.\d+", ".*", place)][place].add(part)
+    gaps: set[str] = set()
+    for parts in kinds.values():
+        counts = Counter(part for having in parts.values() for part in having)
+        usual = {part for part, count in counts.items() if count > len(parts) / 2}
+        for place, having in parts.items():
+            if having <= usual:  # else it is a layer of another kind
+                gaps |= {f"{place}.{part}" for part in usual - having}
     return gaps
