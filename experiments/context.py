@@ -22,7 +22,7 @@ import skipgpt
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.calibrate import subsample_rows
-from skipgpt.evaluation.meter import run_at_threshold
+from skipgpt.evaluation.meter import margins_at_threshold
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.routing.decision import ModuleDecision, Site, Threshold
@@ -80,7 +80,7 @@ def main() -> None:
         dense = perplexity(model, held).nll_per_token
     rule = routing_state(model).rule
     assert isinstance(rule, Threshold)
-    spread = run_at_threshold(model, calibration, rule.value)[0].std().item()
+    spread = margins_at_threshold(model, calibration, rule.value).std().item()
     flops = measure(model, calibration, rule).sparsity["flops"]
     print("| tilt | excess | module | attn | mlp | flops |\n|---|---|---|---|---|---|")
     rows = []

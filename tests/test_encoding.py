@@ -170,7 +170,7 @@ def test_rows_that_begin_inside_a_document_are_counted_and_said(tmp_path: Any) -
     (tmp_path / "a.txt").write_text("a" * 31)
     model = tiny_routed()
     rows = source_rows([str(tmp_path / "a.txt")], tokenizer, model, DataConfig(block_size=8))
-    assert rows.said == "32 tokens in 4 rows of 8, each read from nothing, 3 from inside a document"
+    assert rows.said == "32 tokens in 4 rows of 8, each without context, 3 from inside a document"
 
 
 def turns_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,7 +1,7 @@
 """Turn a pretrained Hugging Face LLM into one that decides, for every token, which modules to run.
 
-Every public name is listed here once and imported when first used, so that `import skipgpt` costs
-little more than nothing; the rest is reached by module path and may change.
+Every public name is listed here and imported when first used, so that `import skipgpt` costs little
+more than nothing; the rest is reached by module path and may change.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from skipgpt.errors import ConfigError
 from skipgpt.routing.calibration import (
     CURVE,
     CalibrationCurve,
-    calibrate,
     calibrate_curve,
+    find_threshold,
     quantile_threshold,
     skipped_share,
 )
@@ -132,7 +132,7 @@ def test_calibration_hits_the_target_when_margins_stand_still(
     sparsity: float, start: float
 ) -> None:
     margins = torch.randn(1000)
-    threshold = calibrate(still(margins), sparsity, start)
+    threshold = find_threshold(still(margins), sparsity, start)
     # A thousand margins: a share is exact to one of them.
     assert skipped_share(margins, threshold) == pytest.approx(sparsity, abs=1e-3)
 
@@ -143,7 +143,7 @@ def test_calibration_hits_the_target_when_skipping_moves_the_margins(
     shift: float, sparsity: float
 ) -> None:
     margins_at = moving(torch.randn(4000), shift)
-    threshold = calibrate(margins_at, sparsity, 0.0)
+    threshold = find_threshold(margins_at, sparsity, 0.0)
     # It stops within a quarter of a point.
     assert skipped_share(margins_at(threshold), threshold) == pytest.approx(sparsity, abs=0.0026)
 
@@ -156,7 +156,7 @@ def test_calibration_returns_the_closest_guess_when_it_never_settles() -> None:
         seen.append((abs(skipped_share(margins, threshold) - 0.5), threshold))
         return margins
 
-    threshold = calibrate(margins_at, 0.5, 3.0, rounds=4)
+    threshold = find_threshold(margins_at, 0.5, 3.0, rounds=4)
     assert threshold == min(seen)[1]
     assert len(seen) <= 8
 
@@ -168,12 +168,12 @@ def _collapsing(threshold: float) -> Tensor:
 
 
 def test_a_guess_that_skips_everything_is_not_the_last_word() -> None:
-    threshold = calibrate(_collapsing, 0.25, 90.0)
+    threshold = find_threshold(_collapsing, 0.25, 90.0)
     assert skipped_share(_collapsing(threshold), threshold) == pytest.approx(0.25, abs=0.0026)
 
 
 def test_where_sparsity_jumps_the_nearer_side_is_returned() -> None:
-    threshold = calibrate(_collapsing, 0.35, 0.0)
+    threshold = find_threshold(_collapsing, 0.35, 0.0)
     assert threshold < 0.4
     assert skipped_share(_collapsing(threshold), threshold) == pytest.approx(0.3, abs=0.03)
 

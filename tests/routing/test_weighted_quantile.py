@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipgpt.routing.calibration import Seen, calibrate, quantile_threshold
+from skipgpt.routing.calibration import Seen, find_threshold, quantile_threshold
 
 decisions = st.lists(
     st.tuples(st.integers(-1000, 1000), st.floats(0.0, 1.0)),
@@ -62,5 +62,5 @@ def test_the_search_meets_a_target_of_weighted_decisions_beside_what_routing_add
         share = weights[margins <= threshold].sum().item() - overhead
         return Seen(margins, share, weights, overhead)
 
-    threshold = calibrate(seen_at, target, start=-5.0)
+    threshold = find_threshold(seen_at, target, start=-5.0)
     assert seen_at(threshold).share == pytest.approx(target, abs=0.0025)

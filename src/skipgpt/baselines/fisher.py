@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from skipgpt.cost import savings
 from skipgpt.fitting.costs import measure_costs
-from skipgpt.removal.search import OnStep, one_shot
+from skipgpt.removal.search import one_shot
 from skipgpt.removal.units import Unit, units_of
+from skipgpt.system.progress import OnStep
 
 
 def fisher(

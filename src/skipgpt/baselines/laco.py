@@ -38,9 +38,9 @@ from skipgpt.baselines.weights import refuse_quantized
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.state import execution, use_rule
-from skipgpt.removal.search import OnStep
 from skipgpt.removal.units import Unit, check_removals, sites_of, units_of
 from skipgpt.routing.decision import Forced
+from skipgpt.system.progress import OnStep
 
 START, STEP = 0.95, 0.05
 """The first threshold, and the step by which it is lowered between sweeps."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from skipgpt.baselines.similarity import similarities
 from skipgpt.errors import ConfigError
-from skipgpt.removal.search import OnStep, one_shot
+from skipgpt.removal.search import one_shot
 from skipgpt.removal.units import Unit, units_of
+from skipgpt.system.progress import OnStep
 
 
 def llm_drop(

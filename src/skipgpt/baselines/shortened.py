@@ -31,9 +31,10 @@ from skipgpt.baselines.weights import base_weights, refuse_quantized
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import routed_layers
 from skipgpt.removal.announced import announced
-from skipgpt.removal.search import OnStep, one_shot
+from skipgpt.removal.search import one_shot
 from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import Unit, units_of
+from skipgpt.system.progress import OnStep
 
 KEPT_FIRST, KEPT_LAST = 4 / 32, 2 / 32
 """Shares of the layers that Taylor keeps at either end."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from skipgpt.baselines.similarity import similarities
-from skipgpt.removal.search import OnStep, one_shot
+from skipgpt.removal.search import one_shot
 from skipgpt.removal.units import Unit, units_of
+from skipgpt.system.progress import OnStep
 
 
 def shortgpt(

@@ -9,8 +9,8 @@ from torch.nn.functional import cosine_similarity
 
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.residual_stream import watching_stream
-from skipgpt.removal.search import OnStep
 from skipgpt.removal.units import Unit
+from skipgpt.system.progress import OnStep
 
 
 def similarities(

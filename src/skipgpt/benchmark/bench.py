@@ -25,7 +25,7 @@ from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
 from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.errors import ConfigError
 from skipgpt.model.loading.limits import check_length, context_of
-from skipgpt.system.device_profile import measured, typical
+from skipgpt.system.device_profile import stored_profile, typical
 from skipgpt.system.hardware import hardware
 from skipgpt.system.progress import Phase, advancing
 
@@ -184,7 +184,7 @@ def _over_gated(seconds: Mapping[str, Sequence[float]], execution: str) -> float
 
 def _machine(subject: Subject) -> dict[str, Any]:
     """The device figures that `auto` uses, and their source."""
-    found = measured(subject.device, subject.dense.dtype)
+    found = stored_profile(subject.device, subject.dense.dtype)
     source = "measured by skipgpt profile" if found else "typical"
     return {"source": source, **dataclasses.asdict(found or typical(subject.device))}
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from skipgpt.benchmark.shapes import shape_config
 from skipgpt.checkpoint.folder import local_folder, read_info
-from skipgpt.checkpoint.loading import load
-from skipgpt.config import Budget, DataConfig
+from skipgpt.checkpoint.loading import load_base_of, load_placed
+from skipgpt.config import Budget, DataConfig, Placement
 from skipgpt.data import encode_beginning, read_documents
 from skipgpt.errors import DataError
-from skipgpt.model.base import check_device, choose_dtype, load_base
+from skipgpt.model.base import check_device, choose_dtype
 from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.loading.int8 import quantize_int8
 from skipgpt.model.loading.limits import check_ids
@@ -161,14 +161,9 @@ def subject_of_checkpoint(
         DataError: there is no text.
     """
     info = read_info(local_folder(folder))
-    routed, tokenizer = load(folder, base=base, merge=True, device=device, dtype=dtype)
-    dense, _ = load_base(
-        base or info.base,
-        revision=info.revision,
-        device=device,
-        dtype=dtype,
-        quantize=info.quantization,
-    )
+    placement = Placement(device, dtype, base)
+    routed, tokenizer = load_placed(folder, placement, merge=True)
+    dense, _ = load_base_of(info, placement)
     config = config or DataConfig()
     read, _ = encode_beginning(
         read_documents(list(data), config), tokenizer, tokens, control_tokens=config.control_tokens

@@ -168,6 +168,21 @@ def load_placed(
     return (quantize_int8(model) if placement.quantize else model), tokenizer
 
 
+def load_base_of(info: CheckpointInfo, placement: Placement) -> tuple[Any, Any]:
+    """Load the dense base model that a checkpoint was made from, and its tokenizer.
+
+    Raises:
+        SkipGPTError: it cannot be loaded.
+    """
+    return load_base(
+        placement.base or info.base,
+        revision=info.revision,
+        device=placement.device,
+        dtype=placement.dtype,
+        quantize=info.quantization,
+    )
+
+
 def _load_merged(
     folder: Path,
     placement: Placement,

@@ -31,38 +31,38 @@ def stand_ins_of(method: Method, config: TrainConfig) -> RouterConfig:
 
 
 def check_reach(
-    job: ComparisonSetup, methods: Sequence[Method], sparsities: Sequence[float]
+    setup: ComparisonSetup, methods: Sequence[Method], sparsities: Sequence[float]
 ) -> None:
     """Raise if a method cannot skip as much as a budget asks for.
 
     Raises:
         ConfigError: it cannot; says how much it can skip.
     """
-    model = job.routed()
+    model = setup.routed()
     for method in methods:
         if method.kind == DENSE:
             continue
-        most = _reach(job, remove_routers(model), method)
+        most = _reach(setup, remove_routers(model), method)
         if (largest := max(sparsities)) > most + ROUNDING:
             raise ConfigError(
                 f"comparing {method}",
-                got=f"a budget of {largest:g} of all {job.unit}",
+                got=f"a budget of {largest:g} of all {setup.unit}",
                 expected=f"at most {most:.3g}, all that it can skip in this model",
                 todo="leave out the method or the budget",
             )
 
 
-def _reach(job: ComparisonSetup, model: nn.Module, method: Method) -> float:
+def _reach(setup: ComparisonSetup, model: nn.Module, method: Method) -> float:
     """Return the largest share that a method can skip; adds routers to a model that has none."""
-    config = job.config(method, 0.0, 0)
+    config = setup.config(method, 0.0, 0)
     if method.kind in STATIC:
         kind = STATIC[method.kind]
         add_routers(model, stand_ins_of(method, config))
-        saved = savings(model, job.budget, job.context, removed=True)
+        saved = savings(model, setup.budget, setup.context, removed=True)
         each = [unit_saves(saved, unit) for unit in kind.candidates(model)]
         return sum(each) - (max(each) if kind.changes_weights else 0.0)  # one layer stays, merged
     add_routers(model, config.router)
-    saved = savings(model, job.budget, job.context)
+    saved = savings(model, setup.budget, setup.context)
     skips = saved.by_site
     if method.kind in TRAINED and TRAINED[method.kind].top_k:
         rule = top_k_rule(model, 0.0)

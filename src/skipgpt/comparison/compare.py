@@ -61,11 +61,11 @@ def compare(
         out: results are cached below it, so that a further method costs only itself; in the end it
             holds `comparison.json`, `comparison.md` and `comparison.svg`.
         methods: in the notation of `skipgpt.comparison.method`.
-        sparsities: budgets, as shares to skip.
-        budget: what they are shares of: `modules`, or the `flops` of a dense forward; if None, that
+        sparsities: shares to save.
+        budget: their unit: `modules`, or the `flops` of a dense forward; if None, that
             of `settings`, or else of the recipe.
         seeds: random seeds; several give a spread.
-        dial: further budgets at which every checkpoint is evaluated.
+        dial: further sparsities that every checkpoint is measured at.
         recipe: recipe of methods that name none.
         settings: dotted settings, as for `skipgpt train`; data, steps and batch apply to all.
         device: where to run.
@@ -78,9 +78,9 @@ def compare(
         skipgpt.compare("nano", ["stdlib"], "out/compare", ["dense", "router", "sleb"])
     """
     wanted = list(dict.fromkeys(parse_method(text) for text in methods))
-    budgets = [check_sparsity(sparsity) for sparsity in (*sparsities, *dial)][: len(sparsities)]
-    if not wanted or not budgets or not seeds:
-        raise ConfigError("comparing", got="nothing to compare", expected="methods and budgets")
+    targets = [check_sparsity(sparsity) for sparsity in (*sparsities, *dial)][: len(sparsities)]
+    if not wanted or not targets or not seeds:
+        raise ConfigError("comparing", got="nothing to compare", expected="methods and sparsities")
     out = Path(out).absolute()  # rows hold checkpoint paths, valid from any folder
     shared = dict(settings or {})
     named = shared.pop("budget", None)
@@ -89,11 +89,13 @@ def compare(
         expected = " or ".join(UNITS)
         raise ConfigError("choosing the budget", got=repr(budget), expected=expected)
     with stoppable(f"comparing into {out}", lambda: KEPT), advancing(), writing_to(out):
-        job = prepare(base, data, recipe, shared, budget, placement=Placement(device, dtype, base))
-        _check(job, wanted, budgets, seeds)
-        work = _Work(job, out)
+        setup = prepare(
+            base, data, recipe, shared, budget, placement=Placement(device, dtype, base)
+        )
+        _check(setup, wanted, targets, seeds)
+        work = _Work(setup, out)
         rows: list[Row] = []
-        asked = list(itertools.product(wanted, budgets, seeds))
+        asked = list(itertools.product(wanted, targets, seeds))
         with advancing("comparing", unit="row", total=len(asked)) as advance:
             for number, (method, sparsity, seed) in enumerate(asked):
                 advance.tell(f"{method} at {sparsity:g}")
@@ -106,15 +108,15 @@ def compare(
             "base": base,
             "data": data,
             "recipe": recipe,
-            "settings": to_dict(job.main),
-            "tokens": job.dense.tokens,
-            "dense_nll_per_token": job.dense.nll_per_token,
-            "dense_flops": job.dense_flops,
+            "settings": to_dict(setup.main),
+            "tokens": setup.dense.tokens,
+            "dense_nll_per_token": setup.dense.nll_per_token,
+            "dense_flops": setup.dense_flops,
             "budget": budget,
-            "sparsities": budgets,
+            "sparsities": targets,
             "seeds": list(seeds),
             "dial": list(dial),
-            "overhead": job.overhead,
+            "overhead": setup.overhead,
             "date": datetime.date.today().isoformat(),
             "hardware": hardware(torch.device(device)),
         }
@@ -127,32 +129,35 @@ def compare(
 
 
 def _check(
-    job: ComparisonSetup, methods: Sequence[Method], budgets: Sequence[float], seeds: Sequence[int]
+    setup: ComparisonSetup,
+    methods: Sequence[Method],
+    budgets: Sequence[float],
+    seeds: Sequence[int],
 ) -> None:
     """Check all methods before the first one runs."""
     for method in methods:
         for sparsity in budgets:
             for seed in seeds:
-                config = job.config(method, sparsity, seed)
+                config = setup.config(method, sparsity, seed)
                 check_schedule(config.router_stage.schedule)
                 check_schedule(config.lora_stage.schedule)
-    check_reach(job, methods, budgets)
+    check_reach(setup, methods, budgets)
     if healed := [method for method in methods if method.has_lora]:
-        model = job.routed()
+        model = setup.routed()
         for method in healed:
-            check_targets(model, job.config(method, budgets[0], seeds[0]).lora_stage)
+            check_targets(model, setup.config(method, budgets[0], seeds[0]).lora_stage)
 
 
 class _Work:
     """Produces rows, or reads those of an earlier call from the cache.
 
     Args:
-        job: what all methods share.
+        setup: what all methods share.
         out: where rows and checkpoints are kept.
     """
 
-    def __init__(self, job: ComparisonSetup, out: Path) -> None:
-        self.job, self.out = job, out
+    def __init__(self, setup: ComparisonSetup, out: Path) -> None:
+        self.setup, self.out = setup, out
 
     def rows(self, method: Method, sparsity: float, seed: int) -> list[Row]:
         """Return the rows of one method; the base and static removals do not depend on the seed."""
@@ -171,37 +176,37 @@ class _Work:
         key = self._key(method, row.target, row.seed, sparsities)
         if (cached := self._read(key)) is not None:
             return cached
-        return self._write(key, trained.measure_at_sparsities(self.job, method, row, sparsities))
+        return self._write(key, trained.measure_at_sparsities(self.setup, method, row, sparsities))
 
     def _produce(self, method: Method, sparsity: float, seed: int, key: str) -> list[Row]:
-        job = self.job
-        config = job.config(method, sparsity, seed)
+        setup = self.setup
+        config = setup.config(method, sparsity, seed)
         folder = run_folder(self.out, method, sparsity, seed, key)
         if method.kind == DENSE and not method.lora:
-            return [job.row(method, 0.0, 0, job.dense)]
+            return [setup.row(method, 0.0, 0, setup.dense)]
         if method.kind == RANDOM:
             routers = replace(method, kind="router")
-            return trained.random_routes(job, method, self.rows(routers, sparsity, seed)[0])
+            return trained.random_routes(setup, method, self.rows(routers, sparsity, seed)[0])
         if method.kind not in TRAINED:
             if method.lora:
-                return static.heal(job, method, config, folder, self.out)
-            return static.remove(job, method, config, self.out)
+                return static.heal(setup, method, config, folder, self.out)
+            return static.remove(setup, method, config, self.out)
         if TRAINED[method.kind].top_k:
-            return trained.train_top_k(job, method, config, folder)
+            return trained.train_top_k(setup, method, config, folder)
         if method.lora:
             routed = self.rows(method.without_lora(), sparsity, seed)[0]
-            return trained.heal(job, method, config, routed, folder)
-        return trained.train_router(job, method, config, folder)
+            return trained.heal(setup, method, config, routed, folder)
+        return trained.train_router(setup, method, config, folder)
 
     def _key(self, method: Method, sparsity: float, seed: int, dial: tuple[float, ...] = ()) -> str:
         made_of = {
             "version": CACHE_VERSION,
             "method": str(method),
             # Without defaults, so that a new option changes no key.
-            "config": changed(self.job.config(method, sparsity, seed)),
-            "base": self.job.fingerprint,
-            "text": self.job.blocks.fingerprint,
-            "where": self.job.kinds,
+            "config": changed(self.setup.config(method, sparsity, seed)),
+            "base": self.setup.fingerprint,
+            "text": self.setup.blocks.fingerprint,
+            "where": self.setup.kinds,
             "dial": dial,
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

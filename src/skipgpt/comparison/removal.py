@@ -55,78 +55,83 @@ class Removal:
     seconds: float = 0.0
 
 
-def find_removal(job: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> Removal:
+def find_removal(setup: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> Removal:
     """Return what a static method removes at the budget of a config.
 
     A search makes as many removals as the budget may need, whichever units go first. For methods
     that change weights only the counts are returned; there every layer counts as the mean of all.
 
     Args:
-        job: what all methods share.
+        setup: what all methods share.
         method: a static one.
         config: gives the budget, and rank and fitting tokens of stand-ins.
         out: the folder of the comparison; searches are kept below it.
     """
     kind, target = STATIC[method.kind], config.target_sparsity
-    model, fitting = _fresh(job, method, config)
-    saved = savings(model, job.budget, job.context, removed=True)
+    model, fitting = _fresh(setup, method, config)
+    saved = savings(model, setup.budget, setup.context, removed=True)
     units = kind.candidates(model)
     if kind.changes_weights:
         exact = target * len(units) / sum(unit_saves(saved, unit) for unit in units)
         low, high = math.floor(exact + ROUNDING), math.ceil(exact - ROUNDING)
         return Removal((), low, high, exact - low)
     removals = most_removals(units, saved, target)
-    order, seconds = _searched(job, method, config, model, removals, out)
+    order, seconds = _searched(setup, method, config, model, removals, out)
     return Removal(order, *between(order, saved, target), fitting + seconds)
 
 
 def apply_removal(
-    job: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal, count: int
+    setup: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal, count: int
 ) -> tuple[Any, list[Unit], float]:
     """Return a model with the method's weights, what is removed, and the seconds that took."""
-    model, _ = _fresh(job, method, config)
+    model, _ = _fresh(setup, method, config)
     if not STATIC[method.kind].changes_weights:
         return model, [*removal.order[:count]], 0.0
-    units, seconds = _search(job, method, model, count)
+    units, seconds = _search(setup, method, model, count)
     return model, units, seconds
 
 
-def _fresh(job: ComparisonSetup, method: Method, config: TrainConfig) -> tuple[Any, float]:
+def _fresh(setup: ComparisonSetup, method: Method, config: TrainConfig) -> tuple[Any, float]:
     """Return the base model with routers and fitted stand-ins, if any, and the seconds of fitting.
 
     Stand-ins are fitted once per comparison; every row that has them counts the time of that fit.
     """
-    model = job.routed(stand_ins_of(method, config))
+    model = setup.routed(stand_ins_of(method, config))
     if not method.stand_in:
         return model, 0.0
     key = config.router.stand_in, config.router_stage.fit_tokens
-    if key not in job.fits:
+    if key not in setup.fits:
         began = time.perf_counter()
         with advancing("fitting stand-ins", announced=True) as advance:
-            text = subsample_rows(job.blocks.train, config.router_stage.fit_tokens)
+            text = subsample_rows(setup.blocks.train, config.router_stage.fit_tokens)
             fit_stand_ins(model, text, on_step=advance)
         seconds = time.perf_counter() - began
         fitted = {site: each.state_dict() for site, each in stand_ins(model).items()}
-        job.fits[key] = fitted, seconds
-    fitted, seconds = job.fits[key]
+        setup.fits[key] = fitted, seconds
+    fitted, seconds = setup.fits[key]
     for site, each in stand_ins(model).items():
         each.load_state_dict(fitted[site])
     return model, seconds
 
 
 def _searched(
-    job: ComparisonSetup, method: Method, config: TrainConfig, model: Any, removals: int, out: Path
+    setup: ComparisonSetup,
+    method: Method,
+    config: TrainConfig,
+    model: Any,
+    removals: int,
+    out: Path,
 ) -> tuple[tuple[Unit, ...], float]:
     """Return the order of removals and the seconds of its search, from disk if it is there."""
     made_of = {
         "version": SEARCH_VERSION,
         "method": method.kind,
         "removals": removals,
-        "tokens": job.search_text().numel(),
+        "tokens": setup.search_text().numel(),
         "stand_ins": method.stand_in and [config.router.stand_in, config.router_stage.fit_tokens],
-        "base": job.fingerprint,
-        "text": job.blocks.fingerprint,
-        "where": job.kinds,
+        "base": setup.fingerprint,
+        "text": setup.blocks.fingerprint,
+        "where": setup.kinds,
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     path = out / "searches" / f"{method.kind}-{key[:16]}.json"
@@ -138,7 +143,7 @@ def _searched(
         pass
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s is damaged and made anew: %s", path, error)
-    found, seconds = _search(job, method, model, removals)
+    found, seconds = _search(setup, method, model, removals)
     order = tuple(found)
     with staged(path.parent) as stage:
         text = to_json({"order": order, "seconds": seconds, **made_of})
@@ -147,12 +152,12 @@ def _searched(
 
 
 def _search(
-    job: ComparisonSetup, method: Method, model: Any, removals: int
+    setup: ComparisonSetup, method: Method, model: Any, removals: int
 ) -> tuple[list[Unit], float]:
     """Let the method choose; return its units and the seconds it took."""
     if not removals:
         return [], 0.0
     began = time.perf_counter()
     with advancing(f"searching what {method.kind} removes", announced=True) as advance:
-        found = STATIC[method.kind].order(model, job.search_text(), removals, on_step=advance)
+        found = STATIC[method.kind].order(model, setup.search_text(), removals, on_step=advance)
     return found, time.perf_counter() - began

@@ -34,7 +34,7 @@ from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.loading.identity import digest_of_settings, settings_of
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import execution
-from skipgpt.model.surgery import add_routers, hidden_size, routed_layers
+from skipgpt.model.surgery import add_routers, hidden_size
 from skipgpt.routing.decision import Site
 
 OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
@@ -66,7 +66,6 @@ class ComparisonSetup:
         dense: the base model's result on the held-out text.
         dense_flops: FLOPs per token of the base model at this block size.
         fingerprint: fingerprint of the base's weights and settings.
-        layers: number of layers of the base.
         width: its hidden size.
         overhead: sizes of routers and stand-ins, as shares of the base's parameters.
         placement: device and dtype.
@@ -82,7 +81,6 @@ class ComparisonSetup:
     dense: Perplexity
     dense_flops: float
     fingerprint: str
-    layers: int
     width: int
     overhead: dict[str, float]
     placement: Placement
@@ -110,7 +108,7 @@ class ComparisonSetup:
         return override(recipe(self.recipe), self.settings)
 
     def config(self, method: Method, sparsity: float, seed: int) -> TrainConfig:
-        """Return the config of one method: its recipe's, with the job's data, steps and batch.
+        """Return the config of one method: its recipe's, with the data, steps and batch of all.
 
         Training must be equal for a comparison, so a recipe sets everything but its amount.
 
@@ -197,19 +195,20 @@ class ComparisonSetup:
         self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any
     ) -> Row:
         """Build a row of the result."""
+        facts |= self.measured_fields(measured)
+        return Row(method=str(method), target=sparsity, seed=seed, **facts)
+
+    def measured_fields(self, measured: Perplexity) -> dict[str, Any]:
+        """Return the fields of a row that say what was measured."""
         close = measured.closeness
-        return Row(
-            method=str(method),
-            target=sparsity,
-            seed=seed,
-            sparsity=measured.sparsity,
-            nll_per_token=measured.nll_per_token,
-            excess_nll=measured.nll_per_token - self.dense.nll_per_token,
-            flops=self.dense_flops * (1 - measured.sparsity["flops"]),
-            kl_to_dense=close.kl_per_token if close else None,
-            agreement=close.agreement if close else None,
-            **facts,
-        )
+        return {
+            "sparsity": measured.sparsity,
+            "nll_per_token": measured.nll_per_token,
+            "excess_nll": measured.nll_per_token - self.dense.nll_per_token,
+            "flops": self.dense_flops * (1 - measured.sparsity["flops"]),
+            "kl_to_dense": close.kl_per_token if close else None,
+            "agreement": close.agreement if close else None,
+        }
 
 
 def prepare(
@@ -251,7 +250,6 @@ def prepare(
         dense = perplexity(model, subsample_rows(blocks.held_out, config.data.evaluation_tokens))
     dense = dataclasses.replace(dense, closeness=IDENTICAL)
     flops = flops_per_token(model, context=(blocks.held_out.shape[1] + 1) / 2)
-    layers = len(routed_layers(model))
     return ComparisonSetup(
         base,
         data,
@@ -261,7 +259,6 @@ def prepare(
         dense,
         flops,
         of_base,
-        layers,
         hidden_size(model),
         overhead(model),
         placement,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 import time
 from pathlib import Path
@@ -29,24 +28,24 @@ from skipgpt.routing.decision import Forced
 from skipgpt.training.run_stage import run_stage
 
 
-def remove(job: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> list[Row]:
+def remove(setup: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> list[Row]:
     """Measure a static method at exactly this budget.
 
     Between two removal counts the loss is interpolated, as if the larger count were removed for a
     share of the sequences, and the smaller for the others.
     """
-    removal = find_removal(job, method, config, out)
+    removal = find_removal(setup, method, config, out)
     measured, seconds = [], removal.seconds
     for count in sorted({removal.low, removal.high}):
-        model, units, more = apply_removal(job, method, config, removal, count)
+        model, units, more = apply_removal(setup, method, config, removal, count)
         with use_rule(model, Forced.without(sites_of(units))):
-            measured.append(_pruned(job, method, model, units))
+            measured.append(_pruned(setup, method, model, units))
         seconds += more
-    return [_row(job, method, config, measured, removal, seconds)]
+    return [_row(setup, method, config, measured, removal, seconds)]
 
 
 def heal(
-    job: ComparisonSetup, method: Method, config: TrainConfig, folder: Path, out: Path
+    setup: ComparisonSetup, method: Method, config: TrainConfig, folder: Path, out: Path
 ) -> list[Row]:
     """Heal a static removal, or the whole base model, with stage `lora`.
 
@@ -54,35 +53,35 @@ def heal(
     """
     removal = Removal((), 0, 0, 0.0)
     if method.kind != DENSE:
-        removal = find_removal(job, method, config, out)
+        removal = find_removal(setup, method, config, out)
     measured, seconds = [], removal.seconds
     for count in sorted({removal.low, removal.high}):
         if method.kind == DENSE:
-            model, units, more = job.routed(), list[Unit](), 0.0
+            model, units, more = setup.routed(), list[Unit](), 0.0
         else:
-            model, units, more = apply_removal(job, method, config, removal, count)
+            model, units, more = apply_removal(setup, method, config, removal, count)
         began = time.perf_counter()
-        model = _healed(job, config, folder / str(count), model, units)
+        model = _healed(setup, config, folder / str(count), model, units)
         seconds += more + time.perf_counter() - began
-        measured.append(_pruned(job, method, model, units))
+        measured.append(_pruned(setup, method, model, units))
     shutil.rmtree(folder, ignore_errors=True)  # the resume states
-    return [_row(job, method, config, measured, removal, seconds)]
+    return [_row(setup, method, config, measured, removal, seconds)]
 
 
 def _healed(
-    job: ComparisonSetup, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]
+    setup: ComparisonSetup, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]
 ) -> Any:
     """Train stage `lora` around what is removed; return the model."""
     constant_routes(model, removed)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return run_stage(model, "lora", config, job.blocks, folder)
+        return run_stage(model, "lora", config, setup.blocks, folder)
     except TrainingError as error:
         raise in_comparison(error) from error
 
 
 def _row(
-    job: ComparisonSetup,
+    setup: ComparisonSetup,
     method: Method,
     config: TrainConfig,
     measured: list[Perplexity],
@@ -91,46 +90,46 @@ def _row(
 ) -> Row:
     """Build the row of a mixture; each part trained as long as any other method."""
     low, high = measured[0], measured[-1]
-    trained = job.tokens_trained(config, "lora") if method.lora else 0
-    return job.row(
+    trained = setup.tokens_trained(config, "lora") if method.lora else 0
+    return setup.row(
         method,
         config.target_sparsity,
         config.seed,
         low if low is high else _mixture(low, high, removal.share),
-        note=_note(job, method, config, removal),
+        note=_note(setup, method, config, removal),
         seconds=seconds,
         tokens_trained=trained,
     )
 
 
-def _note(job: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal) -> str:
+def _note(setup: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal) -> str:
     if method.kind == DENSE:
         return ""
     kind, low, high = STATIC[method.kind].units, removal.low, removal.high
     note = f"{low} {kind} removed" if low == high else f"between {low} and {high} {kind} removed"
     if not method.stand_in:
         return note
-    fitted = subsample_rows(job.blocks.train, config.router_stage.fit_tokens).numel()
-    rank = config.router.resolved(job.width).stand_in
+    fitted = subsample_rows(setup.blocks.train, config.router_stage.fit_tokens).numel()
+    rank = config.router.resolved(setup.width).stand_in
     return f"{note}, stand-ins of rank {rank} fitted on {fitted:,} tokens"
 
 
-def _pruned(job: ComparisonSetup, method: Method, model: Any, removed: list[Unit]) -> Perplexity:
+def _pruned(setup: ComparisonSetup, method: Method, model: Any, removed: list[Unit]) -> Perplexity:
     """Measure loss, with the savings of a model without these units, keys and values included.
 
     The measured model only skips them, and computes keys and values for every token.
     """
-    measured = perplexity(model, job.held_out(), closeness_to=_dense(job, method, model))
+    measured = perplexity(model, setup.held_out(), closeness_to=_dense(setup, method, model))
     gone = set(sites_of(removed))
     keep = {site: float(site not in gone) for site in routers(model)}
-    shares = sparsities(model, keep, job.context, gone=gone, routed=False)
+    shares = sparsities(model, keep, setup.context, gone=gone, routed=False)
     return dataclasses.replace(measured, sparsity=shares)
 
 
-def _dense(job: ComparisonSetup, method: Method, model: Any) -> Any:
+def _dense(setup: ComparisonSetup, method: Method, model: Any) -> Any:
     """Return the dense base of a pruned model: itself, unless the method changed its weights."""
     if method.kind in STATIC and STATIC[method.kind].changes_weights:
-        return load_base(job.base, **job.kinds)[0].eval()
+        return load_base(setup.base, **setup.kinds)[0].eval()
     return model
 
 
@@ -142,14 +141,13 @@ def _mixture(low: Perplexity, high: Perplexity, share: float) -> Perplexity:
 
     nll = between(low.nll_per_token, high.nll_per_token)
     closest, close = low.closeness, high.closeness
-    return dataclasses.replace(
-        low,
-        nll_per_token=nll,
-        perplexity=math.exp(min(nll, 700.0)),
-        sparsity={name: between(low.sparsity[name], high.sparsity[name]) for name in low.sparsity},
-        keep_rates={
+    return Perplexity.of(
+        nll,
+        low.tokens,
+        {name: between(low.sparsity[name], high.sparsity[name]) for name in low.sparsity},
+        {
             kind: tuple(map(between, rates, high.keep_rates[kind]))
             for kind, rates in low.keep_rates.items()
         },
-        closeness=closest.mixed(close, share) if closest and close else None,
+        closest.mixed(close, share) if closest and close else None,
     )

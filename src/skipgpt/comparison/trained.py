@@ -32,38 +32,38 @@ logger = logging.getLogger("skipgpt")
 
 
 def train_router(
-    job: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
+    setup: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
 ) -> list[Row]:
     """Train routers; evaluate them deterministically and, for recipe `paper`, also sampled."""
     began = time.perf_counter()
-    result = _trained(job, job.base, config, folder)
+    result = _trained(setup, setup.base, config, folder)
     seconds = time.perf_counter() - began - result.seconds_measuring
     measured = result.held_out[config.stages[-1]]
-    row = job.row(
+    row = setup.row(
         method,
         config.target_sparsity,
         config.seed,
         measured,
         seconds=seconds,
         checkpoint=str(folder),
-        tokens_trained=job.tokens_trained(config, *config.stages),
+        tokens_trained=setup.tokens_trained(config, *config.stages),
     )
-    return _also_sampled(job, row) if config.recipe == "paper" else [row]
+    return _also_sampled(setup, row) if config.recipe == "paper" else [row]
 
 
 def heal(
-    job: ComparisonSetup, method: Method, config: TrainConfig, routed: Row, folder: Path
+    setup: ComparisonSetup, method: Method, config: TrainConfig, routed: Row, folder: Path
 ) -> list[Row]:
     """Heal a checkpoint of trained routers with stage `lora`; the time includes theirs."""
     began = time.perf_counter()
     assert routed.checkpoint is not None
     healing = dataclasses.replace(config, stages=("lora",))
-    result = _trained(job, routed.checkpoint, healing, folder)
+    result = _trained(setup, routed.checkpoint, healing, folder)
     seconds = routed.seconds + time.perf_counter() - began - result.seconds_measuring
     measured = result.held_out["lora"]
     sparsity, seed = config.target_sparsity, config.seed
-    tokens = job.tokens_trained(config, *config.stages, "lora")
-    row = job.row(
+    tokens = setup.tokens_trained(config, *config.stages, "lora")
+    row = setup.row(
         method,
         sparsity,
         seed,
@@ -72,26 +72,26 @@ def heal(
         checkpoint=str(folder),
         tokens_trained=tokens,
     )
-    return _also_sampled(job, row) if config.recipe == "paper" else [row]
+    return _also_sampled(setup, row) if config.recipe == "paper" else [row]
 
 
-def random_routes(job: ComparisonSetup, method: Method, routed: Row) -> list[Row]:
+def random_routes(setup: ComparisonSetup, method: Method, routed: Row) -> list[Row]:
     """Measure random routing: each site skips random tokens at the rate its router learned."""
-    model, _ = load_placed(str(routed.checkpoint), job.placement)
+    model, _ = load_placed(str(routed.checkpoint), setup.placement)
     with count_routing(model) as counts:
-        total_loss(model, job.calibration())
+        total_loss(model, setup.calibration())
     rates = {site: 1 - kept for site, kept in counts.keep_ratios().items()}
-    measured = _measure(job, Path(str(routed.checkpoint)), RandomRoutes(rates), routed.seed)
+    measured = _measure(setup, Path(str(routed.checkpoint)), RandomRoutes(rates), routed.seed)
     note = "rates for each module from `router`, tokens at random"
-    row = job.row(method, routed.target, routed.seed, measured, note=note)
+    row = setup.row(method, routed.target, routed.seed, measured, note=note)
     return [_with_training_cost(row, routed)]
 
 
 def measure_at_sparsities(
-    job: ComparisonSetup, method: Method, trained: Row, sparsities: tuple[float, ...]
+    setup: ComparisonSetup, method: Method, trained: Row, sparsities: tuple[float, ...]
 ) -> list[Row]:
     """Measure one checkpoint at other budgets than its own."""
-    model, _ = load_placed(str(trained.checkpoint), job.placement)
+    model, _ = load_placed(str(trained.checkpoint), setup.placement)
     rows = []
     curve = routing_state(model).curve
     for sparsity in sparsities:
@@ -99,8 +99,8 @@ def measure_at_sparsities(
             logger.info("%s reaches %.2f, not %g", method, curve.largest, sparsity)
             continue
         set_sparsity(model, sparsity)
-        measured = perplexity(model, job.held_out(), closeness_to=model)
-        row = job.row(method, sparsity, trained.seed, measured)
+        measured = perplexity(model, setup.held_out(), closeness_to=model)
+        row = setup.row(method, sparsity, trained.seed, measured)
         name = f"{method} (dial of {trained.target:g})"
         row = dataclasses.replace(row, method=name, checkpoint=trained.checkpoint)
         rows.append(_with_training_cost(row, trained))
@@ -113,76 +113,64 @@ def _with_training_cost(row: Row, trained: Row) -> Row:
 
 
 def train_top_k(
-    job: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
+    setup: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
 ) -> list[Row]:
     """Train Mixture-of-Depths on a frozen base; measure it as published and with thresholds."""
-    model = job.routed(config.router, config.seed)
-    saved = savings(model, job.budget, job.context)
+    model = setup.routed(config.router, config.seed)
+    saved = savings(model, setup.budget, setup.context)
     rule = top_k_rule(model, config.target_sparsity, saved)
     began = time.perf_counter()
-    start_routers(model, config, job.blocks.train)
+    start_routers(model, config, setup.blocks.train)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        model = run_stage(model, "router", config, job.blocks, folder, rule=lambda _: rule)
+        model = run_stage(model, "router", config, setup.blocks, folder, rule=lambda _: rule)
     except TrainingError as error:
         raise in_comparison(error) from error
     seconds = time.perf_counter() - began
     shutil.rmtree(folder, ignore_errors=True)  # the resume states
     ranked = "selects among all tokens of a row, later ones included"
     causal = "selects by one threshold per layer, set on calibration text"
-    tokens, rows = job.tokens_trained(config, "router"), []
+    tokens, rows = setup.tokens_trained(config, "router"), []
     for each, note, suffix in ((rule, ranked, ""), (None, causal, " (causal)")):
         began = time.perf_counter()
-        chosen = each or layer_thresholds(model, job.calibration(), rule)
+        chosen = each or layer_thresholds(model, setup.calibration(), rule)
         seconds += time.perf_counter() - began
-        row = job.row(method, config.target_sparsity, config.seed, _gated(model, job, chosen))
+        row = setup.row(method, config.target_sparsity, config.seed, _gated(model, setup, chosen))
         row = dataclasses.replace(row, method=f"{method}{suffix}", note=note)
         rows.append(dataclasses.replace(row, seconds=seconds, tokens_trained=tokens))
     return rows
 
 
-def _gated(model: Any, job: ComparisonSetup, rule: TopK | AboveThresholds) -> Any:
+def _gated(model: Any, setup: ComparisonSetup, rule: TopK | AboveThresholds) -> Any:
     # Scores scale the outputs, which only `gated` does: `sparse` either keeps or skips.
     with execution(model, "gated"), use_rule(model, rule):
-        return perplexity(model, job.held_out(), closeness_to=model)
+        return perplexity(model, setup.held_out(), closeness_to=model)
 
 
-def _measure(job: ComparisonSetup, folder: Path, rule: DecisionRule, seed: int) -> Any:
-    model, _ = load_placed(str(folder), job.placement)
+def _measure(setup: ComparisonSetup, folder: Path, rule: DecisionRule, seed: int) -> Any:
+    model, _ = load_placed(str(folder), setup.placement)
     torch.manual_seed(seed)
     with use_rule(model, rule):
-        return perplexity(model, job.held_out(), closeness_to=model)
+        return perplexity(model, setup.held_out(), closeness_to=model)
 
 
-def _also_sampled(job: ComparisonSetup, row: Row) -> list[Row]:
-    sampled = _like(job, row, _measure(job, Path(str(row.checkpoint)), GumbelSample(1.0), row.seed))
+def _also_sampled(setup: ComparisonSetup, row: Row) -> list[Row]:
+    measured = _measure(setup, Path(str(row.checkpoint)), GumbelSample(1.0), row.seed)
+    sampled = dataclasses.replace(row, **setup.measured_fields(measured))
     note = "routes drawn anew in evaluation, as the authors' code does"
     return [row, dataclasses.replace(sampled, note=note, method=f"{row.method} (sampled)")]
 
 
-def _like(job: ComparisonSetup, row: Row, measured: Any) -> Row:
-    """Build a row of the same training, measured in another way."""
-    return dataclasses.replace(
-        row,
-        sparsity=measured.sparsity,
-        nll_per_token=measured.nll_per_token,
-        excess_nll=measured.nll_per_token - job.dense.nll_per_token,
-        flops=job.dense_flops * (1 - measured.sparsity["flops"]),
-        kl_to_dense=measured.closeness.kl_per_token,
-        agreement=measured.closeness.agreement,
-    )
-
-
-def _trained(job: ComparisonSetup, base: str, config: TrainConfig, folder: Path) -> TrainResult:
+def _trained(setup: ComparisonSetup, base: str, config: TrainConfig, folder: Path) -> TrainResult:
     """Train into a folder, or resume where an interrupted comparison stopped."""
-    kinds: Any = job.kinds
+    kinds: Any = setup.kinds
     try:
         if (folder / RUN).exists():
             try:
-                return train(base, job.data, folder, config, resume=True, **kinds)
+                return train(base, setup.data, folder, config, resume=True, **kinds)
             except ConfigError:  # the same text under other names, which resuming rejects
                 logger.info("%s cannot be resumed and starts over", folder.name)
-        return train(base, job.data, folder, config, overwrite=True, **kinds)
+        return train(base, setup.data, folder, config, overwrite=True, **kinds)
     except TrainingError as error:
         raise in_comparison(error) from error
 

@@ -3,7 +3,7 @@
 what            whole (single, ddp)   zero2             fsdp2, zero3
 weights         all                   all               a shard, and the running layers whole
 gradients       of what trains        a shard           a shard
-optimiser       8 B per parameter     a shard, 12       a shard; zero3 12
+optimizer       8 B per parameter     a shard, 12       a shard; zero3 12
 buckets         ddp: as gradients     as gradients      -
 activations     of its own rows       of its own rows   of its own rows
 

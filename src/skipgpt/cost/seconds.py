@@ -40,7 +40,7 @@ from skipgpt.cost.savings import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import routed_layers, stand_ins
 from skipgpt.routing.decision import Site
-from skipgpt.system.device_profile import Machine, measured
+from skipgpt.system.device_profile import Machine, stored_profile
 
 ROUTER_BYTES = 4
 """Bytes of a number in routers and stand-ins, which are float32."""
@@ -140,7 +140,7 @@ def time_savings(
     """
     tensor = next(model.parameters())
     dtype = cast("torch.dtype", model.dtype)
-    machine = machine or measured(tensor.device, dtype) or _refuse(tensor.device, dtype)
+    machine = machine or stored_profile(tensor.device, dtype) or _refuse(tensor.device, dtype)
     prefill = timed.phase == "prefill"
     rows = timed.batch_size * (timed.context if prefill else 1)
     modules: dict[Site, ModuleSeconds] = {}

@@ -75,7 +75,7 @@ def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
         raise DataError(
             f"reading {path}",
             got=f"line {number}, {problem}",
-            expected="one JSON object a line",
+            expected="one JSON object per line",
             todo="repair the line; a JSON array becomes lines with: jq -c '.[]'",
         )
     return dict(row)

@@ -31,10 +31,9 @@ from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
 from skipgpt.model.state import routing_state
-from skipgpt.routing.calibration import CURVE, calibrate_curve
-from skipgpt.routing.calibration import calibrate as find_threshold
+from skipgpt.routing.calibration import CURVE, calibrate_curve, find_threshold
 from skipgpt.routing.curve import CalibrationCurve, Curves
-from skipgpt.system.device_profile import measured as profile_of
+from skipgpt.system.device_profile import stored_profile
 from skipgpt.system.folder_lock import writing_to
 from skipgpt.system.hardware import hardware
 from skipgpt.system.progress import advancing
@@ -138,7 +137,7 @@ def all_savings(
         ConfigError: `unit` is none of them.
     """
     tensor = next(model.parameters())
-    profiled = profile_of(tensor.device, cast("torch.dtype", model.dtype)) is not None
+    profiled = stored_profile(tensor.device, cast("torch.dtype", model.dtype)) is not None
     units: list[Budget] = ["modules", "flops"]
     if profiled or check_budget(unit) == "time":
         units.append("time")

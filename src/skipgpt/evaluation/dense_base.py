@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from skipgpt.checkpoint.info import CheckpointInfo, has_adapter
+from skipgpt.checkpoint.loading import load_base_of
 from skipgpt.config import Placement
-from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers
 
 
@@ -29,12 +29,6 @@ def dense_base_of(info: CheckpointInfo, model: nn.Module, placement: Placement) 
     """
     if not has_adapter(info):
         return model
-    base, _ = load_base(
-        placement.base or info.base,
-        revision=info.revision,
-        device=placement.device,
-        dtype=placement.dtype,
-        quantize=info.quantization,
-    )
+    base, _ = load_base_of(info, placement)
     routed: nn.Module = add_routers(base.eval())
     return routed

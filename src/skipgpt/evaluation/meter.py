@@ -24,7 +24,6 @@ class Meter:
     Attributes:
         keep: keep ratios of every run, by threshold.
         shares: share that each run saved, by threshold.
-        losses: summed loss in nats of each run, by threshold.
 
     Example:
         find_threshold(Meter(model, blocks, savings(model, "flops", 128.5)), 0.25, start=0.0)
@@ -37,11 +36,10 @@ class Meter:
         self._saved = saved
         self.keep: dict[float, dict[Site, float]] = {}
         self.shares: dict[float, float] = {}
-        self.losses: dict[float, float] = {}
 
     def __call__(self, threshold: float) -> Seen:
         """Run all blocks at a threshold."""
-        trace, loss = _traced(self._model, self._blocks, threshold, self._batch_size)
+        trace = _traced(self._model, self._blocks, threshold, self._batch_size)
         margins, keep = trace.margins(), trace.keep_ratios()
         if self._saved.unit == "modules":
             seen = Seen(margins, skipped_share(margins, threshold))
@@ -49,25 +47,19 @@ class Meter:
             weights, share = trace.margin_weights(self._saved.by_site), self._saved.share(keep)
             seen = Seen(margins, share, weights, self._saved.in_proportion(keep) - share)
         self.keep[threshold], self.shares[threshold] = keep, seen.share
-        self.losses[threshold] = loss
         return seen
 
 
-def run_at_threshold(
-    model: nn.Module, blocks: Tensor, threshold: float, batch_size: int = 8
-) -> tuple[Tensor, float]:
-    """Return the margins of all decisions, flat, and the summed loss of blocks [N, T]."""
-    trace, loss = _traced(model, blocks, threshold, batch_size)
-    return trace.margins(), loss
+def margins_at_threshold(model: nn.Module, blocks: Tensor, threshold: float) -> Tensor:
+    """Return the margins of all decisions over blocks [N, T], flat."""
+    return _traced(model, blocks, threshold, 8).margins()
 
 
-def _traced(
-    model: nn.Module, blocks: Tensor, threshold: float, batch_size: int
-) -> tuple[Trace, float]:
+def _traced(model: nn.Module, blocks: Tensor, threshold: float, batch_size: int) -> Trace:
     with (
         use_rule(model, Threshold(threshold)),
         execution(model, "sparse"),
         record_routing(model) as trace,
     ):
-        loss, _ = total_loss(model, blocks, batch_size)
-    return trace, loss
+        total_loss(model, blocks, batch_size)
+    return trace

@@ -106,7 +106,7 @@ class CutText:
             some = f"{what} of the first {self.first:,}"
             what = f"the first {what}" if read == self.first else some
         inside = f", {self.inside:,} from inside a document" if self.inside else ""
-        return f"reading {what} in {rows}, each from nothing{inside}; form: {self.form}"
+        return f"reading {what} in {rows}, each without context{inside}; form: {self.form}"
 
     def first_rows(self, count: int) -> Tensor:
         """Return the first rows, [B, T]: those of equal length, at most `count`."""

@@ -88,7 +88,7 @@ def source_rows(
     rows = rows_of(ids, length)
     said = "the first " * cut + f"{len(ids):,} tokens"
     if len(rows) > 1:
-        said += f" in {len(rows):,} rows of {length}, each read from nothing"
+        said += f" in {len(rows):,} rows of {length}, each without context"
     inside = encoded.inside(range(0, len(rows) * length, length))
     if inside:
         said += f", {inside:,} from inside a document"

@@ -50,7 +50,7 @@ class TextResult:
         if self.loss.closeness is not None:
             lines.append(str(self.loss.closeness))
         if self.bits_per_byte is not None:
-            lines.append(f"{self.bits_per_byte:.4f} bits a byte")
+            lines.append(f"{self.bits_per_byte:.4f} bits per byte")
         if self.form.name != "blocks":
             lines.append(f"form: {self.form}" + (f"; {self.source}" if self.source else ""))
         if self.continuations is not None:

@@ -17,7 +17,7 @@ from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Module, Site
 
-_ONE_A_LAYER: dict[str, Module] = {
+_ONE_PER_LAYER: dict[str, Module] = {
     "layer_types": "attn",
     "no_rope_layers": "attn",
     "mlp_layer_types": "mlp",
@@ -44,14 +44,14 @@ def check_movable(model: Any) -> None:
         if "layer" in name
         and isinstance(value, list | tuple)
         and len(value) == count
-        and name not in (*_ONE_A_LAYER, "mlp_only_layers")
+        and name not in (*_ONE_PER_LAYER, "mlp_only_layers")
     ]
     if trouble:
         raise UnsupportedModelError(
             f"removing layers from a model of type {model.config.model_type!r}",
             got=f"a config with {' and '.join(trouble)}",
             expected="layers that compute the same in another place, or a list that "
-            f"export/rebuild.py can cut: {', '.join((*_ONE_A_LAYER, 'mlp_only_layers'))}",
+            f"export/rebuild.py can cut: {', '.join((*_ONE_PER_LAYER, 'mlp_only_layers'))}",
             todo="use `skipgpt export --merged`, which keeps every layer",
         )
 
@@ -125,7 +125,7 @@ def _smaller_config(model: Any, pairs: Sequence[Pair]) -> Any:
     values = config.to_dict() | {"tie_word_embeddings": head_is_tied(model)}
     values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(pairs)
     attns, mlps = zip(*pairs, strict=True)
-    for name, module in _ONE_A_LAYER.items():
+    for name, module in _ONE_PER_LAYER.items():
         if values.get(name):
             values[name] = [values[name][n] for n in (attns if module == "attn" else mlps)]
     if (first := values.get("first_k_dense_replace")) is not None:

@@ -17,7 +17,7 @@ Shapes: B batch, T tokens, D hidden, V vocabulary, N tokens of the whole text.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.model.surgery import routed_layers, routers
 from skipgpt.routing.decision import MODULES, ModuleDecision, Site
 from skipgpt.routing.router import Router, Scale
-
-OnStep = Callable[[int, int], None]
-"""Called with steps done and steps in all."""
+from skipgpt.system.progress import OnStep
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,24 @@ class _Recorder(nn.Module):
             return self.router.margin(hidden, scale)
 
 
+WITHOUT_FIT = "train such routers without a fit: --stages router,lora (compare: router@paper)"
+
+
+def refuse_sequences(config: RouterConfig, doing: str) -> None:
+    """Raise if routers decide for whole sequences, whose costs no token has.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if config.decides == "sequence":
+        raise ConfigError(
+            doing,
+            got='router.decides = "sequence"',
+            expected="a decision for each token, by module or by layer",
+            todo=WITHOUT_FIT,
+        )
+
+
 def measure_costs(
     model: nn.Module,
     text: Tensor,
@@ -115,13 +132,7 @@ def measure_costs(
         costs[Site(0, "mlp")].cost.mean()
     """
     config = routing_state(model).config
-    if config.decides == "sequence":
-        raise ConfigError(
-            "fitting routers",
-            got='router.decides = "sequence"',
-            expected="a decision for each token, by module or by layer",
-            todo="train such routers without a fit: --stages router,lora (compare: router@paper)",
-        )
+    refuse_sequences(config, "fitting routers")
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     wanted = [

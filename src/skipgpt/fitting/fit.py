@@ -22,15 +22,16 @@ from skipgpt.cost import Savings
 from skipgpt.errors import DataError
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.meter import Meter
-from skipgpt.fitting.costs import OnStep, SiteCosts, measure_costs
+from skipgpt.fitting.costs import SiteCosts, measure_costs
 from skipgpt.fitting.heads import write_router
 from skipgpt.fitting.regression import Design
 from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
-from skipgpt.routing.calibration import calibrate
+from skipgpt.routing.calibration import find_threshold
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.routing.router import add_to_margin, set_constant
+from skipgpt.system.progress import OnStep
 
 logger = logging.getLogger("skipgpt")
 
@@ -52,7 +53,8 @@ class FittedSite:
     Attributes:
         layer: its layer.
         module: `attn` or `mlp`.
-        cost: mean cost of skipping it, in nats per token: half the second-order mean.
+        cost: mean KL divergence that skipping it adds, to second order, in nats per token: half the
+            mean of `SiteCosts.cost`.
         explained: held-out deviance, in nats per token, that its router explains beyond the mean.
         ridge: the chosen penalty; None if the mean alone predicts better.
     """
@@ -195,7 +197,7 @@ def refit_stand_ins(
     with progress("searching the threshold of the target"):
         few = Meter(model, subsample_rows(text, SEARCH_TOKENS), savings)
         start = few(-math.inf).guess(config.target_sparsity)
-        threshold = calibrate(few, config.target_sparsity, start, rounds=2)
+        threshold = find_threshold(few, config.target_sparsity, start, rounds=2)
     with progress("fitting stand-ins to what skips") as on_step:
         fit_stand_ins(
             model,

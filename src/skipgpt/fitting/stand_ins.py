@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,7 @@ from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import ModuleDecision, Site
 from skipgpt.routing.stand_in_fit import Moments, fit
-
-OnStep = Callable[[int, int], None]
-"""Called with steps done and steps in all."""
+from skipgpt.system.progress import OnStep
 
 NEAR = 3e-2
 """Penalty on the change of a stand-in that is fitted again to few tokens."""

@@ -127,8 +127,10 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
             **kwargs: Any,
         ) -> Any:
             check_pair(sparsity, budget)
-            dial = nullcontext() if sparsity is None else at_sparsity(self, sparsity, budget=budget)
-            with dial:
+            at_requested = (
+                nullcontext() if sparsity is None else at_sparsity(self, sparsity, budget=budget)
+            )
+            with at_requested:
                 return super().generate(*args, **kwargs)
 
     for made, name in zip((SkipGPTConfig, SkipGPTForCausalLM), _names(family), strict=True):

@@ -2,7 +2,7 @@
 
     hidden ──▶ routers ──▶ decision                 which tokens run attention, which the MLP
        │                     │
-       ├──▶ attention, kept tokens ──▶ + ──▶ hidden     skipped tokens pass on the residual
+       ├──▶ attention, kept tokens ──▶ + ──▶ hidden     skipped tokens add their stand-in, if any
        └──▶ MLP, kept tokens ──────▶ + ──▶ hidden
 
 A routed layer is the family's own decoder layer, re-classed in place: same parameters, same
@@ -75,7 +75,7 @@ class SkippingLayer(RoutedLayer):
             decode.record(self, keeps)
         else:
             attn, mlp = self._decide(entering)
-            mlp = mlp or attn
+            assert mlp is not None  # `decode.can_use`: both routers read the layer input
             self._record(Decision(attn, mlp))
             keeps = decode.Keeps(*(each.keep[:, 0].tolist() for each in (attn, mlp)))
         return decode.run(self, entering, keeps, arguments)
@@ -84,6 +84,7 @@ class SkippingLayer(RoutedLayer):
         self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]
     ) -> Plan:
         """How a module runs the tokens that keep it."""
+        # Not in `plan`, which breaks a compiled graph.
         if self.routing.execution == "gated":
             return Plan.GATED
         chosen: Plan = plan(self, module, entering, decision.keep, arguments)

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from skipgpt.removal.units import Unit, check_removals, sites_of
 from skipgpt.routing.decision import Site
-
-OnStep = Callable[[int, int], None]
-"""Called with steps done and steps in all."""
+from skipgpt.system.progress import OnStep
 
 
 class Method(Protocol):
@@ -42,7 +40,8 @@ class Method(Protocol):
             on_step: called with steps done and steps in all.
 
         Returns:
-            The removed units, first removed first: any prefix is the result for a smaller budget.
+            The removed units, first removed first; unless the method changes weights, any prefix is
+                the result for fewer removals.
 
         Raises:
             ConfigError: the model has no routers, or fewer units than that.

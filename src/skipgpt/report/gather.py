@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,12 @@ from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
 from skipgpt.routing.decision import MODULES, Site
 from skipgpt.system.hardware import hardware
+from skipgpt.system.progress import OnStep
 
 logger = logging.getLogger("skipgpt")
 
 DIAL = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """The sparsities of the stress test and of the page's slider."""
-
-OnStep = Callable[[int, int], None]
 
 
 def gather(

@@ -11,7 +11,8 @@ from skipgpt.analysis import Table, depth_profiles, side_by_side
 from skipgpt.config import DataConfig
 from skipgpt.errors import ConfigError
 from skipgpt.report.content import FORMAT, Report
-from skipgpt.report.gather import OnStep, gather, names_of
+from skipgpt.report.gather import gather, names_of
+from skipgpt.system.progress import OnStep
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,7 @@ MarginsAt = Callable[[float], Tensor | Seen]
 """Runs held-out text at a threshold and returns what was measured, or the margins [N] alone."""
 
 
-def calibrate(margins_at: MarginsAt, sparsity: float, start: float, rounds: int = 6) -> float:
+def find_threshold(margins_at: MarginsAt, sparsity: float, start: float, rounds: int = 6) -> float:
     """Find the threshold for one sparsity.
 
     Skipping changes the hidden states that later routers read, so the quantile of the margins

@@ -93,21 +93,21 @@ def build_app(
         ids: Any = asked.prompt
         if isinstance(ids, str):  # in a thread, so as not to block others
             ids = (await run_in_threadpool(encode_prompt, engine.tokenizer, ids))["input_ids"]
-        job = _generation_request(
+        wanted = _generation_request(
             engine, name, context, asked, ids, asked.max_new_tokens, asked.logprobs
         )
         reply = Reply(name, False, len(ids), asked.logprobs is not None)
-        return await _answer(engine.submit(job), reply, asked, request)
+        return await _answer(engine.submit(wanted), reply, asked, request)
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
         turns = [message.turn() for message in asked.messages]
         ids = await run_in_threadpool(chat_ids, engine.tokenizer, turns, **asked.template_options)
-        job = _generation_request(
+        wanted = _generation_request(
             engine, name, context, asked, ids, asked.max_new_tokens, asked.places
         )
         reply = Reply(name, True, len(ids), asked.logprobs)
-        return await _answer(engine.submit(job), reply, asked, request)
+        return await _answer(engine.submit(wanted), reply, asked, request)
 
     return app
 
@@ -161,7 +161,7 @@ async def _answer(
             if isinstance(event, Completion):
                 return event
             pieces.append(event)
-        raise AssertionError("a job ends with how it ended")
+        raise AssertionError("a request ends with a Completion")
 
     done = asyncio.create_task(all_of_it())
     while not done.done():

@@ -36,11 +36,11 @@ class RequestHandle:
     """A submitted request: iterate over its text chunks and final `Completion`, or cancel it.
 
     Attributes:
-        job: what to generate.
+        request: what to generate.
         cancelled: set it to end the request at its next token.
     """
 
-    job: GenerationRequest
+    request: GenerationRequest
     cancelled: threading.Event = field(default_factory=threading.Event)
     _send: Callable[[Any], None] = lambda _: None
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
@@ -78,9 +78,9 @@ class Engine:
 
     def __init__(self, model: Any, tokenizer: Any, metrics: Metrics) -> None:
         self.model, self.tokenizer, self._metrics = model, tokenizer, metrics
-        self._line: queue.Queue[RequestHandle | None] = queue.Queue()
+        self._queue: queue.Queue[RequestHandle | None] = queue.Queue()
         self._current: RequestHandle | None = None
-        self._hurries = threading.Event()
+        self._aborted = threading.Event()
         self._thread = threading.Thread(target=self._work, name="skipgpt-engine", daemon=True)
         self._thread.start()
 
@@ -89,37 +89,37 @@ class Engine:
         """Whether the thread is alive."""
         return self._thread.is_alive()
 
-    def submit(self, job: GenerationRequest) -> RequestHandle:
+    def submit(self, request: GenerationRequest) -> RequestHandle:
         """Queue a request; call it from a running event loop.
 
         Raises:
             QueueFullError: the queue is full.
         """
-        if self._line.qsize() >= MAX_QUEUED:
+        if self._queue.qsize() >= MAX_QUEUED:
             raise QueueFullError
         loop = asyncio.get_running_loop()
-        running = RequestHandle(job)
+        running = RequestHandle(request)
         running._send = lambda event: _in_loop(loop, running._events, event)
         self._metrics.waiting.inc()
-        self._line.put(running)
+        self._queue.put(running)
         return running
 
     def abort_all(self) -> None:
         """Abort all requests, the running one at its next token; each gets a `StoppingError`."""
-        self._hurries.set()
+        self._aborted.set()
         if running := self._current:
             running.cancelled.set()
 
     def close(self) -> None:
         """Finish the queued requests, then end the thread."""
-        self._line.put(None)
+        self._queue.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        while (running := self._line.get()) is not None:
+        while (running := self._queue.get()) is not None:
             self._metrics.waiting.dec()
             self._current = running
-            if self._hurries.is_set():
+            if self._aborted.is_set():
                 running._send(StoppingError())
             elif running.cancelled.is_set():
                 self._metrics.cancelled.inc()
@@ -133,7 +133,7 @@ class Engine:
         try:
             with self._metrics.running.track_inprogress():
                 done = run_request(
-                    self.model, self.tokenizer, running.job, running._send, running.cancelled
+                    self.model, self.tokenizer, running.request, running._send, running.cancelled
                 )
         except Exception as error:  # a failed request must not end the thread
             running._send(error)
@@ -141,8 +141,8 @@ class Engine:
         cut = running.cancelled.is_set()
         if cut:
             self._metrics.cancelled.inc()
-        self._metrics.finish(len(running.job.ids), done, time.perf_counter() - began)
-        running._send(StoppingError() if cut and self._hurries.is_set() else done)
+        self._metrics.finish(len(running.request.ids), done, time.perf_counter() - began)
+        running._send(StoppingError() if cut and self._aborted.is_set() else done)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], event: Any) -> None:

@@ -83,36 +83,36 @@ class Completion:
 def run_request(
     model: Any,
     tokenizer: Any,
-    job: GenerationRequest,
+    request: GenerationRequest,
     tell: Callable[[TextChunk], None],
     cancelled: threading.Event | None = None,
 ) -> Completion:
-    """Run a request; greedy output is that of `skipgpt.generate`.
+    """Run a request; greedy output is that of `skipgpt.generation.generate`.
 
     Args:
         model: with routers.
         tokenizer: tokenizer of the base model.
-        job: what to generate.
+        request: what to generate.
         tell: called with each text chunk, in order.
         cancelled: set from elsewhere to stop at the next token.
 
     Raises:
         ConfigError: the sparsity is beyond the calibration curve.
     """
-    ends = ends_of(model, tokenizer, job.stops)
-    watch = _Watch(tokenizer, job, ends, tell, cancelled or threading.Event())
-    how = sampling_arguments(job.temperature, job.top_p)
-    if job.logprobs is not None:
+    ends = ends_of(model, tokenizer, request.stops)
+    watch = _Watch(tokenizer, request, ends, tell, cancelled or threading.Event())
+    how = sampling_arguments(request.temperature, request.top_p)
+    if request.logprobs is not None:
         how["logits_processor"] = [watch.probabilities]
-    ids = torch.tensor([job.ids], device=model.device)
-    dial = (
+    ids = torch.tensor([request.ids], device=model.device)
+    at_requested = (
         nullcontext()
-        if job.sparsity is None
-        else at_sparsity(model, job.sparsity, budget=job.budget)
+        if request.sparsity is None
+        else at_sparsity(model, request.sparsity, budget=request.budget)
     )
-    with _seeded(job.seed, ids.device), dial, count_routing(model) as counts:
+    with _seeded(request.seed, ids.device), at_requested, count_routing(model) as counts:
         continue_ids(
-            model, ids, ends, max_new_tokens=job.max_tokens, stopping_criteria=[watch], **how
+            model, ids, ends, max_new_tokens=request.max_tokens, stopping_criteria=[watch], **how
         )
     watch.end()
     kept = counts.kept()
@@ -144,14 +144,14 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
     def __init__(
         self,
         tokenizer: Any,
-        job: GenerationRequest,
+        request: GenerationRequest,
         ends: Ends,
         tell: Callable[[TextChunk], None],
         cancelled: threading.Event,
     ) -> None:
         self.ended, self.count, self.probabilities = False, 0, _Probabilities()
-        self._text, self._tokens = NewText(tokenizer, job.ids, ends), Tokens(tokenizer, ends)
-        self._job, self._ends, self._tell, self._cancelled = job, ends, tell, cancelled
+        self._text, self._tokens = NewText(tokenizer, request.ids, ends), Tokens(tokenizer, ends)
+        self._request, self._ends, self._tell, self._cancelled = request, ends, tell, cancelled
         self._shown = 0  # characters
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -163,7 +163,7 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
 
     def _take(self, token: int) -> None:
         self.count += 1
-        start, places = self._text.length, self._job.logprobs
+        start, places = self._text.length, self._request.logprobs
         shown = self._text.add(token)
         if places is not None:
             logs, likely = self.probabilities.newest, []

@@ -26,7 +26,7 @@ class Metrics:
         self.answers = Counter(
             "skipgpt_answers", "Replies", ["path", "status"], registry=self._registry
         )
-        self.waiting = Gauge("skipgpt_waiting", "Requests in line", registry=self._registry)
+        self.waiting = Gauge("skipgpt_waiting", "Queued requests", registry=self._registry)
         self.running = Gauge("skipgpt_running", "Requests in the model", registry=self._registry)
         self.cancelled = self._counter("skipgpt_cancelled", "Requests whose client left")
         self._prompt = self._counter("skipgpt_prompt_tokens", "Tokens of prompts")

@@ -50,7 +50,7 @@ def _prompt(value: Any) -> str | list[int]:
     """Accept text or token ids, also as the only item of a list."""
     if isinstance(value, list) and value and isinstance(value[0], str | list):
         if len(value) > 1:
-            raise ValueError(f"{len(value)} prompts; this server takes one a request")
+            raise ValueError(f"{len(value)} prompts; this server takes one per request")
         (value,) = value
     if isinstance(value, str):
         return _text(value)

@@ -110,7 +110,7 @@ def serve(
             export_merged(folder, made, sparsity=sparsity, budget=budget, base=base, dtype=dtype)
             folder, sparsity = Path(made), None
         elif sparsity is not None:
-            _check_dial(folder, sparsity, budget)
+            _check_sparsity(folder, sparsity, budget)
         if (folder / "generation_config.json").is_file():
             warn_left_out(GenerationConfig.from_pretrained(folder), sampling=True)
         launch(folder, address, sparsity=sparsity, budget=budget, **common)
@@ -142,7 +142,7 @@ def _check_exposure(host: str, api_key: str | None) -> None:
         logger.warning("whoever reaches %s can use this server: no API key is set", host)
 
 
-def _check_dial(folder: Path, sparsity: float, budget: Budget | None) -> None:
+def _check_sparsity(folder: Path, sparsity: float, budget: Budget | None) -> None:
     """Refuse a sparsity beyond the curve of a merged export, before an engine starts.
 
     Raises:

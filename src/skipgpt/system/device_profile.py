@@ -58,10 +58,10 @@ def typical(device: torch.device) -> Machine:
 
 def profile_of(device: torch.device, dtype: torch.dtype) -> Machine:
     """The measured figures of a device in a dtype, or else the typical ones."""
-    return measured(device, dtype) or typical(device)
+    return stored_profile(device, dtype) or typical(device)
 
 
-def measured(device: torch.device, dtype: torch.dtype) -> Machine | None:
+def stored_profile(device: torch.device, dtype: torch.dtype) -> Machine | None:
     """The figures that `skipgpt profile` stored for a device and dtype; None if not readable."""
     try:
         path = path_of(device, dtype)
@@ -81,7 +81,7 @@ def measured(device: torch.device, dtype: torch.dtype) -> Machine | None:
 
 
 def store_profile(machine: Machine, device: torch.device, dtype: torch.dtype) -> Path:
-    """Write a measurement to where `known` looks for it.
+    """Write a measurement to where `stored_profile` reads it.
 
     Raises:
         CheckpointError: the folder cannot be written, or the user has none.
@@ -99,7 +99,7 @@ def store_profile(machine: Machine, device: torch.device, dtype: torch.dtype) ->
 
 
 def kept_at(device: torch.device, dtype: torch.dtype) -> Path:
-    """The file that `keep` writes.
+    """The file that `store_profile` writes.
 
     Raises:
         CheckpointError: the user has no home folder, and no other is named.

@@ -12,13 +12,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from tqdm import tqdm
 
 from skipgpt.system.distributed import is_first
+
+OnStep = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
 
 PATIENCE = 10.0
 """Seconds of work before anything is printed."""

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, pad
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from skipgpt.model.lora import without_lora
-from skipgpt.model.state import execution
+from skipgpt.evaluation.closeness import as_dense
 
 ROWS = 1024
 """Tokens whose distributions are compared at once, to bound memory."""
@@ -34,11 +33,8 @@ def dense_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
         inputs: inputs of its forward; labels are left out.
     """
     given = {name: value for name, value in inputs.items() if name != "labels"}
-    was_training = model.training
-    model.eval()
-    with execution(model, "dense"), without_lora(model):
+    with as_dense(model):
         logits: Tensor = model(**given).logits
-    model.train(was_training)
     return logits
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.cache import key_of, read_fit, write_fit
+from skipgpt.fitting.costs import WITHOUT_FIT, refuse_sequences
 from skipgpt.fitting.fit import fit_model, price_margins, refit_stand_ins, summary
 from skipgpt.model.surgery import stand_ins
 from skipgpt.system.distributed import launched
@@ -47,15 +48,9 @@ def check_fit(config: TrainConfig, is_new: bool) -> None:
             "planning stage fit",
             got='router.kv = "skip"',
             expected='"dense": a gradient does not see what later tokens lose with a token\'s keys',
-            todo="train such routers without a fit: --stages router,lora (compare: router@paper)",
+            todo=WITHOUT_FIT,
         )
-    if config.router.decides == "sequence":
-        raise ConfigError(
-            "planning stage fit",
-            got='router.decides = "sequence"',
-            expected="a decision for each token, by module or by layer",
-            todo="train such routers without a fit: --stages router,lora (compare: router@paper)",
-        )
+    refuse_sequences(config.router, "planning stage fit")
     if not is_new or config.stages[0] != "fit":
         raise ConfigError(
             "planning stage fit",

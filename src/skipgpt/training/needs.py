@@ -16,7 +16,7 @@ _LABELS = {
     "weights": "weights",
     "at_work": "gathered while layers run",
     "gradients": "gradients",
-    "optimizer": "state of the optimiser",
+    "optimizer": "state of the optimizer",
     "buckets": "gradient buckets",
     "activations": "activations",
     "logits": "gradient of the logits",

@@ -161,7 +161,7 @@ class _Run:
     def load(self) -> None:
         """Load the model to train, or what an earlier call made of it."""
         home = self.device
-        if self.sharded:  # and comes to the device shard by shard
+        if self.sharded:  # FSDP2 and ZeRO move it to the device shard by shard
             home = "cpu"
             chosen = choose_dtype(self.dtype, self.device)
             self.dtype = str(chosen).removeprefix("torch.")

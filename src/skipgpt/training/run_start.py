@@ -72,7 +72,13 @@ class Base:
 def start(
     base: Base, config: TrainConfig, device: str, dtype: str, quantize: str | None
 ) -> tuple[Any, Any, CheckpointInfo]:
-    """Load the model to train, with routers, its tokenizer, and what it is."""
+    """Load the model to train, with routers, its tokenizer, and what it is.
+
+    Raises:
+        ConfigError: LoRA alone on a base model, LoRA targets that it does not have, or another
+            quantisation than it is held in.
+        SkipGPTError: the base or the checkpoint cannot be loaded.
+    """
     if base.model is None and is_checkpoint(base.name):
         _check_held(base.name, read_info(base.name).quantization, quantize)
         model, tokenizer = load(base.name, trainable=True, device=device, dtype=dtype)
@@ -102,7 +108,7 @@ def start(
 
 
 def _check_held(base: str, found: str | None, wanted: str | None) -> None:
-    """Refuse a quantization other than that of the stored base or of the trained routers."""
+    """Refuse a quantisation other than that of the stored base or of the trained routers."""
     if wanted not in (None, found):
         raise ConfigError(
             f"quantising the base {base!r} to {wanted}",

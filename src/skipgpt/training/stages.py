@@ -1,11 +1,12 @@
 """What each stage trains, and the rule and execution that its forwards use.
 
-stage    trains          execution   decisions
-router   routers         gated       sampled, with gradient
-lora     LoRA            sparse      deterministic, at the calibrated threshold
-joint    both            gated       sampled, with gradient
+stage    trains                     execution   decisions
+router   routers, stand-ins         gated       sampled, with gradient
+lora     LoRA, stand-ins            sparse      deterministic, at the calibrated threshold
+joint    routers, stand-ins, LoRA   gated       sampled, with gradient
 
 Stage lora is gated, too, if processes have to call the same modules and tokens would decide which.
+Stage fit trains nothing; see `fit_stage.py`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from skipgpt.checkpoint.folder import local_folder, read_info
-from skipgpt.checkpoint.loading import load_placed
+from skipgpt.checkpoint.loading import load_base_of, load_placed
 from skipgpt.config import Budget, Placement, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
@@ -19,7 +19,6 @@ from skipgpt.evaluation.harness.response_cache import check_answers, with_respon
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
 from skipgpt.evaluation.perplexity import SENSES
-from skipgpt.model.base import load_base
 from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
 from skipgpt.model.state import Execution, routing_state
 from skipgpt.model.surgery import add_routers
@@ -185,13 +184,7 @@ def _runs(
         yield _run(model, tokenizer, tasks, setting, sparsity, setting.execution)
     del model
     gc.collect()
-    base, tokenizer = load_base(
-        placement.base or info.base,
-        revision=info.revision,
-        device=placement.device,
-        dtype=placement.dtype,
-        quantize=info.quantization,
-    )
+    base, tokenizer = load_base_of(info, placement)
     yield _run(add_routers(base), tokenizer, tasks, setting, 0.0, "dense")
 
 

@@ -1,4 +1,4 @@
-"""Decoding, one token per sequence: a module that no token keeps is not run at all.
+"""Decoding, one token per sequence: of a module that no token keeps only keys and values run.
 
 Margins are Python floats: for so few elements tensor overhead exceeds the arithmetic. A module that
 all tokens keep runs as in the base model. Only where they differ is there something to pack or to

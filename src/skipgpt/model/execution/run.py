@@ -34,13 +34,13 @@ def run(
         chosen: how it runs.
         stream: [B, T, D], what its output is added to.
         entering: [B, T, D], what its norm reads.
-        decision: which tokens run it; not read where the plan is that all do, or none.
+        decision: which tokens run it; not read where none do, nor, without gradients, where all do.
         arguments: of attention, by name; its cache is updated whatever runs.
     """
     stand_in = layer.attn_stand_in if module == "attn" else layer.mlp_stand_in
     if chosen is Plan.GATED:
-        twin = gated.attention if module == "attn" else gated.mlp
-        stream = twin(layer, stream, entering, decision, arguments)
+        run_gated = gated.attention if module == "attn" else gated.mlp
+        stream = run_gated(layer, stream, entering, decision, arguments)
         return gated.stand_in(stand_in, stream, entering, decision) if stand_in else stream
     after = sparse.module(layer, module, chosen, stream, entering, decision, arguments)
     if stand_in is None or (chosen is Plan.WHOLE and not torch.is_grad_enabled()):

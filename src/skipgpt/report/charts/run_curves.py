@@ -24,7 +24,7 @@ CHARTS: tuple[Chart, ...] = (
     ),
     (
         "entropy of routing",
-        Axis("bits a module", low=0, high=1),
+        Axis("bits per module", low=0, high=1),
         (("entropy", "at the target", "one"),),
     ),
     (

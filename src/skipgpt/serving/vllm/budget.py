@@ -76,7 +76,7 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self._dial = SparsityRange.of(vllm_config.model_config.hf_config)
+        self._range = SparsityRange.of(vllm_config.model_config.hf_config)
         self._device = device
         self._rows: dict[int, float] = {}
         vllm_config.compilation_config.static_forward_context[__name__] = self
@@ -104,10 +104,10 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
         if metadata is None:
             return -math.inf
         if not self._rows:
-            return self._dial.own
+            return self._range.own
         starts = next(iter(metadata.values())).query_start_loc
         requests = len(starts) - 1
-        each = [self._rows.get(row, self._dial.own) for row in range(requests)]
+        each = [self._rows.get(row, self._range.own) for row in range(requests)]
         if len(set(each)) == 1:
             return each[0]
         return torch.tensor(each, device=self._device).repeat_interleave(starts.diff())
@@ -122,5 +122,5 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
 
     def _of_request(self, sampling: Any, *_: Any) -> float | None:
         """Return the threshold of a new request; None where it is the checkpoint's own."""
-        asked = self._dial.threshold(sampling)
-        return None if asked == self._dial.own else asked
+        asked = self._range.threshold(sampling)
+        return None if asked == self._range.own else asked

@@ -70,7 +70,7 @@ def rewrite_body(body: bytes) -> bytes:
     assistant's continues that turn, unless the request says otherwise.
 
     Example:
-        >>> moved(b'{"prompt": "a", "sparsity": 0.4}')
+        >>> rewrite_body(b'{"prompt": "a", "sparsity": 0.4}')
         b'{"prompt": "a", "vllm_xargs": {"sparsity": 0.4}}'
     """
     try:

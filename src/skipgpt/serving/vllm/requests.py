@@ -34,10 +34,10 @@ def watch_requests() -> None:
             return process(self, request_id, prompt, params, *args, **kwargs)
         from skipgpt.serving.vllm.budget import SparsityRange
 
-        dial = SparsityRange.of(self.model_config.hf_config)
-        threshold = _checked(dial, params)
+        offered = SparsityRange.of(self.model_config.hf_config)
+        threshold = _checked(offered, params)
         request = process(self, request_id, prompt, params, *args, **kwargs)
-        request.cache_salt = salted(request.cache_salt, threshold, dial.own)
+        request.cache_salt = salted(request.cache_salt, threshold, offered.own)
         if request.sampling_params is not None and self.tokenizer is not None:
             add_ends(request.sampling_params, self.generation_config_fields, self.tokenizer)
         return request
@@ -80,7 +80,7 @@ def salted(salt: str | None, threshold: float, own: float) -> str | None:
     return f"{salt or ''}|skipgpt {threshold!r}"
 
 
-def _checked(dial: Any, params: Any) -> float:
+def _checked(offered: Any, params: Any) -> float:
     """Return the threshold of a request.
 
     Raises:
@@ -91,7 +91,7 @@ def _checked(dial: Any, params: Any) -> float:
     from skipgpt.errors import ConfigError
 
     try:
-        threshold: float = dial.threshold(params)
+        threshold: float = offered.threshold(params)
     except ConfigError as error:
         raise VLLMValidationError(str(error), parameter="sparsity") from error
     return threshold

@@ -1,4 +1,4 @@
-"""Gathers the sharded state of an optimiser, as a single process has it, and shards it again.
+"""Gathers the sharded state of an optimizer, as a single process has it, and shards it again.
 
 So a run may be resumed on another number of processes, sharded or not.
 """

@@ -1,4 +1,4 @@
-"""Resume states of a trainer: what trains and its optimiser state, both unsharded.
+"""Resume states of a trainer: what trains and its optimizer state, both unsharded.
 
 A state does not depend on how many processes made it, or on how the model was sharded.
 """
@@ -86,7 +86,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save the state of the optimiser unsharded, and that of the scheduler."""
+        """Save the state of the optimizer unsharded, and that of the scheduler."""
         if self.is_deepspeed_enabled:
             groups = optimizer_groups(self.model, self.config)
             state = gathered_from_zero(self.optimizer, groups)

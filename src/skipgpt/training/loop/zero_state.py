@@ -1,4 +1,4 @@
-"""Gathers the state of a DeepSpeed ZeRO optimiser, and shards it again.
+"""Gathers the state of a DeepSpeed ZeRO optimizer, and shards it again.
 
 DeepSpeed holds it in flat partitions of many parameters; here it is as torch's AdamW has it. Every
 process has to call each function.
@@ -20,8 +20,8 @@ def gathered_from_zero(optimizer: Any, groups: list[dict[str, Any]]) -> dict[str
     """Return what `state_dict()` of torch's AdamW over these groups would be.
 
     Args:
-        optimizer: DeepSpeed's optimiser.
-        groups: parameter groups, in the order of the optimiser that DeepSpeed was given.
+        optimizer: DeepSpeed's optimizer.
+        groups: parameter groups, in the order of the optimizer that DeepSpeed was given.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -82,7 +82,7 @@ def _shape(parameter: Any) -> torch.Size:
 
 
 def _base(optimizer: Any) -> Any:
-    """Return the torch optimiser over flat partitions, inside whatever wraps it."""
+    """Return the torch optimizer over flat partitions, inside whatever wraps it."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
