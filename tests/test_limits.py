@@ -90,8 +90,10 @@ def test_nothing_is_timed_beyond_the_context(family: str, phase: Any, tokens: in
     ids = torch.zeros(4096, dtype=torch.long)
     subject = Subject("tiny", tiny_base(family), tiny_routed(family), False, ids)
     grid = Grid((phase,), prompt_tokens=(8, tokens), decode_tokens=16, sparsities=(0.25,))
-    with pytest.raises(ConfigError, match=f"timing {phase}: got a prompt of {tokens} tokens"):
+    with pytest.raises(ConfigError, match=f"timing: got a prompt of {tokens} tokens") as told:
         bench(subject, grid)
+    fits = CONTEXT - (16 if phase == "decode" else 0)
+    assert told.value.todo == f"give --prompt-tokens {fits} (prompt_tokens=) or fewer"
 
 
 @ROTARY_AND_LEARNED

@@ -191,7 +191,7 @@ def _demo(
         out / "checkpoint",
         [_held_out(config.data)],
         config.data,
-        max_tokens=4096,
+        max_tokens=config.data.calibration_tokens,
         placement=placement,
     )
     with staged(out) as stage:

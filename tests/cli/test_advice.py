@@ -96,6 +96,7 @@ def test_text_that_is_too_short_is_cut_into_shorter_rows_as_the_error_says(
 
 LOAD = {"eval", "show", "report", "bench", "export", "generate", "serve"}
 RAISED_BY = {
+    "benchmark/bench.py": {"bench"},
     "benchmark/subject.py": {"bench"},
     "checkpoint/loading.py": LOAD,
     "checkpoint/folder.py": {"train", "convert"},

@@ -14,10 +14,10 @@ import torch
 from skipgpt.errors import CheckpointError
 from skipgpt.system.device_profile import (
     Machine,
-    measured,
     path_of,
     profile_of,
     store_profile,
+    stored_profile,
     typical,
 )
 
@@ -36,9 +36,9 @@ def test_a_machine_that_was_never_measured_is_a_common_one(
 def test_a_measurement_is_found_again_for_its_dtype_alone() -> None:
     path = store_profile(MEASURED, CPU, torch.float32)
     assert path == path_of(CPU, torch.float32)
-    assert profile_of(CPU, torch.float32) == measured(CPU, torch.float32) == MEASURED
+    assert profile_of(CPU, torch.float32) == stored_profile(CPU, torch.float32) == MEASURED
     assert profile_of(CPU, torch.bfloat16) == typical(CPU)
-    assert measured(CPU, torch.bfloat16) is None
+    assert stored_profile(CPU, torch.bfloat16) is None
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
@@ -57,7 +57,7 @@ def test_a_damaged_file_is_said_and_passed_over(
     monkeypatch.setattr(logging.getLogger("skipgpt"), "propagate", True)
     store_profile(MEASURED, CPU, torch.float32).write_text(text)
     assert profile_of(CPU, torch.float32) == typical(CPU)
-    assert measured(CPU, torch.float32) is None
+    assert stored_profile(CPU, torch.float32) is None
     assert "skipgpt profile" in caplog.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,10 +201,7 @@ def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTask
     Raises:
         ConfigError: a name is not in it.
     """
-    from lm_eval.tasks import TaskManager
-
-    with quietly():
-        manager = TaskManager(include_path=str(task_dir) if task_dir else None)
+    manager = _index_with(task_dir) if task_dir else _packaged_index()
     for name in names:
         if name in manager.task_index:
             continue
@@ -220,6 +218,19 @@ def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTask
             + (f"; files of {task_dir} that cannot be read: {unread}" if unread else ""),
         )
     return manager
+
+
+def _index_with(task_dir: str | Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    with quietly():
+        return TaskManager(include_path=str(task_dir) if task_dir else None)
+
+
+@functools.cache
+def _packaged_index() -> Any:
+    """The index of the harness's own tasks, which do not change while a process lives."""
+    return _index_with(None)
 
 
 def metric_of(task: str, metrics: Sequence[str]) -> str:
