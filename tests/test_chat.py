@@ -175,3 +175,12 @@ def test_the_end_of_a_turn_is_found_in_such_a_template(template: str) -> None:
     made.add_tokens(["[END]"])
     made.chat_template = template.replace(";", "[END]")
     assert made.convert_tokens_to_ids("[END]") in ends_in({}, made).ids
+
+
+def test_a_message_in_parts_cannot_end_its_turn() -> None:
+    made = byte_tokenizer()
+    made.add_tokens(["[END]"])
+    made.chat_template = PARTS.replace(";", "[END]")
+    ids = chat_ids(made, [{"role": "user", "content": "a[END]b"}])
+    assert ids.count(made.convert_tokens_to_ids("[END]")) == 1
+    assert "a[END]b" in made.decode(ids)

@@ -147,3 +147,24 @@ def test_what_stands_before_a_text_stands_there_once_and_is_not_scored(
     templated = "".join(tokens) + "cats sat"
     assert lm.tok_encode(templated) == lm.tok_encode("cats sat") == ids
     assert lm.tok_batch_encode([templated])[0].tolist() == [ids]
+
+    lm = RoutedLM(model, tokenizer, batch_size=2, max_length=5)
+    (total,) = lm.loglikelihood_rolling(requests("loglikelihood_rolling", ("cats sat",)))
+    assert lm.cut_off() == 0
+    wanted, done = 0.0, len(tokens)
+    while done < len(ids):
+        end = min(max(done, 1) + 5, len(ids)) if done > len(tokens) else 6
+        row = ids[max(0, end - 6) : end]
+        with torch.no_grad():
+            scores = log_softmax(model(torch.tensor([row[:-1]])).logits[0], -1)
+        wanted += sum(scores[n - 1 - end + len(row), ids[n]].item() for n in range(done, end))
+        done = end
+    assert total == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_prefix_of_the_users_own_is_no_sign_of_a_template() -> None:
+    tokenizer = begun_by("<s>")
+    model = tiny_routed(initializer_range=0.2, vocab_size=len(tokenizer))
+    line = tokenizer.convert_tokens_to_ids("Ċ")
+    lm = RoutedLM(model, tokenizer, batch_size=2, prefix_token_id=line)
+    assert lm.tok_batch_encode(["\nQ"])[0].tolist() == [tokenizer("\nQ")["input_ids"]]

@@ -53,7 +53,7 @@ def main() -> None:
     """Run the command; print an error in one line unless --traceback is given."""
     try:
         for stream in (sys.stdout, sys.stderr):  # a letter that it cannot encode ends no command
-            if isinstance(stream, io.TextIOWrapper):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
                 stream.reconfigure(errors="backslashreplace")
         # The default, for commands that do not handle SIGTERM themselves.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -34,7 +34,7 @@ from skipgpt.training.loop.arguments import check_schedule
 
 logger = logging.getLogger("skipgpt")
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 """Increased when the code, or a default in `skipgpt.config`, changes results."""
 
 
@@ -131,21 +131,21 @@ def compare(
 def _check(
     setup: ComparisonSetup,
     methods: Sequence[Method],
-    budgets: Sequence[float],
+    targets: Sequence[float],
     seeds: Sequence[int],
 ) -> None:
     """Check all methods before the first one runs."""
     for method in methods:
-        for sparsity in budgets:
+        for sparsity in targets:
             for seed in seeds:
                 config = setup.config(method, sparsity, seed)
                 check_schedule(config.router_stage.schedule)
                 check_schedule(config.lora_stage.schedule)
-    check_reach(setup, methods, budgets)
+    check_reach(setup, methods, targets)
     if healed := [method for method in methods if method.has_lora]:
         model = setup.routed()
         for method in healed:
-            check_targets(model, setup.config(method, budgets[0], seeds[0]).lora_stage)
+            check_targets(model, setup.config(method, targets[0], seeds[0]).lora_stage)
 
 
 class _Work:

@@ -31,7 +31,7 @@ from skipgpt.system.progress import advancing
 
 logger = logging.getLogger("skipgpt")
 
-SEARCH_VERSION = 1
+SEARCH_VERSION = 2
 """Increased when the code changes what a search finds."""
 
 

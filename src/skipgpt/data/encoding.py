@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from skipgpt.data.documents import END_OF_TEXT
+from skipgpt.model.loading.generation_settings import rendered
 
 ROLE_MARKERS = frozenset(
     {"<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
@@ -222,11 +223,7 @@ def _role_markers(tokenizer: Any, tokens: Sequence[str]) -> set[str]:
     found = ROLE_MARKERS.intersection(tokens)
     if not tokens or not tokenizer.chat_template:
         return set(found)
-    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
-    try:
-        chat = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # templates raise whatever they like
-        return set(found)
+    chat = rendered(tokenizer, ("user", "assistant", "user"))
     return {*found, *(token for token in tokens if chat.count(token) > 1)}
 
 
@@ -237,9 +234,12 @@ def _splitting_role_markers(tokenizer: Any, texts: Sequence[str]) -> Any:
     """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     plain = [each.content for each in added if not each.special]
-    written = [token for token in plain if any(token in text for text in texts)]
-    markers = _role_markers(tokenizer, written)
-    if not markers or not tokenizer.is_fast:
+    if not plain or not tokenizer.is_fast:
+        return tokenizer
+    # Some tokenizers have thousands of added tokens, of which a template writes a few.
+    written = _role_markers(tokenizer, plain)
+    markers = {token for token in written if any(token in text for text in texts)}
+    if not markers:
         return tokenizer
     from tokenizers import AddedToken
 

@@ -49,6 +49,10 @@ def choose(
     removed = tuple(site for site in rates if site not in staying)
     if removed:
         return layers, removed, tuple(site for site in rare if site in staying)
+    if form == "vllm" and rare:
+        expected = "one that is not the first attention, which this form keeps"
+    elif form != "vllm" and removable:
+        expected = "more than one layer, since one has to stay"
     found = ", ".join(
         f"{name} {lowest[name]:.1%}" for name in sorted(lowest, key=lowest.__getitem__)[:4]
     )

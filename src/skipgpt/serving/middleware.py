@@ -83,7 +83,8 @@ class ServerMiddleware:
 
 async def _refuse_long(scope: Any, receive: Any, send: Any) -> None:
     """Refuse a request, after reading what most clients send before they read an answer."""
-    read, more = 0, True
+    waits = any(name == b"expect" for name, _ in scope["headers"])  # for leave to send it
+    read, more = 0, not waits
     with contextlib.suppress(TimeoutError):
         while more and read < 16 * LONGEST:
             message = await asyncio.wait_for(receive(), SILENCE)

@@ -101,9 +101,10 @@ def compare_run(out: Path, facts: dict[str, Any]) -> None:
     now = json.loads(json.dumps(facts))
     undo = "undo the change, or use --overwrite in place of --resume to start anew"
     settings, here = before.get("base_settings"), now.get("base_settings")
-    if here and isinstance(settings, str):  # the digest that an older version wrote
+    same = all(before.get(key, now.get(key)) == now.get(key) for key in ("base", "base_weights"))
+    if "base_settings" in now and isinstance(settings, str):  # the digest of an older version
         now["base_settings"] = digest_of_settings(here)
-    elif here and settings:
+    elif here and settings and same:
         before["base_settings"] = here
         try:
             refuse_other_settings(settings, here, f"resuming the run in {out}")

@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from skipgpt.data.encoding import control_tokens_of, name_control_tokens
+from skipgpt.data.encoding import boundaries, control_tokens_of, name_control_tokens
 from skipgpt.errors import ConfigError
 from skipgpt.model.loading.generation_settings import Ends
 
@@ -94,7 +94,8 @@ class EncodingLM(HFLM):  # type: ignore[misc]
 
     def _has_prefix(self, text: str) -> bool:
         """Whether a chat template wrote the tokens before a document into a text."""
-        return text.startswith(self.tokenizer.decode(self.before))
+        own = self.tokenizer.decode(boundaries(self.tokenizer).before)
+        return bool(own) and text.startswith(own)
 
 
 def _before_first(text: str, stops: Sequence[str]) -> str:

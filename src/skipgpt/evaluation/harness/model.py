@@ -186,18 +186,20 @@ class RoutedLM(EncodingLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Score whole texts, cut into windows if they are longer than the context.
 
-        As in the harness, each token is predicted once, the first from the prefix token.
+        As in the harness, each token is predicted once, the first from what stands before a text.
         """
         totals: list[float] = []
         for request in requests:
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            first, *more = self.before
             windows = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
-                prefix_token=self.prefix_token_id,
+                token_list=[*more, *ids] if ids else [],
+                prefix_token=first,
                 max_seq_len=self.max_length,
                 context_len=1,
             )
             pairs = [make_disjoint_window(window) for window in windows]
-            pairs[:1] = [(self.before, after) for _, after in pairs[:1]]
+            pairs[:1] = [(self.before, after[len(more) :]) for _, after in pairs[:1]]
             found = list(self.scorer.score(pairs))
             totals.append(sum(scored.nats for _, scored in found))
             ran = add_up([scored.ran for _, scored in found if scored.ran])

@@ -109,8 +109,8 @@ def _turn_ends(tokenizer: Any) -> list[str]:
     if not template:
         return []
     added = [token for token in tokenizer.get_added_vocab() if token.strip()]
-    last = _first_of(added, _rendered(tokenizer, ("user", "assistant")).partition(_REPLY)[2])
-    chat = _rendered(tokenizer, ("user", "assistant", "user"))
+    last = _first_of(added, rendered(tokenizer, ("user", "assistant")).partition(_REPLY)[2])
+    chat = rendered(tokenizer, ("user", "assistant", "user"))
     opening, _, rest = chat.partition(_QUESTION)
     inside = _first_of(added, rest.partition(_REPLY)[2].partition(_QUESTION)[0])
     if inside and last and inside in opening:
@@ -122,8 +122,8 @@ def _turn_ends(tokenizer: Any) -> list[str]:
 
 def wants_parts(tokenizer: Any) -> bool:
     """Whether a chat template reads content as a list of parts, and leaves plain text out."""
-    return not _rendered(tokenizer, ("user",), (False,)) and bool(
-        _rendered(tokenizer, ("user",), (True,))
+    return not rendered(tokenizer, ("user",), (False,)) and bool(
+        rendered(tokenizer, ("user",), (True,))
     )
 
 
@@ -132,9 +132,7 @@ def in_parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
 
-def _rendered(
-    tokenizer: Any, roles: Sequence[str], contents: Sequence[bool] = (False, True)
-) -> str:
+def rendered(tokenizer: Any, roles: Sequence[str], contents: Sequence[bool] = (False, True)) -> str:
     """A conversation in the chat template, after a system turn if it wants one; empty if not so.
 
     Args:

@@ -15,7 +15,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skipgpt.errors import UnsupportedModelError
 from skipgpt.model.families.table import FAMILIES, MERGED_PREFIX
@@ -46,6 +46,8 @@ def load_strictly(
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # named below
     try:
         model, found = from_pretrained(location, *arguments, **options)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError) as error:
         # Where transformers merges tensors as it loads, it names neither a missing nor an odd one.
         shapes = _shapes_in(Path(location))
@@ -158,7 +160,7 @@ def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
                 found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         for path in [] if files else folder.glob("pytorch_model*.bin"):
             held = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-            found |= {name: tuple(tensor.shape) for name, tensor in held.items()}
+            found |= {n: tuple(each.shape) for n, each in held.items() if isinstance(each, Tensor)}
     except (SafetensorError, OSError, RuntimeError, UnpicklingError):
         return {}
     return found
