@@ -58,13 +58,11 @@ class EncodingLM(HFLM):  # type: ignore[misc]
     before: list[int]
     ends: Ends
 
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any
-    ) -> list[int]:
+    def tok_encode(self, string: str, **options: Any) -> list[int]:
         """Encode a text, with what the tokenizer puts before it unless a template has put it."""
-        if add_special_tokens is None and self._has_prefix(string):
-            add_special_tokens = False
-        return list(super().tok_encode(string, add_special_tokens, *args, **kwargs))
+        if options.get("add_special_tokens") is None and self._has_prefix(string):
+            options["add_special_tokens"] = False
+        return list(super().tok_encode(string, **options))
 
     def tok_batch_encode(
         self, strings: list[str], *args: Any, **kwargs: Any
