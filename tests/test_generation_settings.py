@@ -21,6 +21,7 @@ from runs import make_checkpoint, shared_checkpoint, write_documents
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig
+from skipgpt.data.encoding import have_control_tokens
 from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.export import export_merged, export_static
 from skipgpt.generation import generate
@@ -335,3 +336,10 @@ def test_what_is_left_out_is_said(sampling: bool, caplog: pytest.LogCaptureFixtu
     warn_left_out(settings, sampling=sampling)
     said = "repetition_penalty=1.3" + ", temperature=0.6" * sampling
     assert f"generation_config sets {said}: left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stop", "mixed"), [("<|im_end|>", False), ("User:", False), ("x<|im_end|>", True)]
+)
+def test_a_stop_that_text_alone_never_matches_is_told_apart(stop: str, mixed: bool) -> None:
+    assert have_control_tokens(chat_tokenizer(CHATML), [stop]) is mixed

@@ -543,6 +543,7 @@ def test_the_command_prints_what_the_library_returns(tmp_path: Path) -> None:
         (("--static",), "--static without --data"),
         (("--merged", "--data", "stdlib"), "--merged with --data"),
         (("--merged", "--heal-steps", "5"), "--merged with --keep-rate, --heal-steps"),
+        (("--merged", "--seed", "3"), "--seed for --static alone"),
     ],
 )
 def test_the_command_wants_one_form_and_text_for_static_alone(

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -17,8 +18,10 @@ from transformers import AutoTokenizer
 
 from command import skipgpt
 from runs import ARGUMENTS, logits, run, shared_checkpoint, tiny_config, write_documents
+from skipgpt.benchmark.shapes import shape_or_base
 from skipgpt.checkpoint.loading import load
 from skipgpt.cli.shared.options import emit
+from skipgpt.errors import UnsupportedModelError
 
 
 def _libraries_that_print() -> None:
@@ -155,3 +158,37 @@ def test_a_cache_that_cannot_be_made_is_refused_with_advice() -> None:
     done = skipgpt("eval", shared_checkpoint(), *asked, "-q")
     assert (done.status, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
     assert "expected a folder that can be made and written to; name another --us" in done.stderr
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_letters_that_the_output_lacks_are_escaped_and_bytes_of_paths_kept(errors: str) -> None:
+    program = (
+        "import io, sys, typer, skipgpt.cli as cli\n"
+        f"sys.stdout = io.TextIOWrapper(sys.stdout.buffer, 'ascii', {errors!r})\n"
+        "cli.app = lambda: print('gr\\xf6\\xdfe \\udce9')\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"gr\\xf6\\xdfe \xe9\n"), done.stderr
+
+
+def test_a_signal_before_the_command_runs_is_one_line() -> None:
+    program = (
+        "import os, signal, skipgpt.cli as cli\n"
+        "cli.app = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "skipgpt: interrupted; the same command starts again\n"
+
+
+def test_a_folder_is_not_taken_for_a_shape_of_a_like_name(tmp_path: Path) -> None:
+    (tmp_path / "llama-1").mkdir()
+    with pytest.raises(UnsupportedModelError) as told:
+        shape_or_base(str(tmp_path / "llama-1"))
+    assert "shapes of a like name" not in str(told.value)
+    with pytest.raises(UnsupportedModelError, match="shapes of a like name: llama-1b"):
+        shape_or_base("llama-1")

@@ -426,3 +426,13 @@ def test_a_run_that_was_killed_after_a_stage_is_gone_on_with(
     with pytest.raises(ConfigError, match="both --resume and --overwrite"):
         run(base_folder, tmp_path / "out", config, resume=True, overwrite=True)
     assert run(base_folder, tmp_path / "out", config, resume=True).info.stages[-1] == "lora"
+
+
+def test_a_disk_that_is_full_for_the_optimizer_says_so_and_leaves_no_half_state(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skipgpt.training.loop.resumable.OPTIMIZER", "/dev/full")
+    config = tiny_config(save_every=1)
+    with pytest.raises(TrainingError, match=r"saving step 1 of stage router .*room on the disk"):
+        run(base_folder, tmp_path / "out", config)
+    assert not list((tmp_path / "out" / "trainer" / "router").glob("checkpoint-*"))

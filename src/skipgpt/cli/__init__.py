@@ -6,6 +6,7 @@ failure, 2 wrong usage.
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import signal
@@ -52,9 +53,10 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command; print an error in one line unless --traceback is given."""
     try:
-        for stream in (sys.stdout, sys.stderr):  # a letter that it cannot encode ends no command
-            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-                stream.reconfigure(errors="backslashreplace")
+        codecs.register_error("skipgpt", _escaped)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="skipgpt")
         # The default, for commands that do not handle SIGTERM themselves.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         app()
@@ -82,6 +84,14 @@ def main() -> None:
             sys.exit(_fail(what, 1))
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         sys.exit(_fail(f"unexpected {what}; --traceback shows where", 1))
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode what the output lacks: bytes of a path as they are, other letters escaped."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 def _fail(message: str, status: int) -> int:

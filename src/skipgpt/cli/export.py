@@ -47,7 +47,7 @@ def run(
     keep_rate: Annotated[
         float | None,
         typer.Option(
-            help="For --static: remove what tokens run a smaller share of.  [default: 0.05]"
+            help="For --static: remove two neighbours if tokens run less of them.  [default: 0.05]"
         ),
     ] = None,
     form: Annotated[

@@ -206,7 +206,7 @@ class _Work:
             "config": changed(self.setup.config(method, sparsity, seed)),
             "base": self.setup.fingerprint,
             "text": self.setup.blocks.fingerprint,
-            "where": self.setup.kinds,
+            "where": self.setup.device_and_dtype,
             "dial": dial,
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

@@ -131,7 +131,7 @@ def _searched(
         "stand_ins": method.stand_in and [config.router.stand_in, config.router_stage.fit_tokens],
         "base": setup.fingerprint,
         "text": setup.blocks.fingerprint,
-        "where": setup.kinds,
+        "where": setup.device_and_dtype,
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     path = out / "searches" / f"{method.kind}-{key[:16]}.json"

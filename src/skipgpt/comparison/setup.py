@@ -88,8 +88,8 @@ class ComparisonSetup:
     fits: dict[tuple[float, int], tuple[dict[Site, Any], float]] = field(default_factory=dict)
 
     @property
-    def kinds(self) -> dict[str, str]:
-        """Device and dtype by name, as results are kept under."""
+    def device_and_dtype(self) -> dict[str, str]:
+        """Both by name, as `load_base` and `train` take them and cache keys hold them."""
         return {"device": self.placement.device, "dtype": self.placement.dtype}
 
     @property
@@ -166,7 +166,7 @@ class ComparisonSetup:
     def routed(self, router: RouterConfig | None = None, seed: int = 0) -> Any:
         """Load the base model again, with new routers."""
         torch.manual_seed(seed)
-        model, _ = load_base(self.base, **self.kinds)
+        model, _ = load_base(self.base, **self.device_and_dtype)
         return add_routers(model, router).eval()
 
     def held_out(self) -> Tensor:

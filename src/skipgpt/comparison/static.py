@@ -129,7 +129,7 @@ def _pruned(setup: ComparisonSetup, method: Method, model: Any, removed: list[Un
 def _dense(setup: ComparisonSetup, method: Method, model: Any) -> Any:
     """Return the dense base of a pruned model: itself, unless the method changed its weights."""
     if method.kind in STATIC and STATIC[method.kind].changes_weights:
-        return load_base(setup.base, **setup.kinds)[0].eval()
+        return load_base(setup.base, **setup.device_and_dtype)[0].eval()
     return model
 
 

@@ -163,14 +163,14 @@ def _also_sampled(setup: ComparisonSetup, row: Row) -> list[Row]:
 
 def _trained(setup: ComparisonSetup, base: str, config: TrainConfig, folder: Path) -> TrainResult:
     """Train into a folder, or resume where an interrupted comparison stopped."""
-    kinds: Any = setup.kinds
+    where: Any = setup.device_and_dtype
     try:
         if (folder / RUN).exists():
             try:
-                return train(base, setup.data, folder, config, resume=True, **kinds)
+                return train(base, setup.data, folder, config, resume=True, **where)
             except ConfigError:  # the same text under other names, which resuming rejects
                 logger.info("%s cannot be resumed and starts over", folder.name)
-        return train(base, setup.data, folder, config, overwrite=True, **kinds)
+        return train(base, setup.data, folder, config, overwrite=True, **where)
     except TrainingError as error:
         raise in_comparison(error) from error
 

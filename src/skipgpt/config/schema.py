@@ -39,7 +39,7 @@ class RouterConfig:
             a token, whose attention router then decides for its MLP, too; or each module of a
             whole `sequence`, by the mean margin of the tokens in a forward, later ones included.
         stand_in: rank of the learned linear map that runs where a module is skipped; below 1, as a
-            share of the width, above 16 in its multiples, at most 128; 0 leaves only the residual.
+            share of the width (in 16s, if that is more), at most 128; 0 is none (paper).
     """
 
     head: Literal["linear", "mlp"] = "linear"

@@ -85,8 +85,8 @@ def control_tokens_of(tokenizer: Any) -> set[str]:
     return special.union(_role_markers(tokenizer, [each.content for each in added]) - special)
 
 
-def name_control_tokens(tokenizer: Any, stops: Sequence[str]) -> bool:
-    """Whether a stop string has a control token among other letters, which text alone lacks."""
+def have_control_tokens(tokenizer: Any, stops: Sequence[str]) -> bool:
+    """Whether a stop string holds a control token and other letters, so that no text matches it."""
     controls = control_tokens_of(tokenizer)
     return any(token in stop != token for stop in stops for token in controls)
 

@@ -85,7 +85,7 @@ def check_text_field(sources: Sequence[str], config: DataConfig) -> None:
         raise ConfigError(
             "reading the data",
             got=f"the field {config.text_field!r} of plain text",
-            expected=f"it for rows: {', '.join(ROWS)} files, folders of them, or hub datasets",
+            expected=f"a source with rows: {', '.join(ROWS)} files, a folder, or a hub dataset",
             todo="leave out --text-field (text_field=)",
         )
 

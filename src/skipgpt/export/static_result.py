@@ -17,7 +17,7 @@ class StaticExport:
 
     Attributes:
         out: the folder.
-        keep_rate: what tokens run a smaller share of was to be removed.
+        keep_rate: share of two neighbours' parameters (`vllm`: of tokens) below which they go.
         keep_rates: that share by site, `3.mlp`, on calibration text.
         removed: removed sites.
         kept_anyway: sites that fewer tokens keep and that stayed, so that layers could be formed.

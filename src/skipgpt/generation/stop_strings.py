@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipgpt.analysis.text import Pieces
-from skipgpt.data.encoding import name_control_tokens
+from skipgpt.data.encoding import have_control_tokens
 from skipgpt.model.loading.generation_settings import Ends
 
 
@@ -32,7 +32,7 @@ class NewText:
     def __init__(self, tokenizer: Any, before: Sequence[int], ends: Ends) -> None:
         self._pieces, self._stop = Pieces(tokenizer, before), StopText(ends.strings)
         self._hidden = dict.fromkeys([*tokenizer.all_special_ids, *ends.ids], "")
-        if ends.strings and name_control_tokens(tokenizer, ends.strings):
+        if ends.strings and have_control_tokens(tokenizer, ends.strings):
             self._hidden = {token: tokenizer.decode([token]) for token in self._hidden}
         self.length, self.piece = 0, ""
 

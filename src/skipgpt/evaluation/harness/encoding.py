@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from skipgpt.data.encoding import boundaries, control_tokens_of, name_control_tokens
+from skipgpt.data.encoding import boundaries, control_tokens_of, have_control_tokens
 from skipgpt.errors import ConfigError
 from skipgpt.model.loading.generation_settings import Ends
 
@@ -83,7 +83,7 @@ class EncodingLM(HFLM):  # type: ignore[misc]
         if not skip_special_tokens:
             return text
         stops = self.ends.strings
-        if not name_control_tokens(self.tokenizer, stops):
+        if not have_control_tokens(self.tokenizer, stops):
             return _before_first(text, stops)
         text = _before_first(str(super().tok_decode(tokens, False)), stops)
         for token in control_tokens_of(self.tokenizer):

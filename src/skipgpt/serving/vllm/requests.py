@@ -12,6 +12,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from skipgpt.data.encoding import have_control_tokens
 from skipgpt.model.loading.generation_settings import ends_in, stop_ids
 from skipgpt.serving.vllm.families import ARCHITECTURES
 
@@ -36,6 +37,7 @@ def watch_requests() -> None:
 
         offered = SparsityRange.of(self.model_config.hf_config)
         threshold = _checked(offered, params)
+        _refuse_mixed_stops(self.tokenizer, params)
         request = process(self, request_id, prompt, params, *args, **kwargs)
         request.cache_salt = salted(request.cache_salt, threshold, offered.own)
         if request.sampling_params is not None and self.tokenizer is not None:
@@ -65,6 +67,22 @@ def add_ends(params: Any, settings: Mapping[str, Any], tokenizer: Any) -> None:
                 params.output_text_buffer_length = max(map(len, params.stop)) - 1
     params.stop_token_ids = sorted(ids.union(params.stop_token_ids or ()))
     params._all_stop_token_ids.update(ids)
+
+
+def _refuse_mixed_stops(tokenizer: Any, params: Any) -> None:
+    """Refuse stop strings that no text matches, since the engine seeks them in text alone.
+
+    Raises:
+        VLLMValidationError: one holds a control token and other letters.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    stops = getattr(params, "stop", None) or []
+    if tokenizer is not None and have_control_tokens(tokenizer, stops):
+        raise VLLMValidationError(
+            "a stop string holds a control token and other letters; give the token alone",
+            parameter="stop",
+        )
 
 
 def salted(salt: str | None, threshold: float, own: float) -> str | None:
