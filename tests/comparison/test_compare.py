@@ -207,7 +207,7 @@ def test_closeness_is_to_the_base_without_routers_and_lora(
     row = _by_method(everything)[name]
     model, _ = load(str(row.checkpoint))
     plain = AutoModelForCausalLM.from_pretrained(base)
-    kl, agreement, _ = reference.closeness(plain, model, _job(base).held_out())
+    kl, agreement, _ = reference.closeness(plain, model, _setup(base).held_out())
     assert row.kl_to_dense == pytest.approx(kl, rel=1e-3)
     assert row.agreement == pytest.approx(agreement, abs=1e-9)
 
@@ -225,12 +225,12 @@ def test_every_row_has_closeness_and_only_dense_is_dense(everything: Comparison)
 def test_layers_that_were_merged_are_compared_with_the_base_as_it_was(
     base: Path, everything: Comparison
 ) -> None:
-    job, row = _job(base), _by_method(everything)["laco"]
-    model = job.routed()
-    order = STATIC["laco"].order(model, job.search_text(), 1)
+    setup, row = _setup(base), _by_method(everything)["laco"]
+    model = setup.routed()
+    order = STATIC["laco"].order(model, setup.search_text(), 1)
     plain = AutoModelForCausalLM.from_pretrained(base)
     with use_rule(model, Forced.without(sites_of(order))):
-        kl, agreement, _ = reference.closeness(plain, model, job.held_out())
+        kl, agreement, _ = reference.closeness(plain, model, setup.held_out())
     assert row.kl_to_dense == pytest.approx(kl, rel=1e-3)
     assert row.agreement == pytest.approx(agreement, abs=1e-9)
 
@@ -247,12 +247,12 @@ def test_static_methods_are_exact_at_whole_numbers_and_linear_between(
     grid = (1 / units, 1.25 / units, 1.5 / units, 2 / units)
     found = compared(base, tmp_path / "out", "dense", name, sparsities=grid)
     _, *rows = found.rows
-    job = _job(base)
+    setup = _setup(base)
     for row, count in ((rows[0], 1), (rows[3], 2)):
-        model = job.routed()
-        order = kind.order(model, job.search_text(), count)
+        model = setup.routed()
+        order = kind.order(model, setup.search_text(), count)
         with use_rule(model, Forced.without(sites_of(order))):
-            measured = perplexity(model, job.held_out())
+            measured = perplexity(model, setup.held_out())
         assert row.nll_per_token == measured.nll_per_token
         shares = ("module", "attn", "mlp")
         assert [row.sparsity[n] for n in shares] == [measured.sparsity[n] for n in shares]
@@ -275,7 +275,7 @@ def _between(rows: list[Row], name: str, share: float) -> float:
     return low + share * (high - low)
 
 
-def _job(base: Path) -> ComparisonSetup:
+def _setup(base: Path) -> ComparisonSetup:
     data = [str(base.parent / "stories.jsonl")]
     return prepare(str(base), data, "default", dict(COMPARED), placement=Placement())
 
@@ -550,7 +550,7 @@ def test_the_dial_reads_every_checkpoint_at_other_budgets(
     assert half.sparsity["module"] == pytest.approx(0.5, abs=0.1)
     assert closed.checkpoint == half.checkpoint == router.checkpoint
     model, _ = load(str(router.checkpoint), sparsity=0.5)
-    assert half.nll_per_token == perplexity(model, _job(base).held_out()).nll_per_token
+    assert half.nll_per_token == perplexity(model, _setup(base).held_out()).nll_per_token
     before = list(made)
     assert compared(base, tmp_path / "out", "router", "sleb", "random", **options) == found
     assert made == before

@@ -93,8 +93,8 @@ def test_methods_by_commas_may_have_values_with_commas(text: str, expected: list
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
-    folder = tmp_path_factory.mktemp("job")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
+    folder = tmp_path_factory.mktemp("setup")
     tiny_base().save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
     settings = COMPARED | {"router_stage.alpha": "5", "batch_size": "3"}
@@ -102,8 +102,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
     return prepare(str(folder / "base"), data, "default", settings, placement=Placement())
 
 
-def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(job: ComparisonSetup) -> None:
-    config = job.config(Method("router"), 0.4, 7)
+def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(
+    setup: ComparisonSetup,
+) -> None:
+    config = setup.config(Method("router"), 0.4, 7)
     assert (config.target_sparsity, config.seed, config.stages) == (
         *(0.4, 7),
         ("fit", "router"),
@@ -113,8 +115,8 @@ def test_a_method_trains_by_the_recipe_and_settings_of_the_comparison(job: Compa
     assert config.batch_size == 3
 
 
-def test_a_recipe_of_its_own_trains_on_as_much_as_the_others(job: ComparisonSetup) -> None:
-    ours, paper = (job.config(parse_method(text), 0.25, 0) for text in ("router", "router@paper"))
+def test_a_recipe_of_its_own_trains_on_as_much_as_the_others(setup: ComparisonSetup) -> None:
+    ours, paper = (setup.config(parse_method(text), 0.25, 0) for text in ("router", "router@paper"))
     assert paper.recipe == "paper"
     assert paper.router == recipe("paper").router != ours.router
     stage = dataclasses.replace(recipe("paper").router_stage, steps=3)
@@ -124,16 +126,16 @@ def test_a_recipe_of_its_own_trains_on_as_much_as_the_others(job: ComparisonSetu
     assert (paper.batch_size, paper.accumulation) == (ours.batch_size, ours.accumulation) == (3, 1)
 
 
-def test_a_methods_own_settings_win(job: ComparisonSetup) -> None:
-    config = job.config(parse_method("router:router_stage.alpha=9"), 0.25, 0)
+def test_a_methods_own_settings_win(setup: ComparisonSetup) -> None:
+    config = setup.config(parse_method("router:router_stage.alpha=9"), 0.25, 0)
     assert config.router_stage.alpha == 9
-    config = job.config(parse_method("coupled:router.kv=skip"), 0.25, 0)
+    config = setup.config(parse_method("coupled:router.kv=skip"), 0.25, 0)
     assert (config.router.decides, config.router.kv) == ("layer", "skip")
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_every_learned_kind_has_settings_that_exist(job: ComparisonSetup, kind: str) -> None:
-    config = job.config(Method(kind), 0.25, 0)
+def test_every_learned_kind_has_settings_that_exist(setup: ComparisonSetup, kind: str) -> None:
+    config = setup.config(Method(kind), 0.25, 0)
     fitted = {"fit": ("fit",), "router": ("fit", "router"), "coupled": ("fit", "router")}
     assert config.stages == fitted.get(kind, ("joint",) if kind == "joint" else ("router",))
     decides = {"coupled": "layer", "d-llm": "layer", "mod": "layer", "sequence": "sequence"}
@@ -158,8 +160,8 @@ def test_every_learned_kind_has_settings_that_exist(job: ComparisonSetup, kind: 
     ],
 )
 def test_a_setting_that_does_not_exist_is_refused(
-    job: ComparisonSetup, text: str, words: str
+    setup: ComparisonSetup, text: str, words: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        job.config(parse_method(text), 0.25, 0)
+        setup.config(parse_method(text), 0.25, 0)
     assert words in str(caught.value)

@@ -46,15 +46,15 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     original = removal._search
 
-    def search(job: ComparisonSetup, method: Any, model: Any, removals: int) -> Any:
+    def search(setup: ComparisonSetup, method: Any, model: Any, removals: int) -> Any:
         found.append(removals)
-        return original(job, method, model, removals)
+        return original(setup, method, model, removals)
 
     monkeypatch.setattr(removal, "_search", search)
     return found
 
 
-def _job(base: Path) -> ComparisonSetup:
+def _setup(base: Path) -> ComparisonSetup:
     data = [str(base.parent / "stories.jsonl")]
     return prepare(str(base), data, "default", dict(COMPARED), placement=Placement())
 
@@ -70,14 +70,14 @@ def test_a_budget_of_flops_is_met_between_two_removals(
     (row,) = compared(base, tmp_path / "out", name, sparsities=(0.22,), **options).rows
     assert row.sparsity["flops"] == pytest.approx(0.22)
     assert row.target == 0.22
-    job, kind = _job(base), STATIC[name.removesuffix("+stand_in")]
-    model = job.routed(RouterConfig(stand_in=2 if "stand_in" in name else 0))
-    order = kind.order(model, job.search_text(), 3)
+    setup, kind = _setup(base), STATIC[name.removesuffix("+stand_in")]
+    model = setup.routed(RouterConfig(stand_in=2 if "stand_in" in name else 0))
+    order = kind.order(model, setup.search_text(), 3)
     shares = []
     for removals in range(4):
         gone = set(sites_of(order[:removals]))
         keep = {site: float(site not in gone) for site in routers(model)}
-        found = sparsities(model, keep, job.context, gone=gone, routed=False)
+        found = sparsities(model, keep, setup.context, gone=gone, routed=False)
         shares.append(found["flops"])
     high = next(n for n, share in enumerate(shares) if share >= 0.22)
     assert shares[high] > 0.22 + 1e-6
@@ -109,17 +109,17 @@ def test_fitted_stand_ins_run_where_modules_are_removed_and_are_counted(
         base, tmp_path / "out", "sleb", "sleb+stand_in", sparsities=(WHOLE,), settings=RANK
     )
     bare, row = found.rows
-    job = _job(base)
-    model = job.routed(RouterConfig(stand_in=2))
-    fit_stand_ins(model, subsample_rows(job.blocks.train, 64))
-    order = STATIC["sleb"].order(model, job.search_text(), 1)
+    setup = _setup(base)
+    model = setup.routed(RouterConfig(stand_in=2))
+    fit_stand_ins(model, subsample_rows(setup.blocks.train, 64))
+    order = STATIC["sleb"].order(model, setup.search_text(), 1)
     with use_rule(model, Forced.without(sites_of(order))):
-        measured = perplexity(model, job.held_out())
+        measured = perplexity(model, setup.held_out())
     assert row.nll_per_token == measured.nll_per_token
     assert row.note == "1 layers removed, stand-ins of rank 2 fitted on 64 tokens"
     gone = set(sites_of(order))
     keep = {site: float(site not in gone) for site in routers(model)}
-    expected = sparsities(model, keep, job.context, gone=gone, routed=False)
+    expected = sparsities(model, keep, setup.context, gone=gone, routed=False)
     assert row.sparsity == expected
     assert row.sparsity["flops"] < bare.sparsity["flops"]
     assert row.nll_per_token != bare.nll_per_token

@@ -48,7 +48,7 @@ def test_no_order_of_removals_takes_more_than_the_most(target: float, most: int)
     assert most_removals(UNITS, SAVED, target) == most
 
 
-def _job(folder: Any, budget: Any) -> ComparisonSetup:
+def _setup(folder: Any, budget: Any) -> ComparisonSetup:
     tiny_base().save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
     data = [str(write_documents(folder))]
@@ -59,7 +59,7 @@ def _job(folder: Any, budget: Any) -> ComparisonSetup:
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ComparisonSetup]:
     units = ("modules", "flops")
-    return {unit: _job(tmp_path_factory.mktemp(unit), unit) for unit in units}
+    return {unit: _setup(tmp_path_factory.mktemp(unit), unit) for unit in units}
 
 
 @pytest.mark.parametrize(
