@@ -2,7 +2,7 @@
 
 stage    trains                     execution   decisions
 router   routers, stand-ins         gated       sampled, with gradient
-lora     LoRA, stand-ins            sparse      deterministic, at the calibrated threshold
+lora     LoRA, stand-ins            sparse      deterministic, at a threshold that meets the budget
 joint    routers, stand-ins, LoRA   gated       sampled, with gradient
 
 Stage lora is gated, too, if processes have to call the same modules and tokens would decide which.

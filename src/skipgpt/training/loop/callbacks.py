@@ -19,7 +19,7 @@ from skipgpt.system.atomic import staged
 from skipgpt.system.distributed import any_rank
 from skipgpt.system.progress import Phase
 from skipgpt.system.stopping import handling, stop_now
-from skipgpt.training.loop.routing_metrics import KEEP, nested
+from skipgpt.training.loop.routing_metrics import nested
 
 logger = logging.getLogger("skipgpt")
 
@@ -102,13 +102,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.phase(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Keep the newest loss and sparsity; for stage `lora`, what its last step skipped."""
-        if not logs or "lm_loss" not in logs:
-            return
-        kept = [value for name, value in logs.items() if name.startswith(KEEP)]
-        sparsity = logs.get("sparsity", 1 - sum(kept) / len(kept) if kept else None)
-        self.logged = {"loss": f"{logs['lm_loss']:.3f}"}
-        self.logged |= {} if sparsity is None else {"sparsity": f"{sparsity:.3f}"}
+        """Keep the newest loss and sparsity."""
+        if logs and "lm_loss" in logs:
+            told = {"loss": logs["lm_loss"], "sparsity": logs["sparsity"]}
+            self.logged = {name: f"{value:.3f}" for name, value in told.items()}
 
 
 class Beginning(TrainerCallback):  # type: ignore[misc]

@@ -17,6 +17,8 @@ from transformers import Trainer
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import DivergedError, TrainingError
+from skipgpt.model.state import routing_state
+from skipgpt.routing.decision import Threshold
 from skipgpt.system.distributed import by_first
 from skipgpt.system.sharded import assign, full_tensor
 from skipgpt.training.loop.optimizer_state import gathered_state, scatter_state
@@ -25,6 +27,8 @@ from skipgpt.training.run_record import after_room_is_made
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
 WEIGHTS, OPTIMIZER, SCHEDULER = "trained.safetensors", "optimizer.pt", "scheduler.pt"
+THRESHOLD = "threshold"
+"""Beside the trained weights: it follows the budget while LoRA trains."""
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
@@ -54,6 +58,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 todo="the state saved before is kept; start again with a lower learning rate "
                 "(--lr) and --overwrite",
             )
+        rule = routing_state(self.model).rule
+        if not self.plan.trains_routers and isinstance(rule, Threshold):
+            trained[THRESHOLD] = torch.tensor(rule.value, dtype=torch.float64)
         by_first(lambda: self._save(output_dir, trained))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -127,7 +134,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             sync_weights(optimizer_groups(self.model, self.config))
 
     def load_weights(self, state: Path) -> None:
-        """Load the trained weights of a resume state."""
-        named = dict(self.model.named_parameters())
-        for name, tensor in load_file(state / WEIGHTS).items():
+        """Load the trained weights of a resume state, and the threshold of stage lora."""
+        named, saved = dict(self.model.named_parameters()), load_file(state / WEIGHTS)
+        if (value := saved.pop(THRESHOLD, None)) is not None:
+            routing_state(self.model).rule = Threshold(value.item())
+        for name, tensor in saved.items():
             assign(named[name], tensor)

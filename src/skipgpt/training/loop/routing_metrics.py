@@ -8,6 +8,8 @@ Shapes: M modules (attention and MLP of each layer in turn), N real tokens of on
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,23 +50,28 @@ def margin_metrics(
         `threshold` (left out where nothing is to be skipped), `argmax_sparsity` (the sparsity at a
         threshold of 0, the routers' own decision), and what `keep_metrics` gives.
     """
+    at = threshold_for(margins, target, weights, overhead)
+    argmax = (margins <= 0).float()
+    saved = argmax.mean()
     if weights is not None:
-        each = (weights.to(margins.device) / margins.shape[1])[:, None].expand_as(margins)
-        at = quantile_threshold(margins, target + overhead, each) if target > 0 else -torch.inf
-        saved = (weights.to(margins.device) * (margins <= 0).float().mean(-1)).sum() - overhead
-        return {
-            **({"threshold": at} if target > 0 else {}),
-            "argmax_sparsity": saved.item(),
-            **keep_metrics(margins > at),
-        }
-    skipped = min(margins.numel(), round(target * margins.numel()))
-    # Not torch.quantile, which refuses more than 16 million elements.
-    threshold = margins.flatten().kthvalue(skipped).values.item() if skipped else None
+        saved = (weights.to(margins.device) * argmax.mean(-1)).sum() - overhead
     return {
-        **({} if threshold is None else {"threshold": threshold}),
-        "argmax_sparsity": (margins <= 0).float().mean().item(),
-        **keep_metrics(margins > (-torch.inf if threshold is None else threshold)),
+        **({"threshold": at} if target > 0 else {}),
+        "argmax_sparsity": saved.item(),
+        **keep_metrics(margins > at),
     }
+
+
+def threshold_for(
+    margins: Tensor, target: float, weights: Tensor | None = None, overhead: float = 0.0
+) -> float:
+    """Return the threshold that saves the target on these margins; arguments as above."""
+    if target <= 0:
+        return -math.inf
+    if weights is None:
+        return quantile_threshold(margins, target)
+    each = (weights.to(margins.device) / margins.shape[1])[:, None].expand_as(margins)
+    return quantile_threshold(margins, target + overhead, each)
 
 
 def keep_metrics(keeps: Tensor) -> dict[str, float]:

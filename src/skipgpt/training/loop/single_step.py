@@ -65,6 +65,7 @@ def single_step(
             trainer.accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
+        trainer.callback_handler.on_step_end(trainer.args, trainer.state, trainer.control)
         return loss
 
     return step

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,16 +13,22 @@ from torch.utils.data import DataLoader
 
 from skipgpt.config import TrainConfig
 from skipgpt.errors import DivergedError
-from skipgpt.model.state import execution, record_routing, use_noise, use_rule
-from skipgpt.model.trace import Step, Trace
+from skipgpt.model.state import execution, record_routing, routing_state, use_noise, use_rule
+from skipgpt.model.trace import Step
 from skipgpt.routing.budget import budget_loss, linear_between
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.routing.noise import RowNoise
 from skipgpt.system.distributed import all_gather, layout, mean, rank, shard_on_cpu, world_size
 from skipgpt.training.distillation import dense_logits, distilled_loss
+from skipgpt.training.loop.budget_threshold import BudgetThreshold
 from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.resumable import ResumableTrainer
-from skipgpt.training.loop.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
+from skipgpt.training.loop.routing_metrics import (
+    keep_metrics,
+    keeps_of,
+    margin_metrics,
+    margins_of,
+)
 from skipgpt.training.loop.sampler import ROWS, RunDataset, StepBatchSampler, StepPartition
 from skipgpt.training.router_init import savings_of
 from skipgpt.training.stages import StagePlan, optimizer_groups
@@ -62,6 +69,12 @@ class RoutingTrainer(ResumableTrainer):
         self._observed: list[Tensor] = []
         self._temperature: float | None = None
         self._dense: Tensor | None = None
+        weights, overhead = self._in_unit()
+        self._threshold = BudgetThreshold(
+            routing_state(self.model), config.target_sparsity, weights, overhead
+        )
+        if not plan.trains_routers:
+            self.add_callback(self._threshold)
         if plan.distill:
             self.compute_loss_func = self._distilled
 
@@ -80,22 +93,21 @@ class RoutingTrainer(ResumableTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return LM loss plus alpha times the budget term (paper; soft in `default`)."""
-        if not self.plan.trains_routers:
-            watching: AbstractContextManager[Trace | None] = (
-                record_routing(model) if self._is_logged else nullcontext()
-            )
-            with watching as seen:
-                loss = self._lm_loss(model, inputs, num_items_in_batch)
-            if seen is not None:
-                self._observed.append(keeps_of(seen.steps[0]))
-            return loss
         with record_routing(model) as trace:
             lm_loss = self._lm_loss(model, inputs, num_items_in_batch)
+        if not trace.steps:  # a dense step decides nothing
+            return lm_loss
         stage, share = self.config.router_stage, self._share(inputs)
-        sparsity = self._sparsity(trace.steps[0])
+        (step,) = trace.steps
+        sparsity = self._sparsity(step)
         self._sums.add(sparsity=share * sparsity)
+        if not self.plan.trains_routers:
+            self._threshold.observe(margins_of(step))
+            if self._is_logged:
+                self._observed.append(keeps_of(step))
+            return lm_loss
         if self._is_logged:
-            self._observed.append(margins_of(trace.steps[0]))
+            self._observed.append(margins_of(step))
         whole = self._whole_sparsity
         # With one micro-batch per process, global sparsity is known only here.
         if whole is None and world_size() > 1:
@@ -250,13 +262,16 @@ class RoutingTrainer(ResumableTrainer):
         seen = all_gather(torch.cat(self._observed, dim=1))
         self._observed = []
         if seen.dtype == torch.bool:
-            return keep_metrics(seen)
+            at = self._threshold.value
+            return ({"threshold": at} if math.isfinite(at) else {}) | keep_metrics(seen)
+        return margin_metrics(seen, self.config.target_sparsity, *self._in_unit())
+
+    def _in_unit(self) -> tuple[Tensor | None, float]:
+        """What each module saves in the unit of the budget, and what routing adds."""
         if self.config.budget == "modules":
-            return margin_metrics(seen, self.config.target_sparsity)
+            return None, 0.0
         weights = [saved for _, saved in sorted(self._saved.by_site.items())]
-        return margin_metrics(
-            seen, self.config.target_sparsity, torch.tensor(weights), self._saved.overhead
-        )
+        return torch.tensor(weights), self._saved.overhead
 
     def _sparsity(self, step: Step) -> Tensor:
         """Return what a step saves in the unit of the budget, with the gates' gradient.
