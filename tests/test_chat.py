@@ -8,12 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from conftest import byte_tokenizer, tiny_routed
 from skipgpt.data.chat import chat_ids
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
 from skipgpt.model.loading.generation_settings import ends_in
 from skipgpt.serving.protocol import ChatRequest
+from tiny import byte_tokenizer, tiny_routed
 
 PLAIN = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }};{% endfor %}"

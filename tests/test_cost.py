@@ -8,13 +8,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cases import ONE_ROW, SITES, every_family, routed
-from conftest import tiny_base, tiny_routed
 from skipgpt.config import RouterConfig
 from skipgpt.cost import ModuleCosts, flops_per_token, layer_costs, sparsities
 from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import add_routers, routed_layers, routers
 from skipgpt.routing.decision import KEEP_ALL, DecisionRule, Forced, Site
 from skipgpt.training.stages import with_lora
+from tiny import tiny_base, tiny_routed
 
 # The tiny Llama: D 32, 4 heads of 8, 2 key-value heads, MLP 48, 3 layers, 257 tokens.
 KV = 2 * 32 * 16

@@ -9,13 +9,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from conftest import byte_tokenizer, tiny_routed
 from skipgpt.config import DataConfig
 from skipgpt.data import Document, encode_documents
 from skipgpt.data.encoding import boundaries, encode_chat, encode_prompt
 from skipgpt.data.stream import encode_stream
 from skipgpt.evaluation.source_rows import source_rows
 from skipgpt.generation import generate
+from tiny import byte_tokenizer, tiny_routed
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import byte_tokenizer, tiny_routed
 from runs import stopping_at, tiny_config, weights
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
@@ -25,6 +24,7 @@ from skipgpt.data.rows import SHUFFLED
 from skipgpt.errors import ConfigError, DataError, StoppedError
 from skipgpt.evaluation.source_rows import source_rows
 from skipgpt.training.run import train
+from tiny import byte_tokenizer, tiny_routed
 
 CONFIG = DataConfig(
     block_size=16, held_out=0.3, calibration_tokens=512, evaluation_tokens=512, seed=0

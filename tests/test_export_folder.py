@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import skipgpt
 from command import skipgpt as command
-from conftest import byte_tokenizer
 from runs import logits, shared_checkpoint
 from skipgpt.checkpoint.loading import load
 from skipgpt.errors import CheckpointError
 from skipgpt.system.atomic import staged
+from tiny import byte_tokenizer
 
 ODD_NAME = "my models ü/größe 名"
 

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 import skipgpt
-from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import RouterConfig
@@ -21,6 +20,7 @@ from skipgpt.model.base import load_base
 from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import add_routers, router_state_dict, stand_ins
+from tiny import byte_tokenizer, tiny_base
 
 # Every layer has a multiple of 64 inputs, which 4-bit weights on a CPU need.
 SIZES: dict[str, object] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}

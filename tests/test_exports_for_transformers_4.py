@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
 import skipgpt
 import zoo
-from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows, write_documents
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
@@ -28,6 +27,7 @@ from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
+from tiny import byte_tokenizer, tiny_base
 
 PYTHON4 = os.environ.get("SKIPGPT_TRANSFORMERS4")
 CUTTING = DataConfig(block_size=16, held_out=0.3, calibration_tokens=128, evaluation_tokens=128)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from conftest import byte_tokenizer, tiny_base, tiny_routed
 from runs import tiny_config, write_documents
 from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.grid import Grid
@@ -28,6 +27,7 @@ from skipgpt.model.base import load_base
 from skipgpt.model.loading.limits import check_ids, context_of
 from skipgpt.report.charts.routing_map import routing_map
 from skipgpt.training.run import train
+from tiny import byte_tokenizer, tiny_base, tiny_routed
 
 CONTEXT = 128
 ROTARY_AND_LEARNED = pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import tiny_routed
 from skipgpt.config import RouterConfig, TimedForward
 from skipgpt.cost import Savings, savings, sparsities
 from skipgpt.cost.seconds import ModuleSeconds, time_savings
@@ -13,6 +12,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import routers
 from skipgpt.routing.decision import Site
 from skipgpt.system.device_profile import Machine
+from tiny import tiny_routed
 
 COMPUTE = Machine(flops=1e9, bandwidth=1e15, mlp_packing=0.0, attn_packing=0.0)
 """Nothing but products takes time."""

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from command import skipgpt as command
-from conftest import byte_tokenizer, tiny_base
 from runs import write_documents
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
@@ -23,6 +22,7 @@ from skipgpt.model.base import load_base
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
+from tiny import byte_tokenizer, tiny_base
 
 SITES = [Site(layer, module) for layer in range(4) for module in ("attn", "mlp")]
 CUTTING = DataConfig(block_size=16, held_out=0.3, calibration_tokens=128, evaluation_tokens=128)

@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from cases import SITES, every_family, routed
-from conftest import tiny_base, tiny_routed
 from skipgpt.config import RouterConfig
 from skipgpt.cost import Forward, Work, ideal_speedup, layer_costs, work
 from skipgpt.errors import ConfigError
@@ -16,6 +15,7 @@ from skipgpt.model.caches.policy import cache_bytes
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers, routers
 from skipgpt.routing.decision import Forced, Site
+from tiny import tiny_base, tiny_routed
 
 # The tiny Llama: D 32, 4 heads of 8, 2 key-value heads, MLP 48, 3 layers, 257 tokens, float32.
 KV, QO, MLP, HEAD = 2 * 32 * 16, 2 * 32 * 32, 3 * 32 * 48, 257 * 32

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import tiny_base, tiny_routed
 from skipgpt.config import LoraStage, RouterConfig, recipe
 from skipgpt.cost import Forward, lora_flops, training_flops, work
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.routing.decision import Forced, GumbelSample
 from skipgpt.training.stages import prepare, with_lora
+from tiny import tiny_base, tiny_routed
 
 # The tiny Llama: D 32, 4 heads of 8, 2 key-value heads, MLP 48, 3 layers, 257 tokens, float32.
 KV, QO, QUERIES, RANK = 2 * 32 * 16, 2 * 32 * 32, 32 * 32, 4

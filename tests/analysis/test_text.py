@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from conftest import byte_tokenizer
 from skipgpt.analysis.text import text_of, token_texts
+from tiny import byte_tokenizer
 
 
 @pytest.mark.parametrize("written", ["plain words", "naïve café — 日本語 🙂!", "", "a\n\tb"])

@@ -3,7 +3,6 @@ import torch
 from torch.nn.functional import cosine_similarity, log_softmax
 
 import cases
-from conftest import byte_tokenizer, tiny_routed
 from runs import rows
 from skipgpt.analysis import trace_dense, trace_text
 from skipgpt.analysis.trace import same_text
@@ -12,6 +11,7 @@ from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.evaluation.windows import rows_of
 from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import remove_routers
+from tiny import byte_tokenizer, tiny_routed
 
 
 def _rows(tokens: int = 40, length: int = 16) -> list[torch.Tensor]:

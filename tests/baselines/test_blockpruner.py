@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import tiny_base, tiny_routed
 from runs import rows
 from skipgpt.baselines.blockpruner import blockpruner
 from skipgpt.evaluation.calibrate import calibrate
@@ -13,6 +12,7 @@ from skipgpt.removal.static import constant_margins, static_loss
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
+from tiny import tiny_base, tiny_routed
 
 PLANTED = [Site(1, "mlp"), Site(2, "attn")]
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bases import deep, layer
-from conftest import byte_tokenizer, tiny_base
 from runs import logits, rows
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
@@ -21,6 +20,7 @@ from skipgpt.model.surgery import add_routers
 from skipgpt.removal.static import constant_margins, constant_routes
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.routing.decision import Forced, Site, Threshold
+from tiny import byte_tokenizer, tiny_base
 
 MIXED: list[Unit] = [layer(3), (Site(1, "mlp"),), layer(4)]
 

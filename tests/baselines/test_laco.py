@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bases import deep, layer, own_words, silence
 from cases import families
-from conftest import tiny_base
 from runs import rows
 from skipgpt.baselines.laco import laco
 from skipgpt.baselines.merging import Merges
@@ -19,6 +18,7 @@ from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced, Site
+from tiny import tiny_base
 
 WAYS = ("llama", "cohere", "olmo2", "glm4", "bloom", "mixtral")
 

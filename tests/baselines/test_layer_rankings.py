@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from bases import deep, layer, own_words
-from conftest import tiny_base
 from runs import rows
 from skipgpt.baselines.shortened import shortened_ppl, shortened_taylor
 from skipgpt.baselines.sleb import sleb
 from skipgpt.model.surgery import add_routers, remove_routers
 from skipgpt.removal.static import static_loss
 from skipgpt.removal.units import sites_of
+from tiny import tiny_base
 
 
 def test_sleb_takes_the_cheapest_inner_layer_given_those_gone() -> None:

@@ -14,7 +14,6 @@ from torch import nn
 
 from bases import deep
 from cases import CLOSE, ONE_ROW, SITES, routed
-from conftest import tiny_base
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
 from skipgpt.errors import ConfigError
@@ -22,6 +21,7 @@ from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
 from skipgpt.routing.decision import DecisionRule, Site
 from skipgpt.routing.router import set_constant
+from tiny import tiny_base
 
 SITE = Site(1, "mlp")
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from conftest import tiny_base
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import TrainConfig
 from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
 from skipgpt.routing.decision import Forced, ModuleDecision, Site
 from skipgpt.training.loop.trainer import RoutingTrainer
+from tiny import tiny_base
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 IDS = rows(2)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from command import Finished, skipgpt
-from conftest import byte_tokenizer
 from runs import make_checkpoint, shared_checkpoint
 from skipgpt.report.terminal import escape_controls
+from tiny import byte_tokenizer
 
 PROMPT = "naïve \033[31m🙂 cat"
 COLOUR = re.compile("\033\\[[\\d;]*m")

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, write_documents
 from skipgpt.comparison.method import KINDS, TRAINED, Method, parse_method, split_methods
 from skipgpt.comparison.setup import ComparisonSetup, prepare
 from skipgpt.config import Placement, recipe
 from skipgpt.errors import ConfigError
+from tiny import byte_tokenizer, tiny_base
 
 WRITTEN = {
     "router": Method("router"),
@@ -93,7 +93,7 @@ def test_methods_by_commas_may_have_values_with_commas(text: str, expected: list
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
+def setup_of(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
     folder = tmp_path_factory.mktemp("setup")
     tiny_base().save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, compared, write_documents
 from skipgpt.baselines.registry import STATIC
 from skipgpt.checkpoint.folder import read_info
@@ -26,6 +25,7 @@ from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced
 from skipgpt.training.router_init import fit_stand_ins
+from tiny import byte_tokenizer, tiny_base
 
 RANK = {"router.stand_in": 2}
 WHOLE = 1 / 3

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from conftest import byte_tokenizer, tiny_base
 from runs import COMPARED, write_documents
 from skipgpt.comparison.budget import between, check_reach, most_removals
 from skipgpt.comparison.method import parse_method
@@ -15,6 +14,7 @@ from skipgpt.config import Placement
 from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.routing.decision import Site
+from tiny import byte_tokenizer, tiny_base
 
 UNITS = [(Site(n, "attn"),) for n in range(4)]
 SAVED = Savings(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import byte_tokenizer, tiny_base
 from skipgpt.model.base import load_base
+from tiny import byte_tokenizer, tiny_base
 
 MAPS = Path("/proc/self/maps")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import LONG, byte_tokenizer, tiny_base
 from launched import TELLING_PIECES, curve, is_logged, kill_after, launch, launch_by, start
 from runs import write_documents
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.loading import load
+from tiny import LONG, byte_tokenizer, tiny_base
 
 BOTH = ("--stages", "router,lora", "--set", "router.stand_in=2", "--set", "router.normalize=true")
 # Sums over processes are taken in another order, which moves float32 numbers by 1e-6.

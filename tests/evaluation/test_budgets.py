@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import tiny_routed
 from runs import rows
 from skipgpt.config import Budget, RouterConfig, TimedForward
 from skipgpt.cost import savings
@@ -19,6 +18,7 @@ from skipgpt.model.sparsity import at_sparsity, set_sparsity
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.system.device_profile import Machine, store_profile
 from skipgpt.system.hardware import hardware
+from tiny import tiny_routed
 
 CPU = torch.device("cpu")
 MACHINE = Machine(flops=1e9, bandwidth=1e9, mlp_packing=1e-6, attn_packing=1e-6)

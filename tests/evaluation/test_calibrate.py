@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import tiny_routed
 from runs import make_checkpoint, rows, shared_checkpoint, weights, write_documents
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.loading import load
@@ -19,6 +18,7 @@ from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.routing.router import set_constant
+from tiny import tiny_routed
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import reference
-from conftest import byte_tokenizer, tiny_base, tiny_routed
 from runs import rows, shared_checkpoint, tiny_config
 from skipgpt.analysis import trace_dense, trace_text
 from skipgpt.checkpoint.loading import load
@@ -25,6 +24,7 @@ from skipgpt.model.auto import register
 from skipgpt.model.lora import with_lora
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, remove_routers
+from tiny import byte_tokenizer, tiny_base, tiny_routed
 
 
 def by_hand(base: nn.Module, model: nn.Module, rows: Iterable[Tensor]) -> Closeness:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import tiny_base, tiny_routed
 from runs import rows
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.continuations import (
@@ -22,6 +21,7 @@ from skipgpt.evaluation.protocols import CutText, Form
 from skipgpt.evaluation.scored_windows import Span
 from skipgpt.evaluation.text_result import measure_text
 from skipgpt.model.state import execution
+from tiny import tiny_base, tiny_routed
 
 LENGTH = PROMPT_TOKENS + NEW_TOKENS
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from conftest import tiny_base, tiny_routed
 from runs import rows
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
 from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import remove_routers
+from tiny import tiny_base, tiny_routed
 
 
 @torch.no_grad()

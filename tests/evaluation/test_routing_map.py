@@ -4,7 +4,6 @@ import pytest
 import torch
 from tokenizers import processors
 
-from conftest import byte_tokenizer, tiny_routed
 from skipgpt.analysis import trace_text
 from skipgpt.config import RouterConfig
 from skipgpt.errors import SkipGPTError
@@ -13,6 +12,7 @@ from skipgpt.model.state import record_routing, use_rule
 from skipgpt.report.charts.routing_map import RoutingMap, routing_map
 from skipgpt.report.terminal import Scale
 from skipgpt.routing.decision import KEEP_ALL, Forced, Site
+from tiny import byte_tokenizer, tiny_routed
 
 TOKENIZER = byte_tokenizer()
 SMALL = RoutingMap(

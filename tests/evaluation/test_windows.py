@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from conftest import tiny_routed
 from skipgpt.errors import DataError
 from skipgpt.evaluation.perplexity import perplexity, total_loss
 from skipgpt.evaluation.windows import batches, mean_context, rows_of
+from tiny import tiny_routed
 
 
 def test_rows_hold_every_token_but_a_last_one_alone() -> None:

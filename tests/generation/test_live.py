@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from conftest import byte_tokenizer, tiny_routed
 from skipgpt.analysis.text import Pieces, token_texts
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
 from skipgpt.generation.live import TokenRun
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.routing.decision import Forced, Site
+from tiny import byte_tokenizer, tiny_routed
 
 TOKENIZER = byte_tokenizer()
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import byte_tokenizer
 from skipgpt.generation.stop_strings import NewText, StopText
 from skipgpt.model.loading.generation_settings import Ends
+from tiny import byte_tokenizer
 
 letters = st.text("ab", max_size=30)
 stops = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)

@@ -10,12 +10,12 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 
-from conftest import byte_tokenizer, tiny_base, tiny_routed
 from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.evaluation.harness.response_cache import answers_key
 from skipgpt.model.loading.fingerprint import fingerprint, weights_digest
 from skipgpt.model.state import routing_state
 from skipgpt.routing.decision import Threshold
+from tiny import byte_tokenizer, tiny_base, tiny_routed
 
 ASKED = [
     Instance("loglikelihood", {}, each, n, ("task", n, 1))

@@ -12,11 +12,11 @@ from lm_eval.api.registry import get_model
 from tokenizers import processors
 from torch.nn.functional import log_softmax
 
-from conftest import byte_tokenizer, tiny_routed
 from runs import make_checkpoint, shared_checkpoint
 from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.routing.decision import Threshold
+from tiny import byte_tokenizer, tiny_routed
 
 TOKENIZER = byte_tokenizer()
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
-from conftest import tiny_routed
 from skipgpt.config import RouterConfig
 from skipgpt.errors import DataError
 from skipgpt.evaluation.harness.keep_counts import sparsity_of
 from skipgpt.evaluation.harness.scoring import BatchSize, Scored, Scorer
 from skipgpt.model.state import execution, record_routing
+from tiny import tiny_routed
 
 LENGTHS = [(9, 4), (3, 1), (20, 7), (1, 2), (12, 3), (5, 5), (20, 1)]
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cases import SITES, Inputs, every_layout, routed
-from conftest import examples
 from skipgpt.model.state import execution, use_rule
 from skipgpt.routing.decision import Forced, Site
+from tiny import examples
 
 
 @dataclass(frozen=True)

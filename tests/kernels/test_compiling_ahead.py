@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import twins  # noqa: F401 - skips where there is no Triton
 
-from conftest import LONG
+from tiny import LONG
 
 TARGETS = [(80, "bfloat16"), (90, "bfloat16")]
 if LONG:

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 import skipgpt
 from command import skipgpt as command
-from conftest import byte_tokenizer, tiny_base
 from runs import ARGUMENTS, logits, make_checkpoint, rows, shared_checkpoint, write_documents
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.loading import load
@@ -23,6 +22,7 @@ from skipgpt.errors import CheckpointError, ConfigError, SkipGPTError, Unsupport
 from skipgpt.model.base import base_config, load_base
 from skipgpt.model.loading.folder import kind_of_model
 from skipgpt.serving.engine_selection import choose
+from tiny import byte_tokenizer, tiny_base
 
 
 @pytest.fixture(scope="module")

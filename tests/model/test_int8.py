@@ -1,4 +1,4 @@
-"""Models in 8-bit weights: smaller, near the plain ones, and routed as exactly as those."""
+"""Weights in 8 bits on a CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
@@ -18,23 +17,19 @@ from transformers.pytorch_utils import Conv1D
 import zoo
 from cases import BATCHES, CLOSE, LEFT_PADDED, Inputs, base, families, routed
 from command import skipgpt as command
-from conftest import tiny_base
 from runs import logits, shared_checkpoint, write_documents
 from skipgpt.checkpoint.loading import load
-from skipgpt.checkpoint.saving import describe
 from skipgpt.cost import Forward, layer_costs, work
-from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
-from skipgpt.model.base import load_base
 from skipgpt.model.families.linear import in_width, is_plain, out_width
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.loading.int8 import Int8Linear, is_int8, products_are_exact, quantize_int8
 from skipgpt.model.state import execution, record_routing, routing_state
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers
+from tiny import tiny_base
 
 pytestmark = pytest.mark.skipif(
     not products_are_exact(), reason="8-bit products overflow on this CPU"
 )
-
 
 EXPERTS = [name for name, sizes in zoo.ZOO.items() if any("experts" in size for size in sizes)]
 
@@ -50,9 +45,6 @@ def _layer(kind: str) -> nn.Module:
 
 
 every_kind = pytest.mark.parametrize("kind", ["linear", "conv1d", "falcon"])
-
-
-# One layer.
 
 
 @every_kind
@@ -103,9 +95,6 @@ def test_rows_come_back_in_their_own_dtype(dtype: torch.dtype) -> None:
     assert found.dtype == dtype
     expected = plain(rows.float())
     assert (found.float() - expected).norm() < 0.03 * expected.norm()
-
-
-# A model.
 
 
 @families([name for name in zoo.ZOO if name not in EXPERTS])
@@ -181,9 +170,6 @@ def test_gated_execution_is_still_one_graph() -> None:
     torch.testing.assert_close(actual[inputs.real], expected[inputs.real], **CLOSE)
 
 
-# Memory and cost.
-
-
 def test_weights_take_a_quarter_and_the_old_ones_are_gone() -> None:
     model = routed()
     layer = model.model.layers[1]
@@ -211,62 +197,6 @@ def test_counts_stay_and_bytes_shrink() -> None:
     assert one.flops == other.flops
 
 
-# What cannot be had.
-
-
-@families(EXPERTS)
-def test_experts_that_share_a_tensor_are_refused(family: str) -> None:
-    model = base(family)
-    with pytest.raises(UnsupportedModelError, match=r"got experts that share one tensor: experts"):
-        quantize_int8(model)
-    assert not is_int8(model)
-
-
-def _twice() -> nn.Module:
-    return quantize_int8(base())
-
-
-def _with_lora() -> nn.Module:
-    return get_peft_model(base(), LoraConfig(r=2, target_modules=["q_proj"])).eval()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (_twice, "got a model that is quantised already"),
-        (_with_lora, r"got a model with LoRA on it.*merge=True"),
-        (lambda: base().train(), r"got a model in training mode.*model.eval\(\)"),
-        (lambda: base().to("meta"), "got a model on meta; expected one on a CPU"),
-    ],
-)
-def test_other_models_are_refused(make, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"quantising a model to int8: {message}"):
-        quantize_int8(make())
-
-
-def test_a_cpu_whose_products_overflow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skipgpt.model.loading.int8.products_are_exact", lambda: False)
-    with pytest.raises(ConfigError, match=r"8-bit products overflow; expected one with VNNI"):
-        quantize_int8(base())
-
-
-def test_a_gradient_through_rounding_is_refused() -> None:
-    model = quantize_int8(base())
-    wanting = model.get_input_embeddings()(torch.ones(1, 3, dtype=torch.long)).requires_grad_()
-    with pytest.raises(ConfigError, match="got rows that want a gradient; expected inference"):
-        model(inputs_embeds=wanting)
-    with torch.no_grad():
-        assert model(inputs_embeds=wanting).logits.isfinite().all()
-
-
-def test_an_int8_model_is_not_described_as_a_checkpoint() -> None:
-    with pytest.raises(ConfigError, match="got one that is quantised to int8"):
-        describe(quantize_int8(routed()), "base")
-
-
-# Where users meet it.
-
-
 @torch.no_grad()
 def test_a_loaded_checkpoint_is_quantised_on_request() -> None:
     folder = shared_checkpoint()
@@ -274,23 +204,6 @@ def test_a_loaded_checkpoint_is_quantised_on_request() -> None:
     model, _ = load(folder, merge=True, quantize="int8")
     assert not is_int8(plain)
     assert torch.equal(logits(model), logits(quantize_int8(plain)))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"quantize": "8bit"}, "got '8bit'; expected int8 or none; choose 8bit and 4bit when"),
-        ({"quantize": "int8"}, "got a model with LoRA on it"),
-    ],
-)
-def test_what_a_checkpoint_cannot_become_is_refused(options: dict[str, str], message: str) -> None:
-    with pytest.raises(SkipGPTError, match=message):
-        load(shared_checkpoint(), **options)
-
-
-def test_int8_is_not_how_a_base_is_held() -> None:
-    with pytest.raises(ConfigError, match="got 'int8'; expected 8bit, 4bit or none"):
-        load_base("nano", quantize="int8")
 
 
 def test_eval_and_generate_take_it(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import skipgpt
-from conftest import byte_tokenizer, tiny_base
 from runs import logits, write_documents
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
@@ -30,6 +29,7 @@ from skipgpt.model.surgery import add_routers, routers
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
 from skipgpt.training.stages import with_lora
+from tiny import byte_tokenizer, tiny_base
 
 # Folding B A into W reorders products; three layers of lively weights make 1e-4 of it (measured).
 CLOSE = {"rtol": 0.0, "atol": 5e-4}

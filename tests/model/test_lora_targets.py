@@ -12,7 +12,6 @@ from torch import nn
 
 import zoo
 from cases import CLOSE, base, every_layout, routed
-from conftest import tiny_base
 from runs import logits, tiny_config
 from skipgpt.config import LoraStage, recipe
 from skipgpt.config.settings import to_dict
@@ -23,6 +22,7 @@ from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.training.dry_run import dry_run
 from skipgpt.training.run_record import RUN, begin_run, compare_run
 from skipgpt.training.stages import prepare
+from tiny import tiny_base
 
 LLAMA = ("q_proj", "v_proj", "gate_proj")
 OWN = {

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 import skipgpt
 from cases import CLOSE, LEFT_PADDED, ONE_ROW, SITES, base, every_layout, routed
-from conftest import tiny_base
 from runs import logits, rows
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
@@ -34,6 +33,7 @@ from skipgpt.model.surgery import (
     train_only,
 )
 from skipgpt.routing.decision import Forced, Site
+from tiny import tiny_base
 
 RANK = 3
 

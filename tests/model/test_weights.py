@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import skipgpt
 import zoo
 from cases import families
-from conftest import LONG, byte_tokenizer, tiny_base
 from runs import logits, make_checkpoint
 from skipgpt.checkpoint.folder import digest_of
 from skipgpt.checkpoint.loading import load
@@ -25,6 +24,7 @@ from skipgpt.errors import CheckpointError, UnsupportedModelError
 from skipgpt.model.base import load_base
 from skipgpt.model.loading.bitsandbytes import KINDS
 from skipgpt.model.surgery import add_routers
+from tiny import LONG, byte_tokenizer, tiny_base
 
 Tensors = dict[str, Tensor]
 MLP = "model.layers.1.mlp.down_proj.weight"

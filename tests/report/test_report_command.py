@@ -12,8 +12,8 @@ import pytest
 from tokenizers import normalizers
 
 from command import skipgpt
-from conftest import byte_tokenizer, tiny_base
 from runs import make_checkpoint, shared_checkpoint, write_documents
+from tiny import byte_tokenizer, tiny_base
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,16 @@
+"""Every way of decoding gives the logits of the definition."""
+
 import importlib.util
-import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from cases import CLOSE, LEFT_PADDED, base
+from decodings import lengths
 from running.ways import (
     GREEDY,
     NEW,
@@ -21,7 +22,6 @@ from running.ways import (
     every_layout,
     every_policy,
     generated,
-    has_windows,
     needs_transformers,
     prompt,
     sparse_model,
@@ -37,6 +37,8 @@ MOST_WAYS = {
     "three samples of a prompt": SAMPLING | {"num_return_sequences": 3},
     "classifier-free guidance": GREEDY | {"guidance_scale": 1.5},
 }
+
+
 every_way = pytest.mark.parametrize("how", MOST_WAYS.values(), ids=MOST_WAYS)
 
 
@@ -106,49 +108,6 @@ def test_beams_have_the_scores_of_the_definition(family: str, kv: str) -> None:
     assert (beams != beams[:, :1]).any(), "no beam was reordered"
 
 
-@every_layout
-@every_policy
-@torch.no_grad()
-def test_a_dense_assistants_drafts_change_no_token(family: str, kv: str) -> None:
-    model = sparse_model(family, kv)
-    with record_routing(model) as trace:
-        output = generated(model, prompt(), **_drafting(base(family)), **_tokens(12))
-    assert torch.equal(output.sequences, chosen_by_hand(model, prompt(), tokens=12))
-    check_logits(model, output)
-    assert max(_lengths(trace)[1:]) > 1, "nothing was drafted, so nothing was cropped"
-
-
-@every_layout
-@every_policy
-@torch.no_grad()
-def test_drafts_are_taken_where_right_and_cropped_where_wrong(family: str, kv: str) -> None:
-    model, assistant = sparse_model(family, kv), sparse_model(family, kv)
-    assistant.get_output_embeddings().register_forward_hook(_miss_every_third_token())
-    with record_routing(model) as trace:
-        output = generated(model, prompt(), **_drafting(assistant), **_tokens(12))
-    assert torch.equal(output.sequences, chosen_by_hand(model, prompt(), tokens=12))
-    check_logits(model, output)
-    forwards = len(trace.steps)
-    taken, drafted = 12 - forwards, sum(_lengths(trace)) - 11 - (forwards - 1)
-    assert 0 < taken < drafted - 1
-
-
-@every_layout
-@every_policy
-@torch.no_grad()
-def test_drafts_looked_up_in_the_prompt_change_no_token(family: str, kv: str) -> None:
-    model = sparse_model(family, kv)
-    # A greedy text, once more: its continuation is to be found in the prompt.
-    text = chosen_by_hand(model, prompt(), tokens=8)
-    ids = torch.cat([text, text[:, :9]], dim=1)
-    plain = chosen_by_hand(model, ids)
-    with record_routing(model) as trace:
-        output = generated(model, ids, prompt_lookup_num_tokens=3)
-    assert torch.equal(output.sequences, plain)
-    check_logits(model, output, prompt_tokens=ids.shape[1])
-    assert max(_lengths(trace)) > 1
-
-
 # The other families' models run all their layers, whatever number the config says.
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "mixtral"])
 @every_policy
@@ -161,19 +120,6 @@ def test_its_own_first_layer_as_assistant_changes_no_token(family: str, kv: str)
     assert torch.equal(output.sequences, chosen_by_hand(model, prompt()))
 
 
-@every_layout
-@every_policy
-@torch.no_grad()
-def test_sampling_with_drafts_is_the_same_in_both_executions(family: str, kv: str) -> None:
-    model, assistant = sparse_model(family, kv), base(family)
-    how = SAMPLING | _drafting(assistant)
-    sparse = generated(model, prompt(), **how)
-    with execution(model, "gated"):
-        gated = generated(model, prompt(), **how)
-    assert torch.equal(sparse.sequences, gated.sequences)
-    check_logits(model, sparse)
-
-
 @pytest.mark.parametrize("size", [1, 4, 20])
 @every_layout
 @every_policy
@@ -184,7 +130,7 @@ def test_a_prompt_may_be_read_in_chunks(family: str, kv: str, size: int) -> None
         output = generated(model, prompt(2), prefill_chunk_size=size)
     assert torch.equal(output.sequences, chosen_by_hand(model, prompt(2)))
     check_logits(model, output)
-    assert max(_lengths(trace)) == min(size, 11)
+    assert max(lengths(trace)) == min(size, 11)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -319,30 +265,6 @@ def test_an_offloaded_cache_changes_no_logit(family: str, kv: str, kind: str) ->
     model = sparse_model(family, kv).to("cuda")
     how = {"cache_implementation": kind, "disable_compile": True}
     check_logits(model, generated(model, prompt(2).to("cuda"), **how))
-
-
-def _drafting(assistant: Any, tokens: int = 3) -> dict[str, Any]:
-    if has_windows(assistant):
-        needs_transformers("5.18", "drafts by an assistant of sliding windows")
-    settings = assistant.generation_config
-    settings.num_assistant_tokens, settings.num_assistant_tokens_schedule = tokens, "constant"
-    settings.assistant_confidence_threshold = 0.0  # a random model is never confident
-    return {"assistant_model": assistant}
-
-
-def _miss_every_third_token() -> Callable[[nn.Module, object, Tensor], Tensor]:
-    """A hook on the last layer of an assistant that is right otherwise."""
-    calls = itertools.count()
-    return lambda _, __, logits: logits.roll(1, -1) if next(calls) % 3 == 2 else logits
-
-
-def _tokens(new: int) -> dict[str, int]:
-    return {"max_new_tokens": new, "min_new_tokens": new}
-
-
-def _lengths(trace: Any) -> list[int]:
-    """How many tokens each forward had."""
-    return [step.decisions[0].attn.keep.shape[1] for step in trace.steps]
 
 
 def _importable(package: str) -> bool:

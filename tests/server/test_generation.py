@@ -3,7 +3,6 @@ import threading
 import pytest
 import torch
 
-from conftest import byte_tokenizer
 from runs import shared_checkpoint
 from skipgpt.checkpoint.loading import load
 from skipgpt.errors import ConfigError
@@ -14,6 +13,7 @@ from skipgpt.model.sparsity import at_sparsity
 from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_request
 from skipgpt.serving.replies import Reply
 from skipgpt.serving.tokens import Likely, TokenLogprob, Tokens
+from tiny import byte_tokenizer
 
 PROMPT = "Story 3 of the cats"
 

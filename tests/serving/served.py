@@ -15,7 +15,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import zoo
-from conftest import byte_tokenizer
 from skipgpt.config import RouterConfig
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.export.merged import as_auto_model
@@ -26,6 +25,7 @@ from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers, routed_layers, routers, stand_ins
 from skipgpt.routing.calibration import CalibrationCurve
 from skipgpt.routing.router import KEEP
+from tiny import byte_tokenizer
 
 ENGINE = Path(__file__).with_name("engine.py")
 SMALL = {"max_model_len": 512, "max_num_seqs": 8, "block_size": 32}

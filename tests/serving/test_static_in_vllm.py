@@ -7,7 +7,6 @@ import torch
 
 import served
 import zoo
-from conftest import byte_tokenizer
 from runs import write_documents
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
@@ -18,6 +17,7 @@ from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import add_routers, routers
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.routing.router import set_constant
+from tiny import byte_tokenizer
 
 CUTTING = DataConfig(block_size=16, held_out=0.3, calibration_tokens=128, evaluation_tokens=128)
 NEVER = (Site(0, "mlp"), Site(2, "attn"), Site(2, "mlp"), Site(3, "attn"), Site(5, "mlp"))

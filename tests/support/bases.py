@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import cases
-from conftest import tiny_base
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.routing.decision import Site
+from tiny import tiny_base
 
 DEEP = 6
 EMPTY = 2

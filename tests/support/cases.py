@@ -14,12 +14,12 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 import zoo
-from conftest import LONG
 from skipgpt.config import RouterConfig
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers, stand_ins
 from skipgpt.routing.decision import Decision, ModuleDecision, Site
+from tiny import LONG
 
 # Float32 has a relative precision of 1.2e-7. Logits here reach 10, residual streams 30, and a few
 # hundred sums lie on the way, so equal computations in another order differ by up to 5e-6

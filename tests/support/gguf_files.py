@@ -13,7 +13,7 @@ from gguf.quants import quantize
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 
-from conftest import tiny_base
+from tiny import tiny_base
 
 BOS, PAIR, EOS = 0, 257, 258
 SIZES: dict[str, object] = {

@@ -16,10 +16,11 @@ from urllib.request import urlopen
 
 import openai
 
-from conftest import byte_tokenizer, tiny_base
 from runs import make_checkpoint
+from tiny import byte_tokenizer, tiny_base
 
 KEY = "a key"
+ORIGIN = "https://chat.example"
 CONTEXT = 8192
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
-from conftest import byte_tokenizer, tiny_base
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.comparison.compare import compare
@@ -35,6 +34,7 @@ from skipgpt.training.loop.callbacks import StopRequest
 from skipgpt.training.loop.trainer import RoutingTrainer
 from skipgpt.training.run import TrainResult, train
 from skipgpt.training.stages import plan, prepare, with_lora
+from tiny import byte_tokenizer, tiny_base
 
 TINY = {
     "data.block_size": 16,

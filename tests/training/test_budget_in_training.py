@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import tiny_routed
 from runs import metrics, rows, run, stage_trainer, tiny_config
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.config import RouterConfig, TrainConfig, recipe
@@ -20,6 +19,7 @@ from skipgpt.model.state import record_routing, routing_state
 from skipgpt.removal.greedy import sites_skipped
 from skipgpt.routing.decision import GumbelSample, Site
 from skipgpt.training.loop.routing_metrics import margin_metrics
+from tiny import tiny_routed
 
 
 def test_recipes_count_what_they_say() -> None:

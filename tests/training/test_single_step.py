@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import tiny_base, tiny_routed
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.model.state import execution
 from skipgpt.routing.decision import StraightThrough
 from skipgpt.training.loop.single_step import single_step
 from skipgpt.training.loop.trainer import RoutingTrainer
+from tiny import tiny_base, tiny_routed
 
 IDS = rows(2)
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from conftest import tiny_routed
 from runs import rows
 from skipgpt.config import recipe
 from skipgpt.model.state import execution, use_rule
 from skipgpt.routing.decision import GumbelSample
 from skipgpt.training.stages import prepare
+from tiny import tiny_routed
 
 
 def stored(model: nn.Module, watched: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,9 +1,8 @@
-"""What a base's generation config may decide, and where a text ends, in every way of generating."""
+"""A text ends where a turn does, wherever that is said."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,50 +10,29 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from lm_eval.api.instance import Instance
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig
 
-from conftest import byte_tokenizer, tiny_routed
-from runs import make_checkpoint, shared_checkpoint, write_documents
-from skipgpt.checkpoint.loading import load
+from ends_of_turns import NEW, PROMPT, argmaxes, benchmarked, routed, served
+from runs import make_checkpoint, write_documents
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig
 from skipgpt.data.encoding import have_control_tokens
-from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.export import export_merged, export_static
 from skipgpt.generation import generate
-from skipgpt.model.loading.generation_settings import Ends, ends_of, warn_left_out
+from skipgpt.model.loading.generation_settings import Ends, ends_of
 from skipgpt.model.surgery import routers
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
-from skipgpt.serving.generation import Completion, GenerationRequest, run_request
 from skipgpt.serving.vllm.requests import add_ends
+from tiny import byte_tokenizer
 
-PROMPT, NEW = "ab ab ab", 8
-HOSTILE: dict[str, Any] = {
-    "repetition_penalty": 2.0,
-    "no_repeat_ngram_size": 1,
-    "min_new_tokens": 3,
-    "num_beams": 3,
-    "num_return_sequences": 2,
-    "do_sample": True,
-    "temperature": 5.0,
-    "top_k": 1,
-    "use_cache": False,
-    "max_new_tokens": 1,
-}
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
 
 
 NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}"
-
-
-def routed(**changes: Any) -> Any:
-    return tiny_routed(initializer_range=0.2, vocab_size=260, **changes)
 
 
 def chat_tokenizer(template: str | None = None) -> Any:
@@ -64,70 +42,6 @@ def chat_tokenizer(template: str | None = None) -> Any:
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 258
     tokenizer.chat_template = template
     return tokenizer
-
-
-@torch.no_grad()
-def argmaxes(model: nn.Module, tokenizer: Any, steps: int = NEW) -> tuple[str, list[Tensor]]:
-    """Text and log-probabilities of a loop of argmax over plain forwards of the whole text."""
-    ids, places = tokenizer(PROMPT, return_tensors="pt").input_ids, []
-    for _ in range(steps):
-        logits = model(input_ids=ids, use_cache=False).logits[0, -1]
-        places.append(logits.log_softmax(-1))
-        ids = torch.cat([ids, logits.argmax()[None, None]], 1)
-    return tokenizer.decode(ids[0, -steps:], skip_special_tokens=True), places
-
-
-def job(tokenizer: Any, **wanted: Any) -> GenerationRequest:
-    return GenerationRequest(tuple(tokenizer(PROMPT).input_ids), **{"max_tokens": NEW, **wanted})
-
-
-def served(model: Any, tokenizer: Any, **wanted: Any) -> tuple[str, Completion, list[Any]]:
-    pieces: list[Any] = []
-    done = run_request(model, tokenizer, job(tokenizer, **wanted), pieces.append)
-    return "".join(p.text for p in pieces), done, [t for p in pieces for t in p.tokens]
-
-
-def benchmarked(model: Any, tokenizer: Any) -> str:
-    options = {"until": ["\n\n\n\n"], "max_gen_toks": NEW, "do_sample": False}
-    asked = [Instance("generate_until", {}, (PROMPT, options), 0, ("task", 0, 1))]
-    (text,) = RoutedLM(model, tokenizer, batch_size=1).generate_until(asked)
-    return str(text)
-
-
-def test_greedy_text_is_the_argmax_whatever_the_base_sets() -> None:
-    model, tokenizer = routed(), byte_tokenizer()
-    right, places = argmaxes(model, tokenizer)
-    before = model.generation_config
-    suppressed = {"suppress_tokens": [int(places[0].argmax())]}
-    model.generation_config = GenerationConfig(**HOSTILE, **suppressed)
-    model.config.use_cache = False
-    told: list[Any] = []
-    found = generate(model, tokenizer, PROMPT, max_new_tokens=NEW, on_token=told.append)
-    assert (found.text, found.new_tokens) == (right, NEW)
-    assert found == generate(model, tokenizer, PROMPT, max_new_tokens=NEW)
-    assert len(told) == found.prompt_tokens + NEW
-    text, done, tokens = served(model, tokenizer, logprobs=3)
-    assert (text, done.reason, done.new_tokens) == (right, "length", NEW)
-    assert done.skipped / done.decisions == pytest.approx(found.sparsity)
-    for token, place in zip(tokens, places, strict=True):
-        assert token.logprob == pytest.approx(place.max().item(), abs=1e-4)
-        values = [each.logprob for each in token.top]
-        assert values == pytest.approx(place.topk(3).values.tolist(), abs=1e-4)
-    assert benchmarked(model, tokenizer) == right
-    assert model.generation_config.num_beams == 3  # of the model's own `generate`
-    model.generation_config = before
-
-
-def test_sampling_draws_from_the_softmax_whatever_the_base_sets() -> None:
-    model, tokenizer = routed(), byte_tokenizer()
-    _, places = argmaxes(model, tokenizer, 1)
-    model.generation_config = GenerationConfig(do_sample=True, temperature=9.0, top_k=1)
-    torch.manual_seed(0)
-    drawn = int(torch.multinomial(places[0].exp(), 1))
-    torch.manual_seed(0)
-    alone = generate(model, tokenizer, PROMPT, max_new_tokens=1, temperature=1.0)
-    seeded, _, _ = served(model, tokenizer, temperature=1.0, max_tokens=1, seed=0)
-    assert alone.text == seeded == tokenizer.decode([drawn], skip_special_tokens=True)
 
 
 @contextmanager
@@ -200,19 +114,6 @@ def test_what_ends_a_turn_is_no_text_where_its_token_is_an_ordinary_one() -> Non
         assert served(model, tokenizer)[0] == benchmarked(model, tokenizer) == right
 
 
-def test_a_stop_string_of_the_base_ends_the_text_before_it() -> None:
-    model, tokenizer = routed(), byte_tokenizer()
-    whole, _ = argmaxes(model, tokenizer)
-    stop = next(letter for letter in whole[2:] if letter.isascii())
-    model.generation_config = GenerationConfig(stop_strings=[stop])
-    told: list[Any] = []
-    found = generate(model, tokenizer, PROMPT, max_new_tokens=NEW, on_token=told.append)
-    text, done, _ = served(model, tokenizer)
-    assert found.text == text == benchmarked(model, tokenizer) == whole[: whole.index(stop)]
-    assert "".join(token.text for token in told) == PROMPT + text
-    assert (done.reason, done.new_tokens) == ("stop", found.new_tokens)
-
-
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -256,14 +157,6 @@ def test_white_space_that_is_a_token_ends_nothing() -> None:
     assert ends_of(routed(), tokenizer) == Ends((0, 258))
 
 
-def test_a_default_of_the_configs_class_ends_nothing() -> None:
-    model = routed()
-    del model.config.eos_token_id
-    model.config.eos_token_id = type(model.config)().eos_token_id  # 2, of any Llama
-    model.generation_config = GenerationConfig()
-    assert ends_of(model, byte_tokenizer()) == Ends((0,))
-
-
 def test_a_merged_export_tells_other_programs_where_a_turn_ends(
     base_folder: Path, tmp_path: Path
 ) -> None:
@@ -302,15 +195,6 @@ def test_an_export_writes_what_transformers_may_save_again(
     assert all(f"{name}={said[name]!r}" in warning for name in ("temperature", "top_p"))
 
 
-def test_lora_that_is_not_merged_changes_nothing_about_it() -> None:
-    wrapped, tokenizer = load(shared_checkpoint())
-    merged, _ = load(shared_checkpoint(), merge=True)
-    for model in (wrapped, merged):
-        model.generation_config.repetition_penalty = 5.0
-    found = [generate(model, tokenizer, PROMPT).text for model in (wrapped, merged)]
-    assert found[0] == found[1]
-
-
 @pytest.mark.parametrize("ignores", [False, True])
 def test_in_vllm_a_request_ends_where_it_does_in_our_server(ignores: bool) -> None:
     params = SimpleNamespace(
@@ -325,17 +209,6 @@ def test_in_vllm_a_request_ends_where_it_does_in_our_server(ignores: bool) -> No
     own = [] if ignores else ["a longer stop string"]
     assert params.stop == [*own, "<|im_start|>", "User:"]
     assert params.output_text_buffer_length == (0 if ignores else 19)
-
-
-@pytest.mark.parametrize("sampling", [False, True])
-def test_what_is_left_out_is_said(sampling: bool, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "skipgpt")
-    warn_left_out(GenerationConfig(eos_token_id=3, top_p=1.0, use_cache=False), sampling=sampling)
-    assert not caplog.records
-    settings = GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.3)
-    warn_left_out(settings, sampling=sampling)
-    said = "repetition_penalty=1.3" + ", temperature=0.6" * sampling
-    assert f"generation_config sets {said}: left out" in caplog.text
 
 
 @pytest.mark.parametrize(
