@@ -16,16 +16,13 @@ from skipgpt.config.budget import (
 )
 from skipgpt.config.placement import Placement
 from skipgpt.config.recipes import recipe
-from skipgpt.config.schema import (
+from skipgpt.config.schema import DataConfig, RouterConfig, Stage, TrainConfig
+from skipgpt.config.stage_settings import (
     ALL_LINEAR,
     QUERY_VALUE_GATE,
-    DataConfig,
     FitStage,
     LoraStage,
-    RouterConfig,
     RouterStage,
-    Stage,
-    TrainConfig,
 )
 
 __all__ = [

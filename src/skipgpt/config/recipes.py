@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from skipgpt.config.schema import DataConfig, LoraStage, RouterConfig, RouterStage, TrainConfig
+from skipgpt.config.schema import DataConfig, RouterConfig, TrainConfig
+from skipgpt.config.stage_settings import LoraStage, RouterStage
 from skipgpt.errors import ConfigError
 
 

@@ -46,7 +46,7 @@ def key_of(model: nn.Module, text: Tensor, config: TrainConfig) -> str:
         "config": described,
         "dtype": str(model.dtype),
         "router": to_dict(routing_state(model).config),
-        "stage": to_dict(config.fit_stage),
+        "stage": {k: v for k, v in to_dict(config.fit_stage).items() if k != "rounds"},
         "seed": config.seed,
         "text": hashlib.sha256(text.cpu().numpy().tobytes()).hexdigest(),
     }

@@ -14,7 +14,7 @@ from skipgpt.routing.router import (
     add_to_margin,
     set_constant,
 )
-from skipgpt.system.sharded import assign
+from skipgpt.system.sharded import assign, full_tensor
 
 STEPS, ROWS, RATE = 1000, 1024, 3e-3
 """Steps, rows per step and learning rate of AdamW on stored inputs, without model forwards."""
@@ -54,6 +54,36 @@ def write_linear(router: LinearRouter, weight: Tensor, bias: float) -> None:
     shift = torch.zeros_like(router.bias)
     shift[KEEP], shift[SKIP] = bias / 2, -bias / 2
     assign(router.bias, shift)
+
+
+@torch.no_grad()
+def add_linear(router: Router, weight: Tensor | None, bias: float) -> None:
+    """Add a linear map of what a router's last layer reads to its margin.
+
+    Args:
+        router: in place.
+        weight: [F], or None for none.
+        bias: a number.
+    """
+    add_to_margin(router, bias)
+    if weight is not None:
+        last = router.last
+        moved = full_tensor(last.weight).clone()
+        moved[KEEP] += weight / 2
+        moved[SKIP] -= weight / 2
+        assign(last.weight, moved)
+
+
+@torch.no_grad()
+def last_inputs(router: Router, read: Tensor) -> Tensor:
+    """Return what a router's last layer reads, [N, F], where the router reads [N, D]."""
+    if isinstance(router, LinearRouter):
+        return read
+    seen: list[Tensor] = []
+    hook = router.last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    router(read.to(router.last.weight.dtype))
+    hook.remove()
+    return seen[0].float()
 
 
 def _descend(router: Router, design: Design, cost: Tensor, seed: int) -> CostModel:

@@ -119,7 +119,7 @@ def _stage(
 
 
 def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float) -> StageNeeds:
-    """Stage `fit`: forwards for stand-ins, forwards and backwards for costs."""
+    """Stage `fit`: forwards for stand-ins, forwards and backwards for costs and for each round."""
     stage, tokens = config.fit_stage, config.data.block_size
     rows, width = stage.batch_size, base.get_text_config().vocab_size
 
@@ -142,8 +142,11 @@ def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float
     step = training_flops(model, forward, "router")
     step += (stage.draws - 1) * step / 2
     steps = passes * stage.tokens / (rows * tokens)
-    stand_ins = 2 * stage.stand_in_tokens / (rows * tokens) * work(model, forward).flops
-    seconds = (steps * step + stand_ins) / device_flops
+    dense = work(model, forward).flops
+    # A round has one more backward pass than costs have, and a dense forward.
+    rounds = stage.rounds * steps * (step + (step - dense) / 2 + dense)
+    stand_ins = (2 + stage.rounds) * stage.stand_in_tokens / (rows * tokens) * dense
+    seconds = (steps * step + rounds + stand_ins) / device_flops
     return StageNeeds(
         stage="fit",
         execution="gated",

@@ -13,9 +13,8 @@ from torch import Tensor
 from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.cache import key_of, read_fit, write_fit
-from skipgpt.fitting.costs import WITHOUT_FIT, refuse_sequences
-from skipgpt.fitting.fit import fit_model, price_margins, refit_stand_ins, summary
-from skipgpt.model.surgery import stand_ins
+from skipgpt.fitting.fit import fit_model, fit_to_routes, price_margins, summary
+from skipgpt.fitting.gated_passes import WITHOUT_FIT, refuse_sequences
 from skipgpt.system.distributed import launched
 from skipgpt.system.progress import Phase, advancing
 from skipgpt.training.router_init import savings_of
@@ -83,8 +82,7 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, out: Path) -> None:
         write_fit(model, key, found)
     saved = savings_of(model, config)
     price_margins(model, saved)
-    if stand_ins(model):
-        refit_stand_ins(model, text, config, saved, _phase)
+    fit_to_routes(model, text, config, saved, _phase)
     seconds = round(time.perf_counter() - began, 1)
     note_fit(out, {**summary(found), "seconds": seconds, "cached": is_known, "key": key})
     if not is_known:

@@ -1,8 +1,9 @@
-"""A stage's settings as transformers' `TrainingArguments`."""
+"""What transformers' Trainer is given: a stage's settings as `TrainingArguments`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,15 @@ def training_arguments(
         ddp_find_unused_parameters=config.router.decides == "layer",
         ddp_broadcast_buffers=False,
     )
+
+
+@contextmanager
+def counted_as_adapted(model: Any) -> Iterator[None]:
+    """Let transformers take routers for the adapter that it demands of a quantised model."""
+    name = "_hf_peft_config_loaded"
+    before = getattr(model, name, False)
+    setattr(model, name, before or getattr(model, "is_quantized", False))
+    try:
+        yield
+    finally:
+        setattr(model, name, before)

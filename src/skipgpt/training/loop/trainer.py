@@ -20,6 +20,7 @@ from skipgpt.routing.decision import DecisionRule, GumbelSample, RuleAt
 from skipgpt.routing.noise import RowNoise
 from skipgpt.system.distributed import all_gather, layout, mean, rank, shard_on_cpu, world_size
 from skipgpt.training.distillation import dense_logits, distilled_loss
+from skipgpt.training.loop.arguments import counted_as_adapted
 from skipgpt.training.loop.budget_threshold import BudgetThreshold
 from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.resumable import ResumableTrainer
@@ -57,7 +58,7 @@ class RoutingTrainer(ResumableTrainer):
         rule: RuleAt | None = None,
         **arguments: Any,
     ) -> None:
-        with _counted_as_adapted(arguments["model"]):
+        with counted_as_adapted(arguments["model"]):
             super().__init__(**arguments)
         self.plan, self.config, self._rule_at = plan, config, rule
         # The loss of a step is a sum over its tokens divided by their number, however it is split.
@@ -286,18 +287,6 @@ class RoutingTrainer(ResumableTrainer):
     def _share(self, inputs: dict[str, Tensor]) -> float:
         """Return the weight of a micro-batch: their sum, averaged over processes, is 1."""
         return _real_tokens(inputs) / max(1.0, self._step_tokens)
-
-
-@contextmanager
-def _counted_as_adapted(model: Any) -> Iterator[None]:
-    """Let transformers take routers for the adapter that it demands of a quantised model."""
-    name = "_hf_peft_config_loaded"
-    before = getattr(model, name, False)
-    setattr(model, name, before or getattr(model, "is_quantized", False))
-    try:
-        yield
-    finally:
-        setattr(model, name, before)
 
 
 def _real_tokens(inputs: dict[str, Tensor]) -> int:

@@ -1,0 +1,201 @@
+"""Corrects routers by what decisions cost under the routes.
+
+Costs are those of one decision in an otherwise dense model. Many together cost more, and not all by
+the same factor. So under the routes of the target, the KL divergence to the dense model is expanded
+to second order in each gate: what skipping costs, with everything else as it is routed, is
+
+    value = -dKL/dgate + cost / 2   of a module that runs,
+    value = -dKL/dgate - cost / 2   of one that is skipped,
+
+with the cost of `costs.py`, measured there. Values of single tokens may be negative; their mean,
+where routers read the same, is what a margin should predict. Margins predict
+
+    price * saved * exp(margin - threshold),
+
+with one price for the whole model. So each margin moves by the relative error of that prediction,
+as far as a linear map of what the router reads predicts the error: one step of Newton's method.
+Tokens count the more the nearer they are to the threshold; far from it nothing changes a decision.
+
+Shapes: N tokens, D hidden, F inputs of a router's last layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from skipgpt.cost import Savings
+from skipgpt.fitting.costs import fisher_costs
+from skipgpt.fitting.gated_passes import Gates, SiteValues, gated_passes
+from skipgpt.fitting.heads import add_linear, last_inputs
+from skipgpt.fitting.regression import HELD_OUT
+from skipgpt.model.state import execution
+from skipgpt.model.surgery import routers
+from skipgpt.routing.decision import Site
+from skipgpt.system.progress import OnStep
+
+SPREAD = 1.5
+"""Distance to the threshold at which a token's weight is down to 1 / e."""
+MOST = 20.0
+"""Largest relative error that counts: few values are a hundred times what was predicted."""
+RIDGES = (0.3, 1.0, 3.0, 10.0)
+"""Weight penalties per token; held-out error chooses one."""
+PRIOR = 100.0
+"""Tokens near the threshold that a site's own mean error is weighed against."""
+FEWEST = 100.0
+"""Tokens near the threshold that a correction needs."""
+FACTORS = (0.25, 4.0)
+"""Smallest and largest factor by which one correction changes a site's predictions."""
+
+
+def measure_values(
+    model: nn.Module,
+    text: Tensor,
+    threshold: float,
+    *,
+    layers: Collection[int] | None = None,
+    draws: int = 1,
+    batch_size: int = 4,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> dict[Site, SiteValues]:
+    """Measure what skipping costs each token at each site under the routes of a threshold.
+
+    Args:
+        model: with routers; left as it was.
+        text: [N / T, T] token ids.
+        threshold: of the routes.
+        layers: layers whose sites are measured; all if None.
+        draws: labels drawn per position.
+        batch_size: rows per forward.
+        seed: seed of the drawn labels.
+        on_step: called with batches done and batches in all.
+
+    Returns:
+        By site, in nats: the KL divergence to the dense model if the token skips, less that if it
+        runs, to second order.
+
+    Raises:
+        ConfigError: routers decide for whole sequences.
+        TrainingError: a gradient is NaN or infinite.
+    """
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+
+    def values(ids: Tensor, logits: Tensor, gates: Gates) -> list[Tensor]:
+        with torch.no_grad(), execution(model, "dense"):
+            dense = model(input_ids=ids, use_cache=False).logits.float().softmax(-1)
+            # The gradient of KL(dense || routed), summed over tokens, at the routed logits.
+            apart = (logits.float().softmax(-1) - dense).to(logits.dtype)
+        slopes = torch.autograd.grad(logits, gates, apart, retain_graph=True)
+        costs = fisher_costs(logits, gates, draws, generator)
+        return [
+            -slope.flatten().float().cpu() + (gate.detach().flatten().float().cpu() - 0.5) * cost
+            for slope, gate, cost in zip(slopes, gates, costs, strict=True)
+        ]
+
+    return gated_passes(
+        model,
+        text,
+        values,
+        threshold=threshold,
+        layers=layers,
+        batch_size=batch_size,
+        on_step=on_step,
+    )
+
+
+@torch.no_grad()
+def correct_routers(
+    model: nn.Module,
+    found: dict[Site, SiteValues],
+    savings: Savings,
+    threshold: float,
+    price: float,
+    by_token: bool = True,
+    on_step: OnStep | None = None,
+) -> None:
+    """Move each measured router's margin by the relative error of what it predicts, in place.
+
+    Args:
+        model: with priced margins.
+        found: from `measure_values`.
+        savings: what each site saves in the budget's unit.
+        threshold: the one that was measured at.
+        price: from `price_of`; the same for all sites, in however many parts they come.
+        by_token: predict the error from what the router reads; else correct the site's mean alone.
+        on_step: called with sites done and sites in all.
+    """
+    ratios = _ratios(found, savings, threshold)
+    for number, (site, ratio) in enumerate(ratios.items(), 1):
+        router, weight = routers(model)[site], _weight(found[site].margin - threshold)
+        if weight.sum() < FEWEST:
+            continue
+        error = (ratio / price - 1).clamp(-MOST, MOST)
+        mean = ((weight * error).sum() / (weight.sum() + PRIOR)).item()
+        factor = min(max(1 + mean, FACTORS[0]), FACTORS[1])
+        add_linear(router, None, math.log(factor))
+        if by_token:
+            device = next(router.parameters()).device
+            inputs = last_inputs(router, found[site].read.to(device).float())
+            left = ((1 + error) / factor - 1).to(device)
+            add_linear(router, predict_error(inputs, left, weight.to(device)), 0.0)
+        if on_step:
+            on_step(number, len(ratios))
+
+
+def price_of(found: dict[Site, SiteValues], savings: Savings, threshold: float) -> float:
+    """Return the nats per share saved of tokens near the threshold; arguments as above."""
+    total = count = 0.0
+    for site, ratio in _ratios(found, savings, threshold).items():
+        weight = _weight(found[site].margin - threshold)
+        total += (weight * ratio).sum().item()
+        count += weight.sum().item()
+    return total / max(count, 1e-9)
+
+
+def _ratios(
+    found: dict[Site, SiteValues], savings: Savings, threshold: float
+) -> dict[Site, Tensor]:
+    """Values over what margins predict, up to the price, of sites that save anything."""
+    return {
+        site: each.value / (each.margin - threshold).exp() / savings.by_site[site]
+        for site, each in found.items()
+        if savings.by_site[site] > 0
+    }
+
+
+def predict_error(inputs: Tensor, error: Tensor, weight: Tensor) -> Tensor | None:
+    """Regress errors [N] on inputs [N, F] by weighted ridge; return the map [F].
+
+    The last fifth of the tokens chooses the ridge, and the chosen one is fitted to all. None if no
+    ridge predicts better than nothing.
+    """
+    count = len(inputs) - int(HELD_OUT * len(inputs))
+    gram, moment = _sums(inputs[:count], error[:count], weight[:count])
+    tail, of_tail, tail_weight = inputs[count:], error[count:], weight[count:]
+    best, least = None, (tail_weight * of_tail.square()).sum().item()
+    identity = torch.eye(inputs.shape[1], device=inputs.device)
+    for ridge in RIDGES:
+        found = torch.linalg.solve(gram + ridge * weight[:count].sum() * identity, moment)
+        missed = (tail_weight * (of_tail - tail @ found).square()).sum().item()
+        if missed < least:
+            best, least = ridge, missed
+    if best is None:
+        return None
+    rest, of_rest = _sums(tail, of_tail, tail_weight)
+    penalised = gram + rest + best * weight.sum() * identity
+    whole: Tensor = torch.linalg.solve(penalised, moment + of_rest)
+    return whole
+
+
+def _sums(inputs: Tensor, error: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    weighted = inputs * weight[:, None]
+    return weighted.T @ inputs, weighted.T @ error
+
+
+def _weight(distance: Tensor) -> Tensor:
+    """The weight of tokens [N] by their margin's distance to the threshold."""
+    return torch.exp(-(distance / SPREAD).square())
