@@ -62,6 +62,11 @@ class Row:
     tokens_trained: int = 0
 
 
+def read_elsewhere(method: str, target: float) -> str:
+    """Name the rows of a checkpoint that was made for one target and is set to another."""
+    return f"{method} (dial of {target:g})"
+
+
 @dataclass(frozen=True)
 class Line:
     """The seeds of one method at one budget.
@@ -137,7 +142,7 @@ class Comparison:
         beyond = [
             other
             for other in self.lines()
-            if other.rows[0].method == f"router (dial of {largest:g})"
+            if other.rows[0].method == read_elsewhere("router", largest)
             and other.rows[0].target > largest
         ]
         points = [(other.share("flops"), other.excess) for other in own + beyond]

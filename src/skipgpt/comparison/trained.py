@@ -14,7 +14,7 @@ import torch
 from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
 from skipgpt.checkpoint.loading import load_placed
 from skipgpt.comparison.method import Method
-from skipgpt.comparison.result import Row
+from skipgpt.comparison.result import Row, read_elsewhere
 from skipgpt.comparison.setup import KEPT, ComparisonSetup
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
@@ -101,7 +101,7 @@ def measure_at_sparsities(
         set_sparsity(model, sparsity)
         measured = perplexity(model, setup.held_out(), closeness_to=model)
         row = setup.row(method, sparsity, trained.seed, measured)
-        name = f"{method} (dial of {trained.target:g})"
+        name = read_elsewhere(str(method), trained.target)
         row = dataclasses.replace(row, method=name, checkpoint=trained.checkpoint)
         rows.append(_with_training_cost(row, trained))
     return rows
