@@ -36,8 +36,8 @@ _SAID: dict[Kind, str] = {
 _BASES = ("embedded", "base", "gguf", "remote")
 _INSTEAD: dict[Kind, str] = {
     "checkpoint": "name the base model that it was made from: {base}",
-    "merged": "name the base model, or the checkpoint that it was exported from; `skipgpt serve` "
-    "and `skipgpt generate` run it as it is",
+    "merged": "name the base model; `skipgpt train` goes on with the checkpoint that it was "
+    "exported from, and `skipgpt serve` and `skipgpt generate` run it as it is",
     "engine": "export it once more without --format vllm",
     "adapter": "merge it into its base with PEFT, and save that with its tokenizer",
     "run": "finish it with `skipgpt train … --resume`",
