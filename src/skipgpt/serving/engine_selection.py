@@ -49,7 +49,7 @@ def choose(
                 f"serving {folder} with vLLM",
                 got=why_not,
                 expected="what its plug-in runs",
-                todo="change that, or serve it with engine transformers",
+                todo="serve it with --engine transformers (engine=)",
             )
     if taken := [o for o in options if o.split("=")[0].replace("_", "-") in OURS]:
         raise ConfigError(
