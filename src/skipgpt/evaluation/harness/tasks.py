@@ -120,7 +120,10 @@ def named(tasks: Sequence[str], suite: str | None = None) -> list[TaskName]:
     """
     if suite is not None and suite not in SUITES:
         raise ConfigError(
-            "choosing the suite", got=repr(suite), expected=" or ".join(SUITES), todo="or use tasks"
+            "choosing the suite",
+            got=repr(suite),
+            expected=" or ".join(SUITES),
+            todo="or name tasks: --tasks (tasks=)",
         )
     texts = [*(SUITES[suite] if suite else ()), *tasks]
     found = [TaskName.parse(text) for text in texts]
