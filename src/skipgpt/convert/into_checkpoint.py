@@ -113,7 +113,7 @@ def _check_keys(source: AuthorsFile, model: nn.Module, doing: str) -> None:
             doing,
             got=f"{len(source.tensors)} tensors, but no router of the {source.head} head",
             expected="keys like model.layers.0.router_attention.weight_predictor.weight",
-            todo="a file that holds only LoRA goes beside the routers, as lora=",
+            todo="a file that holds only LoRA goes beside the routers: --lora (lora=)",
         )
     layers = 1 + max(found.values())
     hidden = mode(source.tensors[key].shape[-1] for key in found)
