@@ -17,7 +17,6 @@ from skipgpt.checkpoint.loading import load_placed
 from skipgpt.config import Budget, DataConfig, Placement, recipe
 from skipgpt.config.settings import override
 from skipgpt.data import load_blocks, read_documents, split_documents
-from skipgpt.errors import StoppedError
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.generation import generate
@@ -146,18 +145,15 @@ def _demo(
     config = override(recipe("default"), changes)
     logger.info("fitting and training routers, calibrating, healing with LoRA")
     placement = Placement(device, dtype)
-    try:
-        trained = train(
-            "nano",
-            ["stdlib"],
-            out / "checkpoint",
-            config,
-            overwrite=True,
-            device=device,
-            dtype=dtype,
-        )
-    except StoppedError as error:
-        raise error.advising("the same command starts again") from error
+    trained = train(
+        "nano",
+        ["stdlib"],
+        out / "checkpoint",
+        config,
+        overwrite=True,
+        device=device,
+        dtype=dtype,
+    )
 
     logger.info("measuring static removal on the same text")
     model, tokenizer = load_placed(out / "checkpoint", placement, merge=True)
