@@ -46,7 +46,7 @@ def split_documents(
             else f"only one document, {documents[0].name!r}",
             expected="two or more that differ, to train on one and measure on another",
             todo=f"give several files, a folder or JSONL rows; a lone text file needs "
-            f"{END_OF_TEXT} between its documents or about {3 * SECTION // 1024} KiB of text",
+            f"{END_OF_TEXT} between its documents or about {4 * SECTION // 1000},000 characters",
         )
     held = {group for group, place in places.items() if place < held_out}
     if not held:
