@@ -72,7 +72,7 @@ def test_reentrant_checkpointing_is_refused_with_the_way_out() -> None:
     assert str(caught.value) == (
         "recording decisions for training: got reentrant activation checkpointing; "
         "expected the non-reentrant kind; the other returns wrong gradients silently; "
-        'pass gradient_checkpointing_kwargs={"use_reentrant": False}'
+        'enable it with {"use_reentrant": False}'
     )
 
 

@@ -212,5 +212,5 @@ def refuse_reentrant_checkpointing(model: nn.Module) -> None:
                 "recording decisions for training",
                 got="reentrant activation checkpointing",
                 expected="the non-reentrant kind; the other returns wrong gradients silently",
-                todo='pass gradient_checkpointing_kwargs={"use_reentrant": False}',
+                todo='enable it with {"use_reentrant": False}',
             )
