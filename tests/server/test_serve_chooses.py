@@ -101,7 +101,7 @@ def test_what_vllm_cannot_run_goes_to_transformers_and_says_so(
         ({"engine": "tgi"}, ConfigError, "auto, vllm, transformers"),
         ({"vllm_options": ["--seed", "3"]}, ConfigError, "options of vLLM: --seed 3"),
         ({"vllm_options": ["--port=3"]}, ConfigError, "its own option, before the --"),
-        ({"api_key": ""}, ConfigError, "unset SKIPGPT_API_KEY"),
+        ({"api_key": ""}, ConfigError, "give --api-key"),
         ({"host": "*"}, ConfigError, "listening on *"),
         ({"host": "a..b"}, ConfigError, "listening on a..b"),
     ],
