@@ -216,7 +216,7 @@ def _some(spans: list[Span], tokens: int) -> list[Span]:
             "cutting the text into windows",
             got=f"{tokens} token{'s' * (tokens != 1)}",
             expected="2 or more",
-            todo="give more text",
+            todo="give more text, or read more of it (--max-tokens)",
         )
     return spans
 

@@ -32,7 +32,7 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
             "cutting the text into rows",
             got=f"{len(ids)} token{'s' * (len(ids) != 1)}",
             expected="2 or more: the first predicts the second",
-            todo="give more text",
+            todo="give more text, or read more of it (--max-tokens)",
         )
     return rows
 
