@@ -54,6 +54,7 @@ def run(
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.config import check_budget
     from skipgpt.convert import convert
+    from skipgpt.errors import SkipGPTError
     from skipgpt.evaluation.calibrate import calibrate_checkpoint
 
     info = convert(
@@ -66,17 +67,19 @@ def run(
         budget=check_budget(budget),
         overwrite=overwrite,
     )
+    cutting = data_config(
+        block_size=block_size, text_field=text_field, control_tokens=control_tokens
+    )
     if data:
-        info = calibrate_checkpoint(
-            out,
-            data,
-            data_config(
-                block_size=block_size, text_field=text_field, control_tokens=control_tokens
-            ),
-            target=sparsity,
-            device=device,
-            dtype=dtype,
-        )
+        try:
+            info = calibrate_checkpoint(
+                out, data, cutting, target=sparsity, device=device, dtype=dtype
+            )
+        except SkipGPTError as error:
+            if overwrite:
+                raise
+            there = f"{out} holds the uncalibrated checkpoint: add --overwrite"
+            raise error.advising("; ".join(filter(None, (error.todo, there)))) from error
     stages = ", ".join(info.stages)
     text = f"{out}\nhead {info.router.head}, stages {stages}, base {info.base}"
     options.emit(dataclasses.asdict(info), as_json, text)
