@@ -45,7 +45,12 @@ def _refusals(vllm_config: Any) -> list[tuple[str, str, str]]:
             "an engine without it",
             "",
         ),
-        (vllm_config.lora_config is not None, "LoRA adapters", "an engine without them", "merge"),
+        (
+            vllm_config.lora_config is not None,
+            "LoRA adapters",
+            "an engine without them",
+            "leave --enable-lora out",
+        ),
         (
             vllm_config.quant_config is not None,
             "quantised weights",
