@@ -6,6 +6,7 @@ streams, working directory and exit status.
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,49 @@ PRELOADED = [
     "transformers.models.auto.modeling_auto",
     "transformers.generation.utils",
 ]
+PATIENCE = 60
+"""Seconds that a command of a `Session` may take."""
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An error: its advice, and the modules of the package that were running when it was made."""
+
+    todo: str
+    modules: frozenset[str]
+
+
+@contextmanager
+def noting_where_errors_are_made() -> Iterator[None]:
+    """Let each error of the package carry the modules that were running, as `made_in`."""
+    from unittest import mock
+
+    from skipgpt.errors import SkipGPTError
+
+    make = SkipGPTError.__init__
+
+    def noting(self: Any, *arguments: Any, **facts: Any) -> None:
+        make(self, *arguments, **facts)
+        frames = traceback.walk_stack(sys._getframe(1))
+        files = (frame.f_code.co_filename for frame, _ in frames)
+        self.made_in = frozenset(
+            file.rpartition("/src/skipgpt/")[2] for file in files if "/src/skipgpt/" in file
+        )
+
+    advise = SkipGPTError.advising
+
+    def advising(self: Any, todo: str) -> Any:
+        other: Any = advise(self, todo)
+        other.made_in |= getattr(self, "made_in", frozenset())
+        return other
+
+    with (
+        mock.patch.object(SkipGPTError, "__init__", noting),
+        mock.patch.object(SkipGPTError, "advising", advising),
+    ):
+        yield
 
 
 @dataclass(frozen=True)
@@ -46,6 +88,8 @@ class Finished:
     status: int
     stdout: str
     stderr: str
+    raised: Raised | None = None
+    """The error that ended it, if a `Session` ran it."""
 
 
 def skipgpt(
@@ -109,6 +153,77 @@ def started(
             process.kill()
             process.join()
             process.close()
+
+
+class Session:
+    """Commands one after another in one process, which spares each the start of a process.
+
+    What a command leaves behind in its process, the next one finds: for commands that leave nothing
+    there.
+    """
+
+    def __init__(self) -> None:
+        self._here, there = multiprocessing.Pipe()
+        self._process = _server.Process(target=_commands, args=(there,), daemon=True)
+        self._process.start()
+        there.close()
+
+    def __call__(
+        self,
+        *arguments: object,
+        folder: Path,
+        stdin: str = "",
+        before: Callable[[], object] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Finished:
+        """Run `skipgpt ARGUMENTS` to its end in a folder; `before` may return a context manager."""
+        argv = ["skipgpt", *map(str, arguments)]
+        with tempfile.TemporaryDirectory() as streams:
+            for name in ("out", "err"):
+                Path(streams, name).touch()
+            self._here.send((argv, streams, stdin, before, folder, dict(environment or {})))
+            assert self._here.poll(PATIENCE), f"has not ended in {PATIENCE} seconds: {argv}"
+            status, error = self._here.recv()
+            out, err = (Path(streams, n).read_text(encoding="utf-8") for n in ("out", "err"))
+        return Finished(status, out, err, error)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def _commands(pipe: Any) -> None:
+    """Run each command that comes through a pipe, and answer how it ended."""
+    from unittest import mock
+
+    from skipgpt.cli.shared import options
+
+    environment = dict(os.environ)
+    with suppress(EOFError):
+        while True:
+            argv, streams, stdin, before, folder, more = pipe.recv()
+            gc.freeze()  # what collects garbage need not look through the libraries
+            os.environ.clear()
+            os.environ.update(environment | more)
+            error: Any = None
+            with ExitStack() as stack:
+                stack.enter_context(noting_where_errors_are_made())
+                stack.enter_context(mock.patch.object(sys, "stderr", sys.__stderr__))
+                stack.enter_context(mock.patch.object(options, "_document", None))
+                entered = before() if before else None
+                if hasattr(entered, "__enter__"):
+                    stack.enter_context(entered)
+                try:
+                    _command(argv, streams, stdin, None, folder)
+                    status = 0
+                except SystemExit as end:
+                    status, error = end.code, end.__context__
+            for stream in (sys.__stdout__, sys.__stderr__):
+                if stream:
+                    stream.flush()
+            raised = hasattr(error, "made_in") and Raised(error.todo, error.made_in)
+            pipe.send((status or 0, raised or None))
 
 
 def _command(
