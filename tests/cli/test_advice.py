@@ -1,99 +1,18 @@
-"""Advice of errors can be followed: it is executed, and each option it names exists."""
+"""Each option that an error names exists in the commands that raise it.
+
+That advice can be followed is tested in `tests/advice`.
+"""
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 from pathlib import Path
 
-import pytest
-import torch
-from safetensors.torch import save_file
-
-from command import skipgpt
-from runs import ARGUMENTS, COMPARED, shared_checkpoint, short_curve
 from skipgpt.cli import app
 from skipgpt.errors import DivergedError, StoppedError
 
 SOURCE = Path(__file__).parents[2] / "src/skipgpt"
-CHECKPOINT, BASE, ROUTERS, ROWS, OUT = "CHECKPOINT", "BASE", "ROUTERS", "ROWS", "OUT"
-SETTINGS = [f"--set={key}={value}" for key, value in COMPARED.items() if key != "stages"]
-
-READING = {
-    "train": ("train", BASE, "--data", ROWS, "--out", OUT, *ARGUMENTS, "--recipe", "paper"),
-    "compare": ("compare", BASE, "--data", ROWS, "--out", OUT, "--methods", "dense", *SETTINGS),
-    "eval": ("eval", CHECKPOINT, "--text", ROWS, "--block-size", "16"),
-    "eval in bits": ("eval", CHECKPOINT, "--text", ROWS, "--form", "bits"),
-    "show": ("show", CHECKPOINT, "--text", ROWS, "--block-size", "16"),
-    "report": ("report", CHECKPOINT, "--data", ROWS, "--block-size", "16", "-o", "r.json"),
-    "bench": ("bench", CHECKPOINT, "--data", ROWS, "--prompt-tokens", "8", "--phases", "prefill",
-              "--repeats", "1", "--sparsity", "0.25"),
-    "export": ("export", CHECKPOINT, "--static", "--data", ROWS, "--keep-rate", "0.9",
-               "--block-size", "16", "--out", OUT),
-    "convert": ("convert", ROUTERS, "--base", BASE, "--data", ROWS, "--out", OUT,
-                "--block-size", "16"),
-}  # fmt: skip
-"""Every command that reads rows, with rows whose text is in another field than `text`."""
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> dict[str, str]:
-    rows = [
-        {"id": f"{n}", "a story": f"Story {n}: {n * n} cats sat on {n + 3} mats." * 3}
-        for n in range(60)
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    checkpoint = shared_checkpoint()
-    base = checkpoint.parent / "base"
-    size = json.loads((base / "config.json").read_text())
-    heads = {
-        f"model.layers.{layer}.router_{module}.weight_predictor.{name}": torch.randn(shape)
-        for layer in range(size["num_hidden_layers"])
-        for module in ("attention", "mlp")
-        for name, shape in (("weight", (2, size["hidden_size"])), ("bias", (2,)))
-    }
-    save_file(heads, tmp_path / "routers.safetensors")
-    return {
-        CHECKPOINT: str(checkpoint),
-        BASE: str(base),
-        ROUTERS: str(tmp_path / "routers.safetensors"),
-        ROWS: str(tmp_path / "rows.jsonl"),
-        OUT: str(tmp_path / "out"),
-    }
-
-
-@pytest.mark.parametrize("name", READING)
-def test_the_field_of_the_text_is_named_as_the_error_says(
-    name: str, places: dict[str, str], tmp_path: Path
-) -> None:
-    arguments = [places.get(each, each) for each in READING[name]]
-    refused = skipgpt(*arguments, folder=tmp_path)
-    assert refused.status == 1, refused.stderr
-    assert "line 1 with the fields id, a story" in refused.stderr
-    (advice,) = re.findall(r"--text-field='a story'", refused.stderr)
-    again = [*arguments, advice.replace("'", "")]
-    if name == "convert":  # the checkpoint was converted; what failed is its calibration
-        again.append("--overwrite")
-    followed = skipgpt(*again, folder=tmp_path, before=short_curve)
-    assert followed.status == 0, followed.stderr
-
-
-def test_text_that_is_too_short_is_cut_into_shorter_rows_as_the_error_says(
-    places: dict[str, str], tmp_path: Path
-) -> None:
-    (tmp_path / "few.jsonl").write_text('{"text": "One cat sat."}\n{"text": "Two dogs ran."}\n')
-    for name in ("train", "compare", "export", "convert"):
-        arguments = [places.get(each, each) for each in READING[name]]
-        arguments[arguments.index("--data") + 1] = str(tmp_path / "few.jsonl")
-        arguments += ["--block-size", "4000", "--overwrite"][: 2 if name == "compare" else 4]
-        refused = skipgpt(*arguments, folder=tmp_path)
-        assert "fewer tokens per row (--block-size)" in refused.stderr, name
-        arguments[arguments.index("4000")] = "8"
-        followed = skipgpt(*arguments, folder=tmp_path, before=short_curve)
-        assert followed.status == 0, followed.stderr
-
-
 LOAD = {"eval", "show", "report", "bench", "export", "generate", "serve"}
 RAISED_BY = {
     "benchmark/bench.py": {"bench"},
@@ -128,6 +47,8 @@ RAISED_BY = {
     "model/loading/bitsandbytes.py": {"train"},
     "report/writing.py": {"report"},
     "serving/address.py": {"serve"},
+    "serving/engine_selection.py": {"serve"},
+    "serving/serve.py": {"serve"},
     "config/settings.py": {"train", "compare"},
     "training/dry_run.py": {"train"},
     "training/fit_stage.py": {"train"},
