@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import skipgpt
-from conftest import byte_tokenizer, tiny_base
 from local_data import write_items
 from runs import COMPARED, TINY, make_checkpoint, shared_checkpoint
+from tiny import byte_tokenizer, tiny_base
 
 SHORT = TINY | {"router_stage.steps": 1, "lora_stage.steps": 1}
 SETTINGS = {

@@ -12,7 +12,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import skipgpt
-from conftest import byte_tokenizer, tiny_base
 from following import advised
 from gguf_files import gguf_llama, write_gguf
 from made_world import edit, world
@@ -21,6 +20,7 @@ from skipgpt.baselines.weights import refuse_quantized
 from skipgpt.errors import StoppedError
 from skipgpt.model.base import base_config, load_base
 from skipgpt.model.surgery import add_routers
+from tiny import byte_tokenizer, tiny_base
 
 FOLDER, GGUF = "model/loading/folder.py", "model/loading/gguf"
 WHOLE = "load the model from its transformers folder"

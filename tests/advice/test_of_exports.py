@@ -13,7 +13,6 @@ import torch
 
 import skipgpt
 import zoo
-from conftest import byte_tokenizer, tiny_base, tiny_routed
 from following import advised
 from made_world import world
 from runs import shared_checkpoint
@@ -32,6 +31,7 @@ from skipgpt.routing.router import set_constant
 from skipgpt.serving.address import bind
 from skipgpt.system.atomic import staged
 from skipgpt.system.device_profile import store_profile, typical
+from tiny import byte_tokenizer, tiny_base, tiny_routed
 
 
 def test_a_model_that_cannot_lose_layers_is_exported_whole(tmp_path: Path) -> None:

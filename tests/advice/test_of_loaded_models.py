@@ -10,7 +10,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import skipgpt
-from conftest import byte_tokenizer, tiny_base, tiny_routed
 from following import advised
 from made_world import world
 from runs import rows, shared_checkpoint
@@ -21,6 +20,7 @@ from skipgpt.model.loading.int8 import quantize_int8
 from skipgpt.model.lora import merge_lora
 from skipgpt.model.surgery import add_routers
 from skipgpt.training.stages import with_lora
+from tiny import byte_tokenizer, tiny_base, tiny_routed
 
 IDS = rows(2)
 INT8 = "model/loading/int8.py"

@@ -10,7 +10,6 @@ from transformers.masking_utils import sdpa_mask
 
 import skipgpt
 from cases import checkpoint_activations
-from conftest import tiny_base, tiny_routed
 from following import advised
 from runs import rows, shared_checkpoint
 from skipgpt.config import RouterConfig
@@ -20,6 +19,7 @@ from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.state import execution, record_routing, routing_state
 from skipgpt.model.surgery import add_routers, remove_routers
 from skipgpt.system.device_profile import store_profile, typical
+from tiny import tiny_base, tiny_routed
 
 IDS = rows(2)
 NO_ATTENTIONS = 'run the model with execution "gated" or "dense" for that'

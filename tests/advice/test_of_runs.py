@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 import skipgpt
 from advice_on_models import LOADING
-from conftest import byte_tokenizer, tiny_routed
 from following import advised
 from following import run as line
 from local_data import write_items
@@ -31,6 +30,7 @@ from skipgpt.evaluation.protocols import Form, cut_text
 from skipgpt.training.fit_stage import check_fit
 from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.loop.arguments import check_trackers
+from tiny import byte_tokenizer, tiny_routed
 
 CONFIGS = Path(__file__).parents[2] / "configs/accelerate"
 ONE = tiny_config(router_stage__steps=1)
