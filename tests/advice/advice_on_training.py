@@ -59,10 +59,10 @@ ON_TRAINING = [
     told("fitting/fit.py", "give more text with --data",
          f"{FIT.replace('good', 'few')} --block-size 8",
          f"skipgpt {FIT} --block-size 8"),
-    told("fitting/costs.py", WITHOUT_FIT, f"{FIT} --set router.decides=sequence",
+    told("fitting/gated_passes.py", WITHOUT_FIT, f"{FIT} --set router.decides=sequence",
          f"skipgpt {FIT.replace('stages fit', 'stages router,lora')} --set "
          f"router.decides=sequence"),
-    told("fitting/costs.py", WITHOUT_FIT, f"{COMPARE} --methods fit:router.decides=sequence",
+    told("fitting/gated_passes.py", WITHOUT_FIT, f"{COMPARE} --methods fit:router.decides=sequence",
          f"skipgpt {COMPARE} --methods router@paper:router.decides=sequence"),
     told("training/fit_stage.py", WITHOUT_FIT, f"{FIT} --set router.kv=skip",
          f"skipgpt {FIT.replace('stages fit', 'stages router,lora')} --set router.kv=skip"),

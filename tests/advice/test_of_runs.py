@@ -102,7 +102,7 @@ def test_costs_that_are_no_numbers_are_computed_in_float32(base: Path, tmp_path:
         "skipgpt.fitting.costs.torch.isfinite", lambda x: torch.zeros_like(x, dtype=torch.bool)
     )
     advice = "run with --dtype float32, where activations cannot overflow"
-    with nan, advised("fitting/costs.py", advice):
+    with nan, advised("fitting/gated_passes.py", advice):
         run(base, tmp_path / "out", fit, dtype="bfloat16")
     run(base, tmp_path / "out", fit, dtype="float32", overwrite=True)
 

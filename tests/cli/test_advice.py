@@ -37,7 +37,7 @@ RAISED_BY = {
     "export/checks.py": {"export"},
     "export/decilm.py": {"export"},
     "export/static.py": {"export"},
-    "fitting/costs.py": {"train", "compare"},
+    "fitting/gated_passes.py": {"train", "compare"},
     "fitting/fit.py": {"train", "compare"},
     "model/loading/folder.py": LOAD,
     "model/loading/gguf.py": {"train"},

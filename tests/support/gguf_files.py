@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import quantize
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from tiny import tiny_base
 
 BOS, PAIR, EOS = 0, 257, 258
