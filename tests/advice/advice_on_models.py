@@ -198,7 +198,7 @@ ON_MODELS = [
         "skipgpt serve checkpoint --port 0 --allow-origin https://chat.example",
     ),
     told(
-        "serving/serve.py", "give --api-key (api_key=) a value, or leave it out",
+        "serving/serve.py", "give --api-key (api_key=, SKIPGPT_API_KEY) a value, or leave it out",
         "serve checkpoint --port 0 --api-key ''",
         "skipgpt serve checkpoint --port 0 --api-key secret", "skipgpt serve checkpoint --port 0",
     ),

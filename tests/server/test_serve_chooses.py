@@ -14,9 +14,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from typer.testing import CliRunner
 
 from command import skipgpt
 from runs import logits, shared_checkpoint
+from skipgpt.cli import app
 from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError, ServingError
 from skipgpt.export import export_merged
 from skipgpt.serving.address import bind
@@ -111,6 +113,14 @@ def test_an_engine_that_cannot_be_had_is_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         _served(monkeypatch, shared_checkpoint(), False, **wanted)
+
+
+def test_an_empty_key_in_the_environment_is_no_open_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SKIPGPT_API_KEY", "")
+    done = CliRunner().invoke(app, ["serve", str(shared_checkpoint()), "--port", "0"])
+    assert "reading the API key: got an empty one" in str(done.exception)
 
 
 def test_without_the_extra_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -81,7 +82,8 @@ def run(
         host=host,
         port=port,
         name=name,
-        api_key=api_key,
+        # Typer takes an empty variable for none; an empty key is refused.
+        api_key=os.environ.get("SKIPGPT_API_KEY") if api_key is None else api_key,
         allowed_origins=allow_origin or (),
         grace=grace,
         sparsity=sparsity,

@@ -136,7 +136,7 @@ def _check_exposure(host: str, api_key: str | None) -> None:
             "reading the API key",
             got="an empty one",
             expected="a key",
-            todo="give --api-key (api_key=) a value, or leave it out",
+            todo="give --api-key (api_key=, SKIPGPT_API_KEY) a value, or leave it out",
         )
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("whoever reaches %s can use this server: no API key is set", host)
