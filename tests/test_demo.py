@@ -13,6 +13,7 @@ from skipgpt.checkpoint.folder import read_info
 SHORT = {
     "fit_stage.tokens": 512,
     "fit_stage.stand_in_tokens": 512,
+    "fit_stage.rounds": 1,
     "router_stage.steps": 2,
     "router_stage.static_tokens": 64,
     "lora_stage.steps": 2,

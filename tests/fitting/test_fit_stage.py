@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cases import families, routed
-from runs import logits, rows, run, tiny_config
+from runs import logits, rows, run, tiny_config, weights
 from skipgpt.checkpoint.loading import load
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
@@ -73,6 +73,18 @@ def test_a_second_budget_gathers_nothing_again(base_folder: Path, tmp_path: Path
     gathers.assert_not_called()
     run(base_folder, tmp_path / "again", _config(target_sparsity=0.4, budget="flops", seed=0))
     assert torch.equal(logits(load(tmp_path / "two")[0]), logits(load(tmp_path / "again")[0]))
+
+
+def test_rounds_are_made_for_each_budget_and_not_kept(base_folder: Path, tmp_path: Path) -> None:
+    """A cached fit with rounds gives what a fresh one does; without them, what it was before."""
+    fresh = run(base_folder, tmp_path / "fresh", _config(fit_stage__rounds=2))
+    for rounds, name in ((0, "none"), (2, "again")):
+        run(base_folder, tmp_path / name, _config(fit_stage__rounds=rounds))
+        found = json.loads((tmp_path / name / "run.json").read_text())["fit"]
+        assert found["cached"]
+    assert weights(tmp_path / "again") == weights(tmp_path / "fresh")
+    assert weights(tmp_path / "none") != weights(tmp_path / "fresh")
+    assert fresh.held_out["fit"].closeness is not None
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"fit_stage__draws": 2}, {"router__stand_in": 3}])

@@ -43,6 +43,7 @@ TINY = {
     "data.evaluation_tokens": 128,
     "fit_stage.tokens": 512,
     "fit_stage.stand_in_tokens": 256,
+    "fit_stage.rounds": 1,
     "router_stage.steps": 6,
     "router_stage.static_tokens": 64,
     "lora_stage.steps": 4,
