@@ -93,7 +93,7 @@ def test_methods_by_commas_may_have_values_with_commas(text: str, expected: list
 
 
 @pytest.fixture(scope="module")
-def setup_of(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
+def setup(tmp_path_factory: pytest.TempPathFactory) -> ComparisonSetup:
     folder = tmp_path_factory.mktemp("setup")
     tiny_base().save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from cases import base, routed
 from reference import decoder_layers, hooked_logits
-from skipgpt.cost import savings
+from skipgpt.cost import Savings, savings
 from skipgpt.fitting.corrections import (
-    correct_routers,
+    apply_corrections,
+    corrections,
     measure_values,
     predict_error,
     price_of,
+    saved_by_router,
 )
 from skipgpt.fitting.gated_passes import SiteValues
 from skipgpt.fitting.heads import add_linear, last_inputs
@@ -71,6 +73,14 @@ def test_measuring_leaves_the_model_as_it_was() -> None:
     assert torch.equal(model(input_ids=TEXT).logits, logits)
 
 
+def _correct(
+    model: nn.Module, found: dict[Site, SiteValues], saved: Savings, by_token: bool = True
+) -> None:
+    price = price_of(model, found, saved, 0.0)
+    assert price is not None
+    apply_corrections(model, corrections(model, found, saved, 0.0, price, by_token))
+
+
 def _made(model: nn.Module, slope: Tensor, tokens: int = 6000) -> dict[Site, SiteValues]:
     """Values that margins predict up to a factor of 2 at odd layers, and up to a slope."""
     saved = savings(model, "flops", 4.0)
@@ -90,8 +100,7 @@ def test_margins_move_by_what_they_missed(head: str) -> None:
     slope = torch.zeros(32)
     slope[3] = 0.1
     found, saved = _made(model, slope), savings(model, "flops", 4.0)
-    price = price_of(found, saved, 0.0)
-    correct_routers(model, found, saved, 0.0, price)
+    _correct(model, found, saved)
     shifts, slopes = [], []
     for site, each in found.items():
         moved = routers(model)[site].margin(each.read) - each.margin
@@ -106,7 +115,7 @@ def test_margins_move_by_what_they_missed(head: str) -> None:
 def test_by_module_alone_all_tokens_move_alike() -> None:
     model = routed("llama").requires_grad_(False)
     found, saved = _made(model, torch.full((32,), 0.05)), savings(model, "flops", 4.0)
-    correct_routers(model, found, saved, 0.0, price_of(found, saved, 0.0), by_token=False)
+    _correct(model, found, saved, by_token=False)
     for site, each in found.items():
         moved = routers(model)[site].margin(each.read) - each.margin
         torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=0, atol=1e-5)
@@ -115,14 +124,15 @@ def test_by_module_alone_all_tokens_move_alike() -> None:
 def test_sites_without_tokens_near_the_threshold_stay() -> None:
     model = routed("llama").requires_grad_(False)
     found, saved = _made(model, torch.zeros(32)), savings(model, "flops", 4.0)
-    correct_routers(model, found, saved, 80.0, 1.0)
+    assert price_of(model, found, saved, 80.0) is None
+    assert corrections(model, found, saved, 80.0, 1.0) == {}
     for site, each in found.items():
         assert torch.equal(routers(model)[site].margin(each.read), each.margin)
 
 
 def test_the_errors_are_regressed_as_an_independent_solver_does() -> None:
     draw = torch.Generator().manual_seed(0)
-    inputs, weight = torch.randn(500, 6, generator=draw), torch.rand(500, generator=draw)
+    inputs, weight = torch.randn(500, 6, generator=draw), 0.1 + torch.rand(500, generator=draw)
     error = inputs @ torch.arange(6.0) / 5 + torch.randn(500, generator=draw)
     found = predict_error(inputs, error, weight)
     x, y, w = inputs.double().numpy(), error.double().numpy(), weight.double().numpy()
@@ -156,10 +166,55 @@ def test_a_corrected_model_skips_where_the_price_is_lowest() -> None:
 
     def spread() -> float:
         found = measure_values(model, text, 0.0, draws=4, batch_size=16)
-        prices = [price_of({site: each}, saved, 0.0) for site, each in found.items()]
-        return float(np.std(np.log(np.maximum(prices, 1e-6))))
+        prices = [price_of(model, {site: each}, saved, 0.0) for site, each in found.items()]
+        return float(np.std(np.log(prices)))
 
     before = spread()
     found = measure_values(model, text, 0.0, draws=4, batch_size=16, seed=1)
-    correct_routers(model, found, saved, 0.0, price_of(found, saved, 0.0), by_token=False)
+    _correct(model, found, saved, by_token=False)
     assert spread() < 0.85 * before
+
+
+def test_values_without_end_far_from_the_threshold_do_no_harm() -> None:
+    model = routed("llama").requires_grad_(False)
+    found, saved = _made(model, torch.zeros(32)), savings(model, "flops", 4.0)
+    for each in found.values():
+        each.margin[0] = -200.0
+    _correct(model, found, saved)
+    assert all(p.isfinite().all() for r in routers(model).values() for p in r.parameters())
+
+
+def test_where_skipping_gains_nothing_is_corrected() -> None:
+    model = routed("llama").requires_grad_(False)
+    found, saved = _made(model, torch.zeros(32)), savings(model, "flops", 4.0)
+    for each in found.values():
+        each.value.neg_()
+    assert price_of(model, found, saved, 0.0) is None
+
+
+def test_in_several_groups_of_layers_the_corrections_are_the_same() -> None:
+    model = routed("llama", normalize=True).requires_grad_(False)
+    text = torch.randint(1, 250, (64, 16), generator=torch.Generator().manual_seed(5))
+    saved, made = savings(model, "flops", 8.5), []
+    for groups in ([[0, 1, 2]], [[2], [0], [1]]):
+        parts = [measure_values(model, text, 0.0, layers=layers) for layers in groups]
+        prices = {price_of(model, part, saved, 0.0) for part in parts}
+        assert len(prices) == 1
+        each = {}
+        for part in parts:
+            each |= corrections(model, part, saved, 0.0, 1.0)
+        made.append(each)
+    together, apart = made
+    assert together.keys() == apart.keys()
+    assert len(together) == 6
+    for site, one in together.items():
+        assert apart[site].shift == pytest.approx(one.shift, abs=1e-5)
+
+
+def test_a_router_of_a_whole_layer_saves_both_modules() -> None:
+    model = routed("llama", decides="layer")
+    saved = savings(model, "flops", 4.0)
+    found = saved_by_router(model, saved)
+    for layer in range(3):
+        both = saved.by_site[Site(layer, "attn")] + saved.by_site[Site(layer, "mlp")]
+        assert found[Site(layer, "attn")] == pytest.approx(both)

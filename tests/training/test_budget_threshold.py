@@ -7,9 +7,20 @@ import torch
 
 from runs import metrics, run, tiny_config
 from skipgpt.config import RouterConfig
+from skipgpt.cost import Savings
 from skipgpt.model.state import RoutingState
-from skipgpt.routing.decision import RandomRoutes, Threshold
+from skipgpt.routing.curve import CalibrationCurve
+from skipgpt.routing.decision import DecisionRule, RandomRoutes, Site, Threshold
 from skipgpt.training.loop.budget_threshold import BudgetThreshold
+
+A, B = Site(0, "attn"), Site(0, "mlp")
+MODULES = Savings("modules", {A: 0.5, B: 0.5})
+
+
+def _state(rule: DecisionRule) -> RoutingState:
+    state = RoutingState(RouterConfig(), rule)
+    state.curve = CalibrationCurve(((0.0, -torch.inf), (0.5, 0.0)))
+    return state
 
 
 def _after(steps: int, follower: BudgetThreshold, margins: torch.Tensor) -> float:
@@ -17,33 +28,55 @@ def _after(steps: int, follower: BudgetThreshold, margins: torch.Tensor) -> floa
         for part in margins.chunk(2, dim=1):  # two micro-batches
             follower.observe(part)
         follower.on_step_end(None, None, None)
-    return follower.value
+    return follower.state.rule.value
 
 
 def test_the_threshold_goes_to_where_the_margins_meet_the_target() -> None:
-    state = RoutingState(RouterConfig(), Threshold(0.0))
     margins = torch.arange(100.0).reshape(2, 50)
-    assert _after(1, BudgetThreshold(state, 0.3, None, 0.0), margins) == pytest.approx(2.95)
-    assert _after(80, BudgetThreshold(state, 0.3, None, 0.0), margins) == pytest.approx(
-        29.5, abs=0.05
-    )
+    first = _after(1, BudgetThreshold(_state(Threshold(0.0)), 0.3, MODULES), margins)
+    assert first == pytest.approx(2.95, abs=0.06)
+    late = _after(80, BudgetThreshold(_state(Threshold(0.0)), 0.3, MODULES), margins)
+    assert late == pytest.approx(29.5, abs=0.6)
 
 
 def test_in_another_unit_modules_count_what_they_save() -> None:
-    state = RoutingState(RouterConfig(), Threshold(0.0))
     margins = torch.stack([torch.arange(50.0), torch.arange(50.0) + 100])
     # All of the first module saves 0.2, less an overhead of 0.1: to save 0.2, 0.1 of the second go.
-    follower = BudgetThreshold(state, 0.2, torch.tensor([0.2, 0.5]), 0.1)
-    assert _after(120, follower, margins) == pytest.approx(109.5, abs=0.05)
+    savings = Savings("flops", {A: 0.2, B: 0.5}, 0.1)
+    follower = BudgetThreshold(_state(Threshold(0.0)), 0.2, savings)
+    assert _after(120, follower, margins) == pytest.approx(109.5, abs=0.6)
+
+
+def test_the_share_is_the_one_that_calibration_counts() -> None:
+    """Pairs of queries and keys save with the square of what is kept."""
+    margins = torch.stack([torch.arange(100.0), torch.full((100,), 1000.0)])
+    savings = Savings("flops", {A: 0.5, B: 0.5}, 0.0, {A: 0.4})
+    found = _after(120, BudgetThreshold(_state(Threshold(50.0)), 0.2, savings), margins)
+    keep = (margins[0] > found).float().mean().item()
+    assert savings.share({A: keep, B: 1.0}) == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("target", [0.3, 0.4])
+def test_where_margins_are_equal_the_modules_that_run_stay_the_same(target: float) -> None:
+    margins = torch.tensor([[-1.0], [1.0]]).expand(2, 50)
+    follower = BudgetThreshold(_state(Threshold(0.0)), target, MODULES)
+    found = [_after(1, follower, margins) for _ in range(400)]
+    assert all(-1.0 <= at < 1.0 for at in found)
 
 
 @pytest.mark.parametrize("rule", [RandomRoutes(0.25), Threshold(-torch.inf)])
 def test_keeping_everything_and_other_rules_stay_as_they_are(
     rule: RandomRoutes | Threshold,
 ) -> None:
-    state = RoutingState(RouterConfig(), rule)
-    _after(3, BudgetThreshold(state, 0.3, None, 0.0), torch.randn(2, 50))
-    assert state.rule is rule
+    follower = BudgetThreshold(_state(rule), 0.3, MODULES)
+    follower.observe(torch.randn(2, 50))
+    follower.on_step_end(None, None, None)
+    assert follower.state.rule is rule
+
+
+def test_a_model_that_was_never_calibrated_keeps_its_threshold() -> None:
+    state = RoutingState(RouterConfig(), Threshold(0.0))
+    assert _after(3, BudgetThreshold(state, 0.3, MODULES), torch.randn(2, 50)) == 0.0
 
 
 def test_healing_keeps_to_the_budget_however_far_it_moves_the_margins(

@@ -13,8 +13,9 @@ where routers read the same, is what a margin should predict. Margins predict
     price * saved * exp(margin - threshold),
 
 with one price for the whole model. So each margin moves by the relative error of that prediction,
-as far as a linear map of what the router reads predicts the error: one step of Newton's method.
-Tokens count the more the nearer they are to the threshold; far from it nothing changes a decision.
+as far as a linear map of what its last layer reads predicts the error: one step of Newton's method
+for all routers at once. Tokens count the more the nearer they are to the threshold; far from it
+nothing changes a decision.
 
 Shapes: N tokens, D hidden, F inputs of a router's last layer.
 """
@@ -23,6 +24,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,19 +35,23 @@ from skipgpt.fitting.costs import fisher_costs
 from skipgpt.fitting.gated_passes import Gates, SiteValues, gated_passes
 from skipgpt.fitting.heads import add_linear, last_inputs
 from skipgpt.fitting.regression import HELD_OUT
-from skipgpt.model.state import execution
+from skipgpt.model.state import execution, routing_state
 from skipgpt.model.surgery import routers
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import MODULES, Site
 from skipgpt.system.progress import OnStep
 
 SPREAD = 1.5
 """Distance to the threshold at which a token's weight is down to 1 / e."""
 MOST = 20.0
-"""Largest relative error that counts: few values are a hundred times what was predicted."""
+"""Largest relative error that counts, so that single tokens do not decide."""
 RIDGES = (0.3, 1.0, 3.0, 10.0)
 """Weight penalties per token; held-out error chooses one."""
 PRIOR = 100.0
 """Tokens near the threshold that a site's own mean error is weighed against."""
+FAR = 6 * SPREAD
+"""Beyond this distance tokens do not count."""
+LEAST = 0.01
+"""Weight, in the regression, of tokens far from the threshold, whose error counts as zero."""
 FEWEST = 100.0
 """Tokens near the threshold that a correction needs."""
 FACTORS = (0.25, 4.0)
@@ -68,7 +75,7 @@ def measure_values(
         model: with routers; left as it was.
         text: [N / T, T] token ids.
         threshold: of the routes.
-        layers: layers whose sites are measured; all if None.
+        layers: layers whose router inputs are kept; all if None. Values are of all layers.
         draws: labels drawn per position.
         batch_size: rows per forward.
         seed: seed of the drawn labels.
@@ -102,13 +109,27 @@ def measure_values(
         values,
         threshold=threshold,
         layers=layers,
+        everywhere=True,
         batch_size=batch_size,
         on_step=on_step,
     )
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What is added to a router's margin.
+
+    Attributes:
+        shift: for every token.
+        weight: [F], times what its last layer reads; None for none.
+    """
+
+    shift: float
+    weight: Tensor | None
+
+
 @torch.no_grad()
-def correct_routers(
+def corrections(
     model: nn.Module,
     found: dict[Site, SiteValues],
     savings: Savings,
@@ -116,63 +137,97 @@ def correct_routers(
     price: float,
     by_token: bool = True,
     on_step: OnStep | None = None,
-) -> None:
-    """Move each measured router's margin by the relative error of what it predicts, in place.
+) -> dict[Site, Correction]:
+    """Predict the relative error of what each router predicts, where its inputs were kept.
 
     Args:
         model: with priced margins.
         found: from `measure_values`.
         savings: what each site saves in the budget's unit.
         threshold: the one that was measured at.
-        price: from `price_of`; the same for all sites, in however many parts they come.
-        by_token: predict the error from what the router reads; else correct the site's mean alone.
+        price: from `price_of` all sites.
+        by_token: predict the error from what the router reads; else from the site alone.
         on_step: called with sites done and sites in all.
+
+    Returns:
+        By site; sites with too few tokens near the threshold are left out.
     """
-    ratios = _ratios(found, savings, threshold)
+    made = {}
+    ratios = _ratios(
+        model, {s: v for s, v in found.items() if v.read is not None}, savings, threshold
+    )
     for number, (site, ratio) in enumerate(ratios.items(), 1):
         router, weight = routers(model)[site], _weight(found[site].margin - threshold)
-        if weight.sum() < FEWEST:
-            continue
-        error = (ratio / price - 1).clamp(-MOST, MOST)
-        mean = ((weight * error).sum() / (weight.sum() + PRIOR)).item()
-        factor = min(max(1 + mean, FACTORS[0]), FACTORS[1])
-        add_linear(router, None, math.log(factor))
-        if by_token:
-            device = next(router.parameters()).device
-            inputs = last_inputs(router, found[site].read.to(device).float())
-            left = ((1 + error) / factor - 1).to(device)
-            add_linear(router, predict_error(inputs, left, weight.to(device)), 0.0)
+        if weight.sum() >= FEWEST:
+            error = (ratio / price - 1).clamp(-MOST, MOST)
+            mean = ((weight * error).sum() / (weight.sum() + PRIOR)).item()
+            factor = min(max(1 + mean, FACTORS[0]), FACTORS[1])
+            weights = None
+            if by_token:
+                device = next(router.parameters()).device
+                inputs = last_inputs(router, cast("Tensor", found[site].read).to(device).float())
+                left = ((1 + error) / factor - 1).to(device)
+                weights = predict_error(inputs, left, weight.to(device))
+            made[site] = Correction(math.log(factor), weights)
         if on_step:
             on_step(number, len(ratios))
+    return made
 
 
-def price_of(found: dict[Site, SiteValues], savings: Savings, threshold: float) -> float:
-    """Return the nats per share saved of tokens near the threshold; arguments as above."""
+def apply_corrections(model: nn.Module, made: dict[Site, Correction]) -> None:
+    """Add corrections to the margins of a model's routers, in place."""
+    for site, each in made.items():
+        add_linear(routers(model)[site], each.weight, each.shift)
+
+
+def price_of(
+    model: nn.Module, found: dict[Site, SiteValues], savings: Savings, threshold: float
+) -> float | None:
+    """Return the nats per share saved of tokens near the threshold; arguments as above.
+
+    None if there are too few such tokens, or if skipping them gains: nothing to equalise.
+    """
     total = count = 0.0
-    for site, ratio in _ratios(found, savings, threshold).items():
+    for site, ratio in _ratios(model, found, savings, threshold).items():
         weight = _weight(found[site].margin - threshold)
         total += (weight * ratio).sum().item()
         count += weight.sum().item()
-    return total / max(count, 1e-9)
+    return total / count if count >= FEWEST and total > 0 else None
 
 
 def _ratios(
-    found: dict[Site, SiteValues], savings: Savings, threshold: float
+    model: nn.Module, found: dict[Site, SiteValues], savings: Savings, threshold: float
 ) -> dict[Site, Tensor]:
-    """Values over what margins predict, up to the price, of sites that save anything."""
-    return {
-        site: each.value / (each.margin - threshold).exp() / savings.by_site[site]
-        for site, each in found.items()
-        if savings.by_site[site] > 0
-    }
+    """Values over what margins predict, up to the price, of sites that save anything.
+
+    Zero far from the threshold, where no token has weight and exponentials overflow.
+    """
+    saved, made = saved_by_router(model, savings), {}
+    for site, each in found.items():
+        if saved[site] > 0:
+            distance = each.margin - threshold
+            near = distance.abs() < FAR
+            predicted = distance.clamp(-FAR, FAR).exp() * saved[site]
+            made[site] = torch.where(near, each.value / predicted, 0.0)
+    return made
+
+
+def saved_by_router(model: nn.Module, savings: Savings) -> dict[Site, float]:
+    """Return what each router's decision saves: of both modules where one decides for a layer."""
+    saved = dict(savings.by_site)
+    if routing_state(model).config.decides != "layer":
+        return saved
+    return {site: sum(saved[Site(site.layer, module)] for module in MODULES) for site in saved}
 
 
 def predict_error(inputs: Tensor, error: Tensor, weight: Tensor) -> Tensor | None:
     """Regress errors [N] on inputs [N, F] by weighted ridge; return the map [F].
 
     The last fifth of the tokens chooses the ridge, and the chosen one is fitted to all. None if no
-    ridge predicts better than nothing.
+    ridge predicts better than nothing. Tokens far from the threshold hold the map small.
     """
+    error = torch.where(weight > LEAST, error, 0.0)
+    weight = weight.clamp(min=LEAST)
     count = len(inputs) - int(HELD_OUT * len(inputs))
     gram, moment = _sums(inputs[:count], error[:count], weight[:count])
     tail, of_tail, tail_weight = inputs[count:], error[count:], weight[count:]

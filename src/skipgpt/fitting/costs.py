@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def measure_costs(
         return fisher_costs(logits, gates, draws, generator)
 
     found = gated_passes(model, text, costs, layers=layers, batch_size=batch_size, on_step=on_step)
-    return {site: SiteCosts(each.read, each.value) for site, each in found.items()}
+    return {site: SiteCosts(cast("Tensor", each.read), each.value) for site, each in found.items()}
 
 
 def fisher_costs(

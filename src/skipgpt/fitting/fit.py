@@ -21,23 +21,21 @@ from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings
 from skipgpt.errors import DataError
 from skipgpt.evaluation.calibrate import subsample_rows
-from skipgpt.evaluation.meter import Meter
-from skipgpt.fitting.corrections import correct_routers, measure_values, price_of
+from skipgpt.fitting.corrections import (
+    saved_by_router,
+)
 from skipgpt.fitting.costs import SiteCosts, measure_costs
 from skipgpt.fitting.heads import write_router
 from skipgpt.fitting.regression import Design
 from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
-from skipgpt.routing.calibration import find_threshold
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.routing.router import add_to_margin, set_constant
 from skipgpt.system.progress import OnStep
 
 logger = logging.getLogger("skipgpt")
 
-SEARCH_TOKENS = 4096
-"""Tokens that the target's threshold is searched on before stand-ins are fitted again."""
 INPUT_BYTES = 2**32
 """Memory limit of stored router inputs; more layers take more passes."""
 NEVER = 64.0
@@ -173,81 +171,13 @@ def price_margins(model: nn.Module, savings: Savings) -> None:
         model: as `fit_model` leaves it, in place.
         savings: what each site saves in the budget's unit.
     """
+    saved_by_site = saved_by_router(model, savings)
     for site, router in routers(model).items():
-        saved = savings.by_site[site]
+        saved = saved_by_site[site]
         if saved <= 0:
             set_constant(router, NEVER)
         else:
             add_to_margin(router, -math.log(saved * len(savings.by_site)))
-
-
-def fit_to_routes(
-    model: nn.Module, text: Tensor, config: TrainConfig, savings: Savings, progress: Progress
-) -> None:
-    """Fit stand-ins and routers to the routes of the target, in place.
-
-    Stand-ins are fitted again to the tokens that skip: those are not average ones, and earlier
-    modules were skipped in the streams they read. Then, in rounds, routers are corrected by what
-    decisions cost under the routes, and stand-ins follow.
-
-    Args:
-        model: with priced margins.
-        text: [N, T] token ids of training text.
-        config: the run's config.
-        savings: what each site saves in the budget's unit.
-        progress: opens a phase for each pass over the text.
-
-    Raises:
-        TrainingError: a gradient is NaN or infinite.
-    """
-    threshold = _refit_stand_ins(model, text, config, savings, progress)
-    for number in range(1, config.fit_stage.rounds + 1):
-        _correct(model, text.roll(-number, 0), config, savings, threshold, number, progress)
-        threshold = _refit_stand_ins(model, text, config, savings, progress)
-
-
-def _refit_stand_ins(
-    model: nn.Module, text: Tensor, config: TrainConfig, savings: Savings, progress: Progress
-) -> float:
-    """Fit stand-ins, if there are any, to the tokens that skip; return the target's threshold."""
-    with progress("searching the threshold of the target"):
-        few = Meter(model, subsample_rows(text, SEARCH_TOKENS), savings)
-        start = few(-math.inf).guess(config.target_sparsity)
-        threshold = find_threshold(few, config.target_sparsity, start, rounds=2)
-    if stand_ins(model):
-        sample = subsample_rows(text, config.fit_stage.stand_in_tokens)
-        with progress("fitting stand-ins to what skips") as on_step:
-            fit_stand_ins(model, sample, threshold=threshold, on_step=on_step)
-    return threshold
-
-
-def _correct(
-    model: nn.Module,
-    text: Tensor,
-    config: TrainConfig,
-    savings: Savings,
-    threshold: float,
-    number: int,
-    progress: Progress,
-) -> None:
-    """Correct routers once by what decisions cost under the routes of a threshold."""
-    stage, price = config.fit_stage, None
-    sample = subsample_rows(text, stage.tokens)
-    for layers in layer_groups(model, sample.numel()):
-        with progress(f"measuring costs under the routes, round {number}") as on_step:
-            found = measure_values(
-                model,
-                sample,
-                threshold,
-                layers=layers,
-                draws=stage.draws,
-                batch_size=stage.batch_size,
-                seed=config.seed + number,
-                on_step=on_step,
-            )
-        price = price or price_of(found, savings, threshold)
-        with progress("correcting routers") as on_step:
-            correct_routers(model, found, savings, threshold, price, stage.by_token, on_step)
 
 
 def centre_margins(model: nn.Module) -> None:

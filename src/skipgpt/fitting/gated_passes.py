@@ -36,12 +36,12 @@ class SiteValues:
 
     Attributes:
         read: [N, D] what its router reads: float16 and normalised if the router normalises, else
-            float32. Sites that read the same share it.
+            float32. Sites that read the same share it. None where inputs were not kept.
         margin: [N] float32, its router's margins.
         value: [N] float32, what the pass measured.
     """
 
-    read: Tensor
+    read: Tensor | None
     margin: Tensor
     value: Tensor
 
@@ -71,6 +71,7 @@ def gated_passes(
     *,
     threshold: float = -math.inf,
     layers: Collection[int] | None = None,
+    everywhere: bool = False,
     batch_size: int = 4,
     on_step: OnStep | None = None,
 ) -> dict[Site, SiteValues]:
@@ -82,6 +83,7 @@ def gated_passes(
         measure: given the ids [B, T], logits [B, T, V] and gates, returns a value [B * T] per gate.
         threshold: the threshold of the routes; minus infinity keeps everything.
         layers: layers whose sites are measured; all if None.
+        everywhere: measure the sites of all layers; router inputs are kept of `layers` alone.
         batch_size: rows per forward.
         on_step: called with batches done and batches in all.
 
@@ -108,7 +110,7 @@ def gated_passes(
             rule, ids = _Gated(threshold), rows.to(device)
             with use_rule(model, rule):
                 logits = model(input_ids=ids, use_cache=False).logits
-            gates = {site: gate for site, gate in rule.gates.items() if site.layer in wanted}
+            gates = {s: gate for s, gate in rule.gates.items() if everywhere or s.layer in wanted}
             for site, value in zip(gates, measure(ids, logits, list(gates.values())), strict=True):
                 values.setdefault(site, []).append(value)
                 margins.setdefault(site, []).append(rule.margins[site].flatten().float().cpu())
@@ -117,9 +119,9 @@ def gated_passes(
                 on_step(number + 1, len(batches))
     found = {site: torch.cat(each) for site, each in sorted(values.items())}
     _refuse_broken(found, str(getattr(model, "dtype", "")))
-    read = {id(held[site]): torch.cat(held[site]) for site in found}
+    read = {id(held[site]): torch.cat(held[site]) for site in found if held[site]}
     return {
-        site: SiteValues(read[id(held[site])], torch.cat(margins[site]), value)
+        site: SiteValues(read.get(id(held[site])), torch.cat(margins[site]), value)
         for site, value in found.items()
     }
 
@@ -191,18 +193,18 @@ def _recording(
                 setattr(layer, f"{module}_router", own[Site(layer.index, module)])
 
 
-def _refuse_broken(costs: dict[Site, Tensor], dtype: str) -> None:
-    """Raise if a cost is NaN or infinite.
+def _refuse_broken(values: dict[Site, Tensor], dtype: str) -> None:
+    """Raise if a value is NaN or infinite.
 
     Raises:
         TrainingError: one is.
     """
-    for site, cost in costs.items():
-        if not (finite := torch.isfinite(cost)).all():
-            broken = len(cost) - int(finite.sum())
+    for site, value in values.items():
+        if not (finite := torch.isfinite(value)).all():
+            broken = len(value) - int(finite.sum())
             raise TrainingError(
                 "measuring what skipping costs",
-                got=f"{broken:,} of {len(cost):,} gradients of layer {site.layer}, {site.module}, "
+                got=f"{broken:,} of {len(value):,} gradients of layer {site.layer}, {site.module}, "
                 f"that are NaN or infinite ({dtype.removeprefix('torch.')})",
                 expected="finite numbers",
                 todo="run with --dtype float32, where activations cannot overflow",

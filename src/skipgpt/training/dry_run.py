@@ -144,7 +144,7 @@ def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float
     steps = passes * stage.tokens / (rows * tokens)
     dense = work(model, forward).flops
     # A round has one more backward pass than costs have, and a dense forward.
-    rounds = stage.rounds * steps * (step + (step - dense) / 2 + dense)
+    rounds = stage.rounds * steps * (step + (step - dense) / stage.draws + dense)
     stand_ins = (2 + stage.rounds) * stage.stand_in_tokens / (rows * tokens) * dense
     seconds = (steps * step + rounds + stand_ins) / device_flops
     return StageNeeds(

@@ -13,8 +13,9 @@ from torch import Tensor
 from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.cache import key_of, read_fit, write_fit
-from skipgpt.fitting.fit import fit_model, fit_to_routes, price_margins, summary
+from skipgpt.fitting.fit import fit_model, price_margins, summary
 from skipgpt.fitting.gated_passes import WITHOUT_FIT, refuse_sequences
+from skipgpt.fitting.rounds import fit_to_routes
 from skipgpt.system.distributed import launched
 from skipgpt.system.progress import Phase, advancing
 from skipgpt.training.router_init import savings_of
@@ -76,7 +77,7 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, out: Path) -> None:
     key = key_of(model, text, config)
     found = read_fit(model, key)
     if is_known := found is not None:
-        logger.info("stage fit: taken from the cache; only the budget is new")
+        logger.info("stage fit: costs of the dense model are taken from the cache")
     else:
         found = fit_model(model, text, config, _phase)
         write_fit(model, key, found)

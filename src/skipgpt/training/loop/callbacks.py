@@ -66,8 +66,8 @@ class FailureWatch(TrainerCallback):  # type: ignore[misc]
         self.warned: set[str] = set()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Check the newest lines for failures."""
-        if not logs or "loss" not in logs:
+        """Check the newest lines for failures of routers that train."""
+        if not logs or "loss" not in logs or self.stage == "lora":
             return
         self.lines.append({"step": state.global_step, **nested(logs)})
         for failure in failures(self.lines, state.max_steps, self.target, self.dense_loss):

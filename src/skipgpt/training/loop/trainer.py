@@ -70,9 +70,8 @@ class RoutingTrainer(ResumableTrainer):
         self._observed: list[Tensor] = []
         self._temperature: float | None = None
         self._dense: Tensor | None = None
-        weights, overhead = self._in_unit()
         self._threshold = BudgetThreshold(
-            routing_state(self.model), config.target_sparsity, weights, overhead
+            routing_state(self.model), config.target_sparsity, self._saved
         )
         if not plan.trains_routers:
             self.add_callback(self._threshold)
@@ -263,8 +262,9 @@ class RoutingTrainer(ResumableTrainer):
         seen = all_gather(torch.cat(self._observed, dim=1))
         self._observed = []
         if seen.dtype == torch.bool:
-            at = self._threshold.value
-            return ({"threshold": at} if math.isfinite(at) else {}) | keep_metrics(seen)
+            at = self._threshold.used
+            known = {} if at is None or math.isinf(at) else {"threshold": at}
+            return known | keep_metrics(seen)
         return margin_metrics(seen, self.config.target_sparsity, *self._in_unit())
 
     def _in_unit(self) -> tuple[Tensor | None, float]:
