@@ -16,14 +16,14 @@ class FitStage:
     """How routers and stand-ins are fitted without training (docs/fitting.md).
 
     Attributes:
-        tokens: training tokens that costs are measured on.
+        tokens: training tokens that costs are measured on, and values in each round.
         stand_in_tokens: training tokens that stand-ins are fitted on.
         draws: labels drawn per position; each costs one more backward pass.
         batch_size: rows per forward.
         by_token: routers predict the cost per token; else each predicts its module's mean, a static
             choice.
         rounds: how often routers are corrected by what decisions cost under the routes of the
-            target, measured on as many tokens.
+            target.
     """
 
     tokens: int = 32768

@@ -51,7 +51,7 @@ def savings_of(model: nn.Module, config: TrainConfig) -> Savings:
 def set_to_target(model: nn.Module, config: TrainConfig) -> None:
     """Set a calibrated model to the target of a run, as far as its curve in that unit reaches.
 
-    A model without a curve in the run's unit stays at its own target.
+    A model without a curve in the run's unit stays at its own target, until stage `lora` moves it.
     """
     curves = routing_state(model).curves
     if curves is not None and config.budget in curves.by_budget:

@@ -16,11 +16,11 @@ COLUMNS = 60
 Chart = tuple[str, Axis, tuple[tuple[str, str, str], ...]]
 """Title, vertical axis, and the keys, names and kinds of lines."""
 CHARTS: tuple[Chart, ...] = (
-    ("language-model loss", Axis("nats per token"), (("lm_loss", "sampled", "one"),)),
+    ("language-model loss", Axis("nats per token"), (("lm_loss", "as trained", "one"),)),
     (
         "saved, in the unit of the budget",
         Axis("share", whole_percent, low=0),
-        (("sparsity", "sampled", "one"), ("argmax_sparsity", "at a threshold of 0", "two")),
+        (("sparsity", "as trained", "one"), ("argmax_sparsity", "at a threshold of 0", "two")),
     ),
     (
         "entropy of routing",
@@ -32,7 +32,7 @@ CHARTS: tuple[Chart, ...] = (
         Axis("standard deviation of sparsity", whole_percent, low=0),
         (("sparsity_swing", "swing", "one"),),
     ),
-    ("threshold that meets the target", Axis("margin"), (("threshold", "threshold", "one"),)),
+    ("threshold of the target", Axis("margin"), (("threshold", "threshold", "one"),)),
     ("Gumbel temperature", Axis("temperature", low=0), (("temperature", "temperature", "one"),)),
     ("learning rate", Axis("rate", low=0), (("learning_rate", "rate", "one"),)),
 )
