@@ -36,7 +36,7 @@ PRELOADED = [
     "transformers.models.auto.modeling_auto",
     "transformers.generation.utils",
 ]
-PATIENCE = 60
+PATIENCE = 600
 """Seconds that a command of a `Session` may take."""
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)
@@ -163,6 +163,9 @@ class Session:
     """
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         self._here, there = multiprocessing.Pipe()
         self._process = _server.Process(target=_commands, args=(there,), daemon=True)
         self._process.start()
@@ -182,8 +185,13 @@ class Session:
             for name in ("out", "err"):
                 Path(streams, name).touch()
             self._here.send((argv, streams, stdin, before, folder, dict(environment or {})))
-            assert self._here.poll(PATIENCE), f"has not ended in {PATIENCE} seconds: {argv}"
-            status, error = self._here.recv()
+            try:
+                assert self._here.poll(PATIENCE), f"has not ended in {PATIENCE} seconds: {argv}"
+                status, error = self._here.recv()
+            except (AssertionError, OSError, EOFError):  # the next command gets another process
+                self.close()
+                self._start()
+                raise
             out, err = (Path(streams, n).read_text(encoding="utf-8") for n in ("out", "err"))
         return Finished(status, out, err, error)
 

@@ -31,7 +31,7 @@ class FitStage:
     draws: int = 1
     batch_size: int = 4
     by_token: bool = True
-    rounds: int = 2
+    rounds: int = 0
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -46,14 +46,15 @@ MOST = 20.0
 """Largest relative error that counts, so that single tokens do not decide."""
 RIDGES = (0.3, 1.0, 3.0, 10.0)
 """Weight penalties per token; held-out error chooses one."""
-PRIOR = 100.0
-"""Tokens near the threshold that a site's own mean error is weighed against."""
+SURE = 0.3
+"""Standard error of a site's mean factor at which it is believed by half."""
 FAR = 6 * SPREAD
 """Beyond this distance tokens do not count."""
 LEAST = 0.01
 """Weight, in the regression, of tokens far from the threshold, whose error counts as zero."""
-FEWEST = 100.0
-"""Tokens near the threshold that a correction needs."""
+NEAR, FEWEST = 1.0, 300
+"""A site is corrected by its tokens this near to the threshold, if there are so many. Sites that
+nearly all tokens run are left alone: what a few of them would lose there is not seen in a mean."""
 FACTORS = (0.25, 4.0)
 """Smallest and largest factor by which one correction changes a site's predictions."""
 
@@ -157,17 +158,17 @@ def corrections(
         model, {s: v for s, v in found.items() if v.read is not None}, savings, threshold
     )
     for number, (site, ratio) in enumerate(ratios.items(), 1):
-        router, weight = routers(model)[site], _weight(found[site].margin - threshold)
-        if weight.sum() >= FEWEST:
-            error = (ratio / price - 1).clamp(-MOST, MOST)
-            mean = ((weight * error).sum() / (weight.sum() + PRIOR)).item()
-            factor = min(max(1 + mean, FACTORS[0]), FACTORS[1])
+        router, distance = routers(model)[site], found[site].margin - threshold
+        near, weight = ratio[distance.abs() < NEAR] / price, _weight(distance)
+        if len(near) >= FEWEST:
+            unsure = (near.var() / len(near)).item() / SURE**2
+            factor = min(max(1 + (near.mean().item() - 1) / (1 + unsure), FACTORS[0]), FACTORS[1])
             weights = None
             if by_token:
                 device = next(router.parameters()).device
                 inputs = last_inputs(router, cast("Tensor", found[site].read).to(device).float())
-                left = ((1 + error) / factor - 1).to(device)
-                weights = predict_error(inputs, left, weight.to(device))
+                error = (ratio / price / factor - 1).clamp(-MOST, MOST)
+                weights = predict_error(inputs, error.to(device), weight.to(device))
             made[site] = Correction(math.log(factor), weights)
         if on_step:
             on_step(number, len(ratios))
@@ -187,11 +188,10 @@ def price_of(
 
     None if there are too few such tokens, or if skipping them gains: nothing to equalise.
     """
-    total = count = 0.0
+    total, count = 0.0, 0
     for site, ratio in _ratios(model, found, savings, threshold).items():
-        weight = _weight(found[site].margin - threshold)
-        total += (weight * ratio).sum().item()
-        count += weight.sum().item()
+        near = ratio[(found[site].margin - threshold).abs() < NEAR]
+        total, count = total + near.sum().item(), count + len(near)
     return total / count if count >= FEWEST and total > 0 else None
 
 
