@@ -30,8 +30,9 @@ test-long: export SKIPGPT_LONG = 1
 test-long: test
 
 # What meets other packages: what needs torch and our own code alone has passed in `make test`.
-OWN := advice analysis baselines benchmark comparison config kernels routing test_demo.py test_docs.py \
-	test_docs_of_speed.py test_errands.py test_experiments.py test_imports_are_light.py
+OWN := advice analysis baselines benchmark comparison config kernels routing \
+	test_demo.py test_docs.py test_docs_of_speed.py test_errands.py test_experiments.py \
+	test_imports_are_light.py
 test-lowest: $(LOWEST)/.ready
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/$(PYTEST) $(OWN:%=--ignore=tests/%)
 

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from cases import base, routed
 from reference import decoder_layers, hooked_logits
-from skipgpt.cost import Savings, savings
+from skipgpt.cost import Savings, saved_by_router, savings
 from skipgpt.fitting.corrections import (
     apply_corrections,
     corrections,
     measure_values,
     predict_error,
     price_of,
-    saved_by_router,
 )
 from skipgpt.fitting.gated_passes import SiteValues
 from skipgpt.fitting.heads import add_linear, last_inputs

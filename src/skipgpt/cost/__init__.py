@@ -2,7 +2,7 @@
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Bound, Forward, Work, ideal_speedup, work
-from skipgpt.cost.savings import Savings, savings
+from skipgpt.cost.savings import Savings, saved_by_router, savings
 from skipgpt.cost.sparsity import flops_per_token, overhead, sparsities
 from skipgpt.cost.training import lora_flops, training_flops
 
@@ -17,6 +17,7 @@ __all__ = [
     "layer_costs",
     "lora_flops",
     "overhead",
+    "saved_by_router",
     "savings",
     "sparsities",
     "training_flops",

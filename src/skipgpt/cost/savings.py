@@ -17,8 +17,9 @@ from skipgpt.config import BUDGET_NOUNS, Budget, TimedForward, check_budget
 from skipgpt.cost.counts import deciding_parameters, layer_costs, parameters_of
 from skipgpt.cost.sparsity import flops_per_token
 from skipgpt.errors import ConfigError
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import MODULES, Site
 
 
 @dataclass(frozen=True)
@@ -134,3 +135,11 @@ def savings(
     by_site = {site: saved[site] / dense for site in sites}
     overhead = 0.0 if removed else 2 * deciding_parameters(model) / dense
     return Savings(unit, by_site, overhead, pairs)
+
+
+def saved_by_router(model: nn.Module, savings: Savings) -> dict[Site, float]:
+    """Return what each router's decision saves: of both modules where one decides for a layer."""
+    saved = dict(savings.by_site)
+    if routing_state(model).config.decides != "layer":
+        return saved
+    return {site: sum(saved[Site(site.layer, module)] for module in MODULES) for site in saved}

@@ -30,14 +30,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from skipgpt.cost import Savings
+from skipgpt.cost import Savings, saved_by_router
 from skipgpt.fitting.costs import fisher_costs
 from skipgpt.fitting.gated_passes import Gates, SiteValues, gated_passes
 from skipgpt.fitting.heads import add_linear, last_inputs
 from skipgpt.fitting.regression import HELD_OUT
-from skipgpt.model.state import execution, routing_state
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import routers
-from skipgpt.routing.decision import MODULES, Site
+from skipgpt.routing.decision import Site
 from skipgpt.system.progress import OnStep
 
 SPREAD = 1.5
@@ -210,14 +210,6 @@ def _ratios(
             predicted = distance.clamp(-FAR, FAR).exp() * saved[site]
             made[site] = torch.where(near, each.value / predicted, 0.0)
     return made
-
-
-def saved_by_router(model: nn.Module, savings: Savings) -> dict[Site, float]:
-    """Return what each router's decision saves: of both modules where one decides for a layer."""
-    saved = dict(savings.by_site)
-    if routing_state(model).config.decides != "layer":
-        return saved
-    return {site: sum(saved[Site(site.layer, module)] for module in MODULES) for site in saved}
 
 
 def predict_error(inputs: Tensor, error: Tensor, weight: Tensor) -> Tensor | None:

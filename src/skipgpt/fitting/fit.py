@@ -18,12 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipgpt.config import TrainConfig
-from skipgpt.cost import Savings
+from skipgpt.cost import Savings, saved_by_router
 from skipgpt.errors import DataError
 from skipgpt.evaluation.calibrate import subsample_rows
-from skipgpt.fitting.corrections import (
-    saved_by_router,
-)
 from skipgpt.fitting.costs import SiteCosts, measure_costs
 from skipgpt.fitting.heads import write_router
 from skipgpt.fitting.regression import Design

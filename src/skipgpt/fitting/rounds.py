@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 
-import torch
 from torch import Tensor, nn
 
 from skipgpt.config import TrainConfig
@@ -82,8 +81,8 @@ def _correct(
 ) -> None:
     """Correct routers once by what decisions cost under the routes of a threshold."""
     stage, price = config.fit_stage, None
-    # Other rows in each round.
-    sample = subsample_rows(text[torch.arange(len(text)).roll(-number)], stage.tokens)
+    # Each round measures other rows.
+    sample = subsample_rows(text.roll(-number, 0), stage.tokens)
     made: dict[Site, Correction] = {}
     for layers in layer_groups(model, sample.numel()):
         with progress(f"measuring costs under the routes, round {number}") as on_step:
@@ -99,7 +98,7 @@ def _correct(
             )
         price = price or price_of(model, found, savings, threshold)
         if price is None:
-            logger.info("stage fit: round %d corrects nothing: skipping more costs nothing", number)
+            logger.info("stage fit: round %d corrects nothing: no price near the threshold", number)
             return
         with progress("correcting routers") as on_step:
             made |= corrections(model, found, savings, threshold, price, stage.by_token, on_step)

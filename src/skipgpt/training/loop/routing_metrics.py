@@ -50,7 +50,7 @@ def margin_metrics(
         `threshold` (left out where nothing is to be skipped), `argmax_sparsity` (the sparsity at a
         threshold of 0, the routers' own decision), and what `keep_metrics` gives.
     """
-    at = threshold_for(margins, target, weights, overhead)
+    at = _threshold_for(margins, target, weights, overhead)
     argmax = (margins <= 0).float()
     saved = argmax.mean()
     if weights is not None:
@@ -62,7 +62,7 @@ def margin_metrics(
     }
 
 
-def threshold_for(
+def _threshold_for(
     margins: Tensor, target: float, weights: Tensor | None = None, overhead: float = 0.0
 ) -> float:
     """Return the threshold that saves the target on these margins; arguments as above."""
