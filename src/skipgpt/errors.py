@@ -1,24 +1,4 @@
-"""Everything that can go wrong here, as one tree.
-
-    SkipGPTError
-    ├── ConfigError(ValueError)         a setting is unknown, of the wrong type or out of range
-    ├── UnsupportedModelError           the base model is not whole, or not of a family with a row
-    ├── CheckpointError                 files are missing, damaged or of another base model
-    ├── DataError                       text that cannot be read, or not enough of it
-    ├── TrainingError                   training had to stop; the message says what was kept
-    │   └── DivergedError               a value is NaN or infinite
-    ├── StoppedError                    a signal stopped the work; the message says what is kept
-    ├── ServingError                    an engine that serves a model ended by itself
-    └── MissingExtraError(ImportError)  an optional package is absent; prints the install line
-
-A message has up to four parts, always in this order: what was being done, what was got, what was
-expected, what to do.
-
-Example:
-    >>> raise ConfigError(doing="reading the run", got="sparsity 1.5", expected="0 to 0.95")
-    Traceback (most recent call last):
-    skipgpt.errors.ConfigError: reading the run: got sparsity 1.5; expected 0 to 0.95
-"""
+"""Everything that can go wrong here, as one tree."""
 
 from __future__ import annotations
 
@@ -28,11 +8,18 @@ from typing import Any, Self
 class SkipGPTError(Exception):
     """Root of the tree; catch this to catch all that skipgpt raises on purpose.
 
+    A message has the parts below, in their order.
+
     Args:
         doing: what was being done, as a participle ("loading the checkpoint out/").
         got: what was found.
         expected: what would have been right.
         todo: what the reader can do about it, as an imperative.
+
+    Example:
+        >>> raise ConfigError(doing="reading the run", got="sparsity 1.5", expected="0 to 0.95")
+        Traceback (most recent call last):
+        skipgpt.errors.ConfigError: reading the run: got sparsity 1.5; expected 0 to 0.95
     """
 
     def __init__(self, doing: str, *, got: str, expected: str = "", todo: str = "") -> None:
@@ -50,13 +37,7 @@ class SkipGPTError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Support pickling, as between processes: arguments alone would not do."""
-        return _again, (type(self), self.args, vars(self))
-
-
-def _again(kind: type[SkipGPTError], args: tuple[Any, ...], values: dict[str, Any]) -> SkipGPTError:
-    error = kind.__new__(kind, *args)
-    vars(error).update(values)
-    return error
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
 
 class ConfigError(SkipGPTError, ValueError):
