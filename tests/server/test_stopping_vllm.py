@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from skipgpt.serving.vllm.launch import SignalForwarder
+from skipgpt.system.stopping import handling
 
 STUBBORN = """
 import signal, time
@@ -33,7 +34,8 @@ def stubborn() -> Iterator[subprocess.Popen[str]]:
 def test_a_signal_asks_and_a_second_one_ends(
     stubborn: subprocess.Popen[str], number: signal.Signals
 ) -> None:
-    with SignalForwarder() as stopping:
+    stopping = SignalForwarder()
+    with handling(stopping):
         stopping.hand_on_to(stubborn)
         assert not stopping.asked
         os.kill(os.getpid(), number)
@@ -48,7 +50,8 @@ def test_a_signal_asks_and_a_second_one_ends(
 def test_a_signal_that_came_before_the_process_is_not_lost(
     stubborn: subprocess.Popen[str],
 ) -> None:
-    with SignalForwarder() as stopping:
+    stopping = SignalForwarder()
+    with handling(stopping):
         os.kill(os.getpid(), signal.SIGTERM)
         stopping.hand_on_to(stubborn)
         assert stubborn.stdout.readline() == "asked\n"

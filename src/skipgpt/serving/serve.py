@@ -6,9 +6,8 @@ import logging
 import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +24,7 @@ from skipgpt.model.sparsity import threshold_of
 from skipgpt.serving.address import bind, check_origins
 from skipgpt.serving.engine_selection import choose
 from skipgpt.serving.server import check_installed, run_server
+from skipgpt.system.stopping import handling
 
 logger = logging.getLogger("skipgpt")
 
@@ -104,7 +104,9 @@ def serve(
         common |= {"shown": str(folder), "dtype": dtype, "more": vllm_options}
         address = stack.enter_context(bind(host, port))
         if is_checkpoint(folder):
-            stack.enter_context(_leaving_on_sigterm())
+            # By an exception, so that the temporary folder is removed.
+            leave = handling(lambda number, _: sys.exit(128 + number), signal.SIGTERM)
+            stack.enter_context(leave)
             made = stack.enter_context(tempfile.TemporaryDirectory(prefix="skipgpt-merged-"))
             logger.info("merging into %s; `skipgpt export --merged` does it once for all", made)
             export_merged(folder, made, sparsity=sparsity, budget=budget, base=base, dtype=dtype)
@@ -114,19 +116,6 @@ def serve(
         if (folder / "generation_config.json").is_file():
             warn_left_out(GenerationConfig.from_pretrained(folder), sampling=True)
         launch(folder, address, sparsity=sparsity, budget=budget, **common)
-
-
-@contextmanager
-def _leaving_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception inside the block, so that temporary folders are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_exposure(host: str, api_key: str | None) -> None:

@@ -77,14 +77,14 @@ def stop_now(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle both signals inside the block; only the main thread can."""
+def handling(
+    handler: Callable[[int, FrameType | None], None], *signals: signal.Signals
+) -> Iterator[None]:
+    """Handle some signals, by default both, inside the block; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, handler)
+    before = {number: signal.signal(number, handler) for number in signals or SIGNALS}
     try:
         yield
     finally:

