@@ -16,11 +16,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from skipgpt.config import Budget
 from skipgpt.generation.run import continue_ids
 from skipgpt.generation.stop_strings import NewText
-from skipgpt.model.loading.generation_settings import (
-    Ends,
-    ends_of,
-    sampling_arguments,
-)
+from skipgpt.model.loading.generation_settings import Ends, ends_of, sampling_arguments
 from skipgpt.model.sparsity import at_sparsity
 from skipgpt.model.state import count_routing
 from skipgpt.serving.tokens import TokenLogprob, Tokens

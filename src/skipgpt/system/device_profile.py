@@ -65,7 +65,7 @@ def stored_profile(device: torch.device, dtype: torch.dtype) -> Machine | None:
     """The figures that `skipgpt profile` stored for a device and dtype; None if not readable."""
     try:
         path = path_of(device, dtype)
-    except RuntimeError:  # a user without a home folder has stored nothing
+    except CheckpointError:  # a user without a home folder has stored nothing
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def store_profile(machine: Machine, device: torch.device, dtype: torch.dtype) ->
         CheckpointError: the folder cannot be written, or the user has none.
     """
     facts = dataclasses.asdict(machine) | {"dtype": str(dtype), **hardware(device)}
-    path = kept_at(device, dtype)
+    path = path_of(device, dtype)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
@@ -96,18 +96,6 @@ def store_profile(machine: Machine, device: torch.device, dtype: torch.dtype) ->
     except OSError as error:  # its message names the file
         raise _not_kept(error) from error
     return path
-
-
-def kept_at(device: torch.device, dtype: torch.dtype) -> Path:
-    """The file that `store_profile` writes.
-
-    Raises:
-        CheckpointError: the user has no home folder, and no other is named.
-    """
-    try:
-        return path_of(device, dtype)
-    except RuntimeError as error:
-        raise _not_kept(error) from error
 
 
 def _not_kept(error: Exception) -> CheckpointError:
@@ -122,11 +110,14 @@ def path_of(device: torch.device, dtype: torch.dtype) -> Path:
     """The file for a device, its threads and versions, and a dtype, in the user's cache folder.
 
     Raises:
-        RuntimeError: the user has no home folder, and no other is named.
+        CheckpointError: the user has no home folder, and no other is named.
     """
     text = json.dumps([hardware(device), str(dtype)], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return cache_folder() / f"machine-{device.type}-{digest}.json"
+    try:
+        return cache_folder() / f"machine-{device.type}-{digest}.json"
+    except RuntimeError as error:
+        raise _not_kept(error) from error
 
 
 def cache_folder() -> Path:

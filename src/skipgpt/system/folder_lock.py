@@ -104,14 +104,13 @@ def _acquire(lock: BaseFileLock, path: Path, target: Path, todo: str) -> None:
             path.unlink(missing_ok=True)
             return
         raise CheckpointError(
-            doing,
-            got=str(error),
-            expected="a folder that can be written to",
-            todo=todo,
+            doing, got=str(error), expected="a folder that can be written to", todo=todo
         ) from error
     if lock.lock_counter == 1 and not isinstance(lock, SoftFileLock):  # which writes its own
+        began = datetime.datetime.now().isoformat(sep=" ", timespec="minutes")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "began": began}
         with suppress(OSError):
-            path.write_text(json.dumps(_of_this_process()), encoding="utf-8")
+            path.write_text(json.dumps(holder), encoding="utf-8")
 
 
 def _release(lock: BaseFileLock, path: Path) -> None:
@@ -122,11 +121,6 @@ def _release(lock: BaseFileLock, path: Path) -> None:
         with suppress(OSError):
             path.unlink()
     lock.release()
-
-
-def _of_this_process() -> dict[str, object]:
-    began = datetime.datetime.now().isoformat(sep=" ", timespec="minutes")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "began": began}
 
 
 def _holder(path: Path) -> str:

@@ -43,7 +43,7 @@ class Phase:
     def __init__(
         self, label: str, unit: str = "", done: int = 0, total: int = 0, bar: Any = None
     ) -> None:
-        self.label, self._unit, self._bar = label, unit, bar
+        self.label, self.bar, self._unit = label, bar, unit
         self._began = time.monotonic()
         self._first, self._done, self._total = done, done, total
         self.told = ""
@@ -51,20 +51,15 @@ class Phase:
     def __call__(self, done: int, total: int = 0) -> None:
         """Report the amount done; the total may change."""
         self._done, self._total = done, total
-        if self._bar is not None:
-            self._bar.total, self._bar.bar_format = total or None, None
-            self._bar.update(done - self._bar.n)
+        if self.bar is not None:
+            self.bar.total, self.bar.bar_format = total or None, None
+            self.bar.update(done - self.bar.n)
 
     def tell(self, text: str) -> None:
         """Set the text beside the numbers."""
         self.told = text
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-
-    @property
-    def has_bar(self) -> bool:
-        """Whether a terminal shows it."""
-        return self._bar is not None
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
 
     def line(self, *, timed: bool = True) -> str:
         """Describe this phase in one line; `timed` adds the time it has taken or will take."""
@@ -111,7 +106,7 @@ class _Open:
     def say(self) -> None:
         """Write one line, unless the work has only just begun or a bar shows it."""
         named = [phase for phase in self.phases if phase.label]
-        if not named or named[-1].has_bar or time.monotonic() - self._began < PATIENCE:
+        if not named or named[-1].bar is not None or time.monotonic() - self._began < PATIENCE:
             return
         *whole, part = named
         self._said = time.monotonic()
