@@ -28,7 +28,7 @@ from skipgpt.removal.units import sites_of
 from skipgpt.report.charts.routing_map import RoutingMap, routing_map
 from skipgpt.report.gather import gather
 from skipgpt.report.pages.page import to_html
-from skipgpt.routing.decision import Forced, Site
+from skipgpt.routing.decision import Forced
 from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.folder_lock import writing_to
 from skipgpt.system.progress import advancing
@@ -145,38 +145,31 @@ def _demo(
     config = override(recipe("default"), changes)
     logger.info("fitting and training routers, calibrating, healing with LoRA")
     placement = Placement(device, dtype)
+    checkpoint = out / "checkpoint"
     trained = train(
-        "nano",
-        ["stdlib"],
-        out / "checkpoint",
-        config,
-        overwrite=True,
-        device=device,
-        dtype=dtype,
+        "nano", ["stdlib"], checkpoint, config, overwrite=True, device=device, dtype=dtype
     )
 
     logger.info("measuring static removal on the same text")
-    model, tokenizer = load_placed(out / "checkpoint", placement, merge=True)
+    model, tokenizer = load_placed(checkpoint, placement, merge=True)
     blocks = load_blocks(["stdlib"], tokenizer, config.data)
     held = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
     base = add_routers(load_base("nano", device=device, dtype=dtype)[0])
-    removed = _static(base, blocks.train, config)
+    text = subsample_rows(blocks.train, config.router_stage.static_tokens)
+    removed = sites_of(greedy_removal(base, text, savings_of(base, config), sparsity))
     with use_rule(base, Forced.without(removed)):
         static = perplexity(base, held, closeness_to=base)
-    rows = {
-        "dense": trained.held_out["dense"],
-        "static": static,
-        "fit": trained.held_out["fit"],
-        "router": trained.held_out["router"],
-        "router+lora": trained.held_out["lora"],
-    }
+    measured = trained.held_out
+    rows = {"dense": measured["dense"], "static": static, "fit": measured["fit"]}
+    rows |= {"router": measured["router"], "router+lora": measured["lora"]}
     logger.info("generating")
     with execution(base, "dense"):
         dense_text = generate(base, tokenizer, PROMPT, max_new_tokens=48).text
+    sparse_text = generate(model, tokenizer, PROMPT, max_new_tokens=48).text
     result = DemoResult(
         rows=rows,
         static_modules=[f"{site.module} {site.layer + 1}" for site in removed],
-        samples={"dense": dense_text, "sparse": _continue(model, tokenizer)},
+        samples={"dense": dense_text, "sparse": sparse_text},
         map=routing_map(model, tokenizer, PROGRAM),
         target_sparsity=sparsity,
         budget=budget,
@@ -184,7 +177,7 @@ def _demo(
     )
     logger.info("writing the report")
     report = gather(
-        out / "checkpoint",
+        checkpoint,
         [_held_out(config.data)],
         config.data,
         max_tokens=config.data.calibration_tokens,
@@ -201,13 +194,3 @@ def _held_out(config: DataConfig) -> str:
     documents = split_documents(read_documents(["stdlib"], config), config.held_out)[1]
     long_first = sorted(documents, key=lambda document: len(document.text) < 8192)
     return str(Path(sysconfig.get_paths()["stdlib"], long_first[0].name))
-
-
-def _static(model: Any, blocks: Any, config: Any) -> list[Site]:
-    text = subsample_rows(blocks, config.router_stage.static_tokens)
-    saved, target = savings_of(model, config), config.target_sparsity
-    return sites_of(greedy_removal(model, text, saved, target))
-
-
-def _continue(model: Any, tokenizer: Any) -> str:
-    return generate(model, tokenizer, PROMPT, max_new_tokens=48).text
