@@ -6,22 +6,23 @@ kept tokens only. The paged cache is unchanged: each token writes its keys and v
 In a step with prompts the attention kernel is called with a query for every token, zeros where a
 token skips. Its metadata say which queries belong to which request and place the last one at the
 end of the request's keys, so a subset of a prompt's queries cannot be described to it. The kernel
-is a small part of the work until a context is several times as long as the model is wide. In a
-decode-only step it is called for kept requests only, where `decode.py` knows the metadata.
+is a small part of the work until a context is several times as long as the model is wide. In a step
+in which each request has one token, leaving out a token leaves out a request: where the metadata of
+the backend are known, the kernel reads keys and values of kept requests only, most of its work.
 
 Shapes: T tokens of a step, N of them kept, D hidden.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
 from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
-
-from skipgpt.serving.vllm.decode import of_requests
 
 
 class SplitAttention(nn.Module):
@@ -89,7 +90,7 @@ class SplitAttention(nn.Module):
             taken = positions.index_select(0, rows), read.index_select(0, rows)
             queries = self._queries(*taken)
         if self.may_only_write:
-            metadata = of_requests(self.attn, rows, len(read), read.dtype)
+            metadata = _of_requests(self.attn, rows, len(read), read.dtype)
             if metadata is not None:
                 self._write(keys, values)
                 return self._attend_requests(queries, keys, values, metadata)
@@ -124,3 +125,41 @@ class SplitAttention(nn.Module):
 
     def _by_head(self, packed: Tensor) -> Tensor:
         return packed.view(len(packed), -1, self.head_dim)
+
+
+def _of_requests(attention: Any, rows: Tensor, tokens: int, dtype: torch.dtype) -> Any:
+    """Make the kernel's metadata for the kept requests of a step with `tokens` tokens.
+
+    None where the step has prompts or the backend is not supported here.
+    """
+    metadata = (get_forward_context().attn_metadata or {}).get(attention.layer_name)
+    if attention.attn_backend.get_name() != "CPU_ATTN" or metadata is None:
+        return None
+    if metadata.max_query_len != 1 or metadata.num_actual_tokens != tokens:
+        return None
+    from vllm import _custom_ops, envs
+
+    starts = torch.arange(len(rows) + 1, dtype=metadata.query_start_loc.dtype)
+    lengths = metadata.seq_lens.index_select(0, rows)
+    plan = _custom_ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=len(rows),
+        num_heads=attention.num_heads,
+        num_kv_heads=attention.num_kv_heads,
+        head_dim=attention.head_size,
+        seq_lens=lengths,
+        dtype=dtype,
+        query_start_loc=starts,
+        causal=metadata.causal,
+        sliding_window_size=attention.impl.sliding_window,
+        isa=attention.isa,
+        enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
+        kv_cache_dtype=attention.kv_cache_dtype,
+    )
+    return dataclasses.replace(
+        metadata,
+        num_actual_tokens=len(rows),
+        query_start_loc=starts,
+        seq_lens=lengths,
+        block_table=metadata.block_table.index_select(0, rows),
+        scheduler_metadata=plan,
+    )

@@ -31,34 +31,19 @@ class EngineConfigHook(VerifyAndUpdateConfig):  # type: ignore[misc]
         model.logits_processors = [*(model.logits_processors or []), BUDGETS]
 
 
-def _refusals(vllm_config: Any) -> list[tuple[str, str, str]]:
+def _refusals(engine: Any) -> list[tuple[str, str, str]]:
     """List unsupported settings: what was given, what is expected, what to do."""
-    config = vllm_config.model_config.hf_config
+    config = engine.model_config.hf_config
     family = config.model_type.removeprefix(MERGED_PREFIX)
     cannot = unsupported(family, config.router, config.to_dict())
     export = "use `skipgpt export --static`, or transformers"
     checks = (
-        (cannot is not None, str(cannot), "what docs/serving.md says under Limits", export),
+        (cannot, str(cannot), "what docs/serving.md says under Limits", export),
+        (engine.speculative_config, "speculative decoding", "an engine without it", ""),
+        (engine.lora_config, "LoRA adapters", "an engine without them", "leave --enable-lora out"),
+        (engine.quant_config, "quantised weights", "weights in float32, float16 or bfloat16", ""),
         (
-            vllm_config.speculative_config is not None,
-            "speculative decoding",
-            "an engine without it",
-            "",
-        ),
-        (
-            vllm_config.lora_config is not None,
-            "LoRA adapters",
-            "an engine without them",
-            "leave --enable-lora out",
-        ),
-        (
-            vllm_config.quant_config is not None,
-            "quantised weights",
-            "weights in float32, float16 or bfloat16",
-            "",
-        ),
-        (
-            vllm_config.use_v2_model_runner,
+            engine.use_v2_model_runner,
             "vLLM's model runner V2",
             "V1, which tells the model what each request asks for",
             "set VLLM_USE_V2_MODEL_RUNNER=0",

@@ -54,13 +54,18 @@ class SparsityField:
         await self._app(scope | {"headers": headers}, again, send)
 
 
-def _beams_with_sparsity(body: bytes) -> bool:
+def _parsed(body: bytes) -> dict[str, Any]:
+    """Parse a body; empty where it is no JSON object."""
     try:
         asked = json.loads(body)
     except ValueError:
-        return False
-    beams = isinstance(asked, dict) and asked.get("use_beam_search")
-    return bool(beams and set(FIELDS) & set(asked.get("vllm_xargs") or {}))
+        return {}
+    return asked if isinstance(asked, dict) else {}
+
+
+def _beams_with_sparsity(body: bytes) -> bool:
+    asked = _parsed(body)
+    return bool(asked.get("use_beam_search") and set(FIELDS) & set(asked.get("vllm_xargs") or ()))
 
 
 def rewrite_body(body: bytes) -> bytes:
@@ -73,12 +78,7 @@ def rewrite_body(body: bytes) -> bytes:
         >>> rewrite_body(b'{"prompt": "a", "sparsity": 0.4}')
         b'{"prompt": "a", "vllm_xargs": {"sparsity": 0.4}}'
     """
-    try:
-        asked = json.loads(body)
-    except ValueError:
-        return body
-    if not isinstance(asked, dict):
-        return body
+    asked = _parsed(body)
     goes_on = _goes_on(asked)
     if not goes_on and not set(FIELDS) & set(asked):
         return body

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skipgpt.data.encoding import have_control_tokens
+from skipgpt.errors import ConfigError
 from skipgpt.model.loading.generation_settings import ends_in, stop_ids
 from skipgpt.serving.vllm.families import ARCHITECTURES
 
@@ -21,6 +22,7 @@ _WATCHED = "_skipgpt_watches"
 
 def watch_requests() -> None:
     """Check and salt each request of a merged export; other models are left alone."""
+    from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
     process = InputProcessor.process_inputs
@@ -36,10 +38,20 @@ def watch_requests() -> None:
         from skipgpt.serving.vllm.budget import SparsityRange
 
         offered = SparsityRange.of(self.model_config.hf_config)
-        threshold = _checked(offered, params)
-        _refuse_mixed_stops(self.tokenizer, params)
+        try:
+            threshold = offered.threshold(params)
+        except ConfigError as error:  # what vLLM answers with status 400
+            raise VLLMValidationError(str(error), parameter="sparsity") from error
+        stops = getattr(params, "stop", None) or []
+        # The engine seeks stop strings in the text alone, which has no control tokens.
+        if self.tokenizer is not None and have_control_tokens(self.tokenizer, stops):
+            raise VLLMValidationError(
+                "a stop string holds a control token and other letters; give the token alone",
+                parameter="stop",
+            )
         request = process(self, request_id, prompt, params, *args, **kwargs)
-        request.cache_salt = salted(request.cache_salt, threshold, offered.own)
+        if request.cache_salt is not None or threshold != offered.own:
+            request.cache_salt = f"{request.cache_salt or ''}|skipgpt {threshold!r}"
         if request.sampling_params is not None and self.tokenizer is not None:
             add_ends(request.sampling_params, self.generation_config_fields, self.tokenizer)
         return request
@@ -67,49 +79,3 @@ def add_ends(params: Any, settings: Mapping[str, Any], tokenizer: Any) -> None:
                 params.output_text_buffer_length = max(map(len, params.stop)) - 1
     params.stop_token_ids = sorted(ids.union(params.stop_token_ids or ()))
     params._all_stop_token_ids.update(ids)
-
-
-def _refuse_mixed_stops(tokenizer: Any, params: Any) -> None:
-    """Refuse stop strings that no text matches, since the engine seeks them in text alone.
-
-    Raises:
-        VLLMValidationError: one holds a control token and other letters.
-    """
-    from vllm.exceptions import VLLMValidationError
-
-    stops = getattr(params, "stop", None) or []
-    if tokenizer is not None and have_control_tokens(tokenizer, stops):
-        raise VLLMValidationError(
-            "a stop string holds a control token and other letters; give the token alone",
-            parameter="stop",
-        )
-
-
-def salted(salt: str | None, threshold: float, own: float) -> str | None:
-    """Return a salt for a request that is unique to its threshold.
-
-    Args:
-        salt: the request's own salt.
-        threshold: threshold of the request.
-        own: threshold of requests without a sparsity.
-    """
-    if salt is None and threshold == own:
-        return None
-    return f"{salt or ''}|skipgpt {threshold!r}"
-
-
-def _checked(offered: Any, params: Any) -> float:
-    """Return the threshold of a request.
-
-    Raises:
-        VLLMValidationError: its sparsity is not offered; vLLM answers with status 400.
-    """
-    from vllm.exceptions import VLLMValidationError
-
-    from skipgpt.errors import ConfigError
-
-    try:
-        threshold: float = offered.threshold(params)
-    except ConfigError as error:
-        raise VLLMValidationError(str(error), parameter="sparsity") from error
-    return threshold
