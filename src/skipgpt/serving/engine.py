@@ -6,8 +6,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Any
 
 from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk, run_request
@@ -31,7 +30,6 @@ class StoppingError(Exception):
         super().__init__("the server is stopping; ask again")
 
 
-@dataclass(eq=False)
 class RequestHandle:
     """A submitted request: iterate over its text chunks and final `Completion`, or cancel it.
 
@@ -40,10 +38,14 @@ class RequestHandle:
         cancelled: set it to end the request at its next token.
     """
 
-    request: GenerationRequest
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    _send: Callable[[Any], None] = lambda _: None
-    _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request, self.cancelled = request, threading.Event()
+        self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+    def send(self, event: Any) -> None:
+        """Pass on a chunk, the completion or an error; from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def __aiter__(self) -> AsyncIterator[TextChunk | Completion]:
         """Yield text chunks, then the completion.
@@ -97,9 +99,7 @@ class Engine:
         """
         if self._queue.qsize() >= MAX_QUEUED:
             raise QueueFullError
-        loop = asyncio.get_running_loop()
         running = RequestHandle(request)
-        running._send = lambda event: _in_loop(loop, running._events, event)
         self._metrics.waiting.inc()
         self._queue.put(running)
         return running
@@ -120,10 +120,10 @@ class Engine:
             self._metrics.waiting.dec()
             self._current = running
             if self._aborted.is_set():
-                running._send(StoppingError())
+                running.send(StoppingError())
             elif running.cancelled.is_set():
                 self._metrics.cancelled.inc()
-                running._send(Completion("length", 0, 0, 0))
+                running.send(Completion("length", 0, 0, 0))
             else:
                 self._run(running)
             self._current = None
@@ -133,18 +133,13 @@ class Engine:
         try:
             with self._metrics.running.track_inprogress():
                 done = run_request(
-                    self.model, self.tokenizer, running.request, running._send, running.cancelled
+                    self.model, self.tokenizer, running.request, running.send, running.cancelled
                 )
         except Exception as error:  # a failed request must not end the thread
-            running._send(error)
+            running.send(error)
             return
         cut = running.cancelled.is_set()
         if cut:
             self._metrics.cancelled.inc()
         self._metrics.finish(len(running.request.ids), done, time.perf_counter() - began)
-        running._send(StoppingError() if cut and self._aborted.is_set() else done)
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], event: Any) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(events.put_nowait, event)
+        running.send(StoppingError() if cut and self._aborted.is_set() else done)
