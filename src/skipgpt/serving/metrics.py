@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from skipgpt.serving.generation import Completion
@@ -22,28 +24,22 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.answers = Counter(
-            "skipgpt_answers", "Replies", ["path", "status"], registry=self._registry
-        )
-        self.waiting = Gauge("skipgpt_waiting", "Queued requests", registry=self._registry)
-        self.running = Gauge("skipgpt_running", "Requests in the model", registry=self._registry)
-        self.cancelled = self._counter("skipgpt_cancelled", "Requests whose client left")
-        self._prompt = self._counter("skipgpt_prompt_tokens", "Tokens of prompts")
-        self._generated = self._counter("skipgpt_generated_tokens", "Tokens generated")
-        self._decisions = self._counter("skipgpt_decisions", "(token, module) pairs decided about")
-        self._skipped = self._counter("skipgpt_skipped", "Pairs of those that did not run")
-        self._sparsity = Gauge(
-            "skipgpt_sparsity", "Share of pairs skipped since the start", registry=self._registry
-        )
-        self._speed = Gauge(
+        registry = self._registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        self.answers = counter("skipgpt_answers", "Replies", ["path", "status"])
+        self.waiting = gauge("skipgpt_waiting", "Queued requests")
+        self.running = gauge("skipgpt_running", "Requests in the model")
+        self.cancelled = counter("skipgpt_cancelled", "Requests whose client left")
+        self._prompt = counter("skipgpt_prompt_tokens", "Tokens of prompts")
+        self._generated = counter("skipgpt_generated_tokens", "Tokens generated")
+        self._decisions = counter("skipgpt_decisions", "(token, module) pairs decided about")
+        self._skipped = counter("skipgpt_skipped", "Pairs of those that did not run")
+        self._sparsity = gauge("skipgpt_sparsity", "Share of pairs skipped since the start")
+        self._speed = gauge(
             "skipgpt_tokens_per_second",
             "Generated tokens per second of the newest request, its prompt included",
-            registry=self._registry,
         )
-        self._seconds = Histogram(
-            "skipgpt_request_seconds", "In the model", registry=self._registry
-        )
+        self._seconds = Histogram("skipgpt_request_seconds", "In the model", registry=registry)
         self._all = self._kept_out = 0
 
     def finish(self, prompt_tokens: int, done: Completion, seconds: float) -> None:
@@ -60,6 +56,3 @@ class Metrics:
     def text(self) -> bytes:
         """Return the metrics as Prometheus reads them."""
         return generate_latest(self._registry)
-
-    def _counter(self, name: str, said: str) -> Counter:
-        return Counter(name, said, registry=self._registry)
