@@ -19,15 +19,15 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from skipgpt.config import check_pair
 from skipgpt.data.chat import chat_ids
 from skipgpt.data.encoding import encode_prompt
-from skipgpt.errors import ConfigError, DataError, SkipGPTError
+from skipgpt.errors import ConfigError, DataError
 from skipgpt.model.loading.limits import check_ids, check_length
 from skipgpt.model.sparsity import threshold_at
 from skipgpt.model.state import routing_state
 from skipgpt.serving.engine import Engine, QueueFullError, RequestHandle, StoppingError
-from skipgpt.serving.generation import Completion, GenerationRequest, TextChunk
+from skipgpt.serving.generation import GenerationRequest, TextChunk
 from skipgpt.serving.metrics import Metrics
 from skipgpt.serving.middleware import ServerMiddleware
-from skipgpt.serving.protocol import ChatRequest, CompletionRequest, SamplingFields
+from skipgpt.serving.protocol import ChatRequest, CompletionRequest
 from skipgpt.serving.replies import Reply, error_body
 
 logger = logging.getLogger("skipgpt")
@@ -37,6 +37,7 @@ PROBED = ["GET", "HEAD"]
 FAILED = "the server failed; see its log"
 CHECK = 0.5
 """Seconds between checks that a client without streaming is still connected."""
+AnyRequest = CompletionRequest | ChatRequest
 
 
 def build_app(
@@ -88,58 +89,55 @@ def build_app(
         _refuse_other(name, asked)
         return card
 
+    async def answer(
+        asked: AnyRequest, ids: list[int], places: int | None, request: Request
+    ) -> Response:
+        _refuse_other(name, asked.model)
+        running = engine.submit(_generation_request(engine, context, asked, ids, places))
+        reply = Reply(name, isinstance(asked, ChatRequest), len(ids), places is not None)
+        if asked.stream:
+            chunks = _chunks(running, reply, asked.wants_usage)
+            return StreamingResponse(chunks, media_type="text/event-stream")
+        *pieces, done = await _all_of(running, request)
+        return JSONResponse(reply.whole(pieces, done))
+
     @app.post("/v1/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         ids: Any = asked.prompt
         if isinstance(ids, str):  # in a thread, so as not to block others
             ids = (await run_in_threadpool(encode_prompt, engine.tokenizer, ids))["input_ids"]
-        wanted = _generation_request(
-            engine, name, context, asked, ids, asked.max_new_tokens, asked.logprobs
-        )
-        reply = Reply(name, False, len(ids), asked.logprobs is not None)
-        return await _answer(engine.submit(wanted), reply, asked, request)
+        return await answer(asked, ids, asked.logprobs, request)
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
         turns = [message.turn() for message in asked.messages]
         ids = await run_in_threadpool(chat_ids, engine.tokenizer, turns, **asked.template_options)
-        wanted = _generation_request(
-            engine, name, context, asked, ids, asked.max_new_tokens, asked.places
-        )
-        reply = Reply(name, True, len(ids), asked.logprobs)
-        return await _answer(engine.submit(wanted), reply, asked, request)
+        return await answer(asked, ids, asked.places, request)
 
     return app
 
 
 def _generation_request(
-    engine: Engine,
-    name: str,
-    context: int,
-    asked: SamplingFields,
-    ids: list[int],
-    max_new_tokens: int | None,
-    logprobs: int | None,
+    engine: Engine, context: int, asked: AnyRequest, ids: list[int], places: int | None
 ) -> GenerationRequest:
     """Check a request and return what to generate."""
-    _refuse_other(name, asked.model)
     if not ids:
         raise HTTPException(400, "a prompt needs at least one token")
     check_ids("reading the prompt", engine.model, engine.tokenizer, torch.tensor(ids))
-    check_length("reading the prompt", context, len(ids), max_new_tokens or 1)
+    check_length("reading the prompt", context, len(ids), asked.max_new_tokens or 1)
     check_pair(asked.sparsity, asked.budget)
     if asked.sparsity is not None:  # raises before generation starts
         threshold_at(routing_state(engine.model), asked.sparsity, asked.budget)
     return GenerationRequest(
         tuple(ids),
-        max_new_tokens or context - len(ids),
+        asked.max_new_tokens or context - len(ids),
         asked.temperature,
         asked.top_p,
         asked.seed,
         asked.stop,
         asked.sparsity,
         asked.budget,
-        logprobs,
+        places,
     )
 
 
@@ -148,27 +146,18 @@ def _refuse_other(name: str, asked: str | None) -> None:
         raise HTTPException(404, f"there is no model {asked!r} here; this is {name!r}")
 
 
-async def _answer(
-    running: RequestHandle, reply: Reply, asked: SamplingFields, request: Request
-) -> Response:
-    if asked.stream:
-        chunks = _chunks(running, reply, asked.wants_usage)
-        return StreamingResponse(chunks, media_type="text/event-stream")
-    pieces: list[TextChunk] = []
+async def _all_of(running: RequestHandle, request: Request) -> list[Any]:
+    """Return all events of a request; cancel it when the client disconnects."""
 
-    async def all_of_it() -> Completion:
-        async for event in running:
-            if isinstance(event, Completion):
-                return event
-            pieces.append(event)
-        raise AssertionError("a request ends with a Completion")
+    async def collected() -> list[Any]:
+        return [event async for event in running]
 
-    done = asyncio.create_task(all_of_it())
-    while not done.done():
-        await asyncio.wait({done}, timeout=CHECK)
+    task = asyncio.create_task(collected())
+    while not task.done():
+        await asyncio.wait({task}, timeout=CHECK)
         if await request.is_disconnected():
             running.cancelled.set()
-    return JSONResponse(reply.whole(pieces, done.result()))
+    return task.result()
 
 
 async def _chunks(running: RequestHandle, reply: Reply, wants_usage: bool) -> AsyncIterator[str]:
@@ -215,16 +204,12 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(DataError)
     @app.exception_handler(ConfigError)
-    async def out_of_reach(_: Request, error: SkipGPTError) -> Response:
-        return JSONResponse(error_body(str(error)), 400)
-
     @app.exception_handler(QueueFullError)
-    async def crowded(_: Request, error: QueueFullError) -> Response:
-        return JSONResponse(error_body(str(error), "rate_limit_error"), 429)
-
     @app.exception_handler(StoppingError)
-    async def stopping(_: Request, error: StoppingError) -> Response:
-        return JSONResponse(error_body(str(error), "server_error"), 503)
+    async def not_done(_: Request, error: Exception) -> Response:
+        others = {QueueFullError: ("rate_limit_error", 429), StoppingError: ("server_error", 503)}
+        kind, status = others.get(type(error), ("invalid_request_error", 400))
+        return JSONResponse(error_body(str(error), kind), status)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
