@@ -174,12 +174,10 @@ class Message(BaseModel):
         """Return the turn for a chat template, with JSON arguments of calls parsed."""
         turn = self.model_dump()
         if "tool_calls" in turn:
-            turn["tool_calls"] = [_with_arguments(call) for call in _list(turn["tool_calls"])]
+            calls = turn["tool_calls"]
+            calls = calls if isinstance(calls, list) else [calls]
+            turn["tool_calls"] = [_with_arguments(call) for call in calls]
         return turn
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _with_arguments(call: Any) -> Any:
@@ -214,13 +212,9 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
 
     @model_validator(mode="after")
-    def _begin_or_go_on(self) -> ChatRequest:
+    def _refuse_contradictions(self) -> ChatRequest:
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt exclude each other")
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_what_has_no_effect(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: expected logprobs to be true beside it")
         most = {self.max_tokens, self.max_completion_tokens} - {None}

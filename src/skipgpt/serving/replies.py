@@ -38,12 +38,12 @@ class Reply:
         text = "".join(piece.text for piece in pieces)
         tokens = [token for piece in pieces for token in piece.tokens]
         said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return self._body(False, [self._choice(said, tokens, done.reason)], self.usage(done))
+        return self._body(False, [self._choice(said, tokens, done.reason)], self._usage(done))
 
     def chunk(self, piece: TextChunk) -> dict[str, Any]:
         """Return a chunk of the reply."""
         said = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
-        return self._body(True, [self._choice(said, piece.tokens, None)])
+        return self._body(True, [self._choice(said, piece.tokens)])
 
     def opening(self) -> dict[str, Any]:
         """Return the first chunk of a chat, with the role."""
@@ -53,13 +53,13 @@ class Reply:
         """Return the last chunk of the text, with the finish reason."""
         said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         body = self._body(True, [self._choice(said, (), done.reason)])
-        return body | {"skipgpt": self.usage(done)["skipgpt"]}
+        return body | {"skipgpt": self._usage(done)["skipgpt"]}
 
     def usage_chunk(self, done: Completion) -> dict[str, Any]:
         """Return the chunk with the usage that `stream_options` request, after the text."""
-        return self._body(True, [], self.usage(done))
+        return self._body(True, [], self._usage(done))
 
-    def usage(self, done: Completion) -> dict[str, Any]:
+    def _usage(self, done: Completion) -> dict[str, Any]:
         """Return token counts and the measured sparsity."""
         return {
             "usage": {
@@ -80,9 +80,8 @@ class Reply:
         return {**head, "choices": choices, **(more or {})}
 
     def _choice(
-        self, said: dict[str, Any], tokens: Iterable[TokenLogprob] = (), reason: str | None = None
+        self, said: dict[str, Any], tokens: Sequence[TokenLogprob] = (), reason: str | None = None
     ) -> dict[str, Any]:
-        tokens = list(tokens)
         logs = None
         if self.logprobs and tokens:
             logs = _of_chat(tokens) if self.chat else _of_completion(tokens)
@@ -94,7 +93,7 @@ def error_body(message: str, kind: str = "invalid_request_error", code: str | No
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def _of_completion(tokens: list[TokenLogprob]) -> dict[str, Any]:
+def _of_completion(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
@@ -112,7 +111,7 @@ def _by_text(top: Iterable[Likely]) -> dict[str, float]:
     return found
 
 
-def _of_chat(tokens: list[TokenLogprob]) -> dict[str, Any]:
+def _of_chat(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {
         "content": [
             _place(token) | {"top_logprobs": [_place(each) for each in token.top]}
