@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,18 +16,16 @@ CLOSING = 5
 
 
 def check_installed() -> None:
-    """Raise if the libraries are missing.
+    """Raise if a library of the extra `serve` is missing.
 
     Raises:
         MissingExtraError: one is missing.
     """
     try:
-        import fastapi
-        import prometheus_client
-        import uvicorn
+        for package in ("fastapi", "prometheus_client", "uvicorn"):
+            importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(str(error.name), "serve", "serving over HTTP") from error
-    del fastapi, prometheus_client, uvicorn
 
 
 def run_server(
@@ -35,28 +34,15 @@ def run_server(
     address: Address,
     *,
     name: str,
-    api_key: str | None = None,
-    allowed_origins: Sequence[str] = (),
-    grace: int = 20,
-    on_ready: Callable[[str], None] | None = None,
+    api_key: str | None,
+    allowed_origins: Sequence[str],
+    grace: int,
+    on_ready: Callable[[str], None] | None,
 ) -> None:
-    """Serve requests until SIGINT or SIGTERM.
+    """Serve requests to a model with routers until SIGINT or SIGTERM; arguments as of `serve`.
 
-    Args:
-        model: with routers.
-        tokenizer: tokenizer of the base model.
-        address: address to listen on.
-        name: model name for clients.
-        api_key: key that clients must send; None requires none.
-        allowed_origins: origins allowed by CORS; `*` is any.
-        grace: seconds that requests get to finish after a stop signal; unfinished ones then end
-            with an error that says so.
-        on_ready: called with the URL once requests are accepted.
-
-    Raises:
-        MissingExtraError: the extra `serve` is not installed.
+    Requests that are not finished after the grace period end with an error that says so.
     """
-    check_installed()
     import uvicorn
 
     from skipgpt.serving.app import build_app

@@ -39,21 +39,10 @@ def launch(
     more: Sequence[str] = (),
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Run the server until SIGINT or SIGTERM; running requests may then finish.
+    """Run the server on a merged export until SIGINT or SIGTERM; arguments as of `serve`.
 
-    Args:
-        folder: a merged export.
-        address: address to listen on; closed so that vLLM can bind it.
-        name: model name for clients.
-        api_key: key that clients must send; None requires none.
-        shown: what is served, for messages.
-        grace: seconds that requests get to finish.
-        allowed_origins: origins allowed by CORS.
-        sparsity: default sparsity of requests.
-        budget: unit of `sparsity`; as the export was trained where None.
-        dtype: dtype of the weights; `auto` is float32 on a CPU and bfloat16 elsewhere.
-        more: options of `vllm serve`.
-        on_ready: called with the URL once requests are accepted.
+    `shown` says in messages what is served, and `more` are options of `vllm serve`. The socket of
+    `address` is closed, so that vLLM can bind it.
 
     Raises:
         ServingError: vLLM ended by itself.
