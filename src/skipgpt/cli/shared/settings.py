@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from skipgpt.errors import ConfigError
+
+T = TypeVar("T")
 
 Steps = Annotated[str | None, typer.Option(help="Steps of the router stage, or of both: 200,100.")]
 BatchSize = Annotated[int | None, typer.Option(help="Batch size.")]
@@ -69,28 +71,17 @@ def for_stages(
 
 
 def numbers(name: str, values: str) -> list[float]:
-    """Parse comma-separated numbers.
-
-    Raises:
-        ConfigError: one of them is no number.
-    """
-    try:
-        return [float(value) for value in values.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"reading {name}", got=repr(values), expected="numbers with commas, as in 0.25,0.4"
-        ) from error
+    """Parse comma-separated numbers."""
+    return _parsed(name, values, float, "numbers with commas, as in 0.25,0.4")
 
 
 def whole_numbers(name: str, values: str) -> list[int]:
-    """Parse comma-separated whole numbers.
+    """Parse comma-separated whole numbers."""
+    return _parsed(name, values, int, "whole numbers with commas, as in 0,1")
 
-    Raises:
-        ConfigError: one of them is no whole number.
-    """
+
+def _parsed(name: str, values: str, kind: Callable[[str], T], expected: str) -> list[T]:
     try:
-        return [int(value) for value in values.split(",")]
+        return [kind(value) for value in values.split(",")]
     except ValueError as error:
-        raise ConfigError(
-            f"reading {name}", got=repr(values), expected="whole numbers with commas, as in 0,1"
-        ) from error
+        raise ConfigError(f"reading {name}", got=repr(values), expected=expected) from error
