@@ -91,8 +91,7 @@ def run(
         **settings.for_stages("learning_rate", lr),
     }
     given = settings.gathered(config, set_, named)
-    name = recipe or str(given.pop("recipe", "default"))
-    given.pop("recipe", None)
+    of_file = str(given.pop("recipe", "default"))
     result = compare(
         base,
         [*data, *(more or [])],
@@ -102,7 +101,7 @@ def run(
         budget=budget,  # type: ignore[arg-type]
         seeds=settings.whole_numbers("--seeds", seeds),
         dial=settings.numbers("--dial", dial) if dial else (),
-        recipe=name,
+        recipe=recipe or of_file,
         settings=given,
         device=device,
         dtype=dtype,

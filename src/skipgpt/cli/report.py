@@ -28,10 +28,7 @@ def run(
     folders: Annotated[
         list[str] | None, typer.Argument(metavar="DIR…", help="A checkpoint, or several.")
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."),
-    ] = None,
+    data: options.DataIfAny = None,
     text_field: options.TextField = None,
     control_tokens: options.ControlTokens = False,
     run: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,

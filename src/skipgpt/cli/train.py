@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -30,12 +30,7 @@ def run(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Hub id, folder, GGUF file, checkpoint, or nano.")
     ],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."
-        ),
-    ] = None,
+    data: options.DataIfAny = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
     more: options.More = None,
     sparsity: Annotated[
@@ -125,8 +120,9 @@ def run(
                 "is not counted by --dry-run, which takes weights as they are trained on",
                 param_hint="--quantize",
             )
-        _say_needs(base, resolved, layout, 1 if processes is None else processes, device, dtype,
-                   as_json)  # fmt: skip
+        count = 1 if processes is None else processes
+        found = _needs(base, resolved, layout, count, device, dtype)
+        options.emit(found.to_dict(), as_json, str(found))
         return
     if (layout, processes) != (None, None):
         raise typer.BadParameter(
@@ -156,19 +152,12 @@ def run(
         f"  {name:8} {each}" + (f"; {each.closeness}" if each.closeness else "")
         for name, each in result.held_out.items()
     )
-    text = f"{out}\non held-out text:\n{losses}"
-    options.emit(result.to_dict(), as_json, text)
+    options.emit(result.to_dict(), as_json, f"{out}\non held-out text:\n{losses}")
 
 
-def _say_needs(
-    base: str,
-    config: TrainConfig,
-    layout: str | None,
-    processes: int,
-    device: str,
-    dtype: str,
-    as_json: bool,
-) -> None:
+def _needs(
+    base: str, config: TrainConfig, layout: str | None, processes: int, device: str, dtype: str
+) -> Any:
     from skipgpt.benchmark.shapes import shape_or_base
     from skipgpt.checkpoint.folder import base_of, is_checkpoint, read_info
     from skipgpt.cost.memory import check_layout
@@ -180,7 +169,6 @@ def _say_needs(
         base, config = base_of(info, base), dataclasses.replace(config, router=info.router)
     chosen = check_layout(layout or ("single" if processes == 1 else "ddp"), processes)
     kind = choose_dtype(dtype, device)
-    found = dry_run(
+    return dry_run(
         shape_or_base(base), config, layout=chosen, processes=processes, dtype=kind, device=device
     )
-    options.emit(found.to_dict(), as_json, str(found))

@@ -29,12 +29,11 @@ QuantizeLoaded = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
-Data = Annotated[
-    list[str],
-    typer.Option(
-        "--data", help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."
-    ),
-]
+_DATA = typer.Option(
+    "--data", help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."
+)
+Data = Annotated[list[str], _DATA]
+DataIfAny = Annotated[list[str] | None, _DATA]
 More = Annotated[
     list[str] | None,
     typer.Argument(metavar="SRC", help="More sources, as expanded from a shell pattern."),
@@ -67,7 +66,6 @@ BaseOverride = Annotated[
     str | None,
     typer.Option("--base", help="Location of the base model, if it has moved."),
 ]
-
 
 _document: IO[str] | None = None
 """Where `emit` prints the JSON document; standard output where None."""
@@ -159,13 +157,10 @@ def emit(result: Any, as_json: bool, text: str, *, indent: int | None = 2) -> No
     """Print a result as one JSON document or as text; of several processes, only the first does."""
     if os.environ.get("RANK", "0") != "0":
         return
-    if as_json:
-        out = _document or sys.stdout
-        with printing(out):
-            print(json.dumps(_plain(result), indent=indent), file=out, flush=True)
-    else:
-        with printing(sys.stdout):
-            print(text, flush=True)
+    out = _document or sys.stdout if as_json else sys.stdout
+    with printing(out):
+        text = json.dumps(_plain(result), indent=indent) if as_json else text
+        print(text, file=out, flush=True)
 
 
 @contextmanager
