@@ -96,8 +96,11 @@ def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def _fail(message: str, status: int) -> int:
     # Of processes that fail together, one prints why.
-    if "RANK" in os.environ and not _may_speak():
-        return status
+    if "RANK" in os.environ:
+        from skipgpt.system.distributed import may_report
+
+        if not may_report():
+            return status
     # Not to sys.stderr, which --quiet has silenced: errors are always printed.
     print(f"skipgpt: {message}", file=sys.__stderr__)
     return status
@@ -108,9 +111,3 @@ def _is_loss_of_a_process(error: Exception) -> bool:
 
     lost = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
     return isinstance(error, dist.DistError) or any(each in str(error) for each in lost)
-
-
-def _may_speak() -> bool:
-    from skipgpt.system.distributed import may_report
-
-    return may_report()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -98,17 +98,12 @@ def run(
     from skipgpt.config import ALL_LINEAR, as_budget, recipe
     from skipgpt.export import export_merged, export_static
 
+    common: dict[str, Any] = {
+        "sparsity": sparsity, "budget": as_budget(budget), "base": base, "overwrite": overwrite,
+        "device": device, "dtype": dtype,
+    }  # fmt: skip
     if merged:
-        export_merged(
-            folder,
-            out,
-            sparsity=sparsity,
-            budget=as_budget(budget),
-            base=base,
-            overwrite=overwrite,
-            device=device,
-            dtype=dtype,
-        )
+        export_merged(folder, out, **common)
         options.emit({"out": str(out)}, as_json, f"{out}\nload it: see `skipgpt export --help`")
         return
     lora = dataclasses.replace(recipe("default").lora_stage, targets=ALL_LINEAR)
@@ -118,16 +113,11 @@ def run(
         data=sources,
         form="transformers" if form is None else form,  # type: ignore[arg-type]
         keep_rate=0.05 if keep_rate is None else keep_rate,
-        sparsity=sparsity,
-        budget=as_budget(budget),
         cutting=data_config(
             block_size=block_size, text_field=text_field, control_tokens=control_tokens
         ),
         heal=dataclasses.replace(lora, steps=heal_steps) if heal_steps else None,
         seed=seed,
-        base=base,
-        overwrite=overwrite,
-        device=device,
-        dtype=dtype,
+        **common,
     )
     options.emit(result.to_dict(), as_json, f"{out}\n{result}")

@@ -64,24 +64,17 @@ def run(
     _check_sampling(sample, temperature, seed)
     options.begin(quiet=quiet, seed=seed or 0)
     from skipgpt.checkpoint.folder import local_folder, own_sparsity
-    from skipgpt.checkpoint.loading import load
-    from skipgpt.config import as_budget
+    from skipgpt.checkpoint.loading import load_placed
+    from skipgpt.config import Placement, as_budget
     from skipgpt.generation import generate
     from skipgpt.generation.live import TokenRun
     from skipgpt.model.loading.generation_settings import warn_left_out
     from skipgpt.report.live_text import live_text
     from skipgpt.report.terminal import Scale, fit_for, has_colour
 
-    where = local_folder(folder)
-    model, tokenizer = load(
-        where,
-        sparsity=sparsity,
-        budget=as_budget(budget),
-        base=base,
-        merge=True,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
+    where, placement = local_folder(folder), Placement(device, dtype, base, quantize)
+    model, tokenizer = load_placed(
+        where, placement, sparsity=sparsity, budget=as_budget(budget), merge=True
     )
     warn_left_out(model.generation_config, sampling=sample)
     if tokenizer.chat_template and not chat:
@@ -104,11 +97,8 @@ def run(
         on_token = told.append if show_routing else None
         result = generate(model, tokenizer, prompt, on_token=on_token, **how)
         tokens = {"tokens": [token.to_dict() for token in told]} if show_routing else {}
-        options.emit(
-            {**result.to_dict(), **tokens},
-            as_json,
-            fit_for(sys.stdout, result.text if chat else prompt + result.text),
-        )
+        text = fit_for(sys.stdout, result.text if chat else prompt + result.text)
+        options.emit({**result.to_dict(), **tokens}, as_json, text)
     if not (as_json or quiet):
         saved = 1 - result.cache_bytes / max(1, result.dense_cache_bytes)
         print(
@@ -121,11 +111,7 @@ def run(
 
 
 def _check_sampling(sample: bool, temperature: float | None, seed: int | None) -> None:
-    """Refuse options that would have no effect.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Refuse options that would have no effect."""
     from skipgpt.errors import ConfigError
 
     given = {"--temperature": temperature, "--seed": seed}

@@ -69,21 +69,15 @@ def run(
         import logging
 
         from skipgpt.analysis import trace_text
-        from skipgpt.checkpoint.loading import load
-        from skipgpt.config import as_budget
+        from skipgpt.checkpoint.loading import load_placed
+        from skipgpt.config import Placement, as_budget
         from skipgpt.evaluation.calibrate import say_if_uncalibrated
         from skipgpt.evaluation.source_rows import source_rows
         from skipgpt.system.progress import advancing
 
-        model, tokenizer = load(
-            where,
-            sparsity=sparsity,
-            budget=as_budget(budget),
-            base=base,
-            merge=True,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
+        placement = Placement(device, dtype, base, quantize)
+        model, tokenizer = load_placed(
+            where, placement, sparsity=sparsity, budget=as_budget(budget), merge=True
         )
         say_if_uncalibrated(model)
         config = data_config(
