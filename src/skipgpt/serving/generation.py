@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,12 +101,14 @@ def run_request(
     if request.logprobs is not None:
         how["logits_processor"] = [watch.probabilities]
     ids = torch.tensor([request.ids], device=model.device)
-    at_requested = (
-        nullcontext()
-        if request.sparsity is None
-        else at_sparsity(model, request.sparsity, budget=request.budget)
-    )
-    with _seeded(request.seed, ids.device), at_requested, count_routing(model) as counts:
+    with ExitStack() as stack:
+        if request.seed is not None:
+            devices = [ids.device] if ids.device.type == "cuda" else []
+            stack.enter_context(torch.random.fork_rng(devices))
+            torch.manual_seed(request.seed)
+        if request.sparsity is not None:
+            stack.enter_context(at_sparsity(model, request.sparsity, budget=request.budget))
+        counts = stack.enter_context(count_routing(model))
         continue_ids(
             model, ids, ends, max_new_tokens=request.max_tokens, stopping_criteria=[watch], **how
         )
@@ -115,17 +117,6 @@ def run_request(
     decisions = counts.tokens * len(kept)
     reason: Reason = "stop" if watch.ended else "length"
     return Completion(reason, watch.count, decisions, decisions - sum(kept.values()))
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed the generators for the block, and restore them after it."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 class _Watch(StoppingCriteria):  # type: ignore[misc]
@@ -151,11 +142,12 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         self._shown = 0  # characters
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        over = self.ended or self._cancelled.is_set()
-        if not over:
+        if not self._is_over():
             self._take(int(input_ids[0, -1]))
-            over = self.ended or self._cancelled.is_set()
-        return torch.full((len(input_ids),), over, device=input_ids.device)
+        return torch.full((len(input_ids),), self._is_over(), device=input_ids.device)
+
+    def _is_over(self) -> bool:
+        return self.ended or self._cancelled.is_set()
 
     def _take(self, token: int) -> None:
         self.count += 1
