@@ -111,8 +111,9 @@ def serve(
             logger.info("merging into %s; `skipgpt export --merged` does it once for all", made)
             export_merged(folder, made, sparsity=sparsity, budget=budget, base=base, dtype=dtype)
             folder, sparsity = Path(made), None
-        elif sparsity is not None:
-            _check_sparsity(folder, sparsity, budget)
+        elif sparsity is not None:  # one beyond the curve is refused before an engine starts
+            curves = curves_of(SimpleNamespace(**json_of(folder / "config.json")))
+            threshold_of(curves, sparsity, budget)
         if (folder / "generation_config.json").is_file():
             warn_left_out(GenerationConfig.from_pretrained(folder), sampling=True)
         launch(folder, address, sparsity=sparsity, budget=budget, **common)
@@ -129,13 +130,3 @@ def _check_exposure(host: str, api_key: str | None) -> None:
         )
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("whoever reaches %s can use this server: no API key is set", host)
-
-
-def _check_sparsity(folder: Path, sparsity: float, budget: Budget | None) -> None:
-    """Refuse a sparsity beyond the curve of a merged export, before an engine starts.
-
-    Raises:
-        ConfigError: it is beyond.
-    """
-    config = json_of(folder / "config.json")
-    threshold_of(curves_of(SimpleNamespace(**config)), sparsity, budget)
