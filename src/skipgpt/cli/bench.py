@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from skipgpt.cli.shared import options, settings
+from skipgpt.errors import ConfigError
 
 NAME = "bench"
 HELP = """Time the model against its dense base and against the ideal speed-up.
@@ -76,16 +78,12 @@ def run(
 ) -> None:
     """Parse, measure, print."""
     options.begin(quiet=quiet, seed=seed)
-    from contextlib import nullcontext
-    from typing import cast
-
     from skipgpt.benchmark.bench import bench
     from skipgpt.benchmark.grid import Grid, PhaseName
     from skipgpt.benchmark.pages import write
     from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
     from skipgpt.benchmark.timing.candidate import Timed
     from skipgpt.config import as_budget
-    from skipgpt.errors import ConfigError
     from skipgpt.system.folder_lock import writing_to
     from skipgpt.system.progress import advancing
     from skipgpt.system.stopping import NOTHING_KEPT, stoppable

@@ -10,6 +10,7 @@ import typer
 
 from skipgpt.cli.shared import options
 from skipgpt.cli.shared.settings import data_config
+from skipgpt.errors import SkipGPTError
 
 NAME = "convert"
 HELP = """Turn a router file of the paper's authors into a checkpoint.
@@ -54,7 +55,6 @@ def run(
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.config import check_budget
     from skipgpt.convert import convert
-    from skipgpt.errors import SkipGPTError
     from skipgpt.evaluation.calibrate import calibrate_checkpoint
 
     info = convert(

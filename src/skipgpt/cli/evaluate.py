@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from skipgpt.cli.shared import options
 from skipgpt.cli.shared.settings import data_config
+from skipgpt.errors import ConfigError
 
 NAME = "eval"
 HELP = """Measure a checkpoint on text or published tasks, with the sparsity of the same run.
@@ -110,11 +112,7 @@ def run(
 ) -> None:
     """Parse, evaluate, print."""
     options.begin(quiet=quiet, seed=seed)
-    import logging
-    from typing import cast
-
     from skipgpt.config import Placement, as_budget
-    from skipgpt.errors import ConfigError
     from skipgpt.evaluation.protocols import Form, FormName, cut_text
     from skipgpt.model.state import Execution
     from skipgpt.model.state import execution as executing

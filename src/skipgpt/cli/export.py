@@ -10,6 +10,7 @@ import typer
 
 from skipgpt.cli.shared import options
 from skipgpt.cli.shared.settings import data_config
+from skipgpt.errors import ConfigError
 
 NAME = "export"
 HELP = """Write a checkpoint and its base model as one transformers folder, LoRA merged in.
@@ -75,8 +76,6 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, export, print."""
-    from skipgpt.errors import ConfigError
-
     if merged == static:
         got = "both forms" if merged else "no form"
         raise ConfigError("exporting", got=got, expected="either --merged or --static")

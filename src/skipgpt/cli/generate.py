@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from skipgpt.cli.shared import options
+from skipgpt.errors import ConfigError
 
 logger = logging.getLogger("skipgpt")
 
@@ -53,8 +54,6 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, generate, print."""
-    from skipgpt.errors import ConfigError
-
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     if not prompt:
@@ -112,10 +111,7 @@ def run(
 
 def _check_sampling(sample: bool, temperature: float | None, seed: int | None) -> None:
     """Refuse options that would have no effect."""
-    from skipgpt.errors import ConfigError
-
-    given = {"--temperature": temperature, "--seed": seed}
-    for name, value in given.items():
+    for name, value in (("--temperature", temperature), ("--seed", seed)):
         if value is not None and not sample:
             raise ConfigError(
                 "reading the options",

@@ -10,6 +10,7 @@ import typer
 from skipgpt.cli.evaluate import Limit, TaskDir, Tasks
 from skipgpt.cli.shared import options
 from skipgpt.cli.shared.settings import data_config
+from skipgpt.errors import ConfigError
 
 NAME = "report"
 HELP = """Write a page on what a checkpoint skips, costs and loses on a text.
@@ -64,8 +65,7 @@ def run(
 ) -> None:
     """Parse, measure, write, print."""
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.errors import ConfigError
-    from skipgpt.report.writing import format_of, kept_for
+    from skipgpt.report.writing import format_of, kept_for, rendered, write
 
     kind = format_of(out, form)
     if bool(folders) == bool(run):
@@ -91,7 +91,6 @@ def run(
         raise ConfigError(
             "reading the data", got="no source", expected="one or more", todo="give --data SRC"
         )
-
     if (task_dir or limit) and not tasks:
         raise ConfigError(
             "choosing the tasks",
@@ -102,7 +101,6 @@ def run(
     from skipgpt.config import Placement, as_budget
     from skipgpt.report.gather import gather
     from skipgpt.report.side_by_side import gather_several
-    from skipgpt.report.writing import rendered, write
     from skipgpt.system.progress import advancing
 
     config = data_config(
@@ -132,7 +130,6 @@ def run(
 def _of_run(folder: Path, path: Path | None, kind: str, as_json: bool) -> None:
     import json
 
-    from skipgpt.errors import ConfigError
     from skipgpt.report.pages.run_page import run_page, run_summary
     from skipgpt.report.writing import write
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -66,8 +67,6 @@ def run(
     found, keep = None, info.keep
     if sources:
         options.begin(quiet=quiet, seed=seed)
-        import logging
-
         from skipgpt.analysis import trace_text
         from skipgpt.checkpoint.loading import load_placed
         from skipgpt.config import Placement, as_budget

@@ -34,11 +34,7 @@ class Address:
 
 @contextmanager
 def bind(host: str, port: int) -> Iterator[Address]:
-    """Listen on an address for the block; a taken port fails before a model is loaded.
-
-    Args:
-        host: host to listen on.
-        port: 0 takes a free one.
+    """Listen on an address for the block; a taken port fails at once, and 0 takes a free one.
 
     Raises:
         ConfigError: it cannot be bound.

@@ -13,6 +13,8 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from skipgpt.errors import ConfigError, SkipGPTError
+
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps …")]
@@ -107,18 +109,11 @@ def refuse_given(
 ) -> None:
     """Refuse options that the user gave and that this use of a command would ignore.
 
-    Args:
-        context: of the command.
-        names: parameters of its function.
-        doing: what the command does, as a participle.
-        expected: what would be right.
-        todo: what the user can do beside leaving the option out.
+    `names` are parameters of its function; `todo` is what the user can do beside leaving one out.
 
     Raises:
         ConfigError: one of them was given.
     """
-    from skipgpt.errors import ConfigError
-
     for option in context.command.params:
         source = context.get_parameter_source(option.name or "")
         if option.name in names and source is not None and source.name != "DEFAULT":
@@ -170,8 +165,6 @@ def printing(out: IO[str]) -> Iterator[None]:
     Raises:
         SkipGPTError: it cannot.
     """
-    from skipgpt.errors import SkipGPTError
-
     try:
         yield
     except BrokenPipeError:

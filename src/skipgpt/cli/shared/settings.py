@@ -46,12 +46,10 @@ def gathered(config: Path | None, pairs: list[str] | None, named: dict[str, Any]
 def for_stages(
     name: str, values: str | None, stages: str | Collection[str] = ("router", "lora")
 ) -> dict[str, str]:
-    """Turn `200,100` for `steps` into settings of the stages that have them.
+    """Turn `200,100` for `steps`, or rates for `learning_rate`, into settings of the stages.
 
-    Args:
-        name: `steps` or `learning_rate`.
-        values: with a comma for two: first of the routers, then of LoRA.
-        stages: of the run, also with commas. Stage joint has one number of steps and both rates.
+    Of two values the first is of the routers, the second of LoRA. Stage joint has one number of
+    steps and both rates.
 
     Raises:
         ConfigError: more values than stages that have one.

@@ -28,10 +28,7 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelL
 class SplitAttention(nn.Module):
     """A family's attention, with queries projected apart from keys and values.
 
-    Args:
-        dense: vLLM's attention module, whose parts are reused.
-        vllm_config: config of the engine.
-        prefix: the module's name.
+    It reuses the parts of `dense`, vLLM's attention module of the name `prefix`.
     """
 
     def __init__(self, dense: Any, vllm_config: Any, prefix: str) -> None:

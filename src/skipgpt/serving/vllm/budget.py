@@ -69,10 +69,7 @@ class SparsityRange:
 class Budgets(LogitsProcessor):  # type: ignore[misc]
     """Thresholds of the requests in the batch; one object per worker.
 
-    Args:
-        vllm_config: config of the engine, where the model finds this object.
-        device: device of the model.
-        is_pin_memory: not used.
+    The model finds it in the config of the engine.
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:

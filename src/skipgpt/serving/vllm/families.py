@@ -39,12 +39,7 @@ def unsupported(family: str, router: Mapping[str, Any], config: Mapping[str, Any
 
 
 def dense_layer(vllm_config: Any, prefix: str) -> Any:
-    """Build vLLM's layer of the family, whose parts a routed layer reuses.
-
-    Args:
-        vllm_config: config of the engine.
-        prefix: the layer's name, as in `model.layers.3`.
-    """
+    """Build vLLM's layer of the family, by the name `prefix`, whose parts a routed layer reuses."""
     config = vllm_config.model_config.hf_config
     family = config.model_type.removeprefix(MERGED_PREFIX)
     if family not in ("qwen2", "qwen3"):

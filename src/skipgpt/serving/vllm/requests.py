@@ -63,10 +63,7 @@ def watch_requests() -> None:
 def add_ends(params: Any, settings: Mapping[str, Any], tokenizer: Any) -> None:
     """End a request at special tokens among its stop strings, and where the base ends a turn.
 
-    Args:
-        params: the sampling parameters of the request; changed in place.
-        settings: the generation config of the model.
-        tokenizer: of the model.
+    Changes the sampling parameters `params`; `settings` is the generation config of the model.
     """
     stops = list(params.stop or ())
     ids = stop_ids(tokenizer, stops)
