@@ -176,13 +176,8 @@ def _demo(
         seed=seed,
     )
     logger.info("writing the report")
-    report = gather(
-        checkpoint,
-        [_held_out(config.data)],
-        config.data,
-        max_tokens=config.data.calibration_tokens,
-        placement=placement,
-    )
+    source, most = _held_out(config.data), config.data.calibration_tokens
+    report = gather(checkpoint, [source], config.data, max_tokens=most, placement=placement)
     with staged(out) as stage:
         (stage / "demo.json").write_text(to_json(result.to_dict()), encoding="utf-8")
         (stage / "report.html").write_text(to_html(report), encoding="utf-8")

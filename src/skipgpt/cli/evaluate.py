@@ -147,13 +147,9 @@ def run(
             execution=cast("Execution", execution),
             placement=placement,
         )
+        names, unit = tasks.split(",") if tasks else [], as_budget(budget)
         found = benchmark(
-            folder,
-            tasks.split(",") if tasks else [],
-            suite=suite,
-            sparsity=sparsity,
-            budget=as_budget(budget),
-            setting=setting,
+            folder, names, suite=suite, sparsity=sparsity, budget=unit, setting=setting
         )
         options.emit(found.to_dict(), as_json, found.to_terminal())
         return
@@ -176,16 +172,10 @@ def run(
         text_field=text_field,
         control_tokens=control_tokens,
     )
-    rows = batch_size or 8
+    rows, how = batch_size or 8, Form(name, window, stride)
     with executing(model, cast("Execution", execution)):
         cut = cut_text(
-            sources,
-            tokenizer,
-            model,
-            Form(name, window, stride),
-            corpus=corpus,
-            config=config,
-            max_tokens=max_tokens,
+            sources, tokenizer, model, how, corpus=corpus, config=config, max_tokens=max_tokens
         )
         logging.getLogger("skipgpt").info(cut.said)
         dense = None if info is None else dense_base_of(info, model, placement)

@@ -48,11 +48,7 @@ class RequestHandle:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def __aiter__(self) -> AsyncIterator[TextChunk | Completion]:
-        """Yield text chunks, then the completion.
-
-        Raises:
-            Exception: any error of the model.
-        """
+        """Yield text chunks, then the completion; raise any error of the model."""
         try:
             while True:
                 event = await self._events.get()

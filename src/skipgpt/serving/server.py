@@ -16,11 +16,7 @@ CLOSING = 5
 
 
 def check_installed() -> None:
-    """Raise if a library of the extra `serve` is missing.
-
-    Raises:
-        MissingExtraError: one is missing.
-    """
+    """Raise `MissingExtraError` if a library of the extra `serve` is missing."""
     try:
         for package in ("fastapi", "prometheus_client", "uvicorn"):
             importlib.import_module(package)

@@ -68,11 +68,7 @@ def stoppable(doing: str, kept: Callable[[], str]) -> Iterator[None]:
 
 
 def stop_now(number: int, frame: FrameType | None) -> None:
-    """Handle a signal by stopping whatever runs.
-
-    Raises:
-        Stop: always.
-    """
+    """Handle a signal by raising `Stop` in whatever runs."""
     raise Stop(signal.Signals(number).name, innermost_phase())
 
 

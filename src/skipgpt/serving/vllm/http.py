@@ -17,9 +17,6 @@ PATHS = ("/v1/completions", "/v1/chat/completions")
 class SparsityField:
     """ASGI middleware that passes `sparsity` and `budget` to the plug-in as extra arguments.
 
-    Args:
-        app: vLLM's application.
-
     Example:
         vllm serve out/llama-25-merged --middleware skipgpt.serving.vllm.http.SparsityField
     """

@@ -81,12 +81,9 @@ class SkipGPTForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         inputs_embeds: Tensor | None = None,
     ) -> Any:
         """Return the normalised stream [T, D] of a step, each token at its request's sparsity."""
+        threshold = self.budgets.thresholds()
         stream = self.model(
-            input_ids,
-            positions,
-            intermediate_tensors,
-            inputs_embeds,
-            threshold=self.budgets.thresholds(),
+            input_ids, positions, intermediate_tensors, inputs_embeds, threshold=threshold
         )
         if self.tally.counts and self.budgets.is_for_requests():
             layers = self.model.layers[self.model.start_layer : self.model.end_layer]
