@@ -24,12 +24,8 @@ class SkipGPTError(Exception):
 
     def __init__(self, doing: str, *, got: str, expected: str = "", todo: str = "") -> None:
         self.doing, self.got, self.expected, self.todo = doing, got, expected, todo
-        message = f"{doing}: got {got}"
-        if expected:
-            message += f"; expected {expected}"
-        if todo:
-            message += f"; {todo}"
-        super().__init__(message)
+        parts = (f"{doing}: got {got}", expected and f"expected {expected}", todo)
+        super().__init__("; ".join(filter(None, parts)))
 
     def advising(self, todo: str) -> Self:
         """The same error with other advice, for a caller that has other options."""

@@ -69,11 +69,9 @@ def run(
 
     kind = format_of(out, form)
     if bool(folders) == bool(run):
-        raise ConfigError(
-            "choosing what to report on",
-            got="a checkpoint and a run" if run else "neither a checkpoint nor a run",
-            expected="skipgpt report DIR --data SRC, or skipgpt report --run DIR",
-        )
+        got = "a checkpoint and a run" if run else "neither a checkpoint nor a run"
+        right = "skipgpt report DIR --data SRC, or skipgpt report --run DIR"
+        raise ConfigError("choosing what to report on", got=got, expected=right)
     path = out or (None if as_json else Path(f"report.{kind}"))
     if run:
         of_text = {"--data": data, "--sparsity": sparsity, "--budget": budget, "--tasks": tasks,
@@ -92,11 +90,8 @@ def run(
             "reading the data", got="no source", expected="one or more", todo="give --data SRC"
         )
     if (task_dir or limit) and not tasks:
-        raise ConfigError(
-            "choosing the tasks",
-            got="--task-dir" if task_dir else "--limit",
-            expected="--tasks beside it",
-        )
+        got = "--task-dir" if task_dir else "--limit"
+        raise ConfigError("choosing the tasks", got=got, expected="--tasks beside it")
 
     from skipgpt.config import Placement, as_budget
     from skipgpt.report.gather import gather

@@ -23,12 +23,8 @@ TOO_LONG = f"a request has at most {LONGEST:,} bytes"
 class ServerMiddleware:
     """ASGI middleware that checks the key under `/v1/`, limits bodies and counts replies.
 
-    Messages pass unchanged, so that the application sees a client disconnect.
-
-    Args:
-        app: the wrapped application.
-        metrics: counts each reply.
-        api_key: bearer token that requests need; None requires none.
+    Messages pass unchanged, so that the application sees a client disconnect. `api_key` is the
+    bearer token that requests need; None requires none.
     """
 
     def __init__(self, app: Any, metrics: Metrics, api_key: str | None) -> None:
