@@ -55,12 +55,7 @@ class Tokens:
         self._letter = 0  # how many at the end are part of one character
 
     def add(
-        self,
-        token: int,
-        piece: str,
-        start: int,
-        logprob: float,
-        likely: Sequence[tuple[int, float]],
+        self, token: int, piece: str, start: int, logprob: float, top: Sequence[tuple[int, float]]
     ) -> None:
         """Add a token.
 
@@ -69,13 +64,13 @@ class Tokens:
             piece: what it added to the text; empty where a character is incomplete.
             start: characters of the text before it.
             logprob: its log-probability.
-            likely: ids and log-probabilities of the most likely tokens at this position.
+            top: ids and log-probabilities of the most likely tokens at this position.
         """
         text = self._tokenizer.decode([token]) if token in self._hidden else piece
         data = b"" if token in self._hidden else bytes_of(self._tokenizer, token)
         own = Likely(token, text, data, logprob)
-        top = tuple(own if n == token else self._likely(n, value) for n, value in likely)
-        self._waiting.append(TokenLogprob(token, text, data, logprob, start, top))
+        likely = tuple(own if n == token else self._likely(n, value) for n, value in top)
+        self._waiting.append(TokenLogprob(token, text, data, logprob, start, likely))
         self._letter += 1
         if token in self._hidden:
             self._letter = 0
