@@ -19,9 +19,6 @@ MAX_QUEUED = 1000
 class QueueFullError(Exception):
     """The request queue is full."""
 
-    def __init__(self) -> None:
-        super().__init__(f"{MAX_QUEUED:,} requests wait already; ask again later")
-
 
 class StoppingError(Exception):
     """The server is stopping, and the request did not finish in time."""
@@ -94,7 +91,7 @@ class Engine:
             QueueFullError: the queue is full.
         """
         if self._queue.qsize() >= MAX_QUEUED:
-            raise QueueFullError
+            raise QueueFullError(f"{MAX_QUEUED:,} requests wait already; ask again later")
         running = RequestHandle(request)
         self._metrics.waiting.inc()
         self._queue.put(running)
