@@ -1,4 +1,19 @@
-"""Everything that can go wrong here, as one tree."""
+"""Everything that can go wrong here, as one tree.
+
+    SkipGPTError
+    ├── ConfigError(ValueError)         a setting is unknown, of the wrong type or out of range
+    ├── UnsupportedModelError           the base model is not whole, or not of a family with a row
+    ├── CheckpointError                 files are missing, damaged or of another base model
+    ├── DataError                       text that cannot be read, or not enough of it
+    ├── TrainingError                   training had to stop; the message says what was kept
+    │   └── DivergedError               a value is NaN or infinite
+    ├── StoppedError                    a signal stopped the work; the message says what is kept
+    ├── ServingError                    an engine that serves a model ended by itself
+    └── MissingExtraError(ImportError)  an optional package is absent; prints the install line
+
+Every message says what was being done, what was got and, where it helps, what was expected and
+what to do.
+"""
 
 from __future__ import annotations
 
