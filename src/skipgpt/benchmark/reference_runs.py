@@ -86,7 +86,7 @@ def compiled(task: Task) -> Candidate:
         # Compilers and drivers raise errors of any type; the other candidates are still timed.
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise NotApplicable(f"torch.compile failed on this machine ({reason})") from error
-    return Candidate("compiled", task, 0.0, 0.0, 1.0, lambda _: 1.0)
+    return Candidate("compiled", task)
 
 
 def to_compile(model: Any) -> Any:
