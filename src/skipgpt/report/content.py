@@ -98,6 +98,16 @@ class Report:
         return self.stops[self.at].measured
 
     @property
+    def numbers(self) -> dict[str, Any]:
+        """Cost, losses and sparsities, as `to_dict` has them."""
+        return {
+            "cost": self.cost,
+            "dense": self.dense.to_dict(),
+            "routed": self.measured.to_dict(),
+            "excess_nll": self.measured.nll_per_token - self.dense.nll_per_token,
+        }
+
+    @property
     def reach(self) -> str:
         """Range of each calibration curve, in words; empty where there is none."""
         ends = {unit: curve[-1][0] for unit, curve in self.checkpoint["curves"].items()}
@@ -146,10 +156,7 @@ class Report:
             "title": self.title,
             "facts": self.facts,
             "checkpoint": self.checkpoint,
-            "cost": self.cost,
-            "dense": self.dense.to_dict(),
-            "routed": self.measured.to_dict(),
-            "excess_nll": self.measured.nll_per_token - self.dense.nll_per_token,
+            **self.numbers,
             "budget": self.budget,
             "layers": self.layers,
             "modules": self.trace.keep.shape[1],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import math
+import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from skipgpt.analysis.table import Cell, Table
@@ -36,9 +38,17 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def datum(key: str, value: float, shown: str) -> str:
-    """Mark up a shown number with its exact value and its key in the JSON."""
-    return f'<data data-key="{escaped(key)}" value="{value!r}">{escaped(shown)}</data>'
+def datum(numbers: dict[str, Any], key: str, shown: Callable[[float], str], of: str = "") -> str:
+    """Mark up a number with its exact value and its key in the JSON.
+
+    Args:
+        numbers: nested, as in the JSON.
+        key: names of the levels, joined by dots.
+        shown: formats the number.
+        of: what stands before the key where the JSON holds several reports.
+    """
+    value = functools.reduce(operator.getitem, key.split("."), numbers)
+    return f'<data data-key="{escaped(of + key)}" value="{value!r}">{escaped(shown(value))}</data>'
 
 
 def percent(share: float) -> str:
@@ -56,6 +66,11 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
+def times(value: float) -> str:
+    """Format a speed-up."""
+    return f"{value:.2f}x"
+
+
 def amount(value: float, unit: str = "") -> str:
     """Format a large number with three significant digits.
 
@@ -68,6 +83,11 @@ def amount(value: float, unit: str = "") -> str:
             digits = max(0, 2 - int(math.log10(value / size)))
             return f"{value / size:.{digits}f} {prefix}{unit}"
     return f"{value:.0f} {unit}".strip()
+
+
+def in_bytes(value: float) -> str:
+    """Format a number of bytes."""
+    return amount(value, "B")
 
 
 def cell(column: str, value: Cell) -> str:
@@ -126,6 +146,22 @@ def table(
         f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(of.name)}">'
         f'<table data-table="{escaped(of.name)}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def number_table(head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
+    """Render a table of numbers; its head and its rows are markup, names first."""
+    first, *others = head
+    columns = "".join(f'<th scope="col" class="n">{name}</th>' for name in others)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(f'<td class="n">{each}</td>' for each in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    return (
+        f'<table><thead><tr><th scope="col">{first}</th>{columns}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
     )
 
 
