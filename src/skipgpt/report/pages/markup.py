@@ -120,28 +120,26 @@ def table(
         names: replacements of the first cell, by row index.
         merged: show a first cell only where it differs from the one above.
     """
-    names = names or {}
     numeric = [
-        n > 0 and all(not isinstance(row[n], str) for row in of.rows)
+        ' class="n"' if n and not any(isinstance(row[n], str) for row in of.rows) else ""
         for n in range(len(of.columns))
     ]
     head = "".join(
-        f'<th scope="col"{_numeric(numeric[n])}>{escaped(name)}</th>'
-        for n, name in enumerate(of.columns)
+        f'<th scope="col"{kind}>{escaped(name)}</th>'
+        for kind, name in zip(numeric, of.columns, strict=True)
     )
     rows, before = [], None
     for number, row in enumerate(of.rows):
-        cells = []
-        for n, (column, value) in enumerate(zip(of.columns, row, strict=True)):
-            shown = names.get(number, cell(column, value)) if n == 0 else cell(column, value)
-            if n == 0:
-                repeated = ' class="again"' if merged and value == before else ""
-                before = value
-                cells.append(f'<th scope="row"{repeated}>{escaped(shown)}</th>')
-            else:
-                cells.append(f"<td{_numeric(numeric[n])}>{escaped(shown)}</td>")
+        first, *others = map(cell, of.columns, row)
+        first = (names or {}).get(number, first)
+        again = ' class="again"' if merged and row[0] == before else ""
+        before = row[0]
+        cells = "".join(
+            f"<td{kind}>{escaped(shown)}</td>"
+            for kind, shown in zip(numeric[1:], others, strict=True)
+        )
         kind = ' class="marked"' if number in marked else ""
-        rows.append(f"<tr{kind}>{''.join(cells)}</tr>")
+        rows.append(f'<tr{kind}><th scope="row"{again}>{escaped(first)}</th>{cells}</tr>')
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(of.name)}">'
         f'<table data-table="{escaped(of.name)}"><thead><tr>{head}</tr></thead>'
@@ -187,7 +185,3 @@ def described(rows: Sequence[tuple[str, str]]) -> str:
     """Render a description list of plain names and values that are markup."""
     each = "".join(f"<div><dt>{escaped(name)}</dt><dd>{value}</dd></div>" for name, value in rows)
     return f"<dl>{each}</dl>"
-
-
-def _numeric(is_numeric: bool) -> str:
-    return ' class="n"' if is_numeric else ""
