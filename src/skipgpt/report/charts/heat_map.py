@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skipgpt.report.charts.svg import HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from skipgpt.report.charts.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from skipgpt.report.pages.markup import escaped
 
-BOTTOM = 42
 TICKS = 4
 
 
