@@ -115,8 +115,9 @@ def trace_text(
         nonlocal done
         reading.on_batch(ids, logits, losses)
         if closeness:
-            with reading.paused():  # the dense forward may run the same layers
-                closeness.add(ids, logits)
+            reading.is_paused = True  # the dense forward may run the same layers
+            closeness.add(ids, logits)
+            reading.is_paused = False
         done += len(losses)
         if on_step:
             on_step(done, len(rows))
@@ -215,19 +216,9 @@ class _Reader:
             for handle in handles:
                 handle.remove()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Measure nothing inside the block."""
-        self.is_paused = True
-        try:
-            yield
-        finally:
-            self.is_paused = False
-
     def _measure(self, n: int, stream: Tensor) -> None:
-        if self.is_paused:
-            return
-        self.norms[n].append(stream.float().square().mean(-1).sqrt().flatten().cpu())
+        if not self.is_paused:
+            self.norms[n].append(stream.float().square().mean(-1).sqrt().flatten().cpu())
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """Surprisal and entropy [N], norms [L + 1, N]."""
