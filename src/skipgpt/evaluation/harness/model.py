@@ -150,7 +150,7 @@ class RoutedLM(EncodingLM):
     def sparsity_over(self, requests: Iterable[Any] | None = None) -> dict[str, float] | None:
         """Return the measured sparsity over these requests, or over all that were run."""
         rans = (each["ran"] for each in self._notes_of(requests))
-        return sparsity_of(self.model, (RequestCounts.of(ran) for ran in rans if ran))
+        return sparsity_of(self.model, filter(None, rans))
 
     def cut_off(self, requests: Iterable[Any] | None = None) -> int:
         """Count the requests that were longer than the model's context."""
@@ -264,7 +264,7 @@ class RoutedLM(EncodingLM):
         return out
 
     def _note(self, kind: str, request: Any, ran: RequestCounts | None, cut: bool) -> None:
-        self.notes[hash_args(kind, request)] = {"cut": cut, "ran": ran and ran.to_list()}
+        self.notes[hash_args(kind, request)] = {"cut": cut, "ran": ran and list(ran)}
 
     def _notes_of(self, requests: Iterable[Any] | None) -> list[dict[str, Any]]:
         if requests is None:
