@@ -41,7 +41,7 @@ class TextResult:
             "stride": self.form.stride,
             "source": self.source,
             "bits_per_byte": self.bits_per_byte,
-            "continuations": self.continuations and self.continuations.to_dict(),
+            "continuations": self.continuations and dataclasses.asdict(self.continuations),
         }
         return {**dataclasses.asdict(self.loss), **form, **{k: v for k, v in more.items() if v}}
 
