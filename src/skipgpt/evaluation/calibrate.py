@@ -151,7 +151,6 @@ def calibrate_checkpoint(
     *,
     target: float,
     budget: Budget | None = None,
-    timed: TimedForward | None = None,
     device: str = "cpu",
     dtype: str = "auto",
 ) -> CheckpointInfo:
@@ -163,7 +162,6 @@ def calibrate_checkpoint(
         config: how to cut and split them.
         target: sparsity that the checkpoint is set to.
         budget: the unit of `target`; that of the checkpoint if None.
-        timed: the forward whose seconds the unit `time` counts.
         device: where to run.
         dtype: of the base model.
 
@@ -178,7 +176,7 @@ def calibrate_checkpoint(
         blocks = load_blocks(data, tokenizer, config, train_tokens=0)
         check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
         text = subsample_rows(blocks.calibration, config.calibration_tokens)
-        calibrate(model, text, target=target, budget=unit, timed=timed)
+        calibrate(model, text, target=target, budget=unit)
         measured = perplexity(model, subsample_rows(blocks.held_out, config.evaluation_tokens))
         found = describe(model, before.base, fingerprint=before.fingerprint)
         info = dataclasses.replace(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,10 @@ class ClosenessSum:
     def mean(self) -> Closeness:
         """The means over all tokens compared so far."""
         kl = max(self.kl / self.tokens, 0.0)  # rounding may go below zero
-        return Closeness(kl, self.agreed / self.tokens, dense_model_of(self.model))
+        holds_lora = bool(routed_layers(self.model)) and routing_state(self.model).lora
+        switchable = hasattr(self.model, "disable_adapter")
+        dense: DenseModel = "all kept" if holds_lora and not switchable else "base"
+        return Closeness(kl, self.agreed / self.tokens, dense)
 
 
 @contextmanager
@@ -126,10 +129,3 @@ def as_dense(model: nn.Module) -> Iterator[None]:
             stack.callback(model.train)
             model.eval()
         yield
-
-
-def dense_model_of(model: Any) -> DenseModel:
-    """Return which dense model `as_dense` runs."""
-    switchable = hasattr(model, "disable_adapter")
-    holds_lora = bool(routed_layers(model)) and routing_state(model).lora
-    return "all kept" if holds_lora and not switchable else "base"

@@ -119,14 +119,14 @@ def _scale(values: Sequence[float], axis: Axis) -> Scale:
     )
 
 
-def tick_step(low: float, high: float, most: int = 5) -> float:
-    """Return 1, 2 or 5 times a power of ten that gives at most `most` steps.
+def tick_step(low: float, high: float) -> float:
+    """Return 1, 2 or 5 times a power of ten that gives at most 5 steps.
 
     Example:
         >>> tick_step(3.1, 5.2)
         0.5
     """
-    rough = (high - low) / most
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     return next(n * power for n in (1, 2, 5, 10) if n * power >= rough * (1 - 1e-9))
 
