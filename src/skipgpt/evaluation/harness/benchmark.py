@@ -169,22 +169,20 @@ def _runs(
     folder = local_folder(folder)
     info = read_info(folder)
     tasks = load_tasks(names, setting.task_dir)
-    placement = setting.placement
-    model, tokenizer = load_placed(folder, placement, merge=True)
+    model, tokenizer = load_placed(folder, setting.placement, merge=True)
     say_if_uncalibrated(model)
     for sparsity in sparsities:  # fail before hours of work
         if sparsity is not None:
             set_sparsity(model, sparsity, budget=budget)
     for sparsity in sparsities:
-        own = clamp_to_curve(model, info.target_sparsity)
-        at = own if sparsity is None else sparsity
-        unit = budget if sparsity is not None else None
-        if routing_state(model).curves is not None:
-            set_sparsity(model, at, budget=unit)
+        if sparsity is not None:
+            set_sparsity(model, sparsity, budget=budget)
+        elif routing_state(model).curves is not None:
+            set_sparsity(model, clamp_to_curve(model, info.target_sparsity))
         yield _run(model, tokenizer, tasks, setting, sparsity, setting.execution)
     del model
     gc.collect()
-    base, tokenizer = load_base_of(info, placement)
+    base, tokenizer = load_base_of(info, setting.placement)
     yield _run(add_routers(base), tokenizer, tasks, setting, 0.0, "dense")
 
 
@@ -203,15 +201,14 @@ def _run(
 
     routing_state(model).execution = execution
     lm = RoutedLM(model, tokenizer, batch_size=setting.batch_size)
-    asking: Any = lm
-    if setting.cache:
-        asking = with_response_cache(lm, setting.cache)
+    asking: Any = with_response_cache(lm, setting.cache) if setting.cache else lm
+    what = "dense" if execution == "dense" else "sparse"
+    nothing = dict.fromkeys(SENSES, 0.0)
     scores: list[Score] = []
     by_task: dict[str, dict[str, float]] = {}
     requests: list[Any] = []
     for task in tasks:
         task.prepare()
-        what = "dense" if execution == "dense" else "sparse"
         with advancing(f"task {task.name.name}, {what}", announced=True), quietly():
             found = evaluate(
                 lm=asking,
@@ -221,24 +218,15 @@ def _run(
             )
         scores += _scores(task, found)
         requests += task.requests()
-        by_task[task.name.name] = lm.sparsity_over(task.requests()) or _nothing()
+        by_task[task.name.name] = lm.sparsity_over(task.requests()) or nothing
         logger.info(
             "%s %s: %s",
             what,
             task.name.name,
             ", ".join(f"{score.metric} {score.value:.4f}" for score in scores[-1:]),
         )
-    return Run(
-        asked,
-        tuple(scores),
-        lm.sparsity_over(requests) or _nothing(),
-        by_task,
-        lm.cut_off(requests),
-    )
-
-
-def _nothing() -> dict[str, float]:
-    return dict.fromkeys(SENSES, 0.0)
+    sparsity = lm.sparsity_over(requests) or nothing
+    return Run(asked, tuple(scores), sparsity, by_task, lm.cut_off(requests))
 
 
 def _scores(task: LoadedTask, found: Any) -> list[Score]:
