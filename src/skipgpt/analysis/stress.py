@@ -125,8 +125,7 @@ def norms_by_layer(dense: DenseTrace, traces: Mapping[float, TextTrace]) -> Tabl
 def knee_of(points: Sequence[tuple[float, float]]) -> int | None:
     """Return the index of the point furthest below the chord from first to last; None if no bend.
 
-    Args:
-        points: sparsity and loss, in rising order of sparsity.
+    Points are sparsity and loss, in rising order of sparsity.
 
     Example:
         >>> knee_of([(0.0, 2.0), (0.2, 2.1), (0.4, 2.2), (0.6, 3.5), (0.8, 6.0)])

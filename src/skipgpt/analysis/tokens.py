@@ -25,12 +25,8 @@ def keep_by_token(trace: TextTrace, dense: DenseTrace) -> Table:
     The critics' question: does a router see difficulty, or only token identity? Surprisal is the
     dense model's, given for the token itself and for the next one, which it is read to predict.
 
-    Args:
-        trace: trace of the routed model.
-        dense: dense trace of the same rows.
-
     Raises:
-        ConfigError: the traces are of different texts.
+        ConfigError: the traces are not of the same rows.
     """
     if not same_text(trace, dense):
         raise ConfigError(

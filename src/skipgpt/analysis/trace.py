@@ -144,11 +144,7 @@ def trace_dense(
 ) -> DenseTrace:
     """Run a model over a text with everything kept, and trace how modules change the stream.
 
-    Args:
-        model: with routers, whose outputs are ignored.
-        tokenizer: the base model's tokenizer.
-        rows: rows of token ids, without context before them.
-        batch_size: rows per forward.
+    It has routers, whose outputs are ignored. Rows are as for `trace_text`.
 
     Raises:
         ConfigError: the model has no routers.

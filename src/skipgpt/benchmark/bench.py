@@ -36,11 +36,7 @@ PREFILL = "dense prefill"
 
 
 def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
-    """Time dense and routed runs of every cell, alternating.
-
-    Args:
-        subject: the models and prompts.
-        grid: the cells; the default grid where None.
+    """Time dense and routed runs of every cell, alternating; of the default grid where None.
 
     Returns:
         One row per cell and execution; of `router_step`, which no sparsity changes, one per batch

@@ -45,11 +45,6 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
     Attention and MLP alternate in a model of the family, so they are removed in equal numbers;
     which ones does not change the cost where layers are alike.
 
-    Args:
-        subject: the models.
-        forward: the measured forward.
-        run: its cost.
-
     Raises:
         NotApplicable: layers of this model cannot be left out.
     """

@@ -44,12 +44,7 @@ CONFIG = recipe("default")
 
 @dataclass(frozen=True, eq=False)
 class StepCell:
-    """One cell of the grid.
-
-    Attributes:
-        phase: what is timed.
-        ids: [B, T], the batch.
-    """
+    """One cell of the grid: a batch of ids [B, T]."""
 
     phase: Training
     ids: Tensor

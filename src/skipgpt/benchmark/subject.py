@@ -85,10 +85,7 @@ class Subject:
     ) -> Any:
         """Return a routed model set to one execution, a separate copy on the same weights.
 
-        Args:
-            kind: the execution, possibly with 8-bit weights.
-            rule: the decision rule.
-            trains: whether to copy routers and stand-ins too, since training changes them.
+        What is to be trained has routers and stand-ins of its own, since training changes them.
         """
         execution, _, held = kind.partition("-")
         model = sharing(self.in_int8 if held else self.routed, but_routers=trains)

@@ -156,14 +156,8 @@ def calibrate_checkpoint(
 ) -> CheckpointInfo:
     """Calibrate a checkpoint on disk, measure it, and write both into it.
 
-    Args:
-        folder: a checkpoint.
-        data: sources of text; only the held-out documents are used.
-        config: how to cut and split them.
-        target: sparsity that the checkpoint is set to.
-        budget: the unit of `target`; that of the checkpoint if None.
-        device: where to run.
-        dtype: of the base model.
+    Only the held-out documents of the data are used. The budget is the unit of the target; that of
+    the checkpoint if None.
 
     Raises:
         SkipGPTError: on any failure; the checkpoint is then as it was.

@@ -84,12 +84,9 @@ class ClosenessSum:
 
     @torch.no_grad()
     def add(self, ids: Tensor, logits: Tensor, firsts: Sequence[int] | None = None) -> None:
-        """Compare one batch.
+        """Compare one batch: ids [B, T], and logits [B, T, V] of the model under test.
 
-        Args:
-            ids: [B, T] token ids.
-            logits: [B, T, V] of the model under test.
-            firsts: [B] index of the first scored token of each row; 1 if None.
+        The first scored tokens of each row are `firsts` [B]; 1 if None.
         """
         with as_dense(self.model):
             dense = self.model(input_ids=ids, use_cache=False).logits

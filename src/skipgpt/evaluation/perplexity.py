@@ -154,13 +154,8 @@ def build_result(
 ) -> Perplexity:
     """Return the result of a run over a text.
 
-    Args:
-        model: with routers.
-        counts: counts of that run; empty in dense execution, which makes no decisions.
-        nll: summed loss in nats.
-        tokens: how many were predicted.
-        context: mean number of tokens that a token attended to.
-        closeness: over the same predicted tokens; None if not measured.
+    Its loss `nll` is a sum in nats over the predicted tokens; `context` is the mean number of
+    tokens that a token attended to. Dense execution makes no decisions, so it counts nothing.
     """
     close = closeness.mean() if closeness else None
     if not counts.tokens:

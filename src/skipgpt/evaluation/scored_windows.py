@@ -33,15 +33,10 @@ class Span:
 
 
 def sliding_spans(ids: Tensor, window: int, stride: int) -> list[Span]:
-    """Cut windows that begin `stride` tokens apart; all tokens but the first are scored.
+    """Cut ids [S] into windows `stride` tokens apart; all tokens but the first are scored.
 
     A token is scored in the first window that holds it, so in all but the first window with at
     least `window - stride` tokens before it.
-
-    Args:
-        ids: [S] token ids.
-        window: the most tokens per row.
-        stride: less than a window.
 
     Raises:
         ConfigError: a stride that would leave tokens out.
@@ -66,15 +61,10 @@ def sliding_spans(ids: Tensor, window: int, stride: int) -> list[Span]:
 
 
 def document_spans(ids: Tensor, window: int, first: int = 1) -> list[Span]:
-    """Cut a document into rows that each begin with the last token of the one before.
+    """Cut ids [T] into rows that each begin with the last token of the one before.
 
-    So every token but the first ones, the prefix, is scored; in a document no longer than a window,
-    with all tokens before it as context.
-
-    Args:
-        ids: [T] token ids, the prefix included.
-        window: the most tokens per row.
-        first: length of the prefix; a token without anything before it is never scored.
+    So every token but the `first` ones, the prefix, is scored; in a document no longer than a
+    window, with all tokens before it as context. A token with nothing before it is never scored.
 
     Example:
         >>> [span.ids.tolist() for span in document_spans(torch.arange(6), 3)]
@@ -94,11 +84,7 @@ def perplexity_of_spans(
 ) -> Perplexity:
     """Measure loss over the scored tokens, and sparsity over all tokens read.
 
-    Args:
-        model: with routers, in whatever execution and sparsity is set.
-        spans: rows, and where scoring begins in each.
-        batch_size: rows per forward.
-        closeness_to: the dense model that closeness is measured to, as for `perplexity`.
+    Arguments are as for `perplexity`, but that spans say where scoring begins.
 
     Example:
         perplexity_of_spans(model, sliding_spans(ids, 1024, 512))

@@ -12,11 +12,7 @@ from skipgpt.errors import DataError
 
 
 def rows_of(ids: Tensor, length: int) -> list[Tensor]:
-    """Cut ids into rows of at most this length; a last row of a single token is left out.
-
-    Args:
-        ids: [S] token ids.
-        length: tokens per row, 2 or more.
+    """Cut ids [S] into rows of at most this length; a last row of a single token is left out.
 
     Raises:
         DataError: fewer than two tokens, of which none could be predicted.
@@ -38,14 +34,9 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
 
 
 def full_windows(ids: Tensor, length: int) -> Tensor:
-    """Cut ids into rows of exactly this length; the remainder is left out, as in pruning papers.
+    """Cut ids [S] into rows [N, T] of exactly this length, one or more.
 
-    Args:
-        ids: [S] token ids.
-        length: tokens per row.
-
-    Returns:
-        [N, T], with N at least 1.
+    The remainder is left out, as in pruning papers.
 
     Raises:
         DataError: too short for one row.
@@ -66,12 +57,7 @@ def full_windows(ids: Tensor, length: int) -> Tensor:
 
 
 def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Yield rows of equal length stacked to [B, T], in their order, without padding.
-
-    Args:
-        rows: [N, T], or rows that may differ in length.
-        batch_size: the most rows per batch.
-    """
+    """Yield rows of equal length stacked to [B, T], in their order, without padding."""
     for _, alike in itertools.groupby(rows, len):
         same = list(alike)
         for start in range(0, len(same), batch_size):

@@ -128,12 +128,7 @@ class Report:
         return {table.name: table for table in self.tables}[name]
 
     def of_part(self, part: Part, *besides: str) -> tuple[Table, ...]:
-        """Return the tables of a part of the report, in order.
-
-        Args:
-            part: of the report.
-            besides: names of tables to leave out.
-        """
+        """Return the tables of a part of the report, in order, but for those of these names."""
         return tuple(t for t in self.tables if t.part == part and t.name not in besides)
 
     @property

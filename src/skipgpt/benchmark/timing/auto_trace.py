@@ -48,12 +48,7 @@ def traced_as_run(model: Any, task: Task) -> tuple[Trace, AsRun]:
 
 
 def as_run(steps: Sequence[Step], whole: Whole) -> AsRun:
-    """Combine decisions with how they were executed.
-
-    Args:
-        steps: decisions, one step per forward.
-        whole: modules that ran every token in the same forwards.
-    """
+    """Combine decisions, one step per forward, with the modules that ran every token in it."""
     made, packed = [], []
     for number, step in enumerate(steps):
         decisions = {}

@@ -38,13 +38,8 @@ def alternate(
     """Time tasks in turn, starting with another one each round; return the seconds of each.
 
     A short task first runs once untimed, so that it finds the processor caches filled by itself
-    rather than by the task before.
-
-    Args:
-        tasks: tasks by name.
-        repeats: timed rounds.
-        device: synchronised before each reading of the clock.
-        warmup: untimed rounds before.
+    rather than by the task before. The first `warmup` rounds are untimed, and the device is
+    synchronised before each reading of the clock.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)

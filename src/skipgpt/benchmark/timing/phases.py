@@ -66,11 +66,8 @@ class Cell:
     def task(self, model: Any, new_cache: NewCache = lambda _: None) -> Task:
         """Make the run of one model; random routes are the same in every run.
 
-        For decode the cache is filled here, once, under the current rule.
-
-        Args:
-            model: to run.
-            new_cache: makes the cache that a run fills; the model's own where it returns None.
+        For decode the cache is filled here, once, under the current rule: the one that `new_cache`
+        makes, or the model's own where that returns None.
         """
         if self.captured:
             return _replayed(model, self.ids, self.new_tokens)
@@ -91,12 +88,7 @@ class Cell:
         return Forward(len(self.ids), 1, self.ids.shape[1] + self.new_tokens // 2)
 
     def cost(self, model: Any, steps: Sequence[Step] | None = None) -> Cost:
-        """Compute the cost of a run.
-
-        Args:
-            model: with routers.
-            steps: decisions of the run, those of the prompt first if it has one; None is dense.
-        """
+        """Compute a run's cost from its decisions, those of the prompt first; dense where None."""
         steps = steps or ()
         cut = {"prefill": len(steps), "decode": 0, "generate": 1}[self.phase]
         prompt, rest = (
@@ -106,14 +98,10 @@ class Cell:
         return Cost(work(model, self.prompt, *prompt).flops, one.flops, one.bytes)
 
     def ideal(self, dense: Cost, run: Cost, prefill_share: float) -> float:
-        """Return the ideal speed-up of a run.
+        """Return the ideal speed-up of a run over dense, from the costs of both.
 
-        Prefill is bound by FLOPs, decoding by the bytes that are read.
-
-        Args:
-            dense: cost of dense.
-            run: cost of the run.
-            prefill_share: share of the dense seconds of `generate` that prefill takes.
+        Prefill is bound by FLOPs, decoding by the bytes that are read; in `generate`, prefill takes
+        a share of the dense seconds.
         """
         shares = {"prefill": 1.0, "decode": 0.0, "generate": prefill_share}
         first = dense.prefill_flops / run.prefill_flops

@@ -31,13 +31,10 @@ def add_up(rans: Iterable[Sequence[int]]) -> RequestCounts | None:
 def ran_by_row(
     trace: Trace, prompts: Sequence[int], decoded: Sequence[int] = ()
 ) -> list[RequestCounts]:
-    """Count what each row of one batch ran.
+    """Count what each row of one batch ran, without padding.
 
-    Args:
-        trace: of one forward, or of one `generate`: a prefill and single steps after it.
-        prompts: tokens of each row, without padding.
-        decoded: tokens of each row that were decoded and read again, without the padding of
-            finished rows.
+    The trace is of one forward, or of one `generate`: a prefill of the prompts and single steps
+    after it, which read the decoded tokens again, all but the last.
     """
     decoded = decoded or [0] * len(prompts)
     kept = sum(_kept(step, n, decoded) for n, step in enumerate(trace.steps))
@@ -59,12 +56,7 @@ def _kept(step: Step, number: int, decoded: Sequence[int]) -> Tensor:
 
 
 def sparsity_of(model: nn.Module, rans: Iterable[Sequence[int]]) -> dict[str, float] | None:
-    """Return all senses of sparsity over many requests; None if none of them made a decision.
-
-    Args:
-        model: the model with routers that ran them.
-        rans: counts of each request.
-    """
+    """Return all senses of sparsity over many requests; None if none of them made a decision."""
     total = add_up(rans)
     if total is None:
         return None

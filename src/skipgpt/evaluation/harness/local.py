@@ -25,10 +25,7 @@ _EXAMPLES = {"training_split", "validation_split", "fewshot_split", "fewshot_con
 
 
 class LocalTasks:
-    """The tasks of a folder by name.
-
-    Args:
-        folder: a folder of YAML files, at any depth, and JSONL files.
+    """The tasks of a folder by name: YAML files, at any depth, and JSONL files.
 
     Attributes:
         broken: by path, why a YAML file could not be read.

@@ -56,12 +56,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The scores of a checkpoint beside those of its dense base model.
-
-    Attributes:
-        dense: the base model, without routers and without LoRA.
-        sparse: the checkpoint.
-    """
+    """The scores of a checkpoint beside those of its dense base model, without routers and LoRA."""
 
     dense: Run
     sparse: Run

@@ -55,12 +55,7 @@ class Scored(NamedTuple):
 
 @dataclass
 class BatchSize:
-    """How many rows a forward has.
-
-    Attributes:
-        most: the most rows.
-        automatic: whether `AUTO_TOKENS` and memory limit them, too.
-    """
+    """The most rows that a forward has; `AUTO_TOKENS` and memory limit automatic ones, too."""
 
     most: int
     automatic: bool
@@ -84,14 +79,9 @@ class BatchSize:
 
 @dataclass
 class Scorer:
-    """Scores continuations with a routed model at its current sparsity.
+    """Scores continuations with a routed model at its current sparsity, in any execution.
 
-    Attributes:
-        model: in any execution.
-        pad: the padding id.
-        context: the model's context length.
-        batch: rows per forward.
-        side: where rows are padded.
+    Rows are padded with the id `pad` on one side; the model reads at most `context` tokens.
     """
 
     model: nn.Module

@@ -237,11 +237,9 @@ def _packaged_index() -> Any:
 
 
 def metric_of(task: str, metrics: Sequence[str]) -> str:
-    """Return a task's main metric: the paper's if it has one.
+    """Return a task's main metric of those measured: the paper's if it has one.
 
-    Args:
-        task: its name; that of a local variant begins with it.
-        metrics: what was measured, the task's first one first.
+    The name of a local variant begins with that of the paper's task.
 
     Example:
         >>> metric_of("hellaswag", ["acc", "acc_norm"])

@@ -60,13 +60,7 @@ def line_chart(
 ) -> str:
     """Draw a chart with title, axes, legend and a description for screen readers.
 
-    Args:
-        title: what it shows.
-        lines: to draw.
-        x: the horizontal axis.
-        y: the vertical one.
-        level: name and y of a horizontal reference line.
-        marks: names and x of vertical lines.
+    A horizontal reference line has a name and a y, `marks` are the names and x of vertical lines.
     """
     points = [p for line in lines for p in line.points if math.isfinite(p[1])]
     if not points:
