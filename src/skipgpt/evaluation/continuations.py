@@ -91,14 +91,10 @@ def measure_continuations(
             scores = [_score(dense, prompts, texts) for texts in (routed, own)]
         found += torch.tensor(scores, dtype=torch.float64)
         same += (routed == own).long().cumprod(dim=1).double().mean(dim=1).sum().item()
-    nll, repeated = found.T.tolist()
-    tokens = len(rows) * NEW_TOKENS
-    return Continuations(
-        len(rows),
-        *(each / tokens for each in nll),
-        *(each / len(rows) for each in repeated),
-        same / len(rows),
-    )
+    (nll, repeated), (own_nll, own_repeated) = (
+        found / torch.tensor([len(rows) * NEW_TOKENS, len(rows)])
+    ).tolist()
+    return Continuations(len(rows), nll, own_nll, repeated, own_repeated, same / len(rows))
 
 
 def greedy(model: nn.Module, prompts: Tensor, new_tokens: int) -> Tensor:

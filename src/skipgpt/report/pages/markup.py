@@ -38,7 +38,7 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def datum(numbers: dict[str, Any], key: str, shown: Callable[[float], str], of: str = "") -> str:
+def datum(numbers: Any, key: str, shown: Callable[[float], str], of: str = "") -> str:
     """Mark up a number with its exact value and its key in the JSON.
 
     Args:
