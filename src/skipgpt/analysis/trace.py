@@ -18,7 +18,6 @@ from skipgpt.analysis.text import Text, text_of
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, build_result, total_loss
-from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.residual_stream import first_of, watching_stream
 from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import routed_layers
@@ -135,7 +134,7 @@ def trace_text(
         *reading.read(),
         keep=_stacked(trace, lambda decision: decision.keep),
         margin=_stacked(trace, lambda decision: decision.margin.float()),
-        measured=build_result(model, trace.counts(), nll, tokens, mean_context(rows), closeness),
+        measured=build_result(model, trace.counts(), nll, tokens, rows, closeness),
     )
 
 

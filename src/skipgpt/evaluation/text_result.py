@@ -11,9 +11,8 @@ from torch import nn
 
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.continuations import Continuations, measure_continuations
-from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.evaluation.perplexity import Perplexity, perplexity_of_spans
 from skipgpt.evaluation.protocols import CutText, Form
-from skipgpt.evaluation.scored_windows import perplexity_of_spans
 
 
 @dataclass(frozen=True)

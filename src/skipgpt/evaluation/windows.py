@@ -1,14 +1,15 @@
-"""Cuts a stream of tokens into rows without context before them."""
+"""Cuts a stream of S tokens into rows of T, without context before them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from skipgpt.errors import DataError
+from skipgpt.errors import ConfigError, DataError
 
 
 def rows_of(ids: Tensor, length: int) -> list[Tensor]:
@@ -54,6 +55,61 @@ def full_windows(ids: Tensor, length: int) -> Tensor:
             todo="give more text, or a smaller window (--window)",
         )
     return ids[: count * length].view(count, length)
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """A row and where scoring begins.
+
+    Attributes:
+        ids: [T] token ids, without context before them.
+        first: index of the first scored token, 1 or more.
+    """
+
+    ids: Tensor
+    first: int = 1
+
+
+def sliding_spans(ids: Tensor, window: int, stride: int) -> list[Span]:
+    """Cut ids [S] into windows `stride` tokens apart; all tokens but the first are scored.
+
+    A token is scored in the first window that holds it, so in all but the first window with at
+    least `window - stride` tokens before it.
+
+    Raises:
+        ConfigError: a stride that would leave tokens out.
+
+    Example:
+        >>> [(len(span.ids), span.first) for span in sliding_spans(torch.arange(10), 6, 2)]
+        [(6, 1), (6, 4), (6, 4)]
+    """
+    if not 1 <= stride < window:
+        raise ConfigError(
+            "cutting the text into windows",
+            got=f"a stride of {stride} in windows of {window}",
+            expected=f"1 to {window - 1}",
+        )
+    spans, scored = [], 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        if end > scored:
+            spans.append(Span(ids[begin:end], scored - begin))
+        scored = end
+    return spans
+
+
+def document_spans(ids: Tensor, window: int, first: int = 1) -> list[Span]:
+    """Cut ids [T] into rows that each begin with the last token of the one before.
+
+    So every token but the `first` ones, the prefix, is scored; in a document no longer than a
+    window, with all tokens before it as context. A token with nothing before it is never scored.
+
+    Example:
+        >>> [span.ids.tolist() for span in document_spans(torch.arange(6), 3)]
+        [[0, 1, 2], [2, 3, 4], [4, 5]]
+    """
+    starts = range(0, max(0, len(ids) - 1), window - 1)
+    return [Span(ids[n : n + window], 1 if n else max(1, first)) for n in starts]
 
 
 def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
