@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,7 +73,12 @@ class Cell:
             return _replayed(model, self.ids, self.new_tokens)
         if self.phase == "decode":
             filled = _filled(model, self.ids, new_cache(model))
-            return Task(lambda given: self._decode(model, given), _from(filled))
+
+            def copied() -> tuple[Any, Tensor]:
+                seeded()
+                return copy.deepcopy(filled)  # each run adds to it
+
+            return Task(lambda given: self._decode(model, given), copied)
         run = self._prefill if self.phase == "prefill" else self._generate
         return Task(lambda _: run(model, new_cache(model)), seeded)
 
@@ -127,7 +132,8 @@ class Cell:
 
     def _generate(self, model: Any, cache: Any) -> None:
         own = {} if cache is None else {"past_key_values": cache}
-        with _counting(model):
+        # Commands and servers count what runs.
+        with count_routing(model) if routed_layers(model) else nullcontext():
             # Without ends, no token ends it early.
             continue_ids(model, self.ids, Ends(()), max_new_tokens=self.new_tokens, **own)
 
@@ -137,11 +143,6 @@ def growing_cache(model: Any) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     make_room(cache)
     return cache
-
-
-def _counting(model: Any) -> AbstractContextManager[Any]:
-    """Count what runs, as commands and servers do."""
-    return count_routing(model) if routed_layers(model) else nullcontext()
 
 
 def launched(cell: Cell, model: Any) -> Task:
@@ -195,16 +196,6 @@ def _replayed(model: Any, ids: Tensor, new_tokens: int) -> Task:
             step()
 
     return Task(lambda _: run(), prepare)
-
-
-def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:
-    """Return a `prepare` that copies the filled cache, since each run adds to it."""
-
-    def prepare() -> tuple[Any, Tensor]:
-        seeded()
-        return copy.deepcopy(filled)
-
-    return prepare
 
 
 def _filled(model: Any, ids: Tensor, cache: Any) -> tuple[Any, Tensor]:
