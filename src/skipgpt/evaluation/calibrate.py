@@ -23,7 +23,7 @@ from skipgpt.config import (
     TimedForward,
     check_budget,
 )
-from skipgpt.cost import Savings, savings
+from skipgpt.cost import savings
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.meter import Meter
 from skipgpt.evaluation.perplexity import perplexity
@@ -87,7 +87,10 @@ def calibrate(
     before = state.curves
     unit = budget or (before.budget if before else "modules")
     timed = timed or (before.timed if before else None) or TimedForward()
-    saved = all_savings(model, unit, mean_context(blocks), timed)
+    tensor, dtype = next(model.parameters()), cast("torch.dtype", model.dtype)
+    profiled = check_budget(unit) == "time" or stored_profile(tensor.device, dtype) is not None
+    units = [each for each in BUDGETS if profiled or each != "time"]
+    saved = {each: savings(model, each, mean_context(blocks), timed) for each in units}
     few = Meter(model, subsample_rows(blocks, CURVE_TOKENS), saved[unit], batch_size)
     reachable = tuple(each for each in CURVE if unit == "modules" or each < saved[unit].largest)
     with advancing("calibrating the curve", unit="point", announced=True) as advance:
@@ -109,7 +112,7 @@ def calibrate(
             if other != unit and share > 0:
                 curves[other] = curves[other].through(share, found)
     by_budget = {each: curves[each] for each in BUDGETS if each in curves}
-    here = hardware(next(model.parameters()).device) if "time" in curves else {}
+    here = hardware(tensor.device) if "time" in curves else {}
     timed_on = {name: str(value) for name, value in here.items()}
     state.curves = Curves(by_budget, unit, timed if "time" in curves else None, timed_on)
     if target is None:
@@ -126,22 +129,6 @@ def calibrate(
             100 * curves[unit].largest,
         )
     return curves[unit]
-
-
-def all_savings(
-    model: nn.Module, unit: Budget, context: float, timed: TimedForward
-) -> dict[Budget, Savings]:
-    """Return what each site saves, in each unit that can be measured here.
-
-    Raises:
-        ConfigError: `unit` is none of them.
-    """
-    tensor = next(model.parameters())
-    profiled = stored_profile(tensor.device, cast("torch.dtype", model.dtype)) is not None
-    units: list[Budget] = ["modules", "flops"]
-    if profiled or check_budget(unit) == "time":
-        units.append("time")
-    return {each: savings(model, each, context, timed) for each in units}
 
 
 def calibrate_checkpoint(
