@@ -15,14 +15,7 @@ from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
-from skipgpt.config import (
-    BUDGET_NOUNS,
-    BUDGETS,
-    Budget,
-    DataConfig,
-    TimedForward,
-    check_budget,
-)
+from skipgpt.config import BUDGET_NOUNS, BUDGETS, Budget, DataConfig, TimedForward, check_budget
 from skipgpt.cost import savings
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.meter import Meter

@@ -82,11 +82,7 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(
-    model: nn.Module,
-    blocks: Rows,
-    *,
-    batch_size: int = 8,
-    closeness_to: nn.Module | None = None,
+    model: nn.Module, blocks: Rows, *, batch_size: int = 8, closeness_to: nn.Module | None = None
 ) -> Perplexity:
     """Measure the loss of a routed model over blocks, each without context before it.
 

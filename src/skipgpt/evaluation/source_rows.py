@@ -41,12 +41,7 @@ class SourceRows:
 
 
 def source_rows(
-    sources: Sequence[str],
-    tokenizer: Any,
-    model: Any,
-    config: DataConfig,
-    *,
-    max_tokens: int = 0,
+    sources: Sequence[str], tokenizer: Any, model: Any, config: DataConfig, *, max_tokens: int = 0
 ) -> SourceRows:
     """Read sources and cut them into rows no longer than the model's context.
 
@@ -69,10 +64,7 @@ def source_rows(
         raise ConfigError("reading max_tokens", got=str(max_tokens), expected="0 (all) or more")
     check_limit(sources, max_tokens or config.max_documents, "--max-tokens (max_tokens)")
     encoded, read = encode_beginning(
-        read_documents(sources, config),
-        tokenizer,
-        max_tokens,
-        control_tokens=config.control_tokens,
+        read_documents(sources, config), tokenizer, max_tokens, control_tokens=config.control_tokens
     )
     ids = encoded.ids
     length = min(config.block_size, context_of(model) or config.block_size)

@@ -211,10 +211,7 @@ def _run(
         task.prepare()
         with advancing(f"task {task.name.name}, {what}", announced=True), quietly():
             found = evaluate(
-                lm=asking,
-                task_dict=task.loaded,
-                limit=setting.limit or None,
-                log_samples=False,
+                lm=asking, task_dict=task.loaded, limit=setting.limit or None, log_samples=False
             )
         scores += _scores(task, found)
         requests += task.requests()
