@@ -55,10 +55,11 @@ def lead(report: Report) -> str:
 def what_it_is(report: Report) -> str:
     """Facts from the checkpoint's config."""
     info, router = report.checkpoint, report.checkpoint["router"]
+    revision = f"at {escaped(info['revision'])}" if info.get("revision") else ""
     stages = " → ".join(info["stages"]) or "none"
     reach = f"calibrated from {report.reach}" if report.reach else "none: not calibrated"
     rows = [
-        ("Base model", f"<b>{escaped(info['base'])}</b> {_revision(info)}"),
+        ("Base model", f"<b>{escaped(info['base'])}</b> {revision}"),
         ("Fingerprint", f"<code>{escaped(info['fingerprint'])}</code>"),
         ("Shape", f"{report.layers} layers, {2 * report.layers} modules"),
         ("Routers", escaped(_router(router))),
@@ -186,7 +187,3 @@ def _policy(kv: str) -> str:
         "dense": "dense: of every token in every layer",
         "skip": "skip: none of a token that skips attention",
     }.get(kv, kv)
-
-
-def _revision(info: dict[str, Any]) -> str:
-    return f"at {escaped(info['revision'])}" if info.get("revision") else ""
