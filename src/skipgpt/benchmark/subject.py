@@ -143,15 +143,8 @@ def subject_of_checkpoint(
 ) -> Subject:
     """Load a checkpoint beside its base model.
 
-    Args:
-        folder: of the checkpoint, or its hub id.
-        data: text for the prompts; learned routes depend on it.
-        tokens: tokens of the largest batch of prompts; no more text is read.
-        config: `max_documents`, `text_field` and `control_tokens`.
-        base: location of the base model, if it has moved.
-        budget: unit of sparsities; as the checkpoint was trained where None.
-        device: where to put both models.
-        dtype: of the base model.
+    Prompts are cut from `data`, of which no more than `tokens`, those of the largest batch, are
+    read; learned routes depend on it. The budget is as the checkpoint was trained where None.
 
     Raises:
         CheckpointError: files are missing or damaged.

@@ -52,18 +52,14 @@ class Continuations:
 def measure_continuations(
     model: nn.Module, rows: Sequence[Tensor], count: int, dense: nn.Module, *, batch_size: int = 8
 ) -> Continuations:
-    """Continue the beginnings of rows greedily, routed and dense, and compare.
+    """Continue the beginnings of rows of held-out text greedily, routed and dense, and compare.
 
     Loss on given text and multiple choice hide how errors add up when a model reads its own output.
     A bad continuation is unlikely under the dense model, or repeats itself; repetitive text is also
     likely, which is why both are measured.
 
-    Args:
-        model: with routers, in whatever execution and sparsity is set.
-        rows: token ids [T] of held-out text; those shorter than `PROMPT_TOKENS` are left out.
-        count: how many of them to continue, from the first.
-        dense: the dense model: `model` itself, or its base where LoRA is part of its weights.
-        batch_size: continuations per batch.
+    The dense model is `model` itself, or its base where LoRA is part of its weights. Rows [T]
+    shorter than `PROMPT_TOKENS` are left out; the first `count` others are continued.
 
     Raises:
         DataError: there are fewer rows than `count`.
