@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from skipgpt.benchmark.timing.candidate import seeded
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, captured
-from skipgpt.cost import Forward, work
+from skipgpt.cost import Forward, Work, work
 from skipgpt.generation.run import continue_ids
 from skipgpt.model.caches.growing_cache import make_room
 from skipgpt.model.loading.generation_settings import Ends
@@ -32,19 +32,11 @@ Inference = Literal["prefill", "decode", "generate"]
 NewCache = Callable[[Any], DynamicCache | None]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a run, in the units that bound it.
+class Cost(NamedTuple):
+    """The cost of a run: of the prompts' forward, and of one decode step half way."""
 
-    Attributes:
-        prefill_flops: FLOPs of the prompt.
-        decode_flops: FLOPs of one decode step.
-        decode_bytes: bytes read in one decode step.
-    """
-
-    prefill_flops: float
-    decode_flops: float
-    decode_bytes: float
+    prompt: Work
+    step: Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +91,7 @@ class Cell:
         prompt, rest = (
             keep_and_union(each) if each else (None, None) for each in (steps[:cut], steps[cut:])
         )
-        one = work(model, self.between, *rest)
-        return Cost(work(model, self.prompt, *prompt).flops, one.flops, one.bytes)
+        return Cost(work(model, self.prompt, *prompt), work(model, self.between, *rest))
 
     def ideal(self, dense: Cost, run: Cost, prefill_share: float) -> float:
         """Return the ideal speed-up of a run over dense, from the costs of both.
@@ -109,8 +100,8 @@ class Cell:
         a share of the dense seconds.
         """
         shares = {"prefill": 1.0, "decode": 0.0, "generate": prefill_share}
-        first = dense.prefill_flops / run.prefill_flops
-        rest = dense.decode_bytes / run.decode_bytes
+        first = dense.prompt.flops / run.prompt.flops
+        rest = dense.step.bytes / run.step.bytes
         share = shares[self.phase]
         return 1 / (share / first + (1 - share) / rest)
 
@@ -118,8 +109,8 @@ class Cell:
         """FLOPs of the whole run."""
         # The prompt gives the first token of `generate`.
         steps = self.new_tokens - (self.phase == "generate")
-        decoding = steps * cost.decode_flops
-        return decoding if self.phase == "decode" else cost.prefill_flops + decoding
+        decoding = steps * cost.step.flops
+        return decoding if self.phase == "decode" else cost.prompt.flops + decoding
 
     def _prefill(self, model: Any, cache: Any) -> None:
         model(input_ids=self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
