@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from skipgpt.checkpoint.loading import load_placed
+from skipgpt.config import Placement, as_budget
 from skipgpt.data.encoding import boundaries
 from skipgpt.errors import MissingExtraError
 from skipgpt.evaluation.harness.keep_counts import RequestCounts, add_up, ran_by_row, sparsity_of
@@ -87,21 +89,12 @@ class RoutedLM(EncodingLM):
     ) -> None:
         model = pretrained
         if isinstance(pretrained, str):
-            from skipgpt.checkpoint.loading import load
-            from skipgpt.config import as_budget
-
             # The harness's command defaults to a GPU, also where there is none.
             if device.startswith("cuda") and not torch.cuda.is_available():
                 device = "cpu"
-            model, tokenizer = load(
-                pretrained,
-                sparsity=sparsity,
-                budget=as_budget(budget),
-                base=base,
-                merge=True,
-                device=device,
-                dtype=dtype,
-                quantize=quantize,
+            place, unit = Placement(device, dtype, base, quantize), as_budget(budget)
+            model, tokenizer = load_placed(
+                pretrained, place, sparsity=sparsity, budget=unit, merge=True
             )
         if add_bos_token is not None and tokenizer is not None:
             tokenizer = with_bos(tokenizer, add_bos_token)
