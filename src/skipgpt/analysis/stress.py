@@ -21,10 +21,8 @@ def stress(
     The paper's stress test went from 20 to 80 %; perplexity rose clearly only near 80 %. The knee
     is that of the routed model's own curve: dense is another model where LoRA has healed it.
 
-    Args:
-        dense: trace of the same text with everything kept.
-        traces: by requested sparsity.
-        tasks: each task's score by requested sparsity, None for dense; if measured.
+    Traces of the same text, and scores of tasks if measured, are by requested sparsity; None is
+    dense.
 
     Example:
         stress(dense, {s: trace_at(s) for s in (0.2, 0.4, 0.6)}).facts["knee"]

@@ -87,16 +87,14 @@ def trace_text(
     closeness_to: nn.Module | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> TextTrace:
-    """Run a routed model over a text, at its current sparsity, and trace it.
+    """Run a routed model over rows of a text, at its current sparsity, and trace it.
 
     Args:
         model: with routers; in `gated`, `sparse` or `auto` execution.
         tokenizer: the base model's tokenizer.
-        rows: rows of token ids, without context before them; from
-            `skipgpt.evaluation.windows.rows_of`.
+        rows: of token ids, as from `skipgpt.evaluation.windows.rows_of`.
         batch_size: rows per forward.
-        closeness_to: the dense model that closeness is measured to, as for
-            `skipgpt.perplexity`.
+        closeness_to: as for `skipgpt.perplexity`.
         on_step: called with rows read and rows in all.
 
     Raises:

@@ -45,12 +45,8 @@ def source_rows(
 ) -> SourceRows:
     """Read sources and cut them into rows no longer than the model's context.
 
-    Args:
-        sources: as for `skipgpt.data.read_documents`.
-        tokenizer: the base model's tokenizer.
-        model: the model that will read them.
-        config: `block_size` tokens per row, `max_documents`, `text_field`, `control_tokens`.
-        max_tokens: read no more than this; 0 reads all.
+    The config says the tokens per row (`block_size`) and, with the sources, what
+    `skipgpt.data.read_documents` reads; of that, no more than `max_tokens` are taken, or all if 0.
 
     Raises:
         ConfigError: a negative `max_tokens`.

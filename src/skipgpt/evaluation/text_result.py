@@ -67,12 +67,7 @@ def measure_text(
 ) -> TextResult:
     """Measure loss and perplexity on a text, and bits per byte if that is its form.
 
-    Args:
-        model: with routers, in whatever execution and sparsity is set.
-        text: from `skipgpt.evaluation.protocols.cut_text`.
-        batch_size: rows per forward.
-        closeness_to: the dense model that closeness is measured to, as for `perplexity`.
-        continuations: how many rows to continue greedily, scored by `closeness_to`; 0 is none.
+    Arguments are as for `perplexity`; so many `continuations` of rows are scored by `closeness_to`.
 
     Raises:
         ConfigError: continuations without `closeness_to`.

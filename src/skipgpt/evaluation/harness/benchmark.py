@@ -113,14 +113,8 @@ def task_scores(
 ) -> dict[str, dict[float | None, float]]:
     """Return each task's score by requested sparsity, with None for the dense base model.
 
-    Made for `skipgpt.analysis.stress(dense, traces, tasks)`.
-
-    Args:
-        folder: a checkpoint, or a hub id of one.
-        tasks: as for `benchmark`.
-        sparsities: each once; with LoRA, 0 is not the base model.
-        budget: their unit; that of the checkpoint if None.
-        setting: how it is run.
+    Made for `skipgpt.analysis.stress(dense, traces, tasks)`. Each sparsity is given once; with
+    LoRA, 0 is not the base model. All else is as for `benchmark`.
 
     Raises:
         SkipGPTError: as `benchmark`.

@@ -39,13 +39,9 @@ def embedded(value: Any) -> str:
 
 
 def datum(numbers: Any, key: str, shown: Callable[[float], str], of: str = "") -> str:
-    """Mark up a number with its exact value and its key in the JSON.
+    """Mark up a number with its exact value and its key in the JSON, names joined by dots.
 
-    Args:
-        numbers: nested, as in the JSON.
-        key: names of the levels, joined by dots.
-        shown: formats the number.
-        of: what stands before the key where the JSON holds several reports.
+    Where the JSON holds several reports, `of` stands before the key.
     """
     value = functools.reduce(operator.getitem, key.split("."), numbers)
     return f'<data data-key="{escaped(of + key)}" value="{value!r}">{escaped(shown(value))}</data>'
@@ -114,11 +110,8 @@ def table(
 ) -> str:
     """Render a table.
 
-    Args:
-        of: the table.
-        marked: indices of highlighted rows.
-        names: replacements of the first cell, by row index.
-        merged: show a first cell only where it differs from the one above.
+    Rows may be marked, by index, and their first cells replaced by names; where rows are merged, a
+    first cell is shown only where it differs from the one above.
     """
     numeric = [
         ' class="n"' if n and not any(isinstance(row[n], str) for row in of.rows) else ""
