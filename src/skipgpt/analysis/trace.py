@@ -6,7 +6,7 @@ Shapes: N tokens of all rows, L layers, M = 2 modules of a layer (attention, MLP
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,17 +197,12 @@ class _Reader:
         def leaving(_: nn.Module, args: Any, output: Any) -> None:
             self._measure(len(self.layers), first_of(output))
 
-        handles: list[Any] = [
-            layer.register_forward_pre_hook(entering(n), with_kwargs=True)
-            for n, layer in enumerate(self.layers)
-        ]
-        if self.layers:
-            handles.append(self.layers[-1].register_forward_hook(leaving))
-        try:
+        with ExitStack() as stack:
+            for n, layer in enumerate(self.layers):
+                stack.enter_context(layer.register_forward_pre_hook(entering(n), with_kwargs=True))
+            if self.layers:
+                stack.enter_context(self.layers[-1].register_forward_hook(leaving))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _measure(self, n: int, stream: Tensor) -> None:
         if not self.is_paused:
