@@ -153,26 +153,21 @@ def _ticks(low: float, high: float, step: float) -> list[float]:
 
 def _path(line: Line, place: Callable[[Point], Point]) -> str:
     """Draw the line, interrupted where a value is missing, and its dots."""
-    drawn, pen = [], "M"
-    for point in line.points:
+    drawn, dots, pen = [], [], "M"
+    for number, point in enumerate(line.points):
         if not math.isfinite(point[1]):
             pen = "M"
             continue
         left, height = place(point)
         drawn.append(f"{pen}{left:.1f} {height:.1f}")
         pen = "L"
-    dashed = " dashed" if line.dashed else ""
-    parts = [f'<path class="line {line.kind}{dashed}" d="{"".join(drawn)}"/>']
-    if line.dots:
-        for number, point in enumerate(line.points):
-            if math.isfinite(point[1]):
-                left, height = place(point)
-                parts.append(
-                    f'<circle class="dot {line.kind}" data-stop="{number}" '
-                    f'cx="{left:.1f}" cy="{height:.1f}" r="4"/>'
-                )
-        parts.append('<circle class="now" r="8"/>')  # a script puts it around one of them
-    return "".join(parts)
+        dots.append(
+            f'<circle class="dot {line.kind}" data-stop="{number}" '
+            f'cx="{left:.1f}" cy="{height:.1f}" r="4"/>'
+        )
+    dots.append('<circle class="now" r="8"/>')  # a script puts it around one of them
+    path = f'<path class="line {line.kind}{" dashed" * line.dashed}" d="{"".join(drawn)}"/>'
+    return path + "".join(dots) * line.dots
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
