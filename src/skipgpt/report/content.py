@@ -33,11 +33,6 @@ class Stop:
     keep: Tensor
     measured: Perplexity
 
-    @classmethod
-    def of(cls, asked: float, trace: TextTrace) -> Stop:
-        """Make a stop from a trace."""
-        return cls(asked, trace.keep, trace.measured)
-
     def to_dict(self, tokens: int) -> dict[str, Any]:
         """Plain JSON types, with the decisions of the first tokens as packed bits."""
         return {

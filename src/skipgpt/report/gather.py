@@ -130,7 +130,7 @@ def gather(
         checkpoint=dataclasses.asdict(info),
         cost=cost,
         dense=Perplexity.of(dense.nll_per_token, trace.measured.tokens),
-        stops=tuple(Stop.of(each, traces[each]) for each in asked),
+        stops=tuple(Stop(each, traces[each].keep, traces[each].measured) for each in asked),
         at=asked.index(own),
         trace=trace,
         surprisal=dense.surprisal,
