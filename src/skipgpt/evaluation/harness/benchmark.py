@@ -15,7 +15,7 @@ from skipgpt.config import Budget, Placement, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
-from skipgpt.evaluation.harness.response_cache import check_answers, with_response_cache
+from skipgpt.evaluation.harness.response_cache import answers_key, check_answers
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
 from skipgpt.evaluation.perplexity import SENSES
@@ -189,13 +189,16 @@ def _run(
     execution: Execution,
 ) -> Run:
     """Score one model on all tasks."""
+    from lm_eval.api.model import CachingLM
     from lm_eval.evaluator import evaluate
 
     from skipgpt.evaluation.harness.model import RoutedLM
 
     routing_state(model).execution = execution
     lm = RoutedLM(model, tokenizer, batch_size=setting.batch_size)
-    asking: Any = with_response_cache(lm, setting.cache) if setting.cache else lm
+    asking: Any = lm
+    if setting.cache:  # each model has a file of its own
+        asking = CachingLM(lm, str(Path(setting.cache) / f"answers-{answers_key(lm)}.db"))
     what = "dense" if execution == "dense" else "sparse"
     nothing = dict.fromkeys(SENSES, 0.0)
     scores: list[Score] = []

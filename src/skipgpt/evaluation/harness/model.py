@@ -207,7 +207,8 @@ class RoutedLM(EncodingLM):
             (str(each.args[1]), -len(self.tok_encode(each.args[0])), each.args[0])
             for each in requests
         ]
-        rooms = [self.max_length - self._new_tokens(each) for each in requests]
+        options = [normalize_gen_kwargs(each.args[1], self.max_gen_toks) for each in requests]
+        rooms = [self.max_length - int(each["max_gen_toks"]) for each in options]
         for room in rooms:  # longer prompts lose their beginning
             check_length("decoding a prompt", self.max_length, 1, self.max_length - room)
         cut = [-key[1] > room for key, room in zip(keys, rooms, strict=True)]
@@ -228,11 +229,6 @@ class RoutedLM(EncodingLM):
                 self._note("generate_until", requests[n].args, ran, cut[n])
             waiting = [n for n in waiting if n not in batch]
         return texts
-
-    def _new_tokens(self, request: Any) -> int:
-        """Return the most new tokens that a request allows."""
-        wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
-        return int(wanted["max_gen_toks"])
 
     def _decode(self, batch: list[Any]) -> list[str]:
         """Let the harness decode requests as one batch, the longest prompt first."""

@@ -67,13 +67,6 @@ def check_answers(folder: str | Path) -> None:
             )
 
 
-def with_response_cache(lm: Any, folder: str | Path) -> Any:
-    """Wrap a model of the harness with a response cache, in a file of its own in a folder."""
-    from lm_eval.api.model import CachingLM
-
-    return CachingLM(lm, str(Path(folder) / f"answers-{answers_key(lm)}.db"))
-
-
 def answers_key(lm: Any) -> str:
     """Return 16 hex digits of all that a `RoutedLM`'s responses depend on, except the request."""
     state = routing_state(lm.model)
