@@ -57,11 +57,7 @@ CORPORA = {
 
 
 def corpus_of(name: str) -> Corpus:
-    """The corpus of this name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The corpus of this name; a ConfigError if there is none."""
     if name not in CORPORA:
         raise ConfigError("choosing the corpus", got=repr(name), expected=" or ".join(CORPORA))
     return CORPORA[name]

@@ -59,12 +59,7 @@ def full_windows(ids: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """A row and where scoring begins.
-
-    Attributes:
-        ids: [T] token ids, without context before them.
-        first: index of the first scored token, 1 or more.
-    """
+    """A row of ids [T] without context before it, and the index of its first scored token."""
 
     ids: Tensor
     first: int = 1

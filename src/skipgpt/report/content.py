@@ -115,11 +115,7 @@ class Report:
         return f"{self.checkpoint['target_sparsity']:.1%} of {noun}"
 
     def table(self, name: str) -> Table:
-        """Return the analysis of this name.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """Return the analysis of this name; a KeyError if there is none."""
         return {table.name: table for table in self.tables}[name]
 
     def of_part(self, part: Part, *besides: str) -> tuple[Table, ...]:

@@ -133,11 +133,7 @@ def task_scores(
 
 
 def check_tasks(folder: str | Path, tasks: Sequence[str], setting: Setting) -> None:
-    """Raise what `task_scores` would, as far as that can be told without running a model.
-
-    Raises:
-        SkipGPTError: as `task_scores`.
-    """
+    """Raise what `task_scores` would, as far as that can be told without running a model."""
     require_harness()
     if not read_info(local_folder(folder)).curves:
         raise ConfigError(

@@ -71,11 +71,7 @@ class LocalTasks:
         )
 
     def load(self, name: str) -> Any:
-        """Load the harness's task of this name.
-
-        Raises:
-            DataError: a line of JSONL is not an item.
-        """
+        """Load the harness's task of this name; a DataError if a line of JSONL is not an item."""
         from lm_eval.api.task import ConfigurableTask
 
         path = self._files[name]

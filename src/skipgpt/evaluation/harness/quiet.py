@@ -26,11 +26,7 @@ def quietly() -> Iterator[None]:
 
 
 def require_harness() -> None:
-    """Raise unless lm-evaluation-harness is installed.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
+    """Raise a MissingExtraError unless lm-evaluation-harness is installed."""
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
