@@ -68,7 +68,7 @@ def test_flops_are_those_of_every_router_over_dense(script: ModuleType) -> None:
     parameters = sum(
         p.numel() for each in routers(subject.routed).values() for p in each.parameters()
     )
-    dense = cell.cost(subject.routed).prefill_flops
+    dense = cell.cost(subject.routed).prompt.flops
     share = script.flops_share(subject.routed, cell.prompt)
     assert share == pytest.approx(2 * 8 * parameters / dense)
 

@@ -17,8 +17,8 @@ from skipgpt.checkpoint.loading import load
 from skipgpt.config.settings import from_dict, to_dict
 from skipgpt.evaluation import closeness
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
-from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
-from skipgpt.evaluation.scored_windows import perplexity_of_spans, sliding_spans
+from skipgpt.evaluation.perplexity import Perplexity, perplexity, perplexity_of_spans, total_loss
+from skipgpt.evaluation.windows import sliding_spans
 from skipgpt.export.merged import export_merged
 from skipgpt.model.auto import register
 from skipgpt.model.lora import with_lora

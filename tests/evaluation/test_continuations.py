@@ -18,8 +18,8 @@ from skipgpt.evaluation.continuations import (
     repetition,
 )
 from skipgpt.evaluation.protocols import CutText, Form
-from skipgpt.evaluation.scored_windows import Span
 from skipgpt.evaluation.text_result import measure_text
+from skipgpt.evaluation.windows import Span
 from skipgpt.model.state import execution
 from tiny import tiny_base, tiny_routed
 

@@ -13,8 +13,8 @@ from torch.nn.functional import log_softmax
 
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.protocols import CutText, Form, cut_text
-from skipgpt.evaluation.scored_windows import document_spans, sliding_spans
 from skipgpt.evaluation.text_result import TextResult, measure_text
+from skipgpt.evaluation.windows import document_spans, sliding_spans
 from skipgpt.model.base import load_base
 from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import add_routers

@@ -44,7 +44,7 @@ def test_more_compute_is_lighter_and_every_step_is_legible() -> None:
 
 def test_a_scale_spreads_the_shares_of_a_text_over_all_colours() -> None:
     scale = Scale.around(0.25)
-    assert (scale.low, scale.high) == (0.5, 1.0)
+    assert scale.low == 0.5
     starts = [scale.paint("x", 0.5 + n / 100)[:-5] for n in range(51)]
     assert len(set(starts)) == len(STEPS)
     assert scale.paint("x", 0.1) == scale.paint("x", 0.5)

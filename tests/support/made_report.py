@@ -98,7 +98,7 @@ def made(
             "ideal_of": {"prompt_tokens": 16, "batch_size": 1},
         },
         dense=Perplexity.of(2.0, tokens),
-        stops=tuple(Stop.of(asked, trace) for asked, trace in traces.items()),
+        stops=tuple(Stop(asked, trace.keep, trace.measured) for asked, trace in traces.items()),
         at=at,
         trace=own,
         surprisal=surprisal,

@@ -83,11 +83,6 @@ def failures(
 def missed_when_measured(sparsity: float, target: float, budget: str = "modules") -> Failure | None:
     """Return the failure of a calibrated model that misses its target on other text, or None.
 
-    Args:
-        sparsity: measured sparsity on text not used for calibration.
-        target: the target sparsity.
-        budget: the unit of both.
-
     Example:
         >>> missed_when_measured(0.161, 0.25).name
         'missed'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from skipgpt.analysis.statistics import entropy_bits
 from skipgpt.analysis.table import Table
 from skipgpt.analysis.trace import TextTrace
@@ -31,21 +29,13 @@ def routing_health(trace: TextTrace) -> Table:
     chance = rates.square() + (1 - rates).square()
     tokens = keep.shape[1]
     few = tokens < ENOUGH
+    each = (column.tolist() for column in (rates, entropy, alike, chance))
     rows = tuple(
-        (
-            n // 2 + 1,
-            ("attn", "mlp")[n % 2],
-            rates[n].item(),
-            entropy[n].item(),
-            alike[n].item(),
-            chance[n].item(),
-            _state(rates[n]),
-        )
-        for n in range(len(rates))
+        (n // 2 + 1, ("attn", "mlp")[n % 2], *numbers, _state(numbers[0]))
+        for n, numbers in enumerate(zip(*each, strict=True))
     )
     on, off = (
-        (rates >= ALWAYS).double().mean().item(),
-        (rates <= 1 - ALWAYS).double().mean().item(),
+        sum(row[-1] == state for row in rows) / len(rows) for state in ("always on", "always off")
     )
     facts = {
         "entropy": entropy.mean().item(),
@@ -72,7 +62,7 @@ def routing_health(trace: TextTrace) -> Table:
     )
 
 
-def _state(rate: Tensor) -> str:
+def _state(rate: float) -> str:
     return "always on" if rate >= ALWAYS else "always off" if rate <= 1 - ALWAYS else "routed"
 
 

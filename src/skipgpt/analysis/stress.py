@@ -21,10 +21,8 @@ def stress(
     The paper's stress test went from 20 to 80 %; perplexity rose clearly only near 80 %. The knee
     is that of the routed model's own curve: dense is another model where LoRA has healed it.
 
-    Args:
-        dense: trace of the same text with everything kept.
-        traces: by requested sparsity.
-        tasks: each task's score by requested sparsity, None for dense; if measured.
+    Traces of the same text, and scores of tasks if measured, are by requested sparsity; None is
+    dense.
 
     Example:
         stress(dense, {s: trace_at(s) for s in (0.2, 0.4, 0.6)}).facts["knee"]
@@ -125,8 +123,7 @@ def norms_by_layer(dense: DenseTrace, traces: Mapping[float, TextTrace]) -> Tabl
 def knee_of(points: Sequence[tuple[float, float]]) -> int | None:
     """Return the index of the point furthest below the chord from first to last; None if no bend.
 
-    Args:
-        points: sparsity and loss, in rising order of sparsity.
+    Points are sparsity and loss, in rising order of sparsity.
 
     Example:
         >>> knee_of([(0.0, 2.0), (0.2, 2.1), (0.4, 2.2), (0.6, 3.5), (0.8, 6.0)])

@@ -36,11 +36,7 @@ class Table:
     part: Part = "skips"
 
     def column(self, name: str) -> list[Any]:
-        """Return the cells of one column.
-
-        Raises:
-            ValueError: there is no such column.
-        """
+        """Return the cells of one column; a ValueError if there is none of this name."""
         place = self.columns.index(name)
         return [row[place] for row in self.rows]
 

@@ -43,11 +43,7 @@ class Text:
 
 
 def text_of(rows: Sequence[Tensor] | Tensor, tokenizer: Any) -> Text:
-    """Return the text of rows of token ids that were read one by one.
-
-    Args:
-        rows: [N, T], or rows that may differ in length.
-        tokenizer: the tokenizer that made them.
+    """Return the text of rows of token ids, [N, T] or of different lengths, read one by one.
 
     Example:
         text = text_of(rows_of(ids, 256), tokenizer)

@@ -25,12 +25,8 @@ def keep_by_token(trace: TextTrace, dense: DenseTrace) -> Table:
     The critics' question: does a router see difficulty, or only token identity? Surprisal is the
     dense model's, given for the token itself and for the next one, which it is read to predict.
 
-    Args:
-        trace: trace of the routed model.
-        dense: dense trace of the same rows.
-
     Raises:
-        ConfigError: the traces are of different texts.
+        ConfigError: the traces are not of the same rows.
     """
     if not same_text(trace, dense):
         raise ConfigError(
@@ -39,7 +35,8 @@ def keep_by_token(trace: TextTrace, dense: DenseTrace) -> Table:
             expected="a routed and a dense trace of the same rows",
         )
     surprisal, following = dense.surprisal, _following(dense)
-    groups: list[tuple[str, str, Tensor]] = []
+    attn, mlp = (trace.keep[:, kind].float().mean(0) for kind in (0, 1))
+    rows: list[tuple[Cell, ...]] = []
     for name, labels, of in (
         ("times in this text", (*(n for _, n in COUNTS), "100 times or more"), _frequency(trace)),
         ("part of text", KINDS, torch.tensor(kinds_of(trace.text.pieces))),
@@ -47,14 +44,12 @@ def keep_by_token(trace: TextTrace, dense: DenseTrace) -> Table:
         ("own surprisal", FIFTHS, _fifths(surprisal)),
         ("surprisal of the next", FIFTHS, _fifths(following)),
     ):
-        groups += [(name, label, of == n) for n, label in enumerate(labels)]
-    attn, mlp = (trace.keep[:, kind].float().mean(0) for kind in (0, 1))
-    rows: list[tuple[Cell, ...]] = []
-    for name, label, chosen in groups:
-        if count := int(chosen.sum()):
-            shares = (attn[chosen].mean().item(), mlp[chosen].mean().item())
-            told = surprisal[chosen].nanmean().item()
-            rows.append((name, label, count, *shares, told))
+        for n, label in enumerate(labels):
+            chosen = of == n
+            if count := int(chosen.sum()):
+                shares = (attn[chosen].mean().item(), mlp[chosen].mean().item())
+                told = surprisal[chosen].nanmean().item()
+                rows.append((name, label, count, *shares, told))
     compute = trace.compute
     facts = {
         f"{kind} with {what}": correlate(compute, values)

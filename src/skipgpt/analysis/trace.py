@@ -6,7 +6,7 @@ Shapes: N tokens of all rows, L layers, M = 2 modules of a layer (attention, MLP
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from skipgpt.analysis.text import Text, text_of
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, build_result, total_loss
-from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.residual_stream import first_of, watching_stream
 from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import routed_layers
@@ -88,16 +87,14 @@ def trace_text(
     closeness_to: nn.Module | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> TextTrace:
-    """Run a routed model over a text, at its current sparsity, and trace it.
+    """Run a routed model over rows of a text, at its current sparsity, and trace it.
 
     Args:
         model: with routers; in `gated`, `sparse` or `auto` execution.
         tokenizer: the base model's tokenizer.
-        rows: rows of token ids, without context before them; from
-            `skipgpt.evaluation.windows.rows_of`.
+        rows: of token ids, as from `skipgpt.evaluation.windows.rows_of`.
         batch_size: rows per forward.
-        closeness_to: the dense model that closeness is measured to, as for
-            `skipgpt.perplexity`.
+        closeness_to: as for `skipgpt.perplexity`.
         on_step: called with rows read and rows in all.
 
     Raises:
@@ -115,8 +112,9 @@ def trace_text(
         nonlocal done
         reading.on_batch(ids, logits, losses)
         if closeness:
-            with reading.paused():  # the dense forward may run the same layers
-                closeness.add(ids, logits)
+            reading.is_paused = True  # the dense forward may run the same layers
+            closeness.add(ids, logits)
+            reading.is_paused = False
         done += len(losses)
         if on_step:
             on_step(done, len(rows))
@@ -134,7 +132,7 @@ def trace_text(
         *reading.read(),
         keep=_stacked(trace, lambda decision: decision.keep),
         margin=_stacked(trace, lambda decision: decision.margin.float()),
-        measured=build_result(model, trace.counts(), nll, tokens, mean_context(rows), closeness),
+        measured=build_result(model, trace.counts(), nll, tokens, rows, closeness),
     )
 
 
@@ -143,11 +141,7 @@ def trace_dense(
 ) -> DenseTrace:
     """Run a model over a text with everything kept, and trace how modules change the stream.
 
-    Args:
-        model: with routers, whose outputs are ignored.
-        tokenizer: the base model's tokenizer.
-        rows: rows of token ids, without context before them.
-        batch_size: rows per forward.
+    It has routers, whose outputs are ignored. Rows are as for `trace_text`.
 
     Raises:
         ConfigError: the model has no routers.
@@ -203,31 +197,16 @@ class _Reader:
         def leaving(_: nn.Module, args: Any, output: Any) -> None:
             self._measure(len(self.layers), first_of(output))
 
-        handles: list[Any] = [
-            layer.register_forward_pre_hook(entering(n), with_kwargs=True)
-            for n, layer in enumerate(self.layers)
-        ]
-        if self.layers:
-            handles.append(self.layers[-1].register_forward_hook(leaving))
-        try:
+        with ExitStack() as stack:
+            for n, layer in enumerate(self.layers):
+                stack.enter_context(layer.register_forward_pre_hook(entering(n), with_kwargs=True))
+            if self.layers:
+                stack.enter_context(self.layers[-1].register_forward_hook(leaving))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Measure nothing inside the block."""
-        self.is_paused = True
-        try:
-            yield
-        finally:
-            self.is_paused = False
 
     def _measure(self, n: int, stream: Tensor) -> None:
-        if self.is_paused:
-            return
-        self.norms[n].append(stream.float().square().mean(-1).sqrt().flatten().cpu())
+        if not self.is_paused:
+            self.norms[n].append(stream.float().square().mean(-1).sqrt().flatten().cpu())
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """Surprisal and entropy [N], norms [L + 1, N]."""

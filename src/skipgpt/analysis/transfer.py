@@ -15,10 +15,7 @@ def depth_profiles(traces: Mapping[str, TextTrace], bins: int = 10) -> Table:
     """Tabulate keep rates over relative depth, so that models of different depth compare.
 
     The paper compares LLaMA2 and LLaMA3.1; open: does what is skipped transfer to other models?
-
-    Args:
-        traces: two or more, by the name of their checkpoint; texts may differ.
-        bins: number of bins of relative depth.
+    Traces, two or more, are by the name of their checkpoint; their texts may differ.
     """
     profiles = {
         (name, kind): _over_depth(trace.keep[:, n].float().mean(-1), bins)

@@ -7,8 +7,8 @@ import datetime
 import itertools
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -36,11 +36,7 @@ PREFILL = "dense prefill"
 
 
 def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
-    """Time dense and routed runs of every cell, alternating.
-
-    Args:
-        subject: the models and prompts.
-        grid: the cells; the default grid where None.
+    """Time dense and routed runs of every cell, alternating; of the default grid where None.
 
     Returns:
         One row per cell and execution; of `router_step`, which no sparsity changes, one per batch
@@ -98,6 +94,7 @@ def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
                     *(row.execution, row.speedup, row.ideal_speedup),
                 )
             rows += found
+    profile = stored_profile(subject.device, subject.dense.dtype)
     facts = {
         "date": datetime.date.today().isoformat(),
         "subject": subject.name,
@@ -106,7 +103,10 @@ def _bench(subject: Subject, grid: Grid, advance: Phase) -> Benchmark:
         "attention": subject.dense.config._attn_implementation,
         "repeats": grid.repeats,
         "decode": "as a CUDA graph" if graphs else "launched by the host",
-        "machine": _machine(subject),
+        "machine": {  # the figures that `auto` uses
+            "source": "measured by skipgpt profile" if profile else "typical",
+            **dataclasses.asdict(profile or typical(subject.device)),
+        },
         **hardware(subject.device),
     }
     return Benchmark(tuple(rows), facts, tuple(left_out))
@@ -147,6 +147,7 @@ def _rows(
         own = seconds[each.execution]
         ratios = _ratios(seconds["dense"], own)
         before = seconds[each.on_top_of or "dense"]
+        gated = None if each.execution == "gated" else seconds.get("gated")
         int8 = statistics.median(_ratios(seconds["dense"], before))
         ideal = int8 * each.ideal(min(share, 1.0))
         speedup, median = statistics.median(ratios), statistics.median(own)
@@ -167,26 +168,12 @@ def _rows(
             int8_speedup=int8,
             ideal_speedup=ideal,
             efficiency=speedup / ideal,
-            over_gated=_over_gated(seconds, each.execution),
+            over_gated=statistics.median(_ratios(gated, own)) if gated else None,
             tokens_per_second=len(ids) * (new or ids.shape[1]) / median,
             peak_memory_bytes=memory[each.execution],
             dense_peak_memory_bytes=memory["dense"],
             note=each.note,
         )
-
-
-def _over_gated(seconds: Mapping[str, Sequence[float]], execution: str) -> float | None:
-    """Speed-up over gated, where both ran."""
-    if execution == "gated" or "gated" not in seconds:
-        return None
-    return statistics.median(_ratios(seconds["gated"], seconds[execution]))
-
-
-def _machine(subject: Subject) -> dict[str, Any]:
-    """The device figures that `auto` uses, and their source."""
-    found = stored_profile(subject.device, subject.dense.dtype)
-    source = "measured by skipgpt profile" if found else "typical"
-    return {"source": source, **dataclasses.asdict(found or typical(subject.device))}
 
 
 def _ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -45,46 +44,31 @@ class Grid:
     repeats: int = 7
 
     def __post_init__(self) -> None:
-        for name, values in (
-            ("phases", self.phases),
-            ("batch sizes", self.batch_sizes),
-            ("prompt tokens", self.prompt_tokens),
-            ("sparsities", self.sparsities),
-            ("executions", self.executions),
-        ):
-            if values is not None:
-                _check_each_once(name, values)
-        _check_known("phases", self.phases, get_args(PhaseName))
-        _check_known("executions", self.executions, get_args(Timed))
+        for name in ("phases", "batch_sizes", "prompt_tokens", "sparsities", "executions"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ConfigError(
+                    f"reading {name.replace('_', ' ')}",
+                    got=", ".join(map(str, values)) or "none",
+                    expected="one or more, each once",
+                )
+        for name, known in (("phases", get_args(PhaseName)), ("executions", get_args(Timed))):
+            if unknown := [value for value in getattr(self, name) if value not in known]:
+                expected = "one of " + ", ".join(known)
+                raise ConfigError(f"reading {name}", got=repr(unknown[0]), expected=expected)
         for sparsity in self.sparsities or ():
             check_sparsity(sparsity)
-        for name, numbers in (
-            ("batch sizes", self.batch_sizes),
-            ("prompt tokens", self.prompt_tokens),
-            ("decode tokens", (self.decode_tokens,)),
-            ("repeats", (self.repeats,)),
+        for name, least in (
+            ("batch sizes", min(self.batch_sizes)),
+            ("prompt tokens", min(self.prompt_tokens)),
+            ("decode tokens", self.decode_tokens),
+            ("repeats", self.repeats),
         ):
-            if min(numbers) < 1:
-                raise ConfigError(f"reading {name}", got=str(min(numbers)), expected="1 or more")
+            if least < 1:
+                raise ConfigError(f"reading {name}", got=str(least), expected="1 or more")
         if min(self.prompt_tokens) < 2 and {"router_step", "lora_step"} & set(self.phases):
             raise ConfigError(
                 "reading prompt tokens",
                 got="1 with a training step among the phases",
                 expected="2 or more: the first token predicts the second",
             )
-
-
-def _check_each_once(name: str, values: Sequence[object]) -> None:
-    if not values or len(set(values)) < len(values):
-        raise ConfigError(
-            f"reading {name}",
-            got=", ".join(map(str, values)) or "none",
-            expected="one or more, each once",
-        )
-
-
-def _check_known(name: str, values: Sequence[str], known: Sequence[str]) -> None:
-    if unknown := [value for value in values if value not in known]:
-        raise ConfigError(
-            f"reading {name}", got=repr(unknown[0]), expected="one of " + ", ".join(known)
-        )

@@ -44,8 +44,7 @@ def candidates(
         if kind == "transformers":
             if cell.captured:
                 raise NotApplicable("a CUDA graph runs every model on a static cache")
-            task = cell.task(subject.dense)
-            return Candidate(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0, _OWN_CACHE)
+            return Candidate(kind, cell.task(subject.dense), note=_OWN_CACHE)
         if kind == "static":
             return _static(subject, cell, rule, dense)
         if kind == "dense-int8" or kind == "sparse-int8":
@@ -95,8 +94,7 @@ def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> 
     if kind == "sparse-int8":
         made = _routed(subject, cell, rule, kind, cell.cost(held))
     else:
-        task = cell.task(subject.executing(kind, rule))
-        made = Candidate(kind, task, 0.0, 0.0, 1.0, lambda _: 1.0)
+        made = Candidate(kind, cell.task(subject.executing(kind, rule)))
     return dataclasses.replace(made, on_top_of="dense-int8")
 
 

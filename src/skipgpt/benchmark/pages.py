@@ -31,17 +31,16 @@ def _told(fact: Any) -> Any:
     return fact["source"].split()[0] if isinstance(fact, dict) else fact
 
 
-def plot(result: Benchmark, path: Path) -> bool:
+def plot(result: Benchmark, path: Path) -> None:
     """Plot efficiency: one panel per phase, one line per execution, batch and prompt size.
 
-    Returns:
-        False where matplotlib is not installed; that is logged and nothing is drawn.
+    Where matplotlib is not installed, that is logged and nothing is drawn.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         logger.info("no plot: it needs matplotlib (pip install 'skipgpt[report]')")
-        return False
+        return
     phases = list(dict.fromkeys(row.phase for row in result.rows))
     figure = Figure(figsize=(4.5 * len(phases), 4), layout="constrained")
     panels = figure.subplots(1, len(phases), squeeze=False, sharey=True)[0]
@@ -62,4 +61,3 @@ def plot(result: Benchmark, path: Path) -> bool:
     panels[0].set_ylabel("speed-up / ideal speed-up")
     figure.suptitle(f"{result.facts['subject']}, {result.facts['device']}", fontsize="medium")
     figure.savefig(path)
-    return True

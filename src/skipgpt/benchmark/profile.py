@@ -29,12 +29,7 @@ TOKENS, LAYERS = 64, 8
 def profile_machine(
     device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 15
 ) -> Machine:
-    """Measure a device in a few seconds.
-
-    Args:
-        device: device to measure.
-        dtype: dtype of weights and matmuls.
-        repeats: timed rounds.
+    """Measure a device in a few seconds, with weights and matmuls of a dtype.
 
     Example:
         machine = profile_machine(torch.device("cpu"))

@@ -45,11 +45,6 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
     Attention and MLP alternate in a model of the family, so they are removed in equal numbers;
     which ones does not change the cost where layers are alike.
 
-    Args:
-        subject: the models.
-        forward: the measured forward.
-        run: its cost.
-
     Raises:
         NotApplicable: layers of this model cannot be left out.
     """
@@ -86,7 +81,7 @@ def compiled(task: Task) -> Candidate:
         # Compilers and drivers raise errors of any type; the other candidates are still timed.
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise NotApplicable(f"torch.compile failed on this machine ({reason})") from error
-    return Candidate("compiled", task, 0.0, 0.0, 1.0, lambda _: 1.0)
+    return Candidate("compiled", task)
 
 
 def to_compile(model: Any) -> Any:

@@ -159,15 +159,8 @@ class Benchmark:
 
     def _table(self) -> list[list[str]]:
         """Header and cells; a column over gated only where that was timed."""
-        table = [list(HEAD), *self._cells()]
-        if any(row.over_gated for row in self.rows):
-            told = (f"{row.over_gated:.2f}x" if row.over_gated else "" for row in self.rows)
-            for line, cell in zip(table, ("over gated", *told), strict=True):
-                line.append(cell)
-        return table
-
-    def _cells(self) -> list[list[str]]:
-        return [
+        timed = any(row.over_gated for row in self.rows)
+        cells = [
             [
                 row.phase,
                 str(row.batch_size),
@@ -184,6 +177,8 @@ class Benchmark:
                 f"{row.efficiency:.1%}",
                 f"{row.tokens_per_second:,.0f}",
                 "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f} MB",
+                *([f"{row.over_gated:.2f}x" if row.over_gated else ""] if timed else []),
             ]
             for row in self.rows
         ]
+        return [[*HEAD, *(["over gated"] if timed else [])], *cells]

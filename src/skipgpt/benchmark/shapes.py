@@ -46,11 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def shape_config(name: str) -> Any:
-    """Return the transformers config of a named shape.
-
-    Raises:
-        ConfigError: there is no such shape.
-    """
+    """Return the transformers config of a named shape; a ConfigError if there is none."""
     from transformers import LlamaConfig
 
     if name not in SHAPES:

@@ -44,12 +44,7 @@ CONFIG = recipe("default")
 
 @dataclass(frozen=True, eq=False)
 class StepCell:
-    """One cell of the grid.
-
-    Attributes:
-        phase: what is timed.
-        ids: [B, T], the batch.
-    """
+    """One cell of the grid: a batch of ids [B, T]."""
 
     phase: Training
     ids: Tensor
@@ -96,7 +91,11 @@ def candidates(
 def _seen(subject: Subject, cell: StepCell, rule: DecisionRule) -> Trace:
     """Trace a forward; steps are forced to its routes, which LoRA and dropout would change."""
     model = subject.executing("sparse", rule)
-    return traced(model, Task(lambda _: model(input_ids=cell.ids, use_cache=False), seeded))
+    return traced(model, _forward(model, cell))
+
+
+def _forward(model: Any, cell: StepCell) -> Task:
+    return Task(lambda _: model(input_ids=cell.ids, use_cache=False), seeded)
 
 
 def _healing(
@@ -110,8 +109,8 @@ def _healing(
     kept = {Site(n, m): getattr(decisions[n], m).keep for n in decisions for m in MODULES}
     model = subject.executing(kind, Forced(kept), trains=True)
     run = AsRun(trace.steps, float(kind == "sparse"))
-    if kind == "auto":
-        run = _carried_out(model, cell)
+    if kind == "auto":  # in a training forward, so without kernels; LoRA is added later
+        run = traced_as_run(model.train(), _forward(model, cell))[1]
     task = cell.task(model, "lora", kind)
     least, spent = (_flops(model, cell.forward, steps) for steps in (trace.steps, run.steps))
     return Candidate(
@@ -123,13 +122,6 @@ def _healing(
         lambda _: dense / least,
         packed_share=run.packed_share,
     )
-
-
-def _carried_out(model: Any, cell: StepCell) -> AsRun:
-    """Trace what `auto` packs in a training forward, without kernels and before LoRA is added."""
-    model.train()
-    task = Task(lambda _: model(input_ids=cell.ids, use_cache=False), seeded)
-    return traced_as_run(model, task)[1]
 
 
 def _flops(model: Any, forward: Forward, steps: Sequence[Step]) -> float:

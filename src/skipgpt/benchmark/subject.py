@@ -85,10 +85,7 @@ class Subject:
     ) -> Any:
         """Return a routed model set to one execution, a separate copy on the same weights.
 
-        Args:
-            kind: the execution, possibly with 8-bit weights.
-            rule: the decision rule.
-            trains: whether to copy routers and stand-ins too, since training changes them.
+        What is to be trained has routers and stand-ins of its own, since training changes them.
         """
         execution, _, held = kind.partition("-")
         model = sharing(self.in_int8 if held else self.routed, but_routers=trains)
@@ -146,15 +143,8 @@ def subject_of_checkpoint(
 ) -> Subject:
     """Load a checkpoint beside its base model.
 
-    Args:
-        folder: of the checkpoint, or its hub id.
-        data: text for the prompts; learned routes depend on it.
-        tokens: tokens of the largest batch of prompts; no more text is read.
-        config: `max_documents`, `text_field` and `control_tokens`.
-        base: location of the base model, if it has moved.
-        budget: unit of sparsities; as the checkpoint was trained where None.
-        device: where to put both models.
-        dtype: of the base model.
+    Prompts are cut from `data`, of which no more than `tokens`, those of the largest batch, are
+    read; learned routes depend on it. The budget is as the checkpoint was trained where None.
 
     Raises:
         CheckpointError: files are missing or damaged.

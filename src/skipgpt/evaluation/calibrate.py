@@ -15,15 +15,8 @@ from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
-from skipgpt.config import (
-    BUDGET_NOUNS,
-    BUDGETS,
-    Budget,
-    DataConfig,
-    TimedForward,
-    check_budget,
-)
-from skipgpt.cost import Savings, savings
+from skipgpt.config import BUDGET_NOUNS, BUDGETS, Budget, DataConfig, TimedForward, check_budget
+from skipgpt.cost import savings
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.meter import Meter
 from skipgpt.evaluation.perplexity import perplexity
@@ -87,7 +80,10 @@ def calibrate(
     before = state.curves
     unit = budget or (before.budget if before else "modules")
     timed = timed or (before.timed if before else None) or TimedForward()
-    saved = all_savings(model, unit, mean_context(blocks), timed)
+    tensor, dtype = next(model.parameters()), cast("torch.dtype", model.dtype)
+    profiled = check_budget(unit) == "time" or stored_profile(tensor.device, dtype) is not None
+    units = [each for each in BUDGETS if profiled or each != "time"]
+    saved = {each: savings(model, each, mean_context(blocks), timed) for each in units}
     few = Meter(model, subsample_rows(blocks, CURVE_TOKENS), saved[unit], batch_size)
     reachable = tuple(each for each in CURVE if unit == "modules" or each < saved[unit].largest)
     with advancing("calibrating the curve", unit="point", announced=True) as advance:
@@ -109,7 +105,7 @@ def calibrate(
             if other != unit and share > 0:
                 curves[other] = curves[other].through(share, found)
     by_budget = {each: curves[each] for each in BUDGETS if each in curves}
-    here = hardware(next(model.parameters()).device) if "time" in curves else {}
+    here = hardware(tensor.device) if "time" in curves else {}
     timed_on = {name: str(value) for name, value in here.items()}
     state.curves = Curves(by_budget, unit, timed if "time" in curves else None, timed_on)
     if target is None:
@@ -128,22 +124,6 @@ def calibrate(
     return curves[unit]
 
 
-def all_savings(
-    model: nn.Module, unit: Budget, context: float, timed: TimedForward
-) -> dict[Budget, Savings]:
-    """Return what each site saves, in each unit that can be measured here.
-
-    Raises:
-        ConfigError: `unit` is none of them.
-    """
-    tensor = next(model.parameters())
-    profiled = stored_profile(tensor.device, cast("torch.dtype", model.dtype)) is not None
-    units: list[Budget] = ["modules", "flops"]
-    if profiled or check_budget(unit) == "time":
-        units.append("time")
-    return {each: savings(model, each, context, timed) for each in units}
-
-
 def calibrate_checkpoint(
     folder: str | Path,
     data: list[str],
@@ -151,21 +131,13 @@ def calibrate_checkpoint(
     *,
     target: float,
     budget: Budget | None = None,
-    timed: TimedForward | None = None,
     device: str = "cpu",
     dtype: str = "auto",
 ) -> CheckpointInfo:
     """Calibrate a checkpoint on disk, measure it, and write both into it.
 
-    Args:
-        folder: a checkpoint.
-        data: sources of text; only the held-out documents are used.
-        config: how to cut and split them.
-        target: sparsity that the checkpoint is set to.
-        budget: the unit of `target`; that of the checkpoint if None.
-        timed: the forward whose seconds the unit `time` counts.
-        device: where to run.
-        dtype: of the base model.
+    Only the held-out documents of the data are used. The budget is the unit of the target; that of
+    the checkpoint if None.
 
     Raises:
         SkipGPTError: on any failure; the checkpoint is then as it was.
@@ -178,7 +150,7 @@ def calibrate_checkpoint(
         blocks = load_blocks(data, tokenizer, config, train_tokens=0)
         check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
         text = subsample_rows(blocks.calibration, config.calibration_tokens)
-        calibrate(model, text, target=target, budget=unit, timed=timed)
+        calibrate(model, text, target=target, budget=unit)
         measured = perplexity(model, subsample_rows(blocks.held_out, config.evaluation_tokens))
         found = describe(model, before.base, fingerprint=before.fingerprint)
         info = dataclasses.replace(

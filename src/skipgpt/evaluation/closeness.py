@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +84,9 @@ class ClosenessSum:
 
     @torch.no_grad()
     def add(self, ids: Tensor, logits: Tensor, firsts: Sequence[int] | None = None) -> None:
-        """Compare one batch.
+        """Compare one batch: ids [B, T], and logits [B, T, V] of the model under test.
 
-        Args:
-            ids: [B, T] token ids.
-            logits: [B, T, V] of the model under test.
-            firsts: [B] index of the first scored token of each row; 1 if None.
+        The first scored tokens of each row are `firsts` [B]; 1 if None.
         """
         with as_dense(self.model):
             dense = self.model(input_ids=ids, use_cache=False).logits
@@ -111,7 +108,10 @@ class ClosenessSum:
     def mean(self) -> Closeness:
         """The means over all tokens compared so far."""
         kl = max(self.kl / self.tokens, 0.0)  # rounding may go below zero
-        return Closeness(kl, self.agreed / self.tokens, dense_model_of(self.model))
+        holds_lora = bool(routed_layers(self.model)) and routing_state(self.model).lora
+        switchable = hasattr(self.model, "disable_adapter")
+        dense: DenseModel = "all kept" if holds_lora and not switchable else "base"
+        return Closeness(kl, self.agreed / self.tokens, dense)
 
 
 @contextmanager
@@ -126,10 +126,3 @@ def as_dense(model: nn.Module) -> Iterator[None]:
             stack.callback(model.train)
             model.eval()
         yield
-
-
-def dense_model_of(model: Any) -> DenseModel:
-    """Return which dense model `as_dense` runs."""
-    switchable = hasattr(model, "disable_adapter")
-    holds_lora = bool(routed_layers(model)) and routing_state(model).lora
-    return "all kept" if holds_lora and not switchable else "base"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +38,6 @@ class Continuations:
     dense_repetition: float
     same: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
-
     def __str__(self) -> str:
         return (
             f"{self.count} greedy continuations of {NEW_TOKENS} tokens: "
@@ -58,18 +52,14 @@ class Continuations:
 def measure_continuations(
     model: nn.Module, rows: Sequence[Tensor], count: int, dense: nn.Module, *, batch_size: int = 8
 ) -> Continuations:
-    """Continue the beginnings of rows greedily, routed and dense, and compare.
+    """Continue the beginnings of rows of held-out text greedily, routed and dense, and compare.
 
     Loss on given text and multiple choice hide how errors add up when a model reads its own output.
     A bad continuation is unlikely under the dense model, or repeats itself; repetitive text is also
     likely, which is why both are measured.
 
-    Args:
-        model: with routers, in whatever execution and sparsity is set.
-        rows: token ids [T] of held-out text; those shorter than `PROMPT_TOKENS` are left out.
-        count: how many of them to continue, from the first.
-        dense: the dense model: `model` itself, or its base where LoRA is part of its weights.
-        batch_size: continuations per batch.
+    The dense model is `model` itself, or its base where LoRA is part of its weights. Rows [T]
+    shorter than `PROMPT_TOKENS` are left out; the first `count` others are continued.
 
     Raises:
         DataError: there are fewer rows than `count`.
@@ -85,7 +75,7 @@ def measure_continuations(
             expected=f"{max(count, 1)}",
             todo="give more text, longer rows, or ask for fewer continuations",
         )
-    found = _Sums(), _Sums()
+    found = torch.zeros(2, 2, dtype=torch.float64)
     same = 0.0
     device = next(model.parameters()).device
     for start in range(0, len(rows), batch_size):
@@ -94,10 +84,12 @@ def measure_continuations(
         routed = greedy(model, prompts, NEW_TOKENS)
         with as_dense(dense):
             own = greedy(dense, prompts, NEW_TOKENS)
-            for sums, texts in zip(found, (routed, own), strict=True):
-                sums.add(dense, prompts, texts)
+            scores = [_score(dense, prompts, texts) for texts in (routed, own)]
+        found += torch.tensor(scores, dtype=torch.float64)
         same += (routed == own).long().cumprod(dim=1).double().mean(dim=1).sum().item()
-    (nll, repeated), (own_nll, own_repeated) = (sums.means() for sums in found)
+    (nll, repeated), (own_nll, own_repeated) = (
+        found / torch.tensor([len(rows) * NEW_TOKENS, len(rows)])
+    ).tolist()
     return Continuations(len(rows), nll, own_nll, repeated, own_repeated, same / len(rows))
 
 
@@ -122,21 +114,9 @@ def repetition(text: Sequence[int], n: int = NGRAM) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-class _Sums:
-    """Losses and repetition of continuations, added up batch by batch."""
-
-    def __init__(self) -> None:
-        self.nll, self.tokens, self.repeated, self.count = 0.0, 0, 0.0, 0
-
-    def add(self, dense: Any, prompts: Tensor, texts: Tensor) -> None:
-        """Score texts [B, N] after prompts [B, T] under the dense model."""
-        logits = dense(input_ids=torch.cat([prompts, texts], dim=1), use_cache=False).logits
-        predicted = logits[:, prompts.shape[1] - 1 : -1].flatten(0, 1).float()
-        self.nll += cross_entropy(predicted, texts.flatten(), reduction="sum").item()
-        self.tokens += texts.numel()
-        self.repeated += sum(repetition(text) for text in texts.tolist())
-        self.count += len(texts)
-
-    def means(self) -> tuple[float, float]:
-        """Nats per token, and repetition per text."""
-        return self.nll / self.tokens, self.repeated / self.count
+def _score(dense: nn.Module, prompts: Tensor, texts: Tensor) -> tuple[float, float]:
+    """Return summed nats of texts [B, N] after prompts [B, T] under a model, and repetition."""
+    logits = dense(input_ids=torch.cat([prompts, texts], dim=1), use_cache=False).logits
+    predicted = logits[:, prompts.shape[1] - 1 : -1].flatten(0, 1).float()
+    nats = cross_entropy(predicted, texts.flatten(), reduction="sum").item()
+    return nats, sum(repetition(text) for text in texts.tolist())

@@ -37,14 +37,6 @@ class Corpus:
     glue: str
     bare: bool
 
-    def row(self, line: str) -> str:
-        """Return the row that the hub's data set makes of a line of the original file."""
-        return line.strip() if self.bare else line if line.strip() else ""
-
-    def join(self, rows: Iterable[str]) -> str:
-        """Join all rows into the text that is tokenised."""
-        return self.glue.join(rows)
-
 
 CORPORA = {
     "wikitext2": Corpus(
@@ -65,11 +57,7 @@ CORPORA = {
 
 
 def corpus_of(name: str) -> Corpus:
-    """The corpus of this name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The corpus of this name; a ConfigError if there is none."""
     if name not in CORPORA:
         raise ConfigError("choosing the corpus", got=repr(name), expected=" or ".join(CORPORA))
     return CORPORA[name]
@@ -97,60 +85,46 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
             f"reading the corpus {name}", got=f"{len(files)} files", expected="its test split alone"
         )
     if not files:
-        return corpus.join(_from_hub(corpus, name)), f"{name}, hub: {corpus.hub}"
-    path = Path(files[0]).expanduser()
-    if not path.is_file():
-        raise DataError(
-            f"reading the corpus {name}", got=f"no file {path}", expected="its test split"
-        )
-    return corpus.join(_rows(corpus, path)), f"{name}, local file: {path.name}"
+        doing, source = f"fetching the corpus {name}", f"hub: {corpus.hub}"
+        todo = "check the network and HF_HUB_OFFLINE, or give its file with --text"
+        rows = _texts(corpus, _loaded(doing, corpus.hub, todo, **corpus.load), doing)
+    else:
+        path = Path(files[0]).expanduser()
+        if not path.is_file():
+            raise DataError(
+                f"reading the corpus {name}", got=f"no file {path}", expected="its test split"
+            )
+        rows, source = _rows_of_file(corpus, path), f"local file: {path.name}"
+    return corpus.glue.join(rows), f"{name}, {source}"
 
 
-def _rows(corpus: Corpus, path: Path) -> list[str]:
+def _rows_of_file(corpus: Corpus, path: Path) -> list[str]:
+    """Return the rows that the hub's data set makes of the original file, or has in others."""
     doing = f"reading {path}"
     if path.suffix.lower() in JSON_LINES:
-        return [_text(corpus, row, doing) for _, row in json_rows(path)]
+        return _texts(corpus, (row for _, row in json_rows(path)), doing)
     if path.suffix.lower() == ".parquet":
-        try:
-            rows = _loaded(doing, path="parquet", data_files=str(path), split="train")
-        except _LoadingError as error:
+        options = {"path": "parquet", "data_files": str(path), "split": "train"}
+        return _texts(corpus, _loaded(doing, "a parquet file", _AS_PUBLISHED, **options), doing)
+    lines = read_text(path).splitlines(keepends=True)
+    return [line.strip() if corpus.bare else line if line.strip() else "" for line in lines]
+
+
+def _texts(corpus: Corpus, rows: Iterable[dict[str, Any]], doing: str) -> list[str]:
+    texts = []
+    for row in rows:
+        if not isinstance(row.get(corpus.field), str):
             raise DataError(
-                doing, got=str(error), expected="a parquet file", todo=_AS_PUBLISHED
-            ) from error
-        return [_text(corpus, row, doing) for row in rows]
-    return [corpus.row(line) for line in read_text(path).splitlines(keepends=True)]
+                doing,
+                got=f"a row with the fields {', '.join(row) or '(none)'}",
+                expected=f"text in a field {corpus.field!r}, as the hub has it ({corpus.hub})",
+                todo=_AS_PUBLISHED,
+            )
+        texts.append(str(row[corpus.field]))
+    return texts
 
 
-def _text(corpus: Corpus, row: dict[str, Any], doing: str) -> str:
-    if not isinstance(row.get(corpus.field), str):
-        raise DataError(
-            doing,
-            got=f"a row with the fields {', '.join(row) or '(none)'}",
-            expected=f"text in a field {corpus.field!r}, as the hub has it ({corpus.hub})",
-            todo=_AS_PUBLISHED,
-        )
-    return str(row[corpus.field])
-
-
-def _from_hub(corpus: Corpus, name: str) -> list[str]:
-    doing = f"fetching the corpus {name}"
-    try:
-        rows = _loaded(doing, **corpus.load)
-    except _LoadingError as error:
-        raise DataError(
-            doing,
-            got=str(error),
-            expected=corpus.hub,
-            todo="check the network and HF_HUB_OFFLINE, or give its file with --text",
-        ) from error
-    return [_text(corpus, row, doing) for row in rows]
-
-
-class _LoadingError(Exception):
-    """What the hub's client or a reader said, in a line."""
-
-
-def _loaded(doing: str, **arguments: Any) -> Iterable[dict[str, Any]]:
+def _loaded(doing: str, expected: str, todo: str, **arguments: Any) -> Iterable[dict[str, Any]]:
     try:
         import datasets
     except ImportError as error:
@@ -159,5 +133,6 @@ def _loaded(doing: str, **arguments: Any) -> Iterable[dict[str, Any]]:
         rows: Iterable[dict[str, Any]] = datasets.load_dataset(**arguments)
     except Exception as error:  # from the hub's client or readers
         first = (str(error).splitlines() or [""])[0]
-        raise _LoadingError(f"{type(error).__name__}: {first}") from error
+        got = f"{type(error).__name__}: {first}"
+        raise DataError(doing, got=got, expected=expected, todo=todo) from error
     return rows

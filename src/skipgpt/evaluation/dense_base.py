@@ -13,11 +13,8 @@ from skipgpt.model.surgery import add_routers
 def dense_base_of(info: CheckpointInfo, model: nn.Module, placement: Placement) -> nn.Module:
     """Return the base model without LoRA, with routers that a dense run does not use.
 
-    Args:
-        info: the checkpoint's info.
-        model: the model loaded from it with `merge=True`; returned itself if it has no LoRA.
-            Otherwise LoRA is part of its weights, and the base is loaded a second time.
-        placement: where the model was loaded from, and to.
+    A model without LoRA, loaded with `merge=True`, is returned itself. Otherwise LoRA is part of
+    its weights, and the base is loaded a second time.
 
     Raises:
         SkipGPTError: the base model cannot be loaded.

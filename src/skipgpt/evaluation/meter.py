@@ -13,13 +13,7 @@ from skipgpt.routing.decision import Site, Threshold
 
 
 class Meter:
-    """Runs blocks at thresholds and counts, in one unit, what each run saves.
-
-    Args:
-        model: with routers.
-        blocks: [N, T] token ids.
-        saved: what each site saves.
-        batch_size: blocks per forward.
+    """Runs blocks [N, T] at thresholds and counts, in one unit, what each run saves.
 
     Attributes:
         keep: keep ratios of every run, by threshold.

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
-from skipgpt.evaluation.windows import batches, mean_context
+from skipgpt.evaluation.windows import Span, batches, mean_context
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import count_routing
 from skipgpt.model.trace import KeepCounts
@@ -81,11 +82,7 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(
-    model: nn.Module,
-    blocks: Rows,
-    *,
-    batch_size: int = 8,
-    closeness_to: nn.Module | None = None,
+    model: nn.Module, blocks: Rows, *, batch_size: int = 8, closeness_to: nn.Module | None = None
 ) -> Perplexity:
     """Measure the loss of a routed model over blocks, each without context before it.
 
@@ -115,7 +112,41 @@ def perplexity(
 
     with count_routing(model) as counts:
         nll, tokens = total_loss(model, blocks, batch_size, compare)
-    return build_result(model, counts, nll, tokens, mean_context(blocks), closeness)
+    return build_result(model, counts, nll, tokens, blocks, closeness)
+
+
+@torch.no_grad()
+def perplexity_of_spans(
+    model: nn.Module,
+    spans: Sequence[Span],
+    *,
+    batch_size: int = 8,
+    closeness_to: nn.Module | None = None,
+) -> Perplexity:
+    """Measure loss over the scored tokens, and sparsity over all tokens read.
+
+    Arguments are as for `perplexity`, but that spans say where scoring begins.
+
+    Example:
+        perplexity_of_spans(model, sliding_spans(ids, 1024, 512))
+    """
+    rows = [span.ids for span in spans]
+    firsts = iter([span.first for span in spans])
+    closeness = None if closeness_to is None else ClosenessSum(closeness_to)
+    nll = 0.0
+
+    def add(ids: Tensor, logits: Tensor, losses: Tensor) -> None:
+        nonlocal nll
+        here = list(islice(firsts, len(ids)))
+        for row, first in zip(losses, here, strict=True):
+            nll += row[first - 1 :].double().sum().item()
+        if closeness:
+            closeness.add(ids, logits, here)
+
+    with count_routing(model) as counts:
+        total_loss(model, rows, batch_size, add)
+    tokens = sum(len(span.ids) - span.first for span in spans)
+    return build_result(model, counts, nll, tokens, rows, closeness)
 
 
 @torch.no_grad()
@@ -149,18 +180,13 @@ def build_result(
     counts: KeepCounts,
     nll: float,
     tokens: int,
-    context: float,
+    rows: Rows,
     closeness: ClosenessSum | None = None,
 ) -> Perplexity:
-    """Return the result of a run over a text.
+    """Return the result of a run over rows of a text.
 
-    Args:
-        model: with routers.
-        counts: counts of that run; empty in dense execution, which makes no decisions.
-        nll: summed loss in nats.
-        tokens: how many were predicted.
-        context: mean number of tokens that a token attended to.
-        closeness: over the same predicted tokens; None if not measured.
+    Its loss `nll` is a sum in nats over the predicted tokens. Dense execution makes no decisions,
+    so it counts nothing.
     """
     close = closeness.mean() if closeness else None
     if not counts.tokens:
@@ -169,5 +195,5 @@ def build_result(
     rates: dict[str, tuple[float, ...]] = {
         kind: tuple(r for site, r in ratios.items() if site.module == kind) for kind in MODULES
     }
-    shares = sparsities(model, ratios, context)
+    shares = sparsities(model, ratios, mean_context(rows))
     return Perplexity.of(nll / tokens, tokens, shares, rates, close)

@@ -26,9 +26,8 @@ from skipgpt.data.encoding import boundaries, encode, encode_prompt
 from skipgpt.data.sources import ROWS, check_limit, check_text_field
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
-from skipgpt.evaluation.scored_windows import Span, document_spans, sliding_spans
 from skipgpt.evaluation.source_rows import source_rows
-from skipgpt.evaluation.windows import batches, full_windows
+from skipgpt.evaluation.windows import Span, batches, document_spans, full_windows, sliding_spans
 from skipgpt.model.loading.limits import check_ids, context_of
 
 logger = logging.getLogger("skipgpt")

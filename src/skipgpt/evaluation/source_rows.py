@@ -41,21 +41,12 @@ class SourceRows:
 
 
 def source_rows(
-    sources: Sequence[str],
-    tokenizer: Any,
-    model: Any,
-    config: DataConfig,
-    *,
-    max_tokens: int = 0,
+    sources: Sequence[str], tokenizer: Any, model: Any, config: DataConfig, *, max_tokens: int = 0
 ) -> SourceRows:
     """Read sources and cut them into rows no longer than the model's context.
 
-    Args:
-        sources: as for `skipgpt.data.read_documents`.
-        tokenizer: the base model's tokenizer.
-        model: the model that will read them.
-        config: `block_size` tokens per row, `max_documents`, `text_field`, `control_tokens`.
-        max_tokens: read no more than this; 0 reads all.
+    The config says the tokens per row (`block_size`) and, with the sources, what
+    `skipgpt.data.read_documents` reads; of that, no more than `max_tokens` are taken, or all if 0.
 
     Raises:
         ConfigError: a negative `max_tokens`.
@@ -69,10 +60,7 @@ def source_rows(
         raise ConfigError("reading max_tokens", got=str(max_tokens), expected="0 (all) or more")
     check_limit(sources, max_tokens or config.max_documents, "--max-tokens (max_tokens)")
     encoded, read = encode_beginning(
-        read_documents(sources, config),
-        tokenizer,
-        max_tokens,
-        control_tokens=config.control_tokens,
+        read_documents(sources, config), tokenizer, max_tokens, control_tokens=config.control_tokens
     )
     ids = encoded.ids
     length = min(config.block_size, context_of(model) or config.block_size)

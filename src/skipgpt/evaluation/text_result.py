@@ -11,9 +11,8 @@ from torch import nn
 
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.continuations import Continuations, measure_continuations
-from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.evaluation.perplexity import Perplexity, perplexity_of_spans
 from skipgpt.evaluation.protocols import CutText, Form
-from skipgpt.evaluation.scored_windows import perplexity_of_spans
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class TextResult:
             "stride": self.form.stride,
             "source": self.source,
             "bits_per_byte": self.bits_per_byte,
-            "continuations": self.continuations and self.continuations.to_dict(),
+            "continuations": self.continuations and dataclasses.asdict(self.continuations),
         }
         return {**dataclasses.asdict(self.loss), **form, **{k: v for k, v in more.items() if v}}
 
@@ -68,12 +67,7 @@ def measure_text(
 ) -> TextResult:
     """Measure loss and perplexity on a text, and bits per byte if that is its form.
 
-    Args:
-        model: with routers, in whatever execution and sparsity is set.
-        text: from `skipgpt.evaluation.protocols.cut_text`.
-        batch_size: rows per forward.
-        closeness_to: the dense model that closeness is measured to, as for `perplexity`.
-        continuations: how many rows to continue greedily, scored by `closeness_to`; 0 is none.
+    Arguments are as for `perplexity`; so many `continuations` of rows are scored by `closeness_to`.
 
     Raises:
         ConfigError: continuations without `closeness_to`.

@@ -1,22 +1,19 @@
-"""Cuts a stream of tokens into rows without context before them."""
+"""Cuts a stream of S tokens into rows of T, without context before them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from skipgpt.errors import DataError
+from skipgpt.errors import ConfigError, DataError
 
 
 def rows_of(ids: Tensor, length: int) -> list[Tensor]:
-    """Cut ids into rows of at most this length; a last row of a single token is left out.
-
-    Args:
-        ids: [S] token ids.
-        length: tokens per row, 2 or more.
+    """Cut ids [S] into rows of at most this length; a last row of a single token is left out.
 
     Raises:
         DataError: fewer than two tokens, of which none could be predicted.
@@ -38,14 +35,9 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
 
 
 def full_windows(ids: Tensor, length: int) -> Tensor:
-    """Cut ids into rows of exactly this length; the remainder is left out, as in pruning papers.
+    """Cut ids [S] into rows [N, T] of exactly this length, one or more.
 
-    Args:
-        ids: [S] token ids.
-        length: tokens per row.
-
-    Returns:
-        [N, T], with N at least 1.
+    The remainder is left out, as in pruning papers.
 
     Raises:
         DataError: too short for one row.
@@ -65,13 +57,58 @@ def full_windows(ids: Tensor, length: int) -> Tensor:
     return ids[: count * length].view(count, length)
 
 
-def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Yield rows of equal length stacked to [B, T], in their order, without padding.
+@dataclass(frozen=True, eq=False)
+class Span:
+    """A row of ids [T] without context before it, and the index of its first scored token."""
 
-    Args:
-        rows: [N, T], or rows that may differ in length.
-        batch_size: the most rows per batch.
+    ids: Tensor
+    first: int = 1
+
+
+def sliding_spans(ids: Tensor, window: int, stride: int) -> list[Span]:
+    """Cut ids [S] into windows `stride` tokens apart; all tokens but the first are scored.
+
+    A token is scored in the first window that holds it, so in all but the first window with at
+    least `window - stride` tokens before it.
+
+    Raises:
+        ConfigError: a stride that would leave tokens out.
+
+    Example:
+        >>> [(len(span.ids), span.first) for span in sliding_spans(torch.arange(10), 6, 2)]
+        [(6, 1), (6, 4), (6, 4)]
     """
+    if not 1 <= stride < window:
+        raise ConfigError(
+            "cutting the text into windows",
+            got=f"a stride of {stride} in windows of {window}",
+            expected=f"1 to {window - 1}",
+        )
+    spans, scored = [], 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        if end > scored:
+            spans.append(Span(ids[begin:end], scored - begin))
+        scored = end
+    return spans
+
+
+def document_spans(ids: Tensor, window: int, first: int = 1) -> list[Span]:
+    """Cut ids [T] into rows that each begin with the last token of the one before.
+
+    So every token but the `first` ones, the prefix, is scored; in a document no longer than a
+    window, with all tokens before it as context. A token with nothing before it is never scored.
+
+    Example:
+        >>> [span.ids.tolist() for span in document_spans(torch.arange(6), 3)]
+        [[0, 1, 2], [2, 3, 4], [4, 5]]
+    """
+    starts = range(0, max(0, len(ids) - 1), window - 1)
+    return [Span(ids[n : n + window], 1 if n else max(1, first)) for n in starts]
+
+
+def batches(rows: Tensor | Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Yield rows of equal length stacked to [B, T], in their order, without padding."""
     for _, alike in itertools.groupby(rows, len):
         same = list(alike)
         for start in range(0, len(same), batch_size):

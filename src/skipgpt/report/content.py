@@ -33,11 +33,6 @@ class Stop:
     keep: Tensor
     measured: Perplexity
 
-    @classmethod
-    def of(cls, asked: float, trace: TextTrace) -> Stop:
-        """Make a stop from a trace."""
-        return cls(asked, trace.keep, trace.measured)
-
     def to_dict(self, tokens: int) -> dict[str, Any]:
         """Plain JSON types, with the decisions of the first tokens as packed bits."""
         return {
@@ -98,6 +93,16 @@ class Report:
         return self.stops[self.at].measured
 
     @property
+    def numbers(self) -> dict[str, Any]:
+        """Cost, losses and sparsities, as `to_dict` has them."""
+        return {
+            "cost": self.cost,
+            "dense": self.dense.to_dict(),
+            "routed": self.measured.to_dict(),
+            "excess_nll": self.measured.nll_per_token - self.dense.nll_per_token,
+        }
+
+    @property
     def reach(self) -> str:
         """Range of each calibration curve, in words; empty where there is none."""
         ends = {unit: curve[-1][0] for unit, curve in self.checkpoint["curves"].items()}
@@ -110,20 +115,11 @@ class Report:
         return f"{self.checkpoint['target_sparsity']:.1%} of {noun}"
 
     def table(self, name: str) -> Table:
-        """Return the analysis of this name.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """Return the analysis of this name; a KeyError if there is none."""
         return {table.name: table for table in self.tables}[name]
 
     def of_part(self, part: Part, *besides: str) -> tuple[Table, ...]:
-        """Return the tables of a part of the report, in order.
-
-        Args:
-            part: of the report.
-            besides: names of tables to leave out.
-        """
+        """Return the tables of a part of the report, in order, but for those of these names."""
         return tuple(t for t in self.tables if t.part == part and t.name not in besides)
 
     @property
@@ -146,10 +142,7 @@ class Report:
             "title": self.title,
             "facts": self.facts,
             "checkpoint": self.checkpoint,
-            "cost": self.cost,
-            "dense": self.dense.to_dict(),
-            "routed": self.measured.to_dict(),
-            "excess_nll": self.measured.nll_per_token - self.dense.nll_per_token,
+            **self.numbers,
             "budget": self.budget,
             "layers": self.layers,
             "modules": self.trace.keep.shape[1],

@@ -130,7 +130,7 @@ def gather(
         checkpoint=dataclasses.asdict(info),
         cost=cost,
         dense=Perplexity.of(dense.nll_per_token, trace.measured.tokens),
-        stops=tuple(Stop.of(each, traces[each]) for each in asked),
+        stops=tuple(Stop(each, traces[each].keep, traces[each].measured) for each in asked),
         at=asked.index(own),
         trace=trace,
         surprisal=dense.surprisal,
@@ -166,14 +166,10 @@ def _unlike(read: SourceRows, trace: TextTrace, tokenizer: Any) -> list[str]:
     special = set(tokenizer.all_special_ids)
     ids = trace.text.ids.tolist()
     pieces = (p for p, token in zip(trace.text.pieces, ids, strict=True) if token not in special)
-    given, got = (_bare(text) for text in ("".join(read.texts), "".join(pieces)))
+    given, got = ("".join("".join(parts).split()) for parts in (read.texts, pieces))
     if given.startswith(got.rstrip("\N{REPLACEMENT CHARACTER}")):  # the cut may divide a character
         return []
     return ["The tokenizer does not give the text back as it was: shown is what the model read."]
-
-
-def _bare(text: str) -> str:
-    return "".join(text.split())
 
 
 def _reached(model: nn.Module, own: float, dial: Sequence[float], unit: Budget) -> list[float]:

@@ -19,10 +19,7 @@ _SAVE, _BACK, _WHOLE = "\0337", "\0338", "\033[r"
 def live_text(out: Any, status: Any, scale: Scale) -> Iterator[OnToken]:
     """Yield a callback that prints tokens as they come, coloured where the output has colours.
 
-    Args:
-        out: stream for the text.
-        status: stream for the running sparsity, on the last line where both are terminals.
-        scale: colour scale.
+    The running sparsity is on the last line of `status`, where both streams are terminals.
 
     Example:
         with live_text(sys.stdout, sys.stderr, Scale.around(0.25)) as tell:
@@ -60,12 +57,9 @@ def live_text(out: Any, status: Any, scale: Scale) -> Iterator[OnToken]:
 
 
 def column_after(column: int, text: str, width: int) -> int:
-    r"""Return the cursor's column after a text; the width itself where the next letter wraps.
+    r"""Return the cursor's column, from 0, after a text without control characters.
 
-    Args:
-        column: its column before, from 0.
-        text: without control characters.
-        width: columns of the terminal.
+    It is the width of the terminal where the next letter wraps.
 
     Example:
         >>> column_after(6, "abcd", 8), column_after(6, "ab", 8), column_after(6, "a\nb", 8)
@@ -83,11 +77,7 @@ def column_after(column: int, text: str, width: int) -> int:
 
 
 class StatusLine:
-    """A status line: the last line of a terminal, excluded from scrolling.
-
-    Args:
-        stream: a terminal.
-    """
+    """A status line: the last line of a terminal, excluded from scrolling."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -17,7 +17,6 @@ def to_markdown(report: Report) -> str:
     info, cost = report.checkpoint, report.cost
     flops, ideal = cost["flops_per_token"], cost["ideal_speedup"]
     routed, dense = report.measured, report.dense
-    excess = routed.nll_per_token - dense.nll_per_token
     shares = [
         (f"skipped, {s}", percent(routed.sparsity[s])) for s in SENSES if s in routed.sparsity
     ]
@@ -47,7 +46,7 @@ def to_markdown(report: Report) -> str:
         _pairs(
             ("dense, nats per token", nats(dense.nll_per_token)),
             ("routed, nats per token", nats(routed.nll_per_token)),
-            ("excess", signed(excess)),
+            ("excess", signed(report.numbers["excess_nll"])),
             *shares,
             ("FLOPs per token", f"{amount(flops['routed'])} of {amount(flops['dense'])}"),
             ("weights in memory", amount(cost["weight_bytes"], "B")),

@@ -76,14 +76,7 @@ def gather_several(
     on_step: OnStep | None = None,
     **options: Any,
 ) -> SideBySide:
-    """Measure checkpoints one after the other on the same text.
-
-    Args:
-        folders: two checkpoints or more.
-        sources: text sources.
-        config: how the text is cut.
-        on_step: called with passes over the text done and in total.
-        options: as `skipgpt.report.gather.gather` takes them.
+    """Measure two checkpoints or more one after the other on the same text, as `gather` does one.
 
     Raises:
         ConfigError: fewer than two folders.

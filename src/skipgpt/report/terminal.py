@@ -24,12 +24,10 @@ class Scale:
     """A colour scale for shares of compute.
 
     Attributes:
-        low: shares up to this one have the first colour.
-        high: shares from this one on have the last colour.
+        low: shares up to this one have the first colour; a share of 1 has the last.
     """
 
     low: float = 0.0
-    high: float = 1.0
 
     @classmethod
     def around(cls, sparsity: float) -> Scale:
@@ -46,7 +44,7 @@ class Scale:
         """
         if share is None:
             return escape_controls(text)
-        place = (share - self.low) / (self.high - self.low) * len(STEPS)
+        place = (share - self.low) / (1 - self.low) * len(STEPS)
         back, front = STEPS[max(0, min(len(STEPS) - 1, int(place)))]
         start = f"\033[38;5;{front};48;5;{back}m"
         lines = escape_controls(text).split("\n")
@@ -54,11 +52,11 @@ class Scale:
 
     def legend(self) -> str:
         """Explain the colours in one line."""
-        width = self.high - self.low
-        middles = (self.low + (n + 0.5) * width / len(STEPS) for n in range(len(STEPS)))
+        width = (1 - self.low) / len(STEPS)
+        middles = (self.low + (n + 0.5) * width for n in range(len(STEPS)))
         swatch = "".join(self.paint("  ", share) for share in middles)
         least = f"{self.low:.0%} or less" if self.low else "0%"
-        return f"modules run by a token: {least} {swatch} {self.high:.0%}"
+        return f"modules run by a token: {least} {swatch} 100%"
 
 
 def escape_controls(text: str) -> str:
@@ -68,7 +66,9 @@ def escape_controls(text: str) -> str:
         >>> print(escape_controls("\x1b[2Ja\tb"))
         \x1b[2Ja	b
     """
-    return "".join(_spelt(letter) if _steers(letter) else letter for letter in text)
+    return "".join(
+        letter.encode("unicode_escape").decode() if _steers(letter) else letter for letter in text
+    )
 
 
 def fit_for(stream: Any, text: str) -> str:
@@ -96,7 +96,3 @@ def _steers(letter: str) -> bool:
     code = ord(letter)
     control = code < 0x20 or 0x7F <= code < 0xA0
     return (control and letter not in "\n\t") or letter in _STEERING or 0xD800 <= code < 0xE000
-
-
-def _spelt(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()

@@ -47,10 +47,6 @@ def format_of(out: Path | None, asked: str | None) -> Format:
 def rendered(report: Report | SideBySide, form: Format) -> bytes:
     """Render the content of a file.
 
-    Args:
-        report: of one checkpoint or of several.
-        form: format of the file.
-
     Raises:
         MissingExtraError: a picture needs the extra `report`.
 
@@ -71,10 +67,7 @@ def rendered(report: Report | SideBySide, form: Format) -> bytes:
 
 @contextmanager
 def kept_for(out: Path | None) -> Iterator[None]:
-    """Lock an output file for the block, so that a conflict shows before the work, not after.
-
-    Args:
-        out: the file; None where nothing is written.
+    """Lock an output file, if there is one, so that a conflict shows before the work, not after.
 
     Raises:
         CheckpointError: it is a folder, a device or a pipe, its folder cannot be written to, or

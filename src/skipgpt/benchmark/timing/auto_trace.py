@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,7 @@ def traced_as_run(model: Any, task: Task) -> tuple[Trace, AsRun]:
 
 
 def as_run(steps: Sequence[Step], whole: Whole) -> AsRun:
-    """Combine decisions with how they were executed.
-
-    Args:
-        steps: decisions, one step per forward.
-        whole: modules that ran every token in the same forwards.
-    """
+    """Combine decisions, one step per forward, with the modules that ran every token in it."""
     made, packed = [], []
     for number, step in enumerate(steps):
         decisions = {}
@@ -92,16 +87,10 @@ class _Watched:
 @contextmanager
 def _watched(model: Any) -> Iterator[Whole]:
     """Record, per forward, which modules run every token."""
-    layers: list[Any] = list(routed_layers(model))
-    before = [layer.packing for layer in layers]
-    watched = [_Watched(packing) for packing in before]
-    hooks = []
-    for layer, each in zip(layers, watched, strict=True):
-        layer.packing = each
-        hooks.append(layer.register_forward_pre_hook(each.begin))
-    try:
-        yield {layer.index: each.forwards for layer, each in zip(layers, watched, strict=True)}
-    finally:
-        for layer, packing, hook in zip(layers, before, hooks, strict=True):
-            layer.packing = packing
-            hook.remove()
+    watched: dict[Any, _Watched] = {each: _Watched(each.packing) for each in routed_layers(model)}
+    with ExitStack() as stack:
+        for layer, watching in watched.items():
+            stack.callback(setattr, layer, "packing", layer.packing)
+            layer.packing = watching
+            stack.enter_context(layer.register_forward_pre_hook(watching.begin))
+        yield {layer.index: watching.forwards for layer, watching in watched.items()}

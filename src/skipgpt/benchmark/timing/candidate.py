@@ -18,7 +18,7 @@ Timed = Literal[
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A run that is timed beside dense.
+    """A run that is timed beside dense; by default it skips nothing.
 
     Attributes:
         execution: its execution, or the name of a reference run.
@@ -28,17 +28,16 @@ class Candidate:
         flops_share: its FLOPs over those of dense; a module that ran every token counts in full.
         ideal: maps the share of dense seconds that prefill takes to its ideal speed-up.
         note: remarks.
-        packed_share: among module runs in which some tokens kept and others skipped, the share
-            that ran kept tokens only; None where there are no routes.
+        packed_share: as in `AsRun`; None where there are no routes.
         on_top_of: the candidate that `ideal` is relative to; dense where None.
     """
 
     execution: Timed
     task: Task
-    sparsity: float
-    union_sparsity: float
-    flops_share: float
-    ideal: Callable[[float], float]
+    sparsity: float = 0.0
+    union_sparsity: float = 0.0
+    flops_share: float = 1.0
+    ideal: Callable[[float], float] = lambda _: 1.0
     note: str = ""
     packed_share: float | None = None
     on_top_of: Timed | None = None

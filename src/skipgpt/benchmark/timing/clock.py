@@ -6,13 +6,14 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from skipgpt.system.hardware import wait_for
-from skipgpt.system.progress import Phase, advancing
+from skipgpt.system.progress import advancing
 
 SHORT = 0.1
 """Below these seconds a run is noticeably slowed by cold processor caches."""
@@ -37,27 +38,16 @@ def alternate(
     """Time tasks in turn, starting with another one each round; return the seconds of each.
 
     A short task first runs once untimed, so that it finds the processor caches filled by itself
-    rather than by the task before.
-
-    Args:
-        tasks: tasks by name.
-        repeats: timed rounds.
-        device: synchronised before each reading of the clock.
-        warmup: untimed rounds before.
+    rather than by the task before. The first `warmup` rounds are untimed, and the device is
+    synchronised before each reading of the clock.
     """
-    with advancing("taking turns", unit="round") as advance:
-        return _alternate(tasks, repeats, device, warmup, advance)
-
-
-def _alternate(
-    tasks: Mapping[str, Task], repeats: int, device: torch.device, warmup: int, advance: Phase
-) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
     spent = dict.fromkeys(names, math.inf)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with advancing("taking turns", unit="round") as advance, ExitStack() as stack:
+        if gc.isenabled():
+            stack.callback(gc.enable)
+        gc.disable()
         for turn in range(warmup + repeats):
             first, short = turn % len(names), min(spent.values()) < SHORT
             # The run before leaves its caches and clock rates, so the order rotates.
@@ -75,7 +65,4 @@ def _alternate(
                     seconds[name].append(spent[name])
             gc.collect()
             advance(turn + 1, warmup + repeats)
-    finally:
-        if collecting:
-            gc.enable()
     return seconds

@@ -25,10 +25,8 @@ _WARMUP = 3
 class StaticDecode:
     """Greedy decoding of one token at a time, from a prompt, in tensors at fixed addresses.
 
-    Args:
-        model: transformers model, dense or routed.
-        ids: [B, T], the prompt; prefilled here, once, under the current rule.
-        new_tokens: maximum number of steps.
+    The prompt [B, T] is prefilled here, once, under the current rule. A dense or a routed model
+    then makes at most `new_tokens` steps.
 
     Attributes:
         token: [B, 1], the last decoded token.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from skipgpt.benchmark.timing.candidate import seeded
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, captured
-from skipgpt.cost import Forward, work
+from skipgpt.cost import Forward, Work, work
 from skipgpt.generation.run import continue_ids
 from skipgpt.model.caches.growing_cache import make_room
 from skipgpt.model.loading.generation_settings import Ends
@@ -32,19 +32,11 @@ Inference = Literal["prefill", "decode", "generate"]
 NewCache = Callable[[Any], DynamicCache | None]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a run, in the units that bound it.
+class Cost(NamedTuple):
+    """The cost of a run: of the prompts' forward, and of one decode step half way."""
 
-    Attributes:
-        prefill_flops: FLOPs of the prompt.
-        decode_flops: FLOPs of one decode step.
-        decode_bytes: bytes read in one decode step.
-    """
-
-    prefill_flops: float
-    decode_flops: float
-    decode_bytes: float
+    prompt: Work
+    step: Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +58,19 @@ class Cell:
     def task(self, model: Any, new_cache: NewCache = lambda _: None) -> Task:
         """Make the run of one model; random routes are the same in every run.
 
-        For decode the cache is filled here, once, under the current rule.
-
-        Args:
-            model: to run.
-            new_cache: makes the cache that a run fills; the model's own where it returns None.
+        For decode the cache is filled here, once, under the current rule: the one that `new_cache`
+        makes, or the model's own where that returns None.
         """
         if self.captured:
             return _replayed(model, self.ids, self.new_tokens)
         if self.phase == "decode":
             filled = _filled(model, self.ids, new_cache(model))
-            return Task(lambda given: self._decode(model, given), _from(filled))
+
+            def copied() -> tuple[Any, Tensor]:
+                seeded()
+                return copy.deepcopy(filled)  # each run adds to it
+
+            return Task(lambda given: self._decode(model, given), copied)
         run = self._prefill if self.phase == "prefill" else self._generate
         return Task(lambda _: run(model, new_cache(model)), seeded)
 
@@ -91,33 +85,23 @@ class Cell:
         return Forward(len(self.ids), 1, self.ids.shape[1] + self.new_tokens // 2)
 
     def cost(self, model: Any, steps: Sequence[Step] | None = None) -> Cost:
-        """Compute the cost of a run.
-
-        Args:
-            model: with routers.
-            steps: decisions of the run, those of the prompt first if it has one; None is dense.
-        """
+        """Compute a run's cost from its decisions, those of the prompt first; dense where None."""
         steps = steps or ()
         cut = {"prefill": len(steps), "decode": 0, "generate": 1}[self.phase]
         prompt, rest = (
             keep_and_union(each) if each else (None, None) for each in (steps[:cut], steps[cut:])
         )
-        one = work(model, self.between, *rest)
-        return Cost(work(model, self.prompt, *prompt).flops, one.flops, one.bytes)
+        return Cost(work(model, self.prompt, *prompt), work(model, self.between, *rest))
 
     def ideal(self, dense: Cost, run: Cost, prefill_share: float) -> float:
-        """Return the ideal speed-up of a run.
+        """Return the ideal speed-up of a run over dense, from the costs of both.
 
-        Prefill is bound by FLOPs, decoding by the bytes that are read.
-
-        Args:
-            dense: cost of dense.
-            run: cost of the run.
-            prefill_share: share of the dense seconds of `generate` that prefill takes.
+        Prefill is bound by FLOPs, decoding by the bytes that are read; in `generate`, prefill takes
+        a share of the dense seconds.
         """
         shares = {"prefill": 1.0, "decode": 0.0, "generate": prefill_share}
-        first = dense.prefill_flops / run.prefill_flops
-        rest = dense.decode_bytes / run.decode_bytes
+        first = dense.prompt.flops / run.prompt.flops
+        rest = dense.step.bytes / run.step.bytes
         share = shares[self.phase]
         return 1 / (share / first + (1 - share) / rest)
 
@@ -125,8 +109,8 @@ class Cell:
         """FLOPs of the whole run."""
         # The prompt gives the first token of `generate`.
         steps = self.new_tokens - (self.phase == "generate")
-        decoding = steps * cost.decode_flops
-        return decoding if self.phase == "decode" else cost.prefill_flops + decoding
+        decoding = steps * cost.step.flops
+        return decoding if self.phase == "decode" else cost.prompt.flops + decoding
 
     def _prefill(self, model: Any, cache: Any) -> None:
         model(input_ids=self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -139,7 +123,8 @@ class Cell:
 
     def _generate(self, model: Any, cache: Any) -> None:
         own = {} if cache is None else {"past_key_values": cache}
-        with _counting(model):
+        # Commands and servers count what runs.
+        with count_routing(model) if routed_layers(model) else nullcontext():
             # Without ends, no token ends it early.
             continue_ids(model, self.ids, Ends(()), max_new_tokens=self.new_tokens, **own)
 
@@ -149,11 +134,6 @@ def growing_cache(model: Any) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     make_room(cache)
     return cache
-
-
-def _counting(model: Any) -> AbstractContextManager[Any]:
-    """Count what runs, as commands and servers do."""
-    return count_routing(model) if routed_layers(model) else nullcontext()
 
 
 def launched(cell: Cell, model: Any) -> Task:
@@ -207,16 +187,6 @@ def _replayed(model: Any, ids: Tensor, new_tokens: int) -> Task:
             step()
 
     return Task(lambda _: run(), prepare)
-
-
-def _from(filled: tuple[Any, Tensor]) -> Callable[[], tuple[Any, Tensor]]:
-    """Return a `prepare` that copies the filled cache, since each run adds to it."""
-
-    def prepare() -> tuple[Any, Tensor]:
-        seeded()
-        return copy.deepcopy(filled)
-
-    return prepare
 
 
 def _filled(model: Any, ids: Tensor, cache: Any) -> tuple[Any, Tensor]:

@@ -15,7 +15,7 @@ from skipgpt.config import Budget, Placement, check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
-from skipgpt.evaluation.harness.response_cache import check_answers, with_response_cache
+from skipgpt.evaluation.harness.response_cache import answers_key, check_answers
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
 from skipgpt.evaluation.perplexity import SENSES
@@ -113,14 +113,8 @@ def task_scores(
 ) -> dict[str, dict[float | None, float]]:
     """Return each task's score by requested sparsity, with None for the dense base model.
 
-    Made for `skipgpt.analysis.stress(dense, traces, tasks)`.
-
-    Args:
-        folder: a checkpoint, or a hub id of one.
-        tasks: as for `benchmark`.
-        sparsities: each once; with LoRA, 0 is not the base model.
-        budget: their unit; that of the checkpoint if None.
-        setting: how it is run.
+    Made for `skipgpt.analysis.stress(dense, traces, tasks)`. Each sparsity is given once; with
+    LoRA, 0 is not the base model. All else is as for `benchmark`.
 
     Raises:
         SkipGPTError: as `benchmark`.
@@ -139,11 +133,7 @@ def task_scores(
 
 
 def check_tasks(folder: str | Path, tasks: Sequence[str], setting: Setting) -> None:
-    """Raise what `task_scores` would, as far as that can be told without running a model.
-
-    Raises:
-        SkipGPTError: as `task_scores`.
-    """
+    """Raise what `task_scores` would, as far as that can be told without running a model."""
     require_harness()
     if not read_info(local_folder(folder)).curves:
         raise ConfigError(
@@ -169,22 +159,20 @@ def _runs(
     folder = local_folder(folder)
     info = read_info(folder)
     tasks = load_tasks(names, setting.task_dir)
-    placement = setting.placement
-    model, tokenizer = load_placed(folder, placement, merge=True)
+    model, tokenizer = load_placed(folder, setting.placement, merge=True)
     say_if_uncalibrated(model)
     for sparsity in sparsities:  # fail before hours of work
         if sparsity is not None:
             set_sparsity(model, sparsity, budget=budget)
     for sparsity in sparsities:
-        own = clamp_to_curve(model, info.target_sparsity)
-        at = own if sparsity is None else sparsity
-        unit = budget if sparsity is not None else None
-        if routing_state(model).curves is not None:
-            set_sparsity(model, at, budget=unit)
+        if sparsity is not None:
+            set_sparsity(model, sparsity, budget=budget)
+        elif routing_state(model).curves is not None:
+            set_sparsity(model, clamp_to_curve(model, info.target_sparsity))
         yield _run(model, tokenizer, tasks, setting, sparsity, setting.execution)
     del model
     gc.collect()
-    base, tokenizer = load_base_of(info, placement)
+    base, tokenizer = load_base_of(info, setting.placement)
     yield _run(add_routers(base), tokenizer, tasks, setting, 0.0, "dense")
 
 
@@ -197,6 +185,7 @@ def _run(
     execution: Execution,
 ) -> Run:
     """Score one model on all tasks."""
+    from lm_eval.api.model import CachingLM
     from lm_eval.evaluator import evaluate
 
     from skipgpt.evaluation.harness.model import RoutedLM
@@ -204,41 +193,30 @@ def _run(
     routing_state(model).execution = execution
     lm = RoutedLM(model, tokenizer, batch_size=setting.batch_size)
     asking: Any = lm
-    if setting.cache:
-        asking = with_response_cache(lm, setting.cache)
+    if setting.cache:  # each model has a file of its own
+        asking = CachingLM(lm, str(Path(setting.cache) / f"answers-{answers_key(lm)}.db"))
+    what = "dense" if execution == "dense" else "sparse"
+    nothing = dict.fromkeys(SENSES, 0.0)
     scores: list[Score] = []
     by_task: dict[str, dict[str, float]] = {}
     requests: list[Any] = []
     for task in tasks:
         task.prepare()
-        what = "dense" if execution == "dense" else "sparse"
         with advancing(f"task {task.name.name}, {what}", announced=True), quietly():
             found = evaluate(
-                lm=asking,
-                task_dict=task.loaded,
-                limit=setting.limit or None,
-                log_samples=False,
+                lm=asking, task_dict=task.loaded, limit=setting.limit or None, log_samples=False
             )
         scores += _scores(task, found)
         requests += task.requests()
-        by_task[task.name.name] = lm.sparsity_over(task.requests()) or _nothing()
+        by_task[task.name.name] = lm.sparsity_over(task.requests()) or nothing
         logger.info(
             "%s %s: %s",
             what,
             task.name.name,
             ", ".join(f"{score.metric} {score.value:.4f}" for score in scores[-1:]),
         )
-    return Run(
-        asked,
-        tuple(scores),
-        lm.sparsity_over(requests) or _nothing(),
-        by_task,
-        lm.cut_off(requests),
-    )
-
-
-def _nothing() -> dict[str, float]:
-    return dict.fromkeys(SENSES, 0.0)
+    sparsity = lm.sparsity_over(requests) or nothing
+    return Run(asked, tuple(scores), sparsity, by_task, lm.cut_off(requests))
 
 
 def _scores(task: LoadedTask, found: Any) -> list[Score]:

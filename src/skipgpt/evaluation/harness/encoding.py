@@ -49,9 +49,7 @@ def with_bos(tokenizer: Any, wanted: bool) -> Any:
 class EncodingLM(HFLM):  # type: ignore[misc]
     """The harness's model, with what stands before a document once, and ends where its texts end.
 
-    Attributes:
-        before: the tokens that a text without context is predicted from.
-        ends: where a text ends.
+    A text without context is predicted from the tokens `before`.
     """
 
     add_bos_token: bool | None

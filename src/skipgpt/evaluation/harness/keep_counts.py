@@ -6,7 +6,6 @@ Shapes: B rows of a forward, T tokens, M modules of the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,57 +15,33 @@ from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Step, Trace
 from skipgpt.routing.decision import MODULES, Site
 
+RequestCounts = tuple[int, ...]
+"""Counts over the real tokens of one request, or of many.
 
-@dataclass(frozen=True)
-class RequestCounts:
-    """Counts over the real tokens of one request, or of many.
-
-    Attributes:
-        tokens: number of tokens.
-        attended: sum over them of the tokens that each attended to, itself included.
-        kept: tokens that ran each module, by layer, attention before MLP.
-    """
-
-    tokens: int
-    attended: int
-    kept: tuple[int, ...]
-
-    @classmethod
-    def of(cls, counts: Sequence[int]) -> RequestCounts:
-        """Build from the output of `to_list`."""
-        return cls(counts[0], counts[1], tuple(counts[2:]))
-
-    def to_list(self) -> list[int]:
-        """Return plain numbers, for storage."""
-        return [self.tokens, self.attended, *self.kept]
+How many there are, the sum over them of the tokens that each attended to, itself included, and how
+many ran each module, by layer, attention before MLP.
+"""
 
 
-def add_up(rans: Iterable[RequestCounts]) -> RequestCounts | None:
+def add_up(rans: Iterable[Sequence[int]]) -> RequestCounts | None:
     """Add up counts; None if there are none."""
-    columns = [sum(column) for column in zip(*(ran.to_list() for ran in rans), strict=True)]
-    return RequestCounts.of(columns) if columns else None
+    return tuple(sum(column) for column in zip(*rans, strict=True)) or None
 
 
 def ran_by_row(
     trace: Trace, prompts: Sequence[int], decoded: Sequence[int] = ()
 ) -> list[RequestCounts]:
-    """Count what each row of one batch ran.
+    """Count what each row of one batch ran, without padding.
 
-    Args:
-        trace: of one forward, or of one `generate`: a prefill and single steps after it.
-        prompts: tokens of each row, without padding.
-        decoded: tokens of each row that were decoded and read again, without the padding of
-            finished rows.
+    The trace is of one forward, or of one `generate`: a prefill of the prompts and single steps
+    after it, which read the decoded tokens again, all but the last.
     """
     decoded = decoded or [0] * len(prompts)
     kept = sum(_kept(step, n, decoded) for n, step in enumerate(trace.steps))
     if not isinstance(kept, Tensor):
         return []
     lengths = [first + rest for first, rest in zip(prompts, decoded, strict=True)]
-    return [
-        RequestCounts(n, n * (n + 1) // 2, tuple(row))
-        for n, row in zip(lengths, kept.tolist(), strict=True)
-    ]
+    return [(n, n * (n + 1) // 2, *row) for n, row in zip(lengths, kept.tolist(), strict=True)]
 
 
 def _kept(step: Step, number: int, decoded: Sequence[int]) -> Tensor:
@@ -80,16 +55,12 @@ def _kept(step: Step, number: int, decoded: Sequence[int]) -> Tensor:
     return keeps.sum(-1)
 
 
-def sparsity_of(model: nn.Module, rans: Iterable[RequestCounts]) -> dict[str, float] | None:
-    """Return all senses of sparsity over many requests; None if none of them made a decision.
-
-    Args:
-        model: the model with routers that ran them.
-        rans: counts of each request.
-    """
+def sparsity_of(model: nn.Module, rans: Iterable[Sequence[int]]) -> dict[str, float] | None:
+    """Return all senses of sparsity over many requests; None if none of them made a decision."""
     total = add_up(rans)
     if total is None:
         return None
+    tokens, attended, *kept = total
     sites = [Site(layer.index, kind) for layer in routed_layers(model) for kind in MODULES]
-    ratios = {site: n / total.tokens for site, n in zip(sites, total.kept, strict=True)}
-    return sparsities(model, ratios, total.attended / total.tokens)
+    ratios = {site: n / tokens for site, n in zip(sites, kept, strict=True)}
+    return sparsities(model, ratios, attended / tokens)

@@ -25,10 +25,7 @@ _EXAMPLES = {"training_split", "validation_split", "fewshot_split", "fewshot_con
 
 
 class LocalTasks:
-    """The tasks of a folder by name.
-
-    Args:
-        folder: a folder of YAML files, at any depth, and JSONL files.
+    """The tasks of a folder by name: YAML files, at any depth, and JSONL files.
 
     Attributes:
         broken: by path, why a YAML file could not be read.
@@ -74,11 +71,7 @@ class LocalTasks:
         )
 
     def load(self, name: str) -> Any:
-        """Load the harness's task of this name.
-
-        Raises:
-            DataError: a line of JSONL is not an item.
-        """
+        """Load the harness's task of this name; a DataError if a line of JSONL is not an item."""
         from lm_eval.api.task import ConfigurableTask
 
         path = self._files[name]

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from skipgpt.checkpoint.loading import load_placed
+from skipgpt.config import Placement, as_budget
 from skipgpt.data.encoding import boundaries
 from skipgpt.errors import MissingExtraError
 from skipgpt.evaluation.harness.keep_counts import RequestCounts, add_up, ran_by_row, sparsity_of
@@ -87,21 +89,12 @@ class RoutedLM(EncodingLM):
     ) -> None:
         model = pretrained
         if isinstance(pretrained, str):
-            from skipgpt.checkpoint.loading import load
-            from skipgpt.config import as_budget
-
             # The harness's command defaults to a GPU, also where there is none.
             if device.startswith("cuda") and not torch.cuda.is_available():
                 device = "cpu"
-            model, tokenizer = load(
-                pretrained,
-                sparsity=sparsity,
-                budget=as_budget(budget),
-                base=base,
-                merge=True,
-                device=device,
-                dtype=dtype,
-                quantize=quantize,
+            place, unit = Placement(device, dtype, base, quantize), as_budget(budget)
+            model, tokenizer = load_placed(
+                pretrained, place, sparsity=sparsity, budget=unit, merge=True
             )
         if add_bos_token is not None and tokenizer is not None:
             tokenizer = with_bos(tokenizer, add_bos_token)
@@ -150,7 +143,7 @@ class RoutedLM(EncodingLM):
     def sparsity_over(self, requests: Iterable[Any] | None = None) -> dict[str, float] | None:
         """Return the measured sparsity over these requests, or over all that were run."""
         rans = (each["ran"] for each in self._notes_of(requests))
-        return sparsity_of(self.model, (RequestCounts.of(ran) for ran in rans if ran))
+        return sparsity_of(self.model, filter(None, rans))
 
     def cut_off(self, requests: Iterable[Any] | None = None) -> int:
         """Count the requests that were longer than the model's context."""
@@ -214,7 +207,8 @@ class RoutedLM(EncodingLM):
             (str(each.args[1]), -len(self.tok_encode(each.args[0])), each.args[0])
             for each in requests
         ]
-        rooms = [self.max_length - self._new_tokens(each) for each in requests]
+        options = [normalize_gen_kwargs(each.args[1], self.max_gen_toks) for each in requests]
+        rooms = [self.max_length - int(each["max_gen_toks"]) for each in options]
         for room in rooms:  # longer prompts lose their beginning
             check_length("decoding a prompt", self.max_length, 1, self.max_length - room)
         cut = [-key[1] > room for key, room in zip(keys, rooms, strict=True)]
@@ -235,11 +229,6 @@ class RoutedLM(EncodingLM):
                 self._note("generate_until", requests[n].args, ran, cut[n])
             waiting = [n for n in waiting if n not in batch]
         return texts
-
-    def _new_tokens(self, request: Any) -> int:
-        """Return the most new tokens that a request allows."""
-        wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
-        return int(wanted["max_gen_toks"])
 
     def _decode(self, batch: list[Any]) -> list[str]:
         """Let the harness decode requests as one batch, the longest prompt first."""
@@ -264,7 +253,7 @@ class RoutedLM(EncodingLM):
         return out
 
     def _note(self, kind: str, request: Any, ran: RequestCounts | None, cut: bool) -> None:
-        self.notes[hash_args(kind, request)] = {"cut": cut, "ran": ran and ran.to_list()}
+        self.notes[hash_args(kind, request)] = {"cut": cut, "ran": ran and list(ran)}
 
     def _notes_of(self, requests: Iterable[Any] | None) -> list[dict[str, Any]]:
         if requests is None:

@@ -15,25 +15,18 @@ from skipgpt.errors import MissingExtraError
 def quietly() -> Iterator[None]:
     """Silence the harness inside the block; its progress bars show on a terminal only."""
     logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     with ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
         nowhere = stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(redirect_stdout(nowhere))
         if not sys.stderr.isatty():
             stack.enter_context(redirect_stderr(nowhere))
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+        yield
 
 
 def require_harness() -> None:
-    """Raise unless lm-evaluation-harness is installed.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
+    """Raise a MissingExtraError unless lm-evaluation-harness is installed."""
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:

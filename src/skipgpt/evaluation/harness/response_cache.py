@@ -31,9 +31,6 @@ OF_A_FOLDER = ("_name_or_path", "transformers_version")
 def check_answers(folder: str | Path) -> None:
     """Raise unless responses can be cached in a folder, so that a run fails early.
 
-    Args:
-        folder: created if absent.
-
     Raises:
         CheckpointError: it is a file, cannot be written to, or holds a cache that cannot be read.
     """
@@ -70,24 +67,8 @@ def check_answers(folder: str | Path) -> None:
             )
 
 
-def with_response_cache(lm: Any, folder: str | Path) -> Any:
-    """Wrap a model of the harness with a response cache, in a file of its own.
-
-    Args:
-        lm: the model.
-        folder: folder of the cache.
-    """
-    from lm_eval.api.model import CachingLM
-
-    return CachingLM(lm, str(Path(folder) / f"answers-{answers_key(lm)}.db"))
-
-
 def answers_key(lm: Any) -> str:
-    """Return 16 hex digits of all that a model's responses depend on, except the request.
-
-    Args:
-        lm: a `RoutedLM`.
-    """
+    """Return 16 hex digits of all that a `RoutedLM`'s responses depend on, except the request."""
     state = routing_state(lm.model)
     dense = state.execution == "dense"
     generates = getattr(lm.model, "generation_config", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,12 +56,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The scores of a checkpoint beside those of its dense base model.
-
-    Attributes:
-        dense: the base model, without routers and without LoRA.
-        sparse: the checkpoint.
-    """
+    """The scores of a checkpoint beside those of its dense base model, without routers and LoRA."""
 
     dense: Run
     sparse: Run
@@ -132,8 +126,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _told(score: Score) -> dict[str, Any]:
-    names = ("value", "stderr", "metrics")
-    return {name: value for name, value in dataclasses.asdict(score).items() if name in names}
+    return {"value": score.value, "stderr": score.stderr, "metrics": score.metrics}
 
 
 def _value(score: Score) -> str:

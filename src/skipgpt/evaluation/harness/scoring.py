@@ -13,10 +13,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from skipgpt.errors import DataError
 from skipgpt.evaluation.harness.keep_counts import RequestCounts, ran_by_row
@@ -55,12 +57,7 @@ class Scored(NamedTuple):
 
 @dataclass
 class BatchSize:
-    """How many rows a forward has.
-
-    Attributes:
-        most: the most rows.
-        automatic: whether `AUTO_TOKENS` and memory limit them, too.
-    """
+    """The most rows that a forward has; `AUTO_TOKENS` and memory limit automatic ones, too."""
 
     most: int
     automatic: bool
@@ -84,14 +81,9 @@ class BatchSize:
 
 @dataclass
 class Scorer:
-    """Scores continuations with a routed model at its current sparsity.
+    """Scores continuations with a routed model at its current sparsity, in any execution.
 
-    Attributes:
-        model: in any execution.
-        pad: the padding id.
-        context: the model's context length.
-        batch: rows per forward.
-        side: where rows are padded.
+    Rows are padded with the id `pad` on one side; the model reads at most `context` tokens.
     """
 
     model: nn.Module
@@ -165,7 +157,9 @@ class Scorer:
     ) -> list[tuple[Tensor, RequestCounts | None]]:
         """Return each row's log-probabilities [tail, V] after its last tokens, and what it ran."""
         lengths = [len(row) for row in rows]
-        ids, mask = _padded(rows, self.pad, self.side)
+        padded = partial(pad_sequence, batch_first=True, padding_side=self.side)
+        ids = padded([torch.tensor(row) for row in rows], padding_value=self.pad)
+        mask = padded([torch.ones(length, dtype=torch.int64) for length in lengths])
         ends = [ids.shape[1] if self.side == "left" else length for length in lengths]
         first = min(end - tail for end, tail in zip(ends, tails, strict=True))
         device = next(self.model.parameters()).device
@@ -189,18 +183,6 @@ class Scorer:
             (logits[n, end - tail - gone : end - gone].float().log_softmax(-1), ran)
             for n, (end, tail, ran) in enumerate(zip(ends, tails, rans, strict=True))
         ]
-
-
-def _padded(rows: Sequence[Row], pad: int, side: str) -> tuple[Tensor, Tensor]:
-    """Pad rows to ids [B, T]; return them with the mask [B, T] of what is not padding."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros_like(ids)
-    for n, row in enumerate(rows):
-        start = longest - len(row) if side == "left" else 0
-        ids[n, start : start + len(row)] = torch.tensor(row)
-        mask[n, start : start + len(row)] = 1
-    return ids, mask
 
 
 def _of(

@@ -80,11 +80,7 @@ class LoadedTask:
         return [each for task in self.loaded["tasks"].values() for each in task.instances]
 
     def check_shots(self) -> None:
-        """Raise if a task has too few items to draw its few-shot examples from.
-
-        Raises:
-            ConfigError: it has.
-        """
+        """Raise a ConfigError if a task has too few items to draw its few-shot examples from."""
         for name, task in self.loaded["tasks"].items():
             shots = self._shots(task)
             if not shots or not hasattr(task, "sampler"):
@@ -199,11 +195,7 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
 
 
 def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTasks | None) -> Any:
-    """Build the harness's index of tasks, which takes seconds.
-
-    Raises:
-        ConfigError: a name is not in it.
-    """
+    """Build the harness's index of tasks, which takes seconds; a ConfigError if it lacks a name."""
     manager = _index_with(task_dir) if task_dir else _packaged_index()
     for name in names:
         if name in manager.task_index:
@@ -237,11 +229,9 @@ def _packaged_index() -> Any:
 
 
 def metric_of(task: str, metrics: Sequence[str]) -> str:
-    """Return a task's main metric: the paper's if it has one.
+    """Return a task's main metric of those measured: the paper's if it has one.
 
-    Args:
-        task: its name; that of a local variant begins with it.
-        metrics: what was measured, the task's first one first.
+    The name of a local variant begins with that of the paper's task.
 
     Example:
         >>> metric_of("hellaswag", ["acc", "acc_norm"])

@@ -22,10 +22,6 @@ Picture = Literal["png", "svg"]
 def to_picture(reports: Mapping[str, Report], kind: Picture) -> bytes:
     """Draw loss, keep rates by layer and by position, and both maps; one row per checkpoint.
 
-    Args:
-        reports: reports by name.
-        kind: file format.
-
     Raises:
         MissingExtraError: matplotlib is not installed.
     """

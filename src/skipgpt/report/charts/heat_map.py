@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skipgpt.report.charts.svg import HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from skipgpt.report.charts.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from skipgpt.report.pages.markup import escaped
 
-BOTTOM = 42
 TICKS = 4
 
 
@@ -16,14 +15,8 @@ def heat_map(
 ) -> str:
     """Draw a map, layers from top to bottom and steps from left to right.
 
-    Args:
-        title: what it shows.
-        steps: step of each column, ascending.
-        columns: shares from 0 to 1, one per layer.
-        kind: CSS class, which sets the colour.
-
-    Returns:
-        Markup; empty where there is nothing to draw.
+    Each column holds the shares of its step, one per layer; the CSS class `kind` sets the colour.
+    Empty where there is nothing to draw.
     """
     layers = max((len(column) for column in columns), default=0)
     if not layers:

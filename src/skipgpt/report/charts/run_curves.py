@@ -92,14 +92,10 @@ def by_stage(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str
 
 
 def _line(lines: Sequence[Mapping[str, Any]], key: str, name: str, kind: str) -> Line:
-    points = [(line["step"], line[key]) for line in lines if _is_number(line.get(key))]
+    points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
     return Line(name, kind, _thinned(points, POINTS), dashed=kind == "two")
 
 
 def _thinned(values: list[Any], count: int) -> list[Any]:
     """Keep every n-th value, counted from the newest, so that at most `count` remain."""
     return values[:: -max(1, -(-len(values) // count))][::-1]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and value == value

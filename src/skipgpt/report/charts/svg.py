@@ -60,13 +60,7 @@ def line_chart(
 ) -> str:
     """Draw a chart with title, axes, legend and a description for screen readers.
 
-    Args:
-        title: what it shows.
-        lines: to draw.
-        x: the horizontal axis.
-        y: the vertical one.
-        level: name and y of a horizontal reference line.
-        marks: names and x of vertical lines.
+    A horizontal reference line has a name and a y, `marks` are the names and x of vertical lines.
     """
     points = [p for line in lines for p in line.points if math.isfinite(p[1])]
     if not points:
@@ -119,14 +113,14 @@ def _scale(values: Sequence[float], axis: Axis) -> Scale:
     )
 
 
-def tick_step(low: float, high: float, most: int = 5) -> float:
-    """Return 1, 2 or 5 times a power of ten that gives at most `most` steps.
+def tick_step(low: float, high: float) -> float:
+    """Return 1, 2 or 5 times a power of ten that gives at most 5 steps.
 
     Example:
         >>> tick_step(3.1, 5.2)
         0.5
     """
-    rough = (high - low) / most
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     return next(n * power for n in (1, 2, 5, 10) if n * power >= rough * (1 - 1e-9))
 
@@ -159,26 +153,21 @@ def _ticks(low: float, high: float, step: float) -> list[float]:
 
 def _path(line: Line, place: Callable[[Point], Point]) -> str:
     """Draw the line, interrupted where a value is missing, and its dots."""
-    drawn, pen = [], "M"
-    for point in line.points:
+    drawn, dots, pen = [], [], "M"
+    for number, point in enumerate(line.points):
         if not math.isfinite(point[1]):
             pen = "M"
             continue
         left, height = place(point)
         drawn.append(f"{pen}{left:.1f} {height:.1f}")
         pen = "L"
-    dashed = " dashed" if line.dashed else ""
-    parts = [f'<path class="line {line.kind}{dashed}" d="{"".join(drawn)}"/>']
-    if line.dots:
-        for number, point in enumerate(line.points):
-            if math.isfinite(point[1]):
-                left, height = place(point)
-                parts.append(
-                    f'<circle class="dot {line.kind}" data-stop="{number}" '
-                    f'cx="{left:.1f}" cy="{height:.1f}" r="4"/>'
-                )
-        parts.append('<circle class="now" r="8"/>')  # a script puts it around one of them
-    return "".join(parts)
+        dots.append(
+            f'<circle class="dot {line.kind}" data-stop="{number}" '
+            f'cx="{left:.1f}" cy="{height:.1f}" r="4"/>'
+        )
+    dots.append('<circle class="now" r="8"/>')  # a script puts it around one of them
+    path = f'<path class="line {line.kind}{" dashed" * line.dashed}" d="{"".join(drawn)}"/>'
+    return path + "".join(dots) * line.dots
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

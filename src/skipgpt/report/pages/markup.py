@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import math
+import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from skipgpt.analysis.table import Cell, Table
@@ -36,9 +38,13 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def datum(key: str, value: float, shown: str) -> str:
-    """Mark up a shown number with its exact value and its key in the JSON."""
-    return f'<data data-key="{escaped(key)}" value="{value!r}">{escaped(shown)}</data>'
+def datum(numbers: Any, key: str, shown: Callable[[float], str], of: str = "") -> str:
+    """Mark up a number with its exact value and its key in the JSON, names joined by dots.
+
+    Where the JSON holds several reports, `of` stands before the key.
+    """
+    value = functools.reduce(operator.getitem, key.split("."), numbers)
+    return f'<data data-key="{escaped(of + key)}" value="{value!r}">{escaped(shown(value))}</data>'
 
 
 def percent(share: float) -> str:
@@ -56,6 +62,11 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
+def times(value: float) -> str:
+    """Format a speed-up."""
+    return f"{value:.2f}x"
+
+
 def amount(value: float, unit: str = "") -> str:
     """Format a large number with three significant digits.
 
@@ -68,6 +79,11 @@ def amount(value: float, unit: str = "") -> str:
             digits = max(0, 2 - int(math.log10(value / size)))
             return f"{value / size:.{digits}f} {prefix}{unit}"
     return f"{value:.0f} {unit}".strip()
+
+
+def in_bytes(value: float) -> str:
+    """Format a number of bytes."""
+    return amount(value, "B")
 
 
 def cell(column: str, value: Cell) -> str:
@@ -94,38 +110,49 @@ def table(
 ) -> str:
     """Render a table.
 
-    Args:
-        of: the table.
-        marked: indices of highlighted rows.
-        names: replacements of the first cell, by row index.
-        merged: show a first cell only where it differs from the one above.
+    Rows may be marked, by index, and their first cells replaced by names; where rows are merged, a
+    first cell is shown only where it differs from the one above.
     """
-    names = names or {}
     numeric = [
-        n > 0 and all(not isinstance(row[n], str) for row in of.rows)
+        ' class="n"' if n and not any(isinstance(row[n], str) for row in of.rows) else ""
         for n in range(len(of.columns))
     ]
     head = "".join(
-        f'<th scope="col"{_numeric(numeric[n])}>{escaped(name)}</th>'
-        for n, name in enumerate(of.columns)
+        f'<th scope="col"{kind}>{escaped(name)}</th>'
+        for kind, name in zip(numeric, of.columns, strict=True)
     )
     rows, before = [], None
     for number, row in enumerate(of.rows):
-        cells = []
-        for n, (column, value) in enumerate(zip(of.columns, row, strict=True)):
-            shown = names.get(number, cell(column, value)) if n == 0 else cell(column, value)
-            if n == 0:
-                repeated = ' class="again"' if merged and value == before else ""
-                before = value
-                cells.append(f'<th scope="row"{repeated}>{escaped(shown)}</th>')
-            else:
-                cells.append(f"<td{_numeric(numeric[n])}>{escaped(shown)}</td>")
+        first, *others = map(cell, of.columns, row)
+        first = (names or {}).get(number, first)
+        again = ' class="again"' if merged and row[0] == before else ""
+        before = row[0]
+        cells = "".join(
+            f"<td{kind}>{escaped(shown)}</td>"
+            for kind, shown in zip(numeric[1:], others, strict=True)
+        )
         kind = ' class="marked"' if number in marked else ""
-        rows.append(f"<tr{kind}>{''.join(cells)}</tr>")
+        rows.append(f'<tr{kind}><th scope="row"{again}>{escaped(first)}</th>{cells}</tr>')
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(of.name)}">'
         f'<table data-table="{escaped(of.name)}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def number_table(head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
+    """Render a table of numbers; its head and its rows are markup, names first."""
+    first, *others = head
+    columns = "".join(f'<th scope="col" class="n">{name}</th>' for name in others)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(f'<td class="n">{each}</td>' for each in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    return (
+        f'<table><thead><tr><th scope="col">{first}</th>{columns}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
     )
 
 
@@ -151,7 +178,3 @@ def described(rows: Sequence[tuple[str, str]]) -> str:
     """Render a description list of plain names and values that are markup."""
     each = "".join(f"<div><dt>{escaped(name)}</dt><dd>{value}</dd></div>" for name, value in rows)
     return f"<dl>{each}</dl>"
-
-
-def _numeric(is_numeric: bool) -> str:
-    return ' class="n"' if is_numeric else ""

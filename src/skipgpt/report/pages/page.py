@@ -17,9 +17,6 @@ CARRIED = ("layers", "at", "budget", "dense", "dial", "text")
 def to_html(report: Report) -> str:
     """Render a self-contained page, for light and dark mode, print and keyboard.
 
-    Args:
-        report: from `skipgpt.report.gather.gather`.
-
     Example:
         Path("report.html").write_text(to_html(report), encoding="utf-8")
     """

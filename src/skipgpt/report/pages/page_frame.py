@@ -18,13 +18,7 @@ SCRIPTS = ("data.js", "text.js", "token.js", "maps.js", "reader.js")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page.
-
-    Attributes:
-        anchor: id for links.
-        title: heading, mostly a question.
-        content: markup.
-    """
+    """A part of a page: id for links, heading (mostly a question) and markup."""
 
     anchor: str
     title: str

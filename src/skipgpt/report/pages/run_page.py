@@ -76,10 +76,7 @@ def run_page(folder: Path) -> str:
     """
     found, summary = _run_in(folder), run_summary(folder)
     rows = [
-        (
-            f"Stage {name}",
-            f"{each['steps']:,} of {each['of']:,} steps" + _last(each["last"]),
-        )
+        (f"Stage {name}", f"{each['steps']:,} of {each['of']:,} steps" + _last(each["last"]))
         for name, each in summary["stages"].items()
     ]
     state = "The run is over." if summary["finished"] else "The run is not over."

@@ -8,22 +8,22 @@ from skipgpt.report.charts.curves import depth_curves, loss_curves
 from skipgpt.report.content import Report
 from skipgpt.report.pages.details import dial, how_healthy, how_it_was_made, reader
 from skipgpt.report.pages.markup import (
-    amount,
     datum,
     escaped,
     findings,
     folded,
+    in_bytes,
     nats,
+    number_table,
     percent,
     signed,
     table,
+    times,
 )
 from skipgpt.report.pages.page import footer, read_together
 from skipgpt.report.pages.page_frame import Section, page
-from skipgpt.report.pages.summary import what_it_is
+from skipgpt.report.pages.summary import SENSE, what_it_is
 from skipgpt.report.side_by_side import SideBySide
-
-Number = tuple[str, str, Callable[[Report], float], Callable[[float], str]]
 
 
 def to_html(several: SideBySide) -> str:
@@ -61,7 +61,7 @@ def to_html(several: SideBySide) -> str:
 def _lead(several: SideBySide) -> str:
     each = (
         f"<b>{escaped(name)}</b> skips {percent(report.measured.sparsity['module'])} at "
-        f"{signed(report.measured.nll_per_token - report.dense.nll_per_token)} nats per token"
+        f"{signed(report.numbers['excess_nll'])} nats per token"
         for name, report in several.reports.items()
     )
     return f"{', '.join(each)} over its own dense base."
@@ -86,62 +86,27 @@ def _readers(several: SideBySide) -> str:
 
 def _numbers(several: SideBySide) -> str:
     """The same numbers of each, one column per checkpoint."""
-    rows: list[Number] = [
-        ("dense, nats per token", "dense.nll_per_token", lambda r: r.dense.nll_per_token, nats),
-        (
-            "routed, nats per token",
-            "routed.nll_per_token",
-            lambda r: r.measured.nll_per_token,
-            nats,
-        ),
-        (
-            "excess",
-            "excess_nll",
-            lambda r: r.measured.nll_per_token - r.dense.nll_per_token,
-            signed,
-        ),
+    rows: list[tuple[str, str, Callable[[float], str]]] = [
+        ("dense, nats per token", "dense.nll_per_token", nats),
+        ("routed, nats per token", "routed.nll_per_token", nats),
+        ("excess", "excess_nll", signed),
         *(
-            (f"skipped {said}", f"routed.sparsity.{sense}", _sense(sense), percent)
-            for sense, said in (
-                ("module", "of all modules"),
-                ("attn", "of attention"),
-                ("mlp", "of MLPs"),
-                ("flops", "of FLOPs"),
-            )
+            (f"skipped {said}", f"routed.sparsity.{sense}", percent)
+            for sense, said in SENSE.items()
+            if sense != "params"
         ),
-        ("weights in memory", "cost.weight_bytes", lambda r: r.cost["weight_bytes"], _bytes),
-        ("ideal speed-up, prefill", "cost.ideal_speedup.prefill", _ideal("prefill"), _times),
-        ("ideal speed-up, decode", "cost.ideal_speedup.decode", _ideal("decode"), _times),
+        ("weights in memory", "cost.weight_bytes", in_bytes),
+        ("ideal speed-up, prefill", "cost.ideal_speedup.prefill", times),
+        ("ideal speed-up, decode", "cost.ideal_speedup.decode", times),
     ]
-    head = "".join(f'<th scope="col" class="n">{escaped(name)}</th>' for name in several.reports)
-    body = "".join(
-        f'<tr><th scope="row">{said}</th>'
-        + "".join(
-            f'<td class="n">{datum(f"reports/{name}/{key}", of(report), shown(of(report)))}</td>'
-            for name, report in several.reports.items()
-        )
-        + "</tr>"
-        for said, key, of, shown in rows
+    of = {name: report.numbers for name, report in several.reports.items()}
+    cells = (
+        (said, *(datum(of[name], key, shown, f"reports/{name}/") for name in of))
+        for said, key, shown in rows
     )
     return (
-        '<div class="wide" tabindex="0" role="region" aria-label="numbers"><table><thead><tr>'
-        f'<th scope="col">measured</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        '<div class="wide" tabindex="0" role="region" aria-label="numbers">'
+        f"{number_table(('measured', *map(escaped, of)), cells)}</div>"
         '<p class="note">Losses per token of different tokenizers cannot be compared; each excess '
         "is over the dense base of its own checkpoint.</p>"
     )
-
-
-def _sense(sense: str) -> Callable[[Report], float]:
-    return lambda report: report.measured.sparsity[sense]
-
-
-def _ideal(phase: str) -> Callable[[Report], float]:
-    return lambda report: float(report.cost["ideal_speedup"][phase])
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f}x"
-
-
-def _bytes(value: float) -> str:
-    return amount(value, "B")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from skipgpt.evaluation.perplexity import SENSES
 from skipgpt.report.charts.curves import agreement_curve, loss_curve
 from skipgpt.report.content import Report
 from skipgpt.report.pages.markup import (
@@ -15,10 +15,13 @@ from skipgpt.report.pages.markup import (
     findings,
     folded,
     further,
+    in_bytes,
     nats,
+    number_table,
     percent,
     signed,
     table,
+    times,
 )
 
 SENSE = {
@@ -32,36 +35,31 @@ SENSE = {
 
 def lead(report: Report) -> str:
     """The main result in two sentences."""
-    routed, dense = report.measured, report.dense
-    excess = routed.nll_per_token - dense.nll_per_token
-    skipped = datum("routed.sparsity.module", routed.sparsity["module"], _share(routed.sparsity))
-    loss = datum("routed.nll_per_token", routed.nll_per_token, nats(routed.nll_per_token))
-    more = datum("excess_nll", excess, nats(abs(excess)))
-    than = "more" if excess >= 0 else "less"
-    base = datum("dense.nll_per_token", dense.nll_per_token, nats(dense.nll_per_token))
+    of = report.numbers
+    skipped = datum(of, "routed.sparsity.module", percent)
+    loss = datum(of, "routed.nll_per_token", nats)
+    more = datum(of, "excess_nll", lambda excess: nats(abs(excess)))
+    than = "more" if of["excess_nll"] >= 0 else "less"
+    base = datum(of, "dense.nll_per_token", nats)
+    agrees = ""
+    if report.measured.closeness:
+        share = datum(of, "routed.closeness.agreement", percent)
+        agrees = f" At <b>{share}</b> of tokens both have the same most likely next one."
     return (
         f'<p class="lead">Skips <b>{skipped}</b> of its modules on this text, at a loss of '
         f"<b>{loss}</b> nats per token: <b>{more}</b> {than} than its dense base ({base})."
-        f"{_agrees(report)}</p>"
+        f"{agrees}</p>"
     )
-
-
-def _agrees(report: Report) -> str:
-    """Top-1 agreement with the dense base, in a sentence."""
-    close = report.measured.closeness
-    if not close:
-        return ""
-    share = datum("routed.closeness.agreement", close.agreement, percent(close.agreement))
-    return f" At <b>{share}</b> of tokens both have the same most likely next one."
 
 
 def what_it_is(report: Report) -> str:
     """Facts from the checkpoint's config."""
     info, router = report.checkpoint, report.checkpoint["router"]
+    revision = f"at {escaped(info['revision'])}" if info.get("revision") else ""
     stages = " → ".join(info["stages"]) or "none"
     reach = f"calibrated from {report.reach}" if report.reach else "none: not calibrated"
     rows = [
-        ("Base model", f"<b>{escaped(info['base'])}</b> {_revision(info)}"),
+        ("Base model", f"<b>{escaped(info['base'])}</b> {revision}"),
         ("Fingerprint", f"<code>{escaped(info['fingerprint'])}</code>"),
         ("Shape", f"{report.layers} layers, {2 * report.layers} modules"),
         ("Routers", escaped(_router(router))),
@@ -85,45 +83,41 @@ def what_it_costs(report: Report) -> str:
 
 
 def _compute(report: Report) -> str:
-    flops, sparsity = report.cost["flops_per_token"], report.measured.sparsity
-    run = 1 - sparsity["flops"]
-    routed = datum("cost.flops_per_token.routed", flops["routed"], amount(flops["routed"], "FLOP"))
-    dense = datum("cost.flops_per_token.dense", flops["dense"], amount(flops["dense"], "FLOP"))
+    routed, dense = (
+        datum(report.numbers, f"cost.flops_per_token.{which}", partial(amount, unit="FLOP"))
+        for which in ("routed", "dense")
+    )
     return _card(
         "Active compute",
-        percent(run),
+        percent(1 - report.measured.sparsity["flops"]),
         f"{routed} of {dense} per token, language-model head and routers included.",
     )
 
 
 def _memory(report: Report) -> str:
-    cost = report.cost
-    weights = datum("cost.weight_bytes", cost["weight_bytes"], amount(cost["weight_bytes"], "B"))
-    cache = cost["cache"]
-    each = cache["bytes"] / cache["tokens"]
-    saved = cache["saved"]
-    added = sum(cost["added"].values())
+    cache, saved = report.cost["cache"], report.cost["cache"]["saved"]
+    added = sum(report.cost["added"].values())
     return _card(
         "Resident memory",
-        weights,
+        datum(report.numbers, "cost.weight_bytes", in_bytes),
         "Skipping frees no weights: all of them stay in memory, and routers with their stand-ins "
-        f"add {percent(added)} to what a token uses. The cache takes {amount(each, 'B')} per "
-        + (
-            f"token, {percent(saved)} less than dense." if saved > 0 else "token, as much as dense."
-        ),
+        f"add {percent(added)} to what a token uses. The cache takes "
+        f"{in_bytes(cache['bytes'] / cache['tokens'])} per token, "
+        + (f"{percent(saved)} less than dense." if saved > 0 else "as much as dense."),
     )
 
 
 def _speed(report: Report) -> str:
-    ideal, of = report.cost["ideal_speedup"], report.cost["ideal_of"]
-    prefill = datum("cost.ideal_speedup.prefill", ideal["prefill"], f"{ideal['prefill']:.2f}x")
-    decode = datum("cost.ideal_speedup.decode", ideal["decode"], f"{ideal['decode']:.2f}x")
+    prefill, decode = (
+        datum(report.numbers, f"cost.ideal_speedup.{phase}", times)
+        for phase in ("prefill", "decode")
+    )
     return _card(
         "Ideal speed-up",
         prefill,
-        f"In prefill of {of['prompt_tokens']:,} tokens, if only FLOPs took time; {decode} in "
-        "decoding one sequence, if only reading bytes did. A limit, not a measurement: "
-        "<code>skipgpt bench</code> measures.",
+        f"In prefill of {report.cost['ideal_of']['prompt_tokens']:,} tokens, if only FLOPs took "
+        f"time; {decode} in decoding one sequence, if only reading bytes did. A limit, not a "
+        "measurement: <code>skipgpt bench</code> measures.",
     )
 
 
@@ -132,52 +126,36 @@ def _card(name: str, number: str, said: str) -> str:
 
 
 def _losses(report: Report) -> str:
-    """Dense and routed side by side, and the sparsity in every sense."""
-    rows = []
-    for name, key, of in (
-        ("dense base", "dense", report.dense),
-        ("routed", "routed", report.measured),
-    ):
-        loss = datum(f"{key}.nll_per_token", of.nll_per_token, nats(of.nll_per_token))
-        perplexity = datum(f"{key}.perplexity", of.perplexity, f"{of.perplexity:,.3f}")
-        rows.append(
-            f'<tr><th scope="row">{name}</th><td class="n">{loss}</td>'
-            f'<td class="n">{perplexity}</td></tr>'
+    """Dense and routed side by side, closeness if measured, and the sparsity in every sense."""
+    of, routed = report.numbers, report.measured
+    ratio = routed.perplexity / report.dense.perplexity
+    losses = [
+        (
+            name,
+            datum(of, f"{key}.nll_per_token", nats),
+            datum(of, f"{key}.perplexity", "{:,.3f}".format),
         )
-    excess = report.measured.nll_per_token - report.dense.nll_per_token
-    ratio = report.measured.perplexity / report.dense.perplexity
-    rows.append(
-        f'<tr><th scope="row">difference</th><td class="n">'
-        f'{datum("excess_nll", excess, signed(excess))}</td><td class="n">{ratio:.3f}x</td></tr>'
-    )
-    sparsity = report.measured.sparsity
-    shares = "".join(
-        f'<tr><th scope="row">{SENSE[sense]}</th><td class="n">'
-        f"{datum(f'routed.sparsity.{sense}', sparsity[sense], percent(sparsity[sense]))}</td></tr>"
-        for sense in SENSES
-        if sense in sparsity
-    )
+        for name, key in (("dense base", "dense"), ("routed", "routed"))
+    ]
+    losses.append(("difference", datum(of, "excess_nll", signed), f"{ratio:.3f}x"))
+    close = [
+        (name, datum(of, f"routed.closeness.{key}", shown))
+        for name, key, shown in (
+            ("KL(dense || routed), nats per token", "kl_per_token", nats),
+            ("top-1 agreement", "agreement", percent),
+        )
+        if routed.closeness
+    ]
+    shares = [
+        (said, datum(of, f"routed.sparsity.{sense}", percent))
+        for sense, said in SENSE.items()
+        if sense in routed.sparsity
+    ]
     return (
-        '<div><table><thead><tr><th scope="col">loss</th><th scope="col" class="n">nats per token'
-        f'</th><th scope="col" class="n">perplexity</th></tr></thead><tbody>{"".join(rows)}'
-        f'</tbody></table><p class="note">Over {report.measured.tokens:,} predicted tokens of this '
-        f'text.</p>{_closeness(report)}<table><thead><tr><th scope="col">skipped</th>'
-        f'<th scope="col" class="n">share</th></tr></thead><tbody>{shares}</tbody></table></div>'
-    )
-
-
-def _closeness(report: Report) -> str:
-    """KL divergence and agreement, as a table; empty where not measured."""
-    close = report.measured.closeness
-    if not close:
-        return ""
-    kl = datum("routed.closeness.kl_per_token", close.kl_per_token, nats(close.kl_per_token))
-    share = datum("routed.closeness.agreement", close.agreement, percent(close.agreement))
-    return (
-        '<table><thead><tr><th scope="col">closeness to the dense base</th><th scope="col" '
-        'class="n"></th></tr></thead><tbody><tr><th scope="row">KL(dense || routed), nats per '
-        f'token</th><td class="n">{kl}</td></tr><tr><th scope="row">top-1 agreement</th>'
-        f'<td class="n">{share}</td></tr></tbody></table>'
+        f"<div>{number_table(('loss', 'nats per token', 'perplexity'), losses)}"
+        f'<p class="note">Over {routed.tokens:,} predicted tokens of this text.</p>'
+        + (number_table(("closeness to the dense base", ""), close) if close else "")
+        + f"{number_table(('skipped', 'share'), shares)}</div>"
     )
 
 
@@ -209,11 +187,3 @@ def _policy(kv: str) -> str:
         "dense": "dense: of every token in every layer",
         "skip": "skip: none of a token that skips attention",
     }.get(kv, kv)
-
-
-def _revision(info: dict[str, Any]) -> str:
-    return f"at {escaped(info['revision'])}" if info.get("revision") else ""
-
-
-def _share(sparsity: dict[str, float]) -> str:
-    return percent(sparsity["module"])
