@@ -27,8 +27,7 @@ from skipgpt.kernels.compaction import KeptQueries, kept_queries, kept_rows
 from skipgpt.kernels.interface import Kernels
 from skipgpt.kernels.select import MOST_SEQUENCES
 from skipgpt.model import modules
-from skipgpt.model.attention import split
-from skipgpt.model.attention.custom import PackedConfig, PackedQueries
+from skipgpt.model.attention.custom import PackedQueries, Patched
 from skipgpt.model.execution import kernel_support
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import ModuleDecision
@@ -112,10 +111,10 @@ def attention(
         return made.view_as(stream)
 
     mask = QueriesOnDevice(kernels, kept, keep, arguments["attention_mask"])
-    config = PackedConfig(attn.config, mask.attention)
-    instead = {family.query[0]: project, family.output: add, "config": config}
+    config = Patched(attn.config, _attn_implementation=mask.attention)
+    patched = Patched(attn, config=config, **{family.query[0]: project, family.output: add})
     read = modules.pre_norm(layer, "attn", entering)
-    return split.with_replaced(layer, read, arguments | {"attention_mask": mask}, instead)
+    return modules.run_attention(layer, read, arguments | {"attention_mask": mask}, patched)
 
 
 def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
