@@ -5,6 +5,7 @@ Shapes: B batch, T query tokens, S cached tokens, D hidden, N packed tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,13 +51,15 @@ def take(source: Tensor, columns: Tensor) -> Tensor:
     return source.gather(1, columns.unsqueeze(-1).expand(-1, -1, source.shape[-1]))
 
 
-def take_arguments(arguments: dict[str, Any], columns: Tensor) -> dict[str, Any]:
-    """Attention's arguments for the queries at columns [B, N], except for the mask."""
-    packed = dict(arguments)
+def take_arguments(
+    arguments: dict[str, Any], take: Callable[[Tensor], Tensor], mask: Any
+) -> dict[str, Any]:
+    """Attention's arguments for some queries, whose rows `take` takes out of [B or 1, T, D]."""
+    packed = arguments | {"attention_mask": mask}
     if (rotary := arguments.get("position_embeddings")) is not None:
-        packed["position_embeddings"] = tuple(take(each, columns) for each in rotary)
+        packed["position_embeddings"] = tuple(map(take, rotary))
     if (positions := arguments.get("position_ids")) is not None:
-        packed["position_ids"] = take(positions.unsqueeze(-1), columns).squeeze(-1)
+        packed["position_ids"] = take(positions.unsqueeze(-1)).squeeze(-1)
     return packed
 
 

@@ -10,6 +10,7 @@ Each plan (`plan.py`) is one function here; `run.py` calls it.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -130,15 +131,13 @@ def _packed_attention(
 ) -> Tensor:
     """Attention [B, N, D] of the tokens at columns [B, N] of read [B, T, D] to all tokens."""
     found, mask = keys_and_values(layer, read, arguments), arguments["attention_mask"]
-    packed = take_arguments(arguments, columns)
-    if mask is None and not modules.is_causal(getattr(layer, layer.family.attn), arguments):
-        packed["attention_mask"] = None  # every query sees every key
-    else:
-        packed["attention_mask"] = take_mask(mask, columns, found.keys.shape[2])
+    # Else every query sees every key.
+    if mask is not None or modules.is_causal(getattr(layer, layer.family.attn), arguments):
+        mask = take_mask(mask, columns, found.keys.shape[2])
+    take_kept = functools.partial(take, columns=columns)
+    packed = take_arguments(arguments, take_kept, mask)
     with given_tokens(layer.routing, columns, read.shape[1]):
-        return kept_queries(
-            layer, take(read, columns), packed, found, lambda rows: take(rows, columns)
-        )
+        return kept_queries(layer, take_kept(read), packed, found, take_kept)
 
 
 def _attention_to_kept_keys(
@@ -150,7 +149,9 @@ def _attention_to_kept_keys(
         skip_kv.skip_all(layer, arguments, entering)
         return stream
     if columns.shape[1] < tokens:
-        entering, arguments = take(entering, columns), take_arguments(arguments, columns)
+        take_kept = functools.partial(take, columns=columns)
+        entering = take_kept(entering)
+        arguments = take_arguments(arguments, take_kept, arguments["attention_mask"])
     read = modules.pre_norm(layer, "attn", entering)
     with given_tokens(layer.routing, columns, tokens):
         update = skip_kv.attend(layer, read, columns, filled, tokens, arguments)
