@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from skipgpt.routing.budget import keep_ratio, saved_share
-from skipgpt.routing.decision import MODULES, Decision, Module, Site
+from skipgpt.routing.decision import MODULES, Decision, Module, ModuleDecision, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +27,15 @@ class Step:
 
     def gates(self, module: Module | None = None) -> list[Tensor]:
         """The gates [B, T] of all sites, or of one kind of module, in layer order."""
-        kinds = MODULES if module is None else (module,)
-        return [getattr(self.decisions[n], k).gate for n in sorted(self.decisions) for k in kinds]
+        return [each.gate for each in self._each(module)]
 
     def keeps(self, module: Module | None = None) -> list[Tensor]:
         """Which tokens ran, bool [B, T], in the order of `gates`."""
+        return [each.keep for each in self._each(module)]
+
+    def _each(self, module: Module | None) -> list[ModuleDecision]:
         kinds = MODULES if module is None else (module,)
-        return [getattr(self.decisions[n], k).keep for n in sorted(self.decisions) for k in kinds]
+        return [getattr(self.decisions[n], k) for n in sorted(self.decisions) for k in kinds]
 
     def sparsity(self) -> Tensor:
         """Share of skipped decisions, a scalar that carries the gates' gradient."""
@@ -63,25 +65,6 @@ class Step:
         return torch.tensor(each, device=first.device).repeat_interleave(tokens)
 
 
-class Recorder(Protocol):
-    """Receives every decision while it is open."""
-
-    @property
-    def counts_only(self) -> bool:
-        """Whether it needs to know only which modules ran, not the margins."""
-        ...
-
-    def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
-        """Record the decision of one layer.
-
-        Args:
-            layer: its index.
-            decision: of its modules, [B, T].
-            token_mask: [B, T] bool, False at padding; None where all tokens are real.
-        """
-        ...
-
-
 class KeepCounts:
     """How many tokens ran each module, as running sums: its size does not grow with the text."""
 
@@ -92,7 +75,7 @@ class KeepCounts:
 
     @property
     def counts_only(self) -> bool:
-        """Whether the recorder around it, if any, needs no margins either."""
+        """Whether it, and the recorder around it, need only which modules ran, not the margins."""
         return self._also is None or self._also.counts_only
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
@@ -188,3 +171,7 @@ class Trace:
         """
         each = torch.cat([step.margin_weights(weights) for step in self.steps])
         return each * (len(weights) / len(each))
+
+
+Recorder = KeepCounts | Trace
+"""Receives every decision while it is open."""
