@@ -73,18 +73,11 @@ def decide(layer: RoutedLayer, entering: Tensor) -> Keeps | None:
 
 def record(layer: RoutedLayer, keeps: Keeps) -> None:
     """Pass what `decide` returned to the open recorder, if any."""
-    state = layer.routing
-    if not isinstance(state.recorder, KeepCounts):
-        return
-    attn, mlp = keeps
-    if state.token_mask is not None:
-        real = state.token_mask[:, 0].tolist()
-        attn, mlp = (
-            [kept and is_real for kept, is_real in zip(each, real, strict=True)] for each in keeps
-        )
-    else:
-        real = [True] * len(attn)
-    state.recorder.record_kept(layer.index, sum(attn), sum(mlp), sum(real))
+    recorder, mask = layer.routing.recorder, layer.routing.token_mask
+    if isinstance(recorder, KeepCounts):
+        real = [True] * len(keeps.attn) if mask is None else mask[:, 0].tolist()
+        attn, mlp = (sum(k and r for k, r in zip(each, real, strict=True)) for each in keeps)
+        recorder.record_kept(layer.index, attn, mlp, sum(real))
 
 
 def run(layer: RoutedLayer, entering: Tensor, keeps: Keeps, arguments: dict[str, Any]) -> Tensor:
@@ -108,15 +101,12 @@ def _run_module(
     arguments: dict[str, Any],
 ) -> Tensor:
     """`entering` [B, 1, D] plus the module's update where kept, else plus its stand-in's."""
-    kept = sum(keep)
-    decision = ALL_ALIKE if kept in (0, len(keep)) else _as_tensors(keep)
+    kept, decision = sum(keep), ALL_ALIKE
+    if kept not in (0, len(keep)):
+        flags = torch.tensor(keep)[:, None]
+        decision = ModuleDecision.hard(flags, flags.float())
     chosen = plan_of_count(layer, module, entering, kept, arguments)
     return run_by_plan(layer, module, chosen, entering, entering, decision, arguments)
-
-
-def _as_tensors(keep: list[bool]) -> ModuleDecision:
-    kept = torch.tensor(keep)[:, None]
-    return ModuleDecision.hard(kept, kept.float())
 
 
 ALL_ALIKE = ModuleDecision.hard(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1))
