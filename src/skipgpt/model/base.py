@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -90,12 +92,8 @@ def load_tokenizer(name: str) -> Any:
         UnsupportedModelError: there is none.
     """
     doing = f"loading the tokenizer of {name!r}"
-    try:
+    with _reading(doing, "a hub id or folder with a tokenizer"):
         return _read_tokenizer(base_location(name), doing, **_NO_CODE)
-    except SkipGPTError:
-        raise
-    except Exception as error:  # transformers raises whatever its readers raise
-        raise _not_loaded(error, doing, "a hub id or folder with a tokenizer") from error
 
 
 def _read_tokenizer(location: str, doing: str, **where: Any) -> Any:
@@ -143,7 +141,8 @@ def _load(
     chosen, kind = choose_dtype(dtype, check_device(device)), check_quantization(quantize)
     where: dict[str, Any] = {"revision": revision, **_NO_CODE}
     quantized: dict[str, Any] = {}
-    try:
+    whole = "a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
+    with _reading(doing, f"{whole}{EMBEDDED!r}"):
         if is_gguf(location):
             refuse_quantizing(name, kind)
             model, tokenizer = load_gguf(Path(location), chosen, doing)
@@ -153,15 +152,6 @@ def _load(
             quantized = loading_options(kind, config, chosen, device)
             load = AutoModelForCausalLM.from_pretrained
             model, _ = load_strictly(load, location, doing, dtype=chosen, **where, **quantized)
-    except SkipGPTError:
-        raise
-    except Exception as error:  # transformers raises whatever its readers raise
-        raise _not_loaded(
-            error,
-            doing,
-            "a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
-            f"{EMBEDDED!r}",
-        ) from error
     make_safe(model, doing)
     return (model if quantized else model.to(device)).eval(), tokenizer
 
@@ -180,28 +170,32 @@ def base_config(name: str) -> Any:
 
     location, doing = base_location(name), f"reading the config of {name!r}"
     refuse_unless_base(name, doing)
-    try:
+    expected = "a hub id, a folder with config.json, a GGUF file, a named shape, or "
+    with _reading(doing, f"{expected}{EMBEDDED!r}"):
         if is_gguf(location):
             return gguf_config(Path(location), doing)
         return AutoConfig.from_pretrained(location, **_NO_CODE)
+
+
+@contextmanager
+def _reading(doing: str, expected: str) -> Iterator[None]:
+    """Raise our own error where transformers cannot read a model, with the first line of its."""
+    try:
+        yield
     except SkipGPTError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise
-        expected = "a hub id, a folder with config.json, a GGUF file, a named shape, or "
-        raise _not_loaded(error, doing, f"{expected}{EMBEDDED!r}") from error
-
-
-def _not_loaded(error: Exception, doing: str, expected: str) -> UnsupportedModelError:
-    """The error to raise where transformers could not read a model, with its first line."""
-    if "trust_remote_code" in str(error):
-        return UnsupportedModelError(
-            doing,
-            got="a model whose code lies beside its weights",
-            expected="one whose code is part of transformers; that of others is never run",
-            todo="see `skipgpt families` for the models that can be routed",
-        )
-    first = (str(error).strip().splitlines() or [""])[0]
-    return UnsupportedModelError(doing, got=f"{type(error).__name__}: {first}", expected=expected)
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                doing,
+                got="a model whose code lies beside its weights",
+                expected="one whose code is part of transformers; that of others is never run",
+                todo="see `skipgpt families` for the models that can be routed",
+            ) from error
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UnsupportedModelError(
+            doing, got=f"{type(error).__name__}: {first}", expected=expected
+        ) from error
 
 
 def parse_device(device: str) -> torch.device:
