@@ -51,7 +51,8 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
         try:
             wrapped = get_peft_model(model, adapter)
         except ValueError as error:
-            raise _refused_by_peft(model, error) from error
+            refusal, expected = f"PEFT's refusal: {error}", "targets that it adapts in this model"
+            raise _bad_targets(model, refusal, expected) from error
     if adapted := _adapted_of_several_names(wrapped):
         logger.warning(
             "LoRA on %s, whose weight has other names in this model: merging it, as eval, generate "
@@ -213,19 +214,18 @@ def check_targets(model: nn.Module, stage: LoraStage) -> None:
         if (has_widths(module) or isinstance(module, nn.Embedding)) and not is_routing(f"{name}.")
     }
     if unknown := [target for target in stage.targets if target not in names]:
-        raise ConfigError(
-            "planning stage lora",
-            got=f"targets that are no linear layers of this model: {', '.join(unknown)}",
-            expected=f"some of {', '.join(_linear_names(model))}, or all-linear",
-            todo=f"set them with --set lora_stage.targets={','.join(_own_targets(model))}",
+        raise _bad_targets(
+            model,
+            f"targets that are no linear layers of this model: {', '.join(unknown)}",
+            f"some of {', '.join(_linear_names(model))}, or all-linear",
         )
 
 
-def _refused_by_peft(model: nn.Module, error: ValueError) -> ConfigError:
+def _bad_targets(model: nn.Module, got: str, expected: str) -> ConfigError:
     return ConfigError(
         "planning stage lora",
-        got=f"PEFT's refusal: {error}",
-        expected="targets that it adapts in this model",
+        got=got,
+        expected=expected,
         todo=f"set them with --set lora_stage.targets={','.join(_own_targets(model))}",
     )
 
