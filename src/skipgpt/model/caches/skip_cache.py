@@ -9,23 +9,15 @@ Shapes: B batch, N new tokens, P the most kept tokens of a sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from skipgpt.errors import ConfigError
 from skipgpt.model.caches.kept_rows import Row, join
-
-
-@dataclass(frozen=True, eq=False)
-class Past:
-    """Stored keys of all rows, padded to [B, P]: their places, and which of them exist."""
-
-    places: Tensor
-    there: Tensor
 
 
 class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -89,16 +81,14 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
             self._drop(before=self.seen - self.window + 1)
 
     @property
-    def past(self) -> Past | None:
-        """Where the stored keys are; None where there are none."""
+    def past(self) -> tuple[Tensor, Tensor] | None:
+        """Where the stored keys are, padded to [B, P], and which exist; None where none are."""
         if not self.rows:
             return None
         counts = torch.tensor([len(row.places) for row in self.rows])
-        most = int(counts.max())
-        pad = torch.nn.functional.pad
-        places = torch.stack([pad(r.places, (0, most - len(r.places))) for r in self.rows]).long()
-        there = torch.arange(most) < counts[:, None]
-        return Past(places, there.to(places.device))
+        places = pad_sequence([row.places for row in self.rows], batch_first=True).long()
+        there = torch.arange(places.shape[1]) < counts[:, None]
+        return places, there.to(places.device)
 
     @property
     def nbytes(self) -> int:
@@ -257,7 +247,10 @@ class SkipCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, config: Any) -> None:
-        super().__init__(layers=_skip_layers(DynamicCache(config=config.get_text_config())))
+        plain = DynamicCache(config=config.get_text_config()).layers
+        super().__init__(
+            layers=[SkipLayer(getattr(layer, "sliding_window", None)) for layer in plain]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -283,7 +276,3 @@ def turn_into_skip_cache(cache: DynamicCache, config: Any) -> None:
         layer.record_past = record
     cache.layer_class_to_replicate = None
     cache.__class__ = SkipCache
-
-
-def _skip_layers(cache: Cache) -> list[SkipLayer]:
-    return [SkipLayer(getattr(layer, "sliding_window", None)) for layer in cache.layers]
