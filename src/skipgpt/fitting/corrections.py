@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -116,17 +115,8 @@ def measure_values(
     )
 
 
-@dataclass(frozen=True)
-class Correction:
-    """What is added to a router's margin.
-
-    Attributes:
-        shift: for every token.
-        weight: [F], times what its last layer reads; None for none.
-    """
-
-    shift: float
-    weight: Tensor | None
+Correction = tuple[float, Tensor | None]
+"""What is added to a margin: a number, and a map [F] of the last layer's inputs, or None."""
 
 
 @torch.no_grad()
@@ -153,7 +143,7 @@ def corrections(
     Returns:
         By site; sites with too few tokens near the threshold are left out.
     """
-    made = {}
+    made: dict[Site, Correction] = {}
     ratios = _ratios(
         model, {s: v for s, v in found.items() if v.read is not None}, savings, threshold
     )
@@ -169,7 +159,7 @@ def corrections(
                 inputs = last_inputs(router, cast("Tensor", found[site].read).to(device).float())
                 error = (ratio / price / factor - 1).clamp(-MOST, MOST)
                 weights = predict_error(inputs, error.to(device), weight.to(device))
-            made[site] = Correction(math.log(factor), weights)
+            made[site] = math.log(factor), weights
         if on_step:
             on_step(number, len(ratios))
     return made
@@ -177,8 +167,8 @@ def corrections(
 
 def apply_corrections(model: nn.Module, made: dict[Site, Correction]) -> None:
     """Add corrections to the margins of a model's routers, in place."""
-    for site, each in made.items():
-        add_linear(routers(model)[site], each.weight, each.shift)
+    for site, (shift, weight) in made.items():
+        add_linear(routers(model)[site], weight, shift)
 
 
 def price_of(

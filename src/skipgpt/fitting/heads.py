@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.fitting.regression import HELD_OUT, CostModel, Design, deviance
-from skipgpt.routing.router import (
-    KEEP,
-    SKIP,
-    LinearRouter,
-    Router,
-    add_to_margin,
-    set_constant,
-)
+from skipgpt.routing.router import KEEP, SKIP, LinearRouter, Router, add_to_margin, set_constant
 from skipgpt.system.sharded import assign, full_tensor
 
 STEPS, ROWS, RATE = 1000, 1024, 3e-3
@@ -34,26 +27,10 @@ def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) ->
     """
     if isinstance(router, LinearRouter):
         found = design.predict(cost)
-        write_linear(router, found.weight, found.bias)
+        set_constant(router, 0.0)
+        add_linear(router, found.weight, found.bias)
         return found
     return _descend(router, design, cost, seed)
-
-
-@torch.no_grad()
-def write_linear(router: LinearRouter, weight: Tensor, bias: float) -> None:
-    """Make a router's margin `read @ weight + bias`; its two logits are opposite.
-
-    Args:
-        router: in place.
-        weight: [D].
-        bias: a number.
-    """
-    logits = torch.empty_like(router.weight)
-    logits[KEEP], logits[SKIP] = weight / 2, -weight / 2
-    assign(router.weight, logits)
-    shift = torch.zeros_like(router.bias)
-    shift[KEEP], shift[SKIP] = bias / 2, -bias / 2
-    assign(router.bias, shift)
 
 
 @torch.no_grad()
