@@ -52,6 +52,13 @@ class ModuleCosts:
         growing = self.window - cached
         return (growing * (cached + (growing + 1) / 2) + (tokens - growing) * self.window) / tokens
 
+    def core_flops(self, context: float) -> float:
+        """FLOPs of the attention core per token, if one attends to so many on average.
+
+        Without a window that is (n + 1) / 2 for a text of n tokens.
+        """
+        return 4 * self.core_width * self.attended(0, 2 * context - 1)
+
     def held(self, tokens: int) -> int:
         """How many of so many tokens a cache still holds when the next one comes."""
         return tokens if self.window is None else min(tokens, self.window - 1)

@@ -122,7 +122,7 @@ def savings(
     pairs: dict[Site, float] = {}
     for layer in routed_layers(model):
         cost, attn = layer_costs(layer), Site(layer.index, "attn")
-        core = 4 * cost.core_width * cost.attended(0, 2 * context - 1)
+        core = cost.core_flops(context)
         saved[attn] = 2 * cost.qo + core
         saved[Site(layer.index, "mlp")] = 2 * cost.mlp
         if removed:

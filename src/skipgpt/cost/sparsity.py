@@ -18,13 +18,7 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from skipgpt.cost.counts import (
-    ModuleCosts,
-    deciding_parameters,
-    head_parameters,
-    layer_costs,
-    parameters_of,
-)
+from skipgpt.cost.counts import deciding_parameters, head_parameters, layer_costs, parameters_of
 from skipgpt.model.surgery import routed_layers, stand_ins
 from skipgpt.routing.decision import Site
 
@@ -57,7 +51,7 @@ def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) 
     total = 2 * head_tokens * head_parameters(model)
     for layer in routed_layers(model):
         cost = layer_costs(layer)
-        total += 2 * (cost.kv + cost.qo + cost.mlp) + 4 * cost.core_width * _attended(cost, context)
+        total += 2 * (cost.kv + cost.qo + cost.mlp) + cost.core_flops(context)
     return total
 
 
@@ -98,7 +92,7 @@ def sparsities(
         keys = attn if layer.routing.config.kv == "skip" else 1.0
         keys = 0.0 if Site(layer.index, "attn") in gone else keys
         run_params += keys * cost.kv + attn * cost.qo + mlp * cost.mlp
-        core = 4 * cost.core_width * _attended(cost, context)
+        core = cost.core_flops(context)
         core_dense += core
         core_run += attn * keys * core
     shares = {kind: [keep[s] for s in keep if s.module == kind] for kind in ("attn", "mlp")}
@@ -109,11 +103,3 @@ def sparsities(
         "params": 1 - run_params / dense_params,
         "flops": 1 - (2 * run_params + core_run) / (2 * dense_params + core_dense),
     }
-
-
-def _attended(cost: ModuleCosts, context: float) -> float:
-    """The mean number of tokens attended to, in a layer whose window may limit it.
-
-    Without a limit it is (n + 1) / 2 for a text of n tokens.
-    """
-    return cost.attended(0, 2 * context - 1)
