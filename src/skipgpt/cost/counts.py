@@ -38,12 +38,7 @@ class ModuleCosts:
     window: int | None = None
 
     def attended(self, cached: int, tokens: float) -> float:
-        """Mean number of tokens that one of `tokens` attends to, itself among them.
-
-        Args:
-            cached: how many tokens come before all of these.
-            tokens: how many these are.
-        """
+        """Mean number of tokens, its own among them, that one of `tokens` after `cached` sees."""
         whole = cached + (tokens + 1) / 2
         if self.window is None or cached + tokens <= self.window:
             return whole

@@ -127,13 +127,9 @@ class TimeSavings(Savings):
 def time_savings(
     model: nn.Module, timed: TimedForward, machine: Machine | None = None
 ) -> TimeSavings:
-    """What each site of a model saves of the seconds of a forward.
+    """What each site of a model saves of the seconds of a forward, on the model's device.
 
-    Args:
-        model: with routers, on its device.
-        timed: which forward.
-        machine: where it runs; what `skipgpt profile` stored for the model's device and dtype if
-            None.
+    The machine is what `skipgpt profile` stored for that device and the model's dtype, if None.
 
     Raises:
         ConfigError: these were not profiled.

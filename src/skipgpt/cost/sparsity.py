@@ -26,9 +26,6 @@ from skipgpt.routing.decision import Site
 def overhead(model: nn.Module) -> dict[str, float]:
     """What routing adds, as shares of the parameters that a token uses in the dense model.
 
-    Args:
-        model: with routers.
-
     Returns:
         `routers`, which every token runs, and `stand_ins`, which it would if it skipped everything.
     """
@@ -41,7 +38,7 @@ def overhead(model: nn.Module) -> dict[str, float]:
 
 
 def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) -> float:
-    """FLOPs per token of the model with everything kept, routers left out.
+    """FLOPs per token with everything kept, routers left out.
 
     Args:
         model: with routers.

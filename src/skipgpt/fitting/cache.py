@@ -33,10 +33,7 @@ TENSORS, FACTS = "fit.safetensors", "fit.json"
 def key_of(model: nn.Module, text: Tensor, config: TrainConfig) -> str:
     """Return 16 hex digits of all that a fit depends on; the budget and its unit do not count.
 
-    Args:
-        model: with routers.
-        text: [N, T] token ids of training text.
-        config: the run's config.
+    `text` [N, T] are token ids of training text.
     """
     base: Any = model.config
     described = {name: value for name, value in base.to_dict().items() if name[0] != "_"}

@@ -71,23 +71,12 @@ def measure_values(
 ) -> dict[Site, SiteValues]:
     """Measure what skipping costs each token at each site under the routes of a threshold.
 
-    Args:
-        model: with routers; left as it was.
-        text: [N / T, T] token ids.
-        threshold: of the routes.
-        layers: layers whose router inputs are kept; all if None. Values are of all layers.
-        draws: labels drawn per position.
-        batch_size: rows per forward.
-        seed: seed of the drawn labels.
-        on_step: called with batches done and batches in all.
+    Arguments and errors are those of `measure_costs`, except that values are of all layers, and
+    router inputs are kept of `layers`.
 
     Returns:
         By site, in nats: the KL divergence to the dense model if the token skips, less that if it
         runs, to second order.
-
-    Raises:
-        ConfigError: routers decide for whole sequences.
-        TrainingError: a gradient is NaN or infinite.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
 

@@ -159,13 +159,9 @@ def fit_routers(
 
 
 def price_margins(model: nn.Module, savings: Savings) -> None:
-    """Turn margins from log costs into log costs per share of the budget saved.
+    """Turn margins from log costs into log costs per share of the budget saved, in place.
 
     A site whose stand-in costs more than the module saves is never skipped.
-
-    Args:
-        model: as `fit_model` leaves it, in place.
-        savings: what each site saves in the budget's unit.
     """
     saved_by_site = saved_by_router(model, savings)
     for site, router in routers(model).items():
@@ -179,10 +175,7 @@ def price_margins(model: nn.Module, savings: Savings) -> None:
 def centre_margins(model: nn.Module) -> None:
     """Shift all margins, and the curves with them, so that the current threshold becomes 0.
 
-    Stages that sample decide at 0. No decision changes.
-
-    Args:
-        model: calibrated, in place.
+    Stages that sample decide at 0. No decision of the calibrated model changes.
     """
     state = routing_state(model)
     rule, curves = state.rule, state.curves

@@ -14,13 +14,13 @@ STEPS, ROWS, RATE = 1000, 1024, 3e-3
 
 
 def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) -> CostModel:
-    """Make a router's margin the logarithm of the cost it predicts.
+    """Make a router's margin the logarithm of the cost that it predicts, in place.
 
     Args:
-        router: in place.
-        design: regression design of its inputs [N, D].
+        router: whose inputs [N, D] are those of the design.
+        design: of the regression.
         cost: [N], with a mean above 0.
-        seed: seed of initial weights and row order, if the head has a hidden layer.
+        seed: of initial weights and row order, if the head has a hidden layer.
 
     Returns:
         The cost model; for a head with a hidden layer, only how well it predicts.
@@ -35,13 +35,7 @@ def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) ->
 
 @torch.no_grad()
 def add_linear(router: Router, weight: Tensor | None, bias: float) -> None:
-    """Add a linear map of what a router's last layer reads to its margin.
-
-    Args:
-        router: in place.
-        weight: [F], or None for none.
-        bias: a number.
-    """
+    """Add a map [F] of the last layer's inputs, if any, and a bias to a router's margin."""
     add_to_margin(router, bias)
     if weight is not None:
         last = router.last

@@ -70,11 +70,7 @@ def decode_gate_up_kernel(read, keep, gate, up, gate_bias, up_bias, out, B, N, K
 def tiles(batch: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
     """Tiles: few outputs per program, so that there are enough programs, and much depth per step.
 
-    Args:
-        batch: B.
-        dtype: of what is multiplied.
-        limit: what a program may use.
-        weights: 1, or 2 for a gated MLP.
+    `weights` is 1, or 2 for a gated MLP.
     """
     sequences, features = power_of_two(batch), SMALLEST
     depth = (512 if sequences == SMALLEST else 256) // dtype.itemsize

@@ -122,13 +122,7 @@ class Limits:
         return self.capability[0] in (9, 10)
 
     def stages(self, bytes_each: int, held: int = 0, most: int = 4) -> int:
-        """How many tiles may be in flight at once.
-
-        Args:
-            bytes_each: of what is loaded in one step.
-            held: bytes that are in use all the time.
-            most: the upper bound; more gain nothing.
-        """
+        """How many loads of `bytes_each` may be in flight at once, beside bytes that are held."""
         return max(1, min(most, (self.shared - held) // bytes_each))
 
 

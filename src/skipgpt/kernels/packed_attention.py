@@ -99,14 +99,7 @@ def attend_kernel(query, key, value, columns, counts, mask, out, offset, scale, 
 
 
 def tiles(tokens: int, size: int, dtype: torch.dtype, limit: Limits) -> dict[str, int]:
-    """Tiles for heads of this size.
-
-    Args:
-        tokens: T, the most queries that a sequence can have.
-        size: of a head.
-        dtype: of queries, keys and values.
-        limit: what a program may use.
-    """
+    """Tiles for heads of this size, and sequences of at most so many queries."""
     width = power_of_two(size)
     single = dtype == torch.float32  # no tensor cores at full precision, and twice the bytes
     queries = power_of_two(tokens, largest=32 if single else 64 if width > 128 else 128)

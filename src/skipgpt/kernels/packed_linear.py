@@ -80,14 +80,7 @@ def gate_up_kernel(read, sources, gate, up, gate_bias, up_bias, out, count, N, K
 
 
 def tiles(rows: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
-    """Tiles for at most so many rows, each multiplied with so many weight matrices.
-
-    Args:
-        rows: M.
-        dtype: of what is multiplied.
-        limit: what a program may use.
-        weights: 1, or 2 for a gated MLP.
-    """
+    """Tiles for at most so many rows, each multiplied with 1 weight, or with 2 of a gated MLP."""
     # Float32 has no tensor cores at full precision, and twice the bytes.
     largest, depth = (64, 32) if dtype == torch.float32 else (128, 64)
     height = power_of_two(rows, largest=largest)

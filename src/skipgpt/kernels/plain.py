@@ -147,16 +147,7 @@ def decode_gate_up(
     up_bias: Tensor | None,
     activation: Activation,
 ) -> Tensor:
-    """`activation(x @ gate.T) * (x @ up.T)` of the sequences that keep.
-
-    Args:
-        read: [B, D], what the MLP reads.
-        keep: [B] bool.
-        gate: [F, D].
-        up: [F, D].
-        gate_bias: [F], or None.
-        up_bias: [F], or None.
-        activation: by name.
+    """`gate_up` of the sequences of `read` [B, D] in `keep` [B].
 
     Returns:
         [B, F]; the rows of other sequences are arbitrary.

@@ -27,10 +27,7 @@ WIDEST_HEAD = 256
 
 
 def kernels_for(stream: Tensor) -> Kernels | None:
-    """The kernels that can compute with this tensor; None where there are none.
-
-    Args:
-        stream: of any shape; its device and dtype count.
+    """The kernels for the device and dtype of a tensor; None where there are none.
 
     Example:
         >>> kernels_for(torch.zeros(2, 7, 32)) is None

@@ -83,10 +83,7 @@ def load_base(
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a base model.
-
-    Args:
-        name: hub id or folder.
+    """Load the tokenizer of a base model, named by hub id or folder.
 
     Raises:
         UnsupportedModelError: there is none.
@@ -119,10 +116,7 @@ def _read_tokenizer(location: str, doing: str, **where: Any) -> Any:
 def load_merged(folder: str, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
     """Load the routed model of a merged export in evaluation mode, and its tokenizer.
 
-    Args:
-        folder: of the export.
-        device: where to put it.
-        dtype: of the base's weights; `auto`, or a name as in torch.
+    The dtype is that of the base's weights: `auto`, or a name as in torch.
 
     Raises:
         UnsupportedModelError: transformers cannot load it, or tensors are missing, unknown or of
@@ -157,10 +151,7 @@ def _load(
 
 
 def base_config(name: str) -> Any:
-    """The config of a base model, whose weights need not be present.
-
-    Args:
-        name: hub id, folder, GGUF file, or `nano`.
+    """The config of a base model (hub id, folder, GGUF file or `nano`); its weights may be absent.
 
     Raises:
         UnsupportedModelError: there is no config that transformers knows.

@@ -68,13 +68,7 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
 
 
 def with_saved_lora(model: Any, folder: Path, *, trainable: bool = False) -> Any:
-    """Load the adapter in a folder onto a model.
-
-    Args:
-        model: with routers.
-        folder: as PEFT writes it.
-        trainable: leave its parameters trainable.
-    """
+    """Load the adapter that PEFT wrote into a folder onto a model with routers."""
     from peft import PeftModel
 
     routing_state(model).lora = True

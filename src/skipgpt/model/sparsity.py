@@ -61,12 +61,7 @@ def set_sparsity(model: nn.Module, sparsity: float, *, budget: Budget | None = N
 
 
 def clamp_to_curve(model: nn.Module, target: float, budget: Budget | None = None) -> float:
-    """The target, or the end of the model's curve where that comes first.
-
-    Args:
-        model: with routers.
-        target: in that unit.
-        budget: the unit; the one of training where None.
+    """The target, or the end of the model's curve of this budget where that comes first.
 
     Raises:
         ConfigError: no routers, or no curve of that unit.

@@ -91,14 +91,7 @@ class KeepCounts:
             self._also.record(layer, decision, token_mask)
 
     def record_kept(self, layer: int, attn: int, mlp: int, tokens: int) -> None:
-        """Add the counts of one layer.
-
-        Args:
-            layer: its index.
-            attn: real tokens that ran attention.
-            mlp: real tokens that ran the MLP.
-            tokens: real tokens.
-        """
+        """Add the real tokens of one layer: those that ran attention, the MLP, and all of them."""
         for module, kept in zip(MODULES, (attn, mlp), strict=True):
             site = Site(layer, module)
             self._kept[site] = self._kept.get(site, 0) + kept
@@ -166,8 +159,7 @@ class Trace:
     def margin_weights(self, weights: Mapping[Site, float]) -> Tensor:
         """What skipping each decision saves, flat, in the order of `margins`.
 
-        Args:
-            weights: what each site saves where every token skips it.
+        `weights` are what each site saves where every token skips it.
         """
         each = torch.cat([step.margin_weights(weights) for step in self.steps])
         return each * (len(weights) / len(each))

@@ -32,17 +32,9 @@ def margins(hidden: Tensor, *routers: Router, scale: Scale = 1.0) -> tuple[Tenso
 def margins_as_numbers(
     hidden: Tensor, *routers: Router, scales: list[float]
 ) -> list[list[float]] | None:
-    """Margins of each router for few tokens, as Python floats; None where tensors are needed.
+    """Margins of each router for few tokens [B, 1, D] as floats; None where tensors are needed.
 
-    For so few elements tensor overhead exceeds the arithmetic.
-
-    Args:
-        hidden: [B, 1, D].
-        routers: whose margins.
-        scales: one per token.
-
-    Returns:
-        For each router one number per token.
+    For so few elements tensor overhead exceeds the arithmetic. `scales` has one factor per token.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         return None

@@ -14,11 +14,7 @@ from skipgpt.system.sharded import assign, full_tensor
 
 
 class Moments:
-    """Running sums over (input, output) pairs of a module, enough for a least-squares fit.
-
-    Args:
-        hidden_size: D.
-    """
+    """Running sums over (input, output) pairs of a module, enough for a least-squares fit."""
 
     def __init__(self, hidden_size: int) -> None:
         self.count = 0
@@ -34,10 +30,7 @@ class Moments:
     def add(self, entering: Tensor, update: Tensor, counted: Tensor | None = None) -> None:
         """Count the streams [B, T, D] that entered a module and what it added to them.
 
-        Args:
-            entering: the streams.
-            update: what was added.
-            counted: [B, T] bool, the tokens to count; all where None.
+        Only the tokens in `counted` [B, T] are counted; all where None.
         """
         read = divided_by_rms(entering).flatten(0, 1).float()
         out = update.flatten(0, 1).float()

@@ -43,13 +43,7 @@ class KeysValues:
 
 
 def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any]) -> KeysValues:
-    """Compute and cache the keys and values of all tokens; no query, score or output.
-
-    Args:
-        layer: whose attention it is.
-        read: [B, T, D], what attention reads.
-        arguments: of attention, by name; its cache is updated, if there is one.
-    """
+    """Compute and cache keys and values of all tokens of read [B, T, D]; no query, no output."""
     family = layer.family
     attn, cache = getattr(layer, family.attn), arguments[family.cache]
     replaced = _blank(layer, family.query)
@@ -84,17 +78,10 @@ def kept_queries(
     found: KeysValues,
     take: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Attention's output for some tokens, given the keys and values of all.
+    """Attention's output [B, N, D] for packed tokens [B, N, D], given the keys and values of all.
 
-    Args:
-        layer: whose attention it is.
-        packed: [B, N, D], what attention reads of the kept tokens.
-        arguments: of attention, with masks and positions of the kept tokens.
-        found: what `keys_and_values` returned.
-        take: takes the kept rows out of [B, T, width].
-
-    Returns:
-        [B, N, D].
+    Masks and positions in `arguments` are those of the packed tokens; `take` takes their rows out
+    of [B, T, width].
     """
     family = layer.family
     attn = getattr(layer, family.attn)

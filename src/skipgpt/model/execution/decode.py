@@ -81,14 +81,7 @@ def record(layer: RoutedLayer, keeps: Keeps) -> None:
 
 
 def run(layer: RoutedLayer, entering: Tensor, keeps: Keeps, arguments: dict[str, Any]) -> Tensor:
-    """The residual stream [B, 1, D] after a sequential layer.
-
-    Args:
-        layer: with its modules.
-        entering: [B, 1, D], the stream before.
-        keeps: which modules run.
-        arguments: of attention, by name; its cache is updated whatever runs.
-    """
+    """The stream [B, 1, D] after a sequential layer; its cache is updated whatever runs."""
     stream = _run_module(layer, "attn", entering, keeps.attn, arguments)
     return _run_module(layer, "mlp", stream, keeps.mlp, arguments)
 

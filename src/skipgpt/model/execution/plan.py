@@ -40,15 +40,7 @@ class Plan(Enum):
 def plan(
     layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Plan:
-    """Choose how a module runs under execution `sparse` or `auto`.
-
-    Args:
-        layer: with the module.
-        module: which of them.
-        entering: [B, T, D], what the module's norm reads.
-        keep: [B, T] bool, which tokens run it.
-        arguments: of attention, by name.
-    """
+    """Choose how the tokens in keep [B, T] of `entering` [B, T, D] run in `sparse` or `auto`."""
     state = layer.routing
     if state.execution == "auto" and not state.can_pack:
         return Plan.GATED

@@ -47,14 +47,9 @@ _not_compiled = torch.compiler.disable(reason="the number of packed tokens depen
 def stand_in(
     module: StandIn, stream: Tensor, entering: Tensor, keep: Tensor, *, owned: bool
 ) -> Tensor:
-    """Stream [B, T, D] plus the stand-in's output for the skipped tokens of `entering`.
+    """Stream [B, T, D] plus the stand-in's output for the tokens of `entering` not in `keep`.
 
-    Args:
-        module: the stand-in.
-        stream: what it is added to; in place where `owned` and no gradient is needed.
-        entering: [B, T, D], what it reads.
-        keep: [B, T] bool; the stand-in is for the others.
-        owned: whether nothing else holds `stream`.
+    In place where nothing else holds the stream (`owned`) and no gradient is needed.
     """
     if stand_in_kernels(stream) is not None:
         # For all tokens: it is small, and the host need not wait for their number.

@@ -81,11 +81,7 @@ def loading_options(
 
 
 def make_safe(model: nn.Module, doing: str) -> None:
-    """Set a quantised model up for routing, before its first forward.
-
-    Args:
-        model: any; one that is not quantised is left as it is.
-        doing: for the message.
+    """Set a model up for routing before its first forward, if it is quantised.
 
     Raises:
         UnsupportedModelError: 4-bit layers on a CPU whose rows are no whole number of blocks, or

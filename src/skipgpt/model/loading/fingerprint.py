@@ -61,9 +61,7 @@ def is_of_same_weights(found: str, recorded: str) -> bool:
 def weights_digest(model: nn.Module, *, routers: bool = True) -> str:
     """32 hex digits that change when any value of any weight or buffer does, for cache keys.
 
-    Args:
-        model: with or without routers.
-        routers: whether routers and stand-ins count, too.
+    Those of routers and stand-ins count if `routers` is set.
     """
     digest = hashlib.blake2b(digest_size=16)
     named = dict([*model.named_parameters(), *model.named_buffers(), *scales_of(model)])

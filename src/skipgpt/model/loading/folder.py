@@ -100,11 +100,7 @@ def refuse_unless_base(name: str, doing: str) -> None:
 
 
 def refuse_if_moved(base: str, config: Path) -> None:
-    """Raise if the base model of a checkpoint is not where the checkpoint says.
-
-    Args:
-        base: as the checkpoint has it.
-        config: the file that says so.
+    """Raise if the base model is not where the config of a checkpoint says.
 
     Raises:
         UnsupportedModelError: nothing is there any more.

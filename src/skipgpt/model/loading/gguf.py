@@ -42,12 +42,7 @@ def is_gguf(name: str | Path) -> bool:
 
 
 def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
-    """Load the model of a GGUF file, on the CPU, and its tokenizer.
-
-    Args:
-        path: of the file, absolute.
-        dtype: to unpack the weights to.
-        doing: for the messages.
+    """Load the model of a GGUF file at an absolute path, unpacked, on the CPU, and its tokenizer.
 
     Raises:
         UnsupportedModelError: it is no whole GGUF file, its architecture cannot be routed, or it

@@ -12,10 +12,6 @@ from skipgpt.model.loading.gguf_header import Header, read_header
 def checked_header(path: Path, doing: str) -> Header:
     """Read the header of a GGUF file, and check that it is whole and of a supported family.
 
-    Args:
-        path: of the file.
-        doing: for the messages.
-
     Raises:
         UnsupportedModelError: it is not; the message says why.
         MissingExtraError: the extra `gguf` is not installed.

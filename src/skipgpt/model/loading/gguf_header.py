@@ -80,10 +80,6 @@ class Header:
 def read_header(path: Path, doing: str) -> Header:
     """Read the header of a file.
 
-    Args:
-        path: of the file.
-        doing: for the message.
-
     Raises:
         UnsupportedModelError: there is no such file, it is of another format, or it ends within
             its header.

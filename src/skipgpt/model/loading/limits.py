@@ -26,13 +26,7 @@ def context_of(model: Any) -> int | None:
 
 
 def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> None:
-    """Refuse a prompt that does not fit into the context together with the tokens to follow it.
-
-    Args:
-        doing: for the error.
-        context: from `context_of`.
-        prompt: its length in tokens.
-        new: how many tokens are to follow.
+    """Refuse a prompt that does not fit into the context together with the new tokens to follow it.
 
     Raises:
         ConfigError: it does not fit.
@@ -51,13 +45,9 @@ def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> 
 
 
 def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
-    """Refuse tokens that the model's embedding has no row for.
+    """Refuse tokens of any shape that the model's embedding has no row for.
 
-    Args:
-        doing: for the error.
-        model: of transformers.
-        tokenizer: that made the ids; None where they come from elsewhere.
-        ids: of any shape.
+    Names them if the tokenizer that made them is given.
 
     Raises:
         DataError: a token has no row.
@@ -95,13 +85,7 @@ def _written_without_a_row(tokenizer: Any, rows: int, ids: Tensor) -> str | None
 
 
 def check_rows(doing: str, model: Any, tokenizer: Any, *blocks: Tensor) -> None:
-    """Refuse rows that are longer than the context or hold tokens without an embedding.
-
-    Args:
-        doing: for the error.
-        model: of transformers.
-        tokenizer: that made the ids; None where they come from elsewhere.
-        blocks: [N, T] or [T] each.
+    """Refuse blocks [N, T] or [T] that are longer than the context or fail `check_ids`.
 
     Raises:
         ConfigError: rows are too long.
