@@ -141,8 +141,7 @@ def fit_routers(
         mean = each.value.mean().item()
         if mean == 0:
             logger.warning(
-                "layer %d, %s: skipping it costs nothing on this text; it is skipped first",
-                *site,
+                "layer %d, %s: skipping it costs nothing on this text; it is skipped first", *site
             )
         if mean == 0 or not by_token:
             set_constant(router, math.log(mean) if mean else -NEVER)

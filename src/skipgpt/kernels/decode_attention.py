@@ -87,9 +87,7 @@ def split_kernel(query, key, value, keep, mask, totals, bests, weights, scale, S
     tl.store(bests + place, best, mask=real)
     tl.store(weights + place, weight, mask=real)
     tl.store(
-        totals + place[:, None] * SIZE + width[None, :],
-        total,
-        mask=real[:, None] & inside[None, :],
+        totals + place[:, None] * SIZE + width[None, :], total, mask=real[:, None] & inside[None, :]
     )
 
 

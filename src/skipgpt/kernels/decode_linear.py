@@ -113,12 +113,7 @@ def decode_linear(read: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def decode_add_linear(
-    stream: Tensor,
-    given: Tensor,
-    keep: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: float,
+    stream: Tensor, given: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
     """See `plain.decode_add_linear`."""
     return _linear(stream.contiguous(), given, keep, weight, bias, scale)
@@ -138,7 +133,6 @@ def _linear(
     chosen = tiles(batch, read.dtype, limits(read.device), weights=1)
     with on(read):
         decode_linear_kernel[(triton.cdiv(outputs, chosen["FEATURES"]),)](
-            *(read, flags, weight, bias, stream, out, scale, batch, outputs, inputs),
-            **chosen,
+            *(read, flags, weight, bias, stream, out, scale, batch, outputs, inputs), **chosen
         )
     return out

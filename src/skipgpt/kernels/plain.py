@@ -166,12 +166,7 @@ def decode_linear(read: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def decode_add_linear(
-    stream: Tensor,
-    given: Tensor,
-    keep: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: float,
+    stream: Tensor, given: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
     """The stream [B, D], plus `scale` times a linear layer of `given` [B, K] where it keeps.
 

@@ -78,10 +78,7 @@ _POST_NORM = [
     Family("gemma2", "Gemma2", **_GEMMA),
     Family("gemma3_text", "Gemma3", "gemma3.modeling_gemma3", **_GEMMA),
     Family(
-        "glm4",
-        "Glm4",
-        attn_after=("post_self_attn_layernorm",),
-        mlp_after=("post_mlp_layernorm",),
+        "glm4", "Glm4", attn_after=("post_self_attn_layernorm",), mlp_after=("post_mlp_layernorm",)
     ),
     Family("olmo2", "Olmo2", **_OLMO),
     Family("olmo3", "Olmo3", **_OLMO),
