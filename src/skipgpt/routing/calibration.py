@@ -49,11 +49,11 @@ class Seen:
         return quantile_threshold(self.margins, sparsity + self.overhead, self.weights)
 
 
-MarginsAt = Callable[[float], Tensor | Seen]
-"""Runs held-out text at a threshold and returns what was measured, or the margins [N] alone."""
+SeenAt = Callable[[float], Seen]
+"""Runs held-out text at a threshold and returns what was measured."""
 
 
-def find_threshold(margins_at: MarginsAt, sparsity: float, start: float, rounds: int = 6) -> float:
+def find_threshold(seen_at: SeenAt, sparsity: float, start: float, rounds: int = 6) -> float:
     """Find the threshold for one sparsity.
 
     Skipping changes the hidden states that later routers read, so the quantile of the margins
@@ -62,17 +62,16 @@ def find_threshold(margins_at: MarginsAt, sparsity: float, start: float, rounds:
     quarter of a point; the closest one is returned. Where sparsity jumps, none may be close.
 
     Args:
-        margins_at: measures the margins at a threshold.
-        sparsity: share to save, in the unit that `margins_at` counts; of decisions, if it returns
-            margins alone.
+        seen_at: measures at a threshold.
+        sparsity: share to save, in the unit that `seen_at` counts.
         start: a first guess.
         rounds: the most measurements, if the sparsity is then about met.
     """
-    return _closest(margins_at, sparsity, start, rounds)[0]
+    return _closest(seen_at, sparsity, start, rounds)[0]
 
 
 def calibrate_curve(
-    margins_at: MarginsAt,
+    seen_at: SeenAt,
     sparsities: tuple[float, ...] = CURVE,
     rounds: int = 1,
     on_point: Callable[[int, int], None] | None = None,
@@ -82,27 +81,27 @@ def calibrate_curve(
     Where skipping a little more would skip nearly everything, the curve ends.
 
     Args:
-        margins_at: measures the margins at a threshold.
+        seen_at: measures at a threshold.
         sparsities: those to measure.
         rounds: the most measurements of a point that is about met.
         on_point: called with points done and points in all.
     """
     points: list[tuple[float, float]] = [(0.0, -math.inf)]
-    threshold, seen = -math.inf, _seen(margins_at, -math.inf)
+    threshold, seen = -math.inf, seen_at(-math.inf)
     for number, sparsity in enumerate(sparsities):
         if on_point:
             on_point(number, len(sparsities))
         if sparsity == 0:
             continue
         guess = seen.guess(sparsity)
-        threshold, seen = _closest(margins_at, sparsity, guess, rounds, (threshold, seen))
+        threshold, seen = _closest(seen_at, sparsity, guess, rounds, (threshold, seen))
         if points[-1][0] < seen.share <= sparsity + JUMP:
             points.append((seen.share, threshold))
     return CalibrationCurve(tuple(points))
 
 
 def _closest(
-    margins_at: MarginsAt,
+    seen_at: SeenAt,
     sparsity: float,
     start: float,
     rounds: int,
@@ -116,7 +115,7 @@ def _closest(
     for done in range(max(rounds, FAR_ROUNDS)):
         if done >= rounds and error <= FAR:
             break
-        seen = _seen(margins_at, guess)
+        seen = seen_at(guess)
         if abs(seen.share - sparsity) < error:
             best, at_best, error = guess, seen, abs(seen.share - sparsity)
         if error <= 0.0025:
@@ -128,11 +127,6 @@ def _closest(
         quantiles = [each.guess(sparsity) for each in (seen, below) if each is not None]
         guess = next((q for q in quantiles if low < q < high), _between(low, high))
     return best, at_best
-
-
-def _seen(margins_at: MarginsAt, threshold: float) -> Seen:
-    found = margins_at(threshold)
-    return found if isinstance(found, Seen) else Seen(found, skipped_share(found, threshold))
 
 
 def _between(low: float, high: float) -> float:
