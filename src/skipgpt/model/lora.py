@@ -224,14 +224,9 @@ def _bad_targets(model: nn.Module, got: str, expected: str) -> ConfigError:
     )
 
 
-def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    kind = family_of(model).layer_class
-    return [module for module in model.modules() if isinstance(module, kind)]
-
-
 def _own_targets(model: nn.Module) -> tuple[str, ...]:
     family = family_of(model)
-    found = [name for layer in _decoder_layers(model) for name in family.query_value_gate(layer)]
+    found = [name for layer in family.layers_of(model) for name in family.query_value_gate(layer)]
     return tuple(dict.fromkeys(found))
 
 
@@ -239,7 +234,7 @@ def _linear_names(model: nn.Module) -> list[str]:
     """Names of the linear layers inside decoder layers, in their order."""
     found = [
         name.rsplit(".", 1)[-1]
-        for layer in _decoder_layers(model)
+        for layer in family_of(model).layers_of(model)
         for name, module in layer.named_modules()
         if has_widths(module) and not is_routing(f"{name}.")
     ]

@@ -1,4 +1,4 @@
-"""The table of model families: one row each, no code. What the fields mean: `family.py`.
+"""The table of model families: one row each, no code. What the fields mean: `docs/extending.md`.
 
 A family that is not a row is refused by `family_of`, which says what is missing.
 """
@@ -200,7 +200,7 @@ def family_of(model: nn.Module) -> Family:
             todo="see docs/extending.md for what a row needs",
         )
     family = FAMILIES[model_type]
-    layers = [module for module in model.modules() if isinstance(module, family.layer_class)]
+    layers = family.layers_of(model)
     if not layers:
         raise UnsupportedModelError(
             doing,

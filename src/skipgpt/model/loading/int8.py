@@ -148,13 +148,10 @@ def _quantizable(model: nn.Module) -> list[str]:
     paths = {id(module): path for path, module in model.named_modules()}
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     found, left = [head], []
-    for layer in model.modules():
-        if not isinstance(layer, family.layer_class):
-            continue
+    for layer in family.layers_of(model):
         for part in (getattr(layer, family.attn), getattr(layer, family.mlp)):
-            plain = [module for module in part.modules() if is_plain(module)]
             left += [name for name, p in part.named_parameters() if p.ndim > 2]
-            found += plain
+            found += [module for module in part.modules() if is_plain(module)]
     if left:
         raise UnsupportedModelError(
             _DOING,
