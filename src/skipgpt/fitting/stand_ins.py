@@ -14,7 +14,7 @@ from skipgpt.model import modules
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import ModuleDecision, Site
-from skipgpt.routing.stand_in_fit import Moments, fit
+from skipgpt.routing.stand_in import Moments, fit
 from skipgpt.system.progress import OnStep
 
 NEAR = 3e-2
