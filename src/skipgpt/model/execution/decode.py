@@ -18,8 +18,7 @@ from skipgpt.model.execution.run import run as run_by_plan
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.trace import KeepCounts
 from skipgpt.routing.decision import Module, ModuleDecision, Site
-from skipgpt.routing.fused_margins import margins_as_numbers
-from skipgpt.routing.router import inverse_rms_as_numbers
+from skipgpt.routing.router import inverse_rms_as_numbers, margins_as_numbers
 
 MOST = 32
 """Largest batch; for more sequences tensors decide faster than a loop over floats."""
