@@ -52,14 +52,10 @@ class Stored:
 
 
 def stored(config: Any, build: Build, rows: int, tokens: int, *, samples: bool) -> Stored:
-    """Count what a training forward keeps.
+    """Count what a training forward of `rows` times `tokens` keeps.
 
-    Args:
-        config: of the base model, as transformers has it.
-        build: makes the model of a config with fewer layers.
-        rows: in the forward.
-        tokens: per row.
-        samples: whether decisions carry gradients, as in the stages that train routers.
+    `build` makes the model of a config with fewer layers, and `samples` says whether decisions
+    carry gradients, as in the stages that train routers.
     """
     rule: DecisionRule = StraightThrough() if samples else Threshold()
     traced, factor = _traceable(config, build)

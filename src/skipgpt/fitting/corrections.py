@@ -120,14 +120,8 @@ def corrections(
 ) -> dict[Site, Correction]:
     """Predict the relative error of what each router predicts, where its inputs were kept.
 
-    Args:
-        model: with priced margins.
-        found: from `measure_values`.
-        savings: what each site saves in the budget's unit.
-        threshold: the one that was measured at.
-        price: from `price_of` all sites.
-        by_token: predict the error from what the router reads; else from the site alone.
-        on_step: called with sites done and sites in all.
+    `found` was measured at the threshold, and the price is that of all sites (`price_of`). The
+    error is predicted from what the router reads (`by_token`), or from the site alone.
 
     Returns:
         By site; sites with too few tokens near the threshold are left out.

@@ -68,11 +68,8 @@ def fit_model(
 ) -> list[FittedSite]:
     """Fit stand-ins and routers, in place; margins are then logarithms of predicted costs.
 
-    Args:
-        model: with new routers. Its weights are frozen here.
-        text: [N, T] token ids of training text.
-        config: the run's config.
-        progress: opens a phase for each pass over the text.
+    The model has new routers, and its weights are frozen here. `text` [N, T] are token ids of
+    training text, and `progress` opens a phase for each pass over them.
 
     Returns:
         The result of every site, in forward order.
@@ -124,14 +121,10 @@ def fit_routers(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> list[FittedSite]:
-    """Make the margin of each measured site's router the logarithm of the cost it predicts.
+    """Make the margin of each measured router the logarithm of the cost it predicts, in place.
 
-    Args:
-        model: with routers, in place.
-        costs: from `measure_costs`.
-        by_token: predict from what the router reads; else from the site's mean alone.
-        seed: seed of heads with hidden layers.
-        on_step: called with sites done and sites in all.
+    It is predicted from what the router reads (`by_token`), or from the site's mean alone. The seed
+    is that of heads with hidden layers.
     """
     found: list[FittedSite] = []
     device = next(model.parameters()).device

@@ -33,18 +33,12 @@ SEARCH_TOKENS = 4096
 def fit_to_routes(
     model: nn.Module, text: Tensor, config: TrainConfig, savings: Savings, progress: Progress
 ) -> None:
-    """Fit stand-ins and routers to the routes of the target, in place.
+    """Fit stand-ins and routers with priced margins to the routes of the target, in place.
 
     Stand-ins are fitted again to the tokens that skip: those are not average ones, and earlier
     modules were skipped in the streams they read. Then, in rounds, routers are corrected by what
-    decisions cost under the routes, and stand-ins follow.
-
-    Args:
-        model: with priced margins.
-        text: [N, T] token ids of training text.
-        config: the run's config.
-        savings: what each site saves in the budget's unit.
-        progress: opens a phase for each pass over the text.
+    decisions cost under the routes, and stand-ins follow. `text` [N, T] are token ids of training
+    text.
 
     Raises:
         TrainingError: a gradient is NaN or infinite.

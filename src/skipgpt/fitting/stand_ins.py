@@ -34,16 +34,10 @@ def fit_stand_ins(
     threshold: float = -math.inf,
     on_step: OnStep | None = None,
 ) -> None:
-    """Fit every stand-in to what its module adds.
+    """Fit every stand-in to what its module adds on a text [N, T], in place.
 
-    Args:
-        model: with stand-ins, in place.
-        text: [N, T] token ids.
-        batch_size: rows per forward.
-        threshold: the threshold to fit under: only tokens that skip count, in streams that have
-            skipped, and each stand-in is kept near what it was. Minus infinity fits all tokens of
-            the dense model.
-        on_step: called with batches done and batches in all.
+    Under a threshold only tokens that skip count, in streams that have skipped, and each stand-in
+    is kept near what it was. Minus infinity fits all tokens of the dense model.
 
     Example:
         fit_stand_ins(model, blocks.train[:128])
@@ -88,7 +82,6 @@ class _Routes:
         return self.threshold == -math.inf
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
-        """Decide for one module."""
         keep = margin > self.threshold
         self.skipped[site] = ~keep
         return ModuleDecision.hard(keep, margin)

@@ -29,15 +29,10 @@ def begin_forward(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Arguments:
-    """Return the arguments that the decoder is to run with.
+    """Return the arguments that the decoder, which runs the layers, is to run with.
 
-    Args:
-        state: of the model; its `token_mask` is set from a 2-D attention mask [B, S].
-        layers: how many the model has.
-        names: of the decoder's arguments, in order.
-        decoder: the module that runs the layers.
-        args: of its forward.
-        kwargs: of its forward.
+    Sets the state's `token_mask` from a 2-D attention mask [B, S]. `names` are those of the
+    decoder's arguments, in order.
 
     Raises:
         ConfigError: the cache does not fit, or something was asked for that only a forward of all

@@ -95,14 +95,10 @@ def take_blocks(
     key_columns: Tensor | None = None,
     visible: Tensor | None = None,
 ) -> BlockMask:
-    """The flex attention mask of packed queries, and of packed keys where these are given.
+    """The flex attention mask of packed queries at `columns` [B, N], from that of all T.
 
-    Args:
-        mask: of all T queries.
-        columns: [B, N], the places of the queries.
-        keys: how many keys there are, S or K.
-        key_columns: [B, K], the places of the keys; None where all S are there.
-        visible: [B, N, K] bool, a further condition for a query to see a key; None for none.
+    Where keys are packed, too, `key_columns` [B, K] are their places; else all S are there.
+    `visible` [B, N, K] is a further condition for a query to see a key.
     """
 
     def packed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -38,14 +38,9 @@ class PackingCost:
     def is_worth_packing(
         self, machine: Machine, module: Module, entering: Tensor, kept: int, cached: int = 0
     ) -> bool:
-        """Whether running only some tokens saves more time than packing them costs.
+        """Whether running only `kept` tokens of `entering` [B, T, D] saves more than packing costs.
 
-        Args:
-            machine: where it runs.
-            module: whose tokens they are.
-            entering: [B, T, D], what would be packed.
-            kept: how many of them run.
-            cached: bytes of keys and values that are read if all tokens attend.
+        `cached` are bytes of keys and values that are read if all tokens attend.
         """
         tokens, number_bytes = entering.shape[:2].numel(), entering.element_size()
         if kept in (0, tokens):

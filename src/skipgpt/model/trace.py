@@ -42,12 +42,7 @@ class Step:
         return 1 - keep_ratio(self.gates(), self.token_mask)
 
     def saved(self, weights: Mapping[Site, float], overhead: float = 0.0) -> Tensor:
-        """Share of a cost that is saved, a scalar that carries the gates' gradient.
-
-        Args:
-            weights: what each site saves where every token skips it.
-            overhead: what routing adds.
-        """
+        """Share of a cost saved, less an overhead, with the gates' gradient; see `saved_share`."""
         shares = [weights[Site(n, k)] for n in sorted(self.decisions) for k in MODULES]
         return saved_share(self.gates(), shares, self.token_mask) - overhead
 

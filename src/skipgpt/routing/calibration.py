@@ -54,18 +54,13 @@ SeenAt = Callable[[float], Seen]
 
 
 def find_threshold(seen_at: SeenAt, sparsity: float, start: float, rounds: int = 6) -> float:
-    """Find the threshold for one sparsity.
+    """Find the threshold that saves a share, in the unit that `seen_at` counts.
 
     Skipping changes the hidden states that later routers read, so the quantile of the margins
     seen at one threshold is only the next guess. Guesses stay between thresholds that were seen
     to skip too little and too much, and are repeated until the measured sparsity is within a
     quarter of a point; the closest one is returned. Where sparsity jumps, none may be close.
-
-    Args:
-        seen_at: measures at a threshold.
-        sparsity: share to save, in the unit that `seen_at` counts.
-        start: a first guess.
-        rounds: the most measurements, if the sparsity is then about met.
+    `rounds` limits the measurements once the sparsity is about met.
     """
     return _closest(seen_at, sparsity, start, rounds)[0]
 
@@ -78,13 +73,8 @@ def calibrate_curve(
 ) -> CalibrationCurve:
     """Measure the whole curve, each point starting from the threshold of the one before.
 
-    Where skipping a little more would skip nearly everything, the curve ends.
-
-    Args:
-        seen_at: measures at a threshold.
-        sparsities: those to measure.
-        rounds: the most measurements of a point that is about met.
-        on_point: called with points done and points in all.
+    Where skipping a little more would skip nearly everything, the curve ends. `rounds` limits the
+    measurements of a point that is about met; `on_point` gets points done and points in all.
     """
     points: list[tuple[float, float]] = [(0.0, -math.inf)]
     threshold, seen = -math.inf, seen_at(-math.inf)

@@ -51,12 +51,9 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Store some new tokens and return what the new queries may attend to.
 
-        Args:
-            keys: [B, heads, N, size].
-            values: [B, heads, N, size].
-            places: [B, N], where the tokens are in their sequences.
-            stored: [B, N] bool, which of them are to be stored.
-            tokens: how many tokens this forward has, those that skip included.
+        Keys and values are [B, heads, N, size]; the tokens are at `places` [B, N] of their
+        sequences, and those in `stored` [B, N] are to be stored. This forward has `tokens` tokens,
+        skipped ones included.
 
         Returns:
             Keys and values [B, heads, P + N, size]: those of the past, then all the new ones.

@@ -50,11 +50,8 @@ def loading_options(
 ) -> dict[str, Any]:
     """What `from_pretrained` needs beyond the dtype; empty for a base that is not quantised.
 
-    Args:
-        kind: to quantise to; a base that is stored quantised stays as it is stored.
-        config: the base model's.
-        dtype: of what is not quantised, and to compute in.
-        device: where the weights are quantised; they cannot be moved and cast afterwards.
+    A base that is stored quantised stays as it is stored. The dtype is that of what is not
+    quantised, and to compute in. Weights cannot be moved from the device and cast afterwards.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.

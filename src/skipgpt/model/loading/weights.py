@@ -32,12 +32,7 @@ def load_strictly(
 ) -> tuple[Any, dict[str, Any]]:
     """Load a model, all weights of which must be read, and return it with the loading info.
 
-    Args:
-        from_pretrained: of an auto class or a model class.
-        location: a folder or hub id.
-        doing: for the messages.
-        arguments: further ones of `from_pretrained`.
-        options: likewise, by name.
+    `from_pretrained` is that of an auto class or a model class; further arguments are for it.
 
     Raises:
         UnsupportedModelError: one message with the tensors that are missing, unknown or of
@@ -74,16 +69,9 @@ def refuse_tensors(
     todo: str = "copy or download the model again; if its config.json was changed, undo that",
     cause: Exception | None = None,
 ) -> None:
-    """Raise if tensors are missing, of another shape or unknown.
+    """Raise if tensors are missing in the files (`what`), of another shape, or unknown.
 
-    Args:
-        doing: for the message.
-        missing: tensors that the model has and the files lack.
-        misfits: tensors of another shape: the files' and the model's.
-        unknown: tensors that the files have and the model lacks.
-        what: the files, in words.
-        todo: what the reader can do.
-        cause: the error that revealed them, if any.
+    Misfits are the files' and the model's shapes by name; `cause` is the error that revealed them.
 
     Raises:
         UnsupportedModelError: there are such tensors.
