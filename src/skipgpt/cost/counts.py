@@ -108,28 +108,16 @@ def _cached(layer: Any, query_width: int) -> int:
     return sum(out_width(getattr(attn, name)) for name in family.key_value)
 
 
-@dataclass(frozen=True)
-class ModuleBytes:
-    """Bytes of a layer's weights, by what needs them; all experts counted.
+def layer_bytes(layer: Any) -> tuple[float, float, float]:
+    """The bytes of a layer's weights as stored, LoRA left out: those of kv, of qo, of the MLP.
 
-    Attributes:
-        kv: of keys and values.
-        qo: of queries and output.
-        mlp: of the MLP.
+    All experts are counted.
     """
-
-    kv: float
-    qo: float
-    mlp: float
-
-
-def layer_bytes(layer: Any) -> ModuleBytes:
-    """The bytes of a routed layer's weights as they are stored, LoRA left out."""
     family, costs = layer.family, layer_costs(layer)
     attn, mlp = getattr(layer, family.attn), getattr(layer, family.mlp)
     # Quantised or not, attention's projections are all stored in one format.
     each = bytes_of(attn) / (costs.kv + costs.qo)
-    return ModuleBytes(kv=costs.kv * each, qo=costs.qo * each, mlp=bytes_of(mlp))
+    return costs.kv * each, costs.qo * each, bytes_of(mlp)
 
 
 def bytes_of(module: nn.Module) -> int:

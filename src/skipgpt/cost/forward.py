@@ -116,7 +116,7 @@ def work(
     linear = core = cache = 0.0
     weights = float(bytes_of(head))
     for layer in routed_layers(model):
-        costs, parts = layer_costs(layer), layer_bytes(layer)
+        costs, (kv, qo, mlp_bytes) = layer_costs(layer), layer_bytes(layer)
         sites = [Site(layer.index, kind) for kind in MODULES]
         attn, mlp = (1.0 if keep is None else keep[site] for site in sites)
         attn_ran, mlp_ran = (_union(keep, ran, site, forward.rows) for site in sites)
@@ -124,7 +124,7 @@ def work(
         keys, keys_ran = (attn, attn_ran) if policy == "skip" else (1.0, 1.0)
         linear += keys * costs.kv + attn * costs.qo + mlp * costs.mlp
         core += attn * costs.core_width * keys * costs.attended(forward.cached, forward.tokens)
-        weights += keys_ran * parts.kv + attn_ran * parts.qo + mlp_ran * parts.mlp
+        weights += keys_ran * kv + attn_ran * qo + mlp_ran * mlp_bytes
         # A row of the cache is read where any of the row's own queries runs.
         read = costs.held(forward.cached) * (1 - (1 - attn) ** forward.tokens)
         written = max(1, costs.held(forward.tokens))
