@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -27,14 +26,10 @@ from skipgpt.model.families.linear import in_width, is_plain, out_width, some_ou
 from skipgpt.model.routed import RoutedLayer
 
 
-@dataclass(frozen=True, eq=False)
-class KeysValues:
-    """What the first half passes to the second.
+class KeysValues(NamedTuple):
+    """Keys and values [B, heads, S, size] as attention reads them out of the cache.
 
-    Attributes:
-        keys: as attention reads them out of the cache, [B, heads, S, size].
-        values: likewise.
-        fused: the fused projection's output [B, T, width], where it had to run whole.
+    And the output [B, T, width] of a fused projection, where it had to run whole.
     """
 
     keys: Tensor

@@ -61,7 +61,11 @@ def loading_options(
     by_bitsandbytes = any(stored.get(f"load_in_{each}") for each in KINDS)
     if not by_bitsandbytes and (stored or kind is None):
         return {}
-    _require()
+    silence()
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("bitsandbytes", "quantize", "loading a quantised base") from error
     # With its index, as in `cuda:0`: accelerate compares it with the device it trains on.
     options: dict[str, Any] = {"device_map": {"": str(torch.empty(0, device=device).device)}}
     if not by_bitsandbytes:
@@ -129,14 +133,6 @@ def silence() -> None:
     """Silence the repeated warnings of bitsandbytes; errors are still logged."""
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _require() -> None:
-    silence()
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("bitsandbytes", "quantize", "loading a quantised base") from error
 
 
 def scales_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -132,13 +132,8 @@ def _read(cursor: _Cursor) -> Header:
     if not isinstance(step, int) or step < 1:
         raise _NoHeaderError(f"with weights aligned to {step!r} bytes")
     start = -(-cursor.place // step) * step
-    return Header(
-        values,
-        {
-            name: StoredTensor(each.shape, each.kind, start + each.offset)
-            for name, each in found.items()
-        },
-    )
+    placed = {name: replace(each, offset=start + each.offset) for name, each in found.items()}
+    return Header(values, placed)
 
 
 class _Cursor:
