@@ -20,7 +20,7 @@ from torch import nn
 
 from skipgpt.cost.counts import deciding_parameters, head_parameters, layer_costs, parameters_of
 from skipgpt.model.surgery import routed_layers, stand_ins
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import MODULES, Site
 
 
 def overhead(model: nn.Module) -> dict[str, float]:
@@ -92,11 +92,10 @@ def sparsities(
         core = cost.core_flops(context)
         core_dense += core
         core_run += attn * keys * core
-    shares = {kind: [keep[s] for s in keep if s.module == kind] for kind in ("attn", "mlp")}
+    kept = {kind: sum(keep[s] for s in keep if s.module == kind) for kind in MODULES}
     return {
         "module": 1 - sum(keep.values()) / len(keep),
-        "attn": 1 - sum(shares["attn"]) / len(layers),
-        "mlp": 1 - sum(shares["mlp"]) / len(layers),
+        **{kind: 1 - kept[kind] / len(layers) for kind in MODULES},
         "params": 1 - run_params / dense_params,
         "flops": 1 - (2 * run_params + core_run) / (2 * dense_params + core_dense),
     }

@@ -91,9 +91,5 @@ def threshold_of(curves: Curves | None, sparsity: float, budget: Budget | None =
 
 
 def threshold_at(state: RoutingState, sparsity: float, budget: Budget | None = None) -> Threshold:
-    """The rule that saves this share.
-
-    Raises:
-        ConfigError: not calibrated (in that unit), outside 0 to 0.95, or beyond the stored curve.
-    """
+    """The rule that saves this share; raises as `threshold_of` does."""
     return Threshold(threshold_of(state.curves, sparsity, budget))

@@ -144,11 +144,7 @@ class Curves:
         )
 
     def threshold_at(self, sparsity: float, budget: Budget | None = None) -> float:
-        """The threshold that saves this share of a unit.
-
-        Raises:
-            ConfigError: outside 0 to 0.95, beyond the curve, or there is no curve of that unit.
-        """
+        """The threshold that saves this share of a unit; raises as `curve` and its method do."""
         return self.curve(budget).threshold_at(sparsity)
 
     def to_json(self) -> dict[str, Any]:
