@@ -79,11 +79,7 @@ class Memory:
 
 
 def check_layout(layout: str, processes: int) -> Layout:
-    """Return the layout if it is known and fits the number of processes.
-
-    Raises:
-        ConfigError: it is not known, or does not fit.
-    """
+    """Return the layout; raise a ConfigError if it is unknown or does not fit the processes."""
     if layout not in get_args(Layout):
         near = difflib.get_close_matches(layout, get_args(Layout), n=1, cutoff=0.5)
         raise ConfigError(

@@ -65,11 +65,7 @@ class Savings:
         return target <= max(0.0, self.largest) + 1e-9  # sums round
 
     def check_reach(self, target: float) -> None:
-        """Raise unless skipping can save this share at all.
-
-        Raises:
-            ConfigError: it cannot; says the largest share that it can.
-        """
+        """Raise a ConfigError, with the largest share, unless skipping can save this share."""
         if not self.reaches(target):
             noun = BUDGET_NOUNS[self.unit]
             raise ConfigError(

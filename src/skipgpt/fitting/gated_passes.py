@@ -50,11 +50,7 @@ WITHOUT_FIT = "train such routers without a fit: --stages router,lora (compare: 
 
 
 def refuse_sequences(config: RouterConfig, doing: str) -> None:
-    """Raise if routers decide for whole sequences, whose costs no token has.
-
-    Raises:
-        ConfigError: they do.
-    """
+    """Raise a ConfigError if routers decide for whole sequences, whose costs no token has."""
     if config.decides == "sequence":
         raise ConfigError(
             doing,
@@ -180,11 +176,7 @@ def _recording(
 
 
 def _refuse_broken(values: dict[Site, Tensor], dtype: str) -> None:
-    """Raise if a value is NaN or infinite.
-
-    Raises:
-        TrainingError: one is.
-    """
+    """Raise a TrainingError if a value is NaN or infinite."""
     for site, value in values.items():
         if not (finite := torch.isfinite(value)).all():
             broken = len(value) - int(finite.sum())

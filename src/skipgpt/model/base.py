@@ -83,22 +83,14 @@ def load_base(
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a base model, named by hub id or folder.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
+    """Load the tokenizer of a hub id or folder; raise an UnsupportedModelError without one."""
     doing = f"loading the tokenizer of {name!r}"
     with _reading(doing, "a hub id or folder with a tokenizer"):
         return _read_tokenizer(base_location(name), doing, **_NO_CODE)
 
 
 def _read_tokenizer(location: str, doing: str, **where: Any) -> Any:
-    """Load a tokenizer; without one transformers says little, or makes an empty one.
-
-    Raises:
-        UnsupportedModelError: a folder has no files of a tokenizer.
-    """
+    """Load a tokenizer; without its files transformers says little, or makes an empty one."""
     from transformers import AutoTokenizer
 
     folder = Path(location)
@@ -206,11 +198,7 @@ def parse_device(device: str) -> torch.device:
 
 
 def check_device(device: str) -> str:
-    """Return `device` if torch knows it and it is present.
-
-    Raises:
-        ConfigError: the device is unknown or absent.
-    """
+    """Return `device`; raise a ConfigError if torch does not know it or it is absent."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

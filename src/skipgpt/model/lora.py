@@ -195,11 +195,7 @@ def with_own_targets(model: nn.Module, stage: LoraStage) -> LoraStage:
 
 
 def check_targets(model: nn.Module, stage: LoraStage) -> None:
-    """Refuse target names that no linear layer has, before hours of training and not after.
-
-    Raises:
-        ConfigError: there is such a name.
-    """
+    """Raise a ConfigError for names that no linear layer has, before hours of training."""
     if stage.targets in (ALL_LINEAR, QUERY_VALUE_GATE):
         return
     names = {

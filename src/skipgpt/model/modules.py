@@ -98,11 +98,7 @@ def attention_arguments(attention: Any) -> frozenset[str] | None:
 
 
 def explain_misfit(error: RuntimeError, index: int) -> None:
-    """Raise a readable error if new keys could not be joined to those of the cache.
-
-    Raises:
-        ConfigError: that was the cause.
-    """
+    """Raise a readable ConfigError if new keys could not be joined to those of the cache."""
     if any(sign in str(error) for sign in ("Sizes of tensors must match", "index_copy_()")):
         raise ConfigError(
             f"running attention of layer {index}",

@@ -112,11 +112,7 @@ def take_blocks(
 
 
 def check_mask(mask: Any) -> Tensor:
-    """Return the mask if it has rows and columns to take.
-
-    Raises:
-        ConfigError: it has not, as in flash attention.
-    """
+    """Return the mask; raise a ConfigError if it has no rows to take, as in flash attention."""
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise ConfigError(
             "running attention for kept tokens only",

@@ -29,11 +29,7 @@ _TALKATIVE = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops
 
 
 def check_quantization(kind: str | None) -> Quantization | None:
-    """Return the kind if it is a known one.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Return the kind; raise a ConfigError if it is not a known one."""
     if kind is None or kind in KINDS:
         return kind
     raise ConfigError("choosing the quantisation", got=repr(kind), expected="8bit, 4bit or none")

@@ -84,24 +84,14 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
 
 
 def gguf_config(path: Path, doing: str) -> Any:
-    """The config of the model in a GGUF file; no weights are read.
-
-    Raises:
-        UnsupportedModelError: see `load_gguf`.
-        MissingExtraError: likewise.
-    """
+    """The config of the model in a GGUF file, without reading weights; raises as `load_gguf`."""
     header = _checked_header(path, doing)
     with _by_itself(path) as where:
         return _config(where, header, path, doing)
 
 
 def _checked_header(path: Path, doing: str) -> Header:
-    """Read the header of a GGUF file, and check that it is whole and of a supported family.
-
-    Raises:
-        UnsupportedModelError: it is not; the message says why.
-        MissingExtraError: the extra `gguf` is not installed.
-    """
+    """Read the header of a GGUF file; raise if it is not whole or its family is not supported."""
     header = read_header(path, doing)
     try:
         import gguf  # noqa: F401
@@ -158,11 +148,7 @@ def _plain(architecture: str) -> str:
 
 
 def refuse_quantizing(name: str, kind: str | None) -> None:
-    """Raise if a GGUF base is to be held in 8 or 4 bits.
-
-    Raises:
-        ConfigError: a kind is given.
-    """
+    """Raise a ConfigError if a GGUF base is to be held in 8 or 4 bits."""
     if kind is not None:
         raise ConfigError(
             f"quantising the base {name!r} to {kind}",

@@ -98,11 +98,7 @@ def quantize_int8(model: M) -> M:
 
 
 def check_loaded_as(kind: str | None) -> str | None:
-    """Return the kind if a loaded checkpoint can be quantised to it.
-
-    Raises:
-        ConfigError: the kind is neither int8 nor None.
-    """
+    """Return the kind; raise a ConfigError unless a loaded checkpoint can be quantised to it."""
     if kind in (None, "int8"):
         return kind
     raise ConfigError(
@@ -127,12 +123,7 @@ def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantizable(model: nn.Module) -> list[str]:
-    """Paths of the linear layers to quantise.
-
-    Raises:
-        ConfigError: the model is quantised already, or has LoRA on it.
-        UnsupportedModelError: experts share one tensor.
-    """
+    """Paths of the linear layers to quantise; raises if the model has others that it could not."""
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ConfigError(
             _DOING,
@@ -163,11 +154,7 @@ def _quantizable(model: nn.Module) -> list[str]:
 
 
 def _check(model: nn.Module) -> None:
-    """Raise if the quantised model would not run, or would run wrongly.
-
-    Raises:
-        ConfigError: the model is not on a CPU or is in training mode, or 8-bit products overflow.
-    """
+    """Raise a ConfigError if the quantised model would not run, or would run wrongly."""
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
         raise ConfigError(

@@ -26,11 +26,7 @@ def context_of(model: Any) -> int | None:
 
 
 def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> None:
-    """Refuse a prompt that does not fit into the context together with the new tokens to follow it.
-
-    Raises:
-        ConfigError: it does not fit.
-    """
+    """Raise a ConfigError if a prompt and the new tokens do not fit into the context."""
     if context is None or prompt + new <= context:
         return
     room = context - prompt
@@ -45,12 +41,9 @@ def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> 
 
 
 def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
-    """Refuse tokens of any shape that the model's embedding has no row for.
+    """Raise a DataError if the model's embedding has no row for some of these tokens of any shape.
 
-    Names them if the tokenizer that made them is given.
-
-    Raises:
-        DataError: a token has no row.
+    Names one if the tokenizer that made them is given.
     """
     rows = model.get_input_embeddings().num_embeddings
     beyond = ids[(ids >= rows) | (ids < 0)]
