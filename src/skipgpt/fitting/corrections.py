@@ -132,7 +132,7 @@ def corrections(
     )
     for number, (site, ratio) in enumerate(ratios.items(), 1):
         router, distance = routers(model)[site], found[site].margin - threshold
-        near, weight = ratio[distance.abs() < NEAR] / price, _weight(distance)
+        near, weight = ratio[distance.abs() < NEAR] / price, (-(distance / SPREAD).square()).exp()
         if len(near) >= FEWEST:
             unsure = (near.var() / len(near)).item() / SURE**2
             factor = min(max(1 + (near.mean().item() - 1) / (1 + unsure), FACTORS[0]), FACTORS[1])
@@ -214,8 +214,3 @@ def predict_error(inputs: Tensor, error: Tensor, weight: Tensor) -> Tensor | Non
 def _sums(inputs: Tensor, error: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     weighted = inputs * weight[:, None]
     return weighted.T @ inputs, weighted.T @ error
-
-
-def _weight(distance: Tensor) -> Tensor:
-    """The weight of tokens [N] by their margin's distance to the threshold."""
-    return torch.exp(-(distance / SPREAD).square())

@@ -44,8 +44,9 @@ def fit_stand_ins(
     """
     layers: list[Any] = [*routed_layers(model)]
     width = layers[0].attn_stand_in.up.out_features
-    # Each layer has the sums of two modules; a pass over the text takes as many layers as fit.
-    at_once = max(1, SUMS_BYTES // (2 * Moments.bytes_at(width)))
+    # Each layer has two modules, and each of these two D x D sums in float64; a pass over the text
+    # takes as many layers as fit.
+    at_once = max(1, SUMS_BYTES // (2 * 16 * width**2))
     batches, done = text.split(batch_size), 0  # type: ignore[no-untyped-call]
     total = len(batches) * -(-len(layers) // at_once)
     device = next(model.parameters()).device
@@ -73,13 +74,8 @@ class _Routes:
     """A threshold rule that remembers which tokens of each site skip."""
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
+        self.threshold, self.is_dense = threshold, threshold == -math.inf
         self.skipped: dict[Site, Tensor] = {}
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether nothing is skipped."""
-        return self.threshold == -math.inf
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         keep = margin > self.threshold

@@ -50,11 +50,6 @@ class Moments:
         self.read, self.update = torch.zeros(2, hidden_size, dtype=wide)
         self.xx, self.xy = torch.zeros(2, hidden_size, hidden_size, dtype=wide)
 
-    @staticmethod
-    def bytes_at(hidden_size: int) -> int:
-        """Bytes of the sums of one module: two D x D matrices of float64."""
-        return 16 * hidden_size**2
-
     def add(self, entering: Tensor, update: Tensor, counted: Tensor | None = None) -> None:
         """Count the streams [B, T, D] that entered a module and what it added to them.
 
