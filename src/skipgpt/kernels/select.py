@@ -40,7 +40,7 @@ def kernels_for(stream: Tensor) -> Kernels | None:
 
 @functools.cache
 def triton_kernels() -> Kernels:
-    """The Triton kernels; imports Triton, an ImportError where it is not installed."""
+    """The Triton kernels; imports Triton, which raises an ImportError if it is absent."""
     from skipgpt.kernels import decode_attention, decode_linear, packed_attention, packed_linear
 
     return Kernels(

@@ -16,10 +16,7 @@ from skipgpt.errors import ConfigError
 
 
 def pack_columns(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of kept tokens, packed to the left of each row.
-
-    Args:
-        keep: [B, T] bool.
+    """Positions of kept tokens in keep [B, T], packed to the left of each row.
 
     Returns:
         Positions [B, N] with N the most that a row keeps, and which of them are in use, [B, N];

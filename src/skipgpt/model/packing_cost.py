@@ -14,10 +14,9 @@ from skipgpt.system.device_profile import Machine
 
 
 class PackingCost:
-    """What packing is worth in one layer.
+    """What packing is worth in one layer, by its modules as they are now.
 
-    Args:
-        layer: whose modules are counted, as they are now; of experts, those that a token runs.
+    Of experts, those count that a token runs.
     """
 
     def __init__(self, layer: Any) -> None:

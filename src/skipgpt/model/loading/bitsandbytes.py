@@ -37,8 +37,7 @@ def check_quantization(kind: str | None) -> Quantization | None:
 
 def quantization_of(model: nn.Module) -> Quantization | None:
     """How bitsandbytes holds a model's weights; None for all other models."""
-    held = [kind for kind in KINDS if getattr(model, f"is_loaded_in_{kind}", False)]
-    return held[0] if held else None
+    return next((kind for kind in KINDS if getattr(model, f"is_loaded_in_{kind}", False)), None)
 
 
 def loading_options(

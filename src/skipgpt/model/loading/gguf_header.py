@@ -44,7 +44,7 @@ class StoredTensor:
 
     @property
     def end(self) -> int:
-        """The offset after its last byte; imports gguf, a ValueError if that knows no such type."""
+        """The offset after its last byte, by gguf; a ValueError if that knows no such type."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         weights, size = map(int, GGML_QUANT_SIZES[GGMLQuantizationType(self.kind)])

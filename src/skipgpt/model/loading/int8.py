@@ -29,8 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 class Int8Linear(nn.Module):
     """A linear layer that multiplies 8-bit rows by 8-bit weights and returns the rows' dtype.
 
-    Args:
-        plain: the layer it takes the place of; its bias stays as it is.
+    The bias stays as it is in the layer that it takes the place of.
     """
 
     def __init__(self, plain: Any) -> None:
