@@ -60,15 +60,10 @@ def sparsities(
     gone: Collection[Site] = (),
     routed: bool = True,
 ) -> dict[str, float]:
-    """Sparsity in all its senses, at one set of keep ratios.
+    """Sparsity in all its senses, at the share of tokens that each site keeps.
 
-    Args:
-        model: with routers.
-        keep: share of tokens that each site runs.
-        context: mean number of tokens that a token attends to.
-        head_tokens: share of tokens whose logits are computed.
-        gone: attention that is removed for good, keys and values included.
-        routed: whether routers run; False for a static removal.
+    Attention that is `gone` is removed for good, keys and values included; without routers it is a
+    static removal. `context` and `head_tokens` are as in `flops_per_token`.
 
     Returns:
         `module`, `attn` and `mlp` count decisions; `params` and `flops` are one minus what a token

@@ -14,16 +14,10 @@ STEPS, ROWS, RATE = 1000, 1024, 3e-3
 
 
 def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) -> CostModel:
-    """Make a router's margin the logarithm of the cost that it predicts, in place.
+    """Make a router's margin the logarithm of the cost [N] that a design predicts, in place.
 
-    Args:
-        router: whose inputs [N, D] are those of the design.
-        design: of the regression.
-        cost: [N], with a mean above 0.
-        seed: of initial weights and row order, if the head has a hidden layer.
-
-    Returns:
-        The cost model; for a head with a hidden layer, only how well it predicts.
+    The seed is that of initial weights and row order, if the head has a hidden layer; then only
+    how well it predicts counts in the cost model.
     """
     if isinstance(router, LinearRouter):
         found = design.predict(cost)

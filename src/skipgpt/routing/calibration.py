@@ -132,15 +132,11 @@ def skipped_share(margins: Tensor, threshold: float) -> float:
 
 
 def quantile_threshold(margins: Tensor, sparsity: float, weights: Tensor | None = None) -> float:
-    """A threshold that saves this share, midway between two margins.
+    """A threshold that saves this share, midway between two margins [N].
 
-    Midway, so that equal margins, as constant routers give, fall clearly on one side.
-
-    Args:
-        margins: [N].
-        sparsity: share of the weights' unit to save; of the margins where there are none.
-        weights: [N] what skipping each saves; those below 0 count as 0, since no budget is met by
-            skipping what costs more than it saves.
+    Midway, so that equal margins, as constant routers give, fall clearly on one side. The share is
+    in the unit of `weights` [N], what skipping each saves, or of margins without them. Weights
+    below 0 count as 0, since no budget is met by skipping what costs more than it saves.
 
     Example:
         >>> margins, weights = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 0.2])

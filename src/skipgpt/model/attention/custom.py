@@ -27,11 +27,7 @@ class PackedQueries:
 
 
 class Patched:
-    """An object some of whose attributes are replaced; everything else is its own.
-
-    Example:
-        Patched(attn.config, _attn_implementation="skipgpt_on_device")
-    """
+    """An object some of whose attributes are replaced; everything else is its own."""
 
     def __init__(self, original: Any, **replaced: Any) -> None:
         self.__dict__.update(_original=original, **replaced)

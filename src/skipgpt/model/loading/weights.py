@@ -155,12 +155,7 @@ def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _odd_ones(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Any, Any]]:
-    """Tensors of another shape than most of the same name in other layers and experts.
-
-    Example:
-        >>> _odd_ones({"h.0.a": (2, 3), "h.1.a": (2, 4), "h.2.a": (2, 3), "b": (5,)})
-        {'h.1.a': ((2, 4), (2, 3))}
-    """
+    """Tensors of another shape than most of the same name in other layers and experts."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in shapes:
         alike[re.sub(r"\.\d+", ".*", name)].append(name)
@@ -173,12 +168,7 @@ def _odd_ones(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Any, Any]]:
 
 
 def _gaps(names: Iterable[str]) -> set[str]:
-    """The tensors that most layers, or most experts, have and some lack.
-
-    Example:
-        >>> sorted(_gaps(["h.0.a", "h.0.b", "h.1.a", "h.1.b", "h.2.a"]))
-        ['h.2.b']
-    """
+    """The tensors that most layers, or most experts, have and some lack."""
     kinds: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in names:
         if numbered := re.match(r"(.*\.\d+)\.(.+)", name):
