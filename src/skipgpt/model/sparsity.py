@@ -70,9 +70,7 @@ def clamp_to_curve(model: nn.Module, target: float, budget: Budget | None = None
         skipgpt.set_sparsity(model, clamp_to_curve(model, 0.4))
     """
     curves = routing_state(model).curves
-    if curves is None or (curve := curves.curve(budget)).reaches(target):
-        return target
-    return curve.largest
+    return target if curves is None else curves.clamp(target, budget)
 
 
 def threshold_of(curves: Curves | None, sparsity: float, budget: Budget | None = None) -> float:

@@ -147,6 +147,11 @@ class Curves:
         """The threshold that saves this share of a unit; raises as `curve` and its method do."""
         return self.curve(budget).threshold_at(sparsity)
 
+    def clamp(self, sparsity: float, budget: Budget | None = None) -> float:
+        """The sparsity itself, or the end of the curve of a unit where that comes first."""
+        curve = self.curve(budget)
+        return sparsity if curve.reaches(sparsity) else curve.largest
+
     def to_json(self) -> dict[str, Any]:
         """The curves as plain JSON types; `from_json` is the inverse."""
         return {
