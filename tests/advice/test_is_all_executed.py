@@ -32,7 +32,7 @@ ELSEWHERE = {
         "see docs/extending.md for what a row needs": "model/test_a_family_of_ones_own.py: "
         "test_all_keep_is_the_base_model_and_so_is_the_model_without_routers"
     },
-    "model/loading/gguf_check.py": {
+    "model/loading/gguf.py": {
         "run: llama-gguf-split --merge FIRST.gguf WHOLE.gguf": "needs a program of llama.cpp",
         "upgrade gguf": "needs a release that is not written yet",
     },

@@ -98,7 +98,7 @@ def test_other_settings_of_a_base_are_undone_or_written_down(tmp_path: Path) -> 
 
 def test_a_gguf_file_that_is_not_whole_is_copied_again(tmp_path: Path) -> None:
     file, cut = write_gguf(tmp_path / "whole.gguf"), tmp_path / "model.gguf"
-    for size, module in ((100, "_header"), (len(file.read_bytes()) - 32, "_check")):
+    for size, module in ((100, "_header"), (len(file.read_bytes()) - 32, "")):
         cut.write_bytes(file.read_bytes()[:size])
         with advised(f"{GGUF}{module}.py", "copy or download the file again"):
             load_base(str(cut))
@@ -113,12 +113,12 @@ def test_a_gguf_file_that_is_missing_is_named_aright(tmp_path: Path) -> None:
 
 
 def test_a_gguf_file_that_is_read_in_part_is_replaced_by_its_folder(tmp_path: Path) -> None:
-    odd = {
-        "_check": {"architecture": "mamba"},
-        "_rope": {"texts": {"llama.rope.scaling.type": "yarn"}},
-        "": {"left_out": {"blk.1.attn_q.weight"}},
-    }
-    for module, what in odd.items():
+    odd = (
+        ("", {"architecture": "mamba"}),
+        ("_rope", {"texts": {"llama.rope.scaling.type": "yarn"}}),
+        ("", {"left_out": {"blk.1.attn_q.weight"}}),
+    )
+    for module, what in odd:
         file = write_gguf(tmp_path / "model.gguf", **what)  # type: ignore[arg-type]
         with advised(f"{GGUF}{module}.py", WHOLE):
             load_base(str(file))

@@ -23,7 +23,7 @@ def test_modules_that_add_nothing_go_first() -> None:
 
 def test_per_flop_an_mlp_may_cost_more_than_an_attention() -> None:
     model, text = routed("llama"), rows(4, 16)
-    costs = {site: each.cost.mean().item() for site, each in measure_costs(model, text).items()}
+    costs = {site: each.value.mean().item() for site, each in measure_costs(model, text).items()}
     saved = savings(model, "flops", 8.5, removed=True).by_site
     plain, priced = fisher(model, text, 6), fisher(model, text, 6, per_flop=True)
     assert [unit[0] for unit in plain] == sorted(costs, key=lambda site: costs[site])

@@ -51,7 +51,7 @@ def test_costs_are_squared_gradients_of_gates_in_the_authors_forward(
     # The sites of a model with experts differ in which experts are near a tie by no more than this.
     for (layer, module), gradient in zip(gates, found, strict=True):
         expected = gradient.flatten().square()
-        actual = measured[Site(layer, module)].cost  # type: ignore[arg-type]
+        actual = measured[Site(layer, module)].value  # type: ignore[arg-type]
         torch.testing.assert_close(actual, expected, rtol=2e-3, atol=2e-4 * expected.max().item())
 
 
@@ -90,7 +90,7 @@ def test_with_stand_ins_a_cost_is_what_the_module_adds_beyond_its_stand_in(
         gradient = at["update"].grad
         assert gradient is not None
         expected = (gradient * (at["update"] - instead)).sum(-1).square().flatten()
-        actual = measured[Site(index, module)].cost  # type: ignore[arg-type]
+        actual = measured[Site(index, module)].value  # type: ignore[arg-type]
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_over_draws_the_mean_cost_is_the_fisher_information_of_skipping() -> Non
     add_routers(model).requires_grad_(False)
     measured = measure_costs(model, row.expand(4000, -1), batch_size=500)
     for (layer, module), expected in exact.items():
-        mean = measured[Site(layer, module)].cost.view(4000, 4).mean(0)  # type: ignore[arg-type]
+        mean = measured[Site(layer, module)].value.view(4000, 4).mean(0)  # type: ignore[arg-type]
         # A mean of 4,000 squares of about normal numbers is off by 2.2 %; four of those.
         torch.testing.assert_close(mean, expected, rtol=0.1, atol=1e-7)
 
@@ -170,7 +170,7 @@ def test_a_router_of_a_layer_has_the_cost_of_both_modules(monkeypatch: pytest.Mo
     logits = hooked_logits(plain, {"input_ids": TEXT}, gate)
     loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     for layer, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
-        actual = measured[Site(layer, "attn")].cost
+        actual = measured[Site(layer, "attn")].value
         torch.testing.assert_close(actual, gradient.flatten().square(), rtol=1e-3, atol=1e-5)
 
 

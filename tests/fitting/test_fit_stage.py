@@ -124,7 +124,7 @@ def test_margins_of_any_family_are_logarithms_of_mean_costs(family: str) -> None
     costs = measure_costs(model, text, batch_size=8)
     found = fit_routers(model, costs, by_token=False)
     for site, each in zip(routers(model).items(), found, strict=True):
-        assert each.cost == pytest.approx(costs[site[0]].cost.mean().item() / 2)
+        assert each.cost == pytest.approx(costs[site[0]].value.mean().item() / 2)
         margin = site[1].margin(torch.randn(1, 1, 32)).item()
         assert margin == pytest.approx(math.log(2 * each.cost), abs=1e-4)
 

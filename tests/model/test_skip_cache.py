@@ -60,8 +60,9 @@ def test_rows_come_back_side_by_side_with_the_new_tokens_behind() -> None:
     layer = filled(SkipLayer(), ["x.x", ".x."])
     past = layer.past
     assert past is not None
-    assert past.places[past.there].tolist() == [0, 2, 1]
-    assert past.there.tolist() == [[True, True], [True, False]]
+    places, there = past
+    assert places[there].tolist() == [0, 2, 1]
+    assert there.tolist() == [[True, True], [True, False]]
     new = torch.ones(2, HEADS, 1, SIZE)
     keys, values = layer.extend(
         new, new, torch.tensor([[3], [3]]), torch.tensor([[True], [False]]), 1

@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.routing.calibration import (
     CURVE,
     CalibrationCurve,
+    Seen,
     calibrate_curve,
     find_threshold,
     quantile_threshold,
@@ -116,12 +118,22 @@ def test_constant_routers_are_parted_clearly() -> None:
     assert quantile_threshold(margins, 0.25) == 0.0
 
 
-def still(margins: Tensor) -> object:
+def seen(margins_at: Callable[[float], Tensor]) -> Callable[[float], Seen]:
+    """What is measured where every decision saves the same."""
+
+    def seen_at(threshold: float) -> Seen:
+        margins = margins_at(threshold)
+        return Seen(margins, skipped_share(margins, threshold))
+
+    return seen_at
+
+
+def still(margins: Tensor) -> Callable[[float], Tensor]:
     """Margins that do not depend on the threshold."""
     return lambda threshold: margins
 
 
-def moving(margins: Tensor, shift: float) -> object:
+def moving(margins: Tensor, shift: float) -> Callable[[float], Tensor]:
     """Margins that rise as more is skipped, as later routers' do."""
     return lambda threshold: margins + shift * skipped_share(margins, threshold)
 
@@ -132,7 +144,7 @@ def test_calibration_hits_the_target_when_margins_stand_still(
     sparsity: float, start: float
 ) -> None:
     margins = torch.randn(1000)
-    threshold = find_threshold(still(margins), sparsity, start)
+    threshold = find_threshold(seen(still(margins)), sparsity, start)
     # A thousand margins: a share is exact to one of them.
     assert skipped_share(margins, threshold) == pytest.approx(sparsity, abs=1e-3)
 
@@ -143,22 +155,22 @@ def test_calibration_hits_the_target_when_skipping_moves_the_margins(
     shift: float, sparsity: float
 ) -> None:
     margins_at = moving(torch.randn(4000), shift)
-    threshold = find_threshold(margins_at, sparsity, 0.0)
+    threshold = find_threshold(seen(margins_at), sparsity, 0.0)
     # It stops within a quarter of a point.
     assert skipped_share(margins_at(threshold), threshold) == pytest.approx(sparsity, abs=0.0026)
 
 
 def test_calibration_returns_the_closest_guess_when_it_never_settles() -> None:
-    seen: list[tuple[float, float]] = []
+    made: list[tuple[float, float]] = []
 
     def margins_at(threshold: float) -> Tensor:
-        margins = torch.randn(50, generator=torch.Generator().manual_seed(len(seen)))
-        seen.append((abs(skipped_share(margins, threshold) - 0.5), threshold))
+        margins = torch.randn(50, generator=torch.Generator().manual_seed(len(made)))
+        made.append((abs(skipped_share(margins, threshold) - 0.5), threshold))
         return margins
 
-    threshold = find_threshold(margins_at, 0.5, 3.0, rounds=4)
-    assert threshold == min(seen)[1]
-    assert len(seen) <= 8
+    threshold = find_threshold(seen(margins_at), 0.5, 3.0, rounds=4)
+    assert threshold == min(made)[1]
+    assert len(made) <= 8
 
 
 def _collapsing(threshold: float) -> Tensor:
@@ -168,18 +180,18 @@ def _collapsing(threshold: float) -> Tensor:
 
 
 def test_a_guess_that_skips_everything_is_not_the_last_word() -> None:
-    threshold = find_threshold(_collapsing, 0.25, 90.0)
+    threshold = find_threshold(seen(_collapsing), 0.25, 90.0)
     assert skipped_share(_collapsing(threshold), threshold) == pytest.approx(0.25, abs=0.0026)
 
 
 def test_where_sparsity_jumps_the_nearer_side_is_returned() -> None:
-    threshold = find_threshold(_collapsing, 0.35, 0.0)
+    threshold = find_threshold(seen(_collapsing), 0.35, 0.0)
     assert threshold < 0.4
     assert skipped_share(_collapsing(threshold), threshold) == pytest.approx(0.3, abs=0.03)
 
 
 def test_a_curve_ends_where_a_little_more_would_skip_everything() -> None:
-    curve = calibrate_curve(_collapsing)
+    curve = calibrate_curve(seen(_collapsing))
     assert 0.25 <= curve.largest < 0.31
     assert not curve.reaches(0.4)
     for sparsity in (0.05, 0.1, 0.15, 0.2, 0.25):
@@ -189,7 +201,7 @@ def test_a_curve_ends_where_a_little_more_would_skip_everything() -> None:
 
 def test_a_whole_curve_reaches_each_of_its_sparsities() -> None:
     margins_at = moving(torch.randn(4000), 0.3)
-    curve = calibrate_curve(margins_at, rounds=6)
+    curve = calibrate_curve(seen(margins_at), rounds=6)
     assert curve.points[0] == (0.0, -math.inf)
     assert len(curve.points) == len(CURVE) == 17
     for sparsity in CURVE[1:]:
@@ -200,6 +212,6 @@ def test_a_whole_curve_reaches_each_of_its_sparsities() -> None:
 
 def test_a_curve_keeps_only_points_that_reach_further() -> None:
     """Constant routers know few sparsities; equal points would be steps of no width."""
-    curve = calibrate_curve(still(torch.tensor([-4.0] * 25 + [4.0] * 50 + [9.0] * 25)))
+    curve = calibrate_curve(seen(still(torch.tensor([-4.0] * 25 + [4.0] * 50 + [9.0] * 25))))
     reached = [sparsity for sparsity, _ in curve.points]
     assert reached == [0.0, 0.25, 0.75]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.fused_margins import margins, margins_as_numbers
-from skipgpt.routing.router import Router, build_router
+from skipgpt.routing.router import Router, build_router, margins, margins_as_numbers
 
 HEADS = ["linear", "mlp"]
 HIDDEN = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.fused_margins import margins
 from skipgpt.routing.linear_map import LinearMap
 from skipgpt.routing.router import (
     KEEP,
@@ -16,6 +15,7 @@ from skipgpt.routing.router import (
     input_scale,
     inverse_rms,
     inverse_rms_as_numbers,
+    margins,
     mean_of_rows,
     set_constant,
 )

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.routing.router import divided_by_rms
-from skipgpt.routing.stand_in import StandIn
-from skipgpt.routing.stand_in_fit import Moments, fit
+from skipgpt.routing.stand_in import Moments, StandIn, fit
 
 WIDE, TOKENS = 6, 200
 # Weights are float32; what they predict is of size 1 to 10.

@@ -23,8 +23,7 @@ from skipgpt.routing.decision import (
     StraightThrough,
     Threshold,
 )
-from skipgpt.routing.stand_in import StandIn
-from skipgpt.routing.stand_in_fit import Moments, fit
+from skipgpt.routing.stand_in import Moments, StandIn, fit
 from skipgpt.training.router_init import fit_stand_ins, start_routers
 
 RANK = 3

@@ -49,5 +49,5 @@ def fisher(
     importance = {}
     for unit in units_of(model, "modules"):
         (site,) = unit
-        importance[unit] = measured[site].cost.mean().item() / (saved[site] if per_flop else 1.0)
+        importance[unit] = measured[site].value.mean().item() / (saved[site] if per_flop else 1.0)
     return one_shot(importance, removals)

@@ -38,12 +38,7 @@ class ModuleCosts:
     window: int | None = None
 
     def attended(self, cached: int, tokens: float) -> float:
-        """Mean number of tokens that one of `tokens` attends to, itself among them.
-
-        Args:
-            cached: how many tokens come before all of these.
-            tokens: how many these are.
-        """
+        """Mean number of tokens, its own among them, that one of `tokens` after `cached` sees."""
         whole = cached + (tokens + 1) / 2
         if self.window is None or cached + tokens <= self.window:
             return whole
@@ -51,6 +46,13 @@ class ModuleCosts:
             return self.window
         growing = self.window - cached
         return (growing * (cached + (growing + 1) / 2) + (tokens - growing) * self.window) / tokens
+
+    def core_flops(self, context: float) -> float:
+        """FLOPs of the attention core per token, if one attends to so many on average.
+
+        Without a window that is (n + 1) / 2 for a text of n tokens.
+        """
+        return 4 * self.core_width * self.attended(0, 2 * context - 1)
 
     def held(self, tokens: int) -> int:
         """How many of so many tokens a cache still holds when the next one comes."""
@@ -106,28 +108,16 @@ def _cached(layer: Any, query_width: int) -> int:
     return sum(out_width(getattr(attn, name)) for name in family.key_value)
 
 
-@dataclass(frozen=True)
-class ModuleBytes:
-    """Bytes of a layer's weights, by what needs them; all experts counted.
+def layer_bytes(layer: Any) -> tuple[float, float, float]:
+    """The bytes of a layer's weights as stored, LoRA left out: those of kv, of qo, of the MLP.
 
-    Attributes:
-        kv: of keys and values.
-        qo: of queries and output.
-        mlp: of the MLP.
+    All experts are counted.
     """
-
-    kv: float
-    qo: float
-    mlp: float
-
-
-def layer_bytes(layer: Any) -> ModuleBytes:
-    """The bytes of a routed layer's weights as they are stored, LoRA left out."""
     family, costs = layer.family, layer_costs(layer)
     attn, mlp = getattr(layer, family.attn), getattr(layer, family.mlp)
     # Quantised or not, attention's projections are all stored in one format.
     each = bytes_of(attn) / (costs.kv + costs.qo)
-    return ModuleBytes(kv=costs.kv * each, qo=costs.qo * each, mlp=bytes_of(mlp))
+    return costs.kv * each, costs.qo * each, bytes_of(mlp)
 
 
 def bytes_of(module: nn.Module) -> int:

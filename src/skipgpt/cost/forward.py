@@ -116,16 +116,15 @@ def work(
     linear = core = cache = 0.0
     weights = float(bytes_of(head))
     for layer in routed_layers(model):
-        costs, parts = layer_costs(layer), layer_bytes(layer)
-        attn, mlp = (_share(keep, Site(layer.index, kind)) for kind in MODULES)
-        attn_ran, mlp_ran = (
-            _union(keep, ran, Site(layer.index, kind), forward.rows) for kind in MODULES
-        )
+        costs, (kv, qo, mlp_bytes) = layer_costs(layer), layer_bytes(layer)
+        sites = [Site(layer.index, kind) for kind in MODULES]
+        attn, mlp = (1.0 if keep is None else keep[site] for site in sites)
+        attn_ran, mlp_ran = (_union(keep, ran, site, forward.rows) for site in sites)
         policy = layer.routing.config.kv if keep is not None else "dense"
         keys, keys_ran = (attn, attn_ran) if policy == "skip" else (1.0, 1.0)
         linear += keys * costs.kv + attn * costs.qo + mlp * costs.mlp
         core += attn * costs.core_width * keys * costs.attended(forward.cached, forward.tokens)
-        weights += keys_ran * parts.kv + attn_ran * parts.qo + mlp_ran * parts.mlp
+        weights += keys_ran * kv + attn_ran * qo + mlp_ran * mlp_bytes
         # A row of the cache is read where any of the row's own queries runs.
         read = costs.held(forward.cached) * (1 - (1 - attn) ** forward.tokens)
         written = max(1, costs.held(forward.tokens))
@@ -156,10 +155,6 @@ def ideal_speedup(dense: Work, run: Work, bound: Bound = "compute") -> float:
     if bound not in ("compute", "bandwidth"):
         raise ConfigError("asking for the ideal", got=repr(bound), expected="compute or bandwidth")
     return dense.flops / run.flops if bound == "compute" else dense.bytes / run.bytes
-
-
-def _share(keep: Mapping[Site, float] | None, site: Site) -> float:
-    return 1.0 if keep is None else keep[site]
 
 
 def _union(

@@ -79,11 +79,7 @@ class Memory:
 
 
 def check_layout(layout: str, processes: int) -> Layout:
-    """Return the layout if it is known and fits the number of processes.
-
-    Raises:
-        ConfigError: it is not known, or does not fit.
-    """
+    """Return the layout; raise a ConfigError if it is unknown or does not fit the processes."""
     if layout not in get_args(Layout):
         near = difflib.get_close_matches(layout, get_args(Layout), n=1, cutoff=0.5)
         raise ConfigError(
@@ -109,14 +105,10 @@ def check_layout(layout: str, processes: int) -> Layout:
 def memory(
     held: Held, layout: Layout, processes: int, *, activations: float, logits: float
 ) -> Memory:
-    """Divide what there is to hold over devices.
+    """Divide what there is to hold over devices, one per process.
 
-    Args:
-        held: what the stage has to hold.
-        layout: how it is spread.
-        processes: one per device.
-        activations: bytes that a forward of one process keeps.
-        logits: bytes of the gradients of its log-probabilities and logits.
+    `activations` are the bytes that a forward of one process keeps, `logits` those of the gradients
+    of its log-probabilities and logits.
 
     Example:
         >>> held = Held(1000, 2000, 400, 400, trained=10, trained_tensors=2)

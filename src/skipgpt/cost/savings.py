@@ -65,11 +65,7 @@ class Savings:
         return target <= max(0.0, self.largest) + 1e-9  # sums round
 
     def check_reach(self, target: float) -> None:
-        """Raise unless skipping can save this share at all.
-
-        Raises:
-            ConfigError: it cannot; says the largest share that it can.
-        """
+        """Raise a ConfigError, with the largest share, unless skipping can save this share."""
         if not self.reaches(target):
             noun = BUDGET_NOUNS[self.unit]
             raise ConfigError(
@@ -122,7 +118,7 @@ def savings(
     pairs: dict[Site, float] = {}
     for layer in routed_layers(model):
         cost, attn = layer_costs(layer), Site(layer.index, "attn")
-        core = 4 * cost.core_width * cost.attended(0, 2 * context - 1)
+        core = cost.core_flops(context)
         saved[attn] = 2 * cost.qo + core
         saved[Site(layer.index, "mlp")] = 2 * cost.mlp
         if removed:

@@ -127,13 +127,9 @@ class TimeSavings(Savings):
 def time_savings(
     model: nn.Module, timed: TimedForward, machine: Machine | None = None
 ) -> TimeSavings:
-    """What each site of a model saves of the seconds of a forward.
+    """What each site of a model saves of the seconds of a forward, on the model's device.
 
-    Args:
-        model: with routers, on its device.
-        timed: which forward.
-        machine: where it runs; what `skipgpt profile` stored for the model's device and dtype if
-            None.
+    The machine is what `skipgpt profile` stored for that device and the model's dtype, if None.
 
     Raises:
         ConfigError: these were not profiled.
@@ -149,7 +145,7 @@ def time_savings(
     replaced = {site: parameters_of(each) for site, each in stand_ins(model).items()}
     seconds = machine.product_seconds(head_parameters(model), timed.batch_size, dtype.itemsize)
     for layer in routed_layers(model):
-        costs, held = layer_costs(layer), layer_bytes(layer)
+        costs, (kv_bytes, qo_bytes, mlp_bytes) = layer_costs(layer), layer_bytes(layer)
         if prefill:
             pairs = rows * costs.attended(0, timed.context)
             core = 4 * costs.core_width * pairs / machine.flops
@@ -157,25 +153,19 @@ def time_savings(
             cached = timed.batch_size * costs.held(timed.context) * costs.cached
             core = cached * dtype.itemsize / machine.bandwidth
         # Of experts, a token reads those that it runs: bytes per number are those of all of them.
-        mlp_bytes = held.mlp / parameters_of(getattr(layer, layer.family.mlp))
-        qo, qo_bytes = costs.qo, held.qo
+        mlp_bytes /= parameters_of(getattr(layer, layer.family.mlp))
+        qo = costs.qo
         if layer.routing.config.kv == "skip":
-            qo, qo_bytes = qo + costs.kv, qo_bytes + held.kv
+            qo, qo_bytes = qo + costs.kv, qo_bytes + kv_bytes
         else:
-            seconds += machine.product_seconds(costs.kv, rows, held.kv / max(1, costs.kv))
+            seconds += machine.product_seconds(costs.kv, rows, kv_bytes / max(1, costs.kv))
         for site, weights, number_bytes, core_seconds, packing in (
             (Site(layer.index, "attn"), qo, qo_bytes / qo, core, machine.attn_packing),
             (Site(layer.index, "mlp"), costs.mlp, mlp_bytes, 0.0, machine.mlp_packing),
         ):
+            stand_in = replaced.get(site, 0)
             modules[site] = ModuleSeconds(
-                machine,
-                rows,
-                weights,
-                number_bytes,
-                core_seconds,
-                packing,
-                row,
-                replaced.get(site, 0),
+                machine, rows, weights, number_bytes, core_seconds, packing, row, stand_in
             )
     dense = seconds + sum(each.at(1) for each in modules.values())
     routing = machine.product_seconds(deciding_parameters(model), rows, ROUTER_BYTES)

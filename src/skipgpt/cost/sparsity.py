@@ -18,22 +18,13 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from skipgpt.cost.counts import (
-    ModuleCosts,
-    deciding_parameters,
-    head_parameters,
-    layer_costs,
-    parameters_of,
-)
+from skipgpt.cost.counts import deciding_parameters, head_parameters, layer_costs, parameters_of
 from skipgpt.model.surgery import routed_layers, stand_ins
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import MODULES, Site
 
 
 def overhead(model: nn.Module) -> dict[str, float]:
     """What routing adds, as shares of the parameters that a token uses in the dense model.
-
-    Args:
-        model: with routers.
 
     Returns:
         `routers`, which every token runs, and `stand_ins`, which it would if it skipped everything.
@@ -47,7 +38,7 @@ def overhead(model: nn.Module) -> dict[str, float]:
 
 
 def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) -> float:
-    """FLOPs per token of the model with everything kept, routers left out.
+    """FLOPs per token with everything kept, routers left out.
 
     Args:
         model: with routers.
@@ -57,7 +48,7 @@ def flops_per_token(model: nn.Module, context: float, head_tokens: float = 1.0) 
     total = 2 * head_tokens * head_parameters(model)
     for layer in routed_layers(model):
         cost = layer_costs(layer)
-        total += 2 * (cost.kv + cost.qo + cost.mlp) + 4 * cost.core_width * _attended(cost, context)
+        total += 2 * (cost.kv + cost.qo + cost.mlp) + cost.core_flops(context)
     return total
 
 
@@ -69,15 +60,10 @@ def sparsities(
     gone: Collection[Site] = (),
     routed: bool = True,
 ) -> dict[str, float]:
-    """Sparsity in all its senses, at one set of keep ratios.
+    """Sparsity in all its senses, at the share of tokens that each site keeps.
 
-    Args:
-        model: with routers.
-        keep: share of tokens that each site runs.
-        context: mean number of tokens that a token attends to.
-        head_tokens: share of tokens whose logits are computed.
-        gone: attention that is removed for good, keys and values included.
-        routed: whether routers run; False for a static removal.
+    Attention that is `gone` is removed for good, keys and values included; without routers it is a
+    static removal. `context` and `head_tokens` are as in `flops_per_token`.
 
     Returns:
         `module`, `attn` and `mlp` count decisions; `params` and `flops` are one minus what a token
@@ -98,22 +84,13 @@ def sparsities(
         keys = attn if layer.routing.config.kv == "skip" else 1.0
         keys = 0.0 if Site(layer.index, "attn") in gone else keys
         run_params += keys * cost.kv + attn * cost.qo + mlp * cost.mlp
-        core = 4 * cost.core_width * _attended(cost, context)
+        core = cost.core_flops(context)
         core_dense += core
         core_run += attn * keys * core
-    shares = {kind: [keep[s] for s in keep if s.module == kind] for kind in ("attn", "mlp")}
+    kept = {kind: sum(keep[s] for s in keep if s.module == kind) for kind in MODULES}
     return {
         "module": 1 - sum(keep.values()) / len(keep),
-        "attn": 1 - sum(shares["attn"]) / len(layers),
-        "mlp": 1 - sum(shares["mlp"]) / len(layers),
+        **{kind: 1 - kept[kind] / len(layers) for kind in MODULES},
         "params": 1 - run_params / dense_params,
         "flops": 1 - (2 * run_params + core_run) / (2 * dense_params + core_dense),
     }
-
-
-def _attended(cost: ModuleCosts, context: float) -> float:
-    """The mean number of tokens attended to, in a layer whose window may limit it.
-
-    Without a limit it is (n + 1) / 2 for a text of n tokens.
-    """
-    return cost.attended(0, 2 * context - 1)

@@ -52,14 +52,10 @@ class Stored:
 
 
 def stored(config: Any, build: Build, rows: int, tokens: int, *, samples: bool) -> Stored:
-    """Count what a training forward keeps.
+    """Count what a training forward of `rows` times `tokens` keeps.
 
-    Args:
-        config: of the base model, as transformers has it.
-        build: makes the model of a config with fewer layers.
-        rows: in the forward.
-        tokens: per row.
-        samples: whether decisions carry gradients, as in the stages that train routers.
+    `build` makes the model of a config with fewer layers, and `samples` says whether decisions
+    carry gradients, as in the stages that train routers.
     """
     rule: DecisionRule = StraightThrough() if samples else Threshold()
     traced, factor = _traceable(config, build)
@@ -93,7 +89,8 @@ def stored_bytes(model: Any, rows: int, tokens: int, rule: DecisionRule) -> floa
             kept[memory] = tensor
         return tensor
 
-    with _mode_of(model) or nullcontext(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    mode = getattr(next(model.parameters()), "fake_mode", None)  # None if the tensors are real
+    with mode or nullcontext(), saved_tensors_hooks(keep, lambda tensor: tensor):
         ids = torch.ones(rows, tokens, dtype=torch.long)
         with use_rule(model, rule), execution(model, "gated"), record_routing(model) as trace:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -107,32 +104,15 @@ def _fused(
     """Causal attention by the fused kernel, which keeps no scores; fake tensors take another."""
     if value.shape[-1] != query.shape[-1]:  # as in latent attention; no kernel takes it
         attended = scaled_dot_product_attention(query, key, value, is_causal=True)
-        return attended.transpose(1, 2).contiguous(), None
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attended = kernel(query, key, value, 0.0, True)[0]
+    else:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        attended = kernel(query, key, value, 0.0, True)[0]
     return attended.transpose(1, 2).contiguous(), None
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Make no mask: causal attention of whole rows needs none."""
-
-
-def _attend_fused(model: Any) -> None:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    custom.register(_FUSED, _fused)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_FUSED, _no_mask)
-    model.set_attn_implementation(_FUSED)
 
 
 def _memory(tensor: Tensor) -> int:
     """Identify the memory that a tensor is a view of."""
     return int(tensor.untyped_storage()._cdata)
-
-
-def _mode_of(model: nn.Module) -> FakeTensorMode | None:
-    """The fake mode of the model's tensors; None if they are real."""
-    return getattr(next(model.parameters()), "fake_mode", None)
 
 
 def _with_layers(config: Any, layers: int) -> Any:
@@ -146,11 +126,14 @@ def _with_layers(config: Any, layers: int) -> Any:
 
 def _fake(config: Any, build: Build, layers: int) -> Any:
     """The model with so many layers, of fake tensors on a CPU."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
     model = build(_with_layers(config, layers))
-    if (
-        routing_state(model).config.kv == "dense"
-    ):  # else a mask of its own says which keys are there
-        _attend_fused(model)
+    if routing_state(model).config.kv == "dense":  # else its own mask says which keys are there
+        custom.register(_FUSED, _fused)
+        # No mask: causal attention of whole rows needs none.
+        ALL_MASK_ATTENTION_FUNCTIONS.register(_FUSED, lambda *_, **__: None)
+        model.set_attn_implementation(_FUSED)
     made: dict[int, nn.Parameter] = {}
     with FakeTensorMode():
         for module in model.modules():

@@ -64,13 +64,7 @@ def training_flops(
 def lora_flops(
     model: nn.Module, forward: Forward, keep: Mapping[Site, float] | None = None
 ) -> float:
-    """FLOPs of one forward through LoRA.
-
-    Args:
-        model: with LoRA; with routers, too, if `keep` is given.
-        forward: its size.
-        keep: share of tokens that each site runs; None runs all.
-    """
+    """FLOPs of one forward through LoRA, at the share of tokens that each site keeps, or of all."""
     if keep is None:
         return 2.0 * forward.rows * _lora_parameters(model)
     used = 0.0

@@ -31,13 +31,7 @@ TENSORS, FACTS = "fit.safetensors", "fit.json"
 
 
 def key_of(model: nn.Module, text: Tensor, config: TrainConfig) -> str:
-    """Return 16 hex digits of all that a fit depends on; the budget and its unit do not count.
-
-    Args:
-        model: with routers.
-        text: [N, T] token ids of training text.
-        config: the run's config.
-    """
+    """Return 16 hex digits of all that a fit to a text [N, T] depends on, except for the budget."""
     base: Any = model.config
     described = {name: value for name, value in base.to_dict().items() if name[0] != "_"}
     made_of = {

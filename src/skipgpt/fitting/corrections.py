@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -72,23 +71,12 @@ def measure_values(
 ) -> dict[Site, SiteValues]:
     """Measure what skipping costs each token at each site under the routes of a threshold.
 
-    Args:
-        model: with routers; left as it was.
-        text: [N / T, T] token ids.
-        threshold: of the routes.
-        layers: layers whose router inputs are kept; all if None. Values are of all layers.
-        draws: labels drawn per position.
-        batch_size: rows per forward.
-        seed: seed of the drawn labels.
-        on_step: called with batches done and batches in all.
+    Arguments and errors are those of `measure_costs`, except that values are of all layers, and
+    router inputs are kept of `layers`.
 
     Returns:
         By site, in nats: the KL divergence to the dense model if the token skips, less that if it
         runs, to second order.
-
-    Raises:
-        ConfigError: routers decide for whole sequences.
-        TrainingError: a gradient is NaN or infinite.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
 
@@ -116,17 +104,8 @@ def measure_values(
     )
 
 
-@dataclass(frozen=True)
-class Correction:
-    """What is added to a router's margin.
-
-    Attributes:
-        shift: for every token.
-        weight: [F], times what its last layer reads; None for none.
-    """
-
-    shift: float
-    weight: Tensor | None
+Correction = tuple[float, Tensor | None]
+"""What is added to a margin: a number, and a map [F] of the last layer's inputs, or None."""
 
 
 @torch.no_grad()
@@ -141,25 +120,19 @@ def corrections(
 ) -> dict[Site, Correction]:
     """Predict the relative error of what each router predicts, where its inputs were kept.
 
-    Args:
-        model: with priced margins.
-        found: from `measure_values`.
-        savings: what each site saves in the budget's unit.
-        threshold: the one that was measured at.
-        price: from `price_of` all sites.
-        by_token: predict the error from what the router reads; else from the site alone.
-        on_step: called with sites done and sites in all.
+    `found` was measured at the threshold, and the price is that of all sites (`price_of`). The
+    error is predicted from what the router reads (`by_token`), or from the site alone.
 
     Returns:
         By site; sites with too few tokens near the threshold are left out.
     """
-    made = {}
+    made: dict[Site, Correction] = {}
     ratios = _ratios(
         model, {s: v for s, v in found.items() if v.read is not None}, savings, threshold
     )
     for number, (site, ratio) in enumerate(ratios.items(), 1):
         router, distance = routers(model)[site], found[site].margin - threshold
-        near, weight = ratio[distance.abs() < NEAR] / price, _weight(distance)
+        near, weight = ratio[distance.abs() < NEAR] / price, (-(distance / SPREAD).square()).exp()
         if len(near) >= FEWEST:
             unsure = (near.var() / len(near)).item() / SURE**2
             factor = min(max(1 + (near.mean().item() - 1) / (1 + unsure), FACTORS[0]), FACTORS[1])
@@ -169,7 +142,7 @@ def corrections(
                 inputs = last_inputs(router, cast("Tensor", found[site].read).to(device).float())
                 error = (ratio / price / factor - 1).clamp(-MOST, MOST)
                 weights = predict_error(inputs, error.to(device), weight.to(device))
-            made[site] = Correction(math.log(factor), weights)
+            made[site] = math.log(factor), weights
         if on_step:
             on_step(number, len(ratios))
     return made
@@ -177,8 +150,8 @@ def corrections(
 
 def apply_corrections(model: nn.Module, made: dict[Site, Correction]) -> None:
     """Add corrections to the margins of a model's routers, in place."""
-    for site, each in made.items():
-        add_linear(routers(model)[site], each.weight, each.shift)
+    for site, (shift, weight) in made.items():
+        add_linear(routers(model)[site], weight, shift)
 
 
 def price_of(
@@ -241,8 +214,3 @@ def predict_error(inputs: Tensor, error: Tensor, weight: Tensor) -> Tensor | Non
 def _sums(inputs: Tensor, error: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     weighted = inputs * weight[:, None]
     return weighted.T @ inputs, weighted.T @ error
-
-
-def _weight(distance: Tensor) -> Tensor:
-    """The weight of tokens [N] by their margin's distance to the threshold."""
-    return torch.exp(-(distance / SPREAD).square())

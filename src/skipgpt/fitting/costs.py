@@ -16,30 +16,14 @@ Shapes: B batch, T tokens, D hidden, V vocabulary, N tokens of the whole text.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from skipgpt.fitting.gated_passes import Gates, gated_passes
+from skipgpt.fitting.gated_passes import Gates, SiteValues, gated_passes
 from skipgpt.routing.decision import Site
 from skipgpt.system.progress import OnStep
-
-
-@dataclass(frozen=True)
-class SiteCosts:
-    """Costs and router inputs of one site.
-
-    Attributes:
-        read: [N, D] what its router reads: float16 and normalised if the router normalises, else
-            float32. Sites that read the same share it.
-        cost: [N] float32, in nats: twice the second-order KL divergence that skipping adds.
-    """
-
-    read: Tensor
-    cost: Tensor
 
 
 def measure_costs(
@@ -51,7 +35,7 @@ def measure_costs(
     batch_size: int = 4,
     seed: int = 0,
     on_step: OnStep | None = None,
-) -> dict[Site, SiteCosts]:
+) -> dict[Site, SiteValues]:
     """Measure what skipping costs each token at each site, and record what routers read.
 
     Args:
@@ -64,8 +48,9 @@ def measure_costs(
         on_step: called with batches done and batches in all.
 
     Returns:
-        By site, in forward order. Where one router decides for a layer, its attention
-        site has the cost of skipping both modules.
+        By site, in forward order, the costs [N] in nats: twice the second-order KL divergence that
+        skipping adds. Where one router decides for a layer, its attention site has the cost of
+        skipping both modules.
 
     Raises:
         ConfigError: routers decide for whole sequences.
@@ -73,15 +58,14 @@ def measure_costs(
 
     Example:
         costs = measure_costs(model, blocks.train[:48])
-        costs[Site(0, "mlp")].cost.mean()
+        costs[Site(0, "mlp")].value.mean()
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
 
     def costs(_: Tensor, logits: Tensor, gates: Gates) -> list[Tensor]:
         return fisher_costs(logits, gates, draws, generator)
 
-    found = gated_passes(model, text, costs, layers=layers, batch_size=batch_size, on_step=on_step)
-    return {site: SiteCosts(cast("Tensor", each.read), each.value) for site, each in found.items()}
+    return gated_passes(model, text, costs, layers=layers, batch_size=batch_size, on_step=on_step)
 
 
 def fisher_costs(

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -21,12 +21,13 @@ from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, saved_by_router
 from skipgpt.errors import DataError
 from skipgpt.evaluation.calibrate import subsample_rows
-from skipgpt.fitting.costs import SiteCosts, measure_costs
+from skipgpt.fitting.costs import measure_costs
+from skipgpt.fitting.gated_passes import SiteValues
 from skipgpt.fitting.heads import write_router
 from skipgpt.fitting.regression import Design
 from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.state import routing_state
-from skipgpt.model.surgery import routed_layers, routers, stand_ins
+from skipgpt.model.surgery import hidden_size, routed_layers, routers, stand_ins
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.routing.router import add_to_margin, set_constant
 from skipgpt.system.progress import OnStep
@@ -50,7 +51,7 @@ class FittedSite:
         layer: its layer.
         module: `attn` or `mlp`.
         cost: mean KL divergence that skipping it adds, to second order, in nats per token: half the
-            mean of `SiteCosts.cost`.
+            mean of what `measure_costs` gives.
         explained: held-out deviance, in nats per token, that its router explains beyond the mean.
         ridge: the chosen penalty; None if the mean alone predicts better.
     """
@@ -67,11 +68,8 @@ def fit_model(
 ) -> list[FittedSite]:
     """Fit stand-ins and routers, in place; margins are then logarithms of predicted costs.
 
-    Args:
-        model: with new routers. Its weights are frozen here.
-        text: [N, T] token ids of training text.
-        config: the run's config.
-        progress: opens a phase for each pass over the text.
+    The model has new routers, and its weights are frozen here. `text` [N, T] are token ids of
+    training text, and `progress` opens a phase for each pass over them.
 
     Returns:
         The result of every site, in forward order.
@@ -82,7 +80,7 @@ def fit_model(
         ConfigError: the routers decide for whole sequences.
     """
     stage = config.fit_stage
-    width = _router_width(model)
+    width = hidden_size(model)
     sample = subsample_rows(text, stage.tokens)
     if sample.numel() < 2 * width:
         raise DataError(
@@ -118,41 +116,34 @@ def fit_model(
 
 def fit_routers(
     model: nn.Module,
-    costs: dict[Site, SiteCosts],
+    costs: dict[Site, SiteValues],
     by_token: bool = True,
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> list[FittedSite]:
-    """Make the margin of each measured site's router the logarithm of the cost it predicts.
+    """Make the margin of each measured router the logarithm of the cost it predicts, in place.
 
-    Args:
-        model: with routers, in place.
-        costs: from `measure_costs`.
-        by_token: predict from what the router reads; else from the site's mean alone.
-        seed: seed of heads with hidden layers.
-        on_step: called with sites done and sites in all.
+    It is predicted from what the router reads (`by_token`), or from the site's mean alone. The seed
+    is that of heads with hidden layers.
     """
     found: list[FittedSite] = []
     device = next(model.parameters()).device
     design: tuple[Tensor, Design] | None = None
     for site, each in costs.items():
         router = routers(model)[site]
-        mean = each.cost.mean().item()
+        mean = each.value.mean().item()
         if mean == 0:
             logger.warning(
-                "layer %d, %s: skipping it costs nothing on this text; it is skipped first",
-                *site,
+                "layer %d, %s: skipping it costs nothing on this text; it is skipped first", *site
             )
-            set_constant(router, -NEVER)
-            found.append(FittedSite(*site, 0.0, 0.0, None))
-            continue
-        if not by_token:
-            set_constant(router, math.log(mean))
+        if mean == 0 or not by_token:
+            set_constant(router, math.log(mean) if mean else -NEVER)
             found.append(FittedSite(*site, mean / 2, 0.0, None))
             continue
-        if design is None or design[0] is not each.read:
-            design = each.read, Design(each.read.to(device))
-        predicted = write_router(router, design[1], each.cost.to(device), seed)
+        read = cast("Tensor", each.read)
+        if design is None or design[0] is not read:
+            design = read, Design(read.to(device))
+        predicted = write_router(router, design[1], each.value.to(device), seed)
         found.append(FittedSite(*site, mean / 2, predicted.explained, predicted.ridge))
         if on_step:
             on_step(len(found), len(costs))
@@ -160,13 +151,9 @@ def fit_routers(
 
 
 def price_margins(model: nn.Module, savings: Savings) -> None:
-    """Turn margins from log costs into log costs per share of the budget saved.
+    """Turn margins from log costs into log costs per share of the budget saved, in place.
 
     A site whose stand-in costs more than the module saves is never skipped.
-
-    Args:
-        model: as `fit_model` leaves it, in place.
-        savings: what each site saves in the budget's unit.
     """
     saved_by_site = saved_by_router(model, savings)
     for site, router in routers(model).items():
@@ -180,10 +167,7 @@ def price_margins(model: nn.Module, savings: Savings) -> None:
 def centre_margins(model: nn.Module) -> None:
     """Shift all margins, and the curves with them, so that the current threshold becomes 0.
 
-    Stages that sample decide at 0. No decision changes.
-
-    Args:
-        model: calibrated, in place.
+    Stages that sample decide at 0. No decision of the calibrated model changes.
     """
     state = routing_state(model)
     rule, curves = state.rule, state.curves
@@ -212,15 +196,9 @@ def summary(found: list[FittedSite]) -> dict[str, Any]:
 def layer_groups(model: nn.Module, tokens: int) -> Iterator[list[int]]:
     """Yield groups of layers whose router inputs fit into memory together."""
     config = routing_state(model).config
-    each = tokens * _router_width(model) * (2 if config.normalize else 4)
+    each = tokens * hidden_size(model) * (2 if config.normalize else 4)
     each *= 1 if config.input == "layer_input" else 2
     at_once = max(1, INPUT_BYTES // each)
     indices = [layer.index for layer in routed_layers(model)]
     for first in range(0, len(indices), at_once):
         yield indices[first : first + at_once]
-
-
-def _router_width(model: nn.Module) -> int:
-    """Return D, the width of a router's input."""
-    width: int = next(iter(next(iter(routers(model).values())).parameters())).shape[1]
-    return width

@@ -50,11 +50,7 @@ WITHOUT_FIT = "train such routers without a fit: --stages router,lora (compare: 
 
 
 def refuse_sequences(config: RouterConfig, doing: str) -> None:
-    """Raise if routers decide for whole sequences, whose costs no token has.
-
-    Raises:
-        ConfigError: they do.
-    """
+    """Raise a ConfigError if routers decide for whole sequences, whose costs no token has."""
     if config.decides == "sequence":
         raise ConfigError(
             doing,
@@ -77,23 +73,10 @@ def gated_passes(
 ) -> dict[Site, SiteValues]:
     """Run a text with every module and gates that have gradients, and measure each decision.
 
-    Args:
-        model: with routers; left as it was.
-        text: [N / T, T] token ids.
-        measure: given the ids [B, T], logits [B, T, V] and gates, returns a value [B * T] per gate.
-        threshold: the threshold of the routes; minus infinity keeps everything.
-        layers: layers whose sites are measured; all if None.
-        everywhere: measure the sites of all layers; router inputs are kept of `layers` alone.
-        batch_size: rows per forward.
-        on_step: called with batches done and batches in all.
-
-    Returns:
-        By site, in forward order. Where one router decides for a layer, its attention site has the
-        value of skipping both modules.
-
-    Raises:
-        ConfigError: routers decide for whole sequences.
-        TrainingError: a value is NaN or infinite.
+    `measure` gets the ids [B, T], logits [B, T, V] and gates, and returns a value [B * T] per gate.
+    Routes are those of the threshold; minus infinity keeps everything. The rest is as in
+    `measure_costs`, except that `everywhere` measures the sites of all layers; router inputs are
+    kept of `layers` alone.
     """
     config = routing_state(model).config
     refuse_sequences(config, "fitting routers")
@@ -135,7 +118,6 @@ class _Gated:
     margins: dict[Site, Tensor] = field(default_factory=dict)
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
-        """Decide for one module."""
         keep = margin > self.threshold
         gate = self.gates[site] = keep.float().requires_grad_()
         self.margins[site] = margin.detach()
@@ -194,11 +176,7 @@ def _recording(
 
 
 def _refuse_broken(values: dict[Site, Tensor], dtype: str) -> None:
-    """Raise if a value is NaN or infinite.
-
-    Raises:
-        TrainingError: one is.
-    """
+    """Raise a TrainingError if a value is NaN or infinite."""
     for site, value in values.items():
         if not (finite := torch.isfinite(value)).all():
             broken = len(value) - int(finite.sum())

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.fitting.regression import HELD_OUT, CostModel, Design, deviance
-from skipgpt.routing.router import (
-    KEEP,
-    SKIP,
-    LinearRouter,
-    Router,
-    add_to_margin,
-    set_constant,
-)
+from skipgpt.routing.router import KEEP, SKIP, LinearRouter, Router, add_to_margin, set_constant
 from skipgpt.system.sharded import assign, full_tensor
 
 STEPS, ROWS, RATE = 1000, 1024, 3e-3
@@ -21,50 +14,22 @@ STEPS, ROWS, RATE = 1000, 1024, 3e-3
 
 
 def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) -> CostModel:
-    """Make a router's margin the logarithm of the cost it predicts.
+    """Make a router's margin the logarithm of the cost [N] that a design predicts, in place.
 
-    Args:
-        router: in place.
-        design: regression design of its inputs [N, D].
-        cost: [N], with a mean above 0.
-        seed: seed of initial weights and row order, if the head has a hidden layer.
-
-    Returns:
-        The cost model; for a head with a hidden layer, only how well it predicts.
+    The seed is that of initial weights and row order, if the head has a hidden layer; then only
+    how well it predicts counts in the cost model.
     """
     if isinstance(router, LinearRouter):
         found = design.predict(cost)
-        write_linear(router, found.weight, found.bias)
+        set_constant(router, 0.0)
+        add_linear(router, found.weight, found.bias)
         return found
     return _descend(router, design, cost, seed)
 
 
 @torch.no_grad()
-def write_linear(router: LinearRouter, weight: Tensor, bias: float) -> None:
-    """Make a router's margin `read @ weight + bias`; its two logits are opposite.
-
-    Args:
-        router: in place.
-        weight: [D].
-        bias: a number.
-    """
-    logits = torch.empty_like(router.weight)
-    logits[KEEP], logits[SKIP] = weight / 2, -weight / 2
-    assign(router.weight, logits)
-    shift = torch.zeros_like(router.bias)
-    shift[KEEP], shift[SKIP] = bias / 2, -bias / 2
-    assign(router.bias, shift)
-
-
-@torch.no_grad()
 def add_linear(router: Router, weight: Tensor | None, bias: float) -> None:
-    """Add a linear map of what a router's last layer reads to its margin.
-
-    Args:
-        router: in place.
-        weight: [F], or None for none.
-        bias: a number.
-    """
+    """Add a map [F] of the last layer's inputs, if any, and a bias to a router's margin."""
     add_to_margin(router, bias)
     if weight is not None:
         last = router.last

@@ -47,9 +47,8 @@ class CostModel:
 class Design:
     """The inputs of a layer's routers, with what regressions on them share.
 
-    Args:
-        read: [N, D] inputs, one row per token, in the order of the text.
-        ridges: penalties to choose from.
+    Inputs are [N, D], one row per token, in the order of the text; `ridges` are what to choose
+    from.
     """
 
     def __init__(self, read: Tensor, ridges: Sequence[float] = RIDGES) -> None:

@@ -33,41 +33,32 @@ SEARCH_TOKENS = 4096
 def fit_to_routes(
     model: nn.Module, text: Tensor, config: TrainConfig, savings: Savings, progress: Progress
 ) -> None:
-    """Fit stand-ins and routers to the routes of the target, in place.
+    """Fit stand-ins and routers with priced margins to the routes of the target, in place.
 
     Stand-ins are fitted again to the tokens that skip: those are not average ones, and earlier
     modules were skipped in the streams they read. Then, in rounds, routers are corrected by what
-    decisions cost under the routes, and stand-ins follow.
-
-    Args:
-        model: with priced margins.
-        text: [N, T] token ids of training text.
-        config: the run's config.
-        savings: what each site saves in the budget's unit.
-        progress: opens a phase for each pass over the text.
+    decisions cost under the routes, and stand-ins follow. `text` [N, T] are token ids of training
+    text.
 
     Raises:
         TrainingError: a gradient is NaN or infinite.
     """
+
+    def target_threshold() -> float:
+        with progress("searching the threshold of the target"):
+            few = Meter(model, subsample_rows(text, SEARCH_TOKENS), savings)
+            start = few(-math.inf).guess(config.target_sparsity)
+            return find_threshold(few, config.target_sparsity, start, rounds=2)
+
     for number in range(config.fit_stage.rounds + 1):
         if number:
-            threshold = _target_threshold(model, text, config, savings, progress)
+            threshold = target_threshold()
             _correct(model, text, config, savings, threshold, number, progress)
         if stand_ins(model):
-            threshold = _target_threshold(model, text, config, savings, progress)
+            threshold = target_threshold()
             sample = subsample_rows(text, config.fit_stage.stand_in_tokens)
             with progress("fitting stand-ins to what skips") as on_step:
                 fit_stand_ins(model, sample, threshold=threshold, on_step=on_step)
-
-
-def _target_threshold(
-    model: nn.Module, text: Tensor, config: TrainConfig, savings: Savings, progress: Progress
-) -> float:
-    """Search the threshold of the target on few tokens."""
-    with progress("searching the threshold of the target"):
-        few = Meter(model, subsample_rows(text, SEARCH_TOKENS), savings)
-        start = few(-math.inf).guess(config.target_sparsity)
-        return find_threshold(few, config.target_sparsity, start, rounds=2)
 
 
 def _correct(

@@ -14,7 +14,7 @@ from skipgpt.model import modules
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import ModuleDecision, Site
-from skipgpt.routing.stand_in_fit import Moments, fit
+from skipgpt.routing.stand_in import Moments, fit
 from skipgpt.system.progress import OnStep
 
 NEAR = 3e-2
@@ -34,24 +34,19 @@ def fit_stand_ins(
     threshold: float = -math.inf,
     on_step: OnStep | None = None,
 ) -> None:
-    """Fit every stand-in to what its module adds.
+    """Fit every stand-in to what its module adds on a text [N, T], in place.
 
-    Args:
-        model: with stand-ins, in place.
-        text: [N, T] token ids.
-        batch_size: rows per forward.
-        threshold: the threshold to fit under: only tokens that skip count, in streams that have
-            skipped, and each stand-in is kept near what it was. Minus infinity fits all tokens of
-            the dense model.
-        on_step: called with batches done and batches in all.
+    Under a threshold only tokens that skip count, in streams that have skipped, and each stand-in
+    is kept near what it was. Minus infinity fits all tokens of the dense model.
 
     Example:
         fit_stand_ins(model, blocks.train[:128])
     """
     layers: list[Any] = [*routed_layers(model)]
     width = layers[0].attn_stand_in.up.out_features
-    # Each layer has the sums of two modules; a pass over the text takes as many layers as fit.
-    at_once = max(1, SUMS_BYTES // (2 * Moments.bytes_at(width)))
+    # Each layer has two modules, and each of these two D x D sums in float64; a pass over the text
+    # takes as many layers as fit.
+    at_once = max(1, SUMS_BYTES // (2 * 16 * width**2))
     batches, done = text.split(batch_size), 0  # type: ignore[no-untyped-call]
     total = len(batches) * -(-len(layers) // at_once)
     device = next(model.parameters()).device
@@ -79,16 +74,10 @@ class _Routes:
     """A threshold rule that remembers which tokens of each site skip."""
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
+        self.threshold, self.is_dense = threshold, threshold == -math.inf
         self.skipped: dict[Site, Tensor] = {}
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether nothing is skipped."""
-        return self.threshold == -math.inf
-
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
-        """Decide for one module."""
         keep = margin > self.threshold
         self.skipped[site] = ~keep
         return ModuleDecision.hard(keep, margin)

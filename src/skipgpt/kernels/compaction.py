@@ -44,10 +44,7 @@ class KeptQueries(KeptRows):
 
 
 def kept_rows(keep: Tensor) -> KeptRows:
-    """Find the kept tokens of a whole batch.
-
-    Args:
-        keep: [B, T] bool.
+    """Find the kept tokens of a whole batch in keep [B, T].
 
     Example:
         >>> kept_rows(torch.tensor([[True, False, True]])).count
@@ -60,11 +57,7 @@ def kept_rows(keep: Tensor) -> KeptRows:
 
 
 def kept_queries(keep: Tensor) -> KeptQueries:
-    """Find the kept tokens of a whole batch, and of each of its sequences.
-
-    Args:
-        keep: [B, T] bool.
-    """
+    """Find the kept tokens of a whole batch, and of each of its sequences, in keep [B, T]."""
     batch, tokens = keep.shape
     flat, ends = keep.flatten(), keep.cumsum(1, dtype=torch.int32)
     everything = torch.arange(batch * tokens, dtype=torch.int32, device=keep.device)

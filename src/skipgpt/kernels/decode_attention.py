@@ -30,33 +30,11 @@ CHUNK = 16
 
 
 @triton.jit
-def split_kernel(
-    query,
-    key,
-    value,
-    keep,
-    mask,
-    totals,
-    bests,
-    weights,
-    scale,
-    S,
-    split,
-    group,
-    query_batch,
-    query_head,
-    key_batch,
-    key_head,
-    key_token,
-    value_batch,
-    value_head,
-    value_token,
-    mask_batch,
-    SIZE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    KEYS: tl.constexpr,
-):
+def split_kernel(query, key, value, keep, mask, totals, bests, weights, scale, S, split, group,
+                 query_batch, query_head, key_batch, key_head, key_token,
+                 value_batch, value_head, value_token, mask_batch,
+                 SIZE: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr,
+                 KEYS: tl.constexpr):  # fmt: skip
     """One split of the keys of one key head; `scale` contains log2(e)."""
     part, key_heads = tl.program_id(0), tl.num_programs(1)
     head, sequence = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -109,24 +87,13 @@ def split_kernel(
     tl.store(bests + place, best, mask=real)
     tl.store(weights + place, weight, mask=real)
     tl.store(
-        totals + place[:, None] * SIZE + width[None, :],
-        total,
-        mask=real[:, None] & inside[None, :],
+        totals + place[:, None] * SIZE + width[None, :], total, mask=real[:, None] & inside[None, :]
     )
 
 
 @triton.jit
-def sum_kernel(
-    totals,
-    bests,
-    weights,
-    keep,
-    out,
-    splits,
-    SIZE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
+def sum_kernel(totals, bests, weights, keep, out, splits,
+               SIZE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """Sum the splits of one head of one sequence."""
     head, sequence = tl.program_id(0), tl.program_id(1)
     if tl.load(keep + sequence) == 0:

@@ -18,55 +18,29 @@ from skipgpt.kernels.interface import Activation
 from skipgpt.kernels.launch import (
     SMALLEST,
     Limits,
-    activate,
     as_bytes,
+    gate_up_tile,
     limits,
+    linear_tile,
     on,
     power_of_two,
 )
 
 
 @triton.jit
-def decode_linear_kernel(
-    read,
-    keep,
-    weight,
-    bias,
-    stream,
-    out,
-    scale,
-    B,
-    N,
-    K,
-    SEQUENCES: tl.constexpr,
-    FEATURES: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
+def decode_linear_kernel(read, keep, weight, bias, stream, out, scale, B, N, K,
+                         SEQUENCES: tl.constexpr, FEATURES: tl.constexpr,
+                         DEPTH: tl.constexpr):  # fmt: skip
     """Where kept, read @ weight.T + bias; scaled and added to the stream where there is one."""
     sequences = tl.arange(0, SEQUENCES)
     kept = tl.load(keep + sequences, mask=sequences < B, other=0) != 0
-    work = tl.max(kept.to(tl.int32), 0)
-    features = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
-    wanted = features < N
-    depth = tl.arange(0, DEPTH)
-    rows = read + sequences[:, None] * K
-    columns = weight + features.to(tl.int64)[None, :] * K
-    total = tl.zeros((SEQUENCES, FEATURES), tl.float32)
     # No iteration at all where every sequence skips.
-    for start in range(0, K * work, DEPTH):
-        inside = start + depth < K
-        left = tl.load(
-            rows + (start + depth)[None, :], mask=kept[:, None] & inside[None, :], other=0.0
-        )
-        right = tl.load(
-            columns + (start + depth)[:, None], mask=inside[:, None] & wanted[None, :], other=0.0
-        )
-        total = tl.dot(left, right, total, input_precision="ieee")
-
-    if bias is not None:
-        total += tl.load(bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    end = K * tl.max(kept.to(tl.int32), 0)
+    features = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    rows = read + sequences[:, None] * K
+    total = linear_tile(rows, weight, bias, kept, features, N, K, end, SEQUENCES, FEATURES, DEPTH)
     places = sequences[:, None] * N + features[None, :]
-    stored = (sequences < B)[:, None] & wanted[None, :]
+    stored = (sequences < B)[:, None] & (features < N)[None, :]
     if stream is not None:
         before = tl.load(stream + places, mask=stored, other=0.0).to(tl.float32)
         total = before + tl.where(kept[:, None], total * scale, 0.0)
@@ -76,54 +50,19 @@ def decode_linear_kernel(
 
 
 @triton.jit
-def decode_gate_up_kernel(
-    read,
-    keep,
-    gate,
-    up,
-    gate_bias,
-    up_bias,
-    out,
-    B,
-    N,
-    K,
-    ACTIVATION: tl.constexpr,
-    SEQUENCES: tl.constexpr,
-    FEATURES: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
+def decode_gate_up_kernel(read, keep, gate, up, gate_bias, up_bias, out, B, N, K,
+                          ACTIVATION: tl.constexpr, SEQUENCES: tl.constexpr,
+                          FEATURES: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     """Where kept, activation(read @ gate.T + gate_bias) * (read @ up.T + up_bias)."""
     sequences = tl.arange(0, SEQUENCES)
     kept = tl.load(keep + sequences, mask=sequences < B, other=0) != 0
     if tl.max(kept.to(tl.int32), 0) == 0:
         return
     features = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
-    wanted = features < N
-    depth = tl.arange(0, DEPTH)
     rows = read + sequences[:, None] * K
-    columns = features.to(tl.int64)[None, :] * K
-    opened = tl.zeros((SEQUENCES, FEATURES), tl.float32)
-    raised = tl.zeros((SEQUENCES, FEATURES), tl.float32)
-    for start in range(0, K, DEPTH):
-        inside = start + depth < K
-        left = tl.load(
-            rows + (start + depth)[None, :], mask=kept[:, None] & inside[None, :], other=0.0
-        )
-        places = columns + (start + depth)[:, None]
-        both = inside[:, None] & wanted[None, :]
-        opened = tl.dot(
-            left, tl.load(gate + places, mask=both, other=0.0), opened, input_precision="ieee"
-        )
-        raised = tl.dot(
-            left, tl.load(up + places, mask=both, other=0.0), raised, input_precision="ieee"
-        )
-
-    if gate_bias is not None:
-        opened += tl.load(gate_bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
-    if up_bias is not None:
-        raised += tl.load(up_bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
-    product = activate(opened, ACTIVATION) * raised
-    stored = kept[:, None] & wanted[None, :]
+    product = gate_up_tile(rows, gate, up, gate_bias, up_bias, kept, features, N, K,
+                           ACTIVATION, SEQUENCES, FEATURES, DEPTH)  # fmt: skip
+    stored = kept[:, None] & (features < N)[None, :]
     places = sequences[:, None] * N + features[None, :]
     tl.store(out + places, product.to(out.dtype.element_ty), mask=stored)
 
@@ -131,11 +70,7 @@ def decode_gate_up_kernel(
 def tiles(batch: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
     """Tiles: few outputs per program, so that there are enough programs, and much depth per step.
 
-    Args:
-        batch: B.
-        dtype: of what is multiplied.
-        limit: what a program may use.
-        weights: 1, or 2 for a gated MLP.
+    `weights` is 1, or 2 for a gated MLP.
     """
     sequences, features = power_of_two(batch), SMALLEST
     depth = (512 if sequences == SMALLEST else 256) // dtype.itemsize
@@ -159,24 +94,13 @@ def decode_gate_up(
     activation: Activation,
 ) -> Tensor:
     """See `plain.decode_gate_up`."""
-    read = read.contiguous()
+    read, flags = read.contiguous(), as_bytes(keep.contiguous())
     (batch, inputs), outputs = read.shape, len(gate)
     out = read.new_empty(batch, outputs)
     chosen = tiles(batch, read.dtype, limits(read.device), weights=2)
     with on(read):
         decode_gate_up_kernel[(triton.cdiv(outputs, chosen["FEATURES"]),)](
-            *(
-                read,
-                as_bytes(keep.contiguous()),
-                gate,
-                up,
-                gate_bias,
-                up_bias,
-                out,
-                batch,
-                outputs,
-                inputs,
-            ),
+            *(read, flags, gate, up, gate_bias, up_bias, out, batch, outputs, inputs),
             ACTIVATION=activation,
             **chosen,
         )
@@ -189,12 +113,7 @@ def decode_linear(read: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def decode_add_linear(
-    stream: Tensor,
-    given: Tensor,
-    keep: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: float,
+    stream: Tensor, given: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
     """See `plain.decode_add_linear`."""
     return _linear(stream.contiguous(), given, keep, weight, bias, scale)
@@ -208,24 +127,12 @@ def _linear(
     bias: Tensor | None,
     scale: float,
 ) -> Tensor:
-    read = read.contiguous()
+    read, flags = read.contiguous(), as_bytes(keep.contiguous())
     (batch, inputs), outputs = read.shape, len(weight)
     out = read.new_empty(batch, outputs)
     chosen = tiles(batch, read.dtype, limits(read.device), weights=1)
     with on(read):
         decode_linear_kernel[(triton.cdiv(outputs, chosen["FEATURES"]),)](
-            *(
-                read,
-                as_bytes(keep.contiguous()),
-                weight,
-                bias,
-                stream,
-                out,
-                scale,
-                batch,
-                outputs,
-                inputs,
-            ),
-            **chosen,
+            *(read, flags, weight, bias, stream, out, scale, batch, outputs, inputs), **chosen
         )
     return out

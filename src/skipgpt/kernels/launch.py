@@ -34,6 +34,61 @@ def activate(gate, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def linear_tile(rows, weight, bias, there, features, N, K, end, ROWS: tl.constexpr,
+                FEATURES: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """Float32 tile of rows @ weight.T + bias, of rows that are there; no product if `end` is 0."""
+    wanted = features < N
+    depth = tl.arange(0, DEPTH)
+    columns = weight + features.to(tl.int64)[None, :] * K
+    total = tl.zeros((ROWS, FEATURES), tl.float32)
+    for start in range(0, end, DEPTH):
+        inside = start + depth < K
+        left = tl.load(
+            rows + (start + depth)[None, :], mask=there[:, None] & inside[None, :], other=0.0
+        )
+        right = tl.load(
+            columns + (start + depth)[:, None], mask=inside[:, None] & wanted[None, :], other=0.0
+        )
+        total = tl.dot(left, right, total, input_precision="ieee")
+    return with_bias(total, bias, features, wanted)
+
+
+@triton.jit
+def gate_up_tile(rows, gate, up, gate_bias, up_bias, there, features, N, K,
+                 ACTIVATION: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr,
+                 DEPTH: tl.constexpr):  # fmt: skip
+    """Float32 tile of activation(rows @ gate.T + gate_bias) * (rows @ up.T + up_bias)."""
+    wanted = features < N
+    depth = tl.arange(0, DEPTH)
+    columns = features.to(tl.int64)[None, :] * K
+    opened = tl.zeros((ROWS, FEATURES), tl.float32)
+    raised = tl.zeros((ROWS, FEATURES), tl.float32)
+    for start in range(0, K, DEPTH):
+        inside = start + depth < K
+        left = tl.load(
+            rows + (start + depth)[None, :], mask=there[:, None] & inside[None, :], other=0.0
+        )
+        places = columns + (start + depth)[:, None]
+        both = inside[:, None] & wanted[None, :]
+        opened = tl.dot(
+            left, tl.load(gate + places, mask=both, other=0.0), opened, input_precision="ieee"
+        )
+        raised = tl.dot(
+            left, tl.load(up + places, mask=both, other=0.0), raised, input_precision="ieee"
+        )
+    opened = with_bias(opened, gate_bias, features, wanted)
+    return activate(opened, ACTIVATION) * with_bias(raised, up_bias, features, wanted)
+
+
+@triton.jit
+def with_bias(total, bias, features, wanted):
+    """Add the bias of these features, if there is one, to a float32 tile."""
+    if bias is not None:
+        total += tl.load(bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit
 def tile_of(program, row_tiles, feature_tiles, GROUP: tl.constexpr):
     """Tile of a program: GROUP tiles of rows go through all features, and share weights in L2."""
     in_group = GROUP * feature_tiles
@@ -67,13 +122,7 @@ class Limits:
         return self.capability[0] in (9, 10)
 
     def stages(self, bytes_each: int, held: int = 0, most: int = 4) -> int:
-        """How many tiles may be in flight at once.
-
-        Args:
-            bytes_each: of what is loaded in one step.
-            held: bytes that are in use all the time.
-            most: the upper bound; more gain nothing.
-        """
+        """How many loads of `bytes_each` may be in flight at once, beside bytes that are held."""
         return max(1, min(most, (self.shared - held) // bytes_each))
 
 

@@ -21,35 +21,11 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def attend_kernel(
-    query,
-    key,
-    value,
-    columns,
-    counts,
-    mask,
-    out,
-    offset,
-    scale,
-    T,
-    S,
-    group,
-    query_batch,
-    query_head,
-    query_token,
-    key_batch,
-    key_head,
-    key_token,
-    value_batch,
-    value_head,
-    value_token,
-    mask_batch,
-    mask_token,
-    SIZE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-):
+def attend_kernel(query, key, value, columns, counts, mask, out, offset, scale, T, S, group,
+                  query_batch, query_head, query_token, key_batch, key_head, key_token,
+                  value_batch, value_head, value_token, mask_batch, mask_token,
+                  SIZE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
+                  KEYS: tl.constexpr):  # fmt: skip
     """One tile of queries; `scale` contains log2(e), SIZE is that of a head, WIDTH its tile."""
     head, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
     kept = tl.load(counts + sequence)
@@ -123,14 +99,7 @@ def attend_kernel(
 
 
 def tiles(tokens: int, size: int, dtype: torch.dtype, limit: Limits) -> dict[str, int]:
-    """Tiles for heads of this size.
-
-    Args:
-        tokens: T, the most queries that a sequence can have.
-        size: of a head.
-        dtype: of queries, keys and values.
-        limit: what a program may use.
-    """
+    """Tiles for heads of this size, and sequences of at most so many queries."""
     width = power_of_two(size)
     single = dtype == torch.float32  # no tensor cores at full precision, and twice the bytes
     queries = power_of_two(tokens, largest=32 if single else 64 if width > 128 else 128)

@@ -17,27 +17,21 @@ import triton.language as tl
 from torch import Tensor
 
 from skipgpt.kernels.interface import Activation
-from skipgpt.kernels.launch import Limits, activate, limits, on, power_of_two, tile_of
+from skipgpt.kernels.launch import (
+    Limits,
+    gate_up_tile,
+    limits,
+    linear_tile,
+    on,
+    power_of_two,
+    tile_of,
+)
 
 
 @triton.jit
-def linear_kernel(
-    read,
-    sources,
-    weight,
-    bias,
-    stream,
-    out,
-    targets,
-    count,
-    scale,
-    N,
-    K,
-    ROWS: tl.constexpr,
-    FEATURES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+def linear_kernel(read, sources, weight, bias, stream, out, targets, count, scale, N, K,
+                  ROWS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr,
+                  GROUP: tl.constexpr):  # fmt: skip
     """out[targets[n]] = read[sources[n]] @ weight.T + bias; scaled and added where `stream` is."""
     kept = tl.load(count)
     row_tiles, feature_tiles = tl.cdiv(kept, ROWS), tl.cdiv(N, FEATURES)
@@ -50,26 +44,11 @@ def linear_kernel(
     there = packed < kept
     source = packed if sources is None else tl.load(sources + packed, mask=there, other=0)
     features = feature_tile * FEATURES + tl.arange(0, FEATURES)
-    wanted = features < N
-    depth = tl.arange(0, DEPTH)
     rows = read + source.to(tl.int64)[:, None] * K
-    columns = weight + features.to(tl.int64)[None, :] * K
-    total = tl.zeros((ROWS, FEATURES), tl.float32)
-    for start in range(0, K, DEPTH):
-        inside = start + depth < K
-        left = tl.load(
-            rows + (start + depth)[None, :], mask=there[:, None] & inside[None, :], other=0.0
-        )
-        right = tl.load(
-            columns + (start + depth)[:, None], mask=inside[:, None] & wanted[None, :], other=0.0
-        )
-        total = tl.dot(left, right, total, input_precision="ieee")
-
-    if bias is not None:
-        total += tl.load(bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    total = linear_tile(rows, weight, bias, there, features, N, K, K, ROWS, FEATURES, DEPTH)
     target = tl.load(targets + packed, mask=there, other=0).to(tl.int64)
     places = target[:, None] * N + features[None, :]
-    stored = there[:, None] & wanted[None, :]
+    stored = there[:, None] & (features < N)[None, :]
     if stream is not None:
         before = tl.load(stream + places, mask=stored, other=0.0).to(tl.float32)
         total = before + total * scale
@@ -77,23 +56,9 @@ def linear_kernel(
 
 
 @triton.jit
-def gate_up_kernel(
-    read,
-    sources,
-    gate,
-    up,
-    gate_bias,
-    up_bias,
-    out,
-    count,
-    N,
-    K,
-    ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr,
-    FEATURES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+def gate_up_kernel(read, sources, gate, up, gate_bias, up_bias, out, count, N, K,
+                   ACTIVATION: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr,
+                   DEPTH: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
     """out[n] = activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias), x = read[sources[n]]."""
     kept = tl.load(count)
     row_tiles, feature_tiles = tl.cdiv(kept, ROWS), tl.cdiv(N, FEATURES)
@@ -106,45 +71,16 @@ def gate_up_kernel(
     there = packed < kept
     source = tl.load(sources + packed, mask=there, other=0)
     features = feature_tile * FEATURES + tl.arange(0, FEATURES)
-    wanted = features < N
-    depth = tl.arange(0, DEPTH)
     rows = read + source.to(tl.int64)[:, None] * K
-    columns = features.to(tl.int64)[None, :] * K
-    opened = tl.zeros((ROWS, FEATURES), tl.float32)
-    raised = tl.zeros((ROWS, FEATURES), tl.float32)
-    for start in range(0, K, DEPTH):
-        inside = start + depth < K
-        left = tl.load(
-            rows + (start + depth)[None, :], mask=there[:, None] & inside[None, :], other=0.0
-        )
-        places = columns + (start + depth)[:, None]
-        both = inside[:, None] & wanted[None, :]
-        opened = tl.dot(
-            left, tl.load(gate + places, mask=both, other=0.0), opened, input_precision="ieee"
-        )
-        raised = tl.dot(
-            left, tl.load(up + places, mask=both, other=0.0), raised, input_precision="ieee"
-        )
-
-    if gate_bias is not None:
-        opened += tl.load(gate_bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
-    if up_bias is not None:
-        raised += tl.load(up_bias + features, mask=wanted, other=0.0).to(tl.float32)[None, :]
-    product = activate(opened, ACTIVATION) * raised
+    product = gate_up_tile(rows, gate, up, gate_bias, up_bias, there, features, N, K,
+                           ACTIVATION, ROWS, FEATURES, DEPTH)  # fmt: skip
     places = packed.to(tl.int64)[:, None] * N + features[None, :]
-    stored = there[:, None] & wanted[None, :]
+    stored = there[:, None] & (features < N)[None, :]
     tl.store(out + places, product.to(out.dtype.element_ty), mask=stored)
 
 
 def tiles(rows: int, dtype: torch.dtype, limit: Limits, weights: int) -> dict[str, int]:
-    """Tiles for at most so many rows, each multiplied with so many weight matrices.
-
-    Args:
-        rows: M.
-        dtype: of what is multiplied.
-        limit: what a program may use.
-        weights: 1, or 2 for a gated MLP.
-    """
+    """Tiles for at most so many rows, each multiplied with 1 weight, or with 2 of a gated MLP."""
     # Float32 has no tensor cores at full precision, and twice the bytes.
     largest, depth = (64, 32) if dtype == torch.float32 else (128, 64)
     height = power_of_two(rows, largest=largest)

@@ -1,8 +1,18 @@
 """What each kernel computes, in plain PyTorch: the definition that kernels are tested against.
 
+    read, given      [M, K], what is multiplied; [B, K] in a decode step
+    rows, count      [M] and [1] int32: which rows run, packed, and how many
+    keep             [B] bool, which sequences run a decode step
+    weight, bias     [N, K], and [N] or None; likewise gate and up with theirs
+    stream           [M, N], what is added to; [B, N] in a decode step
+    query            [B, H, T, size]; one token in a decode step
+    key, value       [B, key heads, S, size]
+    columns, counts  [B, T] and [B] int32: which queries run, packed and in order, and how many
+    mask             [B or 1, 1, T, S] bool, a further condition to see a key; or None
+    scale, scaling   of what is added, and of the scores
+
 Packed functions compute all rows and leave zeros where a kernel leaves what was there. Shapes: B
-batch, T query tokens, S keys, M = B·T rows, D hidden, F width of the MLP, H heads, K and N inputs
-and outputs of a product.
+batch, T query tokens, S keys, M = B·T rows, H heads, K and N inputs and outputs of a product.
 """
 
 from __future__ import annotations
@@ -31,21 +41,7 @@ def gate_up(
     up_bias: Tensor | None,
     activation: Activation,
 ) -> Tensor:
-    """`activation(x @ gate.T) * (x @ up.T)` of some rows.
-
-    Args:
-        read: [M, D], what the MLP reads.
-        rows: [M] int32, which rows run, packed.
-        count: [1] int32, how many.
-        gate: [F, D].
-        up: [F, D].
-        gate_bias: [F], or None.
-        up_bias: [F], or None.
-        activation: by name.
-
-    Returns:
-        [M, F], packed; rows behind `count` are arbitrary.
-    """
+    """`activation(x @ gate.T) * (x @ up.T)` of some rows: [M, N], packed; arbitrary behind them."""
     packed = read.index_select(0, rows)
     opened = activate(functional.linear(packed, gate, gate_bias), activation)
     return _first(opened * functional.linear(packed, up, up_bias), count)
@@ -54,18 +50,7 @@ def gate_up(
 def row_linear(
     read: Tensor, rows: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Apply a linear layer to some rows, which stay in their places.
-
-    Args:
-        read: [M, K].
-        rows: [M] int32, which rows run, packed.
-        count: [1] int32, how many.
-        weight: [N, K].
-        bias: [N], or None.
-
-    Returns:
-        [M, N]; other rows are arbitrary.
-    """
+    """A linear layer of some rows, which stay in their places: [M, N]; other rows are arbitrary."""
     made = read.new_zeros(len(read) + 1, len(weight))
     made[_used(rows, count)] = functional.linear(read.index_select(0, rows), weight, bias)
     return made[:-1]
@@ -81,20 +66,9 @@ def add_linear(
     bias: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """The stream plus `scale` times a linear layer of some rows.
+    """The stream plus `scale` times a linear layer of some rows, as a new tensor.
 
-    Args:
-        stream: [M, D].
-        given: [M, K].
-        sources: [M] int32, which row of `given` is for each of `rows`; None where it is packed.
-        rows: [M] int32, which rows of the stream are added to.
-        count: [1] int32, how many.
-        weight: [D, K].
-        bias: [D], or None.
-        scale: of what is added.
-
-    Returns:
-        [M, D], a new tensor; other rows are those of `stream`.
+    `sources` [M] int32 says which row of `given` is for each of `rows`; None where it is packed.
     """
     packed = given if sources is None else given.index_select(0, sources)
     update = _first(functional.linear(packed, weight, bias) * scale, count)
@@ -112,21 +86,10 @@ def attend(
     offset: int,
     scaling: float,
 ) -> Tensor:
-    """Causal attention of some queries to the keys of all tokens.
+    """Causal attention [B, T, H, size] of some queries to the keys of all tokens.
 
-    Args:
-        query: [B, H, T, size].
-        key: [B, key heads, S, size].
-        value: likewise.
-        columns: [B, T] int32, places of the queries that run, packed and in order. The query at
-            place p sees the first p + 1 + offset keys.
-        counts: [B] int32, how many each sequence has.
-        mask: [B or 1, 1, T, S] bool, a further condition to see a key; or None.
-        offset: how many keys precede place 0.
-        scaling: of the scores.
-
-    Returns:
-        [B, T, H, size]; other queries are arbitrary, those that see no key give 0.
+    The query at place p sees the first p + 1 + `offset` keys. Queries that do not run are
+    arbitrary; those that see no key give 0.
     """
     tokens = columns.shape[1]
     places = torch.arange(tokens, device=key.device)
@@ -147,46 +110,20 @@ def decode_gate_up(
     up_bias: Tensor | None,
     activation: Activation,
 ) -> Tensor:
-    """`activation(x @ gate.T) * (x @ up.T)` of the sequences that keep.
-
-    Args:
-        read: [B, D], what the MLP reads.
-        keep: [B] bool.
-        gate: [F, D].
-        up: [F, D].
-        gate_bias: [F], or None.
-        up_bias: [F], or None.
-        activation: by name.
-
-    Returns:
-        [B, F]; the rows of other sequences are arbitrary.
-    """
+    """`gate_up` of the sequences that keep: [B, N]; the rows of others are arbitrary."""
     opened = activate(functional.linear(read, gate, gate_bias), activation)
     return (opened * functional.linear(read, up, up_bias)).masked_fill(~keep[:, None], 0)
 
 
 def decode_linear(read: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer [N, K] of the sequences of `read` [B, K] that keep.
-
-    Returns:
-        [B, N]; the rows of other sequences are arbitrary.
-    """
+    """A linear layer of the sequences that keep: [B, N]; the rows of others are arbitrary."""
     return functional.linear(read, weight, bias).masked_fill(~keep[:, None], 0)
 
 
 def decode_add_linear(
-    stream: Tensor,
-    given: Tensor,
-    keep: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: float,
+    stream: Tensor, given: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
-    """The stream [B, D], plus `scale` times a linear layer of `given` [B, K] where it keeps.
-
-    Returns:
-        [B, D], a new tensor.
-    """
+    """The stream, plus `scale` times a linear layer of `given` where it keeps, as a new tensor."""
     update = functional.linear(given, weight, bias) * scale
     # Rows that skip were never written and may hold NaN: multiplying by 0 would not do.
     return stream + update.masked_fill(~keep[:, None], 0).to(stream.dtype)
@@ -195,19 +132,7 @@ def decode_add_linear(
 def decode_attend(
     query: Tensor, key: Tensor, value: Tensor, keep: Tensor, mask: Tensor | None, scaling: float
 ) -> Tensor:
-    """Attention of one query per sequence, for the sequences that keep.
-
-    Args:
-        query: [B, H, 1, size].
-        key: [B, key heads, S, size].
-        value: likewise.
-        keep: [B] bool.
-        mask: [B or 1, 1, 1, S] bool, which keys are seen; None where all are.
-        scaling: of the scores.
-
-    Returns:
-        [B, 1, H, size]; other sequences are arbitrary.
-    """
+    """Attention [B, 1, H, size] of the query of each sequence that keeps; others are arbitrary."""
     visible = keep[:, None, None, None].expand(-1, 1, 1, key.shape[2])
     return _attention(query, key, value, visible if mask is None else visible & mask, scaling)
 

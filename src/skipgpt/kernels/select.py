@@ -27,10 +27,7 @@ WIDEST_HEAD = 256
 
 
 def kernels_for(stream: Tensor) -> Kernels | None:
-    """The kernels that can compute with this tensor; None where there are none.
-
-    Args:
-        stream: of any shape; its device and dtype count.
+    """The kernels for the device and dtype of a tensor; None where there are none.
 
     Example:
         >>> kernels_for(torch.zeros(2, 7, 32)) is None
@@ -43,11 +40,7 @@ def kernels_for(stream: Tensor) -> Kernels | None:
 
 @functools.cache
 def triton_kernels() -> Kernels:
-    """The Triton kernels; imports Triton.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """The Triton kernels; imports Triton, which raises an ImportError if it is absent."""
     from skipgpt.kernels import decode_attention, decode_linear, packed_attention, packed_linear
 
     return Kernels(

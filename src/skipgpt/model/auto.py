@@ -44,9 +44,10 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
         config_class, model_class = auto_classes("llama")   # SkipGPTLlamaConfig, …ForCausalLM
     """
     family = FAMILIES[model_type]
-    base_config, base_model = _base_classes(family)
+    base_model: Any = family.model_class
+    base_config: Any = base_model.config_class
 
-    class SkipGPTConfig(base_config):  # type: ignore[misc, valid-type]
+    class SkipGPTConfig(base_config):  # type: ignore[misc]
         """The family's config with `router`, `calibration`, `sparsity` and its `budget`.
 
         Exports from before there were units have a `curve` in modules in place of `calibration`.
@@ -91,7 +92,7 @@ def auto_classes(model_type: str) -> tuple[type[Any], type[Any]]:
 
     SkipGPTConfig.model_type = MERGED_PREFIX + model_type
 
-    class SkipGPTForCausalLM(base_model):  # type: ignore[misc, valid-type]
+    class SkipGPTForCausalLM(base_model):  # type: ignore[misc]
         """The family's model with routers, set to the config's sparsity."""
 
         config_class = SkipGPTConfig
@@ -176,8 +177,3 @@ def _curves(calibration: dict[str, Any] | None, curve: Points | None) -> Curves 
     if calibration is not None:
         return Curves.from_json(calibration)
     return None if curve is None else Curves.of_modules(CalibrationCurve.from_json(curve))
-
-
-def _base_classes(family: Family) -> tuple[Any, Any]:
-    model_class = family.model_class
-    return model_class.config_class, model_class

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,29 +83,14 @@ def load_base(
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a base model.
-
-    Args:
-        name: hub id or folder.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
+    """Load the tokenizer of a hub id or folder; raise an UnsupportedModelError without one."""
     doing = f"loading the tokenizer of {name!r}"
-    try:
+    with _reading(doing, "a hub id or folder with a tokenizer"):
         return _read_tokenizer(base_location(name), doing, **_NO_CODE)
-    except SkipGPTError:
-        raise
-    except Exception as error:  # transformers raises whatever its readers raise
-        raise _not_loaded(error, doing, "a hub id or folder with a tokenizer") from error
 
 
 def _read_tokenizer(location: str, doing: str, **where: Any) -> Any:
-    """Load a tokenizer; without one transformers says little, or makes an empty one.
-
-    Raises:
-        UnsupportedModelError: a folder has no files of a tokenizer.
-    """
+    """Load a tokenizer; without its files transformers says little, or makes an empty one."""
     from transformers import AutoTokenizer
 
     folder = Path(location)
@@ -121,10 +108,7 @@ def _read_tokenizer(location: str, doing: str, **where: Any) -> Any:
 def load_merged(folder: str, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
     """Load the routed model of a merged export in evaluation mode, and its tokenizer.
 
-    Args:
-        folder: of the export.
-        device: where to put it.
-        dtype: of the base's weights; `auto`, or a name as in torch.
+    The dtype is that of the base's weights: `auto`, or a name as in torch.
 
     Raises:
         UnsupportedModelError: transformers cannot load it, or tensors are missing, unknown or of
@@ -143,7 +127,8 @@ def _load(
     chosen, kind = choose_dtype(dtype, check_device(device)), check_quantization(quantize)
     where: dict[str, Any] = {"revision": revision, **_NO_CODE}
     quantized: dict[str, Any] = {}
-    try:
+    whole = "a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
+    with _reading(doing, f"{whole}{EMBEDDED!r}"):
         if is_gguf(location):
             refuse_quantizing(name, kind)
             model, tokenizer = load_gguf(Path(location), chosen, doing)
@@ -153,24 +138,12 @@ def _load(
             quantized = loading_options(kind, config, chosen, device)
             load = AutoModelForCausalLM.from_pretrained
             model, _ = load_strictly(load, location, doing, dtype=chosen, **where, **quantized)
-    except SkipGPTError:
-        raise
-    except Exception as error:  # transformers raises whatever its readers raise
-        raise _not_loaded(
-            error,
-            doing,
-            "a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
-            f"{EMBEDDED!r}",
-        ) from error
     make_safe(model, doing)
     return (model if quantized else model.to(device)).eval(), tokenizer
 
 
 def base_config(name: str) -> Any:
-    """The config of a base model, whose weights need not be present.
-
-    Args:
-        name: hub id, folder, GGUF file, or `nano`.
+    """The config of a base model (hub id, folder, GGUF file or `nano`); its weights may be absent.
 
     Raises:
         UnsupportedModelError: there is no config that transformers knows.
@@ -180,28 +153,32 @@ def base_config(name: str) -> Any:
 
     location, doing = base_location(name), f"reading the config of {name!r}"
     refuse_unless_base(name, doing)
-    try:
+    expected = "a hub id, a folder with config.json, a GGUF file, a named shape, or "
+    with _reading(doing, f"{expected}{EMBEDDED!r}"):
         if is_gguf(location):
             return gguf_config(Path(location), doing)
         return AutoConfig.from_pretrained(location, **_NO_CODE)
+
+
+@contextmanager
+def _reading(doing: str, expected: str) -> Iterator[None]:
+    """Raise our own error where transformers cannot read a model, with the first line of its."""
+    try:
+        yield
     except SkipGPTError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise
-        expected = "a hub id, a folder with config.json, a GGUF file, a named shape, or "
-        raise _not_loaded(error, doing, f"{expected}{EMBEDDED!r}") from error
-
-
-def _not_loaded(error: Exception, doing: str, expected: str) -> UnsupportedModelError:
-    """The error to raise where transformers could not read a model, with its first line."""
-    if "trust_remote_code" in str(error):
-        return UnsupportedModelError(
-            doing,
-            got="a model whose code lies beside its weights",
-            expected="one whose code is part of transformers; that of others is never run",
-            todo="see `skipgpt families` for the models that can be routed",
-        )
-    first = (str(error).strip().splitlines() or [""])[0]
-    return UnsupportedModelError(doing, got=f"{type(error).__name__}: {first}", expected=expected)
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                doing,
+                got="a model whose code lies beside its weights",
+                expected="one whose code is part of transformers; that of others is never run",
+                todo="see `skipgpt families` for the models that can be routed",
+            ) from error
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UnsupportedModelError(
+            doing, got=f"{type(error).__name__}: {first}", expected=expected
+        ) from error
 
 
 def parse_device(device: str) -> torch.device:
@@ -221,11 +198,7 @@ def parse_device(device: str) -> torch.device:
 
 
 def check_device(device: str) -> str:
-    """Return `device` if torch knows it and it is present.
-
-    Raises:
-        ConfigError: the device is unknown or absent.
-    """
+    """Return `device`; raise a ConfigError if torch does not know it or it is absent."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

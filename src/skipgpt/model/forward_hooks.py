@@ -29,15 +29,10 @@ def begin_forward(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Arguments:
-    """Return the arguments that the decoder is to run with.
+    """Return the arguments that the decoder, which runs the layers, is to run with.
 
-    Args:
-        state: of the model; its `token_mask` is set from a 2-D attention mask [B, S].
-        layers: how many the model has.
-        names: of the decoder's arguments, in order.
-        decoder: the module that runs the layers.
-        args: of its forward.
-        kwargs: of its forward.
+    Sets the state's `token_mask` from a 2-D attention mask [B, S]. `names` are those of the
+    decoder's arguments, in order.
 
     Raises:
         ConfigError: the cache does not fit, or something was asked for that only a forward of all
@@ -59,7 +54,9 @@ def begin_forward(
         if state.execution != "auto" or state.config.kv == "skip":
             raise obstacle
         state.can_pack = False
-        _say_once(state, obstacle)
+        if obstacle.got not in state.warned:
+            state.warned.add(obstacle.got)
+            logger.warning("every token runs every module, nothing is saved: %s", obstacle.got)
     cache, used = given.get("past_key_values"), given.get("use_cache")
     caches = getattr(config, "use_cache", False) if used is None else used
     if cache is None and not (caches and state.config.kv == "skip"):
@@ -117,20 +114,17 @@ def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> Config
             expected="a cache that is written for all tokens",
             todo='use `generate`, or execution "gated" with kv="dense"',
         )
-    if packs and asked("output_attentions"):
-        return ConfigError(
-            "running kept tokens only",
-            got="output_attentions=True",
-            expected="weights of all tokens to exist",
-            todo='run the model with execution "gated" or "dense" for that',
-        )
-    if packs and asked("output_router_logits"):
-        return ConfigError(
-            "running kept tokens only",
-            got="output_router_logits=True",
-            expected="experts to be chosen for all tokens",
-            todo='run the model with execution "gated" or "dense" for that',
-        )
+    for name, expected in (
+        ("output_attentions", "weights of all tokens to exist"),
+        ("output_router_logits", "experts to be chosen for all tokens"),
+    ):
+        if packs and asked(name):
+            return ConfigError(
+                "running kept tokens only",
+                got=f"{name}=True",
+                expected=expected,
+                todo='run the model with execution "gated" or "dense" for that',
+            )
     if skips and config._attn_implementation not in _PACKABLE:
         return ConfigError(
             "running attention for kept tokens only",
@@ -141,19 +135,8 @@ def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> Config
     return None
 
 
-def _say_once(state: RoutingState, obstacle: ConfigError) -> None:
-    """Warn, once per reason, that nothing is skipped."""
-    if obstacle.got not in state.warned:
-        state.warned.add(obstacle.got)
-        logger.warning("every token runs every module, nothing is saved: %s", obstacle.got)
-
-
 def _refuse_unmasked(config: Any, given: dict[str, Any]) -> None:
-    """Raise where transformers would make no mask at all, and padding would be attended to.
-
-    Raises:
-        ConfigError: the attention implementation has no mask function.
-    """
+    """Raise where transformers would make no mask at all, and padding would be attended to."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     known = ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()

@@ -25,8 +25,7 @@ from skipgpt.model.execution.plan import Plan, plan
 from skipgpt.model.execution.run import run
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
-from skipgpt.routing.fused_margins import margins
-from skipgpt.routing.router import input_scale, mean_of_rows
+from skipgpt.routing.router import input_scale, margins, mean_of_rows
 
 
 class SkippingLayer(RoutedLayer):

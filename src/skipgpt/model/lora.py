@@ -51,7 +51,8 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
         try:
             wrapped = get_peft_model(model, adapter)
         except ValueError as error:
-            raise _refused_by_peft(model, error) from error
+            refusal, expected = f"PEFT's refusal: {error}", "targets that it adapts in this model"
+            raise _bad_targets(model, refusal, expected) from error
     if adapted := _adapted_of_several_names(wrapped):
         logger.warning(
             "LoRA on %s, whose weight has other names in this model: merging it, as eval, generate "
@@ -67,13 +68,7 @@ def with_lora(model: Any, stage: LoraStage) -> Any:
 
 
 def with_saved_lora(model: Any, folder: Path, *, trainable: bool = False) -> Any:
-    """Load the adapter in a folder onto a model.
-
-    Args:
-        model: with routers.
-        folder: as PEFT writes it.
-        trainable: leave its parameters trainable.
-    """
+    """Load the adapter that PEFT wrote into a folder onto a model with routers."""
     from peft import PeftModel
 
     routing_state(model).lora = True
@@ -200,11 +195,7 @@ def with_own_targets(model: nn.Module, stage: LoraStage) -> LoraStage:
 
 
 def check_targets(model: nn.Module, stage: LoraStage) -> None:
-    """Refuse target names that no linear layer has, before hours of training and not after.
-
-    Raises:
-        ConfigError: there is such a name.
-    """
+    """Raise a ConfigError for names that no linear layer has, before hours of training."""
     if stage.targets in (ALL_LINEAR, QUERY_VALUE_GATE):
         return
     names = {
@@ -213,31 +204,25 @@ def check_targets(model: nn.Module, stage: LoraStage) -> None:
         if (has_widths(module) or isinstance(module, nn.Embedding)) and not is_routing(f"{name}.")
     }
     if unknown := [target for target in stage.targets if target not in names]:
-        raise ConfigError(
-            "planning stage lora",
-            got=f"targets that are no linear layers of this model: {', '.join(unknown)}",
-            expected=f"some of {', '.join(_linear_names(model))}, or all-linear",
-            todo=f"set them with --set lora_stage.targets={','.join(_own_targets(model))}",
+        raise _bad_targets(
+            model,
+            f"targets that are no linear layers of this model: {', '.join(unknown)}",
+            f"some of {', '.join(_linear_names(model))}, or all-linear",
         )
 
 
-def _refused_by_peft(model: nn.Module, error: ValueError) -> ConfigError:
+def _bad_targets(model: nn.Module, got: str, expected: str) -> ConfigError:
     return ConfigError(
         "planning stage lora",
-        got=f"PEFT's refusal: {error}",
-        expected="targets that it adapts in this model",
+        got=got,
+        expected=expected,
         todo=f"set them with --set lora_stage.targets={','.join(_own_targets(model))}",
     )
 
 
-def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    kind = family_of(model).layer_class
-    return [module for module in model.modules() if isinstance(module, kind)]
-
-
 def _own_targets(model: nn.Module) -> tuple[str, ...]:
     family = family_of(model)
-    found = [name for layer in _decoder_layers(model) for name in family.query_value_gate(layer)]
+    found = [name for layer in family.layers_of(model) for name in family.query_value_gate(layer)]
     return tuple(dict.fromkeys(found))
 
 
@@ -245,7 +230,7 @@ def _linear_names(model: nn.Module) -> list[str]:
     """Names of the linear layers inside decoder layers, in their order."""
     found = [
         name.rsplit(".", 1)[-1]
-        for layer in _decoder_layers(model)
+        for layer in family_of(model).layers_of(model)
         for name, module in layer.named_modules()
         if has_widths(module) and not is_routing(f"{name}.")
     ]

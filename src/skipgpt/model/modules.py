@@ -74,6 +74,15 @@ def run_mlp(layer: RoutedLayer, read: Tensor) -> Tensor:
     return update
 
 
+def run_module(
+    layer: RoutedLayer, module: Module, entering: Tensor, arguments: dict[str, Any]
+) -> Tensor:
+    """What a module adds to the residual stream [B, T, D], from what its norm reads."""
+    read = pre_norm(layer, module, entering)
+    update = run_mlp(layer, read) if module == "mlp" else run_attention(layer, read, arguments)
+    return post_norm(layer, module, update)
+
+
 def is_causal(attention: Any, arguments: dict[str, Any]) -> bool:
     """Whether an attention module without a mask is causal, as transformers determines it."""
     given = arguments.get("is_causal")
@@ -89,11 +98,7 @@ def attention_arguments(attention: Any) -> frozenset[str] | None:
 
 
 def explain_misfit(error: RuntimeError, index: int) -> None:
-    """Raise a readable error if new keys could not be joined to those of the cache.
-
-    Raises:
-        ConfigError: that was the cause.
-    """
+    """Raise a readable ConfigError if new keys could not be joined to those of the cache."""
     if any(sign in str(error) for sign in ("Sizes of tensors must match", "index_copy_()")):
         raise ConfigError(
             f"running attention of layer {index}",

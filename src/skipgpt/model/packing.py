@@ -5,6 +5,7 @@ Shapes: B batch, T query tokens, S cached tokens, D hidden, N packed tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +16,7 @@ from skipgpt.errors import ConfigError
 
 
 def pack_columns(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of kept tokens, packed to the left of each row.
-
-    Args:
-        keep: [B, T] bool.
+    """Positions of kept tokens in keep [B, T], packed to the left of each row.
 
     Returns:
         Positions [B, N] with N the most that a row keeps, and which of them are in use, [B, N];
@@ -50,13 +48,15 @@ def take(source: Tensor, columns: Tensor) -> Tensor:
     return source.gather(1, columns.unsqueeze(-1).expand(-1, -1, source.shape[-1]))
 
 
-def take_arguments(arguments: dict[str, Any], columns: Tensor) -> dict[str, Any]:
-    """Attention's arguments for the queries at columns [B, N], except for the mask."""
-    packed = dict(arguments)
+def take_arguments(
+    arguments: dict[str, Any], take: Callable[[Tensor], Tensor], mask: Any
+) -> dict[str, Any]:
+    """Attention's arguments for some queries, whose rows `take` takes out of [B or 1, T, D]."""
+    packed = arguments | {"attention_mask": mask}
     if (rotary := arguments.get("position_embeddings")) is not None:
-        packed["position_embeddings"] = tuple(take(each, columns) for each in rotary)
+        packed["position_embeddings"] = tuple(map(take, rotary))
     if (positions := arguments.get("position_ids")) is not None:
-        packed["position_ids"] = take(positions.unsqueeze(-1), columns).squeeze(-1)
+        packed["position_ids"] = take(positions.unsqueeze(-1)).squeeze(-1)
     return packed
 
 
@@ -92,14 +92,10 @@ def take_blocks(
     key_columns: Tensor | None = None,
     visible: Tensor | None = None,
 ) -> BlockMask:
-    """The flex attention mask of packed queries, and of packed keys where these are given.
+    """The flex attention mask of packed queries at `columns` [B, N], from that of all T.
 
-    Args:
-        mask: of all T queries.
-        columns: [B, N], the places of the queries.
-        keys: how many keys there are, S or K.
-        key_columns: [B, K], the places of the keys; None where all S are there.
-        visible: [B, N, K] bool, a further condition for a query to see a key; None for none.
+    Where keys are packed, too, `key_columns` [B, K] are their places; else all S are there.
+    `visible` [B, N, K] is a further condition for a query to see a key.
     """
 
     def packed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -113,11 +109,7 @@ def take_blocks(
 
 
 def check_mask(mask: Any) -> Tensor:
-    """Return the mask if it has rows and columns to take.
-
-    Raises:
-        ConfigError: it has not, as in flash attention.
-    """
+    """Return the mask; raise a ConfigError if it has no rows to take, as in flash attention."""
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise ConfigError(
             "running attention for kept tokens only",

@@ -14,10 +14,9 @@ from skipgpt.system.device_profile import Machine
 
 
 class PackingCost:
-    """What packing is worth in one layer.
+    """What packing is worth in one layer, by its modules as they are now.
 
-    Args:
-        layer: whose modules are counted, as they are now; of experts, those that a token runs.
+    Of experts, those count that a token runs.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -38,14 +37,9 @@ class PackingCost:
     def is_worth_packing(
         self, machine: Machine, module: Module, entering: Tensor, kept: int, cached: int = 0
     ) -> bool:
-        """Whether running only some tokens saves more time than packing them costs.
+        """Whether running only `kept` tokens of `entering` [B, T, D] saves more than packing costs.
 
-        Args:
-            machine: where it runs.
-            module: whose tokens they are.
-            entering: [B, T, D], what would be packed.
-            kept: how many of them run.
-            cached: bytes of keys and values that are read if all tokens attend.
+        `cached` are bytes of keys and values that are read if all tokens attend.
         """
         tokens, number_bytes = entering.shape[:2].numel(), entering.element_size()
         if kept in (0, tokens):

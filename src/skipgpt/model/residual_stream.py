@@ -26,12 +26,9 @@ Seen = Callable[[tuple[Site, ...], Tensor, Tensor], None]
 def watching_stream(model: nn.Module, seen: Seen) -> Iterator[None]:
     """Run the model dense inside the block; report the stream around each module and layer.
 
-    What enters an MLP is the stream after attention; in parallel families, where both modules
-    read what enters the layer, it is the stream before the layer.
-
-    Args:
-        model: with routers; their decisions are ignored.
-        seen: called in the order the data moves: attention, MLP, then their layer.
+    What enters an MLP is the stream after attention; in parallel families, where both modules read
+    what enters the layer, it is the stream before the layer. Reports come in the order the data
+    moves: attention, MLP, then their layer.
     """
     handles = []
     for layer in routed_layers(model):

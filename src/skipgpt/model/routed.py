@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from skipgpt.model.families.family import Family
 from skipgpt.model.packing_cost import PackingCost
@@ -33,7 +35,7 @@ class RoutedLayer(nn.Module):
     family: Family
     routing: RoutingState
     attn_arguments: frozenset[str] | None
-    attn_blanks: dict[str, nn.Module]
+    attn_blanks: dict[str, Callable[[Tensor], Tensor]]
     packing: PackingCost
     attn_router: Router
     mlp_router: Router

@@ -61,12 +61,7 @@ def set_sparsity(model: nn.Module, sparsity: float, *, budget: Budget | None = N
 
 
 def clamp_to_curve(model: nn.Module, target: float, budget: Budget | None = None) -> float:
-    """The target, or the end of the model's curve where that comes first.
-
-    Args:
-        model: with routers.
-        target: in that unit.
-        budget: the unit; the one of training where None.
+    """The target, or the end of the model's curve of this budget where that comes first.
 
     Raises:
         ConfigError: no routers, or no curve of that unit.
@@ -94,9 +89,5 @@ def threshold_of(curves: Curves | None, sparsity: float, budget: Budget | None =
 
 
 def threshold_at(state: RoutingState, sparsity: float, budget: Budget | None = None) -> Threshold:
-    """The rule that saves this share.
-
-    Raises:
-        ConfigError: not calibrated (in that unit), outside 0 to 0.95, or beyond the stored curve.
-    """
+    """The rule that saves this share; raises as `threshold_of` does."""
     return Threshold(threshold_of(state.curves, sparsity, budget))

@@ -90,11 +90,7 @@ class RoutingState:
 
 
 def routing_state(model: nn.Module) -> RoutingState:
-    """The state that a model's routed layers share.
-
-    Raises:
-        ConfigError: the model has no routers.
-    """
+    """The state that a model's routed layers share; raises a ConfigError without routers."""
     for module in model.modules():
         state = getattr(module, "routing", None)
         if isinstance(state, RoutingState):
@@ -198,11 +194,7 @@ def given_tokens(state: RoutingState, tokens: Tensor, length: int) -> Iterator[N
 
 
 def refuse_reentrant_checkpointing(model: nn.Module) -> None:
-    """Raise if a layer would be recomputed by reentrant activation checkpointing.
-
-    Raises:
-        ConfigError: a layer would be.
-    """
+    """Raise a ConfigError if reentrant activation checkpointing would recompute a layer."""
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         keywords = getattr(function, "keywords", {})

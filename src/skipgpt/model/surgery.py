@@ -31,15 +31,7 @@ from skipgpt.routing.decision import MODULES, Site
 from skipgpt.routing.router import Router, build_router
 from skipgpt.routing.stand_in import StandIn
 
-_ADDED = (
-    "index",
-    "family",
-    "routing",
-    "attn_arguments",
-    "attn_blanks",
-    "packing",
-    *ROUTING_PARTS,
-)
+_ADDED = RoutedLayer.__annotations__.keys() - {"positional"}
 """Attributes that a routed layer has beside those of its family's layer."""
 
 _HOOKS = ("take_hook", "back_hook", "begin_hook")
@@ -143,21 +135,21 @@ def routed_layers(model: nn.Module) -> list[RoutedLayer]:
 
 def routers(model: nn.Module) -> dict[Site, Router]:
     """The routers of a model by site."""
-    return {
-        Site(layer.index, module): getattr(layer, f"{module}_router")
-        for layer in routed_layers(model)
-        for module in MODULES
-    }
+    return _by_site(model, "router")
 
 
 def stand_ins(model: nn.Module) -> dict[Site, StandIn]:
     """The stand-ins of a model by site; empty where skipped modules leave only the residual."""
-    found = {
-        Site(layer.index, module): getattr(layer, f"{module}_stand_in")
+    found = _by_site(model, "stand_in")
+    return {site: stand_in for site, stand_in in found.items() if stand_in is not None}
+
+
+def _by_site(model: nn.Module, part: str) -> dict[Site, Any]:
+    return {
+        Site(layer.index, module): getattr(layer, f"{module}_{part}")
         for layer in routed_layers(model)
         for module in MODULES
     }
-    return {site: stand_in for site, stand_in in found.items() if stand_in is not None}
 
 
 def drop_stand_ins(model: nn.Module) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from skipgpt.routing.budget import keep_ratio, saved_share
-from skipgpt.routing.decision import MODULES, Decision, Module, Site
+from skipgpt.routing.decision import MODULES, Decision, Module, ModuleDecision, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,25 +27,22 @@ class Step:
 
     def gates(self, module: Module | None = None) -> list[Tensor]:
         """The gates [B, T] of all sites, or of one kind of module, in layer order."""
-        kinds = MODULES if module is None else (module,)
-        return [getattr(self.decisions[n], k).gate for n in sorted(self.decisions) for k in kinds]
+        return [each.gate for each in self._each(module)]
 
     def keeps(self, module: Module | None = None) -> list[Tensor]:
         """Which tokens ran, bool [B, T], in the order of `gates`."""
+        return [each.keep for each in self._each(module)]
+
+    def _each(self, module: Module | None) -> list[ModuleDecision]:
         kinds = MODULES if module is None else (module,)
-        return [getattr(self.decisions[n], k).keep for n in sorted(self.decisions) for k in kinds]
+        return [getattr(self.decisions[n], k) for n in sorted(self.decisions) for k in kinds]
 
     def sparsity(self) -> Tensor:
         """Share of skipped decisions, a scalar that carries the gates' gradient."""
         return 1 - keep_ratio(self.gates(), self.token_mask)
 
     def saved(self, weights: Mapping[Site, float], overhead: float = 0.0) -> Tensor:
-        """Share of a cost that is saved, a scalar that carries the gates' gradient.
-
-        Args:
-            weights: what each site saves where every token skips it.
-            overhead: what routing adds.
-        """
+        """Share of a cost saved, less an overhead, with the gates' gradient; see `saved_share`."""
         shares = [weights[Site(n, k)] for n in sorted(self.decisions) for k in MODULES]
         return saved_share(self.gates(), shares, self.token_mask) - overhead
 
@@ -63,25 +60,6 @@ class Step:
         return torch.tensor(each, device=first.device).repeat_interleave(tokens)
 
 
-class Recorder(Protocol):
-    """Receives every decision while it is open."""
-
-    @property
-    def counts_only(self) -> bool:
-        """Whether it needs to know only which modules ran, not the margins."""
-        ...
-
-    def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
-        """Record the decision of one layer.
-
-        Args:
-            layer: its index.
-            decision: of its modules, [B, T].
-            token_mask: [B, T] bool, False at padding; None where all tokens are real.
-        """
-        ...
-
-
 class KeepCounts:
     """How many tokens ran each module, as running sums: its size does not grow with the text."""
 
@@ -92,7 +70,7 @@ class KeepCounts:
 
     @property
     def counts_only(self) -> bool:
-        """Whether the recorder around it, if any, needs no margins either."""
+        """Whether it, and the recorder around it, need only which modules ran, not the margins."""
         return self._also is None or self._also.counts_only
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
@@ -108,14 +86,7 @@ class KeepCounts:
             self._also.record(layer, decision, token_mask)
 
     def record_kept(self, layer: int, attn: int, mlp: int, tokens: int) -> None:
-        """Add the counts of one layer.
-
-        Args:
-            layer: its index.
-            attn: real tokens that ran attention.
-            mlp: real tokens that ran the MLP.
-            tokens: real tokens.
-        """
+        """Add the real tokens of one layer: those that ran attention, the MLP, and all of them."""
         for module, kept in zip(MODULES, (attn, mlp), strict=True):
             site = Site(layer, module)
             self._kept[site] = self._kept.get(site, 0) + kept
@@ -183,8 +154,11 @@ class Trace:
     def margin_weights(self, weights: Mapping[Site, float]) -> Tensor:
         """What skipping each decision saves, flat, in the order of `margins`.
 
-        Args:
-            weights: what each site saves where every token skips it.
+        `weights` are what each site saves where every token skips it.
         """
         each = torch.cat([step.margin_weights(weights) for step in self.steps])
         return each * (len(weights) / len(each))
+
+
+Recorder = KeepCounts | Trace
+"""Receives every decision while it is open."""

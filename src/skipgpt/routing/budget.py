@@ -36,10 +36,7 @@ def saved_share(
 ) -> Tensor:
     """The sum over modules of what skipping one saves, times the share of tokens that skip it.
 
-    Args:
-        gates: one [B, T] tensor per module, bool or float; gradients pass through floats.
-        weights: what each module saves where every token skips it.
-        real: [B, T] bool, False at padding; None where all tokens are real.
+    `weights` are what each module saves where every token skips it; the rest is as in `keep_ratio`.
 
     Example:
         >>> gates = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])]

@@ -49,60 +49,49 @@ class Seen:
         return quantile_threshold(self.margins, sparsity + self.overhead, self.weights)
 
 
-MarginsAt = Callable[[float], Tensor | Seen]
-"""Runs held-out text at a threshold and returns what was measured, or the margins [N] alone."""
+SeenAt = Callable[[float], Seen]
+"""Runs held-out text at a threshold and returns what was measured."""
 
 
-def find_threshold(margins_at: MarginsAt, sparsity: float, start: float, rounds: int = 6) -> float:
-    """Find the threshold for one sparsity.
+def find_threshold(seen_at: SeenAt, sparsity: float, start: float, rounds: int = 6) -> float:
+    """Find the threshold that saves a share, in the unit that `seen_at` counts.
 
     Skipping changes the hidden states that later routers read, so the quantile of the margins
     seen at one threshold is only the next guess. Guesses stay between thresholds that were seen
     to skip too little and too much, and are repeated until the measured sparsity is within a
     quarter of a point; the closest one is returned. Where sparsity jumps, none may be close.
-
-    Args:
-        margins_at: measures the margins at a threshold.
-        sparsity: share to save, in the unit that `margins_at` counts; of decisions, if it returns
-            margins alone.
-        start: a first guess.
-        rounds: the most measurements, if the sparsity is then about met.
+    `rounds` limits the measurements once the sparsity is about met.
     """
-    return _closest(margins_at, sparsity, start, rounds)[0]
+    return _closest(seen_at, sparsity, start, rounds)[0]
 
 
 def calibrate_curve(
-    margins_at: MarginsAt,
+    seen_at: SeenAt,
     sparsities: tuple[float, ...] = CURVE,
     rounds: int = 1,
     on_point: Callable[[int, int], None] | None = None,
 ) -> CalibrationCurve:
     """Measure the whole curve, each point starting from the threshold of the one before.
 
-    Where skipping a little more would skip nearly everything, the curve ends.
-
-    Args:
-        margins_at: measures the margins at a threshold.
-        sparsities: those to measure.
-        rounds: the most measurements of a point that is about met.
-        on_point: called with points done and points in all.
+    Where skipping a little more would skip nearly everything, the curve ends. `rounds` limits the
+    measurements of a point that is about met; `on_point` gets points done and points in all.
     """
     points: list[tuple[float, float]] = [(0.0, -math.inf)]
-    threshold, seen = -math.inf, _seen(margins_at, -math.inf)
+    threshold, seen = -math.inf, seen_at(-math.inf)
     for number, sparsity in enumerate(sparsities):
         if on_point:
             on_point(number, len(sparsities))
         if sparsity == 0:
             continue
         guess = seen.guess(sparsity)
-        threshold, seen = _closest(margins_at, sparsity, guess, rounds, (threshold, seen))
+        threshold, seen = _closest(seen_at, sparsity, guess, rounds, (threshold, seen))
         if points[-1][0] < seen.share <= sparsity + JUMP:
             points.append((seen.share, threshold))
     return CalibrationCurve(tuple(points))
 
 
 def _closest(
-    margins_at: MarginsAt,
+    seen_at: SeenAt,
     sparsity: float,
     start: float,
     rounds: int,
@@ -116,7 +105,7 @@ def _closest(
     for done in range(max(rounds, FAR_ROUNDS)):
         if done >= rounds and error <= FAR:
             break
-        seen = _seen(margins_at, guess)
+        seen = seen_at(guess)
         if abs(seen.share - sparsity) < error:
             best, at_best, error = guess, seen, abs(seen.share - sparsity)
         if error <= 0.0025:
@@ -128,11 +117,6 @@ def _closest(
         quantiles = [each.guess(sparsity) for each in (seen, below) if each is not None]
         guess = next((q for q in quantiles if low < q < high), _between(low, high))
     return best, at_best
-
-
-def _seen(margins_at: MarginsAt, threshold: float) -> Seen:
-    found = margins_at(threshold)
-    return found if isinstance(found, Seen) else Seen(found, skipped_share(found, threshold))
 
 
 def _between(low: float, high: float) -> float:
@@ -148,15 +132,11 @@ def skipped_share(margins: Tensor, threshold: float) -> float:
 
 
 def quantile_threshold(margins: Tensor, sparsity: float, weights: Tensor | None = None) -> float:
-    """A threshold that saves this share, midway between two margins.
+    """A threshold that saves this share, midway between two margins [N].
 
-    Midway, so that equal margins, as constant routers give, fall clearly on one side.
-
-    Args:
-        margins: [N].
-        sparsity: share of the weights' unit to save; of the margins where there are none.
-        weights: [N] what skipping each saves; those below 0 count as 0, since no budget is met by
-            skipping what costs more than it saves.
+    Midway, so that equal margins, as constant routers give, fall clearly on one side. The share is
+    in the unit of `weights` [N], what skipping each saves, or of margins without them. Weights
+    below 0 count as 0, since no budget is met by skipping what costs more than it saves.
 
     Example:
         >>> margins, weights = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 0.2])

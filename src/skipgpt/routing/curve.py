@@ -9,13 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipgpt.config import (
-    BUDGET_NOUNS,
-    Budget,
-    TimedForward,
-    check_budget,
-    check_sparsity,
-)
+from skipgpt.config import BUDGET_NOUNS, Budget, TimedForward, check_budget, check_sparsity
 from skipgpt.errors import ConfigError
 
 Points = Sequence[tuple[float, float | None]]
@@ -79,10 +73,6 @@ class CalibrationCurve:
                 expected=f"at most {self.largest:.2f}, the end of the calibrated curve",
             )
         return threshold
-
-    def clamp(self, sparsity: float) -> float:
-        """The sparsity itself, or the end of the curve where that comes first."""
-        return sparsity if self.reaches(sparsity) else self.largest
 
     def through(self, sparsity: float, threshold: float) -> CalibrationCurve:
         """The curve with one more point, in place of those near it and any that contradict it."""
@@ -154,16 +144,13 @@ class Curves:
         )
 
     def threshold_at(self, sparsity: float, budget: Budget | None = None) -> float:
-        """The threshold that saves this share of a unit.
-
-        Raises:
-            ConfigError: outside 0 to 0.95, beyond the curve, or there is no curve of that unit.
-        """
+        """The threshold that saves this share of a unit; raises as `curve` and its method do."""
         return self.curve(budget).threshold_at(sparsity)
 
     def clamp(self, sparsity: float, budget: Budget | None = None) -> float:
         """The sparsity itself, or the end of the curve of a unit where that comes first."""
-        return self.curve(budget).clamp(sparsity)
+        curve = self.curve(budget)
+        return sparsity if curve.reaches(sparsity) else curve.largest
 
     def to_json(self) -> dict[str, Any]:
         """The curves as plain JSON types; `from_json` is the inverse."""

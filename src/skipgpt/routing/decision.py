@@ -119,17 +119,15 @@ class GumbelSample:
 
     def __call__(self, margin: Tensor, site: Site) -> ModuleDecision:
         """Decide for one module."""
-        uniform = self._uniform(margin, site).clamp(1e-7, 1 - 1e-7)
-        noise = torch.logit(uniform) * self.scale
+        if self.noise is None:
+            uniform = torch.rand_like(margin, dtype=torch.float32)
+        else:
+            shape = margin.shape[0], margin.shape[1]
+            uniform = self.noise.uniform(shape, f"{site.layer}.{site.module}", margin.device)
+        noise = torch.logit(uniform.clamp(1e-7, 1 - 1e-7)) * self.scale
         soft = torch.sigmoid((margin + noise) / self.temperature)
         keep = soft > 0.5
         return ModuleDecision(keep, keep.to(soft.dtype) + (soft - soft.detach()), margin)
-
-    def _uniform(self, margin: Tensor, site: Site) -> Tensor:
-        if self.noise is None:
-            return torch.rand_like(margin, dtype=torch.float32)
-        shape = margin.shape[0], margin.shape[1]
-        return self.noise.uniform(shape, f"{site.layer}.{site.module}", margin.device)
 
 
 @dataclass(frozen=True)

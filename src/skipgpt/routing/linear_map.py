@@ -13,12 +13,7 @@ from torch import Tensor, nn
 
 
 class LinearMap(nn.Module):
-    """`x W^T + b`, with the parameters and the initialisation of `nn.Linear`.
-
-    Args:
-        in_features: width of the input.
-        out_features: width of the output.
-        bias: whether there is a b.
+    """`x W^T + b`, with the parameters and the initialisation of `nn.Linear`; b may be left out.
 
     Example:
         >>> LinearMap(32, 4)(torch.zeros(2, 7, 32)).shape

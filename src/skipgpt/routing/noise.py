@@ -42,12 +42,9 @@ class RowNoise:
     def uniform(
         self, shape: tuple[int, int], purpose: str, device: torch.device | None = None
     ) -> Tensor:
-        """Numbers between 0 and 1, both excluded, float32 [B, T]; the same on every device.
+        """Numbers between 0 and 1, both excluded, float32 of shape [B, T]; equal on every device.
 
-        Args:
-            shape: B and T.
-            purpose: numbers of another purpose are independent of these.
-            device: where to make them.
+        Those of another purpose are independent of these.
         """
         keys = torch.tensor([_signed(key) for key in self._keys(purpose)], device=device)
         mixed = torch.arange(1, shape[1] + 1, device=device) * _signed(_GOLDEN) + keys[:, None]

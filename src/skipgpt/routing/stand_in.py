@@ -3,16 +3,20 @@
 A skipped module leaves the residual stream as it was. What the module would have added is in part
 predictable at a small part of its cost: a product of rank r of the normalised stream, and a bias.
 
+It is fitted to what its module adds, by least squares over a text, or trained.
+
 Shapes: B batch, T query tokens, D hidden, r rank.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from skipgpt.routing.linear_map import LinearMap
-from skipgpt.routing.router import EPSILON
+from skipgpt.routing.router import EPSILON, divided_by_rms
+from skipgpt.system.sharded import assign, full_tensor
 
 
 class StandIn(nn.Module):
@@ -35,3 +39,57 @@ class StandIn(nn.Module):
         wide = entering.to(self.down.weight.dtype)
         update: Tensor = self.up(self.down(rms_norm(wide, wide.shape[-1:], eps=EPSILON)))
         return update.to(entering.dtype)
+
+
+class Moments:
+    """Running sums over (input, output) pairs of a module, enough for a least-squares fit."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self.count = 0
+        wide = torch.float64
+        self.read, self.update = torch.zeros(2, hidden_size, dtype=wide)
+        self.xx, self.xy = torch.zeros(2, hidden_size, hidden_size, dtype=wide)
+
+    def add(self, entering: Tensor, update: Tensor, counted: Tensor | None = None) -> None:
+        """Count the streams [B, T, D] that entered a module and what it added to them.
+
+        Only the tokens in `counted` [B, T] are counted; all where None.
+        """
+        read = divided_by_rms(entering).flatten(0, 1).float()
+        out = update.flatten(0, 1).float()
+        if counted is not None:
+            read, out = read[counted.flatten()], out[counted.flatten()]
+        self.count += len(read)
+        # Products of one batch in float32 take half the time; sums over batches are float64.
+        self.read += read.sum(0).cpu()
+        self.update += out.sum(0).cpu()
+        self.xx += (read.T @ read).cpu()
+        self.xy += (read.T @ out).cpu()
+
+
+@torch.no_grad()
+def fit(stand_in: StandIn, moments: Moments, ridge: float = 1e-3, *, around: bool = False) -> None:
+    """Reduced-rank regression: the stand-in of least squared error on what was counted.
+
+    The full ridge solution W is projected onto the r directions of the output in which its
+    predictions vary most (Izenman, 1975).
+
+    Args:
+        stand_in: changed in place.
+        moments: of its inputs and of what it should add.
+        ridge: penalty on W, relative to the mean square of an input.
+        around: penalise the distance from the stand-in's current map instead.
+    """
+    mean_read, mean_update = moments.read / moments.count, moments.update / moments.count
+    read = moments.xx / moments.count - torch.outer(mean_read, mean_read)
+    cross = moments.xy / moments.count - torch.outer(mean_read, mean_update)
+    damping = ridge * read.diagonal().mean() * torch.eye(len(read), dtype=read.dtype)
+    start = torch.zeros_like(cross)
+    if around:
+        start = (full_tensor(stand_in.up.weight) @ full_tensor(stand_in.down.weight)).T.to(cross)
+    solution = start + torch.linalg.solve(read + damping, cross - read @ start)
+    _, directions = torch.linalg.eigh(solution.T @ read @ solution)
+    kept = directions[:, -stand_in.down.out_features :]
+    assign(stand_in.down.weight, (solution @ kept).T)
+    assign(stand_in.up.weight, kept)
+    assign(stand_in.up.bias, mean_update - kept @ (kept.T @ (solution.T @ mean_read)))

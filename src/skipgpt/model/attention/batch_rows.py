@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from skipgpt.model import packing
 from skipgpt.model.attention import custom
 from skipgpt.model.attention.custom import PackedQueries
 from skipgpt.model.routed import RoutedLayer
@@ -58,16 +59,13 @@ def take(source: Tensor, rows: Tensor) -> Tensor:
 
 def take_arguments(arguments: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
     """Attention's arguments for the tokens of some of `batch` sequences."""
-    packed, mask = dict(arguments), arguments["attention_mask"]
-    if (rotary := arguments.get("position_embeddings")) is not None:
-        packed["position_embeddings"] = tuple(
-            take(each.expand(batch, -1, -1), rows) for each in rotary
-        )
-    if (positions := arguments.get("position_ids")) is not None:
-        packed["position_ids"] = take(positions.expand(batch, -1).unsqueeze(-1), rows).squeeze(-1)
+    mask = arguments["attention_mask"]
     mask = None if mask is None else mask.expand(batch, -1, -1, -1)
-    packed["attention_mask"] = RowQueries(rows.tolist(), mask)
-    return packed
+    return packing.take_arguments(
+        arguments,
+        lambda each: take(each.expand(batch, -1, -1), rows),
+        RowQueries(rows.tolist(), mask),
+    )
 
 
 def attend(

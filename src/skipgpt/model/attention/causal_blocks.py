@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from skipgpt.model import modules
+from skipgpt.model import modules, packing
 from skipgpt.model.attention import custom
 from skipgpt.model.attention.custom import PackedQueries
 from skipgpt.model.routed import RoutedLayer
@@ -69,20 +69,14 @@ def take_arguments(
     arguments: dict[str, Any], rows: Tensor, batch: int, tokens: int
 ) -> dict[str, Any]:
     """Attention's arguments for the tokens at rows [N] of `batch` * `tokens`."""
-    packed, columns = dict(arguments), rows % tokens
-    counts = torch.bincount(rows // tokens, minlength=batch).tolist()
-    packed["attention_mask"] = CausalQueries(columns, counts)
+    columns, counts = rows % tokens, torch.bincount(rows // tokens, minlength=batch).tolist()
 
     def take(each: Tensor) -> Tensor:
         if len(each) == 1:
             return each.index_select(1, columns)
         return each.flatten(0, 1).index_select(0, rows)[None]
 
-    if (rotary := arguments.get("position_embeddings")) is not None:
-        packed["position_embeddings"] = tuple(map(take, rotary))
-    if (positions := arguments.get("position_ids")) is not None:
-        packed["position_ids"] = take(positions)
-    return packed
+    return packing.take_arguments(arguments, take, CausalQueries(columns, counts))
 
 
 def attend(

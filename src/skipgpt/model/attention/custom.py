@@ -26,14 +26,14 @@ class PackedQueries:
     attention: ClassVar[str]
 
 
-class PackedConfig:
-    """An attention module's config with another attention function."""
+class Patched:
+    """An object some of whose attributes are replaced; everything else is its own."""
 
-    def __init__(self, config: Any, attention: str) -> None:
-        self._config, self._attn_implementation = config, attention
+    def __init__(self, original: Any, **replaced: Any) -> None:
+        self.__dict__.update(_original=original, **replaced)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
+        return getattr(self._original, name)
 
 
 def can_use(layer: RoutedLayer) -> bool:

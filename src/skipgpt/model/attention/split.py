@@ -14,30 +14,22 @@ family's attention is reimplemented here, and whatever it does to a query still 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from skipgpt.model import modules
-from skipgpt.model.attention.custom import PackedConfig, PackedQueries
+from skipgpt.model.attention.custom import PackedQueries, Patched
 from skipgpt.model.families.family import has
 from skipgpt.model.families.linear import in_width, is_plain, out_width, some_outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from skipgpt.model.routed import RoutedLayer
+from skipgpt.model.routed import RoutedLayer
 
 
-@dataclass(frozen=True, eq=False)
-class KeysValues:
-    """What the first half passes to the second.
+class KeysValues(NamedTuple):
+    """Keys and values [B, heads, S, size] as attention reads them out of the cache.
 
-    Attributes:
-        keys: as attention reads them out of the cache, [B, heads, S, size].
-        values: likewise.
-        fused: the fused projection's output [B, T, width], where it had to run whole.
+    And the output [B, T, width] of a fused projection, where it had to run whole.
     """
 
     keys: Tensor
@@ -46,20 +38,24 @@ class KeysValues:
 
 
 def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any]) -> KeysValues:
-    """Compute and cache the keys and values of all tokens; no query, score or output.
-
-    Args:
-        layer: whose attention it is.
-        read: [B, T, D], what attention reads.
-        arguments: of attention, by name; its cache is updated, if there is one.
-    """
+    """Compute and cache keys and values of all tokens of read [B, T, D]; no query, no output."""
     family = layer.family
     attn, cache = getattr(layer, family.attn), arguments[family.cache]
     replaced = _blank(layer, family.query)
     fused = _FusedKeys(layer) if family.fused else None
     if fused is not None:
         replaced[family.fused] = fused
-    update = _caught_update(layer, read, arguments, _PatchedAttention(attn, replaced))
+
+    def stop(*update: Any) -> None:
+        raise _StopForward(*update)
+
+    half, catch = Patched(attn, **replaced), Patched(cache, update=stop)
+    try:
+        modules.run_attention(layer, read, arguments | {family.cache: catch}, half)
+    except _StopForward as caught:
+        update = caught.args
+    else:
+        raise AssertionError(f"attention of layer {layer.index} never updated its cache")
     keys, values = update[:2]
     if cache is not None:
         try:
@@ -77,17 +73,10 @@ def kept_queries(
     found: KeysValues,
     take: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Attention's output for some tokens, given the keys and values of all.
+    """Attention's output [B, N, D] for packed tokens [B, N, D], given the keys and values of all.
 
-    Args:
-        layer: whose attention it is.
-        packed: [B, N, D], what attention reads of the kept tokens.
-        arguments: of attention, with masks and positions of the kept tokens.
-        found: what `keys_and_values` returned.
-        take: takes the kept rows out of [B, T, width].
-
-    Returns:
-        [B, N, D].
+    Masks and positions in `arguments` are those of the packed tokens; `take` takes their rows out
+    of [B, T, width].
     """
     family = layer.family
     attn = getattr(layer, family.attn)
@@ -98,86 +87,14 @@ def kept_queries(
             functools.partial(_fused_queries, layer) if whole is None else lambda _: take(whole)
         )
     if isinstance(queries := arguments["attention_mask"], PackedQueries):
-        replaced["config"] = PackedConfig(attn.config, queries.attention)
-    supply = _ReplayCache(arguments[family.cache], found)
-    return modules.run_attention(
-        layer, packed, arguments | {family.cache: supply}, _PatchedAttention(attn, replaced)
-    )
-
-
-def with_replaced(
-    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], instead: dict[str, Any]
-) -> Tensor:
-    """Attention's output with some attributes of its module replaced.
-
-    Args:
-        layer: whose attention it is.
-        read: [B, T, D], what attention reads.
-        arguments: of attention, by name.
-        instead: the replacements, by attribute name.
-
-    Returns:
-        [B, T, D].
-    """
-    return modules.run_attention(
-        layer, read, arguments, _PatchedAttention(getattr(layer, layer.family.attn), instead)
-    )
-
-
-def _caught_update(
-    layer: RoutedLayer, read: Tensor, arguments: dict[str, Any], half: _PatchedAttention
-) -> tuple[Any, ...]:
-    """What attention passes to its cache's `update`: keys, values and further arguments."""
-    catch = _CapturingCache(arguments[layer.family.cache])
-    try:
-        modules.run_attention(layer, read, arguments | {layer.family.cache: catch}, half)
-    except _StopForward as caught:
-        return caught.update
-    raise AssertionError(f"attention of layer {layer.index} never updated its cache")
-
-
-class _PatchedAttention:
-    """An attention module some of whose attributes are replaced; everything else is its own."""
-
-    def __init__(self, attn: nn.Module, replaced: dict[str, Any]) -> None:
-        self.__dict__.update(_attn=attn, **replaced)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._attn, name)
+        replaced["config"] = Patched(attn.config, _attn_implementation=queries.attention)
+    supply = Patched(arguments[family.cache], update=lambda *_: (found.keys, found.values))
+    half = Patched(attn, **replaced)
+    return modules.run_attention(layer, packed, arguments | {family.cache: supply}, half)
 
 
 class _StopForward(Exception):  # noqa: N818 - it ends the first half, nothing went wrong
     """Ends attention's forward and carries out what it passed to the cache."""
-
-    def __init__(self, update: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.update = update
-
-
-class _CapturingCache:
-    """A cache that ends the forward where it is updated."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def update(self, *update: Any) -> None:
-        raise _StopForward(update)
-
-
-class _ReplayCache:
-    """A cache that answers any update with the keys and values of all tokens."""
-
-    def __init__(self, cache: Any, found: KeysValues) -> None:
-        self._cache, self._found = cache, found
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def update(self, *_: Any) -> tuple[Tensor, Tensor]:
-        return self._found.keys, self._found.values
 
 
 class _FusedKeys:
@@ -208,19 +125,13 @@ def _fused_queries(layer: RoutedLayer, rows: Tensor) -> Tensor:
     return nn.functional.pad(queries, (0, out_width(projection) - queries.shape[-1]))
 
 
-class ZeroProjection:
-    """Replaces a projection: returns zeros, possibly with fewer outputs."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Zeros [..., width] for rows [..., D]."""
-        return rows.new_zeros(*rows.shape[:-1], self.width)
+def _zeros(width: int, rows: Tensor) -> Tensor:
+    """Zeros [..., width] for rows [..., D], as a projection would return them."""
+    return rows.new_zeros(*rows.shape[:-1], width)
 
 
-def blanks(layer: RoutedLayer) -> dict[str, ZeroProjection]:
-    """The zero projection for each projection, by name; one head wide where that suffices.
+def blanks(layer: RoutedLayer) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What returns zeros in place of each projection, by name; one head wide where that suffices.
 
     Rotary embeddings are applied to the zeros before they are discarded, so width costs time. All
     heads are needed where a norm spans them or each has its own, or where head sizes differ.
@@ -233,7 +144,10 @@ def blanks(layer: RoutedLayer) -> dict[str, ZeroProjection]:
     names = [name for name in (*family.query, *family.key_value) if has(attn, name)]
     widths = {name: out_width(getattr(attn, name)) for name in names}
     narrow = {w for w in widths.values() if size and w % size == 0 and w not in norms}
-    return {name: ZeroProjection(size if each in narrow else each) for name, each in widths.items()}
+    return {
+        name: functools.partial(_zeros, size if each in narrow else each)
+        for name, each in widths.items()
+    }
 
 
 def _blank(layer: RoutedLayer, names: tuple[str, ...]) -> dict[str, Any]:

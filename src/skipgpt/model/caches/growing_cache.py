@@ -31,12 +31,7 @@ class GrowingBuffer:
         self._held: Tensor | None = None
 
     def append(self, held: Tensor, new: Tensor) -> Tensor:
-        """Append `new`, in place if `held` is what this returned last: [B, heads, S + n, size].
-
-        Args:
-            held: [B, heads, S, size].
-            new: [B, heads, n, size].
-        """
+        """Append `new` [B, heads, n, size] to `held` [B, heads, S, size], in place if it can."""
         start, count = held.shape[2], new.shape[2]
         whole = self.whole
         if whole is None or not self._has_room(whole, held, count):

@@ -32,15 +32,10 @@ def dense_cache_bytes(cache: Any) -> int:
 
 
 def fitting_cache(cache: Any, policy: str, config: Any, layers: int, batch: int) -> Any:
-    """The cache that a forward is to use, for a policy of keys and values.
+    """The cache that a forward of `batch` sequences is to use, for a policy of keys and values.
 
-    Args:
-        cache: what the caller passed; an empty `DynamicCache`, as `generate` makes, turns into a
-            `SkipCache` in place where the policy wants one. None asks for a new one.
-        policy: `dense` or `skip`.
-        config: of the model.
-        layers: how many the model has.
-        batch: sequences of this forward.
+    An empty `DynamicCache`, as `generate` makes, turns into a `SkipCache` in place where the policy
+    wants one; None asks for a new one.
 
     Raises:
         ConfigError: a cache of the other policy, of another model, or of another batch size.

@@ -9,23 +9,43 @@ Shapes: B batch, N new tokens, P the most kept tokens of a sequence.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from skipgpt.errors import ConfigError
-from skipgpt.model.caches.kept_rows import Row, join
 
 
 @dataclass(frozen=True, eq=False)
-class Past:
-    """Stored keys of all rows, padded to [B, P]: their places, and which of them exist."""
+class Row:
+    """The kept tokens of one sequence: keys and values [heads, P, size], places [P] int32."""
 
+    keys: Tensor
+    values: Tensor
     places: Tensor
-    there: Tensor
+
+    def map(self, change: Callable[[Tensor, int], Tensor]) -> Row:
+        """Apply `change` to each part and the dimension along which the part's tokens lie."""
+        return Row(change(self.keys, 1), change(self.values, 1), change(self.places, 0))
+
+    def only(self, keep: Tensor) -> Row:
+        """The tokens where keep [P] is true."""
+        return self.map(lambda part, dim: part.index_select(dim, keep.nonzero().squeeze(-1)))
+
+    def then(self, new: Row) -> Row:
+        """These tokens, then those of `new`."""
+        if not len(new.places):
+            return self
+        return Row(
+            torch.cat([self.keys, new.keys], 1),
+            torch.cat([self.values, new.values], 1),
+            torch.cat([self.places, new.places]),
+        )
 
 
 class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -59,12 +79,9 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Store some new tokens and return what the new queries may attend to.
 
-        Args:
-            keys: [B, heads, N, size].
-            values: [B, heads, N, size].
-            places: [B, N], where the tokens are in their sequences.
-            stored: [B, N] bool, which of them are to be stored.
-            tokens: how many tokens this forward has, those that skip included.
+        Keys and values are [B, heads, N, size]; the tokens are at `places` [B, N] of their
+        sequences, and those in `stored` [B, N] are to be stored. This forward has `tokens` tokens,
+        skipped ones included.
 
         Returns:
             Keys and values [B, heads, P + N, size]: those of the past, then all the new ones.
@@ -77,7 +94,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.rows is None:
             self.rows = fresh
         else:
-            self.rows = [join(old, new) for old, new in zip(self.rows, fresh, strict=True)]
+            self.rows = [old.then(new) for old, new in zip(self.rows, fresh, strict=True)]
         self.pass_over(len(keys), tokens)
         return torch.cat([held[0], keys], 2), torch.cat([held[1], values], 2)
 
@@ -89,22 +106,20 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
             self._drop(before=self.seen - self.window + 1)
 
     @property
-    def past(self) -> Past | None:
-        """Where the stored keys are; None where there are none."""
+    def past(self) -> tuple[Tensor, Tensor] | None:
+        """Where the stored keys are, padded to [B, P], and which exist; None where none are."""
         if not self.rows:
             return None
         counts = torch.tensor([len(row.places) for row in self.rows])
-        most = int(counts.max())
-        pad = torch.nn.functional.pad
-        places = torch.stack([pad(r.places, (0, most - len(r.places))) for r in self.rows]).long()
-        there = torch.arange(most) < counts[:, None]
-        return Past(places, there.to(places.device))
+        places = pad_sequence([row.places for row in self.rows], batch_first=True).long()
+        there = torch.arange(places.shape[1]) < counts[:, None]
+        return places, there.to(places.device)
 
     @property
     def nbytes(self) -> int:
         """Bytes stored, places included."""
         parts = [part for r in self.rows or () for part in (r.keys, r.values, r.places)]
-        return sum(part.numel() * part.element_size() for part in parts)
+        return sum(part.nbytes for part in parts)
 
     @property
     def row_nbytes(self) -> int | None:
@@ -162,10 +177,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens.
-
-        Args:
-            tokens_to_remove: a negative number, as in transformers.
+        """Remove the last tokens; their number is negative, as in transformers.
 
         Raises:
             ValueError: the number is positive.
@@ -234,12 +246,12 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         if len(self.rows) == 1:
             return self.rows[0].keys[None], self.rows[0].values[None]
         most = max(len(row.places) for row in self.rows)
-        pads = [(0, 0, 0, most - len(row.places)) for row in self.rows]
         pad = torch.nn.functional.pad
-        return (
-            torch.stack([pad(row.keys, by) for row, by in zip(self.rows, pads, strict=True)]),
-            torch.stack([pad(row.values, by) for row, by in zip(self.rows, pads, strict=True)]),
-        )
+
+        def stacked(parts: list[Tensor]) -> Tensor:
+            return torch.stack([pad(part, (0, 0, 0, most - part.shape[1])) for part in parts])
+
+        return stacked([row.keys for row in self.rows]), stacked([row.values for row in self.rows])
 
 
 class SkipCache(Cache):  # type: ignore[misc]
@@ -257,7 +269,10 @@ class SkipCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, config: Any) -> None:
-        super().__init__(layers=_skip_layers(DynamicCache(config=config.get_text_config())))
+        plain = DynamicCache(config=config.get_text_config()).layers
+        super().__init__(
+            layers=[SkipLayer(getattr(layer, "sliding_window", None)) for layer in plain]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -283,7 +298,3 @@ def turn_into_skip_cache(cache: DynamicCache, config: Any) -> None:
         layer.record_past = record
     cache.layer_class_to_replicate = None
     cache.__class__ = SkipCache
-
-
-def _skip_layers(cache: Cache) -> list[SkipLayer]:
-    return [SkipLayer(getattr(layer, "sliding_window", None)) for layer in cache.layers]

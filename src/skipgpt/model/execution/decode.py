@@ -18,8 +18,7 @@ from skipgpt.model.execution.run import run as run_by_plan
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.trace import KeepCounts
 from skipgpt.routing.decision import Module, ModuleDecision, Site
-from skipgpt.routing.fused_margins import margins_as_numbers
-from skipgpt.routing.router import inverse_rms_as_numbers
+from skipgpt.routing.router import inverse_rms_as_numbers, margins_as_numbers
 
 MOST = 32
 """Largest batch; for more sequences tensors decide faster than a loop over floats."""
@@ -73,29 +72,15 @@ def decide(layer: RoutedLayer, entering: Tensor) -> Keeps | None:
 
 def record(layer: RoutedLayer, keeps: Keeps) -> None:
     """Pass what `decide` returned to the open recorder, if any."""
-    state = layer.routing
-    if not isinstance(state.recorder, KeepCounts):
-        return
-    attn, mlp = keeps
-    if state.token_mask is not None:
-        real = state.token_mask[:, 0].tolist()
-        attn, mlp = (
-            [kept and is_real for kept, is_real in zip(each, real, strict=True)] for each in keeps
-        )
-    else:
-        real = [True] * len(attn)
-    state.recorder.record_kept(layer.index, sum(attn), sum(mlp), sum(real))
+    recorder, mask = layer.routing.recorder, layer.routing.token_mask
+    if isinstance(recorder, KeepCounts):
+        real = [True] * len(keeps.attn) if mask is None else mask[:, 0].tolist()
+        attn, mlp = (sum(k and r for k, r in zip(each, real, strict=True)) for each in keeps)
+        recorder.record_kept(layer.index, attn, mlp, sum(real))
 
 
 def run(layer: RoutedLayer, entering: Tensor, keeps: Keeps, arguments: dict[str, Any]) -> Tensor:
-    """The residual stream [B, 1, D] after a sequential layer.
-
-    Args:
-        layer: with its modules.
-        entering: [B, 1, D], the stream before.
-        keeps: which modules run.
-        arguments: of attention, by name; its cache is updated whatever runs.
-    """
+    """The stream [B, 1, D] after a sequential layer; its cache is updated whatever runs."""
     stream = _run_module(layer, "attn", entering, keeps.attn, arguments)
     return _run_module(layer, "mlp", stream, keeps.mlp, arguments)
 
@@ -108,15 +93,12 @@ def _run_module(
     arguments: dict[str, Any],
 ) -> Tensor:
     """`entering` [B, 1, D] plus the module's update where kept, else plus its stand-in's."""
-    kept = sum(keep)
-    decision = ALL_ALIKE if kept in (0, len(keep)) else _as_tensors(keep)
+    kept, decision = sum(keep), ALL_ALIKE
+    if kept not in (0, len(keep)):
+        flags = torch.tensor(keep)[:, None]
+        decision = ModuleDecision.hard(flags, flags.float())
     chosen = plan_of_count(layer, module, entering, kept, arguments)
     return run_by_plan(layer, module, chosen, entering, entering, decision, arguments)
-
-
-def _as_tensors(keep: list[bool]) -> ModuleDecision:
-    kept = torch.tensor(keep)[:, None]
-    return ModuleDecision.hard(kept, kept.float())
 
 
 ALL_ALIKE = ModuleDecision.hard(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1))

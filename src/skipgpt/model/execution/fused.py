@@ -20,19 +20,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from skipgpt.kernels.compaction import KeptQueries, kept_queries, kept_rows
 from skipgpt.kernels.interface import Kernels
 from skipgpt.kernels.select import MOST_SEQUENCES
 from skipgpt.model import modules
-from skipgpt.model.attention import split
-from skipgpt.model.attention.custom import PackedConfig, PackedQueries
+from skipgpt.model.attention.custom import PackedQueries, Patched
 from skipgpt.model.execution import kernel_support
 from skipgpt.model.routed import RoutedLayer
-from skipgpt.routing.decision import ModuleDecision
-from skipgpt.routing.stand_in import StandIn
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +50,11 @@ class QueriesOnDevice(PackedQueries):
 
 
 def mlp(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    decision: ModuleDecision,
-    _: dict[str, Any],
+    layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, _: dict[str, Any]
 ) -> Tensor:
     """Stream [B, T, D] plus the MLP of the kept tokens of `entering`."""
     kernels = kernel_support.supported_kernels(stream)
-    module, keep = getattr(layer, layer.family.mlp), decision.keep
+    module = getattr(layer, layer.family.mlp)
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
     weights = (gate.weight, up.weight, gate.bias, up.bias)
     activation, scale = kernel_support.ACTIVATIONS[type(module.act_fn).__name__], _scale(layer)
@@ -81,16 +73,11 @@ def mlp(
 
 
 def attention(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    decision: ModuleDecision,
-    arguments: dict[str, Any],
+    layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
     """Stream [B, T, D] plus attention of the kept tokens of `entering` to all."""
     kernels = kernel_support.supported_kernels(stream)
-    family, keep = layer.family, decision.keep
-    attn = getattr(layer, family.attn)
+    family, attn = layer.family, getattr(layer, layer.family.attn)
     query, output = getattr(attn, family.query[0]), getattr(attn, family.output)
     scale, flat = _scale(layer), stream.flatten(0, 1)
     kept = None if _is_step(keep) else kept_queries(keep)
@@ -112,18 +99,10 @@ def attention(
         return made.view_as(stream)
 
     mask = QueriesOnDevice(kernels, kept, keep, arguments["attention_mask"])
-    config = PackedConfig(attn.config, mask.attention)
-    instead = {family.query[0]: project, family.output: add, "config": config}
+    config = Patched(attn.config, _attn_implementation=mask.attention)
+    patched = Patched(attn, config=config, **{family.query[0]: project, family.output: add})
     read = modules.pre_norm(layer, "attn", entering)
-    return split.with_replaced(layer, read, arguments | {"attention_mask": mask}, instead)
-
-
-def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
-    """Stream [B, T, D] plus the stand-in's output where tokens skip.
-
-    It is computed for all tokens: it is small, and the host need not wait for their number.
-    """
-    return torch.where(decision.keep[..., None], stream, stream + module(entering))
+    return modules.run_attention(layer, read, arguments | {"attention_mask": mask}, patched)
 
 
 def attend(

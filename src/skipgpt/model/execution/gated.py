@@ -14,44 +14,30 @@ from skipgpt.model import modules
 from skipgpt.model.attention import skip_kv
 from skipgpt.model.packing import all_columns
 from skipgpt.model.routed import RoutedLayer
-from skipgpt.routing.decision import ModuleDecision
+from skipgpt.routing.decision import Module, ModuleDecision
 from skipgpt.routing.stand_in import StandIn
 
 
-def attention(
+def module(
     layer: RoutedLayer,
+    which: Module,
     stream: Tensor,
     entering: Tensor,
     decision: ModuleDecision,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """Stream [B, T, D] plus attention of `entering` [B, T, D] times gate (paper)."""
-    read = modules.pre_norm(layer, "attn", entering)
-    if layer.routing.config.kv == "skip":
-        columns, tokens = all_columns(decision.keep), stream.shape[1]
+    """Stream [B, T, D] plus a module's update of `entering` [B, T, D] times gate (paper)."""
+    if which == "attn" and layer.routing.config.kv == "skip":
+        read, columns = modules.pre_norm(layer, which, entering), all_columns(decision.keep)
+        tokens = stream.shape[1]
         update = skip_kv.attend(layer, read, columns, decision.keep, tokens, arguments)
+        update = modules.post_norm(layer, which, update)
     else:
-        update = modules.run_attention(layer, read, arguments)
-    return _add_gated(stream, modules.post_norm(layer, "attn", update), decision)
-
-
-def mlp(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    decision: ModuleDecision,
-    _: dict[str, Any],
-) -> Tensor:
-    """Stream [B, T, D] plus MLP of `entering` [B, T, D] times gate (paper)."""
-    update = modules.run_mlp(layer, modules.pre_norm(layer, "mlp", entering))
-    return _add_gated(stream, modules.post_norm(layer, "mlp", update), decision)
+        update = modules.run_module(layer, which, entering, arguments)
+    return stream + update * decision.gate.unsqueeze(-1).to(update.dtype)
 
 
 def stand_in(module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision) -> Tensor:
     """Stream [B, T, D] plus the stand-in's output for `entering` [B, T, D] times 1 - gate."""
     update: Tensor = module(entering)
     return stream + update * (1 - decision.gate).unsqueeze(-1).to(update.dtype)
-
-
-def _add_gated(stream: Tensor, update: Tensor, decision: ModuleDecision) -> Tensor:
-    return stream + update * decision.gate.unsqueeze(-1).to(update.dtype)

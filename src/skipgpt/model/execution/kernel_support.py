@@ -14,6 +14,7 @@ from skipgpt.kernels.interface import Activation, Kernels
 from skipgpt.kernels.select import WIDEST_HEAD, kernels_for
 from skipgpt.model import modules
 from skipgpt.model.routed import RoutedLayer
+from skipgpt.routing.decision import MODULES, Module
 
 ACTIVATIONS: dict[str, Activation] = {
     "SiLU": "silu",
@@ -36,8 +37,7 @@ def needs_host_sync(layer: RoutedLayer) -> bool:
     """
     probe = next(layer.parameters()).new_empty(1, 1, 1)
     given: dict[str, Any] = {"attention_mask": None}
-    suited = mlp_kernels(layer, probe), attention_kernels(layer, probe, given)
-    return any(kernels is None for kernels in suited)
+    return any(module_kernels(layer, module, probe, given) is None for module in MODULES)
 
 
 def supported_kernels(stream: Tensor) -> Kernels:
@@ -45,6 +45,15 @@ def supported_kernels(stream: Tensor) -> Kernels:
     kernels = kernels_for(stream)
     assert kernels is not None
     return kernels
+
+
+def module_kernels(
+    layer: RoutedLayer, module: Module, stream: Tensor, arguments: dict[str, Any]
+) -> Kernels | None:
+    """The kernels that run kept tokens of a module where they are; None if it has to pack."""
+    if module == "mlp":
+        return mlp_kernels(layer, stream)
+    return attention_kernels(layer, stream, arguments)
 
 
 def mlp_kernels(layer: RoutedLayer, stream: Tensor) -> Kernels | None:
@@ -96,12 +105,9 @@ def _is_plainly_causal(attn: Any, arguments: dict[str, Any]) -> bool:
         and all(getattr(attn, name, None) is None for name in _OWN_SCORES)
         and getattr(attn, "head_dim", WIDEST_HEAD + 1) <= WIDEST_HEAD
         and not hasattr(attn, "v_head_dim")  # values of another size than keys
-        and (mask is None or (isinstance(mask, Tensor) and _is_shared_bool(mask)))
+        and (mask is None or (isinstance(mask, Tensor) and mask.dtype == torch.bool))
+        and (mask is None or (mask.ndim == 4 and mask.shape[1] == 1))  # shared by heads
     )
-
-
-def _is_shared_bool(mask: Tensor) -> bool:
-    return mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1] == 1
 
 
 def _plain_residual(layer: RoutedLayer, after: tuple[str, ...], stream: Tensor) -> bool:

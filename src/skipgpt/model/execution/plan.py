@@ -40,19 +40,11 @@ class Plan(Enum):
 def plan(
     layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Plan:
-    """Choose how a module runs under execution `sparse` or `auto`.
-
-    Args:
-        layer: with the module.
-        module: which of them.
-        entering: [B, T, D], what the module's norm reads.
-        keep: [B, T] bool, which tokens run it.
-        arguments: of attention, by name.
-    """
+    """Choose how the tokens in keep [B, T] of `entering` [B, T, D] run in `sparse` or `auto`."""
     state = layer.routing
     if state.execution == "auto" and not state.can_pack:
         return Plan.GATED
-    if _has_kernels(layer, module, entering, arguments):
+    if kernel_support.module_kernels(layer, module, entering, arguments) is not None:
         return Plan.KERNELS
     if module == "attn" and state.config.kv == "skip":
         return Plan.KEPT_KEYS
@@ -92,15 +84,6 @@ def _packs(
         cached = _cached_bytes(arguments[layer.family.cache], layer.index)
     machine = layer.routing.machine(entering)
     return layer.packing.is_worth_packing(machine, module, entering, kept, cached)
-
-
-def _has_kernels(
-    layer: RoutedLayer, module: Module, entering: Tensor, arguments: dict[str, Any]
-) -> bool:
-    """Whether kernels take kept tokens where they are, so that nothing is packed."""
-    if module == "mlp":
-        return kernel_support.mlp_kernels(layer, entering) is not None
-    return kernel_support.attention_kernels(layer, entering, arguments) is not None
 
 
 def _cached_bytes(cache: Any, index: int) -> int:

@@ -39,13 +39,14 @@ def run(
     """
     stand_in = layer.attn_stand_in if module == "attn" else layer.mlp_stand_in
     if chosen is Plan.GATED:
-        run_gated = gated.attention if module == "attn" else gated.mlp
-        stream = run_gated(layer, stream, entering, decision, arguments)
+        stream = gated.module(layer, module, stream, entering, decision, arguments)
         return gated.stand_in(stand_in, stream, entering, decision) if stand_in else stream
-    after = sparse.module(layer, module, chosen, stream, entering, decision, arguments)
+    after: Tensor = sparse.module(layer, module, chosen, stream, entering, decision.keep, arguments)
     if stand_in is None or (chosen is Plan.WHOLE and not torch.is_grad_enabled()):
         return after
     if chosen is Plan.NOTHING:
-        update: Tensor = stand_in(entering)
-        return after + update
-    return sparse.stand_in(stand_in, after, entering, decision, owned=after is not stream)
+        after = after + stand_in(entering)
+    else:
+        owned = after is not stream
+        after = sparse.stand_in(stand_in, after, entering, decision.keep, owned=owned)
+    return after

@@ -10,8 +10,8 @@ Each plan (`plan.py`) is one function here; `run.py` calls it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,84 +32,45 @@ from skipgpt.model.packing import (
 )
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.state import given_tokens
-from skipgpt.routing.decision import Module, ModuleDecision
+from skipgpt.routing.decision import Module
 from skipgpt.routing.stand_in import StandIn
 
 ROWS = 1024
 """Tokens per call of an MLP on a CPU: the fastest of 256 to 8,192 for an MLP of width 2,816."""
 
-Run = Callable[[RoutedLayer, Tensor, Tensor, ModuleDecision, dict[str, Any]], Tensor]
-"""Adds a module's update of the kept tokens of `entering` [B, T, D] to `stream` [B, T, D].
-
-Takes the layer, `stream`, `entering`, the decision, and attention's arguments by name.
-"""
-
-_Twin = TypeVar("_Twin", bound=Callable[..., Tensor])
+# How many tokens run is in the data, and compiled graphs need shapes. All around the two modules of
+# a layer still compiles.
+_not_compiled = torch.compiler.disable(reason="the number of packed tokens depends on the data")  # type: ignore[no-untyped-call]
 
 
-def _not_compiled(twin: _Twin) -> _Twin:
-    """Keep `torch.compile` out: its graphs need shapes, and how many tokens run is in the data.
-
-    Everything around the two modules of a layer still compiles.
-    """
-    reason = "the number of packed tokens depends on the data"
-    made: _Twin = torch.compiler.disable(twin, reason=reason)  # type: ignore[no-untyped-call]
-    return made
-
-
-@_not_compiled
+@_not_compiled  # type: ignore[untyped-decorator]
 def stand_in(
-    module: StandIn, stream: Tensor, entering: Tensor, decision: ModuleDecision, *, owned: bool
+    module: StandIn, stream: Tensor, entering: Tensor, keep: Tensor, *, owned: bool
 ) -> Tensor:
-    """Stream [B, T, D] plus the stand-in's output for the skipped tokens of `entering`.
+    """Stream [B, T, D] plus the stand-in's output for the tokens of `entering` not in `keep`.
 
-    Args:
-        module: the stand-in.
-        stream: what it is added to; in place where `owned` and no gradient is needed.
-        entering: [B, T, D], what it reads.
-        decision: which tokens skip.
-        owned: whether nothing else holds `stream`.
+    In place where nothing else holds the stream (`owned`) and no gradient is needed.
     """
     if stand_in_kernels(stream) is not None:
-        return fused.stand_in(module, stream, entering, decision)
-    rows = (~decision.keep).flatten().nonzero().squeeze(-1)
+        # For all tokens: it is small, and the host need not wait for their number.
+        return torch.where(keep[..., None], stream, stream + module(entering))
+    rows = (~keep).flatten().nonzero().squeeze(-1)
     if len(rows) == 0 and not torch.is_grad_enabled():
         return stream
     update = module(entering.flatten(0, 1).index_select(0, rows))
     return add_rows(stream, update, rows, in_place=owned and not torch.is_grad_enabled())
 
 
-def _whole_attention(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    _: ModuleDecision,
-    arguments: dict[str, Any],
-) -> Tensor:
-    read = modules.pre_norm(layer, "attn", entering)
-    update = modules.run_attention(layer, read, arguments)
-    return stream + modules.post_norm(layer, "attn", update)
-
-
 def _keys_and_values_only(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    _: ModuleDecision,
-    arguments: dict[str, Any],
+    layer: RoutedLayer, stream: Tensor, entering: Tensor, _: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
     keys_and_values(layer, modules.pre_norm(layer, "attn", entering), arguments)
     return stream
 
 
 def _attention_of_sequences(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    decision: ModuleDecision,
-    arguments: dict[str, Any],
+    layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
-    keep = decision.keep
     read, rows = modules.pre_norm(layer, "attn", entering), keep[:, 0].nonzero().squeeze(-1)
     found = keys_and_values(layer, read, arguments)
     packed = batch_rows.take_arguments(arguments, rows, len(keep))
@@ -120,16 +81,12 @@ def _attention_of_sequences(
 
 
 def _attention_of_rows(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    decision: ModuleDecision,
-    arguments: dict[str, Any],
+    layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
     read = modules.pre_norm(layer, "attn", entering)
     if causal_blocks.can_use(layer, entering.shape[1], arguments):
-        return _attention_in_blocks(layer, stream, read, decision.keep, arguments)
-    columns, filled = pack_columns(decision.keep)
+        return _attention_in_blocks(layer, stream, read, keep, arguments)
+    columns, filled = pack_columns(keep)
     idle = columns.shape[1] == 0
     if idle:
         # One query per sequence, as in `_attention_in_blocks`.
@@ -169,97 +126,77 @@ def _packed_attention(
 ) -> Tensor:
     """Attention [B, N, D] of the tokens at columns [B, N] of read [B, T, D] to all tokens."""
     found, mask = keys_and_values(layer, read, arguments), arguments["attention_mask"]
-    packed = take_arguments(arguments, columns)
-    if mask is None and not modules.is_causal(getattr(layer, layer.family.attn), arguments):
-        packed["attention_mask"] = None  # every query sees every key
-    else:
-        packed["attention_mask"] = take_mask(mask, columns, found.keys.shape[2])
+    # Else every query sees every key.
+    if mask is not None or modules.is_causal(getattr(layer, layer.family.attn), arguments):
+        mask = take_mask(mask, columns, found.keys.shape[2])
+    take_kept = functools.partial(take, columns=columns)
+    packed = take_arguments(arguments, take_kept, mask)
     with given_tokens(layer.routing, columns, read.shape[1]):
-        return kept_queries(
-            layer, take(read, columns), packed, found, lambda rows: take(rows, columns)
-        )
+        return kept_queries(layer, take_kept(read), packed, found, take_kept)
 
 
 def _attention_to_kept_keys(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    decision: ModuleDecision,
-    arguments: dict[str, Any],
+    layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
-    columns, filled = pack_columns(decision.keep)
+    columns, filled = pack_columns(keep)
     tokens = entering.shape[1]
     if columns.shape[1] == 0:
         skip_kv.skip_all(layer, arguments, entering)
         return stream
     if columns.shape[1] < tokens:
-        entering, arguments = take(entering, columns), take_arguments(arguments, columns)
+        take_kept = functools.partial(take, columns=columns)
+        entering = take_kept(entering)
+        arguments = take_arguments(arguments, take_kept, arguments["attention_mask"])
     read = modules.pre_norm(layer, "attn", entering)
     with given_tokens(layer.routing, columns, tokens):
         update = skip_kv.attend(layer, read, columns, filled, tokens, arguments)
     return add_packed(stream, modules.post_norm(layer, "attn", update), columns, filled)
 
 
-def _whole_mlp(
-    layer: RoutedLayer, stream: Tensor, entering: Tensor, _: ModuleDecision, __: dict[str, Any]
-) -> Tensor:
-    return stream + _run_mlp(layer, entering)
-
-
-def _nothing(
-    _: RoutedLayer, stream: Tensor, __: Tensor, ___: ModuleDecision, ____: dict[str, Any]
-) -> Tensor:
-    return stream
-
-
 def _mlp_of_rows(
-    layer: RoutedLayer,
-    stream: Tensor,
-    entering: Tensor,
-    decision: ModuleDecision,
-    _: dict[str, Any],
+    layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
-    rows, flat = decision.keep.flatten().nonzero().squeeze(-1), entering.flatten(0, 1)
+    rows, flat = keep.flatten().nonzero().squeeze(-1), entering.flatten(0, 1)
+
+    def update_of(some: Tensor) -> Tensor:
+        return modules.run_module(layer, "mlp", flat.index_select(0, some)[None], arguments)[0]
+
     if torch.is_grad_enabled() or rows.device.type != "cpu" or len(rows) == 0:
         with given_tokens(layer.routing, rows, entering.shape[1]):
-            update = _run_mlp(layer, flat.index_select(0, rows)[None])[0]
+            update = update_of(rows)
         return add_rows(stream, update, rows)
     # In chunks, so that the intermediate activations, which are discarded, stay in the CPU cache.
     added = stream.flatten(0, 1).clone()
     for some in rows.tensor_split(-(-len(rows) // ROWS)):
-        update = _run_mlp(layer, flat.index_select(0, some)[None])[0]
-        added.index_add_(0, some, update.to(added.dtype))
+        added.index_add_(0, some, update_of(some).to(added.dtype))
     return added.view_as(stream)
 
 
-def _run_mlp(layer: RoutedLayer, entering: Tensor) -> Tensor:
-    update = modules.run_mlp(layer, modules.pre_norm(layer, "mlp", entering))
-    return modules.post_norm(layer, "mlp", update)
-
-
-RUNS: Mapping[tuple[Module, Plan], Run] = {
+_RUNS = {
     ("attn", Plan.NOTHING): _keys_and_values_only,
-    ("attn", Plan.WHOLE): _whole_attention,
     ("attn", Plan.SEQUENCES): _attention_of_sequences,
     ("attn", Plan.ROWS): _attention_of_rows,
     ("attn", Plan.KEPT_KEYS): _attention_to_kept_keys,
     ("attn", Plan.KERNELS): fused.attention,
-    ("mlp", Plan.NOTHING): _nothing,
-    ("mlp", Plan.WHOLE): _whole_mlp,
     ("mlp", Plan.ROWS): _mlp_of_rows,
     ("mlp", Plan.KERNELS): fused.mlp,
 }
+"""Each adds a module's update of the tokens in `keep` [B, T] to the stream [B, T, D]."""
 
 
-@_not_compiled
+@_not_compiled  # type: ignore[untyped-decorator]
 def module(
     layer: RoutedLayer,
     which: Module,
     chosen: Plan,
     stream: Tensor,
     entering: Tensor,
-    decision: ModuleDecision,
+    keep: Tensor,
     arguments: dict[str, Any],
 ) -> Tensor:
     """Stream [B, T, D] plus a module's update of the kept tokens of `entering` [B, T, D]."""
-    return RUNS[which, chosen](layer, stream, entering, decision, arguments)
+    if chosen is Plan.WHOLE:
+        return stream + modules.run_module(layer, which, entering, arguments)
+    if chosen is Plan.NOTHING and which == "mlp":
+        return stream
+    return _RUNS[which, chosen](layer, stream, entering, keep, arguments)

@@ -21,40 +21,7 @@ Names = tuple[str, ...]
 class Family:
     """One row. Names are those of children of the decoder layer, or of its attention.
 
-    Attributes:
-        model_type: as in the model's config.
-        prefix: of its class names (`Llama` in `LlamaDecoderLayer`).
-        module: below `transformers.models`; made from the model type where it is empty.
-        layer: what follows the prefix in the name of the decoder layer's class.
-        causal_lm: likewise of the class with the language-model head.
-        attn: the attention module.
-        mlp: the MLP, which may be a mixture of experts.
-        attn_norm: the norm before attention: the first of these that the layer has; empty where
-            attention reads the residual stream as it is.
-        mlp_norm: likewise before the MLP.
-        attn_after: what acts on attention's output before it is added, in order.
-        mlp_after: likewise on the MLP's output.
-        scale: attribute of the layer that multiplies both outputs, if any.
-        parallel: whether the MLP reads what attention reads; a string is the path of the layer's
-            attribute that says so.
-        sums_first: whether a parallel layer adds its two outputs before the residual stream; the
-            order changes the last bit.
-        query: projections inside attention that only a token's own query needs.
-        key_value: projections inside attention that only keys and values need.
-        fused: the projection that makes queries, keys and values at once, if there is one.
-        query_first: whether the first outputs of `fused` are the queries, so that a slice of its
-            weight makes the rest; `multi-query`: where there is one head of keys and values.
-        output: the projection of attention's output.
-        gate: the projection in the MLP that its activation reads: the first of these that an MLP
-            or its shared expert has; none where only experts that share a tensor have it; empty
-            where PEFT cannot adapt the MLP.
-        cache: the argument that carries the cache.
-        adds_residual: whether the modules take the residual stream and add to it themselves.
-        returns_tuple: whether the layer returns a tuple with the residual stream in front.
-        requires: attributes of the layer and the values that the row assumes.
-        unread: regular expressions for unused tensors in files of the family, beside those that
-            transformers itself lists.
-        since: the first supported transformers release that has the family, if not the oldest.
+    `docs/extending.md` explains each field, and how to find its value.
     """
 
     model_type: str
@@ -108,6 +75,10 @@ class Family:
         """The decoder layer's class; imports transformers."""
         found: type[nn.Module] = getattr(self._load(), self.prefix + self.layer)
         return found
+
+    def layers_of(self, model: nn.Module) -> list[nn.Module]:
+        """The decoder layers of a model, in order, with routers or without."""
+        return [module for module in model.modules() if isinstance(module, self.layer_class)]
 
     @property
     def model_class(self) -> Any:

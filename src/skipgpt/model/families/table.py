@@ -1,4 +1,4 @@
-"""The table of model families: one row each, no code. What the fields mean: `family.py`.
+"""The table of model families: one row each, no code. What the fields mean: `docs/extending.md`.
 
 A family that is not a row is refused by `family_of`, which says what is missing.
 """
@@ -78,10 +78,7 @@ _POST_NORM = [
     Family("gemma2", "Gemma2", **_GEMMA),
     Family("gemma3_text", "Gemma3", "gemma3.modeling_gemma3", **_GEMMA),
     Family(
-        "glm4",
-        "Glm4",
-        attn_after=("post_self_attn_layernorm",),
-        mlp_after=("post_mlp_layernorm",),
+        "glm4", "Glm4", attn_after=("post_self_attn_layernorm",), mlp_after=("post_mlp_layernorm",)
     ),
     Family("olmo2", "Olmo2", **_OLMO),
     Family("olmo3", "Olmo3", **_OLMO),
@@ -203,7 +200,7 @@ def family_of(model: nn.Module) -> Family:
             todo="see docs/extending.md for what a row needs",
         )
     family = FAMILIES[model_type]
-    layers = [module for module in model.modules() if isinstance(module, family.layer_class)]
+    layers = family.layers_of(model)
     if not layers:
         raise UnsupportedModelError(
             doing,

@@ -29,11 +29,7 @@ _TALKATIVE = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops
 
 
 def check_quantization(kind: str | None) -> Quantization | None:
-    """Return the kind if it is a known one.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Return the kind; raise a ConfigError if it is not a known one."""
     if kind is None or kind in KINDS:
         return kind
     raise ConfigError("choosing the quantisation", got=repr(kind), expected="8bit, 4bit or none")
@@ -41,8 +37,7 @@ def check_quantization(kind: str | None) -> Quantization | None:
 
 def quantization_of(model: nn.Module) -> Quantization | None:
     """How bitsandbytes holds a model's weights; None for all other models."""
-    held = [kind for kind in KINDS if getattr(model, f"is_loaded_in_{kind}", False)]
-    return held[0] if held else None
+    return next((kind for kind in KINDS if getattr(model, f"is_loaded_in_{kind}", False)), None)
 
 
 def loading_options(
@@ -50,11 +45,8 @@ def loading_options(
 ) -> dict[str, Any]:
     """What `from_pretrained` needs beyond the dtype; empty for a base that is not quantised.
 
-    Args:
-        kind: to quantise to; a base that is stored quantised stays as it is stored.
-        config: the base model's.
-        dtype: of what is not quantised, and to compute in.
-        device: where the weights are quantised; they cannot be moved and cast afterwards.
+    A base that is stored quantised stays as it is stored. The dtype is that of what is not
+    quantised, and to compute in. Weights cannot be moved from the device and cast afterwards.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.
@@ -64,7 +56,11 @@ def loading_options(
     by_bitsandbytes = any(stored.get(f"load_in_{each}") for each in KINDS)
     if not by_bitsandbytes and (stored or kind is None):
         return {}
-    _require()
+    silence()
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("bitsandbytes", "quantize", "loading a quantised base") from error
     # With its index, as in `cuda:0`: accelerate compares it with the device it trains on.
     options: dict[str, Any] = {"device_map": {"": str(torch.empty(0, device=device).device)}}
     if not by_bitsandbytes:
@@ -81,11 +77,7 @@ def loading_options(
 
 
 def make_safe(model: nn.Module, doing: str) -> None:
-    """Set a quantised model up for routing, before its first forward.
-
-    Args:
-        model: any; one that is not quantised is left as it is.
-        doing: for the message.
+    """Set a model up for routing before its first forward, if it is quantised.
 
     Raises:
         UnsupportedModelError: 4-bit layers on a CPU whose rows are no whole number of blocks, or
@@ -136,14 +128,6 @@ def silence() -> None:
     """Silence the repeated warnings of bitsandbytes; errors are still logged."""
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _require() -> None:
-    silence()
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("bitsandbytes", "quantize", "loading a quantised base") from error
 
 
 def scales_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -40,7 +39,9 @@ def fingerprint(model: nn.Module) -> str:
     if quantization_of(model) is not None:
         named = {name: each for name, each in named.items() if each.is_floating_point()}
         named |= {_base_name(name): each for name, each in scales_of(model)}
-    named |= {_base_name(name): each for name, each in _saved_buffers(model) if _is_base(name)}
+    saved = model.state_dict().keys()  # with buffers such as biases of experts
+    buffers = ((name, each) for name, each in model.named_buffers() if name in saved)
+    named |= {_base_name(name): each for name, each in buffers if _is_base(name)}
     with ThreadPoolExecutor() as pool:  # hashing runs outside of Python's lock
         digests = pool.map(_digest, [tensor for _, tensor in sorted(named.items())])
         whole = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
@@ -61,9 +62,7 @@ def is_of_same_weights(found: str, recorded: str) -> bool:
 def weights_digest(model: nn.Module, *, routers: bool = True) -> str:
     """32 hex digits that change when any value of any weight or buffer does, for cache keys.
 
-    Args:
-        model: with or without routers.
-        routers: whether routers and stand-ins count, too.
+    Those of routers and stand-ins count if `routers` is set.
     """
     digest = hashlib.blake2b(digest_size=16)
     named = dict([*model.named_parameters(), *model.named_buffers(), *scales_of(model)])
@@ -85,12 +84,6 @@ def _digest(tensor: Tensor) -> bytes:
 def _rounded(values: Tensor) -> memoryview:
     """The bytes of values [N], rounded to bfloat16."""
     return values.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().data
-
-
-def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the buffers that a checkpoint of transformers holds, such as biases of experts."""
-    saved = model.state_dict().keys()
-    return (each for each in model.named_buffers() if each[0] in saved)
 
 
 def _is_base(name: str) -> bool:

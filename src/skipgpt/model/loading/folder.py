@@ -82,10 +82,9 @@ def describe_kind(name: str | Path) -> str:
 
 
 def refuse_unless_base(name: str, doing: str) -> None:
-    """Raise if a name does not refer to a base model.
+    """Raise an UnsupportedModelError if a name does not refer to a base model.
 
-    Raises:
-        UnsupportedModelError: it does not; says what it is, and what to name instead.
+    It says what the name refers to, and what to name instead.
     """
     kind = kind_of_model(name)
     if kind not in _BASES:
@@ -100,15 +99,7 @@ def refuse_unless_base(name: str, doing: str) -> None:
 
 
 def refuse_if_moved(base: str, config: Path) -> None:
-    """Raise if the base model of a checkpoint is not where the checkpoint says.
-
-    Args:
-        base: as the checkpoint has it.
-        config: the file that says so.
-
-    Raises:
-        UnsupportedModelError: nothing is there any more.
-    """
+    """Raise an UnsupportedModelError if no base is where a checkpoint's config says."""
     if kind_of_model(base) == "absent" or (is_gguf(base) and not Path(base).is_file()):
         raise UnsupportedModelError(
             f"loading the base model of the checkpoint {config.parent}",

@@ -67,12 +67,7 @@ class Ends:
 
 
 def ends_of(model: Any, tokenizer: Any, stops: Sequence[str] = ()) -> Ends:
-    """Where a model's texts end, by its generation config, tokenizer and chat template.
-
-    Args:
-        model: of transformers, wrapped by PEFT or not.
-        tokenizer: of the base model.
-        stops: further stop strings.
+    """Where a model's texts end, by its generation config, tokenizer, chat template, further stops.
 
     Example:
         >>> ends_of(model, tokenizer, ["<|im_end|>", "User:"])
@@ -135,10 +130,7 @@ def in_parts(text: str) -> list[dict[str, str]]:
 def rendered(tokenizer: Any, roles: Sequence[str], contents: Sequence[bool] = (False, True)) -> str:
     """A conversation in the chat template, after a system turn if it wants one; empty if not so.
 
-    Args:
-        tokenizer: with the template.
-        roles: whose turns.
-        contents: whether content is given as parts; the first that it reads counts.
+    `contents` says whether content is given as parts; the first that the template reads counts.
     """
     for parted, system in itertools.product(contents, (False, True)):
         turns = [
@@ -174,10 +166,6 @@ def _warn_without_end(template: str) -> None:
 @contextmanager
 def plain_generation(model: Any, ends: Ends) -> Iterator[None]:
     """Make `model.generate` follow its arguments alone, and stop where a text ends.
-
-    Args:
-        model: of transformers, wrapped by PEFT or not.
-        ends: whose ids end a text.
 
     Example:
         with plain_generation(model, ends_of(model, tokenizer)):
@@ -236,11 +224,9 @@ def sampling_arguments(temperature: float, top_p: float = 1.0) -> dict[str, Any]
 
 
 def warn_left_out(settings: Any, *, sampling: bool) -> None:
-    """Warn of settings of a base that would change text and are left out.
+    """Warn of settings in a `GenerationConfig` of a base that would change text and are left out.
 
-    Args:
-        settings: a `GenerationConfig`, or None.
-        sampling: whether text is sampled; settings that change only sampled text count then.
+    Settings that change only sampled text count if it is sampled.
     """
     given = settings.to_diff_dict() if settings is not None else {}
     silent = _SILENT if sampling else _SILENT | _SAMPLING

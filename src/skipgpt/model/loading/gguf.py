@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from skipgpt.errors import ConfigError
-from skipgpt.model.loading.gguf_check import checked_header
-from skipgpt.model.loading.gguf_header import Header
+from skipgpt.errors import ConfigError, MissingExtraError, UnsupportedModelError
+from skipgpt.model.families.table import FAMILIES
+from skipgpt.model.loading.gguf_header import Header, read_header
 from skipgpt.model.loading.gguf_rope import DIVISORS, scale_rope
 from skipgpt.model.loading.weights import refuse_tensors
 
@@ -42,12 +42,7 @@ def is_gguf(name: str | Path) -> bool:
 
 
 def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
-    """Load the model of a GGUF file, on the CPU, and its tokenizer.
-
-    Args:
-        path: of the file, absolute.
-        dtype: to unpack the weights to.
-        doing: for the messages.
+    """Load the model of a GGUF file at an absolute path, unpacked, on the CPU, and its tokenizer.
 
     Raises:
         UnsupportedModelError: it is no whole GGUF file, its architecture cannot be routed, or it
@@ -57,7 +52,7 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    header = checked_header(path, doing)
+    header = _checked_header(path, doing)
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # newer releases may leave weights packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -89,23 +84,71 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
 
 
 def gguf_config(path: Path, doing: str) -> Any:
-    """The config of the model in a GGUF file; no weights are read.
-
-    Raises:
-        UnsupportedModelError: see `load_gguf`.
-        MissingExtraError: likewise.
-    """
-    header = checked_header(path, doing)
+    """The config of the model in a GGUF file, without reading weights; raises as `load_gguf`."""
+    header = _checked_header(path, doing)
     with _by_itself(path) as where:
         return _config(where, header, path, doing)
 
 
-def refuse_quantizing(name: str, kind: str | None) -> None:
-    """Raise if a GGUF base is to be held in 8 or 4 bits.
+def _checked_header(path: Path, doing: str) -> Header:
+    """Read the header of a GGUF file; raise if it is not whole or its family is not supported."""
+    header = read_header(path, doing)
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("gguf", "gguf", doing) from error
+    _check_size(header, path.stat().st_size, doing)
+    if (count := header.values.get("split.count", 1)) > 1:
+        raise UnsupportedModelError(
+            doing,
+            got=f"one of {count} files that a model is split into",
+            expected="a model in one file",
+            todo="run: llama-gguf-split --merge FIRST.gguf WHOLE.gguf",
+        )
+    supported = _architectures()
+    if _plain(header.architecture) not in map(_plain, supported):
+        raise UnsupportedModelError(
+            doing,
+            got=f"a GGUF file of the architecture {header.architecture!r}",
+            expected="one of " + ", ".join(supported),
+            todo="load the model from its transformers folder, if `skipgpt families` lists it",
+        )
+    return header
 
-    Raises:
-        ConfigError: a kind is given.
-    """
+
+def _check_size(header: Header, size: int, doing: str) -> None:
+    try:
+        end = max((tensor.end for tensor in header.tensors.values()), default=0)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            doing,
+            got=f"a tensor type that the package gguf does not know ({error})",
+            expected="a GGUF file of known tensor types",
+            todo="upgrade gguf",
+        ) from error
+    if size < end:
+        raise UnsupportedModelError(
+            doing,
+            got=f"a file of {size:,} bytes whose tensors end at {end:,}",
+            expected="a whole GGUF file",
+            todo="copy or download the file again",
+        )
+
+
+def _architectures() -> list[str]:
+    """The architectures that transformers reads and whose families are supported."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as READABLE
+
+    return sorted(name for name in READABLE if {name, f"{name}_text"} & FAMILIES.keys())
+
+
+def _plain(architecture: str) -> str:
+    """The name without dashes and underscores, in which files and transformers differ."""
+    return architecture.replace("-", "").replace("_", "")
+
+
+def refuse_quantizing(name: str, kind: str | None) -> None:
+    """Raise a ConfigError if a GGUF base is to be held in 8 or 4 bits."""
     if kind is not None:
         raise ConfigError(
             f"quantising the base {name!r} to {kind}",

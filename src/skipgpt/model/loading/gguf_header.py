@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,11 +44,7 @@ class StoredTensor:
 
     @property
     def end(self) -> int:
-        """The offset after its last byte; imports gguf.
-
-        Raises:
-            ValueError: gguf knows no such type.
-        """
+        """The offset after its last byte, by gguf; a ValueError if that knows no such type."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         weights, size = map(int, GGML_QUANT_SIZES[GGMLQuantizationType(self.kind)])
@@ -79,10 +75,6 @@ class Header:
 
 def read_header(path: Path, doing: str) -> Header:
     """Read the header of a file.
-
-    Args:
-        path: of the file.
-        doing: for the message.
 
     Raises:
         UnsupportedModelError: there is no such file, it is of another format, or it ends within
@@ -136,13 +128,8 @@ def _read(cursor: _Cursor) -> Header:
     if not isinstance(step, int) or step < 1:
         raise _NoHeaderError(f"with weights aligned to {step!r} bytes")
     start = -(-cursor.place // step) * step
-    return Header(
-        values,
-        {
-            name: StoredTensor(each.shape, each.kind, start + each.offset)
-            for name, each in found.items()
-        },
-    )
+    placed = {name: replace(each, offset=start + each.offset) for name, each in found.items()}
+    return Header(values, placed)
 
 
 class _Cursor:

@@ -29,13 +29,7 @@ _LLAMA_3 = {
 
 
 def scale_rope(config: Any, header: Header, path: Path, doing: str) -> None:
-    """Put a file's rotary scaling into the config that transformers made from it.
-
-    Args:
-        config: changed in place.
-        header: of the file.
-        path: of the file.
-        doing: for the message.
+    """Put a file's rotary scaling into the config that transformers made from it, in place.
 
     Raises:
         UnsupportedModelError: the scaling cannot be expressed in the config.

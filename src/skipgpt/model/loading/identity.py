@@ -36,12 +36,7 @@ _DECIDE_LITTLE = frozenset(
 
 
 def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
-    """The settings by which a base model with the same weights may differ, as JSON values.
-
-    Args:
-        model: the base, with routers or without.
-        tokenizer: its tokenizer; left out where None.
-    """
+    """The settings by which a base with the same weights may differ, as JSON values."""
     config = {k: v for k, v in model.config.to_dict().items() if not _is_idle(k)}
     found = dict(_flat(config))
     if tokenizer is not None:
@@ -63,16 +58,11 @@ def digest_of_settings(settings: Mapping[str, Any]) -> str:
 
 
 def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], doing: str) -> None:
-    """Compare the settings of a base model with those that a checkpoint records.
+    """Compare the settings of a base model with those that a checkpoint records, if it does.
 
     A difference only warns if it changes no logit of given tokens, if only one of two releases of
     transformers has the field, or if two releases encode the sample text differently or write the
     tokenizer's rules differently.
-
-    Args:
-        then: as the checkpoint records them; empty in older checkpoints.
-        now: those of the base that was loaded.
-        doing: for the message.
 
     Raises:
         CheckpointError: settings that decide logits differ; names each with both values.

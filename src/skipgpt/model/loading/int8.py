@@ -29,8 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 class Int8Linear(nn.Module):
     """A linear layer that multiplies 8-bit rows by 8-bit weights and returns the rows' dtype.
 
-    Args:
-        plain: the layer it takes the place of; its bias stays as it is.
+    The bias stays as it is in the layer that it takes the place of.
     """
 
     def __init__(self, plain: Any) -> None:
@@ -98,11 +97,7 @@ def quantize_int8(model: M) -> M:
 
 
 def check_loaded_as(kind: str | None) -> str | None:
-    """Return the kind if a loaded checkpoint can be quantised to it.
-
-    Raises:
-        ConfigError: the kind is neither int8 nor None.
-    """
+    """Return the kind; raise a ConfigError unless a loaded checkpoint can be quantised to it."""
     if kind in (None, "int8"):
         return kind
     raise ConfigError(
@@ -127,12 +122,7 @@ def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantizable(model: nn.Module) -> list[str]:
-    """Paths of the linear layers to quantise.
-
-    Raises:
-        ConfigError: the model is quantised already, or has LoRA on it.
-        UnsupportedModelError: experts share one tensor.
-    """
+    """Paths of the linear layers to quantise; raises if the model has others that it could not."""
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ConfigError(
             _DOING,
@@ -148,13 +138,10 @@ def _quantizable(model: nn.Module) -> list[str]:
     paths = {id(module): path for path, module in model.named_modules()}
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     found, left = [head], []
-    for layer in model.modules():
-        if not isinstance(layer, family.layer_class):
-            continue
+    for layer in family.layers_of(model):
         for part in (getattr(layer, family.attn), getattr(layer, family.mlp)):
-            plain = [module for module in part.modules() if is_plain(module)]
             left += [name for name, p in part.named_parameters() if p.ndim > 2]
-            found += plain
+            found += [module for module in part.modules() if is_plain(module)]
     if left:
         raise UnsupportedModelError(
             _DOING,
@@ -166,11 +153,7 @@ def _quantizable(model: nn.Module) -> list[str]:
 
 
 def _check(model: nn.Module) -> None:
-    """Raise if the quantised model would not run, or would run wrongly.
-
-    Raises:
-        ConfigError: the model is not on a CPU or is in training mode, or 8-bit products overflow.
-    """
+    """Raise a ConfigError if the quantised model would not run, or would run wrongly."""
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
         raise ConfigError(

@@ -26,17 +26,7 @@ def context_of(model: Any) -> int | None:
 
 
 def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> None:
-    """Refuse a prompt that does not fit into the context together with the tokens to follow it.
-
-    Args:
-        doing: for the error.
-        context: from `context_of`.
-        prompt: its length in tokens.
-        new: how many tokens are to follow.
-
-    Raises:
-        ConfigError: it does not fit.
-    """
+    """Raise a ConfigError if a prompt and the new tokens do not fit into the context."""
     if context is None or prompt + new <= context:
         return
     room = context - prompt
@@ -51,16 +41,9 @@ def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> 
 
 
 def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
-    """Refuse tokens that the model's embedding has no row for.
+    """Raise a DataError if the model's embedding has no row for some of these ids.
 
-    Args:
-        doing: for the error.
-        model: of transformers.
-        tokenizer: that made the ids; None where they come from elsewhere.
-        ids: of any shape.
-
-    Raises:
-        DataError: a token has no row.
+    Names one if the tokenizer that made them is given.
     """
     rows = model.get_input_embeddings().num_embeddings
     beyond = ids[(ids >= rows) | (ids < 0)]
@@ -95,13 +78,7 @@ def _written_without_a_row(tokenizer: Any, rows: int, ids: Tensor) -> str | None
 
 
 def check_rows(doing: str, model: Any, tokenizer: Any, *blocks: Tensor) -> None:
-    """Refuse rows that are longer than the context or hold tokens without an embedding.
-
-    Args:
-        doing: for the error.
-        model: of transformers.
-        tokenizer: that made the ids; None where they come from elsewhere.
-        blocks: [N, T] or [T] each.
+    """Refuse blocks [N, T] or [T] that are longer than the context or fail `check_ids`.
 
     Raises:
         ConfigError: rows are too long.

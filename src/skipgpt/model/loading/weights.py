@@ -32,12 +32,7 @@ def load_strictly(
 ) -> tuple[Any, dict[str, Any]]:
     """Load a model, all weights of which must be read, and return it with the loading info.
 
-    Args:
-        from_pretrained: of an auto class or a model class.
-        location: a folder or hub id.
-        doing: for the messages.
-        arguments: further ones of `from_pretrained`.
-        options: likewise, by name.
+    `from_pretrained` is that of an auto class or a model class; further arguments are for it.
 
     Raises:
         UnsupportedModelError: one message with the tensors that are missing, unknown or of
@@ -74,16 +69,9 @@ def refuse_tensors(
     todo: str = "copy or download the model again; if its config.json was changed, undo that",
     cause: Exception | None = None,
 ) -> None:
-    """Raise if tensors are missing, of another shape or unknown.
+    """Raise if tensors are missing in the files (`what`), of another shape, or unknown.
 
-    Args:
-        doing: for the message.
-        missing: tensors that the model has and the files lack.
-        misfits: tensors of another shape: the files' and the model's.
-        unknown: tensors that the files have and the model lacks.
-        what: the files, in words.
-        todo: what the reader can do.
-        cause: the error that revealed them, if any.
+    Misfits are the files' and the model's shapes by name; `cause` is the error that revealed them.
 
     Raises:
         UnsupportedModelError: there are such tensors.
@@ -167,12 +155,7 @@ def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _odd_ones(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Any, Any]]:
-    """Tensors of another shape than most of the same name in other layers and experts.
-
-    Example:
-        >>> _odd_ones({"h.0.a": (2, 3), "h.1.a": (2, 4), "h.2.a": (2, 3), "b": (5,)})
-        {'h.1.a': ((2, 4), (2, 3))}
-    """
+    """Tensors of another shape than most of the same name in other layers and experts."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in shapes:
         alike[re.sub(r"\.\d+", ".*", name)].append(name)
@@ -185,12 +168,7 @@ def _odd_ones(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Any, Any]]:
 
 
 def _gaps(names: Iterable[str]) -> set[str]:
-    """The tensors that most layers, or most experts, have and some lack.
-
-    Example:
-        >>> sorted(_gaps(["h.0.a", "h.0.b", "h.1.a", "h.1.b", "h.2.a"]))
-        ['h.2.b']
-    """
+    """The tensors that most layers, or most experts, have and some lack."""
     kinds: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in names:
         if numbered := re.match(r"(.*\.\d+)\.(.+)", name):

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.config.settings import from_dict
-from skipgpt.routing.fused_margins import margins
-from skipgpt.routing.router import build_router, input_scale
+from skipgpt.routing.router import build_router, input_scale, margins
 from skipgpt.routing.stand_in import StandIn
 from skipgpt.serving.vllm.attention import SplitAttention
 from skipgpt.serving.vllm.families import dense_layer
