@@ -16,15 +16,8 @@ from skipgpt.checkpoint.folder import (
     read_tensors,
     verify_files,
 )
-from skipgpt.checkpoint.info import (
-    LORA,
-    CheckpointInfo,
-    has_adapter,
-)
-from skipgpt.checkpoint.tensors import (
-    load_adapter,
-    load_routers,
-)
+from skipgpt.checkpoint.info import LORA, CheckpointInfo, has_adapter
+from skipgpt.checkpoint.tensors import load_adapter, load_routers
 from skipgpt.config import Budget, Placement, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.auto import register
@@ -46,15 +39,7 @@ from skipgpt.system.hardware import hardware
 logger = logging.getLogger("skipgpt")
 
 
-_KEPT = (
-    "base",
-    "fingerprint",
-    "base_settings",
-    "revision",
-    "recipe",
-    "stages",
-    "target_sparsity",
-)
+_KEPT = ("base", "fingerprint", "base_settings", "revision", "recipe", "stages", "target_sparsity")
 """Fields that a model cannot tell of itself when it is saved again."""
 
 
@@ -129,11 +114,7 @@ def load_placed(
     name = base_of(info, folder, placement.base)
     kind = info.quantization
     model, tokenizer = load_base(
-        name,
-        revision=info.revision,
-        device=placement.device,
-        dtype=placement.dtype,
-        quantize=kind,
+        name, revision=info.revision, device=placement.device, dtype=placement.dtype, quantize=kind
     )
     if not is_of_same_weights(found := fingerprint_of(model), info.fingerprint):
         raise CheckpointError(

@@ -20,21 +20,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skipgpt.checkpoint.folder import (
-    ROUTERS,
-    digest_of,
-    refuse_existing,
-)
-from skipgpt.checkpoint.info import (
-    LORA,
-    CheckpointInfo,
-    has_adapter,
-    model_card,
-)
-from skipgpt.checkpoint.tensors import (
-    save_adapter,
-    trained_tensors,
-)
+from skipgpt.checkpoint.folder import ROUTERS, digest_of, refuse_existing
+from skipgpt.checkpoint.info import LORA, CheckpointInfo, has_adapter, model_card
+from skipgpt.checkpoint.tensors import save_adapter, trained_tensors
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import base_location
 from skipgpt.model.families.table import MERGED_PREFIX

@@ -13,15 +13,7 @@ from torch import Tensor
 from skipgpt.checkpoint.folder import is_checkpoint, read_info
 from skipgpt.comparison.method import DENSE, TRAINED, Method
 from skipgpt.comparison.result import UNITS, Row
-from skipgpt.config import (
-    Budget,
-    LoraStage,
-    Placement,
-    RouterConfig,
-    Stage,
-    TrainConfig,
-    recipe,
-)
+from skipgpt.config import Budget, LoraStage, Placement, RouterConfig, Stage, TrainConfig, recipe
 from skipgpt.config.settings import override
 from skipgpt.cost import flops_per_token, overhead
 from skipgpt.data import Blocks, load_blocks

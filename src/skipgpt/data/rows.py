@@ -165,10 +165,7 @@ def _guarded(rows: Iterator[Row], doing: str, *, expected: str, todo: str) -> It
         except Exception as error:
             first_line = (str(error).splitlines() or [""])[0]
             raise DataError(
-                doing,
-                got=f"{type(error).__name__}: {first_line}",
-                expected=expected,
-                todo=todo,
+                doing, got=f"{type(error).__name__}: {first_line}", expected=expected, todo=todo
             ) from error
         yield row
 

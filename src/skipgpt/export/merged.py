@@ -56,13 +56,7 @@ def export_merged(
     out = Path(out)
     info = exportable(folder, out, overwrite)
     model, tokenizer = load(
-        folder,
-        sparsity=sparsity,
-        budget=budget,
-        base=base,
-        merge=True,
-        device=device,
-        dtype=dtype,
+        folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device, dtype=dtype
     )
     write_ends(model, tokenizer)
     own = clamp_to_curve(model, info.target_sparsity)

@@ -20,10 +20,7 @@ from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
 from skipgpt.export.choosing import Form, choose
 from skipgpt.export.decilm import Layer, check_servable, write_for_engines
 from skipgpt.export.pairing import Pair
-from skipgpt.export.rebuild import (
-    check_movable,
-    smaller_model,
-)
+from skipgpt.export.rebuild import check_movable, smaller_model
 from skipgpt.export.static_result import StaticExport, site_name
 from skipgpt.export.transformers4 import save_tokenizer, write_older_config
 from skipgpt.model.families.parameter_names import is_routing
@@ -111,13 +108,7 @@ def export_static(
     if form not in get_args(Form):
         raise ConfigError(doing, got=f"format {form!r}", expected="transformers or vllm")
     model, tokenizer = load(
-        folder,
-        sparsity=sparsity,
-        budget=budget,
-        base=base,
-        merge=True,
-        device=device,
-        dtype=dtype,
+        folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device, dtype=dtype
     )
     write_ends(model, tokenizer)
     check_movable(model)
@@ -176,12 +167,7 @@ def _keep_rates(model: nn.Module, blocks: Tensor) -> dict[Site, float]:
 
 
 def _written(
-    model: Any,
-    layers: list[Layer],
-    removed: Sequence[Site],
-    ids: Tensor,
-    form: Form,
-    folder: Path,
+    model: Any, layers: list[Layer], removed: Sequence[Site], ids: Tensor, form: Form, folder: Path
 ) -> int:
     """Write the smaller model, compare it with the routed one, return its parameter count."""
     if form == "vllm":

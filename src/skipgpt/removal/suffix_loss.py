@@ -61,12 +61,7 @@ class SuffixLoss:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        blocks: Tensor,
-        *,
-        batch_size: int = 8,
-        most_bytes: int = KEPT_BYTES,
+        self, model: nn.Module, blocks: Tensor, *, batch_size: int = 8, most_bytes: int = KEPT_BYTES
     ) -> None:
         self._model, self._batch_size = model, batch_size
         self._batches = list(batches(blocks, batch_size))

@@ -65,11 +65,7 @@ def kl_to_dense(dense: Tensor, routed: Tensor, labels: Tensor) -> Tensor:
 
 
 def distilled_loss(
-    dense: Tensor,
-    routed: Tensor,
-    labels: Tensor,
-    share: float,
-    items: Tensor | int | None = None,
+    dense: Tensor, routed: Tensor, labels: Tensor, share: float, items: Tensor | int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix KL to the dense model with the loss on text, in nats per token.
 

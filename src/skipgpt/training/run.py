@@ -200,10 +200,7 @@ class _Run:
             "dtype": str(self.model.dtype),
             "quantize": self.quantize,
             "data_fingerprint": self.blocks.fingerprint,
-            "documents": {
-                "train": self.blocks.documents[0],
-                "held_out": self.blocks.documents[1],
-            },
+            "documents": {"train": self.blocks.documents[0], "held_out": self.blocks.documents[1]},
         }
         if self.resume:
             compare_run(self.out, facts)

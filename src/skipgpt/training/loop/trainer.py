@@ -24,12 +24,7 @@ from skipgpt.training.loop.arguments import counted_as_adapted
 from skipgpt.training.loop.budget_threshold import BudgetThreshold
 from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.resumable import ResumableTrainer
-from skipgpt.training.loop.routing_metrics import (
-    keep_metrics,
-    keeps_of,
-    margin_metrics,
-    margins_of,
-)
+from skipgpt.training.loop.routing_metrics import keep_metrics, keeps_of, margin_metrics, margins_of
 from skipgpt.training.loop.sampler import ROWS, RunDataset, StepBatchSampler, StepPartition
 from skipgpt.training.router_init import savings_of
 from skipgpt.training.stages import StagePlan, optimizer_groups
@@ -51,12 +46,7 @@ class RoutingTrainer(ResumableTrainer):
     is_fsdp_enabled: bool
 
     def __init__(
-        self,
-        *,
-        plan: StagePlan,
-        config: TrainConfig,
-        rule: RuleAt | None = None,
-        **arguments: Any,
+        self, *, plan: StagePlan, config: TrainConfig, rule: RuleAt | None = None, **arguments: Any
     ) -> None:
         with counted_as_adapted(arguments["model"]):
             super().__init__(**arguments)
