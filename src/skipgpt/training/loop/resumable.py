@@ -21,8 +21,13 @@ from skipgpt.model.state import routing_state
 from skipgpt.routing.decision import Threshold
 from skipgpt.system.distributed import by_first
 from skipgpt.system.sharded import assign, full_tensor
-from skipgpt.training.loop.optimizer_state import gathered_state, scatter_state
-from skipgpt.training.loop.zero_state import gathered_from_zero, scatter_to_zero, sync_weights
+from skipgpt.training.loop.optimizer_state import (
+    gathered_from_zero,
+    gathered_state,
+    scatter_state,
+    scatter_to_zero,
+    sync_weights,
+)
 from skipgpt.training.run_record import after_room_is_made
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
