@@ -32,15 +32,15 @@ from skipgpt.training.measurement import Passes
 from skipgpt.training.result import TrainResult as TrainResult
 from skipgpt.training.run_record import (
     RESUME,
-    RunSnapshot,
     begin_run,
     check_folder,
     compare_run,
-    finish_stage,
     finished_stages,
     forget_states,
     held_out_of,
     latest_state,
+    note_measured,
+    what_a_stop_leaves,
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.run_start import Base, start, with_routers_of, within_reach
@@ -91,7 +91,7 @@ def train(
     out = Path(out)
     check_launcher(device)
     device = init(device)
-    kept = RunSnapshot.of(out, resume)
+    kept = what_a_stop_leaves(out, resume)
     run = _Run(
         Base.of(base, tokenizer),
         data,
@@ -104,7 +104,7 @@ def train(
         rule,
         or_modules,
     )
-    with stoppable(f"training into {out}", kept.told), advancing(), writing_to(out):
+    with stoppable(f"training into {out}", kept), advancing(), writing_to(out):
         run.check(overwrite)
         run.load()
         run.plan()
@@ -163,10 +163,8 @@ class _Run:
         home = self.device
         if self.sharded:  # FSDP2 and ZeRO move it to the device shard by shard
             home = "cpu"
-            chosen = choose_dtype(self.dtype, self.device)
-            self.dtype = str(chosen).removeprefix("torch.")
-        base = Base(str(self.out)) if self.done else self.base
-        self._start(base, home)
+            self.dtype = str(choose_dtype(self.dtype, self.device)).removeprefix("torch.")
+        self._start(Base(str(self.out)) if self.done else self.base, home)
         check_whole(quantization_of(self.model))
 
     def plan(self) -> None:
@@ -179,8 +177,8 @@ class _Run:
 
         for stage in self.config.stages:  # refuses what transformers does not know
             if stage != "fit":
-                made = plan(stage, self.config)
-                training_arguments(made, self.config, self.out, torch.device(self.device))
+                where = torch.device(self.device)
+                training_arguments(plan(stage, self.config), self.config, self.out, where)
 
     def read_text(self) -> None:
         """Read the text and cut it into rows."""
@@ -243,8 +241,8 @@ class _Run:
             )
         measured = self.passes.after_stage(self.model, stage)
         self.held_out[stage] = measured
-        self.info = _save_stage(self.model, stage, self.config, self.out, self.info, measured)
-        finish_stage(self.out, stage, measured)
+        self._save(stage, measured)
+        note_measured(self.out, stage, measured)
 
     def result(self) -> TrainResult:
         """Return the result; delete the states to resume from."""
@@ -258,26 +256,19 @@ class _Run:
             base, self.config, device, self.dtype, self.quantize
         )
 
-
-def _save_stage(
-    model: Any,
-    stage: Stage,
-    config: TrainConfig,
-    out: Path,
-    info: CheckpointInfo,
-    measured: Perplexity,
-) -> CheckpointInfo:
-    info = dataclasses.replace(
-        describe(model, info.base, fingerprint=info.fingerprint),
-        base=info.base,
-        base_settings=info.base_settings,
-        revision=info.revision,
-        recipe=config.recipe,
-        stages=(*info.stages, stage),
-        target_sparsity=config.target_sparsity,
-        budget=config.budget,
-        sparsity=measured.sparsity,
-        keep=measured.keep_rates,
-    )
-    tensors = trained_tensors(model)
-    return first_alone(write)(model, out, info, tensors, overwrite=True)
+    def _save(self, stage: Stage, measured: Perplexity) -> None:
+        known, config = self.info, self.config
+        info = dataclasses.replace(
+            describe(self.model, known.base, fingerprint=known.fingerprint),
+            base=known.base,
+            base_settings=known.base_settings,
+            revision=known.revision,
+            recipe=config.recipe,
+            stages=(*known.stages, stage),
+            target_sparsity=config.target_sparsity,
+            budget=config.budget,
+            sparsity=measured.sparsity,
+            keep=measured.keep_rates,
+        )
+        tensors = trained_tensors(self.model)
+        self.info = first_alone(write)(self.model, self.out, info, tensors, overwrite=True)

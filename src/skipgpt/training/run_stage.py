@@ -16,7 +16,7 @@ from skipgpt.data import Blocks
 from skipgpt.errors import TrainingError
 from skipgpt.routing.decision import RuleAt
 from skipgpt.system.distributed import in_lockstep, is_first, layout, world_size
-from skipgpt.system.progress import Phase, advancing
+from skipgpt.system.progress import advancing
 from skipgpt.system.stopping import Stop
 from skipgpt.training.loop.callbacks import (
     Beginning,
@@ -33,7 +33,7 @@ from skipgpt.training.run_record import (
     latest_state,
     steps_done,
 )
-from skipgpt.training.stages import StagePlan, plan, prepare
+from skipgpt.training.stages import plan, prepare
 from skipgpt.training.timing import training_speedup
 
 logger = logging.getLogger("skipgpt")
@@ -72,86 +72,66 @@ def run_stage(
         DivergedError: the loss is NaN or infinite.
         Stop: a stop was requested, and the state is saved.
     """
-    stage_plan = plan(stage, config, processes=world_size(), lockstep=in_lockstep())
-    resume_from = latest_state(out / RESUME / stage)
-    done = steps_done(resume_from) if resume_from else 0
-    with advancing(
-        f"stage {stage}", unit="step", done=done, total=stage_plan.steps, announced=True
-    ) as phase:
-        return _run(
-            model, stage_plan, config, blocks, out, rule, dense_loss, device, begin, resume_from,
-            phase,
-        )  # fmt: skip
-
-
-def _run(
-    model: Any,
-    stage_plan: StagePlan,
-    config: TrainConfig,
-    blocks: Blocks,
-    out: Path,
-    rule: RuleAt | None,
-    dense_loss: float | None,
-    device: str | None,
-    begin: Callable[[Any], None] | None,
-    resume_from: Path | None,
-    phase: Phase,
-) -> Any:
     from transformers import default_data_collator
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from skipgpt.training.loop.arguments import keep_events, training_arguments
     from skipgpt.training.loop.trainer import RoutingTrainer
 
-    # A stage draws the same numbers whether or not earlier ones ran in this process.
-    torch.manual_seed(config.seed)
-    stage, states = stage_plan.stage, out / RESUME / stage_plan.stage
-    model = prepare(model, stage, config)
-    packs = stage_plan.execution == "sparse" and layout() == "whole"
-    if stage == "lora" and resume_from is None and is_first() and packs:
-        _log_speedup(model, config, blocks, out)
-    where = model.device if device is None else torch.device(device)
-    stop = StopRequest()
-    trainer = RoutingTrainer(
-        plan=stage_plan,
-        rule=rule,
-        config=config,
-        model=model,
-        args=training_arguments(stage_plan, config, states, where),
-        train_dataset=[{"input_ids": row, "labels": row} for row in blocks.train],
-        data_collator=default_data_collator,
-        callbacks=[
-            MetricsFile(out / METRICS, stage),
-            FailureWatch(stage, config.target_sparsity, dense_loss),
-            Progress(phase, config.batch_size * config.accumulation * blocks.train.shape[1]),
-            stop,
-        ],
-    )
-    keep_events(trainer.callback_handler.callbacks, out / EVENTS / stage)
-    if begin is not None:
-        trainer.add_callback(Beginning(lambda model: trainer.with_changes(begin, model)))
-    for printing in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printing)
-    try:
-        if resume_from and steps_done(resume_from) >= stage_plan.steps:
-            # Resumed at its end, transformers' Trainer would take one step too many.
-            trainer.load_weights(resume_from)
-            if begin is not None:
-                begin(model.eval())
-        else:
-            with stop.listening():
-                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"training stage {stage}, step {trainer.state.global_step}",
-            got=str(error),
-            expected="room on the disk and permission to write",
-            todo=after_room_is_made(states),
-        ) from error
-    if stop.received:
-        at = f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}"
-        raise Stop(at, f"training stage {stage}")
-    return trainer.model.eval()
+    stage_plan = plan(stage, config, processes=world_size(), lockstep=in_lockstep())
+    states, stop = out / RESUME / stage, StopRequest()
+    resume_from = latest_state(states)
+    done = steps_done(resume_from) if resume_from else 0
+    with advancing(
+        f"stage {stage}", unit="step", done=done, total=stage_plan.steps, announced=True
+    ) as phase:
+        # A stage draws the same numbers whether or not earlier ones ran in this process.
+        torch.manual_seed(config.seed)
+        model = prepare(model, stage, config)
+        packs = stage_plan.execution == "sparse" and layout() == "whole"
+        if stage == "lora" and resume_from is None and is_first() and packs:
+            _log_speedup(model, config, blocks, out)
+        where = model.device if device is None else torch.device(device)
+        trainer = RoutingTrainer(
+            plan=stage_plan,
+            rule=rule,
+            config=config,
+            model=model,
+            args=training_arguments(stage_plan, config, states, where),
+            train_dataset=[{"input_ids": row, "labels": row} for row in blocks.train],
+            data_collator=default_data_collator,
+            callbacks=[
+                MetricsFile(out / METRICS, stage),
+                FailureWatch(stage, config.target_sparsity, dense_loss),
+                Progress(phase, config.batch_size * config.accumulation * blocks.train.shape[1]),
+                stop,
+            ],
+        )
+        keep_events(trainer.callback_handler.callbacks, out / EVENTS / stage)
+        if begin is not None:
+            trainer.add_callback(Beginning(lambda model: trainer.with_changes(begin, model)))
+        for printing in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printing)
+        try:
+            if resume_from and done >= stage_plan.steps:
+                # Resumed at its end, transformers' Trainer would take one step too many.
+                trainer.load_weights(resume_from)
+                if begin is not None:
+                    begin(model.eval())
+            else:
+                with stop.listening():
+                    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"training stage {stage}, step {trainer.state.global_step}",
+                got=str(error),
+                expected="room on the disk and permission to write",
+                todo=after_room_is_made(states),
+            ) from error
+        if stop.received:
+            at = f"{stop.received} at step {trainer.state.global_step} of {stage_plan.steps}"
+            raise Stop(at, f"training stage {stage}")
+        return trainer.model.eval()
 
 
 def _log_speedup(model: Any, config: TrainConfig, blocks: Blocks, out: Path) -> None:
