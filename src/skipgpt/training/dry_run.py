@@ -10,7 +10,7 @@ from torch import nn
 
 from skipgpt.config import Budget, Stage, TrainConfig
 from skipgpt.cost import Forward, lora_flops, savings, training_flops, work
-from skipgpt.cost.memory import Held, Layout, memory
+from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import stored
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.fit import layer_groups
@@ -88,55 +88,26 @@ def _stage(
 ) -> StageNeeds:
     stage_plan = plan(stage, config, processes=processes, lockstep=layout == "zero3")
     share = share_of_step(config.batch_size, config.accumulation, processes)
-    tokens, width = config.data.block_size, base.get_text_config().vocab_size
-
-    def build(of: Any) -> Any:
-        return _on_meta(of, stage, config, of.dtype)
-
-    base.dtype = dtype
-    model = build(base)
-    kept = stored(base, build, share.rows, tokens, samples=stage != "lora")
-    needs = memory(
-        _held(model),
-        layout,
-        processes,
-        activations=kept.total(config.activation_checkpointing),
-        logits=2 * share.rows * tokens * width * 4.0,
-    )
+    model, held, needs = _memory(base, stage, config, share.rows, layout, processes, dtype)
     flops = processes * share.parts * _forward_flops(model, stage_plan, config, share)
     seconds = flops / processes / device_flops
     return StageNeeds(
-        stage,
-        stage_plan.execution,
-        _held(model),
-        needs,
-        share.rows,
-        share.parts,
-        flops,
-        seconds,
-        stage_plan.steps * seconds / 3600,
+        stage=stage,
+        execution=stage_plan.execution,
+        held=held,
+        memory=needs,
+        rows=share.rows,
+        parts=share.parts,
+        step_flops=flops,
+        seconds=seconds,
+        hours=stage_plan.steps * seconds / 3600,
     )
 
 
 def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float) -> StageNeeds:
     """Stage `fit`: forwards for stand-ins, forwards and backwards for costs and for each round."""
-    stage, tokens = config.fit_stage, config.data.block_size
-    rows, width = stage.batch_size, base.get_text_config().vocab_size
-
-    def build(of: Any) -> Any:
-        return _on_meta(of, "fit", config, of.dtype)
-
-    base.dtype = dtype
-    model = build(base)
-    kept = stored(base, build, rows, tokens, samples=True)
-    held = _held(model.requires_grad_(False))
-    needs = memory(
-        held,
-        "single",
-        1,
-        activations=kept.total(checkpointing=False),
-        logits=2 * rows * tokens * width * 4.0,
-    )
+    stage, rows, tokens = config.fit_stage, config.fit_stage.batch_size, config.data.block_size
+    model, held, needs = _memory(base, "fit", config, rows, "single", 1, dtype)
     passes = len(list(layer_groups(model, stage.tokens)))
     forward = Forward(rows, tokens, logits=tokens)
     step = training_flops(model, forward, "router")
@@ -158,6 +129,32 @@ def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float
         seconds=step / device_flops,
         hours=seconds / 3600,
     )
+
+
+def _memory(
+    base: Any,
+    stage: Stage,
+    config: TrainConfig,
+    rows: int,
+    layout: Layout,
+    processes: int,
+    dtype: torch.dtype,
+) -> tuple[Any, Held, Memory]:
+    """Return the model of a stage on the meta device, and what it holds, in all and per device."""
+    tokens, width = config.data.block_size, base.get_text_config().vocab_size
+
+    def build(of: Any) -> Any:
+        return _on_meta(of, stage, config, of.dtype)
+
+    base.dtype = dtype
+    model = build(base)
+    kept = stored(base, build, rows, tokens, samples=stage != "lora")
+    # Stage fit trains nothing; gates have gradients while it is traced.
+    held = _held(model.requires_grad_(False) if stage == "fit" else model)
+    activations = kept.total(config.activation_checkpointing and stage != "fit")
+    logits = 2 * rows * tokens * width * 4.0
+    needs = memory(held, layout, processes, activations=activations, logits=logits)
+    return model, held, needs
 
 
 def _on_meta(base: Any, stage: Stage, config: TrainConfig, dtype: torch.dtype) -> Any:
@@ -200,28 +197,22 @@ def _bytes(parameter: nn.Parameter) -> int:
     return parameter.numel() * parameter.element_size()
 
 
-def _keep_ratio(model: nn.Module, config: TrainConfig) -> float:
-    """Return the keep ratio of every site that meets the target; FLOPs stand for seconds."""
-    unit: Budget = "modules" if config.budget == "modules" else "flops"
-    saved = savings(model, unit, (config.data.block_size + 1) / 2)
-    return 1 - saved.share_of_sites(config.target_sparsity)
-
-
 def _forward_flops(
     model: nn.Module, stage_plan: StagePlan, config: TrainConfig, share: StepPartition
 ) -> float:
     """Return the FLOPs of a process's forward and backward, extra forwards included."""
     stage, tokens = stage_plan.stage, config.data.block_size
     forward = Forward(share.rows, tokens, logits=tokens)
-    packs = stage_plan.execution == "sparse"
-    keep = dict.fromkeys(routers(model), _keep_ratio(model, config)) if packs else None
+    keep = None
+    if stage_plan.execution == "sparse":  # every site skips alike; FLOPs stand for seconds
+        unit: Budget = "modules" if config.budget == "modules" else "flops"
+        skipped = savings(model, unit, (tokens + 1) / 2).share_of_sites(config.target_sparsity)
+        keep = dict.fromkeys(routers(model), 1 - skipped)
     lora = 0.0 if stage == "router" else lora_flops(model, forward, keep)
     flops = training_flops(model, forward, stage, keep, lora)
     again = work(model, Forward(share.rows, tokens, logits=0), keep)
     if config.activation_checkpointing:
         flops += again.flops
-    if (
-        stage_plan.trains_routers and share.parts > 1
-    ):  # the sparsity of the step is measured beforehand
+    if stage_plan.trains_routers and share.parts > 1:  # their sparsity is measured beforehand
         flops += again.flops
     return flops
