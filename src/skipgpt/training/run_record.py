@@ -72,12 +72,8 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
 def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
     """Delete the logs and resume states of an earlier run, and write run.json.
 
-    An earlier checkpoint stays until the first stage of this run replaces it.
-
-    Args:
-        out: the folder of the run.
-        facts: how it is started.
-        used: optional packages whose versions are noted, too.
+    An earlier checkpoint stays until the first stage of this run replaces it. The versions of
+    optional packages that are `used` are noted, too.
     """
     for folder in (RESUME, EVENTS):
         shutil.rmtree(out / folder, ignore_errors=True)
@@ -164,11 +160,7 @@ def note_fit(out: Path, found: dict[str, Any]) -> None:
 
 @first_alone
 def finished_stages(out: Path) -> tuple[str, ...]:
-    """Return the stages that a run has finished.
-
-    Raises:
-        CheckpointError: run.json is damaged.
-    """
+    """Return the stages that a run has finished."""
     return tuple(_read_run(out).get("finished", []))
 
 
@@ -224,11 +216,7 @@ def what_a_stop_leaves(out: Path, resumed: bool) -> Callable[[], str]:
 
 
 def after_room_is_made(states: Path) -> str:
-    """Explain what of a stage survives a full disk, and how to continue; each process by itself.
-
-    Args:
-        states: the folder of its resume states.
-    """
+    """Explain which of a stage's states survives a full disk; each process by itself."""
     before = newest_state(states)
     kept = f"the state of step {step_of(before)} is kept" if before else "no state is kept"
     return f"{kept}; make room, and the same command with --resume goes on"

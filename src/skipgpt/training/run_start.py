@@ -140,15 +140,10 @@ def with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
 
 
 def within_reach(model: Any, config: TrainConfig, or_modules: bool) -> TrainConfig:
-    """The config, in a unit in which skipping can save the target.
-
-    Args:
-        model: with routers.
-        config: of the run.
-        or_modules: whether modules may be counted in place of a unit that does not reach it.
+    """The config, in a unit in which skipping can save the target; modules, if that is allowed.
 
     Raises:
-        ConfigError: it cannot, and the unit may not change.
+        ConfigError: the target is out of reach, and the unit may not change.
     """
     savings = savings_of(model, config)
     if or_modules and config.budget != "modules" and not savings.reaches(config.target_sparsity):

@@ -37,12 +37,7 @@ THRESHOLD = "threshold"
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer with resume states that leave out the base model.
-
-    Attributes:
-        plan: the stage.
-        config: the run.
-    """
+    """transformers' Trainer with resume states that leave out the base model."""
 
     plan: StagePlan
     config: TrainConfig
