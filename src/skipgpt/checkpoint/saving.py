@@ -13,7 +13,6 @@ docs/checkpoint.md has every field.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ from skipgpt.model.loading.int8 import is_int8
 from skipgpt.model.state import routing_state
 from skipgpt.system.atomic import files_below, staged, to_json
 from skipgpt.system.folder_lock import writing_to
-
-logger = logging.getLogger("skipgpt")
 
 
 def describe(
@@ -75,14 +72,12 @@ def describe(
             "timed": state.curves.timed,
             "hardware": dict(state.curves.hardware),
         } | facts
-    location = base if base == "nano" else base_location(base)
-    kind = quantization_of(model)
     return CheckpointInfo(
-        location,
+        base if base == "nano" else base_location(base),
         fingerprint or fingerprint_of(model),
         state.config,
         base_settings=settings_of(model, tokenizer),
-        quantization=kind,
+        quantization=quantization_of(model),
         curves=curves,
         **facts,
     )

@@ -34,12 +34,7 @@ def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tens
 
 
 def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
-    """Copy router weights into a model, strictly.
-
-    Args:
-        model: with routers.
-        tensors: under the keys of a checkpoint.
-        source: named in the message.
+    """Copy router weights, under the keys of a checkpoint, into a model, strictly.
 
     Raises:
         CheckpointError: one message with every missing, unexpected and mis-shaped key.
@@ -52,12 +47,7 @@ def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -
 
 
 def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
-    """Put the LoRA adapter of a checkpoint around a routed model, strictly.
-
-    Args:
-        model: with routers.
-        folder: of the adapter.
-        trainable: leave its parameters trainable.
+    """Put the LoRA adapter in a folder around a routed model, strictly.
 
     Raises:
         CheckpointError: one message with every missing, unexpected and mis-shaped key.
