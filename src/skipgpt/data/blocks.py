@@ -49,53 +49,31 @@ class Blocks:
 def pack_blocks(
     documents: Iterable[Document],
     tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
+    config: DataConfig,
     doing: str = "packing the text into rows",
-    *,
-    control_tokens: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, int]:
     """Cut the stream of `encode_documents` into rows; a remainder shorter than a row is dropped.
 
-    Args:
-        documents: in the order they are packed.
-        tokenizer: of the base model.
-        block_size: tokens per row (T).
-        doing: for errors.
-        control_tokens: as for `encode_documents`.
-
     Returns:
-        Token ids [N, T], int64, with N at least 1.
+        Token ids [N, T], int64, with N at least 1, and how many rows begin inside a document.
 
     Raises:
-        DataError: too short for one row.
+        DataError: too short for one row; says what was being done.
 
     Example:
-        rows = pack_blocks(documents, tokenizer, block_size=256)
+        rows, _ = pack_blocks(documents, tokenizer, DataConfig(block_size=256))
     """
-    rows, _ = _packed(documents, tokenizer, block_size, doing, control_tokens)
-    return rows
-
-
-def _packed(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
-    doing: str,
-    control_tokens: bool,
-) -> tuple[Tensor, int]:
-    """The rows, and how many of them begin inside a document."""
-    encoded = encode_stream(documents, tokenizer, control_tokens=control_tokens)
-    ids = encoded.ids
-    rows = len(ids) // block_size
+    encoded = encode_stream(documents, tokenizer, control_tokens=config.control_tokens)
+    ids, size = encoded.ids, config.block_size
+    rows = len(ids) // size
     if not rows:
         raise DataError(
             doing,
             got=f"{len(ids)} tokens, which is too short",
-            expected=f"{block_size} or more, the length of one row",
+            expected=f"{size} or more, the length of one row",
             todo="give more text, or fewer tokens per row (--block-size)",
         )
-    inside = encoded.inside(range(0, rows * block_size, block_size))
-    return ids[: rows * block_size].view(rows, block_size), inside
+    return ids[: rows * size].view(rows, size), encoded.inside(range(0, rows * size, size))
 
 
 @advancing("reading the text and cutting it into rows", announced=True)
@@ -129,19 +107,15 @@ def load_blocks(
     if train_tokens is not None and any(map(may_not_end, sources)):
         documents = read_enough(documents, tokenizer, config, train_tokens)
     train, aside = split_documents(documents, config.held_out)
-    controls = config.control_tokens
-
-    def pack(documents: Sequence[Document], doing: str) -> tuple[Tensor, int]:
-        return _packed(documents, tokenizer, config.block_size, doing, controls)
-
-    rows, inside = pack(train, "packing the training text")
+    rows, inside = pack_blocks(train, tokenizer, config, "packing the training text")
     calibration, held_out = rows, aside
     if len({document.group for document in aside}) > 1:
         first, second = split_documents(aside, config.held_out / 2)
+        controls = config.control_tokens
         if len(encode_documents(first, tokenizer, control_tokens=controls)) >= config.block_size:
-            calibration, _ = pack(first, "packing the calibration text")
+            calibration, _ = pack_blocks(first, tokenizer, config, "packing the calibration text")
             held_out = second
-    held_rows, _ = pack(held_out, "packing the held-out text")
+    held_rows, _ = pack_blocks(held_out, tokenizer, config, "packing the held-out text")
     digest = hashlib.sha256(json.dumps(_of_a_fingerprint(config), sort_keys=True).encode())
     for part in (rows, calibration, held_rows):
         digest.update(f"{len(part)} rows".encode())

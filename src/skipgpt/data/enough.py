@@ -34,23 +34,12 @@ def read_enough(
 
     The side of a document is that of `split_documents`. A side that has enough takes no more, so
     what is held out does not depend on how much is trained. Reading ends at the end of the
-    documents, too, or where a side stays too small for too long.
-
-    Args:
-        documents: in the order of their source.
-        tokenizer: of the base model.
-        config: the share held out, and the tokens of both its parts.
-        train_tokens: how many tokens training takes.
-
-    Returns:
-        The documents, in their order.
+    documents, too, or where a side stays too small for too long. The order stays.
     """
     share = config.held_out
-    row = config.block_size
     needs = [
-        max(row, config.calibration_tokens),
-        max(row, config.evaluation_tokens),
-        max(row, train_tokens),
+        max(config.block_size, tokens)
+        for tokens in (config.calibration_tokens, config.evaluation_tokens, train_tokens)
     ]
     shares = [share / 2, share / 2, 1 - share]
     expected = max(need / part for need, part in zip(needs, shares, strict=True))

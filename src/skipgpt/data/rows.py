@@ -103,11 +103,7 @@ def _hub_rows(source: str, seed: int, datasets: Any) -> Iterator[Row]:
 def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> Iterator[Document]:
     """Yield one document per row; rows whose text is empty or null are passed over.
 
-    Args:
-        rows: numbers and fields.
-        doing: for errors.
-        name: of a row, up to its number.
-        field: the one that holds the text.
+    The name is that of a row up to its number, as errors have it, too.
     """
     unit = name.rpartition(" ")[2]
     for number, row in rows:
