@@ -163,18 +163,15 @@ class TrainConfig:
         check_sparsity(self.target_sparsity, "target_sparsity")
         if self.seed >= 2**32:
             raise ConfigError("reading seed", got=str(self.seed), expected="below 4294967296")
+        named = "fit, router, lora or joint"
         for stage in self.stages:
             if stage not in typing.get_args(Stage):
-                raise ConfigError(
-                    "reading stages", got=repr(stage), expected="fit, router, lora or joint"
-                )
+                raise ConfigError("reading stages", got=repr(stage), expected=named)
         if len(set(self.stages)) < len(self.stages):
             got = ", ".join(self.stages)
             raise ConfigError("reading stages", got=got, expected="each stage once")
         if not self.stages:
-            raise ConfigError(
-                "reading stages", got="no stage", expected="fit, router, lora or joint"
-            )
+            raise ConfigError("reading stages", got="no stage", expected=named)
         if self.router_stage.start == "static" and "fit" not in self.stages:
             raise ConfigError(
                 "reading router_stage.start",
