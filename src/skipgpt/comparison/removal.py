@@ -6,7 +6,6 @@ counts for every row that uses it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -60,12 +59,7 @@ def find_removal(setup: ComparisonSetup, method: Method, config: TrainConfig, ou
 
     A search makes as many removals as the budget may need, whichever units go first. For methods
     that change weights only the counts are returned; there every layer counts as the mean of all.
-
-    Args:
-        setup: what all methods share.
-        method: a static one.
-        config: gives the budget, and rank and fitting tokens of stand-ins.
-        out: the folder of the comparison; searches are kept below it.
+    Searches are kept below the folder of the comparison.
     """
     kind, target = STATIC[method.kind], config.target_sparsity
     model, fitting = _fresh(setup, method, config)
@@ -129,11 +123,8 @@ def _searched(
         "removals": removals,
         "tokens": setup.search_text().numel(),
         "stand_ins": method.stand_in and [config.router.stand_in, config.router_stage.fit_tokens],
-        "base": setup.fingerprint,
-        "text": setup.blocks.fingerprint,
-        "where": setup.device_and_dtype,
     }
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    key, made_of = setup.keyed(**made_of)
     path = out / "searches" / f"{method.kind}-{key[:16]}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -69,11 +69,7 @@ def read_elsewhere(method: str, target: float) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """The seeds of one method at one budget.
-
-    Attributes:
-        rows: one per seed.
-    """
+    """The rows of one method at one budget, one per seed."""
 
     rows: tuple[Row, ...]
 
@@ -156,14 +152,13 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return the table of docs/results.md."""
-        head = self._head()
+        head, *rows = self._cells()
         lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += ["| " + " | ".join(cells) + " |" for cells in self._cells()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
 
     def to_terminal(self) -> str:
         """Return the same table in aligned columns."""
-        table = [self._head(), *self._cells()]
+        table = self._cells()
         widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
         return "\n".join(
             "  ".join(
@@ -173,11 +168,9 @@ class Comparison:
             for row in table
         )
 
-    def _head(self) -> list[str]:
-        return [*COLUMNS, "x router", "budget", "tokens trained", "seconds", "note"]
-
     def _cells(self) -> list[list[str]]:
-        cells = []
+        """The head of the table, and a row of cells for each line."""
+        cells = [[*COLUMNS, "x router", "budget", "tokens trained", "seconds", "note"]]
         for line in self.lines():
             first, several = line.rows[0], len(line.rows) > 1
             spread = f" ± {line.spread:.4f}" if several else ""
