@@ -104,12 +104,7 @@ def _rope(rope: dict[str, Any], values: dict[str, Any], family: str) -> dict[str
 
 
 def older_tokenizer(values: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Express a tokenizer's config of transformers 5 in fields that both versions know.
-
-    Args:
-        values: the config.
-        tokenizer: its tokenizer.
-    """
+    """Express the config of a tokenizer of transformers 5 in fields that both versions know."""
     kind = str(values.get("tokenizer_class"))
     # PreTrainedTokenizerFast would also return token types, which decoders refuse.
     older = values | {"model_input_names": list(tokenizer.model_input_names)}
