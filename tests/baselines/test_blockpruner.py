@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
+from removals import static_loss
 from runs import rows
 from skipgpt.baselines.blockpruner import blockpruner
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.removal.static import constant_margins, static_loss
+from skipgpt.removal.static import constant_margins
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant

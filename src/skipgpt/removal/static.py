@@ -1,26 +1,16 @@
-"""The loss of a static removal, and constant routers that give it."""
+"""Constant routers that give a static removal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from skipgpt.evaluation.perplexity import total_loss
-from skipgpt.model.state import execution, routing_state, use_rule
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routers
 from skipgpt.removal.units import Unit, check_removals
-from skipgpt.routing.decision import Forced, Site, Threshold
+from skipgpt.routing.decision import Site, Threshold
 from skipgpt.routing.router import set_constant
-
-
-def static_loss(
-    model: nn.Module, blocks: Tensor, removed: list[Site], *, batch_size: int = 8
-) -> float:
-    """Return nats per token over blocks [N, T] with some sites removed for every token."""
-    with use_rule(model, Forced.without(removed)), execution(model, "sparse"):
-        nll, tokens = total_loss(model, blocks, batch_size)
-    return nll / tokens
 
 
 def constant_margins(model: nn.Module, removed: Sequence[Unit]) -> dict[Site, float]:
