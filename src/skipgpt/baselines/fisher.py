@@ -25,19 +25,10 @@ def fisher(
 ) -> list[Unit]:
     """Remove the modules whose removal costs least to second order, in one ranking.
 
-    Args:
-        model: with routers; its stand-ins, if any, run where modules are removed.
-        blocks: [N, T] token ids that costs are measured on.
-        removals: how many modules to remove.
-        batch_size: blocks per forward.
-        on_step: called with batches done and batches in all.
-        per_flop: rank by the cost per FLOP saved.
-
-    Returns:
-        The removed modules as units of one site, the cheapest to lose first.
+    Stand-ins, if any, run where modules are removed. `per_flop` ranks by the cost per FLOP saved.
+    Arguments, result and errors: `skipgpt.removal.search.Method`.
 
     Raises:
-        ConfigError: more removals than modules.
         TrainingError: a gradient is NaN or infinite.
 
     Example:

@@ -142,13 +142,7 @@ def _sweep(
 
 
 class _Judge:
-    """Judges whether the final states without some layers are similar to the dense model's.
-
-    Args:
-        model: the model before any merge.
-        blocks: [N, T] token ids.
-        batch_size: blocks per forward.
-    """
+    """Judges whether the final states without some layers are similar to the unmerged model's."""
 
     def __init__(self, model: nn.Module, blocks: Tensor, batch_size: int) -> None:
         self._model, self._blocks, self._batch_size = model, blocks, batch_size

@@ -32,19 +32,8 @@ def llm_drop(
 ) -> list[Unit]:
     """Remove the modules whose output is most like their input.
 
-    Args:
-        model: with routers, whose outputs are ignored.
-        blocks: [N, T] token ids that the similarity is measured on.
-        removals: how many modules to remove.
-        batch_size: blocks per forward.
-        on_step: called with batches done and batches in all.
-        modules: which kinds may be removed: attention only, MLPs only, or both.
-
-    Returns:
-        The removed modules as units of one site, the most redundant first.
-
-    Raises:
-        ConfigError: more removals than such modules, or no such kind of module.
+    `modules` says which kinds may be removed: attention only, MLPs only, or both. Arguments, result
+    and errors: `skipgpt.removal.search.Method`.
 
     Example:
         constant_routes(model, llm_drop(model, blocks, 4, modules="attn"))

@@ -16,11 +16,7 @@ from skipgpt.model.surgery import routed_layers
 
 
 class Merges:
-    """The merges of one model, by layer index.
-
-    Args:
-        model: with routers; only its attention and MLP weights change.
-    """
+    """The merges of a routed model, by layer index; only attention and MLP weights change."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = routed_layers(model)

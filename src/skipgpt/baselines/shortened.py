@@ -18,7 +18,6 @@ given blocks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from skipgpt.baselines.weights import base_weights, refuse_quantized
+from skipgpt.evaluation.windows import batches
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import routed_layers
 from skipgpt.removal.announced import announced
@@ -108,17 +108,17 @@ def _backward(model: Any, blocks: Tensor, batch_size: int, on_step: OnStep | Non
     """Accumulate the gradient of the mean loss over blocks [N, T] in the parameters."""
     device = next(model.parameters()).device
     predicted = blocks.shape[0] * (blocks.shape[1] - 1)
-    batches = math.ceil(len(blocks) / batch_size)
+    parts = list(batches(blocks, batch_size))
     was_training = model.training
     model.eval()
     with execution(model, "dense"), torch.enable_grad():
-        for n in range(batches):
-            ids = blocks[n * batch_size : (n + 1) * batch_size].to(device)
+        for done, batch in enumerate(parts, 1):
+            ids = batch.to(device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
             nll = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
             torch.autograd.backward(nll / predicted)
             if on_step:
-                on_step(n + 1, batches)
+                on_step(done, len(parts))
     model.train(was_training)
 
 

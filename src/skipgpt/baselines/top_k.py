@@ -71,25 +71,17 @@ class AboveThresholds:
         return ModuleDecision(keep, margin * keep, margin)
 
 
-def max_top_k_sparsity(layers: int) -> float:
-    """Return the largest share of layers that can be skipped: the first and last stay dense."""
-    return (layers - 2) / layers if layers > 2 else 1.0
-
-
 def top_k_rule(model: nn.Module, sparsity: float, saved: Savings | None = None) -> TopK:
     """Return the rule that reaches a sparsity over all layers, the first and last staying dense.
 
-    Args:
-        model: with routers.
-        sparsity: share to skip.
-        saved: savings that the share is of; modules, if not given.
+    The share is of the savings; of modules, if they are not given.
 
     Raises:
         ConfigError: the other layers would have to skip more than everything.
     """
     layers = len(routed_layers(model))
     dense = frozenset({0, layers - 1}) if layers > 2 else frozenset[int]()
-    free = max_top_k_sparsity(layers)
+    free = (layers - len(dense)) / layers
     if saved is not None:
         free = sum(share for site, share in saved.by_site.items() if site.layer not in dense)
         sparsity += saved.overhead

@@ -20,11 +20,7 @@ def base_weights(layer: RoutedLayer) -> dict[str, nn.Parameter]:
 
 
 def refuse_quantized(model: nn.Module, doing: str) -> None:
-    """Raise if the base's weights are quantised, so that they cannot be computed with.
-
-    Raises:
-        UnsupportedModelError: they are.
-    """
+    """Raise UnsupportedModelError if the base's weights are quantised: they are no numbers."""
     packed = any(
         not parameter.is_floating_point()
         for layer in routed_layers(model)

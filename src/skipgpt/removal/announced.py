@@ -26,12 +26,6 @@ def announced(
     Trials in later layers run fewer layers, so the time per layer is measured. Embeddings and head
     count as one more layer, and trials run half of the layers on average.
 
-    Args:
-        loss: loss of the search.
-        name: name of the search.
-        trials: how many there will be.
-        at_least: whether there may be more.
-
     Example:
         one_by_one(announced(loss, "sleb", trials(layers, 4)), layers, 4)
     """

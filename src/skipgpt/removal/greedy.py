@@ -43,13 +43,8 @@ def greedy_removal(model: nn.Module, text: Tensor, saved: Savings, target: float
 def sites_skipped(order: list[Unit], saved: Savings, target: float) -> float:
     """Return how many sites of a removal, first removed first, save a share; may be fractional.
 
-    Args:
-        order: the removal.
-        saved: what each site saves.
-        target: the share; if the whole removal saves less, all of its sites count.
+    If the whole removal saves less, all of its sites count.
     """
-    if saved.unit == "modules":
-        return target * len(saved.by_site)
     left = target + saved.overhead
     for count, site in enumerate(sites_of(order)):
         each = saved.by_site[site]

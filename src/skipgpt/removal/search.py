@@ -110,20 +110,8 @@ def lazy_greedy(
 
     A unit's cost, the loss that its removal adds, seldom shrinks as more is removed. So units are
     tried in the order of their last known costs, until one costs no more than the next one did; if
-    no cost shrinks, the result is the same for a fraction of the trials (Minoux, 1978).
-
-    Args:
-        loss: loss of the model without these sites.
-        units: to choose from.
-        removals: how many to remove.
-        on_step: called with units that were tried or removed and how many will be: each is tried
-            once before the first one goes.
-
-    Returns:
-        The removed units, first removed first.
-
-    Raises:
-        ConfigError: more removals than units.
+    no cost shrinks, the result is the same for a fraction of the trials (Minoux, 1978). `on_step`
+    counts units that were tried or removed: each is tried once before the first one goes.
     """
     check_removals(removals, units)
     removed, so_far = list[Unit](), loss([])

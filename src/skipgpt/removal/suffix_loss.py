@@ -39,7 +39,7 @@ _OnStream = Callable[[Any, Tensor], Tensor]
 
 
 class SuffixLoss:
-    """`static_loss` on fixed blocks as a function of what is removed, for searches.
+    """Nats per token on fixed blocks as a function of what is removed, for searches.
 
     The streams of the last removals take layers x tokens x D numbers of the model's dtype, on its
     device: 283 MB in float32 at 30 layers, 4,096 tokens and D 576. A trial saves the share of
@@ -72,12 +72,8 @@ class SuffixLoss:
     def __call__(self, removed: Sequence[Site]) -> float:
         """Return nats per token with some sites removed for every token.
 
-        Args:
-            removed: sites; the last one is the trial. Streams up to its layer are kept, for trials
-                that differ there or later.
-
-        Returns:
-            The same as `static_loss`.
+        The last site is the trial. Streams up to its layer are kept, for trials that differ there
+        or later.
         """
         tried = removed[-1].layer if removed else self.layers - 1
         nll, tokens = 0.0, 0
@@ -91,13 +87,7 @@ class SuffixLoss:
 
     @contextmanager
     def _resumed(self, kept: _Kept, removed: Sequence[Site], tried: int) -> Iterator[None]:
-        """Let a forward of the model start at the last layer whose stream is known.
-
-        Args:
-            kept: kept streams of this batch.
-            removed: sites.
-            tried: the layer up to which streams are kept.
-        """
+        """Let a forward of this batch start at the last layer whose stream is known."""
         in_front = [frozenset(s for s in removed if s.layer < n) for n in range(self.layers)]
         known = [n for n, (sites, _) in kept.items() if n <= tried and sites == in_front[n]]
         start = max(known, default=0)

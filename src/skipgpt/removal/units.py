@@ -31,11 +31,7 @@ def sites_of(units: Iterable[Unit]) -> list[Site]:
 
 
 def check_removals(removals: int, units: Sequence[Unit]) -> None:
-    """Raise if there are fewer units than removals.
-
-    Raises:
-        ConfigError: removals below 0, or more than there are units.
-    """
+    """Raise ConfigError at removals below 0, or more than there are units."""
     if not 0 <= removals <= len(units):
         raise ConfigError(
             "choosing what to remove",
