@@ -13,14 +13,9 @@ from skipgpt.system.atomic import staged
 
 
 def write_section(page: Path, name: str, title: str, command: str, comparison: Comparison) -> None:
-    """Write a comparison into a page: over the section of this name, or at the end.
+    """Write a comparison into a Markdown page: over the section of this name, or at the end.
 
-    Args:
-        page: a Markdown file; created if absent.
-        name: name of the section, in its markers.
-        title: title of the section.
-        command: the command that makes the table.
-        comparison: what to show.
+    The section has a title, the command that makes the table, and the table.
 
     Raises:
         ConfigError: the section of this name has no end marker.

@@ -14,10 +14,6 @@ class Placement:
         dtype: of the base model.
         base: where the base model lies, if not where the checkpoint says.
         quantize: `int8`, for a checkpoint that is loaded in 8 bits.
-
-    Example:
-        >>> Placement(device="cuda", dtype="bfloat16").base is None
-        True
     """
 
     device: str = "cpu"

@@ -18,12 +18,8 @@ def split_documents(
     other documents there are. The one exception: where a side would stay empty, the group nearest
     to it moves over.
 
-    Args:
-        documents: all of them.
-        held_out: share of groups to hold out, about.
-
     Returns:
-        Documents to train on, and documents held out.
+        Documents to train on, and about this share of groups held out.
 
     Raises:
         DataError: fewer than two groups.

@@ -43,15 +43,9 @@ def encode_documents(
     *,
     control_tokens: bool = False,
 ) -> Tensor:
-    """Encode documents into one stream of tokens, with `boundaries` around each.
+    """Encode documents into one stream of token ids [S], int64, with `boundaries` around each.
 
-    Args:
-        documents: in the order of the stream.
-        tokenizer: of the base model.
-        control_tokens: whether control tokens that are written in a document count as such.
-
-    Returns:
-        Token ids [S], int64.
+    Control tokens that are written in a document count as such only if asked for.
 
     Example:
         ids = encode_documents(stdlib_documents(), tokenizer)
@@ -65,7 +59,7 @@ def encode_stream(
     *,
     control_tokens: bool = False,
 ) -> Encoded:
-    """Encode documents into one stream of tokens, and tell where each document begins."""
+    """Encode documents as `encode_documents` does, and tell where each document begins."""
     before, after = boundaries(tokenizer)
     parts = [torch.empty(0, dtype=torch.int64)]
     starts, length = [], 0

@@ -192,10 +192,6 @@ def what_a_stop_leaves(out: Path, resumed: bool) -> Callable[[], str]:
 
     That says what is kept, and how to continue. Each process reads the folder itself: another one
     may have ended.
-
-    Args:
-        out: the folder of the run.
-        resumed: whether the run had begun before.
     """
     before = _run_in(out)
 

@@ -16,12 +16,9 @@ from skipgpt.system.progress import advancing
 
 @advancing("timing steps of stage lora beside dense ones")
 def training_speedup(model: Any, batch: Tensor, repeats: int = 3) -> float:
-    """Return dense over sparse seconds of a forward and backward, medians of alternating runs.
+    """Return dense over sparse seconds of a forward and backward on token ids [B, T].
 
-    Args:
-        model: prepared for stage `lora`.
-        batch: [B, T] token ids.
-        repeats: measured pairs, after one that warms up.
+    They are medians of alternating runs, after a pair that warms up.
     """
     times: dict[Execution, list[float]] = {"dense": [], "sparse": []}
     device = next(model.parameters()).device

@@ -46,12 +46,7 @@ def _like(parameter: Any, value: Any) -> Any:
 
 
 def gathered_from_zero(optimizer: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what `state_dict()` of torch's AdamW over these groups would be.
-
-    Args:
-        optimizer: DeepSpeed's optimizer.
-        groups: parameter groups, in the order of the optimizer that DeepSpeed was given.
-    """
+    """Return what `state_dict()` of torch's AdamW over the groups that DeepSpeed got would be."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _link(optimizer)

@@ -114,10 +114,7 @@ def margin_metrics(
 
 
 def keep_metrics(keeps: Tensor) -> dict[str, float]:
-    """Return the keep rate of each module, and the mean entropy of those rates in bits.
-
-    Args:
-        keeps: [M, N] bool.
+    """Return the rates of keeps [M, N] by module, and the mean entropy of those rates in bits.
 
     Example:
         >>> keep_metrics(torch.tensor([[True, True], [True, False]]))

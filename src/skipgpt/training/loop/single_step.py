@@ -30,9 +30,6 @@ def single_step(
         ids: [B, T], the batch and its labels, on the model's device.
         kind: execution of the forward; that of the stage if None.
 
-    Returns:
-        A function that takes a step and returns its loss.
-
     Example:
         step = single_step(model, "lora", recipe("default"), ids)
         losses = [step().item() for _ in range(10)]
@@ -47,14 +44,11 @@ def single_step(
     stage_plan = dataclasses.replace(stage_plan, execution=kind or stage_plan.execution)
     model = prepare(model, stage, config)
     with tempfile.TemporaryDirectory() as folder:  # required by transformers, but not used
-        given: dict[str, Any] = {
-            "model": model,
-            "args": training_arguments(stage_plan, config, Path(folder), model.device),
-        }
+        args = training_arguments(stage_plan, config, Path(folder), model.device)
         if routed_layers(model):
-            trainer = RoutingTrainer(plan=stage_plan, config=config, **given)
+            trainer = RoutingTrainer(plan=stage_plan, config=config, model=model, args=args)
         else:
-            trainer = Trainer(**given)
+            trainer = Trainer(model=model, args=args)
     optimizer = torch.optim.AdamW(optimizer_groups(model, config))
     batch = {"input_ids": ids, "labels": ids}
 

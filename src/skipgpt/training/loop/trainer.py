@@ -38,11 +38,7 @@ from skipgpt.training.stages import StagePlan, optimizer_groups
 class RoutingTrainer(ResumableTrainer):
     """Trains one stage; everything else is transformers' behaviour.
 
-    Args:
-        plan: the stage.
-        config: the run.
-        rule: decision rule while routers train; Gumbel sampling if None.
-        arguments: passed to `transformers.Trainer`.
+    While routers train, they decide by a rule; by Gumbel sampling if it is None.
 
     Raises:
         DivergedError: the loss is NaN or infinite; the step is not taken.
@@ -260,14 +256,11 @@ class RoutingTrainer(ResumableTrainer):
             at = self._threshold.used
             known = {} if at is None or math.isinf(at) else {"threshold": at}
             return known | keep_metrics(seen)
-        return margin_metrics(seen, self.config.target_sparsity, *self._in_unit())
-
-    def _in_unit(self) -> tuple[Tensor | None, float]:
-        """What each module saves in the unit of the budget, and what routing adds."""
+        target = self.config.target_sparsity
         if self.config.budget == "modules":
-            return None, 0.0
-        weights = [saved for _, saved in sorted(self._saved.by_site.items())]
-        return torch.tensor(weights), self._saved.overhead
+            return margin_metrics(seen, target)
+        weights = torch.tensor([saved for _, saved in sorted(self._saved.by_site.items())])
+        return margin_metrics(seen, target, weights, self._saved.overhead)
 
     def _sparsity(self, step: Step) -> Tensor:
         """Return what a step saves in the unit of the budget, with the gates' gradient.
