@@ -16,7 +16,7 @@ from typing import Any
 
 from skipgpt.baselines.registry import STATIC
 from skipgpt.comparison.budget import ROUNDING, between, most_removals, stand_ins_of, unit_saves
-from skipgpt.comparison.method import Method
+from skipgpt.comparison.method import DENSE, Method
 from skipgpt.comparison.setup import ComparisonSetup
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
@@ -79,7 +79,7 @@ def apply_removal(
 ) -> tuple[Any, list[Unit], float]:
     """Return a model with the method's weights, what is removed, and the seconds that took."""
     model, _ = _fresh(setup, method, config)
-    if not STATIC[method.kind].changes_weights:
+    if method.kind == DENSE or not STATIC[method.kind].changes_weights:
         return model, [*removal.order[:count]], 0.0
     units, seconds = _search(setup, method, model, count)
     return model, units, seconds

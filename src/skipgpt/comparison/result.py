@@ -84,16 +84,6 @@ class Line:
         excesses = [row.excess_nll for row in self.rows]
         return (max(excesses) - min(excesses)) / 2
 
-    @property
-    def kl_to_dense(self) -> float | None:
-        """Mean over seeds; None unless all were measured."""
-        return _mean([row.kl_to_dense for row in self.rows])
-
-    @property
-    def agreement(self) -> float | None:
-        """Mean over seeds; None unless all were measured."""
-        return _mean([row.agreement for row in self.rows])
-
     def share(self, name: str) -> float:
         """A sparsity, mean over seeds."""
         return mean(row.sparsity[name] for row in self.rows)
@@ -180,8 +170,8 @@ class Comparison:
                     first.method,
                     f"{mean(row.nll_per_token for row in line.rows):.4f}",
                     f"{line.excess:.4f}{spread}",
-                    "" if line.kl_to_dense is None else f"{line.kl_to_dense:.4f}",
-                    "" if line.agreement is None else f"{line.agreement:.1%}",
+                    _mean([row.kl_to_dense for row in line.rows], ".4f"),
+                    _mean([row.agreement for row in line.rows], ".1%"),
                     *(f"{line.share(name):.1%}" for name in COLUMNS[5:]),
                     "" if times is None else f"{times:.1f}",
                     f"{first.target:.1%} of {self.unit}" if first.target else "",
@@ -193,6 +183,7 @@ class Comparison:
         return cells
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: list[float | None], form: str) -> str:
+    """The mean over seeds as text; empty unless all were measured."""
     known = [value for value in values if value is not None]
-    return mean(known) if known and len(known) == len(values) else None
+    return format(mean(known), form) if len(known) == len(values) else ""
