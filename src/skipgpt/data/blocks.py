@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -19,9 +19,6 @@ from skipgpt.data.split import split_documents
 from skipgpt.data.stream import encode_documents, encode_stream
 from skipgpt.errors import DataError
 from skipgpt.system.progress import advancing
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +45,7 @@ class Blocks:
 
 def pack_blocks(
     documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     config: DataConfig,
     doing: str = "packing the text into rows",
 ) -> tuple[Tensor, int]:
@@ -78,11 +75,7 @@ def pack_blocks(
 
 @advancing("reading the text and cutting it into rows", announced=True)
 def load_blocks(
-    sources: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    config: DataConfig,
-    *,
-    train_tokens: int | None = None,
+    sources: Sequence[str], tokenizer: Any, config: DataConfig, *, train_tokens: int | None = None
 ) -> Blocks:
     """Read, split, encode and pack.
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Any
 
 from skipgpt.config import DataConfig
 from skipgpt.data.documents import Document
 from skipgpt.data.split import place_of
 from skipgpt.data.stream import AT_ONCE, encode_stream
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("skipgpt")
 
@@ -25,10 +22,7 @@ LETTERS = 8
 
 
 def read_enough(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    config: DataConfig,
-    train_tokens: int,
+    documents: Iterable[Document], tokenizer: Any, config: DataConfig, train_tokens: int
 ) -> list[Document]:
     """Read documents until training, calibration and evaluation have the tokens they need.
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from skipgpt.data.documents import Document
 from skipgpt.data.encoding import boundaries, encode
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 BATCH = 256
 
@@ -38,10 +35,7 @@ class Encoded(NamedTuple):
 
 
 def encode_documents(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    control_tokens: bool = False,
+    documents: Iterable[Document], tokenizer: Any, *, control_tokens: bool = False
 ) -> Tensor:
     """Encode documents into one stream of token ids [S], int64, with `boundaries` around each.
 
@@ -54,10 +48,7 @@ def encode_documents(
 
 
 def encode_stream(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    control_tokens: bool = False,
+    documents: Iterable[Document], tokenizer: Any, *, control_tokens: bool = False
 ) -> Encoded:
     """Encode documents as `encode_documents` does, and tell where each document begins."""
     before, after = boundaries(tokenizer)
@@ -83,11 +74,7 @@ def encode_stream(
 
 
 def encode_beginning(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: int,
-    *,
-    control_tokens: bool = False,
+    documents: Iterable[Document], tokenizer: Any, tokens: int, *, control_tokens: bool = False
 ) -> tuple[Encoded, list[Document]]:
     """Encode no more documents than it takes to have more than `tokens`; 0 encodes all.
 
