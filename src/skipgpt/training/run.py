@@ -29,7 +29,6 @@ from skipgpt.system.stopping import stoppable
 from skipgpt.training.fit_stage import check_fit, run_fit
 from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.measurement import Passes
-from skipgpt.training.result import TrainResult as TrainResult
 from skipgpt.training.run_record import (
     RESUME,
     begin_run,
@@ -45,6 +44,27 @@ from skipgpt.training.run_record import (
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.run_start import Base, start, with_routers_of, within_reach
 from skipgpt.training.stages import plan
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run produced.
+
+    Attributes:
+        info: info of the checkpoint that was written.
+        held_out: loss and sparsity on held-out text: `dense`, then one entry per stage.
+        folder: folder of the checkpoint.
+        seconds_measuring: seconds of this call spent on the losses in `held_out`.
+    """
+
+    info: CheckpointInfo
+    held_out: dict[str, Perplexity]
+    folder: str
+    seconds_measuring: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
 
 
 def train(
