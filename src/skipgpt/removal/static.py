@@ -8,7 +8,7 @@ from torch import nn
 
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routers
-from skipgpt.removal.units import Unit, check_removals
+from skipgpt.removal.units import Unit
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.routing.router import set_constant
 
@@ -23,7 +23,7 @@ def constant_margins(model: nn.Module, removed: Sequence[Unit]) -> dict[Site, fl
     return {site: rank.get(site, 1.0) for site in routers(model)}
 
 
-def constant_routes(model: nn.Module, units: Sequence[Unit], removals: int | None = None) -> None:
+def constant_routes(model: nn.Module, units: Sequence[Unit]) -> None:
     """Turn a static removal into constant routers, in place, which heal, save and load as usual.
 
     From now on the model decides by threshold 0 and skips exactly these units for every token;
@@ -32,17 +32,11 @@ def constant_routes(model: nn.Module, units: Sequence[Unit], removals: int | Non
     Args:
         model: with routers, which are overwritten.
         units: as a method returns them, first removed first.
-        removals: how many of them; all, if not given.
-
-    Raises:
-        ConfigError: more removals than units.
 
     Example:
-        constant_routes(model, sleb(model, blocks, 8), 4)
+        constant_routes(model, sleb(model, blocks, 4))
     """
-    removals = len(units) if removals is None else removals
-    check_removals(removals, units)
-    for site, margin in constant_margins(model, units[:removals]).items():
+    for site, margin in constant_margins(model, units).items():
         set_constant(routers(model)[site], margin)
     state = routing_state(model)
     state.rule, state.curve = Threshold(0.0), None
