@@ -37,8 +37,8 @@ def fisher(
     measured = measure_costs(model, blocks, batch_size=batch_size, on_step=on_step)
     context = (blocks.shape[1] + 1) / 2
     saved = savings(model, "flops", context, removed=True).by_site
-    importance = {}
-    for unit in units_of(model, "modules"):
-        (site,) = unit
-        importance[unit] = measured[site].cost.mean().item() / (saved[site] if per_flop else 1.0)
+    importance: dict[Unit, float] = {
+        (site,): measured[site].cost.mean().item() / (saved[site] if per_flop else 1.0)
+        for (site,) in units_of(model, "modules")
+    }
     return one_shot(importance, removals)

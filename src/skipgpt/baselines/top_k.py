@@ -19,8 +19,8 @@ from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.state import execution, record_routing, use_rule
-from skipgpt.model.surgery import routed_layers
-from skipgpt.routing.decision import MODULES, ModuleDecision, Site
+from skipgpt.model.surgery import routed_layers, routers
+from skipgpt.routing.decision import ModuleDecision, Site
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,8 @@ def _quantiles(
     with execution(model, "gated"), use_rule(model, rule), record_routing(model) as trace:
         total_loss(model, blocks)
     values = {}
-    for layer in routed_layers(model):
-        for module in MODULES:
-            if not rule.skips(Site(layer.index, module)):
-                continue
-            seen = [getattr(step.decisions[layer.index], module).margin for step in trace.steps]
-            margins = torch.cat([margin.flatten() for margin in seen])
-            values[Site(layer.index, module)] = margins.quantile(sparsity).item()
+    for site in filter(rule.skips, routers(model)):
+        seen = [getattr(step.decisions[site.layer], site.module).margin for step in trace.steps]
+        margins = torch.cat([margin.flatten() for margin in seen])
+        values[site] = margins.quantile(sparsity).item()
     return AboveThresholds(values)
