@@ -44,14 +44,10 @@ def describe(
     tokenizer: Any = None,
     **facts: Any,
 ) -> CheckpointInfo:
-    """The info of a routed model, read off the model except for the `facts`.
+    """The info of a routed model, read off the model except for the `facts`, other fields of it.
 
-    Args:
-        model: with routers.
-        base: hub id, folder or GGUF file of its base model.
-        fingerprint: of the base, if it is known; computing it reads all of its weights.
-        tokenizer: the base's; loading will refuse another one.
-        facts: other fields of the info.
+    The base is a hub id, folder or GGUF file. To compute its fingerprint, if that is not known,
+    reads all of its weights. Loading will refuse another tokenizer than the base's.
 
     Raises:
         ConfigError: the model is int8, which is a way to run a checkpoint and not to store one.
@@ -155,11 +151,7 @@ def described(model: Any, base: str | None, tokenizer: Any) -> CheckpointInfo:
 
 
 def origin_of(model: Any) -> str:
-    """Where transformers loaded a model from.
-
-    Raises:
-        ConfigError: it was not loaded from anywhere.
-    """
+    """Where transformers loaded a model from; raises ConfigError if it did not."""
     if name := str(getattr(model.config, "_name_or_path", "")):
         return name
     raise ConfigError(

@@ -79,13 +79,7 @@ def load_blocks(
     """Read, split, encode and pack.
 
     Files are read whole. A hub dataset or a pipe of JSON lines, which may not end, is read as far
-    as `train_tokens`, the calibration and the evaluation need.
-
-    Args:
-        sources: as for `read_documents`.
-        tokenizer: of the base model.
-        config: how to cut and split.
-        train_tokens: how many tokens training takes; None reads hub datasets to their end, too.
+    as `train_tokens`, the calibration and the evaluation need; to its end if that is None.
 
     Raises:
         DataError: a source cannot be read, or there is too little text on one side.

@@ -29,11 +29,9 @@ _DEPEND_ON_PLACE = ("scale_attn_by_inverse_layer_idx",)
 
 
 def check_movable(model: Any) -> None:
-    """Raise if a layer of the model would compute something else at another index.
+    """Raise UnsupportedModelError if a layer may compute something else at another index.
 
-    Raises:
-        UnsupportedModelError: the config makes layers depend on their index, or has an unknown
-            list with an entry per layer.
+    So if the config makes layers depend on it, or has an unknown list with an entry per layer.
     """
     values = model.config.to_dict()
     count = len(routed_layers(model))

@@ -16,13 +16,10 @@ from skipgpt.system.progress import advancing
 
 
 def greedy_removal(model: nn.Module, text: Tensor, saved: Savings, target: float) -> list[Unit]:
-    """Return the greedy static removal that saves about this share.
+    """Return the greedy static removal that saves about the target, in the unit of the savings.
 
-    Args:
-        model: with routers, which are not used; its stand-ins run where modules are removed.
-        text: [N, T] token ids that the loss is measured on.
-        saved: what each site saves, in the unit of `target`.
-        target: the share to save.
+    The loss is measured on token ids [N, T]. Routers are not used; stand-ins run where modules are
+    removed.
 
     Returns:
         Modules, or layers if routers decide by layer; first removed first.

@@ -59,12 +59,7 @@ def one_by_one(
 ) -> list[Unit]:
     """Remove unit after unit, each time the one whose removal leaves the lowest loss.
 
-    Args:
-        loss: loss of the model without these sites.
-        units: to choose from.
-        removals: how many to remove.
-        protected: units that are removed only when no others are left.
-        on_step: called with trials done and trials in all.
+    Protected units are removed only when no others are left. `on_step` counts trials.
 
     Returns:
         The removed units, first removed first.

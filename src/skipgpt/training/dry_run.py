@@ -32,15 +32,10 @@ def dry_run(
     dtype: torch.dtype,
     device: str = "cuda",
 ) -> DryRun:
-    """Estimate what training would take on this many devices.
+    """Estimate what training would take on devices with a process each.
 
-    Args:
-        base: the config of the base model, as transformers has it.
-        config: the run; stage `lora` is assumed to skip its target sparsity where it packs.
-        layout: how the model is spread over devices.
-        processes: number of processes, one per device.
-        dtype: dtype of the base model.
-        device: kind of device; the speed of a typical one turns FLOPs into time.
+    The base is the config of a base model, as transformers has it. Stage `lora` is assumed to skip
+    its target sparsity where it packs. The speed of a typical device turns FLOPs into time.
 
     Raises:
         ConfigError: the processes cannot share the rows of a step equally, or torch knows no such

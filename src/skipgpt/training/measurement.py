@@ -35,9 +35,6 @@ class Passes:
     """The calibration and measurement passes of one run.
 
     Attributes:
-        config: the run's config.
-        blocks: its text.
-        out: its folder.
         starts: whether routers are new and no stage initialises them.
         dense: the loss of the dense model on held-out text, once measured.
         seconds_measuring: seconds spent on losses that are only reported.

@@ -35,9 +35,6 @@ class StagePlan:
     """One stage of a run.
 
     Attributes:
-        stage: its name.
-        steps: optimizer steps.
-        schedule: learning-rate schedule.
         warmup: share of steps for warm-up.
         execution: execution of the training forwards.
         distill: share of the loss that is KL to the dense model; the rest is the loss on text.
