@@ -26,13 +26,10 @@ def fisher(
     """Remove the modules whose removal costs least to second order, in one ranking.
 
     Stand-ins, if any, run where modules are removed. `per_flop` ranks by the cost per FLOP saved.
-    Arguments, result and errors: `skipgpt.removal.search.Method`.
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
 
     Raises:
         TrainingError: a gradient is NaN or infinite.
-
-    Example:
-        constant_routes(model, fisher(model, blocks, 15))
     """
     measured = measure_costs(model, blocks, batch_size=batch_size, on_step=on_step)
     context = (blocks.shape[1] + 1) / 2

@@ -33,10 +33,7 @@ def sleb(
 ) -> list[Unit]:
     """Remove one layer after another, each time the one whose removal costs the least loss.
 
-    Arguments, result and errors: `skipgpt.removal.search.Method`.
-
-    Example:
-        constant_routes(model, sleb(model, blocks, 4))
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
     """
     layers = units_of(model, "layers")
     protected = {layers[0], layers[-1]}
@@ -55,10 +52,7 @@ def blockpruner(
 ) -> list[Unit]:
     """Remove one module after another, each time the one whose removal costs the least loss.
 
-    Arguments, result and errors: `skipgpt.removal.search.Method`.
-
-    Example:
-        constant_routes(model, blockpruner(model, blocks, 8))
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
     """
     modules = units_of(model, "modules")
     loss = SuffixLoss(model, blocks, batch_size=batch_size)

@@ -50,10 +50,7 @@ def shortened_ppl(
 ) -> list[Unit]:
     """Remove the layers whose removal, each alone, costs the least loss.
 
-    Arguments, result and errors: `skipgpt.removal.search.Method`.
-
-    Example:
-        constant_routes(model, shortened_ppl(model, blocks, 4))
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
     """
     losses = {}
     layers = units_of(model, "layers")
@@ -78,10 +75,7 @@ def shortened_taylor(
     The gradient is that of the mean loss over all blocks, so the batch size does not matter. During
     the call it takes as much memory as the weights of the layers.
 
-    Arguments, result and errors: `skipgpt.removal.search.Method`.
-
-    Example:
-        constant_routes(model, shortened_taylor(model, blocks, 4))
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
     """
     refuse_quantized(model, "estimating the importance of layers from gradients")
     layers = units_of(model, "layers")

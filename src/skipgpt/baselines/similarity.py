@@ -40,10 +40,7 @@ def shortgpt(
 ) -> list[Unit]:
     """Remove the layers of least block influence.
 
-    Arguments, result and errors: `skipgpt.removal.search.Method`.
-
-    Example:
-        constant_routes(model, shortgpt(model, blocks, 4))
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
     """
     cosines = similarities(model, blocks, batch_size=batch_size, on_step=on_step)
     return one_shot({unit: 1 - cosines[unit] for unit in units_of(model, "layers")}, removals)

@@ -55,9 +55,6 @@ def pack_blocks(
 
     Raises:
         DataError: too short for one row; says what was being done.
-
-    Example:
-        rows, _ = pack_blocks(documents, tokenizer, DataConfig(block_size=256))
     """
     encoded = encode_stream(documents, tokenizer, control_tokens=config.control_tokens)
     ids, size = encoded.ids, config.block_size

@@ -78,11 +78,7 @@ def encode_beginning(
 ) -> tuple[Encoded, list[Document]]:
     """Encode no more documents than it takes to have more than `tokens`; 0 encodes all.
 
-    Returns:
-        The stream, which may have more than `tokens`, and the documents in it.
-
-    Example:
-        ids, read = encode_beginning(documents, tokenizer, 4096)
+    The stream is returned with the documents in it.
     """
     stream, found = iter(documents), 0
     read: list[Document] = []

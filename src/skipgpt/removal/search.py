@@ -45,6 +45,9 @@ class Method(Protocol):
 
         Raises:
             ConfigError: the model has no routers, or fewer units than that.
+
+        Example:
+            constant_routes(model, sleb(model, blocks, 4))
         """
         ...
 

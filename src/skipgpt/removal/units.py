@@ -16,11 +16,7 @@ Kind = Literal["layers", "modules"]
 
 
 def units_of(model: nn.Module, kind: Kind) -> list[Unit]:
-    """Return all units that a method of this kind may remove, in forward order.
-
-    Example:
-        removals = round(0.25 * len(units_of(model, "layers")))
-    """
+    """Return all units that a method of this kind may remove, in forward order."""
     layers = [tuple(Site(layer.index, each) for each in MODULES) for layer in routed_layers(model)]
     return layers if kind == "layers" else [(site,) for layer in layers for site in layer]
 

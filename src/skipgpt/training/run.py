@@ -112,18 +112,8 @@ def train(
     check_launcher(device)
     device = init(device)
     kept = what_a_stop_leaves(out, resume)
-    run = _Run(
-        Base.of(base, tokenizer),
-        data,
-        out,
-        config,
-        device,
-        dtype,
-        quantize,
-        resume,
-        rule,
-        or_modules,
-    )
+    start_from = Base.of(base, tokenizer)
+    run = _Run(start_from, data, out, config, device, dtype, quantize, resume, rule, or_modules)
     with stoppable(f"training into {out}", kept), advancing(), writing_to(out):
         run.check(overwrite)
         run.load()
