@@ -83,17 +83,14 @@ def test_the_threshold_meets_the_target(target: float) -> None:
     assert sum(rates) / len(rates) == pytest.approx(1 - target, abs=1e-3)
 
 
-def test_sums_add_parts_of_a_step_and_average_over_steps() -> None:
+def test_sums_add_parts_of_a_step_until_they_are_taken() -> None:
     sums = StepSums()
     for parts in ((1.0, 2.0), (5.0,)):
         for part in parts:
             sums.add(loss=torch.tensor(part))
         sums.end_step()
-    assert sums.means() == {"loss": 4.0}
-    assert sums.spread("loss") == pytest.approx(2**0.5)
-    sums.clear()
-    assert sums.means() == {}
-    assert sums.spread("loss") is None
+    assert {name: taken.tolist() for name, taken in sums.take().items()} == {"loss": [3.0, 5.0]}
+    assert sums.take() == {}
 
 
 def test_a_run_that_misses_its_target_is_warned_of_once(

@@ -32,9 +32,8 @@ class StepSums:
         >>> sums = StepSums()
         >>> for share, loss in ((0.5, 2.0), (0.5, 4.0)):
         ...     sums.add(loss=share * torch.tensor(loss))
-        >>> sums.end_step()
-        >>> sums.means()
-        {'loss': 3.0}
+        >>> sums.take()
+        {'loss': tensor([3.])}
     """
 
     def __init__(self) -> None:
@@ -53,24 +52,14 @@ class StepSums:
             self._steps.setdefault(name, []).append(value)
         self._open = {}
 
-    def mean_over_processes(self) -> None:
-        """Replace every number by its mean over processes, all of which have to call this."""
-        for steps in self._steps.values():
-            steps[:] = mean(torch.stack(steps)).unbind()
+    def take(self) -> dict[str, Tensor]:
+        """Return the sums of each name by step, and forget them.
 
-    def means(self) -> dict[str, float]:
-        """Return the mean over steps of each name."""
-        return {name: torch.stack(steps).mean().item() for name, steps in self._steps.items()}
-
-    def spread(self, name: str) -> float | None:
-        """Return the standard deviation over steps; None for fewer than two."""
-        steps = self._steps.get(name, [])
-        return torch.stack(steps).std().item() if len(steps) > 1 else None
-
-    def clear(self) -> None:
-        """Forget all steps."""
-        self._steps.clear()
-        self._open = {}
+        They are means over processes, all of which have to call this.
+        """
+        self.end_step()
+        taken, self._steps = self._steps, {}
+        return {name: mean(torch.stack(steps)) for name, steps in taken.items()}
 
 
 def margins_of(step: Step) -> Tensor:

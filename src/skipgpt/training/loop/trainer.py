@@ -237,12 +237,10 @@ class RoutingTrainer(ResumableTrainer):
             done = self.state.global_step * self.config.batch_size * self.config.accumulation
             self.state.epoch = done / len(self.train_dataset)
         if "loss" in logs:
-            self._sums.end_step()
-            self._sums.mean_over_processes()
-            logs |= self._sums.means()
-            swing = self._sums.spread("sparsity")
-            logs |= {} if swing is None else {"sparsity_swing": swing}
-            self._sums.clear()
+            steps = self._sums.take()
+            logs |= {name: sums.mean().item() for name, sums in steps.items()}
+            if len(steps.get("sparsity", ())) > 1:
+                logs["sparsity_swing"] = steps["sparsity"].std().item()
             logs |= {} if self._temperature is None else {"temperature": self._temperature}
             logs |= self._routing_metrics()
         super().log(logs, start_time)
