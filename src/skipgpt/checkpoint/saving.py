@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from skipgpt.checkpoint.folder import ROUTERS, digest_of, refuse_existing
 from skipgpt.checkpoint.info import LORA, CheckpointInfo, has_adapter, model_card
-from skipgpt.checkpoint.tensors import save_adapter, trained_tensors
+from skipgpt.checkpoint.tensors import trained_tensors
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import base_location
 from skipgpt.model.families.table import MERGED_PREFIX
@@ -163,7 +163,7 @@ def origin_of(model: Any) -> str:
 
 
 def write(
-    model: nn.Module,
+    model: Any,
     folder: Path,
     info: CheckpointInfo,
     tensors: tuple[dict[str, Tensor], dict[str, Tensor]],
@@ -179,7 +179,9 @@ def write(
     with staged(folder, last=CONFIG) as stage:
         save_file(routing, stage / ROUTERS)
         if hasattr(model, "peft_config"):
-            save_adapter(model, adapter, stage / LORA)
+            # PEFT would look for the base's config to see if embeddings have grown; none are saved.
+            model.save_pretrained(stage / LORA, state_dict=adapter, save_embedding_layers=False)
+            (stage / LORA / "README.md").unlink(missing_ok=True)  # PEFT's own card
         files = {
             str(p.relative_to(stage)): digest_of(p) for p in files_below(stage) if p.suffix != ".md"
         }

@@ -69,13 +69,6 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
     return model
 
 
-def save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write LoRA as PEFT does, without the card that it adds."""
-    # PEFT would look for the base's config to see if embeddings have grown; none are saved.
-    model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-
-
 def _refuse_differences(
     wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str, doing: str
 ) -> None:
