@@ -170,14 +170,12 @@ def _held(model: nn.Module) -> Held:
     base = {name: p for name, p in named.items() if kind_of(name) == "base"}
     trained = [p for p in named.values() if p.requires_grad]
     layers = [
-        sum(_bytes(p) for name, p in layer.named_parameters() if kind_of(name) == "base")
+        sum(p.nbytes for name, p in layer.named_parameters() if kind_of(name) == "base")
         for layer in routed_layers(model)
     ]
-    weights = sum(_bytes(p) for p in base.values())
+    weights = sum(p.nbytes for p in base.values())
     # In stage lora routers are frozen, so they count as weights like the base's.
-    resting = sum(
-        _bytes(p) for name, p in named.items() if name not in base and not p.requires_grad
-    )
+    resting = sum(p.nbytes for name, p in named.items() if name not in base and not p.requires_grad)
     return Held(
         parameters=sum(p.numel() for p in base.values()),
         weight_bytes=weights + resting,
@@ -186,10 +184,6 @@ def _held(model: nn.Module) -> Held:
         trained=sum(p.numel() for p in trained),
         trained_tensors=len(trained),
     )
-
-
-def _bytes(parameter: nn.Parameter) -> int:
-    return parameter.numel() * parameter.element_size()
 
 
 def _forward_flops(

@@ -39,11 +39,6 @@ class StepPartition:
     parts: int
     processes: int
 
-    @property
-    def step_rows(self) -> int:
-        """Rows per step."""
-        return self.rows * self.parts * self.processes
-
 
 def share_of_step(batch_size: int, accumulation: int, processes: int) -> StepPartition:
     """Split the batch_size * accumulation rows of a step equally, at most batch_size per forward.

@@ -134,9 +134,9 @@ class RoutingTrainer(ResumableTrainer):
         share = StepPartition(
             self._train_batch_size, self.args.gradient_accumulation_steps, world_size()
         )
-        rows = RunDataset(self.train_dataset, self.plan.steps * share.step_rows, self.args.seed)
+        count = self.plan.steps * share.rows * share.parts * share.processes
         return DataLoader(
-            rows,
+            RunDataset(self.train_dataset, count, self.args.seed),
             batch_sampler=StepBatchSampler(share, self.plan.steps, rank()),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
