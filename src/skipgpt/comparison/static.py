@@ -69,7 +69,13 @@ def _measured(
                 measured.append(_pruned(setup, method, model, units))
         else:
             began = time.perf_counter()
-            model = _healed(setup, config, folder / str(count), model, units)
+            constant_routes(model, units)
+            own = folder / str(count)
+            own.mkdir(parents=True, exist_ok=True)
+            try:
+                model = run_stage(model, "lora", config, setup.blocks, own)
+            except TrainingError as error:
+                raise in_comparison(error) from error
             seconds += time.perf_counter() - began
             measured.append(_pruned(setup, method, model, units))
     low, high = measured[0], measured[-1]
@@ -83,18 +89,6 @@ def _measured(
         tokens_trained=setup.tokens_trained(config, "lora") if method.lora else 0,
     )
     return [row]
-
-
-def _healed(
-    setup: ComparisonSetup, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]
-) -> Any:
-    """Train stage `lora` around what is removed; return the model."""
-    constant_routes(model, removed)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return run_stage(model, "lora", config, setup.blocks, folder)
-    except TrainingError as error:
-        raise in_comparison(error) from error
 
 
 def _note(setup: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal) -> str:
