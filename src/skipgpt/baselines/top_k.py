@@ -74,10 +74,8 @@ class AboveThresholds:
 def top_k_rule(model: nn.Module, sparsity: float, saved: Savings | None = None) -> TopK:
     """Return the rule that reaches a sparsity over all layers, the first and last staying dense.
 
-    The share is of the savings; of modules, if they are not given.
-
-    Raises:
-        ConfigError: the other layers would have to skip more than everything.
+    The share is of the savings; of modules, if they are not given. Raises ConfigError if the other
+    layers would have to skip more than everything.
     """
     layers = len(routed_layers(model))
     dense = frozenset({0, layers - 1}) if layers > 2 else frozenset[int]()

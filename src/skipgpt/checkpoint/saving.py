@@ -121,8 +121,7 @@ def save(
 def described(model: Any, base: str | None, tokenizer: Any) -> CheckpointInfo:
     """Describe a model from itself, and from the checkpoint that it was loaded from.
 
-    Raises:
-        ConfigError: the base model is in it, or its weights are no longer those of the base.
+    Raises ConfigError if the base is in it, or its weights are no longer those of the base.
     """
     doing, facts = "saving a checkpoint", dict(routing_state(model).facts)
     if str(model.config.model_type).startswith(MERGED_PREFIX):

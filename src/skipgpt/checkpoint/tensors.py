@@ -36,8 +36,7 @@ def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tens
 def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
     """Copy router weights, under the keys of a checkpoint, into a model, strictly.
 
-    Raises:
-        CheckpointError: one message with every missing, unexpected and mis-shaped key.
+    One CheckpointError tells every missing, unexpected and mis-shaped key.
     """
     wanted = router_state_dict(model)
     _refuse_differences(wanted, tensors, "router", f"loading routers from {source}")
@@ -47,11 +46,7 @@ def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -
 
 
 def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
-    """Put the LoRA adapter in a folder around a routed model, strictly.
-
-    Raises:
-        CheckpointError: one message with every missing, unexpected and mis-shaped key.
-    """
+    """Put the LoRA adapter in a folder around a routed model, as strictly as `load_routers`."""
     doing, tensors = f"loading LoRA from {folder}", read_tensors(folder / _ADAPTER)
     try:
         with warnings.catch_warnings():

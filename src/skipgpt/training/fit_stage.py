@@ -19,7 +19,7 @@ from skipgpt.fitting.rounds import fit_to_routes
 from skipgpt.system.distributed import launched
 from skipgpt.system.progress import Phase, advancing
 from skipgpt.training.router_init import savings_of
-from skipgpt.training.run_record import note_fit
+from skipgpt.training.run_record import note
 
 logger = logging.getLogger("skipgpt")
 
@@ -71,7 +71,7 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, out: Path) -> None:
     fit_to_routes(model, text, config, saved, _phase)
     seconds = round(time.perf_counter() - began, 1)
     told = summary(found)
-    note_fit(out, {**told, "seconds": seconds, "cached": is_known, "key": key})
+    note(out, {"fit": {**told, "seconds": seconds, "cached": is_known, "key": key}})
     if not is_known:
         explained = told["explained"]
         logger.info(

@@ -48,11 +48,7 @@ class Passes:
     seconds_measuring: float = 0.0
 
     def before_stages(self, model: Any) -> None:
-        """Measure the dense model, and initialise new routers.
-
-        Raises:
-            UnsupportedModelError: its loss is NaN or infinite.
-        """
+        """Measure the dense model, whose loss has to be finite, and initialise new routers."""
         with without_lora(model), execution(model, "dense"):
             self.dense = self._measured(model, closeness=False)
         if not math.isfinite(self.dense.nll_per_token):

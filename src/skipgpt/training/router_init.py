@@ -31,8 +31,7 @@ def start_routers(model: Any, config: TrainConfig, text: Tensor) -> None:
 def savings_of(model: nn.Module, config: TrainConfig) -> Savings:
     """Return what each site of a model saves, in the unit of a run's budget and over its rows.
 
-    Raises:
-        ConfigError: the budget is in time, and this machine was not profiled.
+    Time needs a machine that was profiled; else it raises ConfigError.
     """
     context = (config.data.block_size + 1) / 2
     return savings(model, config.budget, context, config.budget_time)

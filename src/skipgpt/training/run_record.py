@@ -87,11 +87,9 @@ def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
 
 @first_alone
 def compare_run(out: Path, facts: dict[str, Any]) -> None:
-    """Raise if a run is resumed with other settings or other data.
+    """Raise if a run is resumed with other settings or other data; names what differs.
 
-    Raises:
-        ConfigError: it is; names what differs.
-        CheckpointError: run.json is damaged, or the base has other settings; names each.
+    Of the base's own settings a CheckpointError tells, as where run.json is damaged.
     """
     before = _read_run(out)
     now = json.loads(json.dumps(facts))
@@ -140,7 +138,7 @@ def note_measured(out: Path, what: str, measured: Perplexity) -> None:
     facts: dict[str, Any] = {"held_out": run.get("held_out", {}) | {what: measured.to_dict()}}
     if what != "dense":
         facts["finished"] = [*run.get("finished", []), what]
-    _note(out, facts)
+    note(out, facts)
 
 
 @first_alone
@@ -150,12 +148,6 @@ def held_out_of(out: Path) -> dict[str, Perplexity]:
     return {
         stage: from_dict(Perplexity, each, f"reading {out / RUN}") for stage, each in noted.items()
     }
-
-
-@first_alone
-def note_fit(out: Path, found: dict[str, Any]) -> None:
-    """Note in run.json what stage `fit` found at each site."""
-    _note(out, {"fit": found})
 
 
 @first_alone
@@ -169,7 +161,8 @@ def _run_in(out: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _note(out: Path, facts: dict[str, Any]) -> None:
+def note(out: Path, facts: dict[str, Any]) -> None:
+    """Note facts in run.json; called in one process, of several in the first alone."""
     with staged(out) as folder:
         (folder / RUN).write_text(to_json(_read_run(out) | facts), encoding="utf-8")
 

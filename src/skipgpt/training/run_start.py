@@ -120,11 +120,7 @@ def _check_held(base: str, found: str | None, wanted: str | None) -> None:
 
 
 def with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
-    """Return the config with the router settings that the model has, as in its checkpoint.
-
-    Raises:
-        ConfigError: other settings were requested than the checkpoint was trained with.
-    """
+    """Return the config with the model's router settings; ConfigError if others were requested."""
     has, asked = routing_state(model).config, config.router
     of_recipes = recipe("paper").router, recipe("default").router
     if asked not in of_recipes and asked.resolved(hidden_size(model)) != has:
@@ -142,8 +138,7 @@ def with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
 def within_reach(model: Any, config: TrainConfig, or_modules: bool) -> TrainConfig:
     """The config, in a unit in which skipping can save the target; modules, if that is allowed.
 
-    Raises:
-        ConfigError: the target is out of reach, and the unit may not change.
+    Else a ConfigError says what is within reach.
     """
     savings = savings_of(model, config)
     if or_modules and config.budget != "modules" and not savings.reaches(config.target_sparsity):

@@ -70,9 +70,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return transformers' arguments for a stage; resume states go to the folder.
 
-    Raises:
-        ConfigError: transformers does not know the schedule or a tracker, or the processes of the
-            run cannot share the rows of a step equally.
+    Raises ConfigError at a schedule or a tracker that transformers does not know, and as
+    `share_of_step` does.
     """
     check_schedule(plan.schedule)
     check_trackers(config.report_to)

@@ -61,9 +61,8 @@ class RoutingTrainer(ResumableTrainer):
         self._observed: list[Tensor] = []
         self._temperature: float | None = None
         self._dense: Tensor | None = None
-        self._threshold = BudgetThreshold(
-            routing_state(self.model), config.target_sparsity, self._saved
-        )
+        state, target = routing_state(self.model), config.target_sparsity
+        self._threshold = BudgetThreshold(state, target, self._saved)
         if not plan.trains_routers:
             self.add_callback(self._threshold)
         if plan.distill:
@@ -147,10 +146,8 @@ class RoutingTrainer(ResumableTrainer):
         stage = self.config.router_stage
         if self._rule_at is not None:
             return self._rule_at(self.progress)
-        return GumbelSample(
-            linear_between(stage.temperature_start, stage.temperature_end, self.progress),
-            scale=stage.noise,
-        )
+        ends = stage.temperature_start, stage.temperature_end
+        return GumbelSample(linear_between(*ends, self.progress), scale=stage.noise)
 
     @property
     def _is_logged(self) -> bool:
