@@ -61,17 +61,10 @@ def laco(
     this number of removals only; a prefix of it is no result. Pass a copy if the model is still
     needed. On failure the weights are restored.
 
-    Args:
-        model: with routers, whose outputs are ignored. Its weights are changed.
-        blocks: [N, T] token ids that the similarity is measured on.
-        removals: how many layers to remove.
-        batch_size: blocks per forward.
-        on_step: called with the most layers that a sweep has removed so far and layers to remove.
-        merge: how many layers become one per merge; an eighth of all, at least 2, if not given.
-        interval: how many layers below a merge the next one is tried.
-
-    Returns:
-        The layers that were merged into others, first removed first.
+    As many layers as `merge` says become one per merge: an eighth of all, at least 2, if it is not
+    given. The next merge is tried `interval` layers below. `on_step` is called with the most layers
+    that a sweep has removed so far. Else arguments and result are those of
+    `skipgpt.removal.search.Method`.
 
     Raises:
         ConfigError: more removals than layers that can be merged, fewer than two layers per merge,

@@ -57,11 +57,8 @@ def llm_drop(
 ) -> list[Unit]:
     """Remove the modules whose output is most like their input.
 
-    `modules` says which kinds may be removed: attention only, MLPs only, or both. Arguments, result
-    and errors: `skipgpt.removal.search.Method`.
-
-    Example:
-        constant_routes(model, llm_drop(model, blocks, 4, modules="attn"))
+    `modules` says which kinds may be removed: attention only, MLPs only, or both. Other arguments,
+    result, errors and example: `skipgpt.removal.search.Method`.
     """
     if modules not in ("joint", "attn", "mlp"):
         raise ConfigError(

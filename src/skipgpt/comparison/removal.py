@@ -55,12 +55,14 @@ class Removal:
 
 
 def find_removal(setup: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> Removal:
-    """Return what a static method removes at the budget of a config.
+    """Return what a static method, or none of the base, removes at the budget of a config.
 
     A search makes as many removals as the budget may need, whichever units go first. For methods
     that change weights only the counts are returned; there every layer counts as the mean of all.
     Searches are kept below the folder of the comparison.
     """
+    if method.kind == DENSE:
+        return Removal((), 0, 0, 0.0)
     kind, target = STATIC[method.kind], config.target_sparsity
     model, fitting = _fresh(setup, method, config)
     saved = savings(model, setup.budget, setup.context, removed=True)

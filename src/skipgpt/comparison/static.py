@@ -44,9 +44,7 @@ def heal(
 
     A budget between two removal counts mixes both of them, each healed. Stand-ins train as well.
     """
-    removal = Removal((), 0, 0, 0.0)
-    if method.kind != DENSE:
-        removal = find_removal(setup, method, config, out)
+    removal = find_removal(setup, method, config, out)
     rows = _measured(setup, method, config, removal, folder)
     shutil.rmtree(folder, ignore_errors=True)  # the resume states
     return rows

@@ -44,8 +44,9 @@ def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the c
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
+    retired = getattr(kind, "RETIRED", {})
     for key, value in values.items():
-        if key in (retired := _retired(kind)):
+        if key in retired:
             _check_retired(f"{doing}, {key}", value, retired[key])
             continue
         if key not in known:
@@ -119,10 +120,6 @@ def changed(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(to_dict(config)).items() if value != usual[key]}
 
 
-def _retired(kind: type) -> dict[str, Any]:
-    return getattr(kind, "RETIRED", {})
-
-
 def _check_retired(doing: str, value: Any, usual: Any) -> None:
     """Refuse a value with which a retired setting had an effect."""
     if usual is not None and _coerce(type(usual), value, doing) != usual:
@@ -141,7 +138,7 @@ def _with_retired(config: Any, values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if dataclasses.is_dataclass(getattr(config, key))
     }
-    return _retired(type(config)) | values | nested
+    return getattr(config, "RETIRED", {}) | values | nested
 
 
 def _unknown_key(doing: str, key: str, known: list[str]) -> ConfigError:

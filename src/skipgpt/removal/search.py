@@ -62,13 +62,8 @@ def one_by_one(
 ) -> list[Unit]:
     """Remove unit after unit, each time the one whose removal leaves the lowest loss.
 
-    Protected units are removed only when no others are left. `on_step` counts trials.
-
-    Returns:
-        The removed units, first removed first.
-
-    Raises:
-        ConfigError: more removals than units.
+    Protected units are removed only when no others are left. `on_step` counts trials. The removed
+    units are returned, first removed first; ConfigError is raised at more removals than units.
     """
     check_removals(removals, units)
     left, removed = list(units), list[Unit]()

@@ -54,10 +54,10 @@ def run_stage(
     device: str | None = None,
     begin: Callable[[Any], None] | None = None,
 ) -> Any:
-    """Train one stage, from its last saved state if there is one.
+    """Train one stage, from its last saved state if there is one; return the trained model.
 
     Args:
-        model: with routers.
+        model: with routers; PEFT wraps it if LoRA trains.
         stage: what to train.
         config: the run.
         blocks: text.
@@ -67,9 +67,6 @@ def run_stage(
         dense_loss: loss of the base on held-out text, by which too high a loss is detected.
         device: where to train; the model's device if None.
         begin: called with the model once it is placed for training, sharded or not.
-
-    Returns:
-        The trained model; with LoRA, it is wrapped by PEFT.
 
     Raises:
         TrainingError: writing to the disk failed.

@@ -45,11 +45,9 @@ class Base:
 
     @classmethod
     def of(cls, base: Any, tokenizer: Any) -> Base:
-        """From what `train` was given.
+        """From what `train` was given: a name or a model that was loaded from somewhere.
 
-        Raises:
-            ConfigError: neither a name nor a model, a model that was not loaded from anywhere, or a
-                tokenizer without a model.
+        Raises ConfigError at anything else, or a tokenizer without a model.
         """
         if isinstance(base, nn.Module):
             return cls(origin_of(base), base, tokenizer, is_new=not routers(base))

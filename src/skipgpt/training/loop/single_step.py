@@ -21,14 +21,10 @@ def single_step(
 ) -> Callable[[], Tensor]:
     """Prepare a model for a stage and return its optimizer step on one batch, for repeated calls.
 
-    The learning rate stays at the peak of the stage's schedule; nothing is logged or saved.
-
-    Args:
-        model: with routers; without, stage `lora` trains the dense model. Changed in place.
-        stage: what trains.
-        config: the run's config.
-        ids: [B, T], the batch and its labels, on the model's device.
-        kind: execution of the forward; that of the stage if None.
+    The learning rate stays at the peak of the stage's schedule; nothing is logged or saved. The
+    model is changed in place; without routers, stage `lora` trains the dense model. The batch
+    [B, T], on the model's device, is its own labels. The forward's execution is that of the stage
+    if no kind is given.
 
     Example:
         step = single_step(model, "lora", recipe("default"), ids)
