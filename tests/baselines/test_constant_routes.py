@@ -16,7 +16,7 @@ from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
 from skipgpt.model.state import record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.removal.static import constant_margins, constant_routes
+from skipgpt.removal.static import constant_routes
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.routing.decision import Forced, Site, Threshold
 from tiny import byte_tokenizer, tiny_base
@@ -47,9 +47,13 @@ def test_exactly_these_units_are_skipped_by_every_token(removals: int) -> None:
 def test_thresholds_go_through_the_order_unit_by_unit() -> None:
     model = deep()
     constant_routes(model, MIXED)
-    margins = constant_margins(model, MIXED)
-    of_units = [{margins[site] for site in unit} for unit in MIXED]
-    assert of_units == [{-1.0}, {-1 + 1 / 3}, {-1 + 2 / 3}]
+    with record_routing(model) as trace, torch.no_grad():
+        model(rows(3))
+    decided = trace.steps[0].decisions
+    for n, unit in enumerate(MIXED):
+        for site in unit:
+            margins = getattr(decided[site.layer], site.module).margin
+            torch.testing.assert_close(margins, torch.full_like(margins, -1 + n / 3))
     routing_state(model).rule = Threshold(-0.6)
     assert _skipped(model) == {*layer(3), Site(1, "mlp")}
 
