@@ -61,9 +61,8 @@ def convert(
     with stoppable(f"converting {path}", lambda: NOTHING_KEPT), writing_to(Path(out)):
         if not overwrite:
             refuse_existing(Path(out))
-        source = AuthorsFile.of(
-            *(read_authors_file(file) for file in (path, lora) if file is not None)
-        )
+        files = [path] if lora is None else [path, lora]
+        source = AuthorsFile.of(*map(read_authors_file, files))
         # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be
         # compared with a base that was rounded twice.
         half = any(tensor.dtype == torch.float16 for tensor in source.tensors.values())

@@ -80,8 +80,7 @@ def start(
     if base.model is None and is_checkpoint(base.name):
         _check_held(base.name, read_info(base.name).quantization, quantize)
         model, tokenizer = load(base.name, trainable=True, device=device, dtype=dtype)
-        if routing_state(model).curve is not None:
-            set_to_target(model, config)
+        set_to_target(model, config)
         return model, tokenizer, read_info(base.name)
     if base.model is None:
         model, tokenizer = load_base(base.name, device=device, dtype=dtype, quantize=quantize)
