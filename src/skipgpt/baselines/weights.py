@@ -26,7 +26,7 @@ def base_weights(layer: RoutedLayer) -> dict[str, nn.Parameter]:
 
 
 def refuse_quantized(model: nn.Module, doing: str) -> None:
-    """Raise UnsupportedModelError if the base's weights are quantised: they are no numbers."""
+    """Raise UnsupportedModelError if the base is quantised, so that weights cannot be added."""
     packed = any(
         not parameter.is_floating_point()
         for layer in routed_layers(model)
