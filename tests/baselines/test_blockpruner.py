@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
+from removals import static_loss
 from runs import rows
-from skipgpt.baselines.blockpruner import blockpruner
+from skipgpt.baselines.one_by_one import blockpruner
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.removal.static import constant_margins, static_loss
+from skipgpt.removal.static import constant_routes
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
@@ -75,8 +76,7 @@ def test_constant_margins_let_the_dial_copy_the_removal(fitted: nn.Module) -> No
     state = [{k: t.clone() for k, t in r.state_dict().items()} for r in routers(fitted).values()]
     units = blockpruner(fitted, rows(8), 3)
     order = sites_of(units)
-    for site, margin in constant_margins(fitted, units).items():
-        set_constant(routers(fitted)[site], margin)
+    constant_routes(fitted, units)
     for removed in (1, 3):
         calibrate(fitted, rows(4), target=removed / 6)
         with record_routing(fitted) as trace, torch.no_grad():

@@ -12,12 +12,11 @@ from runs import logits, rows
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import RouterConfig
-from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
 from skipgpt.model.state import record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.removal.static import constant_margins, constant_routes
+from skipgpt.removal.static import constant_routes
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.routing.decision import Forced, Site, Threshold
 from tiny import byte_tokenizer, tiny_base
@@ -33,11 +32,11 @@ def _skipped(model: torch.nn.Module) -> set[Site]:
     return {site for site, ratio in ratios.items() if ratio == 0}
 
 
-@pytest.mark.parametrize("removals", [None, 0, 1, 2, 3])
-def test_exactly_these_units_are_skipped_by_every_token(removals: int | None) -> None:
+@pytest.mark.parametrize("removals", [0, 1, 2, 3])
+def test_exactly_these_units_are_skipped_by_every_token(removals: int) -> None:
     model = deep()
-    constant_routes(model, MIXED, removals)
-    wanted = MIXED if removals is None else MIXED[:removals]
+    wanted = MIXED[:removals]
+    constant_routes(model, wanted)
     assert _skipped(model) == {site for unit in wanted for site in unit}
     with torch.no_grad():
         routed = model(rows(3)).logits
@@ -48,9 +47,13 @@ def test_exactly_these_units_are_skipped_by_every_token(removals: int | None) ->
 def test_thresholds_go_through_the_order_unit_by_unit() -> None:
     model = deep()
     constant_routes(model, MIXED)
-    margins = constant_margins(model, MIXED)
-    of_units = [{margins[site] for site in unit} for unit in MIXED]
-    assert of_units == [{-1.0}, {-1 + 1 / 3}, {-1 + 2 / 3}]
+    with record_routing(model) as trace, torch.no_grad():
+        model(rows(3))
+    decided = trace.steps[0].decisions
+    for n, unit in enumerate(MIXED):
+        for site in unit:
+            margins = getattr(decided[site.layer], site.module).margin
+            torch.testing.assert_close(margins, torch.full_like(margins, -1 + n / 3))
     routing_state(model).rule = Threshold(-0.6)
     assert _skipped(model) == {*layer(3), Site(1, "mlp")}
 
@@ -58,7 +61,7 @@ def test_thresholds_go_through_the_order_unit_by_unit() -> None:
 def test_what_was_calibrated_before_is_forgotten() -> None:
     model = deep()
     calibrate(model, rows(2), target=0.5)
-    constant_routes(model, MIXED, 1)
+    constant_routes(model, MIXED[:1])
     assert routing_state(model).curve is None
     assert routing_state(model).rule == Threshold(0.0)
     assert _skipped(model) == set(layer(3))
@@ -81,8 +84,3 @@ def test_a_checkpoint_of_it_skips_the_same(tmp_path: Path) -> None:
     loaded = load(tmp_path / "out")[0]
     assert _skipped(loaded) == set(layer(1))
     assert torch.equal(logits(loaded), logits(model))
-
-
-def test_more_removals_than_units_are_refused() -> None:
-    with pytest.raises(ConfigError, match="got 4 removals; expected 0 to 3"):
-        constant_routes(deep(), MIXED, 4)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from bases import DEEP, EMPTY, deep, own_words, shallow
 from cases import every_layout
+from removals import static_loss
 from skipgpt.baselines.registry import STATIC
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.state import execution, routing_state
 from skipgpt.model.surgery import routers
-from skipgpt.removal.static import static_loss
 from skipgpt.removal.units import Unit, sites_of, units_of
 from skipgpt.routing.decision import Threshold
 from skipgpt.routing.router import set_constant

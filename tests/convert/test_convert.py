@@ -83,14 +83,6 @@ def test_lora_may_lie_in_a_second_file_and_its_alpha_is_given(written, base_fold
     assert repeated.count("unexpected model.layers.") == len(routers)
 
 
-def test_a_loaded_base_model_is_used_as_it_is(written, base_folder, tmp_path):
-    base = tiny_base()
-    convert(written(linear_routers()), str(base_folder), tmp_path / "out", base_model=base)
-    loaded, _ = loading.load(tmp_path / "out")
-    with torch.no_grad():
-        assert torch.equal(base(TOKENS).logits, loaded(TOKENS).logits)
-
-
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
 def test_a_nested_state_dict_is_unwrapped(wrapper, written):
     file = linear_routers()

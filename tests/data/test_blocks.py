@@ -90,12 +90,13 @@ def test_no_documents_give_no_tokens() -> None:
 @settings(deadline=None, max_examples=50)
 def test_packing_keeps_the_order_and_loses_less_than_a_row(texts: list[str], size: int) -> None:
     documents = [Document("", text, "") for text in texts]
+    config = DataConfig(block_size=size)
     stream = [token for text in texts for token in (0, *TOKENIZER(text).input_ids)]
     if len(stream) < size:
         with pytest.raises(DataError, match="too short"):
-            pack_blocks(documents, TOKENIZER, size)
+            pack_blocks(documents, TOKENIZER, config)
         return
-    rows = pack_blocks(documents, TOKENIZER, size)
+    rows, _ = pack_blocks(documents, TOKENIZER, config)
     assert rows.shape == (len(stream) // size, size)
     assert rows.dtype == torch.int64
     assert rows.flatten().tolist() == stream[: rows.numel()]
@@ -104,7 +105,7 @@ def test_packing_keeps_the_order_and_loses_less_than_a_row(texts: list[str], siz
 
 def test_text_shorter_than_a_row_is_refused_with_both_numbers() -> None:
     with pytest.raises(DataError) as caught:
-        pack_blocks([Document("", "abc", "")], TOKENIZER, 16, doing="packing this")
+        pack_blocks([Document("", "abc", "")], TOKENIZER, DataConfig(block_size=16), "packing this")
     assert caught.value.doing == "packing this"
     assert "4 tokens" in caught.value.got
     assert "too short" in caught.value.got

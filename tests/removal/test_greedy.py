@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cases import routed
+from removals import static_loss
 from runs import rows
 from skipgpt.cost import savings
 from skipgpt.removal.greedy import greedy_removal
-from skipgpt.removal.static import static_loss
 from skipgpt.removal.units import units_of
 
 

@@ -18,7 +18,7 @@ from runs import logits
 from skipgpt.errors import (
     UnsupportedModelError,
 )
-from skipgpt.export.pairing import Pair, pair_rates, pair_up, sites_in
+from skipgpt.export.pairing import Pair, pair_rates, pair_up
 from skipgpt.export.rebuild import module_parameters, moves_whole_layers, smaller_model
 from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
@@ -49,6 +49,11 @@ PARALLEL = ("gpt_neox", "cohere2", "falcon/new", "phi", "stablelm/parallel")
 
 
 SHORT = (*SEQUENTIAL, *PARALLEL, *ODD, "deepseek_v3")
+
+
+def sites_in(pairs: list[Pair]) -> list[Site]:
+    """The modules that the new layers hold, in the order the data moves."""
+    return [site for attn, mlp in pairs for site in (Site(attn, "attn"), Site(mlp, "mlp"))]
 
 
 def remade(model: nn.Module, rare: list[Site], folder: Path) -> tuple[Any, set[Site]]:

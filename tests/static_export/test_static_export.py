@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import skipgpt
 from cases import CLOSE
+from removals import static_loss
 from runs import logits, rows, stopping_at
 from skipgpt.checkpoint.loading import load
 from skipgpt.config import LoraStage
@@ -28,7 +29,6 @@ from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.removal.static import static_loss
 from skipgpt.routing.decision import Forced, Site
 from static_exports import A1, A2, CUTTING, M0, M1, export, make
 from tiny import tiny_base

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cases import CLOSE, SITES, base, routed
+from removals import static_loss
 from runs import metrics, rows, run, stage_trainer, stopping_at, tiny_config, weights
 from skipgpt.config import TrainConfig
 from skipgpt.errors import StoppedError
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import router_state_dict, routers, stand_ins
-from skipgpt.removal.static import static_loss
 from skipgpt.routing.decision import (
     DecisionRule,
     GumbelSample,

@@ -9,8 +9,7 @@ from cases import routed
 from runs import metrics, rows, run, stage_trainer, tiny_config
 from skipgpt.analysis.statistics import entropy_bits
 from skipgpt.model.state import record_routing
-from skipgpt.training.loop.metric_accumulator import StepSums
-from skipgpt.training.loop.routing_metrics import keeps_of, margin_metrics, margins_of
+from skipgpt.training.loop.routing_metrics import StepSums, keeps_of, margin_metrics, margins_of
 
 
 def test_a_line_says_what_every_module_keeps_and_how_decided_it_is(
@@ -84,17 +83,14 @@ def test_the_threshold_meets_the_target(target: float) -> None:
     assert sum(rates) / len(rates) == pytest.approx(1 - target, abs=1e-3)
 
 
-def test_sums_add_parts_of_a_step_and_average_over_steps() -> None:
+def test_sums_add_parts_of_a_step_until_they_are_taken() -> None:
     sums = StepSums()
     for parts in ((1.0, 2.0), (5.0,)):
         for part in parts:
             sums.add(loss=torch.tensor(part))
         sums.end_step()
-    assert sums.means() == {"loss": 4.0}
-    assert sums.spread("loss") == pytest.approx(2**0.5)
-    sums.clear()
-    assert sums.means() == {}
-    assert sums.spread("loss") is None
+    assert {name: taken.tolist() for name, taken in sums.take().items()} == {"loss": [3.0, 5.0]}
+    assert sums.take() == {}
 
 
 def test_a_run_that_misses_its_target_is_warned_of_once(

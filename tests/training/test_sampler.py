@@ -20,7 +20,7 @@ def test_a_step_is_cut_into_equal_forwards_that_fit(
 ) -> None:
     share = share_of_step(batch_size, accumulation, processes)
     assert share == StepPartition(rows, parts, processes)
-    assert share.step_rows == batch_size * accumulation
+    assert share.rows * share.parts * share.processes == batch_size * accumulation
 
 
 def test_rows_that_cannot_be_shared_equally_are_refused() -> None:

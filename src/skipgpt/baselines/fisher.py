@@ -25,29 +25,17 @@ def fisher(
 ) -> list[Unit]:
     """Remove the modules whose removal costs least to second order, in one ranking.
 
-    Args:
-        model: with routers; its stand-ins, if any, run where modules are removed.
-        blocks: [N, T] token ids that costs are measured on.
-        removals: how many modules to remove.
-        batch_size: blocks per forward.
-        on_step: called with batches done and batches in all.
-        per_flop: rank by the cost per FLOP saved.
-
-    Returns:
-        The removed modules as units of one site, the cheapest to lose first.
+    Stand-ins, if any, run where modules are removed. `per_flop` ranks by the cost per FLOP saved.
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
 
     Raises:
-        ConfigError: more removals than modules.
         TrainingError: a gradient is NaN or infinite.
-
-    Example:
-        constant_routes(model, fisher(model, blocks, 15))
     """
     measured = measure_costs(model, blocks, batch_size=batch_size, on_step=on_step)
     context = (blocks.shape[1] + 1) / 2
     saved = savings(model, "flops", context, removed=True).by_site
-    importance = {}
-    for unit in units_of(model, "modules"):
-        (site,) = unit
-        importance[unit] = measured[site].value.mean().item() / (saved[site] if per_flop else 1.0)
+    importance: dict[Unit, float] = {
+        (site,): measured[site].value.mean().item() / (saved[site] if per_flop else 1.0)
+        for (site,) in units_of(model, "modules")
+    }
     return one_shot(importance, removals)

@@ -33,8 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from skipgpt.baselines.merging import Merges
-from skipgpt.baselines.weights import refuse_quantized
+from skipgpt.baselines.weights import Merges, refuse_quantized
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.state import execution, use_rule
@@ -62,17 +61,10 @@ def laco(
     this number of removals only; a prefix of it is no result. Pass a copy if the model is still
     needed. On failure the weights are restored.
 
-    Args:
-        model: with routers, whose outputs are ignored. Its weights are changed.
-        blocks: [N, T] token ids that the similarity is measured on.
-        removals: how many layers to remove.
-        batch_size: blocks per forward.
-        on_step: called with the most layers that a sweep has removed so far and layers to remove.
-        merge: how many layers become one per merge; an eighth of all, at least 2, if not given.
-        interval: how many layers below a merge the next one is tried.
-
-    Returns:
-        The layers that were merged into others, first removed first.
+    As many layers as `merge` says become one per merge: an eighth of all, at least 2, if it is not
+    given. The next merge is tried `interval` layers below. `on_step` is called with the most layers
+    that a sweep has removed so far. Else arguments and result are those of
+    `skipgpt.removal.search.Method`.
 
     Raises:
         ConfigError: more removals than layers that can be merged, fewer than two layers per merge,
@@ -142,13 +134,7 @@ def _sweep(
 
 
 class _Judge:
-    """Judges whether the final states without some layers are similar to the dense model's.
-
-    Args:
-        model: the model before any merge.
-        blocks: [N, T] token ids.
-        batch_size: blocks per forward.
-    """
+    """Judges whether the final states without some layers are similar to the unmerged model's."""
 
     def __init__(self, model: nn.Module, blocks: Tensor, batch_size: int) -> None:
         self._model, self._blocks, self._batch_size = model, blocks, batch_size

@@ -18,7 +18,6 @@ given blocks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from skipgpt.baselines.weights import base_weights, refuse_quantized
+from skipgpt.evaluation.windows import batches
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import routed_layers
-from skipgpt.removal.announced import announced
 from skipgpt.removal.search import one_shot
-from skipgpt.removal.suffix_loss import SuffixLoss
+from skipgpt.removal.suffix_loss import SuffixLoss, announced
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.system.progress import OnStep
 
@@ -50,10 +49,7 @@ def shortened_ppl(
 ) -> list[Unit]:
     """Remove the layers whose removal, each alone, costs the least loss.
 
-    Arguments, result and errors: `skipgpt.removal.search.Method`.
-
-    Example:
-        constant_routes(model, shortened_ppl(model, blocks, 4))
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
     """
     losses = {}
     layers = units_of(model, "layers")
@@ -78,10 +74,7 @@ def shortened_taylor(
     The gradient is that of the mean loss over all blocks, so the batch size does not matter. During
     the call it takes as much memory as the weights of the layers.
 
-    Arguments, result and errors: `skipgpt.removal.search.Method`.
-
-    Example:
-        constant_routes(model, shortened_taylor(model, blocks, 4))
+    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
     """
     refuse_quantized(model, "estimating the importance of layers from gradients")
     layers = units_of(model, "layers")
@@ -108,17 +101,17 @@ def _backward(model: Any, blocks: Tensor, batch_size: int, on_step: OnStep | Non
     """Accumulate the gradient of the mean loss over blocks [N, T] in the parameters."""
     device = next(model.parameters()).device
     predicted = blocks.shape[0] * (blocks.shape[1] - 1)
-    batches = math.ceil(len(blocks) / batch_size)
+    parts = list(batches(blocks, batch_size))
     was_training = model.training
     model.eval()
     with execution(model, "dense"), torch.enable_grad():
-        for n in range(batches):
-            ids = blocks[n * batch_size : (n + 1) * batch_size].to(device)
+        for done, batch in enumerate(parts, 1):
+            ids = batch.to(device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
             nll = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
             torch.autograd.backward(nll / predicted)
             if on_step:
-                on_step(n + 1, batches)
+                on_step(done, len(parts))
     model.train(was_training)
 
 

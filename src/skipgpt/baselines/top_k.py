@@ -19,8 +19,8 @@ from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.state import execution, record_routing, use_rule
-from skipgpt.model.surgery import routed_layers
-from skipgpt.routing.decision import MODULES, ModuleDecision, Site
+from skipgpt.model.surgery import routed_layers, routers
+from skipgpt.routing.decision import ModuleDecision, Site
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,15 @@ class AboveThresholds:
         return ModuleDecision(keep, margin * keep, margin)
 
 
-def max_top_k_sparsity(layers: int) -> float:
-    """Return the largest share of layers that can be skipped: the first and last stay dense."""
-    return (layers - 2) / layers if layers > 2 else 1.0
-
-
 def top_k_rule(model: nn.Module, sparsity: float, saved: Savings | None = None) -> TopK:
     """Return the rule that reaches a sparsity over all layers, the first and last staying dense.
 
-    Args:
-        model: with routers.
-        sparsity: share to skip.
-        saved: savings that the share is of; modules, if not given.
-
-    Raises:
-        ConfigError: the other layers would have to skip more than everything.
+    The share is of the savings; of modules, if they are not given. Raises ConfigError if the other
+    layers would have to skip more than everything.
     """
     layers = len(routed_layers(model))
     dense = frozenset({0, layers - 1}) if layers > 2 else frozenset[int]()
-    free = max_top_k_sparsity(layers)
+    free = (layers - len(dense)) / layers
     if saved is not None:
         free = sum(share for site, share in saved.by_site.items() if site.layer not in dense)
         sparsity += saved.overhead
@@ -124,11 +114,8 @@ def _quantiles(
     with execution(model, "gated"), use_rule(model, rule), record_routing(model) as trace:
         total_loss(model, blocks)
     values = {}
-    for layer in routed_layers(model):
-        for module in MODULES:
-            if not rule.skips(Site(layer.index, module)):
-                continue
-            seen = [getattr(step.decisions[layer.index], module).margin for step in trace.steps]
-            margins = torch.cat([margin.flatten() for margin in seen])
-            values[Site(layer.index, module)] = margins.quantile(sparsity).item()
+    for site in filter(rule.skips, routers(model)):
+        seen = [getattr(step.decisions[site.layer], site.module).margin for step in trace.steps]
+        margins = torch.cat([margin.flatten() for margin in seen])
+        values[site] = margins.quantile(sparsity).item()
     return AboveThresholds(values)

@@ -64,8 +64,8 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """Convert the values of an older format to the current one."""
     if values["format_version"] != 1:
         return values
-    curve = values.get("curve")
-    others = {key: value for key, value in values.items() if key != "curve"}
+    others, curve = dict(values), values.get("curve")
+    others.pop("curve", None)
     curves = {} if curve is None else {"modules": curve}
     return others | {"curves": curves, "format_version": FORMAT_VERSION}
 
@@ -78,11 +78,7 @@ def own_sparsity(folder: Path) -> float:
 
 
 def verify_files(folder: Path, info: CheckpointInfo) -> None:
-    """Compare every file with its recorded digest.
-
-    Raises:
-        CheckpointError: one message with every missing and every damaged file.
-    """
+    """Compare every file with its digest; a CheckpointError names all missing and damaged ones."""
     problems = []
     for name, digest in info.files.items():
         path = folder / name
@@ -105,12 +101,7 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def base_of(info: CheckpointInfo, folder: str | Path, base: str | None = None) -> str:
-    """The name or path of a checkpoint's base model.
-
-    Args:
-        info: of the checkpoint.
-        folder: where it lies.
-        base: the caller's replacement for it, if any.
+    """The name or path of a checkpoint's base model, or `base`, the caller's replacement for it.
 
     Raises:
         UnsupportedModelError: nothing is where the checkpoint says.
@@ -121,11 +112,7 @@ def base_of(info: CheckpointInfo, folder: str | Path, base: str | None = None) -
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise if a folder holds a checkpoint.
-
-    Raises:
-        CheckpointError: it does.
-    """
+    """Raise CheckpointError if a folder holds a checkpoint."""
     if (folder / CONFIG).exists():
         raise CheckpointError(
             f"writing to {folder}",
@@ -164,11 +151,7 @@ def local_folder(folder: str | Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """The tensors of a safetensors file; raises CheckpointError if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -66,11 +66,7 @@ class CheckpointInfo:
 
 
 def check_keep(keep: Mapping[str, Sequence[float]]) -> None:
-    """Raise unless the keep rates are shares, and of as many attentions as MLPs.
-
-    Raises:
-        ConfigError: they are not.
-    """
+    """Raise ConfigError unless keep rates are shares, and of as many attentions as MLPs."""
     attn, mlp = keep.get("attn", ()), keep.get("mlp", ())
     fits = set(keep) in (set(), {"attn", "mlp"}) and len(attn) == len(mlp)
     if not fits or not all(0 <= rate <= 1 for rate in (*attn, *mlp)):

@@ -16,15 +16,8 @@ from skipgpt.checkpoint.folder import (
     read_tensors,
     verify_files,
 )
-from skipgpt.checkpoint.info import (
-    LORA,
-    CheckpointInfo,
-    has_adapter,
-)
-from skipgpt.checkpoint.tensors import (
-    load_adapter,
-    load_routers,
-)
+from skipgpt.checkpoint.info import LORA, CheckpointInfo, has_adapter
+from skipgpt.checkpoint.tensors import load_adapter, load_routers
 from skipgpt.config import Budget, Placement, check_budget, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.auto import register
@@ -46,15 +39,7 @@ from skipgpt.system.hardware import hardware
 logger = logging.getLogger("skipgpt")
 
 
-_KEPT = (
-    "base",
-    "fingerprint",
-    "base_settings",
-    "revision",
-    "recipe",
-    "stages",
-    "target_sparsity",
-)
+_KEPT = ("base", "fingerprint", "base_settings", "revision", "recipe", "stages", "target_sparsity")
 """Fields that a model cannot tell of itself when it is saved again."""
 
 
@@ -99,41 +84,20 @@ def load(
     Example:
         model, tokenizer = skipgpt.load("out/llama-25", sparsity=0.4, budget="flops")
     """
-    return load_placed(
-        folder,
-        Placement(device, dtype, base, quantize),
-        sparsity=sparsity,
-        budget=budget,
-        merge=merge,
-        trainable=trainable,
-    )
-
-
-def load_placed(
-    folder: str | Path,
-    placement: Placement,
-    *,
-    sparsity: float | None = None,
-    budget: Budget | None = None,
-    merge: bool = False,
-    trainable: bool = False,
-) -> tuple[Any, Any]:
-    """Load a checkpoint as `load` does, by a placement."""
-    check_loaded_as(placement.quantize)
+    check_loaded_as(quantize)
     check_pair(sparsity, budget)
     folder = local_folder(folder)
     if kind_of_model(folder) == "merged":
-        return _load_merged(folder, placement, sparsity, budget, trainable)
+        model, tokenizer = _load_merged(folder, base, trainable, device, dtype)
+        if sparsity is not None:
+            set_sparsity(model, sparsity, budget=budget)
+        return (quantize_int8(model) if quantize else model), tokenizer
     info = read_info(folder)
     verify_files(folder, info)
-    name = base_of(info, folder, placement.base)
+    name = base_of(info, folder, base)
     kind = info.quantization
     model, tokenizer = load_base(
-        name,
-        revision=info.revision,
-        device=placement.device,
-        dtype=placement.dtype,
-        quantize=kind,
+        name, revision=info.revision, device=device, dtype=dtype, quantize=kind
     )
     if not is_of_same_weights(found := fingerprint_of(model), info.fingerprint):
         raise CheckpointError(
@@ -156,7 +120,7 @@ def load_placed(
     state = routing_state(model)
     state.curves = curves_of(info)
     if state.curves is not None:
-        _say_if_timed_elsewhere(state.curves, budget, torch.device(placement.device))
+        _say_if_timed_elsewhere(state.curves, budget, torch.device(device))
         own = clamp_to_curve(model, info.target_sparsity)
         set_sparsity(model, own if sparsity is None else sparsity, budget=budget)
     elif sparsity is not None:
@@ -165,15 +129,16 @@ def load_placed(
         model = load_adapter(model, folder / LORA, trainable=trainable)
         model = merge_lora(model) if merge and kind is None else model
     model = model.eval()
-    return (quantize_int8(model) if placement.quantize else model), tokenizer
+    return (quantize_int8(model) if quantize else model), tokenizer
+
+
+def load_placed(folder: str | Path, placement: Placement, **options: Any) -> tuple[Any, Any]:
+    """Load a checkpoint by a placement, with what else `load` takes."""
+    return load(folder, **vars(placement), **options)
 
 
 def load_base_of(info: CheckpointInfo, placement: Placement) -> tuple[Any, Any]:
-    """Load the dense base model that a checkpoint was made from, and its tokenizer.
-
-    Raises:
-        SkipGPTError: it cannot be loaded.
-    """
+    """Load the dense base model that a checkpoint was made from, and its tokenizer."""
     return load_base(
         placement.base or info.base,
         revision=info.revision,
@@ -184,13 +149,8 @@ def load_base_of(info: CheckpointInfo, placement: Placement) -> tuple[Any, Any]:
 
 
 def _load_merged(
-    folder: Path,
-    placement: Placement,
-    sparsity: float | None,
-    budget: Budget | None,
-    trainable: bool,
+    folder: Path, base: str | None, trainable: bool, device: str, dtype: str
 ) -> tuple[Any, Any]:
-    base = placement.base
     if base is not None or trainable:
         raise ConfigError(
             f"loading the merged export {folder}",
@@ -199,10 +159,7 @@ def _load_merged(
             todo="leave out --base (base=)" if base is not None else "load the checkpoint",
         )
     register(json_of(folder / "config.json")["model_type"].removeprefix(MERGED_PREFIX))
-    model, tokenizer = load_merged(str(folder), device=placement.device, dtype=placement.dtype)
-    if sparsity is not None:
-        set_sparsity(model, sparsity, budget=budget)
-    return (quantize_int8(model) if placement.quantize else model), tokenizer
+    return load_merged(str(folder), device=device, dtype=dtype)
 
 
 def curves_of(info: CheckpointInfo) -> Curves | None:

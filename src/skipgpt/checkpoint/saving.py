@@ -13,28 +13,15 @@ docs/checkpoint.md has every field.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from skipgpt.checkpoint.folder import (
-    ROUTERS,
-    digest_of,
-    refuse_existing,
-)
-from skipgpt.checkpoint.info import (
-    LORA,
-    CheckpointInfo,
-    has_adapter,
-    model_card,
-)
-from skipgpt.checkpoint.tensors import (
-    save_adapter,
-    trained_tensors,
-)
+from skipgpt.checkpoint.folder import ROUTERS, digest_of, refuse_existing
+from skipgpt.checkpoint.info import LORA, CheckpointInfo, has_adapter, model_card
+from skipgpt.checkpoint.tensors import trained_tensors
 from skipgpt.errors import ConfigError
 from skipgpt.model.base import base_location
 from skipgpt.model.families.table import MERGED_PREFIX
@@ -48,8 +35,6 @@ from skipgpt.model.state import routing_state
 from skipgpt.system.atomic import files_below, staged, to_json
 from skipgpt.system.folder_lock import writing_to
 
-logger = logging.getLogger("skipgpt")
-
 
 def describe(
     model: nn.Module,
@@ -59,14 +44,10 @@ def describe(
     tokenizer: Any = None,
     **facts: Any,
 ) -> CheckpointInfo:
-    """The info of a routed model, read off the model except for the `facts`.
+    """The info of a routed model, read off the model except for the `facts`, other fields of it.
 
-    Args:
-        model: with routers.
-        base: hub id, folder or GGUF file of its base model.
-        fingerprint: of the base, if it is known; computing it reads all of its weights.
-        tokenizer: the base's; loading will refuse another one.
-        facts: other fields of the info.
+    The base is a hub id, folder or GGUF file. To compute its fingerprint, if that is not known,
+    reads all of its weights. Loading will refuse another tokenizer than the base's.
 
     Raises:
         ConfigError: the model is int8, which is a way to run a checkpoint and not to store one.
@@ -87,14 +68,12 @@ def describe(
             "timed": state.curves.timed,
             "hardware": dict(state.curves.hardware),
         } | facts
-    location = base if base == "nano" else base_location(base)
-    kind = quantization_of(model)
     return CheckpointInfo(
-        location,
+        base if base == "nano" else base_location(base),
         fingerprint or fingerprint_of(model),
         state.config,
         base_settings=settings_of(model, tokenizer),
-        quantization=kind,
+        quantization=quantization_of(model),
         curves=curves,
         **facts,
     )
@@ -142,8 +121,7 @@ def save(
 def described(model: Any, base: str | None, tokenizer: Any) -> CheckpointInfo:
     """Describe a model from itself, and from the checkpoint that it was loaded from.
 
-    Raises:
-        ConfigError: the base model is in it, or its weights are no longer those of the base.
+    Raises ConfigError if the base is in it, or its weights are no longer those of the base.
     """
     doing, facts = "saving a checkpoint", dict(routing_state(model).facts)
     if str(model.config.model_type).startswith(MERGED_PREFIX):
@@ -172,11 +150,7 @@ def described(model: Any, base: str | None, tokenizer: Any) -> CheckpointInfo:
 
 
 def origin_of(model: Any) -> str:
-    """Where transformers loaded a model from.
-
-    Raises:
-        ConfigError: it was not loaded from anywhere.
-    """
+    """Where transformers loaded a model from; raises ConfigError if it did not."""
     if name := str(getattr(model.config, "_name_or_path", "")):
         return name
     raise ConfigError(
@@ -188,7 +162,7 @@ def origin_of(model: Any) -> str:
 
 
 def write(
-    model: nn.Module,
+    model: Any,
     folder: Path,
     info: CheckpointInfo,
     tensors: tuple[dict[str, Tensor], dict[str, Tensor]],
@@ -204,7 +178,9 @@ def write(
     with staged(folder, last=CONFIG) as stage:
         save_file(routing, stage / ROUTERS)
         if hasattr(model, "peft_config"):
-            save_adapter(model, adapter, stage / LORA)
+            # PEFT would look for the base's config to see if embeddings have grown; none are saved.
+            model.save_pretrained(stage / LORA, state_dict=adapter, save_embedding_layers=False)
+            (stage / LORA / "README.md").unlink(missing_ok=True)  # PEFT's own card
         files = {
             str(p.relative_to(stage)): digest_of(p) for p in files_below(stage) if p.suffix != ".md"
         }

@@ -34,15 +34,9 @@ def trained_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tens
 
 
 def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
-    """Copy router weights into a model, strictly.
+    """Copy router weights, under the keys of a checkpoint, into a model, strictly.
 
-    Args:
-        model: with routers.
-        tensors: under the keys of a checkpoint.
-        source: named in the message.
-
-    Raises:
-        CheckpointError: one message with every missing, unexpected and mis-shaped key.
+    One CheckpointError tells every missing, unexpected and mis-shaped key.
     """
     wanted = router_state_dict(model)
     _refuse_differences(wanted, tensors, "router", f"loading routers from {source}")
@@ -52,16 +46,7 @@ def load_routers(model: nn.Module, tensors: dict[str, Tensor], source: object) -
 
 
 def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
-    """Put the LoRA adapter of a checkpoint around a routed model, strictly.
-
-    Args:
-        model: with routers.
-        folder: of the adapter.
-        trainable: leave its parameters trainable.
-
-    Raises:
-        CheckpointError: one message with every missing, unexpected and mis-shaped key.
-    """
+    """Put the LoRA adapter in a folder around a routed model, as strictly as `load_routers`."""
     doing, tensors = f"loading LoRA from {folder}", read_tensors(folder / _ADAPTER)
     try:
         with warnings.catch_warnings():
@@ -77,13 +62,6 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
     }
     _refuse_differences(wanted, tensors, "LoRA", doing)
     return model
-
-
-def save_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write LoRA as PEFT does, without the card that it adds."""
-    # PEFT would look for the base's config to see if embeddings have grown; none are saved.
-    model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 def _refuse_differences(

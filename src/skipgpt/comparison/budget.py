@@ -33,11 +33,7 @@ def stand_ins_of(method: Method, config: TrainConfig) -> RouterConfig:
 def check_reach(
     setup: ComparisonSetup, methods: Sequence[Method], sparsities: Sequence[float]
 ) -> None:
-    """Raise if a method cannot skip as much as a budget asks for.
-
-    Raises:
-        ConfigError: it cannot; says how much it can skip.
-    """
+    """Raise ConfigError if a method cannot skip as much as a budget asks for; says how much."""
     model = setup.routed()
     for method in methods:
         if method.kind == DENSE:
@@ -76,26 +72,15 @@ def unit_saves(saved: Savings, unit: Unit) -> float:
 
 
 def most_removals(units: Iterable[Unit], saved: Savings, target: float) -> int:
-    """Return the most removals that a budget can take: if those that save least go first.
-
-    Args:
-        units: all that may be removed.
-        saved: savings by site.
-        target: share to save.
-    """
+    """Return the most removals that a budget can take: if those that save least go first."""
     return _reached(sorted(unit_saves(saved, unit) for unit in units), target)
 
 
 def between(order: Sequence[Unit], saved: Savings, target: float) -> tuple[int, int, float]:
     """Return the two removal counts that bracket a budget, and the larger one's share in the mix.
 
-    Args:
-        order: what is removed, first removed first; reaches the target.
-        saved: savings by site.
-        target: share to save.
-
-    Returns:
-        The same count twice and 0 if that meets the target.
+    What is removed, first removed first, reaches the target; if a count meets it, it is returned
+    twice, with 0.
 
     Example:
         >>> one, two = (Site(0, "attn"),), (Site(0, "mlp"),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import itertools
 import json
 import logging
@@ -19,7 +18,7 @@ from skipgpt.comparison.budget import check_reach
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
 from skipgpt.comparison.plot import plot
 from skipgpt.comparison.result import UNITS, Comparison, Row
-from skipgpt.comparison.setup import KEPT, ComparisonSetup, prepare, run_folder
+from skipgpt.comparison.setup import KEPT, ComparisonSetup, prepare
 from skipgpt.config import Budget, Placement, check_sparsity
 from skipgpt.config import recipe as named_recipe
 from skipgpt.config.settings import changed, from_dict, to_dict
@@ -89,9 +88,8 @@ def compare(
         expected = " or ".join(UNITS)
         raise ConfigError("choosing the budget", got=repr(budget), expected=expected)
     with stoppable(f"comparing into {out}", lambda: KEPT), advancing(), writing_to(out):
-        setup = prepare(
-            base, data, recipe, shared, budget, placement=Placement(device, dtype, base)
-        )
+        placement = Placement(device, dtype, base)
+        setup = prepare(base, data, recipe, shared, budget, placement=placement)
         _check(setup, wanted, targets, seeds)
         work = _Work(setup, out)
         rows: list[Row] = []
@@ -120,7 +118,9 @@ def compare(
             "date": datetime.date.today().isoformat(),
             "hardware": hardware(torch.device(device)),
         }
-        result = Comparison(tuple(_once(rows)), facts)
+        # Methods without budget or seed, such as dense, give the same rows again.
+        once = {(row.method, row.target, row.seed): row for row in rows}
+        result = Comparison(tuple(once.values()), facts)
         with staged(out) as stage:
             (stage / "comparison.json").write_text(to_json(result.to_dict()), encoding="utf-8")
             (stage / "comparison.md").write_text(result.to_markdown() + "\n", encoding="utf-8")
@@ -135,12 +135,10 @@ def _check(
     seeds: Sequence[int],
 ) -> None:
     """Check all methods before the first one runs."""
-    for method in methods:
-        for sparsity in targets:
-            for seed in seeds:
-                config = setup.config(method, sparsity, seed)
-                check_schedule(config.router_stage.schedule)
-                check_schedule(config.lora_stage.schedule)
+    for method, sparsity, seed in itertools.product(methods, targets, seeds):
+        config = setup.config(method, sparsity, seed)
+        check_schedule(config.router_stage.schedule)
+        check_schedule(config.lora_stage.schedule)
     check_reach(setup, methods, targets)
     if healed := [method for method in methods if method.has_lora]:
         model = setup.routed()
@@ -149,12 +147,7 @@ def _check(
 
 
 class _Work:
-    """Produces rows, or reads those of an earlier call from the cache.
-
-    Args:
-        setup: what all methods share.
-        out: where rows and checkpoints are kept.
-    """
+    """Produces rows, or reads those of an earlier call from the cache."""
 
     def __init__(self, setup: ComparisonSetup, out: Path) -> None:
         self.setup, self.out = setup, out
@@ -181,7 +174,8 @@ class _Work:
     def _produce(self, method: Method, sparsity: float, seed: int, key: str) -> list[Row]:
         setup = self.setup
         config = setup.config(method, sparsity, seed)
-        folder = run_folder(self.out, method, sparsity, seed, key)
+        name = "".join(c if c.isalnum() or c in "+-." else "-" for c in str(method))
+        folder = self.out / "runs" / f"{name[:60]}-{sparsity:g}-seed{seed}-{key[:8]}"
         if method.kind == DENSE and not method.lora:
             return [setup.row(method, 0.0, 0, setup.dense)]
         if method.kind == RANDOM:
@@ -199,17 +193,10 @@ class _Work:
         return trained.train_router(setup, method, config, folder)
 
     def _key(self, method: Method, sparsity: float, seed: int, dial: tuple[float, ...] = ()) -> str:
-        made_of = {
-            "version": CACHE_VERSION,
-            "method": str(method),
-            # Without defaults, so that a new option changes no key.
-            "config": changed(self.setup.config(method, sparsity, seed)),
-            "base": self.setup.fingerprint,
-            "text": self.setup.blocks.fingerprint,
-            "where": self.setup.device_and_dtype,
-            "dial": dial,
-        }
-        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+        # Without defaults, so that a new option changes no key.
+        config = changed(self.setup.config(method, sparsity, seed))
+        made_of = {"version": CACHE_VERSION, "method": str(method), "config": config, "dial": dial}
+        return self.setup.keyed(**made_of)[0]
 
     def _read(self, key: str) -> list[Row] | None:
         path = self.out / "cache" / f"{key}.json"
@@ -236,8 +223,3 @@ class _Work:
 
 def _placed(row: Row, place: Callable[[str], str]) -> Row:
     return replace(row, checkpoint=place(row.checkpoint)) if row.checkpoint else row
-
-
-def _once(rows: list[Row]) -> list[Row]:
-    """Drop repeated rows, which methods without budget or seed, such as dense, give."""
-    return list({(row.method, row.target, row.seed): row for row in rows}.values())

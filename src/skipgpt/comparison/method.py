@@ -150,24 +150,23 @@ def parse_method(text: str) -> Method:
         >>> parse_method("router+lora@paper").recipe
         'paper'
     """
+    doing = "choosing what to compare"
     name, *changes = text.strip().split(":")
     name, at, recipe = name.partition("@")
     kind, *added = name.split("+")
     if kind not in KINDS or {*added} - _ADDED or len({*added}) < len(added):
         near = difflib.get_close_matches(kind, KINDS, n=1)
         raise ConfigError(
-            "choosing what to compare",
+            doing,
             got=repr(text),
             expected=f"one of {', '.join(KINDS)}; +stand_in and +lora may follow",
             todo=f"did you mean {near[0]}?" if near else "see `skipgpt compare --help`",
         )
     if at and not recipe:
-        raise ConfigError("choosing what to compare", got=repr(text), expected="a recipe after @")
+        raise ConfigError(doing, got=repr(text), expected="a recipe after @")
     pairs = [change.partition("=") for change in changes]
     if bad := [change for change, pair in zip(changes, pairs, strict=True) if not pair[1]]:
-        raise ConfigError(
-            "choosing what to compare", got=repr(bad[0]), expected="key=value after the colon"
-        )
+        raise ConfigError(doing, got=repr(bad[0]), expected="key=value after the colon")
     settings = tuple((key, value) for key, _, value in pairs)
     method = Method(kind, "lora" in added, "stand_in" in added, recipe or None, settings)
     _check(method, text)

@@ -13,14 +13,9 @@ from skipgpt.system.atomic import staged
 
 
 def write_section(page: Path, name: str, title: str, command: str, comparison: Comparison) -> None:
-    """Write a comparison into a page: over the section of this name, or at the end.
+    """Write a comparison into a Markdown page: over the section of this name, or at the end.
 
-    Args:
-        page: a Markdown file; created if absent.
-        name: name of the section, in its markers.
-        title: title of the section.
-        command: the command that makes the table.
-        comparison: what to show.
+    The section has a title, the command that makes the table, and the table.
 
     Raises:
         ConfigError: the section of this name has no end marker.
@@ -51,6 +46,7 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
     steps = [f"{run['router_stage']['steps']} router steps"]
     if any("lora" in row.method or row.method.startswith("joint") for row in comparison.rows):
         steps.append(f"{run['lora_stage']['steps']} LoRA steps")
+    kinds = dict.fromkeys(re.split(r"[+@: ]", row.method)[0] for row in comparison.rows)
     seeds = sorted({row.seed for row in comparison.rows})
     return [
         f"## {title}",
@@ -68,7 +64,7 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
         "",
         comparison.to_markdown(),
         "",
-        "; ".join(f"`{kind}`: {KINDS[kind]}" for kind in _kinds(comparison)) + ".",
+        "; ".join(f"`{kind}`: {KINDS[kind]}" for kind in kinds) + ".",
     ]
 
 
@@ -82,8 +78,3 @@ def _where(facts: dict[str, Any]) -> str:
     return text + (
         f", stand-ins at most {added['stand_ins']:.1%}." * bool(added["stand_ins"]) or "."
     )
-
-
-def _kinds(comparison: Comparison) -> list[str]:
-    """Return the kinds of the rows' methods, in the order of the rows."""
-    return list(dict.fromkeys(re.split(r"[+@: ]", row.method)[0] for row in comparison.rows))

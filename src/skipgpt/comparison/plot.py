@@ -12,15 +12,7 @@ logger = logging.getLogger("skipgpt")
 
 
 def plot(comparison: Comparison, path: Path) -> bool:
-    """Draw a comparison into an SVG file.
-
-    Args:
-        comparison: what to draw.
-        path: path of the file.
-
-    Returns:
-        False if matplotlib is not installed; that is logged and nothing is drawn.
-    """
+    """Draw a comparison into an SVG file; False, which is logged, if there is no matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -6,7 +6,6 @@ counts for every row that uses it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -17,7 +16,7 @@ from typing import Any
 
 from skipgpt.baselines.registry import STATIC
 from skipgpt.comparison.budget import ROUNDING, between, most_removals, stand_ins_of, unit_saves
-from skipgpt.comparison.method import Method
+from skipgpt.comparison.method import DENSE, Method
 from skipgpt.comparison.setup import ComparisonSetup
 from skipgpt.config import TrainConfig
 from skipgpt.cost import savings
@@ -56,17 +55,14 @@ class Removal:
 
 
 def find_removal(setup: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> Removal:
-    """Return what a static method removes at the budget of a config.
+    """Return what a static method, or none of the base, removes at the budget of a config.
 
     A search makes as many removals as the budget may need, whichever units go first. For methods
     that change weights only the counts are returned; there every layer counts as the mean of all.
-
-    Args:
-        setup: what all methods share.
-        method: a static one.
-        config: gives the budget, and rank and fitting tokens of stand-ins.
-        out: the folder of the comparison; searches are kept below it.
+    Searches are kept below the folder of the comparison.
     """
+    if method.kind == DENSE:
+        return Removal((), 0, 0, 0.0)
     kind, target = STATIC[method.kind], config.target_sparsity
     model, fitting = _fresh(setup, method, config)
     saved = savings(model, setup.budget, setup.context, removed=True)
@@ -85,7 +81,7 @@ def apply_removal(
 ) -> tuple[Any, list[Unit], float]:
     """Return a model with the method's weights, what is removed, and the seconds that took."""
     model, _ = _fresh(setup, method, config)
-    if not STATIC[method.kind].changes_weights:
+    if method.kind == DENSE or not STATIC[method.kind].changes_weights:
         return model, [*removal.order[:count]], 0.0
     units, seconds = _search(setup, method, model, count)
     return model, units, seconds
@@ -129,11 +125,8 @@ def _searched(
         "removals": removals,
         "tokens": setup.search_text().numel(),
         "stand_ins": method.stand_in and [config.router.stand_in, config.router_stage.fit_tokens],
-        "base": setup.fingerprint,
-        "text": setup.blocks.fingerprint,
-        "where": setup.device_and_dtype,
     }
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    key, made_of = setup.keyed(**made_of)
     path = out / "searches" / f"{method.kind}-{key[:16]}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -69,11 +69,7 @@ def read_elsewhere(method: str, target: float) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """The seeds of one method at one budget.
-
-    Attributes:
-        rows: one per seed.
-    """
+    """The rows of one method at one budget, one per seed."""
 
     rows: tuple[Row, ...]
 
@@ -87,16 +83,6 @@ class Line:
         """Half the range of excess loss over seeds."""
         excesses = [row.excess_nll for row in self.rows]
         return (max(excesses) - min(excesses)) / 2
-
-    @property
-    def kl_to_dense(self) -> float | None:
-        """Mean over seeds; None unless all were measured."""
-        return _mean([row.kl_to_dense for row in self.rows])
-
-    @property
-    def agreement(self) -> float | None:
-        """Mean over seeds; None unless all were measured."""
-        return _mean([row.agreement for row in self.rows])
 
     def share(self, name: str) -> float:
         """A sparsity, mean over seeds."""
@@ -156,14 +142,13 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return the table of docs/results.md."""
-        head = self._head()
+        head, *rows = self._cells()
         lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += ["| " + " | ".join(cells) + " |" for cells in self._cells()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
 
     def to_terminal(self) -> str:
         """Return the same table in aligned columns."""
-        table = [self._head(), *self._cells()]
+        table = self._cells()
         widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
         return "\n".join(
             "  ".join(
@@ -173,11 +158,9 @@ class Comparison:
             for row in table
         )
 
-    def _head(self) -> list[str]:
-        return [*COLUMNS, "x router", "budget", "tokens trained", "seconds", "note"]
-
     def _cells(self) -> list[list[str]]:
-        cells = []
+        """The head of the table, and a row of cells for each line."""
+        cells = [[*COLUMNS, "x router", "budget", "tokens trained", "seconds", "note"]]
         for line in self.lines():
             first, several = line.rows[0], len(line.rows) > 1
             spread = f" ± {line.spread:.4f}" if several else ""
@@ -187,8 +170,8 @@ class Comparison:
                     first.method,
                     f"{mean(row.nll_per_token for row in line.rows):.4f}",
                     f"{line.excess:.4f}{spread}",
-                    "" if line.kl_to_dense is None else f"{line.kl_to_dense:.4f}",
-                    "" if line.agreement is None else f"{line.agreement:.1%}",
+                    _mean([row.kl_to_dense for row in line.rows], ".4f"),
+                    _mean([row.agreement for row in line.rows], ".1%"),
                     *(f"{line.share(name):.1%}" for name in COLUMNS[5:]),
                     "" if times is None else f"{times:.1f}",
                     f"{first.target:.1%} of {self.unit}" if first.target else "",
@@ -200,6 +183,7 @@ class Comparison:
         return cells
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: list[float | None], form: str) -> str:
+    """The mean over seeds as text; empty unless all were measured."""
     known = [value for value in values if value is not None]
-    return mean(known) if known and len(known) == len(values) else None
+    return format(mean(known), form) if len(known) == len(values) else ""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,7 @@ from torch import Tensor
 from skipgpt.checkpoint.folder import is_checkpoint, read_info
 from skipgpt.comparison.method import DENSE, TRAINED, Method
 from skipgpt.comparison.result import UNITS, Row
-from skipgpt.config import (
-    Budget,
-    LoraStage,
-    Placement,
-    RouterConfig,
-    Stage,
-    TrainConfig,
-    recipe,
-)
+from skipgpt.config import Budget, LoraStage, Placement, RouterConfig, Stage, TrainConfig, recipe
 from skipgpt.config.settings import override
 from skipgpt.cost import flops_per_token, overhead
 from skipgpt.data import Blocks, load_blocks
@@ -191,6 +184,12 @@ class ComparisonSetup:
         rows = steps * config.batch_size * config.accumulation
         return rows * self.blocks.train.shape[1]
 
+    def keyed(self, **facts: Any) -> tuple[str, dict[str, Any]]:
+        """Return what a result is made of, these facts and what all share, after its digest."""
+        shared = {"base": self.fingerprint, "text": self.blocks.fingerprint}
+        made_of = {**facts, **shared, "where": self.device_and_dtype}
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest(), made_of
+
     def row(
         self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any
     ) -> Row:
@@ -220,11 +219,7 @@ def prepare(
     *,
     placement: Placement,
 ) -> ComparisonSetup:
-    """Load the base and the text, and measure the base on it.
-
-    Raises:
-        SkipGPTError: base, text or settings cannot be used.
-    """
+    """Load the base and the text, and measure the base on it."""
     if taken := [key for key in settings if key in OWNED]:
         raise ConfigError(
             "comparing",
@@ -264,9 +259,3 @@ def prepare(
         placement,
         budget,
     )
-
-
-def run_folder(out: Path, method: Method, sparsity: float, seed: int, key: str) -> Path:
-    """Return the folder of a trained method's checkpoint."""
-    name = "".join(c if c.isalnum() or c in "+-." else "-" for c in str(method))
-    return out / "runs" / f"{name[:60]}-{sparsity:g}-seed{seed}-{key[:8]}"

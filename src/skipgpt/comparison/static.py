@@ -34,14 +34,7 @@ def remove(setup: ComparisonSetup, method: Method, config: TrainConfig, out: Pat
     Between two removal counts the loss is interpolated, as if the larger count were removed for a
     share of the sequences, and the smaller for the others.
     """
-    removal = find_removal(setup, method, config, out)
-    measured, seconds = [], removal.seconds
-    for count in sorted({removal.low, removal.high}):
-        model, units, more = apply_removal(setup, method, config, removal, count)
-        with use_rule(model, Forced.without(sites_of(units))):
-            measured.append(_pruned(setup, method, model, units))
-        seconds += more
-    return [_row(setup, method, config, measured, removal, seconds)]
+    return _measured(setup, method, config, find_removal(setup, method, config, out))
 
 
 def heal(
@@ -51,55 +44,49 @@ def heal(
 
     A budget between two removal counts mixes both of them, each healed. Stand-ins train as well.
     """
-    removal = Removal((), 0, 0, 0.0)
-    if method.kind != DENSE:
-        removal = find_removal(setup, method, config, out)
-    measured, seconds = [], removal.seconds
-    for count in sorted({removal.low, removal.high}):
-        if method.kind == DENSE:
-            model, units, more = setup.routed(), list[Unit](), 0.0
-        else:
-            model, units, more = apply_removal(setup, method, config, removal, count)
-        began = time.perf_counter()
-        model = _healed(setup, config, folder / str(count), model, units)
-        seconds += more + time.perf_counter() - began
-        measured.append(_pruned(setup, method, model, units))
+    removal = find_removal(setup, method, config, out)
+    rows = _measured(setup, method, config, removal, folder)
     shutil.rmtree(folder, ignore_errors=True)  # the resume states
-    return [_row(setup, method, config, measured, removal, seconds)]
+    return rows
 
 
-def _healed(
-    setup: ComparisonSetup, config: TrainConfig, folder: Path, model: Any, removed: list[Unit]
-) -> Any:
-    """Train stage `lora` around what is removed; return the model."""
-    constant_routes(model, removed)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return run_stage(model, "lora", config, setup.blocks, folder)
-    except TrainingError as error:
-        raise in_comparison(error) from error
-
-
-def _row(
+def _measured(
     setup: ComparisonSetup,
     method: Method,
     config: TrainConfig,
-    measured: list[Perplexity],
     removal: Removal,
-    seconds: float,
-) -> Row:
-    """Build the row of a mixture; each part trained as long as any other method."""
+    folder: Path | None = None,
+) -> list[Row]:
+    """Measure a mixture; each part of it heals in a folder, as long as any other method."""
+    measured, seconds = [], removal.seconds
+    for count in sorted({removal.low, removal.high}):
+        model, units, more = apply_removal(setup, method, config, removal, count)
+        seconds += more
+        if folder is None:
+            with use_rule(model, Forced.without(sites_of(units))):
+                measured.append(_pruned(setup, method, model, units))
+        else:
+            began = time.perf_counter()
+            constant_routes(model, units)
+            own = folder / str(count)
+            own.mkdir(parents=True, exist_ok=True)
+            try:
+                model = run_stage(model, "lora", config, setup.blocks, own)
+            except TrainingError as error:
+                raise in_comparison(error) from error
+            seconds += time.perf_counter() - began
+            measured.append(_pruned(setup, method, model, units))
     low, high = measured[0], measured[-1]
-    trained = setup.tokens_trained(config, "lora") if method.lora else 0
-    return setup.row(
+    row = setup.row(
         method,
         config.target_sparsity,
         config.seed,
         low if low is high else _mixture(low, high, removal.share),
         note=_note(setup, method, config, removal),
         seconds=seconds,
-        tokens_trained=trained,
+        tokens_trained=setup.tokens_trained(config, "lora") if method.lora else 0,
     )
+    return [row]
 
 
 def _note(setup: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal) -> str:

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from skipgpt.baselines.top_k import AboveThresholds, TopK, layer_thresholds, top_k_rule
+from skipgpt.baselines.top_k import layer_thresholds, top_k_rule
 from skipgpt.checkpoint.loading import load_placed
 from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row, read_elsewhere
 from skipgpt.comparison.setup import KEPT, ComparisonSetup
-from skipgpt.config import TrainConfig
+from skipgpt.config import Stage, TrainConfig
 from skipgpt.cost import savings
 from skipgpt.errors import ConfigError, DivergedError, TrainingError
-from skipgpt.evaluation.perplexity import perplexity, total_loss
+from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
 from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.state import count_routing, execution, routing_state, use_rule
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
@@ -35,42 +35,38 @@ def train_router(
     setup: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
 ) -> list[Row]:
     """Train routers; evaluate them deterministically and, for recipe `paper`, also sampled."""
-    began = time.perf_counter()
-    result = _trained(setup, setup.base, config, folder)
-    seconds = time.perf_counter() - began - result.seconds_measuring
-    measured = result.held_out[config.stages[-1]]
-    row = setup.row(
-        method,
-        config.target_sparsity,
-        config.seed,
-        measured,
-        seconds=seconds,
-        checkpoint=str(folder),
-        tokens_trained=setup.tokens_trained(config, *config.stages),
-    )
-    return _also_sampled(setup, row) if config.recipe == "paper" else [row]
+    return _train(setup, method, config, folder, setup.base)
 
 
 def heal(
     setup: ComparisonSetup, method: Method, config: TrainConfig, routed: Row, folder: Path
 ) -> list[Row]:
-    """Heal a checkpoint of trained routers with stage `lora`; the time includes theirs."""
-    began = time.perf_counter()
+    """Heal a checkpoint of trained routers with stage `lora`; time and tokens include theirs."""
     assert routed.checkpoint is not None
     healing = dataclasses.replace(config, stages=("lora",))
-    result = _trained(setup, routed.checkpoint, healing, folder)
-    seconds = routed.seconds + time.perf_counter() - began - result.seconds_measuring
-    measured = result.held_out["lora"]
-    sparsity, seed = config.target_sparsity, config.seed
-    tokens = setup.tokens_trained(config, *config.stages, "lora")
+    return _train(setup, method, healing, folder, routed.checkpoint, routed.seconds, config.stages)
+
+
+def _train(
+    setup: ComparisonSetup,
+    method: Method,
+    config: TrainConfig,
+    folder: Path,
+    base: str,
+    seconds: float = 0.0,
+    before: tuple[Stage, ...] = (),
+) -> list[Row]:
+    """Train the stages of a config, after some `before` them that took these seconds."""
+    began = time.perf_counter()
+    result = _trained(setup, base, config, folder)
     row = setup.row(
         method,
-        sparsity,
-        seed,
-        measured,
-        seconds=seconds,
+        config.target_sparsity,
+        config.seed,
+        result.held_out[config.stages[-1]],
+        seconds=seconds + time.perf_counter() - began - result.seconds_measuring,
         checkpoint=str(folder),
-        tokens_trained=tokens,
+        tokens_trained=setup.tokens_trained(config, *before, *config.stages),
     )
     return _also_sampled(setup, row) if config.recipe == "paper" else [row]
 
@@ -81,7 +77,7 @@ def random_routes(setup: ComparisonSetup, method: Method, routed: Row) -> list[R
     with count_routing(model) as counts:
         total_loss(model, setup.calibration())
     rates = {site: 1 - kept for site, kept in counts.keep_ratios().items()}
-    measured = _measure(setup, Path(str(routed.checkpoint)), RandomRoutes(rates), routed.seed)
+    measured = _measure(setup, routed, RandomRoutes(rates))
     note = "rates for each module from `router`, tokens at random"
     row = setup.row(method, routed.target, routed.seed, measured, note=note)
     return [_with_training_cost(row, routed)]
@@ -135,27 +131,24 @@ def train_top_k(
         began = time.perf_counter()
         chosen = each or layer_thresholds(model, setup.calibration(), rule)
         seconds += time.perf_counter() - began
-        row = setup.row(method, config.target_sparsity, config.seed, _gated(model, setup, chosen))
-        row = dataclasses.replace(row, method=f"{method}{suffix}", note=note)
-        rows.append(dataclasses.replace(row, seconds=seconds, tokens_trained=tokens))
+        # Scores scale the outputs, which only `gated` does: `sparse` either keeps or skips.
+        with execution(model, "gated"), use_rule(model, chosen):
+            measured = perplexity(model, setup.held_out(), closeness_to=model)
+        facts: dict[str, Any] = {"note": note, "seconds": seconds, "tokens_trained": tokens}
+        row = setup.row(method, config.target_sparsity, config.seed, measured, **facts)
+        rows.append(dataclasses.replace(row, method=f"{method}{suffix}"))
     return rows
 
 
-def _gated(model: Any, setup: ComparisonSetup, rule: TopK | AboveThresholds) -> Any:
-    # Scores scale the outputs, which only `gated` does: `sparse` either keeps or skips.
-    with execution(model, "gated"), use_rule(model, rule):
-        return perplexity(model, setup.held_out(), closeness_to=model)
-
-
-def _measure(setup: ComparisonSetup, folder: Path, rule: DecisionRule, seed: int) -> Any:
-    model, _ = load_placed(str(folder), setup.placement)
-    torch.manual_seed(seed)
+def _measure(setup: ComparisonSetup, trained: Row, rule: DecisionRule) -> Perplexity:
+    model, _ = load_placed(str(trained.checkpoint), setup.placement)
+    torch.manual_seed(trained.seed)
     with use_rule(model, rule):
         return perplexity(model, setup.held_out(), closeness_to=model)
 
 
 def _also_sampled(setup: ComparisonSetup, row: Row) -> list[Row]:
-    measured = _measure(setup, Path(str(row.checkpoint)), GumbelSample(1.0), row.seed)
+    measured = _measure(setup, row, GumbelSample(1.0))
     sampled = dataclasses.replace(row, **setup.measured_fields(measured))
     note = "routes drawn anew in evaluation, as the authors' code does"
     return [row, dataclasses.replace(sampled, note=note, method=f"{row.method} (sampled)")]

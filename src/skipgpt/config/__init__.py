@@ -14,9 +14,8 @@ from skipgpt.config.budget import (
     check_pair,
     check_sparsity,
 )
-from skipgpt.config.placement import Placement
 from skipgpt.config.recipes import recipe
-from skipgpt.config.schema import DataConfig, RouterConfig, Stage, TrainConfig
+from skipgpt.config.schema import DataConfig, Placement, RouterConfig, Stage, TrainConfig
 from skipgpt.config.stage_settings import (
     ALL_LINEAR,
     QUERY_VALUE_GATE,

@@ -18,11 +18,7 @@ MAX_SPARSITY = 0.95
 
 
 def check_sparsity(value: float, name: str = "sparsity") -> float:
-    """Return `value` if it is a usable share of skipped modules.
-
-    Raises:
-        ConfigError: outside 0 to 0.95, or not a number.
-    """
+    """Return `value` if it is a number from 0 to 0.95, else raise ConfigError."""
     if not isinstance(value, int | float) or not 0 <= value <= MAX_SPARSITY:
         raise ConfigError(
             f"reading {name}",
@@ -34,11 +30,7 @@ def check_sparsity(value: float, name: str = "sparsity") -> float:
 
 
 def check_budget(value: Any) -> Budget:
-    """Return `value` if it is the name of a budget.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Return `value` if it is the name of a budget, else raise ConfigError."""
     if value not in BUDGETS:
         raise ConfigError(
             "reading budget",
@@ -50,20 +42,12 @@ def check_budget(value: Any) -> Budget:
 
 
 def as_budget(value: str | None) -> Budget | None:
-    """The budget of this name; None stays None.
-
-    Raises:
-        ConfigError: there is no such budget.
-    """
+    """The budget of this name, as `check_budget` has it; None stays None."""
     return None if value is None else check_budget(value)
 
 
 def check_pair(sparsity: float | None, budget: str | None) -> None:
-    """Raise if a budget is unknown or comes without the sparsity that it counts.
-
-    Raises:
-        ConfigError: it is or does.
-    """
+    """Raise ConfigError if a budget is unknown or comes without the sparsity that it counts."""
     if budget is None:
         return
     check_budget(budget)

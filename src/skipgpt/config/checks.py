@@ -24,15 +24,12 @@ def check_choices(instance: Any) -> None:
 def check_shares(instance: Any, *names: str) -> None:
     """Refuse a share above 1."""
     for name in names:
-        if getattr(instance, name) > 1:
-            got = str(getattr(instance, name))
-            raise ConfigError(f"reading {name}", got=got, expected="a share from 0 to 1")
+        if (value := getattr(instance, name)) > 1:
+            raise ConfigError(f"reading {name}", got=str(value), expected="a share from 0 to 1")
 
 
 def check_counts(instance: Any, *names: str) -> None:
     """Refuse a count below 1."""
     for name in names:
-        if getattr(instance, name) < 1:
-            raise ConfigError(
-                f"reading {name}", got=str(getattr(instance, name)), expected="1 or more"
-            )
+        if (value := getattr(instance, name)) < 1:
+            raise ConfigError(f"reading {name}", got=str(value), expected="1 or more")

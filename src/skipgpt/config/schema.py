@@ -1,7 +1,8 @@
 """What a run is made of, as frozen dataclasses that check themselves.
 
 `RouterConfig` says what the routers are and travels in the checkpoint. `TrainConfig` says how they
-were made; its nested stages and `DataConfig` each answer one question.
+were made; its nested stages and `DataConfig` each answer one question, and `Placement` where the
+model of any command lies.
 """
 
 from __future__ import annotations
@@ -163,18 +164,15 @@ class TrainConfig:
         check_sparsity(self.target_sparsity, "target_sparsity")
         if self.seed >= 2**32:
             raise ConfigError("reading seed", got=str(self.seed), expected="below 4294967296")
+        named = "fit, router, lora or joint"
         for stage in self.stages:
             if stage not in typing.get_args(Stage):
-                raise ConfigError(
-                    "reading stages", got=repr(stage), expected="fit, router, lora or joint"
-                )
+                raise ConfigError("reading stages", got=repr(stage), expected=named)
         if len(set(self.stages)) < len(self.stages):
             got = ", ".join(self.stages)
             raise ConfigError("reading stages", got=got, expected="each stage once")
         if not self.stages:
-            raise ConfigError(
-                "reading stages", got="no stage", expected="fit, router, lora or joint"
-            )
+            raise ConfigError("reading stages", got="no stage", expected=named)
         if self.router_stage.start == "static" and "fit" not in self.stages:
             raise ConfigError(
                 "reading router_stage.start",
@@ -183,3 +181,20 @@ class TrainConfig:
                 todo="put fit in front of the stages, which starts better (docs/results.md)",
             )
         check_counts(self, "batch_size", "accumulation", "log_every", "save_every")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What `skipgpt.load` takes by these names, for functions that load models themselves.
+
+    Attributes:
+        device: where models are put.
+        dtype: of the base model.
+        base: where the base model lies, if not where the checkpoint says.
+        quantize: `int8`, for a checkpoint that is loaded in 8 bits.
+    """
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    base: str | None = None
+    quantize: str | None = None

@@ -1,7 +1,5 @@
 """Configs from and to plain values: JSON, TOML and `key=value` on a command line.
 
-Where settings meet, the later wins: recipe < TOML file < `--set key=value` < named options.
-
 Example:
     >>> from skipgpt.config import recipe
     >>> override(recipe("default"), {"router_stage.alpha": "20"}).router_stage.alpha
@@ -46,8 +44,9 @@ def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the c
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
+    retired = getattr(kind, "RETIRED", {})
     for key, value in values.items():
-        if key in (retired := _retired(kind)):
+        if key in retired:
             _check_retired(f"{doing}, {key}", value, retired[key])
             continue
         if key not in known:
@@ -71,23 +70,17 @@ def override(config: C, changes: dict[str, Any]) -> C:
     """
     values = _with_retired(config, to_dict(config))
     for key, value in changes.items():
-        node, *path = values, *key.split(".")
-        for part in path[:-1]:
-            if not isinstance(node.get(part), dict):
-                raise _unknown_key("applying settings", key, _dotted(values))
-            node = node[part]
-        if path[-1] not in node or isinstance(node[path[-1]], dict) != isinstance(value, dict):
-            raise _unknown_key("applying settings", key, _dotted(values))
-        node[path[-1]] = value
+        node, (*path, last) = values, key.split(".")
+        for part in path:
+            node = node[part] if isinstance(node.get(part), dict) else {}
+        if last not in node or isinstance(node[last], dict) != isinstance(value, dict):
+            raise _unknown_key("applying settings", key, list(flatten(values)))
+        node[last] = value
     return from_dict(type(config), values, "applying settings")
 
 
 def parse_pair(pair: str) -> tuple[str, str]:
-    """The key and value of `key=value`.
-
-    Raises:
-        ConfigError: there is no equals sign.
-    """
+    """The key and value of `key=value`; raises ConfigError if there is no equals sign."""
     key, equals, value = pair.partition("=")
     if not equals:
         raise ConfigError("reading --set", got=repr(pair), expected="key=value")
@@ -95,11 +88,7 @@ def parse_pair(pair: str) -> tuple[str, str]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The dotted settings of a TOML file, for `override`.
-
-    Raises:
-        ConfigError: the file is absent or is no TOML.
-    """
+    """The dotted settings of a TOML file, for `override`; ConfigError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return flatten(tomllib.load(file))
@@ -131,10 +120,6 @@ def changed(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(to_dict(config)).items() if value != usual[key]}
 
 
-def _retired(kind: type) -> dict[str, Any]:
-    return getattr(kind, "RETIRED", {})
-
-
 def _check_retired(doing: str, value: Any, usual: Any) -> None:
     """Refuse a value with which a retired setting had an effect."""
     if usual is not None and _coerce(type(usual), value, doing) != usual:
@@ -153,11 +138,7 @@ def _with_retired(config: Any, values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if dataclasses.is_dataclass(getattr(config, key))
     }
-    return _retired(type(config)) | values | nested
-
-
-def _dotted(values: dict[str, Any]) -> list[str]:
-    return list(flatten(values))
+    return getattr(config, "RETIRED", {}) | values | nested
 
 
 def _unknown_key(doing: str, key: str, known: list[str]) -> ConfigError:

@@ -114,8 +114,8 @@ class AuthorsFile:
     @property
     def lora(self) -> dict[str, Tensor]:
         """The update matrices of LoRA."""
-        named = ((key, tensor) for key, tensor in self.tensors.items() if _LORA.fullmatch(key))
-        return {key: tensor for key, tensor in named if tensor.ndim == 2}
+        named = self.tensors.items()
+        return {key: each for key, each in named if _LORA.fullmatch(key) and each.ndim == 2}
 
     @property
     def targets(self) -> tuple[str, ...]:

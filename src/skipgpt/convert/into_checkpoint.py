@@ -33,8 +33,6 @@ def convert(
     *,
     lora: str | Path | None = None,
     lora_alpha: int = 32,
-    revision: str | None = None,
-    base_model: Any = None,
     target_sparsity: float = 0.25,
     budget: Budget = "modules",
     overwrite: bool = False,
@@ -47,8 +45,6 @@ def convert(
         out: the checkpoint's folder.
         lora: the file with LoRA, where that is a second file, as the fork writes it.
         lora_alpha: LoRA's updates are multiplied by alpha / rank; 32 is the authors'.
-        revision: of the hub id.
-        base_model: the base model, if loaded already; it gets the routers and LoRA in place.
         target_sparsity: what the routers were trained for; 0.25 is the authors'.
         budget: what the target counts; modules are the authors'.
         overwrite: replace a checkpoint that is already there.
@@ -65,16 +61,12 @@ def convert(
     with stoppable(f"converting {path}", lambda: NOTHING_KEPT), writing_to(Path(out)):
         if not overwrite:
             refuse_existing(Path(out))
-        source = AuthorsFile.of(
-            *(read_authors_file(file) for file in (path, lora) if file is not None)
-        )
-        tokenizer = None
-        if base_model is None:
-            # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be
-            # compared with a base that was rounded twice.
-            half = any(tensor.dtype == torch.float16 for tensor in source.tensors.values())
-            dtype = "float32" if half else "bfloat16"
-            base_model, tokenizer = load_base(base, revision=revision, dtype=dtype)
+        files = [path] if lora is None else [path, lora]
+        source = AuthorsFile.of(*map(read_authors_file, files))
+        # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be
+        # compared with a base that was rounded twice.
+        half = any(tensor.dtype == torch.float16 for tensor in source.tensors.values())
+        base_model, tokenizer = load_base(base, dtype="float32" if half else "bfloat16")
         doing = f"converting {path} for the base {base!r}"
         _check_keys(source, base_model, doing)
         _check_base_weights(source, base_model.state_dict(), doing)
@@ -88,7 +80,6 @@ def convert(
             model,
             base,
             tokenizer=tokenizer,
-            revision=revision,
             recipe="paper",
             stages=("router", "lora") if source.lora else ("router",),
             target_sparsity=target_sparsity,

@@ -1,8 +1,8 @@
 """Text, JSONL, parquet, folders, hub datasets and `stdlib`, as packed token blocks.
 
 Read in this order: `documents` (what a document is), `sources` (where documents come from),
-`encoding` and `stream` (how they become tokens), `split` (which of them are held out), `blocks`
-(how they become rows of tokens), `enough` (how far a data set that may not end is read).
+`encoding` and `stream` (how they become tokens), `split` (which of them are held out, and how far a
+data set that may not end is read), `blocks` (how they become rows of tokens).
 """
 
 from __future__ import annotations

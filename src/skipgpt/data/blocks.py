@@ -6,22 +6,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from skipgpt.config import DataConfig
 from skipgpt.config.settings import to_dict
 from skipgpt.data.documents import Document
-from skipgpt.data.enough import read_enough
 from skipgpt.data.sources import may_not_end, read_documents
-from skipgpt.data.split import split_documents
+from skipgpt.data.split import read_enough, split_documents
 from skipgpt.data.stream import encode_documents, encode_stream
 from skipgpt.errors import DataError
 from skipgpt.system.progress import advancing
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,74 +44,39 @@ class Blocks:
 
 def pack_blocks(
     documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
+    tokenizer: Any,
+    config: DataConfig,
     doing: str = "packing the text into rows",
-    *,
-    control_tokens: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, int]:
     """Cut the stream of `encode_documents` into rows; a remainder shorter than a row is dropped.
 
-    Args:
-        documents: in the order they are packed.
-        tokenizer: of the base model.
-        block_size: tokens per row (T).
-        doing: for errors.
-        control_tokens: as for `encode_documents`.
-
     Returns:
-        Token ids [N, T], int64, with N at least 1.
+        Token ids [N, T], int64, with N at least 1, and how many rows begin inside a document.
 
     Raises:
-        DataError: too short for one row.
-
-    Example:
-        rows = pack_blocks(documents, tokenizer, block_size=256)
+        DataError: too short for one row; says what was being done.
     """
-    rows, _ = _packed(documents, tokenizer, block_size, doing, control_tokens)
-    return rows
-
-
-def _packed(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
-    doing: str,
-    control_tokens: bool,
-) -> tuple[Tensor, int]:
-    """The rows, and how many of them begin inside a document."""
-    encoded = encode_stream(documents, tokenizer, control_tokens=control_tokens)
-    ids = encoded.ids
-    rows = len(ids) // block_size
+    encoded = encode_stream(documents, tokenizer, control_tokens=config.control_tokens)
+    ids, size = encoded.ids, config.block_size
+    rows = len(ids) // size
     if not rows:
         raise DataError(
             doing,
             got=f"{len(ids)} tokens, which is too short",
-            expected=f"{block_size} or more, the length of one row",
+            expected=f"{size} or more, the length of one row",
             todo="give more text, or fewer tokens per row (--block-size)",
         )
-    inside = encoded.inside(range(0, rows * block_size, block_size))
-    return ids[: rows * block_size].view(rows, block_size), inside
+    return ids[: rows * size].view(rows, size), encoded.inside(range(0, rows * size, size))
 
 
 @advancing("reading the text and cutting it into rows", announced=True)
 def load_blocks(
-    sources: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    config: DataConfig,
-    *,
-    train_tokens: int | None = None,
+    sources: Sequence[str], tokenizer: Any, config: DataConfig, *, train_tokens: int | None = None
 ) -> Blocks:
     """Read, split, encode and pack.
 
     Files are read whole. A hub dataset or a pipe of JSON lines, which may not end, is read as far
-    as `train_tokens`, the calibration and the evaluation need.
-
-    Args:
-        sources: as for `read_documents`.
-        tokenizer: of the base model.
-        config: how to cut and split.
-        train_tokens: how many tokens training takes; None reads hub datasets to their end, too.
+    as `train_tokens`, the calibration and the evaluation need; to its end if that is None.
 
     Raises:
         DataError: a source cannot be read, or there is too little text on one side.
@@ -129,19 +90,15 @@ def load_blocks(
     if train_tokens is not None and any(map(may_not_end, sources)):
         documents = read_enough(documents, tokenizer, config, train_tokens)
     train, aside = split_documents(documents, config.held_out)
-    controls = config.control_tokens
-
-    def pack(documents: Sequence[Document], doing: str) -> tuple[Tensor, int]:
-        return _packed(documents, tokenizer, config.block_size, doing, controls)
-
-    rows, inside = pack(train, "packing the training text")
+    rows, inside = pack_blocks(train, tokenizer, config, "packing the training text")
     calibration, held_out = rows, aside
     if len({document.group for document in aside}) > 1:
         first, second = split_documents(aside, config.held_out / 2)
+        controls = config.control_tokens
         if len(encode_documents(first, tokenizer, control_tokens=controls)) >= config.block_size:
-            calibration, _ = pack(first, "packing the calibration text")
+            calibration, _ = pack_blocks(first, tokenizer, config, "packing the calibration text")
             held_out = second
-    held_rows, _ = pack(held_out, "packing the held-out text")
+    held_rows, _ = pack_blocks(held_out, tokenizer, config, "packing the held-out text")
     digest = hashlib.sha256(json.dumps(_of_a_fingerprint(config), sort_keys=True).encode())
     for part in (rows, calibration, held_rows):
         digest.update(f"{len(part)} rows".encode())

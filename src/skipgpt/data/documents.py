@@ -22,10 +22,6 @@ class Document:
         name: where it came from, for people.
         text: all of it.
         group: documents of one group always fall on the same side of the split.
-
-    Example:
-        >>> Document("test/test_json.py", "import json", group="json").group
-        'json'
     """
 
     name: str
@@ -43,10 +39,7 @@ def stdlib_documents(with_tests: bool = False) -> list[Document]:
 
     A module and its test (`json/decoder.py`, `test_decoder.py`), and a module and its private half
     (`operator.py`, `_operator.py`), share a group. Files that are not UTF-8 are left out, as are
-    installed packages.
-
-    Args:
-        with_tests: also the library's tests, which are about as much text again.
+    installed packages, and the library's tests, about as much text again, unless asked for.
 
     Example:
         >>> {document.name for document in stdlib_documents()} >= {"argparse.py", "json/tool.py"}

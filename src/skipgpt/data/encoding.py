@@ -68,12 +68,12 @@ def boundaries(tokenizer: Any) -> Boundaries:
     """
     if own := _own_prefix(tokenizer):
         return Boundaries(before=own)
-    if tokenizer.bos_token_id is not None and not _is_role_marker(tokenizer, tokenizer.bos_token):
-        return Boundaries(before=(tokenizer.bos_token_id,))
-    if tokenizer.eos_token_id is not None and not _is_role_marker(tokenizer, tokenizer.eos_token):
-        return Boundaries(after=(tokenizer.eos_token_id,))
-    has_either = (tokenizer.bos_token_id, tokenizer.eos_token_id) != (None, None)
-    if has_either and END_OF_TEXT in control_tokens_of(tokenizer):
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and not _role_markers(tokenizer, [tokenizer.bos_token]):
+        return Boundaries(before=(bos,))
+    if eos is not None and not _role_markers(tokenizer, [tokenizer.eos_token]):
+        return Boundaries(after=(eos,))
+    if (bos, eos) != (None, None) and END_OF_TEXT in control_tokens_of(tokenizer):
         return Boundaries(before=(tokenizer.convert_tokens_to_ids(END_OF_TEXT),))
     return Boundaries()
 
@@ -94,37 +94,19 @@ def have_control_tokens(tokenizer: Any, stops: Sequence[str]) -> bool:
 def encode(
     tokenizer: Any, text: str | Sequence[str], *, control_tokens: bool = False, **options: Any
 ) -> Any:
-    """Call a tokenizer; control tokens that are written in the text are text unless asked for.
-
-    Args:
-        tokenizer: of the base model.
-        text: one, or several.
-        control_tokens: whether control tokens that are written in it count as such.
-        options: of the call.
-    """
+    """Call a tokenizer; control tokens that are written in the text are text unless asked for."""
     texts = [text] if isinstance(text, str) else list(text)
     if not control_tokens:
         tokenizer = _splitting_role_markers(tokenizer, texts)
+    given = text if isinstance(text, str) else texts
     with _ENCODING:
-        return tokenizer(
-            text if isinstance(text, str) else texts,
-            split_special_tokens=not control_tokens,
-            **options,
-        )
+        return tokenizer(given, split_special_tokens=not control_tokens, **options)
 
 
 def encode_prompt(
     tokenizer: Any, prompt: str, *, control_tokens: bool = False, **options: Any
 ) -> Any:
-    """Encode a prompt, with BOS once if the tokenizer puts one before a text.
-
-    Args:
-        tokenizer: of the base model.
-        prompt: the text.
-        control_tokens: whether control tokens that are written in it count as such; a BOS that it
-            begins with is then the only one.
-        options: of the call.
-    """
+    """Encode a prompt as `encode` does, with one BOS even if it begins with one that counts."""
     bos = tokenizer.bos_token
     has_bos = control_tokens and bos is not None and prompt.startswith(bos)
     adds = {"add_special_tokens": False} if has_bos else {}
@@ -140,17 +122,10 @@ def encode_chat(
 ) -> list[int]:
     """The token ids of a chat, in which the template alone writes control tokens.
 
-    Where no message contains one, this is transformers' `apply_chat_template`. Else those in
-    messages are broken up before the template is applied, and put together again afterwards.
-
-    Args:
-        tokenizer: with a chat template.
-        messages: as the template takes them.
-        control_tokens: whether control tokens that are written in messages count as such.
-        options: of `apply_chat_template`.
-
-    Raises:
-        Exception: whatever the template raises.
+    Where no message contains one, or they count as such, this is transformers'
+    `apply_chat_template`, with its options. Else those in messages are broken up before the
+    template is applied, and put together again afterwards. Whatever the template raises is passed
+    on.
     """
     controls = sorted(control_tokens_of(tokenizer), key=len, reverse=True)
     written = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
@@ -210,11 +185,6 @@ def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
         if ids[start : start + len(bare)] == bare:
             return tuple(ids[:start])
     return ()
-
-
-def _is_role_marker(tokenizer: Any, token: str) -> bool:
-    """Whether a token begins or ends turns of a chat."""
-    return bool(_role_markers(tokenizer, [token]))
 
 
 def _role_markers(tokenizer: Any, tokens: Sequence[str]) -> set[str]:

@@ -103,11 +103,7 @@ def _hub_rows(source: str, seed: int, datasets: Any) -> Iterator[Row]:
 def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> Iterator[Document]:
     """Yield one document per row; rows whose text is empty or null are passed over.
 
-    Args:
-        rows: numbers and fields.
-        doing: for errors.
-        name: of a row, up to its number.
-        field: the one that holds the text.
+    The name is that of a row up to its number, as errors have it, too.
     """
     unit = name.rpartition(" ")[2]
     for number, row in rows:
@@ -165,10 +161,7 @@ def _guarded(rows: Iterator[Row], doing: str, *, expected: str, todo: str) -> It
         except Exception as error:
             first_line = (str(error).splitlines() or [""])[0]
             raise DataError(
-                doing,
-                got=f"{type(error).__name__}: {first_line}",
-                expected=expected,
-                todo=todo,
+                doing, got=f"{type(error).__name__}: {first_line}", expected=expected, todo=todo
             ) from error
         yield row
 

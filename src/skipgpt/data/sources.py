@@ -73,11 +73,7 @@ def may_not_end(source: str) -> bool:
 
 
 def check_text_field(sources: Sequence[str], config: DataConfig) -> None:
-    """Refuse a field of rows where no source has rows.
-
-    Raises:
-        ConfigError: a field is named, and every source is plain text.
-    """
+    """Raise ConfigError if a field of rows is named, and every source is plain text."""
     if config.text_field == DataConfig().text_field:
         return
     paths = [Path(os.path.expanduser(source)) for source in sources if source != "stdlib"]
@@ -91,11 +87,7 @@ def check_text_field(sources: Sequence[str], config: DataConfig) -> None:
 
 
 def check_limit(sources: Sequence[str], limit: int, name: str) -> None:
-    """Refuse to read a hub dataset, which may not end, to its end.
-
-    Raises:
-        ConfigError: a source is one, and the limit is 0.
-    """
+    """Raise ConfigError if the limit is 0 and a source is a hub dataset, which may not end."""
     if not limit and (streamed := [source for source in sources if is_streamed(source)]):
         raise ConfigError(
             f"streaming the hub dataset {streamed[0]}",

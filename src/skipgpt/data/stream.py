@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from skipgpt.data.documents import Document
 from skipgpt.data.encoding import boundaries, encode
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 BATCH = 256
 
@@ -38,20 +35,11 @@ class Encoded(NamedTuple):
 
 
 def encode_documents(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    control_tokens: bool = False,
+    documents: Iterable[Document], tokenizer: Any, *, control_tokens: bool = False
 ) -> Tensor:
-    """Encode documents into one stream of tokens, with `boundaries` around each.
+    """Encode documents into one stream of token ids [S], int64, with `boundaries` around each.
 
-    Args:
-        documents: in the order of the stream.
-        tokenizer: of the base model.
-        control_tokens: whether control tokens that are written in a document count as such.
-
-    Returns:
-        Token ids [S], int64.
+    Control tokens that are written in a document count as such only if asked for.
 
     Example:
         ids = encode_documents(stdlib_documents(), tokenizer)
@@ -60,12 +48,9 @@ def encode_documents(
 
 
 def encode_stream(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    control_tokens: bool = False,
+    documents: Iterable[Document], tokenizer: Any, *, control_tokens: bool = False
 ) -> Encoded:
-    """Encode documents into one stream of tokens, and tell where each document begins."""
+    """Encode documents as `encode_documents` does, and tell where each document begins."""
     before, after = boundaries(tokenizer)
     parts = [torch.empty(0, dtype=torch.int64)]
     starts, length = [], 0
@@ -89,19 +74,11 @@ def encode_stream(
 
 
 def encode_beginning(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: int,
-    *,
-    control_tokens: bool = False,
+    documents: Iterable[Document], tokenizer: Any, tokens: int, *, control_tokens: bool = False
 ) -> tuple[Encoded, list[Document]]:
     """Encode no more documents than it takes to have more than `tokens`; 0 encodes all.
 
-    Returns:
-        The stream, which may have more than `tokens`, and the documents in it.
-
-    Example:
-        ids, read = encode_beginning(documents, tokenizer, 4096)
+    The stream is returned with the documents in it.
     """
     stream, found = iter(documents), 0
     read: list[Document] = []

@@ -20,12 +20,7 @@ T = TypeVar("T")
 
 
 def exporting(export: Callable[P, T]) -> Callable[P, T]:
-    """Decorate an export with progress, stopping, and a lock on the folder that it writes.
-
-    Raises:
-        CheckpointError: another process is writing there, or nothing can be written.
-        StoppedError: a stop was requested.
-    """
+    """Decorate an export with progress, stopping, and a lock on the folder that it writes."""
 
     @functools.wraps(export)
     def alone(*args: P.args, **kwargs: P.kwargs) -> T:

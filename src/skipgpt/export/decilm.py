@@ -51,19 +51,12 @@ _ROUND = 256
 
 
 def check_servable(model: Any) -> None:
-    """Raise if the class does not compute what the model computes.
-
-    Raises:
-        UnsupportedModelError: another family, or windows that the class does not know.
-    """
-    config = model.config
-    family = config.model_type
-    trouble = ""
-    if family not in ("llama", "mistral", "qwen2"):
-        trouble = f"a model of type {family!r}"
-    elif getattr(config, "sliding_window", None) or set(
-        getattr(config, "layer_types", None) or ()
-    ) - {"full_attention"}:
+    """Raise UnsupportedModelError at a family, or windows, that the class does not know."""
+    config, trouble = model.config, ""
+    kinds = {*(getattr(config, "layer_types", None) or ())}
+    if config.model_type not in ("llama", "mistral", "qwen2"):
+        trouble = f"a model of type {config.model_type!r}"
+    elif getattr(config, "sliding_window", None) or kinds - {"full_attention"}:
         trouble = "attention within a window"
     if trouble:
         raise UnsupportedModelError(
@@ -80,12 +73,7 @@ def choose_layers(
     """Return the fewest layers that hold every module that is not removable, in order.
 
     The class starts with an attention. Where an MLP would be first, the attention before it that
-    most tokens keep stays.
-
-    Args:
-        sites: every module, in the order the data moves.
-        removable: modules to remove.
-        rates: share of tokens that keep each.
+    most tokens keep stays. Sites are every module, in the order the data moves.
 
     Example:
         >>> sites = [Site(layer, module) for layer in range(3) for module in ("attn", "mlp")]
@@ -110,13 +98,7 @@ def choose_layers(
 
 
 def write_for_engines(model: Any, layers: Sequence[Layer], folder: Path) -> int:
-    """Write the model with these layers instead of its own; return its parameter count.
-
-    Args:
-        model: with routers, LoRA merged; of a family that `check_servable` lets pass.
-        layers: what each new layer is made of.
-        folder: existing folder.
-    """
+    """Write the model, LoRA merged, with these layers instead of its own; return its parameters."""
     from huggingface_hub import save_torch_state_dict
 
     state = smaller_state(model, layers)

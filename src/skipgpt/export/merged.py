@@ -56,13 +56,7 @@ def export_merged(
     out = Path(out)
     info = exportable(folder, out, overwrite)
     model, tokenizer = load(
-        folder,
-        sparsity=sparsity,
-        budget=budget,
-        base=base,
-        merge=True,
-        device=device,
-        dtype=dtype,
+        folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device, dtype=dtype
     )
     write_ends(model, tokenizer)
     own = clamp_to_curve(model, info.target_sparsity)
@@ -74,12 +68,10 @@ def export_merged(
 
 
 def as_auto_model(model: Any, sparsity: float | None, budget: Budget | None = None) -> Any:
-    """Put the same weights into the family's auto class, without copies.
+    """Put a routed model's weights into the family's auto class, without copies.
 
-    Args:
-        model: with routers.
-        sparsity: default sparsity, if it is calibrated.
-        budget: what `sparsity` counts; the unit of training where None.
+    The sparsity is the default one, if the model is calibrated, in the unit of training where the
+    budget is None.
     """
     family = family_of(model)
     config_class, model_class = auto_classes(family.model_type)

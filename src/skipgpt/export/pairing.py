@@ -66,16 +66,8 @@ def pair_up(
 
     A dynamic programme over the modules in the order the data moves: each is kept, or goes with
     the one before it. It compares all choices in one pass, so the result is optimal. At least one
-    layer stays; ties in parameters are broken in favour of modules that more tokens keep.
-
-    Args:
-        sites: every module, in the order the data moves.
-        removable: pairs of neighbours that may be removed.
-        parameters: parameters of each module.
-        rates: share of tokens that keep each.
-
-    Returns:
-        For each new layer the layers that its attention and its MLP come from.
+    layer stays; ties in parameters are broken in favour of modules that more tokens keep. Arguments
+    are as for `pair_rates`.
 
     Example:
         >>> sites = [Site(layer, module) for layer in range(3) for module in ("attn", "mlp")]
@@ -99,8 +91,3 @@ def pair_up(
     _, kept = best[-1][-1]
     layers = [site.layer for site in kept]
     return list(zip(layers[::2], layers[1::2], strict=True))
-
-
-def sites_in(pairs: Sequence[Pair]) -> list[Site]:
-    """The modules that the new layers hold, in the order the data moves."""
-    return [site for attn, mlp in pairs for site in (Site(attn, "attn"), Site(mlp, "mlp"))]

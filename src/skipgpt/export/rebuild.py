@@ -29,11 +29,9 @@ _DEPEND_ON_PLACE = ("scale_attn_by_inverse_layer_idx",)
 
 
 def check_movable(model: Any) -> None:
-    """Raise if a layer of the model would compute something else at another index.
+    """Raise UnsupportedModelError if a layer may compute something else at another index.
 
-    Raises:
-        UnsupportedModelError: the config makes layers depend on their index, or has an unknown
-            list with an entry per layer.
+    So if the config makes layers depend on it, or has an unknown list with an entry per layer.
     """
     values = model.config.to_dict()
     count = len(routed_layers(model))
@@ -80,14 +78,9 @@ def module_parameters(model: Any) -> dict[Site, int]:
 
 
 def smaller_model(model: Any, pairs: Sequence[Pair]) -> Any:
-    """Build the model with these layers instead of its own, without routers, on shared weights.
+    """Build the model, LoRA merged, with these layers instead of its own, without routers.
 
-    Args:
-        model: with routers, LoRA merged.
-        pairs: for each new layer the layers that its attention and its MLP come from.
-
-    Raises:
-        UnsupportedModelError: see `check_movable`.
+    Weights are shared. It has to pass `check_movable`.
     """
     check_movable(model)
     with torch.device("meta"):
@@ -149,11 +142,10 @@ def _owner(layer: RoutedLayer, name: str) -> str:
     """Name the module that a parameter belongs to: `attn`, `mlp`, `both` or empty."""
     child = name.split(".")[0]
     family = layer.family
-    norms = {"attn": family.attn_norm, "mlp": family.mlp_norm}
-    before = {
-        module: next((name for name in names if has(layer, name)), "")
-        for module, names in norms.items()
-    }
-    attn = child in (family.attn, before["attn"], *family.attn_after)
-    mlp = child in (family.mlp, before["mlp"], *family.mlp_after)
+    before_attn, before_mlp = (
+        next((name for name in names if has(layer, name)), "")
+        for names in (family.attn_norm, family.mlp_norm)
+    )
+    attn = child in (family.attn, before_attn, *family.attn_after)
+    mlp = child in (family.mlp, before_mlp, *family.mlp_after)
     return "both" if attn and mlp else "attn" if attn else "mlp" if mlp else ""

@@ -20,10 +20,7 @@ from skipgpt.export.checks import OF_ANOTHER_EXPORT, exportable, exporting
 from skipgpt.export.choosing import Form, choose
 from skipgpt.export.decilm import Layer, check_servable, write_for_engines
 from skipgpt.export.pairing import Pair
-from skipgpt.export.rebuild import (
-    check_movable,
-    smaller_model,
-)
+from skipgpt.export.rebuild import check_movable, smaller_model
 from skipgpt.export.static_result import StaticExport, site_name
 from skipgpt.export.transformers4 import save_tokenizer, write_older_config
 from skipgpt.model.families.parameter_names import is_routing
@@ -111,13 +108,7 @@ def export_static(
     if form not in get_args(Form):
         raise ConfigError(doing, got=f"format {form!r}", expected="transformers or vllm")
     model, tokenizer = load(
-        folder,
-        sparsity=sparsity,
-        budget=budget,
-        base=base,
-        merge=True,
-        device=device,
-        dtype=dtype,
+        folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device, dtype=dtype
     )
     write_ends(model, tokenizer)
     check_movable(model)
@@ -129,7 +120,9 @@ def export_static(
     healing = heal.steps * recipe("default").batch_size * cutting.block_size if heal else 0
     blocks = load_blocks(data, tokenizer, cutting, train_tokens=healing)
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
-    rates = _keep_rates(model, subsample_rows(blocks.calibration, cutting.calibration_tokens))
+    with count_routing(model) as counts:
+        total_loss(model, subsample_rows(blocks.calibration, cutting.calibration_tokens))
+    rates = counts.keep_ratios()
     layers, removed, kept_anyway = choose(model, rates, keep_rate, form, doing)
 
     held_out = subsample_rows(blocks.held_out, cutting.evaluation_tokens)
@@ -169,21 +162,12 @@ def export_static(
     return result
 
 
-def _keep_rates(model: nn.Module, blocks: Tensor) -> dict[Site, float]:
-    with count_routing(model) as counts:
-        total_loss(model, blocks)
-    return counts.keep_ratios()
-
-
 def _written(
-    model: Any,
-    layers: list[Layer],
-    removed: Sequence[Site],
-    ids: Tensor,
-    form: Form,
-    folder: Path,
+    model: Any, layers: list[Layer], removed: Sequence[Site], ids: Tensor, form: Form, folder: Path
 ) -> int:
     """Write the smaller model, compare it with the routed one, return its parameter count."""
+    from transformers import AutoModelForCausalLM
+
     if form == "vllm":
         parameters = write_for_engines(model, layers, folder)
         write_older_config(folder)
@@ -193,7 +177,8 @@ def _written(
     ]
     smaller_model(model, pairs).save_pretrained(folder)
     write_older_config(folder)
-    static = _load_plainly(folder, str(model.device))
+    # As any user of transformers would load it.
+    static = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(model.device).eval()
     _check_same(static, model, removed, ids)
     return int(static.num_parameters())
 
@@ -226,20 +211,9 @@ def _loss(model: nn.Module, blocks: Tensor) -> float:
     return nll / tokens
 
 
-def _load_plainly(folder: Path, device: str) -> Any:
-    """Load a folder as any user of transformers would."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
-
-
 @torch.no_grad()
 def _check_same(static: Any, model: Any, removed: Sequence[Site], ids: Tensor) -> None:
-    """Raise if the written model differs from the routed one that skips the same sites.
-
-    Raises:
-        UnsupportedModelError: their logits differ.
-    """
+    """Raise if logits of the written model and of the routed one that skips the same differ."""
     ids = ids.to(model.device)
     with use_rule(model, Forced.without(list(removed))), execution(model, "sparse"):
         expected = model(input_ids=ids, use_cache=False).logits.float()

@@ -56,7 +56,19 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer so that both versions read the same one."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    older = older_tokenizer(json.loads(path.read_text(encoding="utf-8")), tokenizer)
+    older = json.loads(path.read_text(encoding="utf-8"))
+    kind = str(older.get("tokenizer_class"))
+    # PreTrainedTokenizerFast would also return token types, which decoders refuse.
+    older["model_input_names"] = list(tokenizer.model_input_names)
+    if kind.endswith("Backend"):
+        older["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(older.get("extra_special_tokens"), list):
+        older["additional_special_tokens"] = older.pop("extra_special_tokens")
+    if kind.removesuffix("Fast") in _ADD_BY_SETTING:
+        bare = tokenizer("a", add_special_tokens=False).input_ids
+        whole = tokenizer("a").input_ids
+        before, after = whole.index(bare[0]), len(whole) - len(bare)
+        older |= {"add_bos_token": before > 0, "add_eos_token": after > before}
     path.write_text(json.dumps(older, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -101,25 +113,3 @@ def _rope(rope: dict[str, Any], values: dict[str, Any], family: str) -> dict[str
         if said.keys() <= set(_ENTRIES[family]):
             inside = {"type": kind, **said}
     return outside | {"rope_scaling": None if kind == "default" else inside}
-
-
-def older_tokenizer(values: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Express a tokenizer's config of transformers 5 in fields that both versions know.
-
-    Args:
-        values: the config.
-        tokenizer: its tokenizer.
-    """
-    kind = str(values.get("tokenizer_class"))
-    # PreTrainedTokenizerFast would also return token types, which decoders refuse.
-    older = values | {"model_input_names": list(tokenizer.model_input_names)}
-    if kind.endswith("Backend"):
-        older["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(values.get("extra_special_tokens"), list):
-        older["additional_special_tokens"] = older.pop("extra_special_tokens")
-    if kind.removesuffix("Fast") in _ADD_BY_SETTING:
-        bare = tokenizer("a", add_special_tokens=False).input_ids
-        whole = tokenizer("a").input_ids
-        before, after = whole.index(bare[0]), len(whole) - len(bare)
-        older |= {"add_bos_token": before > 0, "add_eos_token": after > before}
-    return older

@@ -3,7 +3,6 @@
 units.py        what can be removed: whole layers, or modules
 search.py       the two searches, without tensors: greedy, or one ranking
 suffix_loss.py  losses of many removals, without rerunning the layers before them
-announced.py    estimates how long a search will take, after its first trials
-static.py       the loss of a removal, and constant routers that give it
+static.py       constant routers that give a removal
 greedy.py       greedy removal: one unit after another, by loss
 """

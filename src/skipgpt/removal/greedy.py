@@ -8,21 +8,17 @@ from torch import Tensor, nn
 
 from skipgpt.cost import Savings
 from skipgpt.model.state import routing_state
-from skipgpt.removal.announced import announced
 from skipgpt.removal.search import lazy_greedy
-from skipgpt.removal.suffix_loss import SuffixLoss
+from skipgpt.removal.suffix_loss import SuffixLoss, announced
 from skipgpt.removal.units import Unit, sites_of, units_of
 from skipgpt.system.progress import advancing
 
 
 def greedy_removal(model: nn.Module, text: Tensor, saved: Savings, target: float) -> list[Unit]:
-    """Return the greedy static removal that saves about this share.
+    """Return the greedy static removal that saves about the target, in the unit of the savings.
 
-    Args:
-        model: with routers, which are not used; its stand-ins run where modules are removed.
-        text: [N, T] token ids that the loss is measured on.
-        saved: what each site saves, in the unit of `target`.
-        target: the share to save.
+    The loss is measured on token ids [N, T]. Routers are not used; stand-ins run where modules are
+    removed.
 
     Returns:
         Modules, or layers if routers decide by layer; first removed first.
@@ -43,13 +39,8 @@ def greedy_removal(model: nn.Module, text: Tensor, saved: Savings, target: float
 def sites_skipped(order: list[Unit], saved: Savings, target: float) -> float:
     """Return how many sites of a removal, first removed first, save a share; may be fractional.
 
-    Args:
-        order: the removal.
-        saved: what each site saves.
-        target: the share; if the whole removal saves less, all of its sites count.
+    If the whole removal saves less, all of its sites count.
     """
-    if saved.unit == "modules":
-        return target * len(saved.by_site)
     left = target + saved.overhead
     for count, site in enumerate(sites_of(order)):
         each = saved.by_site[site]

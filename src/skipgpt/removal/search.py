@@ -45,6 +45,9 @@ class Method(Protocol):
 
         Raises:
             ConfigError: the model has no routers, or fewer units than that.
+
+        Example:
+            constant_routes(model, sleb(model, blocks, 4))
         """
         ...
 
@@ -59,18 +62,8 @@ def one_by_one(
 ) -> list[Unit]:
     """Remove unit after unit, each time the one whose removal leaves the lowest loss.
 
-    Args:
-        loss: loss of the model without these sites.
-        units: to choose from.
-        removals: how many to remove.
-        protected: units that are removed only when no others are left.
-        on_step: called with trials done and trials in all.
-
-    Returns:
-        The removed units, first removed first.
-
-    Raises:
-        ConfigError: more removals than units.
+    Protected units are removed only when no others are left. `on_step` counts trials. The removed
+    units are returned, first removed first; ConfigError is raised at more removals than units.
     """
     check_removals(removals, units)
     left, removed = list(units), list[Unit]()
@@ -110,20 +103,8 @@ def lazy_greedy(
 
     A unit's cost, the loss that its removal adds, seldom shrinks as more is removed. So units are
     tried in the order of their last known costs, until one costs no more than the next one did; if
-    no cost shrinks, the result is the same for a fraction of the trials (Minoux, 1978).
-
-    Args:
-        loss: loss of the model without these sites.
-        units: to choose from.
-        removals: how many to remove.
-        on_step: called with units that were tried or removed and how many will be: each is tried
-            once before the first one goes.
-
-    Returns:
-        The removed units, first removed first.
-
-    Raises:
-        ConfigError: more removals than units.
+    no cost shrinks, the result is the same for a fraction of the trials (Minoux, 1978). `on_step`
+    counts units that were tried or removed: each is tried once before the first one goes.
     """
     check_removals(removals, units)
     removed, so_far = list[Unit](), loss([])

@@ -1,58 +1,35 @@
-"""The loss of a static removal, and constant routers that give it."""
+"""Constant routers that give a static removal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from skipgpt.evaluation.perplexity import total_loss
-from skipgpt.model.state import execution, routing_state, use_rule
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routers
-from skipgpt.removal.units import Unit, check_removals
-from skipgpt.routing.decision import Forced, Site, Threshold
+from skipgpt.removal.units import Unit
+from skipgpt.routing.decision import Threshold
 from skipgpt.routing.router import set_constant
 
 
-def static_loss(
-    model: nn.Module, blocks: Tensor, removed: list[Site], *, batch_size: int = 8
-) -> float:
-    """Return nats per token over blocks [N, T] with some sites removed for every token."""
-    with use_rule(model, Forced.without(removed)), execution(model, "sparse"):
-        nll, tokens = total_loss(model, blocks, batch_size)
-    return nll / tokens
-
-
-def constant_margins(model: nn.Module, removed: Sequence[Unit]) -> dict[Site, float]:
-    """Return constant margins from -1 to +1 such that rising thresholds remove units in order.
-
-    The first removed gets -1, later ones more, always below 0; all that are not removed share +1.
-    The sites of one unit share a margin, so that no threshold splits it.
-    """
-    rank = {site: -1 + n / len(removed) for n, unit in enumerate(removed) for site in unit}
-    return {site: rank.get(site, 1.0) for site in routers(model)}
-
-
-def constant_routes(model: nn.Module, units: Sequence[Unit], removals: int | None = None) -> None:
+def constant_routes(model: nn.Module, units: Sequence[Unit]) -> None:
     """Turn a static removal into constant routers, in place, which heal, save and load as usual.
 
     From now on the model decides by threshold 0 and skips exactly these units for every token;
-    lower thresholds skip the first ones only. An earlier calibration is dropped.
+    lower thresholds skip the first ones only. The first has margin -1, later ones more, always
+    below 0; all that are not removed share +1. The sites of one unit share a margin, so that no
+    threshold splits it. An earlier calibration is dropped.
 
     Args:
         model: with routers, which are overwritten.
         units: as a method returns them, first removed first.
-        removals: how many of them; all, if not given.
-
-    Raises:
-        ConfigError: more removals than units.
 
     Example:
-        constant_routes(model, sleb(model, blocks, 8), 4)
+        constant_routes(model, sleb(model, blocks, 4))
     """
-    removals = len(units) if removals is None else removals
-    check_removals(removals, units)
-    for site, margin in constant_margins(model, units[:removals]).items():
-        set_constant(routers(model)[site], margin)
+    rank = {site: -1 + n / len(units) for n, unit in enumerate(units) for site in unit}
+    for site, router in routers(model).items():
+        set_constant(router, rank.get(site, 1.0))
     state = routing_state(model)
     state.rule, state.curve = Threshold(0.0), None

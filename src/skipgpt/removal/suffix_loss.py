@@ -9,12 +9,14 @@ layers. A trial then starts at the layer that it changes:
     layers after        run, then the final norm and the head
 
 All of it runs in the model's own forward, so masks, positions and other layer arguments of a family
-stay the same. Shapes: B batch, T tokens, D hidden.
+stay the same. First trials tell how long a search will take. Shapes: B batch, T tokens, D hidden.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,9 +29,16 @@ from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Forced, Site
 
+logger = logging.getLogger("skipgpt")
+
 KEPT_BYTES = 2**31
 """Memory limit of kept streams; if not all layers' fit, every second, third, … is kept."""
 
+TIMED = 3
+"""Trials that are timed, after one warm-up."""
+
+WORTH_SAYING = 20.0
+"""Seconds; shorter searches are not announced."""
 
 _Kept = dict[int, tuple[frozenset[Site], Tensor]]
 """By layer: what was removed before it, and the stream [B, T, D] that then enters it."""
@@ -39,7 +48,7 @@ _OnStream = Callable[[Any, Tensor], Tensor]
 
 
 class SuffixLoss:
-    """`static_loss` on fixed blocks as a function of what is removed, for searches.
+    """Nats per token on fixed blocks as a function of what is removed, for searches.
 
     The streams of the last removals take layers x tokens x D numbers of the model's dtype, on its
     device: 283 MB in float32 at 30 layers, 4,096 tokens and D 576. A trial saves the share of
@@ -61,12 +70,7 @@ class SuffixLoss:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        blocks: Tensor,
-        *,
-        batch_size: int = 8,
-        most_bytes: int = KEPT_BYTES,
+        self, model: nn.Module, blocks: Tensor, *, batch_size: int = 8, most_bytes: int = KEPT_BYTES
     ) -> None:
         self._model, self._batch_size = model, batch_size
         self._batches = list(batches(blocks, batch_size))
@@ -77,12 +81,8 @@ class SuffixLoss:
     def __call__(self, removed: Sequence[Site]) -> float:
         """Return nats per token with some sites removed for every token.
 
-        Args:
-            removed: sites; the last one is the trial. Streams up to its layer are kept, for trials
-                that differ there or later.
-
-        Returns:
-            The same as `static_loss`.
+        The last site is the trial. Streams up to its layer are kept, for trials that differ there
+        or later.
         """
         tried = removed[-1].layer if removed else self.layers - 1
         nll, tokens = 0.0, 0
@@ -96,13 +96,7 @@ class SuffixLoss:
 
     @contextmanager
     def _resumed(self, kept: _Kept, removed: Sequence[Site], tried: int) -> Iterator[None]:
-        """Let a forward of the model start at the last layer whose stream is known.
-
-        Args:
-            kept: kept streams of this batch.
-            removed: sites.
-            tried: the layer up to which streams are kept.
-        """
+        """Let a forward of this batch start at the last layer whose stream is known."""
         in_front = [frozenset(s for s in removed if s.layer < n) for n in range(self.layers)]
         known = [n for n, (sites, _) in kept.items() if n <= tried and sites == in_front[n]]
         start = max(known, default=0)
@@ -160,3 +154,42 @@ def _passing_on(layers: Sequence[Any]) -> Iterator[None]:
                 del layer.forward
             else:
                 layer.forward = own
+
+
+def announced(
+    loss: SuffixLoss, name: str, trials: int, *, at_least: bool = False
+) -> Callable[[Sequence[Site]], float]:
+    """Return the same loss; its fourth call logs about how long all trials will take.
+
+    Trials in later layers run fewer layers, so the time per layer is measured. Embeddings and head
+    count as one more layer, and trials run half of the layers on average.
+
+    Example:
+        one_by_one(announced(loss, "sleb", trials(layers, 4)), layers, 4)
+    """
+    seconds: list[float] = []
+    ran: list[float] = []
+
+    def timed(removed: Sequence[Site]) -> float:
+        if len(seconds) > TIMED:
+            return loss(removed)
+        began, before = time.perf_counter(), loss.layers_run
+        found = loss(removed)
+        seconds.append(time.perf_counter() - began)
+        ran.append(loss.layers_run - before + 1)
+        if len(seconds) == TIMED + 1:
+            each = sum(seconds[1:]) / sum(ran[1:])
+            _say(name, each * trials * (loss.layers / 2 + 1), trials, at_least)
+        return found
+
+    return timed
+
+
+def _say(name: str, seconds: float, trials: int, at_least: bool) -> None:
+    if seconds < WORTH_SAYING:
+        return
+    minutes = seconds / 60
+    long = f"{seconds:.0f} seconds" if minutes < 2 else f"{minutes:.0f} minutes"
+    long = f"{minutes / 60:.1f} hours" if minutes > 120 else long
+    about, more = ("at least ", " or more") if at_least else ("about ", "")
+    logger.info("%s: %s%s (%s trials%s)", name, about, long, f"{trials:,}", more)

@@ -16,11 +16,7 @@ Kind = Literal["layers", "modules"]
 
 
 def units_of(model: nn.Module, kind: Kind) -> list[Unit]:
-    """Return all units that a method of this kind may remove, in forward order.
-
-    Example:
-        removals = round(0.25 * len(units_of(model, "layers")))
-    """
+    """Return all units that a method of this kind may remove, in forward order."""
     layers = [tuple(Site(layer.index, each) for each in MODULES) for layer in routed_layers(model)]
     return layers if kind == "layers" else [(site,) for layer in layers for site in layer]
 
@@ -31,11 +27,7 @@ def sites_of(units: Iterable[Unit]) -> list[Site]:
 
 
 def check_removals(removals: int, units: Sequence[Unit]) -> None:
-    """Raise if there are fewer units than removals.
-
-    Raises:
-        ConfigError: removals below 0, or more than there are units.
-    """
+    """Raise ConfigError at removals below 0, or more than there are units."""
     if not 0 <= removals <= len(units):
         raise ConfigError(
             "choosing what to remove",

@@ -28,9 +28,7 @@ NO_LABEL = -100
 def dense_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
     """Return logits [B, T, V] of the dense base model: routers off, LoRA off, no dropout.
 
-    Args:
-        model: with routers, wrapped by PEFT or not; not by DDP or the like.
-        inputs: inputs of its forward; labels are left out.
+    PEFT may wrap the model, DDP and the like not. Labels among its inputs are left out.
     """
     given = {name: value for name, value in inputs.items() if name != "labels"}
     with as_dense(model):
@@ -39,15 +37,12 @@ def dense_logits(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 
 def kl_to_dense(dense: Tensor, routed: Tensor, labels: Tensor) -> Tensor:
-    """Return the KL divergence, in nats, summed over tokens whose next token has a label.
+    """Return KL(dense || routed) in nats, summed over tokens whose next token has a label.
 
     Args:
         dense: [B, T, V] logits of the teacher.
         routed: [B, T, V] logits of the student, with gradient.
         labels: [B, T]; they say which tokens count, as in the language-model loss.
-
-    Returns:
-        A scalar, `sum over tokens of KL(dense || routed)`.
 
     Example:
         >>> same = torch.randn(1, 7, 11)
@@ -65,11 +60,7 @@ def kl_to_dense(dense: Tensor, routed: Tensor, labels: Tensor) -> Tensor:
 
 
 def distilled_loss(
-    dense: Tensor,
-    routed: Tensor,
-    labels: Tensor,
-    share: float,
-    items: Tensor | int | None = None,
+    dense: Tensor, routed: Tensor, labels: Tensor, share: float, items: Tensor | int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix KL to the dense model with the loss on text, in nats per token.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from skipgpt.config import Budget, Stage, TrainConfig
 from skipgpt.cost import Forward, lora_flops, savings, training_flops, work
-from skipgpt.cost.memory import Held, Layout, memory
+from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import stored
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.fit import layer_groups
@@ -32,15 +32,10 @@ def dry_run(
     dtype: torch.dtype,
     device: str = "cuda",
 ) -> DryRun:
-    """Estimate what training would take on this many devices.
+    """Estimate what training would take on devices with a process each.
 
-    Args:
-        base: the config of the base model, as transformers has it.
-        config: the run; stage `lora` is assumed to skip its target sparsity where it packs.
-        layout: how the model is spread over devices.
-        processes: number of processes, one per device.
-        dtype: dtype of the base model.
-        device: kind of device; the speed of a typical one turns FLOPs into time.
+    The base is the config of a base model, as transformers has it. Stage `lora` is assumed to skip
+    its target sparsity where it packs. The speed of a typical device turns FLOPs into time.
 
     Raises:
         ConfigError: the processes cannot share the rows of a step equally, or torch knows no such
@@ -88,55 +83,26 @@ def _stage(
 ) -> StageNeeds:
     stage_plan = plan(stage, config, processes=processes, lockstep=layout == "zero3")
     share = share_of_step(config.batch_size, config.accumulation, processes)
-    tokens, width = config.data.block_size, base.get_text_config().vocab_size
-
-    def build(of: Any) -> Any:
-        return _on_meta(of, stage, config, of.dtype)
-
-    base.dtype = dtype
-    model = build(base)
-    kept = stored(base, build, share.rows, tokens, samples=stage != "lora")
-    needs = memory(
-        _held(model),
-        layout,
-        processes,
-        activations=kept.total(config.activation_checkpointing),
-        logits=2 * share.rows * tokens * width * 4.0,
-    )
+    model, held, needs = _memory(base, stage, config, share.rows, layout, processes, dtype)
     flops = processes * share.parts * _forward_flops(model, stage_plan, config, share)
     seconds = flops / processes / device_flops
     return StageNeeds(
-        stage,
-        stage_plan.execution,
-        _held(model),
-        needs,
-        share.rows,
-        share.parts,
-        flops,
-        seconds,
-        stage_plan.steps * seconds / 3600,
+        stage=stage,
+        execution=stage_plan.execution,
+        held=held,
+        memory=needs,
+        rows=share.rows,
+        parts=share.parts,
+        step_flops=flops,
+        seconds=seconds,
+        hours=stage_plan.steps * seconds / 3600,
     )
 
 
 def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float) -> StageNeeds:
     """Stage `fit`: forwards for stand-ins, forwards and backwards for costs and for each round."""
-    stage, tokens = config.fit_stage, config.data.block_size
-    rows, width = stage.batch_size, base.get_text_config().vocab_size
-
-    def build(of: Any) -> Any:
-        return _on_meta(of, "fit", config, of.dtype)
-
-    base.dtype = dtype
-    model = build(base)
-    kept = stored(base, build, rows, tokens, samples=True)
-    held = _held(model.requires_grad_(False))
-    needs = memory(
-        held,
-        "single",
-        1,
-        activations=kept.total(checkpointing=False),
-        logits=2 * rows * tokens * width * 4.0,
-    )
+    stage, rows, tokens = config.fit_stage, config.fit_stage.batch_size, config.data.block_size
+    model, held, needs = _memory(base, "fit", config, rows, "single", 1, dtype)
     passes = len(list(layer_groups(model, stage.tokens)))
     forward = Forward(rows, tokens, logits=tokens)
     step = training_flops(model, forward, "router")
@@ -160,6 +126,32 @@ def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float
     )
 
 
+def _memory(
+    base: Any,
+    stage: Stage,
+    config: TrainConfig,
+    rows: int,
+    layout: Layout,
+    processes: int,
+    dtype: torch.dtype,
+) -> tuple[Any, Held, Memory]:
+    """Return the model of a stage on the meta device, and what it holds, in all and per device."""
+    tokens, width = config.data.block_size, base.get_text_config().vocab_size
+
+    def build(of: Any) -> Any:
+        return _on_meta(of, stage, config, of.dtype)
+
+    base.dtype = dtype
+    model = build(base)
+    kept = stored(base, build, rows, tokens, samples=stage != "lora")
+    # Stage fit trains nothing; gates have gradients while it is traced.
+    held = _held(model.requires_grad_(False) if stage == "fit" else model)
+    activations = kept.total(config.activation_checkpointing and stage != "fit")
+    logits = 2 * rows * tokens * width * 4.0
+    needs = memory(held, layout, processes, activations=activations, logits=logits)
+    return model, held, needs
+
+
 def _on_meta(base: Any, stage: Stage, config: TrainConfig, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -178,14 +170,12 @@ def _held(model: nn.Module) -> Held:
     base = {name: p for name, p in named.items() if kind_of(name) == "base"}
     trained = [p for p in named.values() if p.requires_grad]
     layers = [
-        sum(_bytes(p) for name, p in layer.named_parameters() if kind_of(name) == "base")
+        sum(p.nbytes for name, p in layer.named_parameters() if kind_of(name) == "base")
         for layer in routed_layers(model)
     ]
-    weights = sum(_bytes(p) for p in base.values())
+    weights = sum(p.nbytes for p in base.values())
     # In stage lora routers are frozen, so they count as weights like the base's.
-    resting = sum(
-        _bytes(p) for name, p in named.items() if name not in base and not p.requires_grad
-    )
+    resting = sum(p.nbytes for name, p in named.items() if name not in base and not p.requires_grad)
     return Held(
         parameters=sum(p.numel() for p in base.values()),
         weight_bytes=weights + resting,
@@ -196,32 +186,22 @@ def _held(model: nn.Module) -> Held:
     )
 
 
-def _bytes(parameter: nn.Parameter) -> int:
-    return parameter.numel() * parameter.element_size()
-
-
-def _keep_ratio(model: nn.Module, config: TrainConfig) -> float:
-    """Return the keep ratio of every site that meets the target; FLOPs stand for seconds."""
-    unit: Budget = "modules" if config.budget == "modules" else "flops"
-    saved = savings(model, unit, (config.data.block_size + 1) / 2)
-    return 1 - saved.share_of_sites(config.target_sparsity)
-
-
 def _forward_flops(
     model: nn.Module, stage_plan: StagePlan, config: TrainConfig, share: StepPartition
 ) -> float:
     """Return the FLOPs of a process's forward and backward, extra forwards included."""
     stage, tokens = stage_plan.stage, config.data.block_size
     forward = Forward(share.rows, tokens, logits=tokens)
-    packs = stage_plan.execution == "sparse"
-    keep = dict.fromkeys(routers(model), _keep_ratio(model, config)) if packs else None
+    keep = None
+    if stage_plan.execution == "sparse":  # every site skips alike; FLOPs stand for seconds
+        unit: Budget = "modules" if config.budget == "modules" else "flops"
+        skipped = savings(model, unit, (tokens + 1) / 2).share_of_sites(config.target_sparsity)
+        keep = dict.fromkeys(routers(model), 1 - skipped)
     lora = 0.0 if stage == "router" else lora_flops(model, forward, keep)
     flops = training_flops(model, forward, stage, keep, lora)
     again = work(model, Forward(share.rows, tokens, logits=0), keep)
     if config.activation_checkpointing:
         flops += again.flops
-    if (
-        stage_plan.trains_routers and share.parts > 1
-    ):  # the sparsity of the step is measured beforehand
+    if stage_plan.trains_routers and share.parts > 1:  # their sparsity is measured beforehand
         flops += again.flops
     return flops

@@ -19,21 +19,13 @@ from skipgpt.fitting.rounds import fit_to_routes
 from skipgpt.system.distributed import launched
 from skipgpt.system.progress import Phase, advancing
 from skipgpt.training.router_init import savings_of
-from skipgpt.training.run_record import note_fit
+from skipgpt.training.run_record import note
 
 logger = logging.getLogger("skipgpt")
 
 
 def check_fit(config: TrainConfig, is_new: bool) -> None:
-    """Refuse a fit that cannot be made, before anything is loaded.
-
-    Args:
-        config: the run's config.
-        is_new: whether the base has no routers yet.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
+    """Raise ConfigError if a fit cannot be made; `is_new` tells that a base has no routers yet."""
     if "fit" not in config.stages:
         return
     if launched() > 1:
@@ -63,14 +55,7 @@ def check_fit(config: TrainConfig, is_new: bool) -> None:
 def run_fit(model: Any, config: TrainConfig, text: Tensor, out: Path) -> None:
     """Fit a model's new routers and stand-ins, in place, and note in run.json what was found.
 
-    Args:
-        model: with new routers.
-        config: the run's config.
-        text: [N, T] token ids of training text.
-        out: the folder of the run.
-
-    Raises:
-        SkipGPTError: on any failure; nothing was written.
+    The training text has token ids [N, T]. On any failure nothing is written.
     """
     began = time.perf_counter()
     model.eval().requires_grad_(False)
@@ -85,9 +70,10 @@ def run_fit(model: Any, config: TrainConfig, text: Tensor, out: Path) -> None:
     price_margins(model, saved)
     fit_to_routes(model, text, config, saved, _phase)
     seconds = round(time.perf_counter() - began, 1)
-    note_fit(out, {**summary(found), "seconds": seconds, "cached": is_known, "key": key})
+    told = summary(found)
+    note(out, {"fit": {**told, "seconds": seconds, "cached": is_known, "key": key}})
     if not is_known:
-        explained = summary(found)["explained"]
+        explained = told["explained"]
         logger.info(
             "stage fit: %.0f s; routers explain %.2f nats (attention) and %.2f nats (MLP) of "
             "held-out deviance per token beyond each module's mean",

@@ -11,14 +11,7 @@ _DOING = "reading how the launcher spreads the run"
 
 
 def check_launcher(device: str) -> None:
-    """Refuse a configuration of `accelerate launch` that a run does not support.
-
-    Args:
-        device: the run's device.
-
-    Raises:
-        ConfigError: it is not supported.
-    """
+    """Raise ConfigError at a configuration of `accelerate launch` that a run does not support."""
     told = os.environ.get
     if told("ACCELERATE_USE_MEGATRON_LM") == "true":
         raise _refused("Megatron-LM", "DDP, FSDP2 or DeepSpeed ZeRO", "ddp.yaml")
@@ -40,14 +33,7 @@ def check_launcher(device: str) -> None:
 
 
 def check_whole(quantization: str | None) -> None:
-    """Refuse to shard quantised weights, which neither FSDP2 nor ZeRO-3 supports.
-
-    Args:
-        quantization: how the base is quantised; None if it is not.
-
-    Raises:
-        ConfigError: the base is quantised and the launcher shards weights.
-    """
+    """Raise ConfigError if the launcher shards a quantised base: FSDP2 and ZeRO-3 cannot."""
     if quantization and (layout() == "fsdp" or in_lockstep()):
         raise ConfigError(
             _DOING,

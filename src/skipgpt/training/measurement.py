@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from skipgpt.config import Stage, TrainConfig
 from skipgpt.data import Blocks
@@ -35,9 +35,6 @@ class Passes:
     """The calibration and measurement passes of one run.
 
     Attributes:
-        config: the run's config.
-        blocks: its text.
-        out: its folder.
         starts: whether routers are new and no stage initialises them.
         dense: the loss of the dense model on held-out text, once measured.
         seconds_measuring: seconds spent on losses that are only reported.
@@ -50,17 +47,8 @@ class Passes:
     dense: Perplexity | None = None
     seconds_measuring: float = 0.0
 
-    @property
-    def held_out(self) -> Tensor:
-        """Token ids [N, T] to measure on."""
-        return subsample_rows(self.blocks.held_out, self.config.data.evaluation_tokens)
-
     def before_stages(self, model: Any) -> None:
-        """Measure the dense model, and initialise new routers.
-
-        Raises:
-            UnsupportedModelError: its loss is NaN or infinite.
-        """
+        """Measure the dense model, whose loss has to be finite, and initialise new routers."""
         with without_lora(model), execution(model, "dense"):
             self.dense = self._measured(model, closeness=False)
         if not math.isfinite(self.dense.nll_per_token):
@@ -77,41 +65,31 @@ class Passes:
             start_routers(model, self.config, self.blocks.train)
             for each in [*routers(model).values(), *stand_ins(model).values()]:
                 broadcast(each.parameters())
-        self._calibrate_for_healing(model)
-
-    def _calibrate_for_healing(self, model: Any) -> None:
-        """Calibrate a checkpoint without a curve in the run's unit, before it is healed."""
+        # A checkpoint without a curve in the run's unit is calibrated before it is healed.
         curves, config = routing_state(model).curves, self.config
         if curves and config.stages == ("lora",) and config.budget not in curves.by_budget:
             self._calibrate(model)
 
-    def _calibrate(self, model: Any) -> None:
-        config = self.config
+    def _calibrate(self, model: Any, centred: bool = False) -> None:
+        config, state = self.config, routing_state(model)
+        target, unit = config.target_sparsity, config.budget
         text = subsample_rows(self.blocks.calibration, config.data.calibration_tokens)
-        calibrate(
-            model,
-            text,
-            target=config.target_sparsity,
-            budget=config.budget,
-            timed=config.budget_time,
-        )
-        state = routing_state(model)
+        calibrate(model, text, target=target, budget=unit, timed=config.budget_time)
+        if centred:
+            centre_margins(model)
         state.curves, state.rule = from_first((state.curves, state.rule))
 
     def after_stage(self, model: Any, stage: Stage) -> Perplexity:
         """Calibrate, and measure on held-out text."""
-        self._calibrate(model)
-        if stage == "fit":
-            centre_margins(model)
-            state = routing_state(model)
-            state.curves, state.rule = from_first((state.curves, state.rule))
+        self._calibrate(model, centred=stage == "fit")
         return from_first(self._measured(model))
 
     def _measured(self, model: Any, closeness: bool = True) -> Perplexity:
         began = time.perf_counter()
         what = "the model" if closeness else "the dense model"
         with advancing(f"measuring {what} on held-out text", announced=True):
-            found = perplexity(model, self.held_out, closeness_to=model if closeness else None)
+            text = subsample_rows(self.blocks.held_out, self.config.data.evaluation_tokens)
+            found = perplexity(model, text, closeness_to=model if closeness else None)
         self.seconds_measuring += time.perf_counter() - began
         return found
 

@@ -18,13 +18,7 @@ from skipgpt.system.progress import advancing
 
 
 def start_routers(model: Any, config: TrainConfig, text: Tensor) -> None:
-    """Initialise new routers and stand-ins for the stage, in place.
-
-    Args:
-        model: with new routers.
-        config: gives the start, and the amount of text that stand-ins are fitted on.
-        text: [N, T] token ids of training text.
-    """
+    """Initialise new routers and stand-ins in place, as the config says, on text [N, T]."""
     stage = config.router_stage
     if stand_ins(model):
         with advancing("fitting stand-ins", announced=True) as advance:
@@ -35,14 +29,9 @@ def start_routers(model: Any, config: TrainConfig, text: Tensor) -> None:
 
 
 def savings_of(model: nn.Module, config: TrainConfig) -> Savings:
-    """Return what each site of a model saves, in the unit of a run's budget.
+    """Return what each site of a model saves, in the unit of a run's budget and over its rows.
 
-    Args:
-        model: with routers.
-        config: the run's config; the mean context is that of its rows.
-
-    Raises:
-        ConfigError: the budget is in time, and this machine was not profiled.
+    Time needs a machine that was profiled; else it raises ConfigError.
     """
     context = (config.data.block_size + 1) / 2
     return savings(model, config.budget, context, config.budget_time)

@@ -29,22 +29,42 @@ from skipgpt.system.stopping import stoppable
 from skipgpt.training.fit_stage import check_fit, run_fit
 from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.measurement import Passes
-from skipgpt.training.result import TrainResult as TrainResult
 from skipgpt.training.run_record import (
     RESUME,
-    RunSnapshot,
     begin_run,
     check_folder,
     compare_run,
-    finish_stage,
     finished_stages,
     forget_states,
     held_out_of,
     latest_state,
+    note_measured,
+    what_a_stop_leaves,
 )
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.run_start import Base, start, with_routers_of, within_reach
 from skipgpt.training.stages import plan
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run produced.
+
+    Attributes:
+        info: info of the checkpoint that was written.
+        held_out: loss and sparsity on held-out text: `dense`, then one entry per stage.
+        folder: folder of the checkpoint.
+        seconds_measuring: seconds of this call spent on the losses in `held_out`.
+    """
+
+    info: CheckpointInfo
+    held_out: dict[str, Perplexity]
+    folder: str
+    seconds_measuring: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
 
 
 def train(
@@ -91,20 +111,10 @@ def train(
     out = Path(out)
     check_launcher(device)
     device = init(device)
-    kept = RunSnapshot.of(out, resume)
-    run = _Run(
-        Base.of(base, tokenizer),
-        data,
-        out,
-        config,
-        device,
-        dtype,
-        quantize,
-        resume,
-        rule,
-        or_modules,
-    )
-    with stoppable(f"training into {out}", kept.told), advancing(), writing_to(out):
+    kept = what_a_stop_leaves(out, resume)
+    start_from = Base.of(base, tokenizer)
+    run = _Run(start_from, data, out, config, device, dtype, quantize, resume, rule, or_modules)
+    with stoppable(f"training into {out}", kept), advancing(), writing_to(out):
         run.check(overwrite)
         run.load()
         run.plan()
@@ -163,10 +173,8 @@ class _Run:
         home = self.device
         if self.sharded:  # FSDP2 and ZeRO move it to the device shard by shard
             home = "cpu"
-            chosen = choose_dtype(self.dtype, self.device)
-            self.dtype = str(chosen).removeprefix("torch.")
-        base = Base(str(self.out)) if self.done else self.base
-        self._start(base, home)
+            self.dtype = str(choose_dtype(self.dtype, self.device)).removeprefix("torch.")
+        self._start(Base(str(self.out)) if self.done else self.base, home)
         check_whole(quantization_of(self.model))
 
     def plan(self) -> None:
@@ -179,8 +187,8 @@ class _Run:
 
         for stage in self.config.stages:  # refuses what transformers does not know
             if stage != "fit":
-                made = plan(stage, self.config)
-                training_arguments(made, self.config, self.out, torch.device(self.device))
+                where = torch.device(self.device)
+                training_arguments(plan(stage, self.config), self.config, self.out, where)
 
     def read_text(self) -> None:
         """Read the text and cut it into rows."""
@@ -200,10 +208,7 @@ class _Run:
             "dtype": str(self.model.dtype),
             "quantize": self.quantize,
             "data_fingerprint": self.blocks.fingerprint,
-            "documents": {
-                "train": self.blocks.documents[0],
-                "held_out": self.blocks.documents[1],
-            },
+            "documents": {"train": self.blocks.documents[0], "held_out": self.blocks.documents[1]},
         }
         if self.resume:
             compare_run(self.out, facts)
@@ -246,8 +251,8 @@ class _Run:
             )
         measured = self.passes.after_stage(self.model, stage)
         self.held_out[stage] = measured
-        self.info = _save_stage(self.model, stage, self.config, self.out, self.info, measured)
-        finish_stage(self.out, stage, measured)
+        self._save(stage, measured)
+        note_measured(self.out, stage, measured)
 
     def result(self) -> TrainResult:
         """Return the result; delete the states to resume from."""
@@ -261,26 +266,19 @@ class _Run:
             base, self.config, device, self.dtype, self.quantize
         )
 
-
-def _save_stage(
-    model: Any,
-    stage: Stage,
-    config: TrainConfig,
-    out: Path,
-    info: CheckpointInfo,
-    measured: Perplexity,
-) -> CheckpointInfo:
-    info = dataclasses.replace(
-        describe(model, info.base, fingerprint=info.fingerprint),
-        base=info.base,
-        base_settings=info.base_settings,
-        revision=info.revision,
-        recipe=config.recipe,
-        stages=(*info.stages, stage),
-        target_sparsity=config.target_sparsity,
-        budget=config.budget,
-        sparsity=measured.sparsity,
-        keep=measured.keep_rates,
-    )
-    tensors = trained_tensors(model)
-    return first_alone(write)(model, out, info, tensors, overwrite=True)
+    def _save(self, stage: Stage, measured: Perplexity) -> None:
+        known, config = self.info, self.config
+        info = dataclasses.replace(
+            describe(self.model, known.base, fingerprint=known.fingerprint),
+            base=known.base,
+            base_settings=known.base_settings,
+            revision=known.revision,
+            recipe=config.recipe,
+            stages=(*known.stages, stage),
+            target_sparsity=config.target_sparsity,
+            budget=config.budget,
+            sparsity=measured.sparsity,
+            keep=measured.keep_rates,
+        )
+        tensors = trained_tensors(self.model)
+        self.info = first_alone(write)(self.model, self.out, info, tensors, overwrite=True)

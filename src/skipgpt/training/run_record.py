@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,8 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
 def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
     """Delete the logs and resume states of an earlier run, and write run.json.
 
-    An earlier checkpoint stays until the first stage of this run replaces it.
-
-    Args:
-        out: the folder of the run.
-        facts: how it is started.
-        used: optional packages whose versions are noted, too.
+    An earlier checkpoint stays until the first stage of this run replaces it. The versions of
+    optional packages that are `used` are noted, too.
     """
     for folder in (RESUME, EVENTS):
         shutil.rmtree(out / folder, ignore_errors=True)
@@ -91,11 +87,9 @@ def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
 
 @first_alone
 def compare_run(out: Path, facts: dict[str, Any]) -> None:
-    """Raise if a run is resumed with other settings or other data.
+    """Raise if a run is resumed with other settings or other data; names what differs.
 
-    Raises:
-        ConfigError: it is; names what differs.
-        CheckpointError: run.json is damaged, or the base has other settings; names each.
+    Of the base's own settings a CheckpointError tells, as where run.json is damaged.
     """
     before = _read_run(out)
     now = json.loads(json.dumps(facts))
@@ -138,18 +132,13 @@ def _as_now(config: dict[str, Any], now: dict[str, Any] | None) -> dict[str, Any
 
 
 @first_alone
-def finish_stage(out: Path, stage: str, measured: Perplexity) -> None:
-    """Note in run.json that a stage is over, its checkpoint written, and what it measured."""
-    run = _read_run(out)
-    held_out = run.get("held_out", {}) | {stage: measured.to_dict()}
-    _note(out, {"finished": [*run.get("finished", []), stage], "held_out": held_out})
-
-
-@first_alone
 def note_measured(out: Path, what: str, measured: Perplexity) -> None:
-    """Note in run.json what a stage, or the `dense` model, measured on held-out text."""
-    held_out = _read_run(out).get("held_out", {}) | {what: measured.to_dict()}
-    _note(out, {"held_out": held_out})
+    """Note in run.json what the `dense` model, or a stage that is over now, measured."""
+    run = _read_run(out)
+    facts: dict[str, Any] = {"held_out": run.get("held_out", {}) | {what: measured.to_dict()}}
+    if what != "dense":
+        facts["finished"] = [*run.get("finished", []), what]
+    note(out, facts)
 
 
 @first_alone
@@ -162,18 +151,8 @@ def held_out_of(out: Path) -> dict[str, Perplexity]:
 
 
 @first_alone
-def note_fit(out: Path, found: dict[str, Any]) -> None:
-    """Note in run.json what stage `fit` found at each site."""
-    _note(out, {"fit": found})
-
-
-@first_alone
 def finished_stages(out: Path) -> tuple[str, ...]:
-    """Return the stages that a run has finished.
-
-    Raises:
-        CheckpointError: run.json is damaged.
-    """
+    """Return the stages that a run has finished."""
     return tuple(_read_run(out).get("finished", []))
 
 
@@ -182,7 +161,8 @@ def _run_in(out: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _note(out: Path, facts: dict[str, Any]) -> None:
+def note(out: Path, facts: dict[str, Any]) -> None:
+    """Note facts in run.json; called in one process, of several in the first alone."""
     with staged(out) as folder:
         (folder / RUN).write_text(to_json(_read_run(out) | facts), encoding="utf-8")
 
@@ -200,61 +180,39 @@ def _read_run(out: Path) -> dict[str, Any]:
     return run
 
 
-@dataclass(frozen=True)
-class RunSnapshot:
-    """Tells what a stopped run left in its folder.
+def what_a_stop_leaves(out: Path, resumed: bool) -> Callable[[], str]:
+    """Read the folder of a run before it begins; return a function for when it was stopped.
 
-    Each process reads the folder itself: another one may have ended.
-
-    Attributes:
-        out: the folder of the run.
-        resumed: whether the run had begun before.
-        before: content of run.json before the run.
+    That says what is kept, and how to continue. Each process reads the folder itself: another one
+    may have ended.
     """
+    before = _run_in(out)
 
-    out: Path
-    resumed: bool
-    before: bytes | None
-
-    @classmethod
-    def of(cls, out: Path, resumed: bool) -> RunSnapshot:
-        """Read the folder before the run begins."""
-        return cls(out, resumed, _run_in(out))
-
-    def told(self) -> str:
-        """Say what is kept, and how to continue."""
-        now = _run_in(self.out)
-        if now is None or (now == self.before and not self.resumed):
-            there = "" if self.before is None else "; what was there before is untouched"
+    def told() -> str:
+        now = _run_in(out)
+        if now is None or (now == before and not resumed):
+            there = "" if before is None else "; what was there before is untouched"
             return f"nothing was written; the same command starts it again{there}"
         finished = ", ".join(json.loads(now).get("finished", []))
-        states = {each.name: newest_state(each) for each in (self.out / RESUME).glob("*")}
+        states = {each.name: newest_state(each) for each in (out / RESUME).glob("*")}
         saved = [f"step {step_of(at)} of stage {stage}" for stage, at in states.items() if at]
         kept = f"what finished ({finished}) is kept" if finished else ""
         kept += " and " if finished and saved else ""
         kept += f"the state was saved at {saved[-1]}" if saved else ""
         return f"{kept or 'no step is saved yet'}; the same command with --resume goes on from it"
 
+    return told
+
 
 def after_room_is_made(states: Path) -> str:
-    """Explain what of a stage survives a full disk, and how to continue; each process by itself.
-
-    Args:
-        states: the folder of its resume states.
-    """
+    """Explain which of a stage's states survives a full disk; each process by itself."""
     before = newest_state(states)
     kept = f"the state of step {step_of(before)} is kept" if before else "no state is kept"
     return f"{kept}; make room, and the same command with --resume goes on"
 
 
-@first_alone
-def latest_state(folder: Path) -> Path | None:
-    """Return the newest complete resume state of a stage, ignoring half-written ones."""
-    return newest_state(folder)
-
-
 def newest_state(folder: Path) -> Path | None:
-    """Return `latest_state` without synchronising processes."""
+    """Return the newest complete resume state of a stage, ignoring half-written ones."""
     states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for state in reversed(states):
         try:  # transformers writes trainer_state.json last
@@ -265,18 +223,16 @@ def newest_state(folder: Path) -> Path | None:
     return None
 
 
+def step_of(state: Path) -> int:
+    """Return how many steps were done when a resume state was saved."""
+    return int(json.loads((state / "trainer_state.json").read_text())["global_step"])
+
+
+latest_state, steps_done = first_alone(newest_state), first_alone(step_of)
+"""The same, read by the first process for all of them."""
+
+
 @first_alone
 def forget_states(out: Path) -> None:
     """Delete the resume states of a finished run."""
     shutil.rmtree(out / RESUME, ignore_errors=True)
-
-
-@first_alone
-def steps_done(state: Path) -> int:
-    """Return how many steps were done when a resume state was saved."""
-    return step_of(state)
-
-
-def step_of(state: Path) -> int:
-    """Return the same as `steps_done`, read by this process alone."""
-    return int(json.loads((state / "trainer_state.json").read_text())["global_step"])

@@ -45,11 +45,9 @@ class Base:
 
     @classmethod
     def of(cls, base: Any, tokenizer: Any) -> Base:
-        """From what `train` was given.
+        """From what `train` was given: a name or a model that was loaded from somewhere.
 
-        Raises:
-            ConfigError: neither a name nor a model, a model that was not loaded from anywhere, or a
-                tokenizer without a model.
+        Raises ConfigError at anything else, or a tokenizer without a model.
         """
         if isinstance(base, nn.Module):
             return cls(origin_of(base), base, tokenizer, is_new=not routers(base))
@@ -82,8 +80,7 @@ def start(
     if base.model is None and is_checkpoint(base.name):
         _check_held(base.name, read_info(base.name).quantization, quantize)
         model, tokenizer = load(base.name, trainable=True, device=device, dtype=dtype)
-        if routing_state(model).curve is not None:
-            set_to_target(model, config)
+        set_to_target(model, config)
         return model, tokenizer, read_info(base.name)
     if base.model is None:
         model, tokenizer = load_base(base.name, device=device, dtype=dtype, quantize=quantize)
@@ -120,11 +117,7 @@ def _check_held(base: str, found: str | None, wanted: str | None) -> None:
 
 
 def with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
-    """Return the config with the router settings that the model has, as in its checkpoint.
-
-    Raises:
-        ConfigError: other settings were requested than the checkpoint was trained with.
-    """
+    """Return the config with the model's router settings; ConfigError if others were requested."""
     has, asked = routing_state(model).config, config.router
     of_recipes = recipe("paper").router, recipe("default").router
     if asked not in of_recipes and asked.resolved(hidden_size(model)) != has:
@@ -140,15 +133,9 @@ def with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
 
 
 def within_reach(model: Any, config: TrainConfig, or_modules: bool) -> TrainConfig:
-    """The config, in a unit in which skipping can save the target.
+    """The config, in a unit in which skipping can save the target; modules, if that is allowed.
 
-    Args:
-        model: with routers.
-        config: of the run.
-        or_modules: whether modules may be counted in place of a unit that does not reach it.
-
-    Raises:
-        ConfigError: it cannot, and the unit may not change.
+    Else a ConfigError says what is within reach.
     """
     savings = savings_of(model, config)
     if or_modules and config.budget != "modules" and not savings.reaches(config.target_sparsity):

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from skipgpt.config import RouterStage, Stage, TrainConfig
+from skipgpt.config import Stage, TrainConfig
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.lora import with_lora
 from skipgpt.model.state import Execution
@@ -35,9 +35,6 @@ class StagePlan:
     """One stage of a run.
 
     Attributes:
-        stage: its name.
-        steps: optimizer steps.
-        schedule: learning-rate schedule.
         warmup: share of steps for warm-up.
         execution: execution of the training forwards.
         distill: share of the loss that is KL to the dense model; the rest is the loss on text.
@@ -61,11 +58,7 @@ def plan(
 ) -> StagePlan:
     """Return the plan of a stage; `joint` has the router stage's length and schedule.
 
-    Args:
-        stage: its name.
-        config: the run.
-        processes: number of processes of the run.
-        lockstep: whether every process has to call the same modules in order, as under ZeRO-3.
+    In lockstep, as under ZeRO-3, every process has to call the same modules in order.
 
     Example:
         >>> plan("lora", TrainConfig(), processes=2).execution
@@ -96,10 +89,12 @@ def prepare(model: Any, stage: Stage, config: TrainConfig) -> Any:
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Return parameter groups of what trains, with their learning rates; biases do not decay."""
     rates = {
-        "router": _router_rate(model, config.router_stage),
+        "router": config.router_stage.learning_rate,
         "stand_in": config.router_stage.stand_in_rate,
         "lora": config.lora_stage.learning_rate,
     }
+    if width := config.router_stage.rate_width:
+        rates["router"] = rates["router"] * width / hidden_size(model)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -113,9 +108,3 @@ def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         }
         for (kind, is_bias), parameters in groups.items()
     ]
-
-
-def _router_rate(model: nn.Module, stage: RouterStage) -> float:
-    if not stage.rate_width:
-        return stage.learning_rate
-    return stage.learning_rate * stage.rate_width / hidden_size(model)

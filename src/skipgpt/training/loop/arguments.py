@@ -26,11 +26,7 @@ _TRACKERS = {
 
 
 def check_schedule(name: str) -> None:
-    """Raise if transformers has no such learning-rate schedule.
-
-    Raises:
-        ConfigError: it has not.
-    """
+    """Raise ConfigError if transformers has no such learning-rate schedule."""
     try:
         SchedulerType(name)
     except ValueError as error:
@@ -42,11 +38,7 @@ def check_schedule(name: str) -> None:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise if a tracker is unknown to transformers or not installed.
-
-    Raises:
-        ConfigError: one is; says how to install it.
-    """
+    """Raise ConfigError if a tracker is unknown to transformers or not installed."""
     known = integration_utils.INTEGRATION_TO_CALLBACK
     for name in names:
         if name not in known:
@@ -64,13 +56,9 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def keep_events(callbacks: Sequence[Any], folder: Path) -> None:
-    """Write TensorBoard's event files to a folder that outlives the run.
+    """Let TensorBoard's callback, before a trainer begins, write to a folder that outlives the run.
 
-    transformers puts them beside the resume states. `TENSORBOARD_LOGGING_DIR` takes precedence.
-
-    Args:
-        callbacks: callbacks of a trainer that has not begun.
-        folder: for the files.
+    transformers puts events beside the resume states. `TENSORBOARD_LOGGING_DIR` takes precedence.
     """
     for callback in callbacks:
         if isinstance(callback, integration_utils.TensorBoardCallback):
@@ -80,17 +68,10 @@ def keep_events(callbacks: Sequence[Any], folder: Path) -> None:
 def training_arguments(
     plan: StagePlan, config: TrainConfig, folder: Path, device: torch.device
 ) -> TrainingArguments:
-    """Return transformers' arguments for a stage.
+    """Return transformers' arguments for a stage; resume states go to the folder.
 
-    Args:
-        plan: the stage.
-        config: the run.
-        folder: where resume states go.
-        device: where it trains.
-
-    Raises:
-        ConfigError: transformers does not know the schedule or a tracker, or the processes of the
-            run cannot share the rows of a step equally.
+    Raises ConfigError at a schedule or a tracker that transformers does not know, and as
+    `share_of_step` does.
     """
     check_schedule(plan.schedule)
     check_trackers(config.report_to)

@@ -77,12 +77,7 @@ class FailureWatch(TrainerCallback):  # type: ignore[misc]
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """Reports the progress of a stage: steps, loss, sparsity and speed.
-
-    Args:
-        phase: progress phase of the stage.
-        tokens: tokens per step.
-    """
+    """Reports the progress of a stage: steps, loss, sparsity and speed in tokens."""
 
     def __init__(self, phase: Phase, tokens: int) -> None:
         self.phase, self.tokens = phase, tokens

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.model.state import Given, RoutingState, routing_state
-from skipgpt.routing.noise import RowNoise
 
 
 class RowDropout(nn.Dropout):
@@ -32,17 +31,13 @@ class RowDropout(nn.Dropout):
             dropped: Tensor = super().forward(read)
             return dropped
         length = read.shape[1] if given is None else given.length
-        mask = self._mask(noise, (len(noise.rows), length, read.shape[-1]), read.device)
-        if given is not None:
-            mask = mask.flatten(0, 1)[_places(given)]
-        return read * mask.view(read.shape) * (1 / (1 - self.p))
-
-    def _mask(self, noise: RowNoise, shape: tuple[int, int, int], device: torch.device) -> Tensor:
-        """Draw the mask of what stays, [B, T, D] bool."""
+        shape, device = (len(noise.rows), length, read.shape[-1]), read.device
         mask = torch.empty(shape, dtype=torch.bool, device=device)
         for row, generator in zip(mask, noise.generators(self.name, device), strict=True):
             row.bernoulli_(1 - self.p, generator=generator)
-        return mask
+        if given is not None:
+            mask = mask.flatten(0, 1)[_places(given)]
+        return read * mask.view(read.shape) * (1 / (1 - self.p))
 
 
 def _places(given: Given) -> Tensor:

@@ -21,8 +21,13 @@ from skipgpt.model.state import routing_state
 from skipgpt.routing.decision import Threshold
 from skipgpt.system.distributed import by_first
 from skipgpt.system.sharded import assign, full_tensor
-from skipgpt.training.loop.optimizer_state import gathered_state, scatter_state
-from skipgpt.training.loop.zero_state import gathered_from_zero, scatter_to_zero, sync_weights
+from skipgpt.training.loop.optimizer_state import (
+    gathered_from_zero,
+    gathered_state,
+    scatter_state,
+    scatter_to_zero,
+    sync_weights,
+)
 from skipgpt.training.run_record import after_room_is_made
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
@@ -32,12 +37,7 @@ THRESHOLD = "threshold"
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer with resume states that leave out the base model.
-
-    Attributes:
-        plan: the stage.
-        config: the run.
-    """
+    """transformers' Trainer with resume states that leave out the base model."""
 
     plan: StagePlan
     config: TrainConfig
@@ -69,11 +69,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         save_file(state_dict, folder / WEIGHTS)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a resume state, whole or not at all.
-
-        Raises:
-            TrainingError: writing to the disk failed; says what is kept.
-        """
+        """Save a resume state, whole or not at all; a TrainingError then says what is kept."""
         step, states = self.state.global_step, Path(self.args.output_dir)
         try:
             super()._save_checkpoint(model, trial)

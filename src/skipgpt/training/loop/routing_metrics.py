@@ -1,4 +1,4 @@
-"""Metrics of what routers do at one step of training, to log and to plot.
+"""Metrics of training steps, and of what routers do in one, to log and to plot.
 
 Sampled decisions are what a step of stage `router` ran. Deterministic ones are what inference
 would run if calibration happened now: one threshold over all margins of the step, at the target.
@@ -17,18 +17,56 @@ from skipgpt.analysis.statistics import entropy_bits
 from skipgpt.model.trace import Step
 from skipgpt.routing.calibration import quantile_threshold
 from skipgpt.routing.decision import MODULES
+from skipgpt.system.distributed import mean
 
 KEEP = "keep/"
 """Prefix of `attn/0`, `mlp/0`, … in the names that trackers show."""
 
 
-@torch.no_grad()
+class StepSums:
+    """One sum per name and step since the last log line, over all micro-batches of the step.
+
+    They stay on their device until they are read.
+
+    Example:
+        >>> sums = StepSums()
+        >>> for share, loss in ((0.5, 2.0), (0.5, 4.0)):
+        ...     sums.add(loss=share * torch.tensor(loss))
+        >>> sums.take()
+        {'loss': tensor([3.])}
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[str, list[Tensor]] = {}
+        self._open: dict[str, Tensor] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """Add to the current step, without waiting for the device."""
+        for name, value in values.items():
+            value = value.detach()
+            self._open[name] = self._open[name] + value if name in self._open else value
+
+    def end_step(self) -> None:
+        """Close the current step, if there is one."""
+        for name, value in self._open.items():
+            self._steps.setdefault(name, []).append(value)
+        self._open = {}
+
+    def take(self) -> dict[str, Tensor]:
+        """Return the sums of each name by step, and forget them.
+
+        They are means over processes, all of which have to call this.
+        """
+        self.end_step()
+        taken, self._steps = self._steps, {}
+        return {name: mean(torch.stack(steps)) for name, steps in taken.items()}
+
+
 def margins_of(step: Step) -> Tensor:
     """Return the margins of one forward, [M, N]."""
     return _by_module(step, "margin").float()
 
 
-@torch.no_grad()
 def keeps_of(step: Step) -> Tensor:
     """Return what one forward ran, [M, N] bool."""
     return _by_module(step, "keep")
@@ -43,18 +81,20 @@ def margin_metrics(
         margins: [M, N].
         target: the sparsity of those decisions.
         weights: [M] what each module saves if every token skips it, in the unit of the target; all
-            equal if None.
+            equal if None, and then `overhead` is 0.
         overhead: what routing adds in that unit.
 
     Returns:
         `threshold` (left out where nothing is to be skipped), `argmax_sparsity` (the sparsity at a
         threshold of 0, the routers' own decision), and what `keep_metrics` gives.
     """
-    at = _threshold_for(margins, target, weights, overhead)
-    argmax = (margins <= 0).float()
+    argmax, each = (margins <= 0).float(), None
     saved = argmax.mean()
     if weights is not None:
-        saved = (weights.to(margins.device) * argmax.mean(-1)).sum() - overhead
+        weights = weights.to(margins.device)
+        saved = (weights * argmax.mean(-1)).sum() - overhead
+        each = (weights / margins.shape[1])[:, None].expand_as(margins)
+    at = quantile_threshold(margins, target + overhead, each) if target > 0 else -math.inf
     return {
         **({"threshold": at} if target > 0 else {}),
         "argmax_sparsity": saved.item(),
@@ -62,23 +102,8 @@ def margin_metrics(
     }
 
 
-def _threshold_for(
-    margins: Tensor, target: float, weights: Tensor | None = None, overhead: float = 0.0
-) -> float:
-    """Return the threshold that saves the target on these margins; arguments as above."""
-    if target <= 0:
-        return -math.inf
-    if weights is None:
-        return quantile_threshold(margins, target)
-    each = (weights.to(margins.device) / margins.shape[1])[:, None].expand_as(margins)
-    return quantile_threshold(margins, target + overhead, each)
-
-
 def keep_metrics(keeps: Tensor) -> dict[str, float]:
-    """Return the keep rate of each module, and the mean entropy of those rates in bits.
-
-    Args:
-        keeps: [M, N] bool.
+    """Return the rates of keeps [M, N] by module, and the mean entropy of those rates in bits.
 
     Example:
         >>> keep_metrics(torch.tensor([[True, True], [True, False]]))
@@ -107,6 +132,7 @@ def nested(metrics: dict[str, float]) -> dict[str, object]:
     return plain | ({"keep": rates} if any(rates.values()) else {})
 
 
+@torch.no_grad()
 def _by_module(step: Step, what: str) -> Tensor:
     each = [
         getattr(getattr(step.decisions[n], module), what)

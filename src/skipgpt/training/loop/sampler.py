@@ -39,11 +39,6 @@ class StepPartition:
     parts: int
     processes: int
 
-    @property
-    def step_rows(self) -> int:
-        """Rows per step."""
-        return self.rows * self.parts * self.processes
-
 
 def share_of_step(batch_size: int, accumulation: int, processes: int) -> StepPartition:
     """Split the batch_size * accumulation rows of a step equally, at most batch_size per forward.
@@ -70,13 +65,7 @@ def share_of_step(batch_size: int, accumulation: int, processes: int) -> StepPar
 
 
 class RunDataset(Dataset[dict[str, Any]]):
-    """The rows of a run by their places in it.
-
-    Args:
-        rows: rows of text, each as the model takes it.
-        count: number of rows of the whole run, over all epochs.
-        seed: seed of the order of every epoch.
-    """
+    """The rows of a run by their places in it; it counts rows over all epochs."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], count: int, seed: int) -> None:
         self._rows, self._count, self._seed = rows, count, seed

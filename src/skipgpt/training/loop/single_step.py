@@ -21,17 +21,10 @@ def single_step(
 ) -> Callable[[], Tensor]:
     """Prepare a model for a stage and return its optimizer step on one batch, for repeated calls.
 
-    The learning rate stays at the peak of the stage's schedule; nothing is logged or saved.
-
-    Args:
-        model: with routers; without, stage `lora` trains the dense model. Changed in place.
-        stage: what trains.
-        config: the run's config.
-        ids: [B, T], the batch and its labels, on the model's device.
-        kind: execution of the forward; that of the stage if None.
-
-    Returns:
-        A function that takes a step and returns its loss.
+    The learning rate stays at the peak of the stage's schedule; nothing is logged or saved. The
+    model is changed in place; without routers, stage `lora` trains the dense model. The batch
+    [B, T], on the model's device, is its own labels. The forward's execution is that of the stage
+    if no kind is given.
 
     Example:
         step = single_step(model, "lora", recipe("default"), ids)
@@ -47,14 +40,11 @@ def single_step(
     stage_plan = dataclasses.replace(stage_plan, execution=kind or stage_plan.execution)
     model = prepare(model, stage, config)
     with tempfile.TemporaryDirectory() as folder:  # required by transformers, but not used
-        given: dict[str, Any] = {
-            "model": model,
-            "args": training_arguments(stage_plan, config, Path(folder), model.device),
-        }
+        args = training_arguments(stage_plan, config, Path(folder), model.device)
         if routed_layers(model):
-            trainer = RoutingTrainer(plan=stage_plan, config=config, **given)
+            trainer = RoutingTrainer(plan=stage_plan, config=config, model=model, args=args)
         else:
-            trainer = Trainer(**given)
+            trainer = Trainer(model=model, args=args)
     optimizer = torch.optim.AdamW(optimizer_groups(model, config))
     batch = {"input_ids": ids, "labels": ids}
 

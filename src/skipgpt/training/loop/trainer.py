@@ -22,9 +22,9 @@ from skipgpt.system.distributed import all_gather, layout, mean, rank, shard_on_
 from skipgpt.training.distillation import dense_logits, distilled_loss
 from skipgpt.training.loop.arguments import counted_as_adapted
 from skipgpt.training.loop.budget_threshold import BudgetThreshold
-from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.resumable import ResumableTrainer
 from skipgpt.training.loop.routing_metrics import (
+    StepSums,
     keep_metrics,
     keeps_of,
     margin_metrics,
@@ -38,11 +38,7 @@ from skipgpt.training.stages import StagePlan, optimizer_groups
 class RoutingTrainer(ResumableTrainer):
     """Trains one stage; everything else is transformers' behaviour.
 
-    Args:
-        plan: the stage.
-        config: the run.
-        rule: decision rule while routers train; Gumbel sampling if None.
-        arguments: passed to `transformers.Trainer`.
+    While routers train, they decide by a rule; by Gumbel sampling if it is None.
 
     Raises:
         DivergedError: the loss is NaN or infinite; the step is not taken.
@@ -51,12 +47,7 @@ class RoutingTrainer(ResumableTrainer):
     is_fsdp_enabled: bool
 
     def __init__(
-        self,
-        *,
-        plan: StagePlan,
-        config: TrainConfig,
-        rule: RuleAt | None = None,
-        **arguments: Any,
+        self, *, plan: StagePlan, config: TrainConfig, rule: RuleAt | None = None, **arguments: Any
     ) -> None:
         with counted_as_adapted(arguments["model"]):
             super().__init__(**arguments)
@@ -70,9 +61,8 @@ class RoutingTrainer(ResumableTrainer):
         self._observed: list[Tensor] = []
         self._temperature: float | None = None
         self._dense: Tensor | None = None
-        self._threshold = BudgetThreshold(
-            routing_state(self.model), config.target_sparsity, self._saved
-        )
+        state, target = routing_state(self.model), config.target_sparsity
+        self._threshold = BudgetThreshold(state, target, self._saved)
         if not plan.trains_routers:
             self.add_callback(self._threshold)
         if plan.distill:
@@ -143,9 +133,9 @@ class RoutingTrainer(ResumableTrainer):
         share = StepPartition(
             self._train_batch_size, self.args.gradient_accumulation_steps, world_size()
         )
-        rows = RunDataset(self.train_dataset, self.plan.steps * share.step_rows, self.args.seed)
+        count = self.plan.steps * share.rows * share.parts * share.processes
         return DataLoader(
-            rows,
+            RunDataset(self.train_dataset, count, self.args.seed),
             batch_sampler=StepBatchSampler(share, self.plan.steps, rank()),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
@@ -156,10 +146,8 @@ class RoutingTrainer(ResumableTrainer):
         stage = self.config.router_stage
         if self._rule_at is not None:
             return self._rule_at(self.progress)
-        return GumbelSample(
-            linear_between(stage.temperature_start, stage.temperature_end, self.progress),
-            scale=stage.noise,
-        )
+        ends = stage.temperature_start, stage.temperature_end
+        return GumbelSample(linear_between(*ends, self.progress), scale=stage.noise)
 
     @property
     def _is_logged(self) -> bool:
@@ -246,12 +234,10 @@ class RoutingTrainer(ResumableTrainer):
             done = self.state.global_step * self.config.batch_size * self.config.accumulation
             self.state.epoch = done / len(self.train_dataset)
         if "loss" in logs:
-            self._sums.end_step()
-            self._sums.mean_over_processes()
-            logs |= self._sums.means()
-            swing = self._sums.spread("sparsity")
-            logs |= {} if swing is None else {"sparsity_swing": swing}
-            self._sums.clear()
+            steps = self._sums.take()
+            logs |= {name: sums.mean().item() for name, sums in steps.items()}
+            if len(steps.get("sparsity", ())) > 1:
+                logs["sparsity_swing"] = steps["sparsity"].std().item()
             logs |= {} if self._temperature is None else {"temperature": self._temperature}
             logs |= self._routing_metrics()
         super().log(logs, start_time)
@@ -265,14 +251,11 @@ class RoutingTrainer(ResumableTrainer):
             at = self._threshold.used
             known = {} if at is None or math.isinf(at) else {"threshold": at}
             return known | keep_metrics(seen)
-        return margin_metrics(seen, self.config.target_sparsity, *self._in_unit())
-
-    def _in_unit(self) -> tuple[Tensor | None, float]:
-        """What each module saves in the unit of the budget, and what routing adds."""
+        target = self.config.target_sparsity
         if self.config.budget == "modules":
-            return None, 0.0
-        weights = [saved for _, saved in sorted(self._saved.by_site.items())]
-        return torch.tensor(weights), self._saved.overhead
+            return margin_metrics(seen, target)
+        weights = torch.tensor([saved for _, saved in sorted(self._saved.by_site.items())])
+        return margin_metrics(seen, target, weights, self._saved.overhead)
 
     def _sparsity(self, step: Step) -> Tensor:
         """Return what a step saves in the unit of the budget, with the gates' gradient.
