@@ -139,12 +139,12 @@ def fit_routers(
         if mean == 0 or not by_token:
             set_constant(router, math.log(mean) if mean else -NEVER)
             found.append(FittedSite(*site, mean / 2, 0.0, None))
-            continue
-        read = cast("Tensor", each.read)
-        if design is None or design[0] is not read:
-            design = read, Design(read.to(device))
-        predicted = write_router(router, design[1], each.value.to(device), seed)
-        found.append(FittedSite(*site, mean / 2, predicted.explained, predicted.ridge))
+        else:
+            read = cast("Tensor", each.read)
+            if design is None or design[0] is not read:
+                design = read, Design(read.to(device))
+            predicted = write_router(router, design[1], each.value.to(device), seed)
+            found.append(FittedSite(*site, mean / 2, predicted.explained, predicted.ridge))
         if on_step:
             on_step(len(found), len(costs))
     return found
