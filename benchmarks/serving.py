@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=numbers, default=[16], help="one per prompt length")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cached", action="store_true", help="prompts are cached before")
+    parser.add_argument("--dense-above", type=int, help="an engine with this setting, too")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.checkpoint and not given.data:
@@ -198,6 +199,11 @@ def main() -> None:
         runs: dict[str, tuple[Any, float | None]] = {"dense": (dense, None)}
         for share in [0.0, *shares]:
             runs[f"plug-in, sparsity {share:g}"] = routed, share
+        if (most := given.dense_above) is not None:
+            config = {"skipgpt_dense_above": most}
+            switching = LLM(f"{folder}/routed", additional_config=config, **options)
+            for share in shares:
+                runs[f"plug-in, sparsity {share:g}, dense above {most}"] = switching, share
         loads = [
             Load(requests, *pair, given.cached) for pair in pairs for requests in given.requests
         ]

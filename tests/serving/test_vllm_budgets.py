@@ -11,11 +11,16 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import served
+from skipgpt.errors import ConfigError
+from skipgpt.model.state import execution
+from skipgpt.serving.vllm.engine_config import dense_above
 
 TOKENS = 12
 PROMPT = served.prompts(70, vocabulary=256)[0]
@@ -62,6 +67,42 @@ def test_requests_have_budgets_of_their_own_and_share_no_prefix_across_them(
         assert said in answer["error"]
     assert [answer["tokens"] for answer in refused[4:]] == [expected[0], expected[2]]
     assert after[0]["tokens"] == expected[0]
+
+
+@torch.no_grad()
+def decoded_dense(model: Any, prompt: list[int]) -> list[int]:
+    """The tokens where routers decide about the prompt alone."""
+    made = model(input_ids=torch.tensor([prompt]), use_cache=True)
+    tokens = [int(made.logits[0, -1].argmax())]
+    with execution(model, "dense"):
+        while len(tokens) < TOKENS:
+            given = torch.tensor([tokens[-1:]])
+            made = model(input_ids=given, past_key_values=made.past_key_values)
+            tokens.append(int(made.logits[0, -1].argmax()))
+    return tokens
+
+
+def test_steps_that_decode_more_requests_than_asked_run_no_router(
+    tiny: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, model = tiny
+    other = served.prompts(50, vocabulary=256, seed=2)[0]
+    options = {"model": str(folder), "additional_config": {"skipgpt_dense_above": 1}}
+    pair = [{"prompt": each, "tokens": TOKENS} for each in (PROMPT, other)]
+    ((together, alone),) = served.serve(
+        tmp_path, {"options": options | served.SMALL, "rounds": [pair, asked({})]}
+    )
+    assert [answer["tokens"] for answer in together] == [
+        decoded_dense(model, each) for each in (PROMPT, other)
+    ]
+    assert alone[0]["tokens"] == served.expected(model, {"prompt": PROMPT, "tokens": TOKENS})
+    assert alone[0]["tokens"] != together[0]["tokens"]
+
+
+@pytest.mark.parametrize("given", [-1, 1.5, True, "4"])
+def test_a_wrong_number_of_requests_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"skipgpt_dense_above.*a number of requests, 0 or more"):
+        dense_above(SimpleNamespace(additional_config={"skipgpt_dense_above": given}))
 
 
 @contextmanager

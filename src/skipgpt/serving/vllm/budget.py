@@ -23,6 +23,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.auto import curves_of
 from skipgpt.model.sparsity import threshold_of
 from skipgpt.routing.curve import Curves
+from skipgpt.serving.vllm.engine_config import dense_above
 
 ARGUMENT, UNIT = "sparsity", "budget"
 """The extra sampling parameters."""
@@ -76,6 +77,7 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
         self._range = SparsityRange.of(vllm_config.model_config.hf_config)
         self._device = device
         self._rows: dict[int, float] = {}
+        self._dense_above = dense_above(vllm_config)
         vllm_config.compilation_config.static_forward_context[__name__] = self
 
     @classmethod
@@ -92,13 +94,22 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
         """Whether the current forward runs requests, and is not a profiling run of vLLM."""
         return get_forward_context().attn_metadata is not None
 
+    def is_dense(self) -> bool:
+        """Whether the current forward decodes so many requests that no router runs."""
+        each = next(iter((get_forward_context().attn_metadata or {}).values()), None)
+        if each is None or self._dense_above == math.inf:
+            return False
+        requests = len(each.query_start_loc) - 1
+        return each.max_query_len == 1 and requests > self._dense_above
+
     def thresholds(self) -> Tensor | float:
         """Return the thresholds of the current forward: one per token [T], or one for all.
 
-        In vLLM's memory profiling run every module is kept.
+        Every module is kept in vLLM's memory profiling run, and in steps that decode more requests
+        than are worth routing.
         """
         metadata = get_forward_context().attn_metadata
-        if metadata is None:
+        if metadata is None or self.is_dense():
             return -math.inf
         if not self._rows:
             return self._range.own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -11,6 +12,8 @@ from skipgpt.model.families.table import MERGED_PREFIX
 from skipgpt.serving.vllm.families import unsupported
 
 BUDGETS = "skipgpt.serving.vllm.budget:Budgets"
+DENSE_ABOVE = "skipgpt_dense_above"
+"""Key of `--additional-config`: steps that decode more requests than this run no router."""
 
 
 class EngineConfigHook(VerifyAndUpdateConfig):  # type: ignore[misc]
@@ -24,11 +27,28 @@ class EngineConfigHook(VerifyAndUpdateConfig):  # type: ignore[misc]
             ConfigError: the checkpoint or the engine asks for something that is not supported.
         """
         model = vllm_config.model_config
+        dense_above(vllm_config)
         for asked, expected, todo in _refusals(vllm_config):
             raise ConfigError(f"serving {model.model}", got=asked, expected=expected, todo=todo)
         # The row count of a module depends on data, which neither graphs nor compiled code allow.
         model.enforce_eager = True
         model.logits_processors = [*(model.logits_processors or []), BUDGETS]
+
+
+def dense_above(vllm_config: Any) -> float:
+    """Return how many requests a step may decode before routers are left out; infinite if not set.
+
+    Raises:
+        ConfigError: it is no whole number of at least 0.
+    """
+    given = (vllm_config.additional_config or {}).get(DENSE_ABOVE, math.inf)
+    if given != math.inf and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
+        raise ConfigError(
+            f"reading {DENSE_ABOVE} of --additional-config",
+            got=repr(given),
+            expected="a number of requests, 0 or more",
+        )
+    return float(given)
 
 
 def _refusals(engine: Any) -> list[tuple[str, str, str]]:

@@ -37,9 +37,12 @@ class Tally:
         said = "(token, module) pairs "
         self._decisions = Counter("skipgpt_decisions", said + "decided about", registry=registry)
         self._skipped = Counter("skipgpt_skipped", said + "that did not run", registry=registry)
+        without = "Steps with too many requests in decode to run routers"
+        self._dense_steps = Counter("skipgpt_dense_steps", without, registry=registry)
 
-    def add(self, decisions: int, skipped: int) -> None:
+    def add(self, decisions: int, skipped: int, is_dense: bool) -> None:
         """Count a step."""
+        self._dense_steps.inc(is_dense)
         self._decisions.inc(decisions)
         self._skipped.inc(skipped)
 
@@ -88,5 +91,6 @@ class SkipGPTForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         if self.tally.counts and self.budgets.is_for_requests():
             layers = self.model.layers[self.model.start_layer : self.model.end_layer]
             skipped = sum(layer.skipped for layer in layers)
-            self.tally.add(2 * len(positions) * len(layers), skipped)
+            decisions = 2 * len(positions) * len(layers)
+            self.tally.add(decisions, skipped, self.budgets.is_dense())
         return stream
