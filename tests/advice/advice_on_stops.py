@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ def stopped_in(where: str, number: signal.Signals = signal.SIGTERM) -> Any:
     """Ask for a stop as soon as a function is called."""
 
     def asked(*_: Any, **__: Any) -> None:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
     return mock.patch(where, asked)
 

@@ -86,8 +86,13 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
         )
     if not files:
         doing, source = f"fetching the corpus {name}", f"hub: {corpus.hub}"
-        todo = "check the network and HF_HUB_OFFLINE, or give its file with --text"
-        rows = _texts(corpus, _loaded(doing, corpus.hub, todo, **corpus.load), doing)
+        try:
+            loaded = _loaded(doing, corpus.hub, **corpus.load)
+        except DataError as error:
+            raise error.advising(
+                "check the network and HF_HUB_OFFLINE, or give its file with --text"
+            ) from error
+        rows = _texts(corpus, loaded, doing)
     else:
         path = Path(files[0]).expanduser()
         if not path.is_file():
@@ -105,7 +110,7 @@ def _rows_of_file(corpus: Corpus, path: Path) -> list[str]:
         return _texts(corpus, (row for _, row in json_rows(path)), doing)
     if path.suffix.lower() == ".parquet":
         options = {"path": "parquet", "data_files": str(path), "split": "train"}
-        return _texts(corpus, _loaded(doing, "a parquet file", _AS_PUBLISHED, **options), doing)
+        return _texts(corpus, _loaded(doing, "a parquet file", **options), doing)
     lines = read_text(path).splitlines(keepends=True)
     return [line.strip() if corpus.bare else line if line.strip() else "" for line in lines]
 
@@ -124,7 +129,7 @@ def _texts(corpus: Corpus, rows: Iterable[dict[str, Any]], doing: str) -> list[s
     return texts
 
 
-def _loaded(doing: str, expected: str, todo: str, **arguments: Any) -> Iterable[dict[str, Any]]:
+def _loaded(doing: str, expected: str, **arguments: Any) -> Iterable[dict[str, Any]]:
     try:
         import datasets
     except ImportError as error:
@@ -134,5 +139,5 @@ def _loaded(doing: str, expected: str, todo: str, **arguments: Any) -> Iterable[
     except Exception as error:  # from the hub's client or readers
         first = (str(error).splitlines() or [""])[0]
         got = f"{type(error).__name__}: {first}"
-        raise DataError(doing, got=got, expected=expected, todo=todo) from error
+        raise DataError(doing, got=got, expected=expected, todo=_AS_PUBLISHED) from error
     return rows

@@ -44,7 +44,7 @@ def dense_above(vllm_config: Any) -> float:
     given = (vllm_config.additional_config or {}).get(DENSE_ABOVE, math.inf)
     if given != math.inf and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
         raise ConfigError(
-            f"reading {DENSE_ABOVE} of --additional-config",
+            f"reading {DENSE_ABOVE} of the additional config",
             got=repr(given),
             expected="a number of requests, 0 or more",
         )
