@@ -179,7 +179,7 @@ def test_export_writes_what_transformers_loads(checkpoint: Path, tmp_path: Path)
 
 
 def test_convert_turns_an_authors_file_into_a_checkpoint(base_folder: Path, tmp_path: Path) -> None:
-    from test_convert import linear_routers
+    from official import linear_routers
 
     torch.save(linear_routers(), tmp_path / "router.pth")
     document = done(
@@ -191,7 +191,7 @@ def test_convert_turns_an_authors_file_into_a_checkpoint(base_folder: Path, tmp_
 
 
 def test_convert_with_text_calibrates(base_folder: Path, tmp_path: Path) -> None:
-    from test_convert import linear_routers
+    from official import linear_routers
 
     torch.save(linear_routers(), tmp_path / "router.pth")
     write_documents(tmp_path, count=200)
