@@ -4,7 +4,7 @@ from torch import nn
 
 from removals import static_loss
 from runs import rows
-from skipgpt.baselines.one_by_one import blockpruner
+from skipgpt.baselines.blockpruner import blockpruner
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.state import record_routing, routing_state

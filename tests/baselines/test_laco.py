@@ -12,7 +12,7 @@ from bases import deep, layer, own_words, silence
 from cases import families
 from runs import rows
 from skipgpt.baselines.laco import laco
-from skipgpt.baselines.weights import Merges
+from skipgpt.baselines.merging import Merges
 from skipgpt.errors import ConfigError
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers

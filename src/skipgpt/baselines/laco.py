@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from skipgpt.baselines.weights import Merges, refuse_quantized
+from skipgpt.baselines.merging import Merges
+from skipgpt.baselines.weights import refuse_quantized
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.state import execution, use_rule
