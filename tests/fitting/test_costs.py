@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-import zoo
 from cases import base, every_layout, routed
+from lively import build_lively
 from reference import decoder_layers, hooked_logits
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.fitting import costs
@@ -96,7 +96,7 @@ def test_with_stand_ins_a_cost_is_what_the_module_adds_beyond_its_stand_in(
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_over_draws_the_mean_cost_is_the_fisher_information_of_skipping() -> None:
-    model = zoo.build_lively("llama")
+    model = build_lively("llama")
     head = nn.Linear(32, 5, bias=False)  # a vocabulary that can be enumerated
     model.lm_head = head
     model.requires_grad_(False)

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import reference
 import zoo
 from cases import BATCHES, CLOSE, LEFT_PADDED, SITES
+from lively import build_lively
 from skipgpt.errors import UnsupportedModelError
 from skipgpt.model.families.family import Family
 from skipgpt.model.families.table import FAMILIES
@@ -194,7 +195,7 @@ def documented(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     monkeypatch.setitem(FAMILIES, row.model_type, row)
     monkeypatch.setitem(zoo.ZOO, row.model_type, tiny)
     monkeypatch.setitem(reference.GATED, row.model_type, gated)
-    return zoo.build_lively(row.model_type)
+    return build_lively(row.model_type)
 
 
 @pytest.fixture(params=["odd", "documented"])

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import skipgpt
 import zoo
 from cases import families
+from lively import build_lively
 from runs import logits, make_checkpoint
 from skipgpt.checkpoint.folder import digest_of
 from skipgpt.checkpoint.loading import load
@@ -192,7 +193,7 @@ LEFT_OUT_OR_OVER: dict[str, Tensors] = {  # tied heads, and what old releases st
 
 @families(zoo.ZOO if LONG else LEFT_OUT_OR_OVER)
 def test_what_a_family_leaves_out_or_over_on_purpose_is_let_in(family: str, tmp_path: Path) -> None:
-    model = zoo.build_lively(family)
+    model = build_lively(family)
     folder = _saved(model, tmp_path / "base")
     _changed(folder, lambda tensors: tensors | LEFT_OUT_OR_OVER.get(family, {}))
     found, _ = load_base(str(folder))

@@ -15,9 +15,10 @@ from cases import every_layout
 from removals import static_loss
 from runs import rows
 from skipgpt.model.surgery import routed_layers
-from skipgpt.removal import suffix_loss as announcing
+from skipgpt.removal import announced as announcing
+from skipgpt.removal.announced import announced
 from skipgpt.removal.search import one_by_one
-from skipgpt.removal.suffix_loss import SuffixLoss, announced
+from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import units_of
 from skipgpt.routing.decision import Site
 

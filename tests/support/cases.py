@@ -14,6 +14,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 import zoo
+from lively import build_lively
 from skipgpt.config import RouterConfig
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.state import routing_state
@@ -31,7 +32,7 @@ CLOSE_GRADIENT = {"rtol": 2e-4, "atol": 2e-4}
 
 @functools.cache
 def _base(family: str, attention: str | None) -> nn.Module:
-    return zoo.build_lively(family, attention)
+    return build_lively(family, attention)
 
 
 def base(family: str = "llama", attention: str | None = None) -> nn.Module:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from skipgpt.removal.announced import announced
 from skipgpt.removal.search import one_by_one, trials_of
-from skipgpt.removal.suffix_loss import SuffixLoss, announced
+from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.system.progress import OnStep
 

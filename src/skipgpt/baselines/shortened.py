@@ -30,8 +30,9 @@ from skipgpt.baselines.weights import base_weights, refuse_quantized
 from skipgpt.evaluation.windows import batches
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import routed_layers
+from skipgpt.removal.announced import announced
 from skipgpt.removal.search import one_shot
-from skipgpt.removal.suffix_loss import SuffixLoss, announced
+from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.system.progress import OnStep
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from skipgpt.cost import Savings
 from skipgpt.model.state import routing_state
+from skipgpt.removal.announced import announced
 from skipgpt.removal.search import lazy_greedy
-from skipgpt.removal.suffix_loss import SuffixLoss, announced
+from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import Unit, sites_of, units_of
 from skipgpt.system.progress import advancing
 

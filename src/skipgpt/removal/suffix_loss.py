@@ -9,14 +9,12 @@ layers. A trial then starts at the layer that it changes:
     layers after        run, then the final norm and the head
 
 All of it runs in the model's own forward, so masks, positions and other layer arguments of a family
-stay the same. First trials tell how long a search will take. Shapes: B batch, T tokens, D hidden.
+stay the same. Shapes: B batch, T tokens, D hidden.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,16 +27,8 @@ from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Forced, Site
 
-logger = logging.getLogger("skipgpt")
-
 KEPT_BYTES = 2**31
 """Memory limit of kept streams; if not all layers' fit, every second, third, … is kept."""
-
-TIMED = 3
-"""Trials that are timed, after one warm-up."""
-
-WORTH_SAYING = 20.0
-"""Seconds; shorter searches are not announced."""
 
 _Kept = dict[int, tuple[frozenset[Site], Tensor]]
 """By layer: what was removed before it, and the stream [B, T, D] that then enters it."""
@@ -154,42 +144,3 @@ def _passing_on(layers: Sequence[Any]) -> Iterator[None]:
                 del layer.forward
             else:
                 layer.forward = own
-
-
-def announced(
-    loss: SuffixLoss, name: str, trials: int, *, at_least: bool = False
-) -> Callable[[Sequence[Site]], float]:
-    """Return the same loss; its fourth call logs about how long all trials will take.
-
-    Trials in later layers run fewer layers, so the time per layer is measured. Embeddings and head
-    count as one more layer, and trials run half of the layers on average.
-
-    Example:
-        one_by_one(announced(loss, "sleb", trials(layers, 4)), layers, 4)
-    """
-    seconds: list[float] = []
-    ran: list[float] = []
-
-    def timed(removed: Sequence[Site]) -> float:
-        if len(seconds) > TIMED:
-            return loss(removed)
-        began, before = time.perf_counter(), loss.layers_run
-        found = loss(removed)
-        seconds.append(time.perf_counter() - began)
-        ran.append(loss.layers_run - before + 1)
-        if len(seconds) == TIMED + 1:
-            each = sum(seconds[1:]) / sum(ran[1:])
-            _say(name, each * trials * (loss.layers / 2 + 1), trials, at_least)
-        return found
-
-    return timed
-
-
-def _say(name: str, seconds: float, trials: int, at_least: bool) -> None:
-    if seconds < WORTH_SAYING:
-        return
-    minutes = seconds / 60
-    long = f"{seconds:.0f} seconds" if minutes < 2 else f"{minutes:.0f} minutes"
-    long = f"{minutes / 60:.1f} hours" if minutes > 120 else long
-    about, more = ("at least ", " or more") if at_least else ("about ", "")
-    logger.info("%s: %s%s (%s trials%s)", name, about, long, f"{trials:,}", more)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,21 +15,18 @@ from typing import Any
 from skipgpt.checkpoint.folder import is_checkpoint, local_folder
 from skipgpt.checkpoint.loading import load
 from skipgpt.config import Budget, check_pair
-from skipgpt.errors import ConfigError, MissingExtraError
+from skipgpt.errors import ConfigError
 from skipgpt.export import export_merged
 from skipgpt.model.auto import curves_of
 from skipgpt.model.loading.folder import json_of
 from skipgpt.model.loading.generation_settings import warn_left_out
-from skipgpt.model.loading.limits import context_of
 from skipgpt.model.sparsity import threshold_of
-from skipgpt.serving.address import Address, bind, check_origins
+from skipgpt.serving.address import bind, check_origins
 from skipgpt.serving.engine_selection import choose
+from skipgpt.serving.server import check_installed, run_server
 from skipgpt.system.stopping import handling
 
 logger = logging.getLogger("skipgpt")
-
-CLOSING = 5
-"""Seconds after the grace period in which clients are told that the server stops."""
 
 
 def serve(
@@ -92,7 +87,7 @@ def serve(
     common: dict[str, Any] = {"name": name, "api_key": api_key, "grace": grace}
     common |= {"on_ready": on_ready, "allowed_origins": tuple(allowed_origins)}
     if chosen == "transformers":
-        _check_installed()
+        check_installed()
         with bind(host, port) as address:
             model, tokenizer = load(
                 folder, sparsity=sparsity, budget=budget, base=base, merge=True, device=device,
@@ -135,65 +130,3 @@ def _check_exposure(host: str, api_key: str | None) -> None:
         )
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("whoever reaches %s can use this server: no API key is set", host)
-
-
-def _check_installed() -> None:
-    """Raise `MissingExtraError` if a library of the extra `serve` is missing."""
-    try:
-        for package in ("fastapi", "prometheus_client", "uvicorn"):
-            importlib.import_module(package)
-    except ImportError as error:
-        raise MissingExtraError(str(error.name), "serve", "serving over HTTP") from error
-
-
-def run_server(
-    model: Any,
-    tokenizer: Any,
-    address: Address,
-    *,
-    name: str,
-    api_key: str | None,
-    allowed_origins: Sequence[str],
-    grace: int,
-    on_ready: Callable[[str], None] | None,
-) -> None:
-    """Serve requests to a model with routers until SIGINT or SIGTERM; arguments as of `serve`.
-
-    Requests that are not finished after the grace period end with an error that says so.
-    """
-    import uvicorn
-
-    from skipgpt.serving.app import build_app
-    from skipgpt.serving.engine import Engine
-    from skipgpt.serving.metrics import Metrics
-
-    metrics = Metrics()
-    engine = Engine(model, tokenizer, metrics)
-    context = context_of(model) or 2**31
-    app = build_app(
-        engine, name, metrics, context=context, api_key=api_key, allowed_origins=allowed_origins
-    )
-    # Errors of a request are logged where it is answered.
-    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=grace + CLOSING)
-
-    class Server(uvicorn.Server):
-        """Does not raise the stop signal again after stopping, so that the exit status is 0."""
-
-        def handle_exit(self, number: int, frame: Any) -> None:
-            """Let requests finish within the grace period; abort them at a second signal."""
-            if self.should_exit:
-                self.force_exit = True
-                engine.abort_all()
-                return
-            self.should_exit = True
-            late = threading.Timer(grace, engine.abort_all)
-            late.daemon = True
-            late.start()
-
-    try:
-        if on_ready:
-            on_ready(address.url)
-        Server(config).run(sockets=[address.socket])
-    finally:
-        engine.abort_all()
-        engine.close()  # a thread must not compute while the interpreter exits

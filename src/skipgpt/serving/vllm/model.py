@@ -1,50 +1,16 @@
-"""The model class that vLLM builds for a merged export, and its counts among vLLM's metrics.
-
-Models run in separate processes. Their counts reach `/metrics` through files in the folder that
-PROMETHEUS_MULTIPROC_DIR names, which `skipgpt serve` sets.
-"""
+"""The model class that vLLM builds for a merged export."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from torch import Tensor
-from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.llama import LlamaForCausalLM, LlamaModel
 from vllm.model_executor.models.utils import WeightsMapper
 
 from skipgpt.serving.vllm.budget import Budgets
 from skipgpt.serving.vllm.layer import RoutedLayer
-
-
-class Tally:
-    """Counters of decisions and skips of one worker.
-
-    Attributes:
-        counts: whether to count: only if the counters are exported, and only on the first
-            tensor-parallel rank, since all ranks decide alike.
-    """
-
-    def __init__(self) -> None:
-        shown = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
-        self.counts = shown and get_tensor_model_parallel_rank() == 0
-        if not self.counts:
-            return
-        from prometheus_client import CollectorRegistry, Counter
-
-        registry = CollectorRegistry()
-        said = "(token, module) pairs "
-        self._decisions = Counter("skipgpt_decisions", said + "decided about", registry=registry)
-        self._skipped = Counter("skipgpt_skipped", said + "that did not run", registry=registry)
-        without = "Steps with too many requests in decode to run routers"
-        self._dense_steps = Counter("skipgpt_dense_steps", without, registry=registry)
-
-    def add(self, decisions: int, skipped: int, is_dense: bool) -> None:
-        """Count a step."""
-        self._dense_steps.inc(is_dense)
-        self._decisions.inc(decisions)
-        self._skipped.inc(skipped)
+from skipgpt.serving.vllm.metrics import Tally
 
 
 class SkipGPTModel(LlamaModel):  # type: ignore[misc]
