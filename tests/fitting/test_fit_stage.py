@@ -122,7 +122,9 @@ def test_margins_of_any_family_are_logarithms_of_mean_costs(family: str) -> None
     model = routed(family, normalize=True, stand_in=2).requires_grad_(False)
     text = rows(32, 8)
     costs = measure_costs(model, text, batch_size=8)
-    found = fit_routers(model, costs, by_token=False)
+    steps: list[tuple[int, int]] = []
+    found = fit_routers(model, costs, by_token=False, on_step=lambda *at: steps.append(at))
+    assert steps == [(n, len(costs)) for n in range(1, len(costs) + 1)]
     for site, each in zip(routers(model).items(), found, strict=True):
         assert each.cost == pytest.approx(costs[site[0]].value.mean().item() / 2)
         margin = site[1].margin(torch.randn(1, 1, 32)).item()

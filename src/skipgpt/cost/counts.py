@@ -38,7 +38,10 @@ class ModuleCosts:
     window: int | None = None
 
     def attended(self, cached: int, tokens: float) -> float:
-        """Mean number of tokens, its own among them, that one of `tokens` after `cached` sees."""
+        """Mean number of tokens that a token attends to, itself among them.
+
+        It is one of `tokens` new ones behind `cached` ones.
+        """
         whole = cached + (tokens + 1) / 2
         if self.window is None or cached + tokens <= self.window:
             return whole
@@ -109,9 +112,9 @@ def _cached(layer: Any, query_width: int) -> int:
 
 
 def layer_bytes(layer: Any) -> tuple[float, float, float]:
-    """The bytes of a layer's weights as stored, LoRA left out: those of kv, of qo, of the MLP.
+    """The bytes of a layer's weights as stored: of keys and values, queries and output, and MLP.
 
-    All experts are counted.
+    All experts are counted, and LoRA is left out.
     """
     family, costs = layer.family, layer_costs(layer)
     attn, mlp = getattr(layer, family.attn), getattr(layer, family.mlp)

@@ -129,7 +129,8 @@ def time_savings(
 ) -> TimeSavings:
     """What each site of a model saves of the seconds of a forward, on the model's device.
 
-    The machine is what `skipgpt profile` stored for that device and the model's dtype, if None.
+    Where `machine` is None, it is what `skipgpt profile` stored for that device and the model's
+    dtype.
 
     Raises:
         ConfigError: these were not profiled.
@@ -153,7 +154,7 @@ def time_savings(
             cached = timed.batch_size * costs.held(timed.context) * costs.cached
             core = cached * dtype.itemsize / machine.bandwidth
         # Of experts, a token reads those that it runs: bytes per number are those of all of them.
-        mlp_bytes /= parameters_of(getattr(layer, layer.family.mlp))
+        each_mlp = mlp_bytes / parameters_of(getattr(layer, layer.family.mlp))
         qo = costs.qo
         if layer.routing.config.kv == "skip":
             qo, qo_bytes = qo + costs.kv, qo_bytes + kv_bytes
@@ -161,7 +162,7 @@ def time_savings(
             seconds += machine.product_seconds(costs.kv, rows, kv_bytes / max(1, costs.kv))
         for site, weights, number_bytes, core_seconds, packing in (
             (Site(layer.index, "attn"), qo, qo_bytes / qo, core, machine.attn_packing),
-            (Site(layer.index, "mlp"), costs.mlp, mlp_bytes, 0.0, machine.mlp_packing),
+            (Site(layer.index, "mlp"), costs.mlp, each_mlp, 0.0, machine.mlp_packing),
         ):
             stand_in = replaced.get(site, 0)
             modules[site] = ModuleSeconds(

@@ -62,8 +62,9 @@ def sparsities(
 ) -> dict[str, float]:
     """Sparsity in all its senses, at the share of tokens that each site keeps.
 
-    Attention that is `gone` is removed for good, keys and values included; without routers it is a
-    static removal. `context` and `head_tokens` are as in `flops_per_token`.
+    Attention that is `gone` is removed for good, keys and values included. `routed=False` leaves
+    out what routers cost, as for a static removal. `context` and `head_tokens` are as in
+    `flops_per_token`.
 
     Returns:
         `module`, `attn` and `mlp` count decisions; `params` and `flops` are one minus what a token

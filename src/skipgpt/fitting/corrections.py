@@ -132,7 +132,8 @@ def corrections(
     )
     for number, (site, ratio) in enumerate(ratios.items(), 1):
         router, distance = routers(model)[site], found[site].margin - threshold
-        near, weight = ratio[distance.abs() < NEAR] / price, (-(distance / SPREAD).square()).exp()
+        near = ratio[distance.abs() < NEAR] / price
+        weight = (-(distance / SPREAD).square()).exp()
         if len(near) >= FEWEST:
             unsure = (near.var() / len(near)).item() / SURE**2
             factor = min(max(1 + (near.mean().item() - 1) / (1 + unsure), FACTORS[0]), FACTORS[1])

@@ -48,9 +48,9 @@ def measure_costs(
         on_step: called with batches done and batches in all.
 
     Returns:
-        By site, in forward order, the costs [N] in nats: twice the second-order KL divergence that
-        skipping adds. Where one router decides for a layer, its attention site has the cost of
-        skipping both modules.
+        By site, in forward order: router inputs, margins and, as `value`, the cost [N] in nats,
+        twice the second-order KL divergence that skipping adds. Where one router decides for a
+        layer, its attention site has the cost of skipping both modules.
 
     Raises:
         ConfigError: routers decide for whole sequences.

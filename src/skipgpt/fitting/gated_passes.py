@@ -74,9 +74,12 @@ def gated_passes(
     """Run a text with every module and gates that have gradients, and measure each decision.
 
     `measure` gets the ids [B, T], logits [B, T, V] and gates, and returns a value [B * T] per gate.
-    Routes are those of the threshold; minus infinity keeps everything. The rest is as in
-    `measure_costs`, except that `everywhere` measures the sites of all layers; router inputs are
-    kept of `layers` alone.
+    Routes are those of the threshold; minus infinity keeps everything. Sites and router inputs are
+    those of `layers`, all if None; with `everywhere` the sites of all layers are measured.
+
+    Returns values by site in forward order; where one router decides for a layer, its attention
+    site has the value of skipping both modules. Raises a ConfigError for routers of whole
+    sequences, and a TrainingError if a value is NaN or infinite.
     """
     config = routing_state(model).config
     refuse_sequences(config, "fitting routers")

@@ -16,8 +16,8 @@ STEPS, ROWS, RATE = 1000, 1024, 3e-3
 def write_router(router: Router, design: Design, cost: Tensor, seed: int = 0) -> CostModel:
     """Make a router's margin the logarithm of the cost [N] that a design predicts, in place.
 
-    The seed is that of initial weights and row order, if the head has a hidden layer; then only
-    how well it predicts counts in the cost model.
+    The seed is that of initial weights and row order, if the head has a hidden layer. Of the cost
+    model that is returned, then only `ridge` and `explained` are meaningful.
     """
     if isinstance(router, LinearRouter):
         found = design.predict(cost)

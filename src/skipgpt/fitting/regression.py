@@ -47,8 +47,8 @@ class CostModel:
 class Design:
     """The inputs of a layer's routers, with what regressions on them share.
 
-    Inputs are [N, D], one row per token, in the order of the text; `ridges` are what to choose
-    from.
+    Inputs are [N, D], one row per token, in the order of the text; `ridges` are the
+    penalties to choose from.
     """
 
     def __init__(self, read: Tensor, ridges: Sequence[float] = RIDGES) -> None:

@@ -19,12 +19,11 @@ from skipgpt.kernels.launch import (
     SMALLEST,
     Limits,
     as_bytes,
-    gate_up_tile,
     limits,
-    linear_tile,
     on,
     power_of_two,
 )
+from skipgpt.kernels.tiles import gate_up_tile, linear_tile
 
 
 @triton.jit

@@ -19,13 +19,11 @@ from torch import Tensor
 from skipgpt.kernels.interface import Activation
 from skipgpt.kernels.launch import (
     Limits,
-    gate_up_tile,
     limits,
-    linear_tile,
     on,
     power_of_two,
-    tile_of,
 )
+from skipgpt.kernels.tiles import gate_up_tile, linear_tile, tile_of
 
 
 @triton.jit

@@ -41,7 +41,10 @@ def gate_up(
     up_bias: Tensor | None,
     activation: Activation,
 ) -> Tensor:
-    """`activation(x @ gate.T) * (x @ up.T)` of some rows: [M, N], packed; arbitrary behind them."""
+    """Gated MLP up to its down projection, of some rows, packed: [M, N].
+
+    It is `activation(x @ gate.T) * (x @ up.T)`. Rows behind the count are arbitrary.
+    """
     packed = read.index_select(0, rows)
     opened = activate(functional.linear(packed, gate, gate_bias), activation)
     return _first(opened * functional.linear(packed, up, up_bias), count)

@@ -127,8 +127,8 @@ def _load(
     chosen, kind = choose_dtype(dtype, check_device(device)), check_quantization(quantize)
     where: dict[str, Any] = {"revision": revision, **_NO_CODE}
     quantized: dict[str, Any] = {}
-    whole = "a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
-    with _reading(doing, f"{whole}{EMBEDDED!r}"):
+    expected = "a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
+    with _reading(doing, f"{expected}{EMBEDDED!r}"):
         if is_gguf(location):
             refuse_quantizing(name, kind)
             model, tokenizer = load_gguf(Path(location), chosen, doing)
@@ -162,7 +162,10 @@ def base_config(name: str) -> Any:
 
 @contextmanager
 def _reading(doing: str, expected: str) -> Iterator[None]:
-    """Raise our own error where transformers cannot read a model, with the first line of its."""
+    """Raise an UnsupportedModelError where transformers cannot read a model.
+
+    It holds the first line of transformers' message.
+    """
     try:
         yield
     except SkipGPTError:

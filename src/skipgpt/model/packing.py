@@ -49,14 +49,14 @@ def take(source: Tensor, columns: Tensor) -> Tensor:
 
 
 def take_arguments(
-    arguments: dict[str, Any], take: Callable[[Tensor], Tensor], mask: Any
+    arguments: dict[str, Any], take_rows: Callable[[Tensor], Tensor], mask: Any
 ) -> dict[str, Any]:
-    """Attention's arguments for some queries, whose rows `take` takes out of [B or 1, T, D]."""
+    """Attention's arguments for some queries; `take_rows` takes their rows of [B or 1, T, D]."""
     packed = arguments | {"attention_mask": mask}
     if (rotary := arguments.get("position_embeddings")) is not None:
-        packed["position_embeddings"] = tuple(map(take, rotary))
+        packed["position_embeddings"] = tuple(map(take_rows, rotary))
     if (positions := arguments.get("position_ids")) is not None:
-        packed["position_ids"] = take(positions.unsqueeze(-1)).squeeze(-1)
+        packed["position_ids"] = take_rows(positions.unsqueeze(-1)).squeeze(-1)
     return packed
 
 

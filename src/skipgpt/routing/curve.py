@@ -144,7 +144,10 @@ class Curves:
         )
 
     def threshold_at(self, sparsity: float, budget: Budget | None = None) -> float:
-        """The threshold that saves this share of a unit; raises as `curve` and its method do."""
+        """The threshold that saves this share of a unit.
+
+        Raises as `curve` and `CalibrationCurve.threshold_at` do.
+        """
         return self.curve(budget).threshold_at(sparsity)
 
     def clamp(self, sparsity: float, budget: Budget | None = None) -> float:

@@ -3,7 +3,7 @@
 A skipped module leaves the residual stream as it was. What the module would have added is in part
 predictable at a small part of its cost: a product of rank r of the normalised stream, and a bias.
 
-It is fitted to what its module adds, by least squares over a text, or trained.
+A stand-in is fitted to what its module adds, by least squares over a text, or trained.
 
 Shapes: B batch, T query tokens, D hidden, r rank.
 """

@@ -2,7 +2,7 @@
 
 A family's attention looks its function up by the name in its config and passes the mask on unread.
 So packed queries come with an object as the mask that holds their positions, and with a config that
-names the function which reads it.
+names the function which reads it. `Patched` replaces attributes of a module, a config or a cache.
 """
 
 from __future__ import annotations

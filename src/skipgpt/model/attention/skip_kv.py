@@ -56,7 +56,8 @@ def attend(
     # activation checkpointing recomputes this.
     keys, there = places, kept
     if past is not None:
-        keys, there = torch.cat([past[0], places], 1), torch.cat([past[1], kept], 1)
+        held, exist = past
+        keys, there = torch.cat([held, places], 1), torch.cat([exist, kept], 1)
     own = torch.arange(keys.shape[1], device=read.device) - (keys.shape[1] - columns.shape[1])
     own = own == torch.arange(columns.shape[1], device=read.device)[:, None]
     visible = there[:, None, :] | own

@@ -29,7 +29,7 @@ from skipgpt.model.routed import RoutedLayer
 class KeysValues(NamedTuple):
     """Keys and values [B, heads, S, size] as attention reads them out of the cache.
 
-    And the output [B, T, width] of a fused projection, where it had to run whole.
+    `fused` is the output [B, T, width] of a fused projection that had to run whole, else None.
     """
 
     keys: Tensor
@@ -131,7 +131,9 @@ def _zeros(width: int, rows: Tensor) -> Tensor:
 
 
 def blanks(layer: RoutedLayer) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What returns zeros in place of each projection, by name; one head wide where that suffices.
+    """By name, a function that returns zeros in place of each projection.
+
+    They are one head wide where that suffices.
 
     Rotary embeddings are applied to the zeros before they are discarded, so width costs time. All
     heads are needed where a norm spans them or each has its own, or where head sizes differ.

@@ -31,7 +31,10 @@ class GrowingBuffer:
         self._held: Tensor | None = None
 
     def append(self, held: Tensor, new: Tensor) -> Tensor:
-        """Append `new` [B, heads, n, size] to `held` [B, heads, S, size], in place if it can."""
+        """Append `new` [B, heads, n, size] to `held` [B, heads, S, size].
+
+        In place if `held` is what this returned last and there is room.
+        """
         start, count = held.shape[2], new.shape[2]
         whole = self.whole
         if whole is None or not self._has_room(whole, held, count):

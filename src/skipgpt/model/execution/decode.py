@@ -7,6 +7,7 @@ choose. The result is that of `gated` and `sparse`. Shapes: B batch, D hidden.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -74,9 +75,12 @@ def record(layer: RoutedLayer, keeps: Keeps) -> None:
     """Pass what `decide` returned to the open recorder, if any."""
     recorder, mask = layer.routing.recorder, layer.routing.token_mask
     if isinstance(recorder, KeepCounts):
-        real = [True] * len(keeps.attn) if mask is None else mask[:, 0].tolist()
-        attn, mlp = (sum(k and r for k, r in zip(each, real, strict=True)) for each in keeps)
-        recorder.record_kept(layer.index, attn, mlp, sum(real))
+        attn, mlp, real = sum(keeps.attn), sum(keeps.mlp), len(keeps.attn)
+        if mask is not None:
+            flags = mask[:, 0].tolist()
+            attn, mlp = (sum(map(operator.and_, each, flags)) for each in keeps)
+            real = sum(flags)
+        recorder.record_kept(layer.index, attn, mlp, real)
 
 
 def run(layer: RoutedLayer, entering: Tensor, keeps: Keeps, arguments: dict[str, Any]) -> Tensor:

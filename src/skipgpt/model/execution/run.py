@@ -41,12 +41,10 @@ def run(
     if chosen is Plan.GATED:
         stream = gated.module(layer, module, stream, entering, decision, arguments)
         return gated.stand_in(stand_in, stream, entering, decision) if stand_in else stream
-    after: Tensor = sparse.module(layer, module, chosen, stream, entering, decision.keep, arguments)
+    after = sparse.module(layer, module, chosen, stream, entering, decision.keep, arguments)
     if stand_in is None or (chosen is Plan.WHOLE and not torch.is_grad_enabled()):
         return after
     if chosen is Plan.NOTHING:
-        after = after + stand_in(entering)
-    else:
-        owned = after is not stream
-        after = sparse.stand_in(stand_in, after, entering, decision.keep, owned=owned)
-    return after
+        update: Tensor = stand_in(entering)
+        return after + update
+    return sparse.stand_in(stand_in, after, entering, decision.keep, owned=after is not stream)

@@ -46,7 +46,8 @@ def loading_options(
     """What `from_pretrained` needs beyond the dtype; empty for a base that is not quantised.
 
     A base that is stored quantised stays as it is stored. The dtype is that of what is not
-    quantised, and to compute in. Weights cannot be moved from the device and cast afterwards.
+    quantised, and to compute in. Weights are quantised on the device, and can
+    neither be moved nor cast afterwards.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.

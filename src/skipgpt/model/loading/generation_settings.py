@@ -67,7 +67,9 @@ class Ends:
 
 
 def ends_of(model: Any, tokenizer: Any, stops: Sequence[str] = ()) -> Ends:
-    """Where a model's texts end, by its generation config, tokenizer, chat template, further stops.
+    """Where a model's texts end.
+
+    That is by its generation config, tokenizer and chat template, and at further stops.
 
     Example:
         >>> ends_of(model, tokenizer, ["<|im_end|>", "User:"])

@@ -29,7 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 class Int8Linear(nn.Module):
     """A linear layer that multiplies 8-bit rows by 8-bit weights and returns the rows' dtype.
 
-    The bias stays as it is in the layer that it takes the place of.
+    It takes the place of `plain`, whose bias it keeps as it is.
     """
 
     def __init__(self, plain: Any) -> None:
@@ -122,7 +122,11 @@ def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantizable(model: nn.Module) -> list[str]:
-    """Paths of the linear layers to quantise; raises if the model has others that it could not."""
+    """Paths of the linear layers to quantise.
+
+    Raises a ConfigError for LoRA or quantised weights, and an UnsupportedModelError for experts
+    that share a tensor.
+    """
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ConfigError(
             _DOING,

@@ -43,7 +43,7 @@ def check_length(doing: str, context: int | None, prompt: int, new: int = 0) -> 
 def check_ids(doing: str, model: Any, tokenizer: Any, ids: Tensor) -> None:
     """Raise a DataError if the model's embedding has no row for some of these ids.
 
-    Names one if the tokenizer that made them is given.
+    The message names the token where the tokenizer is given.
     """
     rows = model.get_input_embeddings().num_embeddings
     beyond = ids[(ids >= rows) | (ids < 0)]
