@@ -9,8 +9,6 @@ Shapes: B batch, N new tokens, P the most kept tokens of a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,33 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from skipgpt.errors import ConfigError
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """The kept tokens of one sequence: keys and values [heads, P, size], places [P] int32."""
-
-    keys: Tensor
-    values: Tensor
-    places: Tensor
-
-    def map(self, change: Callable[[Tensor, int], Tensor]) -> Row:
-        """Apply `change` to each part and the dimension along which the part's tokens lie."""
-        return Row(change(self.keys, 1), change(self.values, 1), change(self.places, 0))
-
-    def only(self, keep: Tensor) -> Row:
-        """The tokens where keep [P] is true."""
-        return self.map(lambda part, dim: part.index_select(dim, keep.nonzero().squeeze(-1)))
-
-    def then(self, new: Row) -> Row:
-        """These tokens, then those of `new`."""
-        if not len(new.places):
-            return self
-        return Row(
-            torch.cat([self.keys, new.keys], 1),
-            torch.cat([self.values, new.values], 1),
-            torch.cat([self.places, new.places]),
-        )
+from skipgpt.model.caches.kept_rows import Row, join
 
 
 class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -94,7 +66,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.rows is None:
             self.rows = fresh
         else:
-            self.rows = [old.then(new) for old, new in zip(self.rows, fresh, strict=True)]
+            self.rows = [join(old, new) for old, new in zip(self.rows, fresh, strict=True)]
         self.pass_over(len(keys), tokens)
         return torch.cat([held[0], keys], 2), torch.cat([held[1], values], 2)
 
@@ -119,7 +91,7 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
     def nbytes(self) -> int:
         """Bytes stored, places included."""
         parts = [part for r in self.rows or () for part in (r.keys, r.values, r.places)]
-        return sum(part.nbytes for part in parts)
+        return sum(part.numel() * part.element_size() for part in parts)
 
     @property
     def row_nbytes(self) -> int | None:
@@ -177,7 +149,10 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens; their number is negative, as in transformers.
+        """Remove the last tokens.
+
+        Args:
+            tokens_to_remove: a negative number, as in transformers.
 
         Raises:
             ValueError: the number is positive.
@@ -246,12 +221,12 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         if len(self.rows) == 1:
             return self.rows[0].keys[None], self.rows[0].values[None]
         most = max(len(row.places) for row in self.rows)
+        pads = [(0, 0, 0, most - len(row.places)) for row in self.rows]
         pad = torch.nn.functional.pad
-
-        def stacked(parts: list[Tensor]) -> Tensor:
-            return torch.stack([pad(part, (0, 0, 0, most - part.shape[1])) for part in parts])
-
-        return stacked([row.keys for row in self.rows]), stacked([row.values for row in self.rows])
+        return (
+            torch.stack([pad(row.keys, by) for row, by in zip(self.rows, pads, strict=True)]),
+            torch.stack([pad(row.values, by) for row, by in zip(self.rows, pads, strict=True)]),
+        )
 
 
 class SkipCache(Cache):  # type: ignore[misc]
