@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=numbers, default=[16], help="one per prompt length")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cached", action="store_true", help="prompts are cached before")
-    parser.add_argument("--dense-above", type=int, help="an engine with this setting, too")
+    parser.add_argument(
+        "--dense-above", type=int, help="also time an engine with skipgpt_dense_above set to this"
+    )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.checkpoint and not given.data:

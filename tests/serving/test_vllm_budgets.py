@@ -19,8 +19,7 @@ import torch
 
 import served
 from skipgpt.errors import ConfigError
-from skipgpt.model.state import execution
-from skipgpt.serving.vllm.engine_config import dense_above
+from skipgpt.model.state import count_routing, execution
 
 TOKENS = 12
 PROMPT = served.prompts(70, vocabulary=256)[0]
@@ -101,12 +100,14 @@ def test_steps_that_decode_more_requests_than_asked_run_no_router(
 
 @pytest.mark.parametrize("given", [-1, 1.5, True, "4"])
 def test_a_wrong_number_of_requests_is_refused(given: Any) -> None:
+    from skipgpt.serving.vllm.engine_config import dense_above
+
     with pytest.raises(ConfigError, match=r"skipgpt_dense_above.*a number of requests, 0 or more"):
         dense_above(SimpleNamespace(additional_config={"skipgpt_dense_above": given}))
 
 
 @contextmanager
-def server(folder: Path, log: Path) -> Iterator[str]:
+def server(folder: Path, log: Path, *more: str) -> Iterator[str]:
     """What `vllm serve` runs, on a free port, ready to answer; its address.
 
     The command itself asks for the version of a package `vllm`, which the one for CPUs is not.
@@ -117,7 +118,11 @@ def server(folder: Path, log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     options += ["--max-model-len", "512", "--served-model-name", "tiny"]
+    options += more
+    counts = log.with_name("counts")
+    counts.mkdir()
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PROMETHEUS_MULTIPROC_DIR"] = str(counts)
     with log.open("w", encoding="utf-8") as lines:
         process = subprocess.Popen(command + options, stdout=lines, stderr=lines, env=environment)
     address = f"http://127.0.0.1:{port}"
@@ -164,3 +169,24 @@ def test_vllm_serve_takes_a_sparsity_over_http(tiny: tuple[Path, Any], tmp_path:
             assert status == 400
             assert said in body["error"]["message"]
         assert complete(address)[0] == 200
+
+
+def metric(address: str, name: str) -> float:
+    """The value of one of vLLM's metrics without labels."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
+def test_metrics_count_steps_without_routers_and_their_modules_as_run(
+    tiny: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, model = tiny
+    with torch.no_grad(), count_routing(model) as counts:
+        model(torch.tensor([PROMPT]))
+    skipped = counts.sparsity() * len(PROMPT) * len(counts.keep_ratios())
+    always = ("--additional-config", '{"skipgpt_dense_above": 0}')
+    with server(folder, tmp_path / "log", *always) as address:
+        assert complete(address)[0] == 200
+        assert metric(address, "skipgpt_dense_steps_total") == TOKENS - 1
+        assert metric(address, "skipgpt_skipped_total") == pytest.approx(skipped)

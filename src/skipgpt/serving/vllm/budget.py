@@ -23,7 +23,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.auto import curves_of
 from skipgpt.model.sparsity import threshold_of
 from skipgpt.routing.curve import Curves
-from skipgpt.serving.vllm.engine_config import dense_above
+from skipgpt.serving.vllm.engine_config import DENSE_ABOVE, dense_above
 
 ARGUMENT, UNIT = "sparsity", "budget"
 """The extra sampling parameters."""
@@ -99,6 +99,12 @@ class Budgets(LogitsProcessor):  # type: ignore[misc]
         each = next(iter((get_forward_context().attn_metadata or {}).values()), None)
         if each is None or self._dense_above == math.inf:
             return False
+        if not hasattr(each, "query_start_loc") or not hasattr(each, "max_query_len"):
+            raise ConfigError(
+                f"following {DENSE_ABOVE}",
+                got=f"attention metadata of the type {type(each).__name__}",
+                expected="an attention backend that says how many tokens each request has",
+            )
         requests = len(each.query_start_loc) - 1
         return each.max_query_len == 1 and requests > self._dense_above
 

@@ -27,7 +27,7 @@ class EngineConfigHook(VerifyAndUpdateConfig):  # type: ignore[misc]
             ConfigError: the checkpoint or the engine asks for something that is not supported.
         """
         model = vllm_config.model_config
-        dense_above(vllm_config)
+        dense_above(vllm_config)  # a wrong value is refused before the engine starts
         for asked, expected, todo in _refusals(vllm_config):
             raise ConfigError(f"serving {model.model}", got=asked, expected=expected, todo=todo)
         # The row count of a module depends on data, which neither graphs nor compiled code allow.
@@ -51,19 +51,29 @@ def dense_above(vllm_config: Any) -> float:
     return float(given)
 
 
-def _refusals(engine: Any) -> list[tuple[str, str, str]]:
+def _refusals(vllm_config: Any) -> list[tuple[str, str, str]]:
     """List unsupported settings: what was given, what is expected, what to do."""
-    config = engine.model_config.hf_config
+    config = vllm_config.model_config.hf_config
     family = config.model_type.removeprefix(MERGED_PREFIX)
     cannot = unsupported(family, config.router, config.to_dict())
     export = "use `skipgpt export --static`, or transformers"
     checks = (
         (cannot, str(cannot), "what docs/serving.md says under Limits", export),
-        (engine.speculative_config, "speculative decoding", "an engine without it", ""),
-        (engine.lora_config, "LoRA adapters", "an engine without them", "leave --enable-lora out"),
-        (engine.quant_config, "quantised weights", "weights in float32, float16 or bfloat16", ""),
+        (vllm_config.speculative_config, "speculative decoding", "an engine without it", ""),
         (
-            engine.use_v2_model_runner,
+            vllm_config.lora_config,
+            "LoRA adapters",
+            "an engine without them",
+            "leave --enable-lora out",
+        ),
+        (
+            vllm_config.quant_config,
+            "quantised weights",
+            "weights in float32, float16 or bfloat16",
+            "",
+        ),
+        (
+            vllm_config.use_v2_model_runner,
             "vLLM's model runner V2",
             "V1, which tells the model what each request asks for",
             "set VLLM_USE_V2_MODEL_RUNNER=0",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 
 
 class Tally:
-    """Counters of decisions and skips of one worker.
+    """Counters of one worker: decisions, skips, and steps without routers.
 
     Attributes:
         counts: whether to count: only if the counters are exported, and only on the first
@@ -35,6 +35,7 @@ class Tally:
 
     def add(self, decisions: int, skipped: int, is_dense: bool) -> None:
         """Count a step."""
-        self._dense_steps.inc(is_dense)
+        if get_pp_group().is_first_rank:  # later stages see the same steps
+            self._dense_steps.inc(is_dense)
         self._decisions.inc(decisions)
         self._skipped.inc(skipped)
