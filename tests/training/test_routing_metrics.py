@@ -9,7 +9,8 @@ from cases import routed
 from runs import metrics, rows, run, stage_trainer, tiny_config
 from skipgpt.analysis.statistics import entropy_bits
 from skipgpt.model.state import record_routing
-from skipgpt.training.loop.routing_metrics import StepSums, keeps_of, margin_metrics, margins_of
+from skipgpt.training.loop.metric_accumulator import StepSums
+from skipgpt.training.loop.routing_metrics import keeps_of, margin_metrics, margins_of
 
 
 def test_a_line_says_what_every_module_keeps_and_how_decided_it_is(

@@ -106,7 +106,10 @@ def encode(
 def encode_prompt(
     tokenizer: Any, prompt: str, *, control_tokens: bool = False, **options: Any
 ) -> Any:
-    """Encode a prompt as `encode` does, with one BOS even if it begins with one that counts."""
+    """Encode a prompt as `encode` does.
+
+    A BOS that the prompt begins with is not added again if `control_tokens` is set.
+    """
     bos = tokenizer.bos_token
     has_bos = control_tokens and bos is not None and prompt.startswith(bos)
     adds = {"add_special_tokens": False} if has_bos else {}

@@ -103,7 +103,7 @@ def _hub_rows(source: str, seed: int, datasets: Any) -> Iterator[Row]:
 def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> Iterator[Document]:
     """Yield one document per row; rows whose text is empty or null are passed over.
 
-    The name is that of a row up to its number, as errors have it, too.
+    `name` names a row up to its number; its last word is the unit in errors.
     """
     unit = name.rpartition(" ")[2]
     for number, row in rows:

@@ -22,9 +22,9 @@ from skipgpt.system.distributed import all_gather, layout, mean, rank, shard_on_
 from skipgpt.training.distillation import dense_logits, distilled_loss
 from skipgpt.training.loop.arguments import counted_as_adapted
 from skipgpt.training.loop.budget_threshold import BudgetThreshold
+from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.resumable import ResumableTrainer
 from skipgpt.training.loop.routing_metrics import (
-    StepSums,
     keep_metrics,
     keeps_of,
     margin_metrics,
