@@ -50,10 +50,13 @@ def test_thresholds_go_through_the_order_unit_by_unit() -> None:
     with record_routing(model) as trace, torch.no_grad():
         model(rows(3))
     decided = trace.steps[0].decisions
+    seen: list[set[float]] = [set() for _ in MIXED]
     for n, unit in enumerate(MIXED):
         for site in unit:
             margins = getattr(decided[site.layer], site.module).margin
             torch.testing.assert_close(margins, torch.full_like(margins, -1 + n / 3))
+            seen[n].update(margins.flatten().tolist())
+    assert [len(each) for each in seen] == [1] * len(MIXED)  # no threshold splits a unit
     routing_state(model).rule = Threshold(-0.6)
     assert _skipped(model) == {*layer(3), Site(1, "mlp")}
 

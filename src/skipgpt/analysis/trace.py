@@ -141,7 +141,7 @@ def trace_dense(
 ) -> DenseTrace:
     """Run a model over a text with everything kept, and trace how modules change the stream.
 
-    It has routers, whose outputs are ignored. Rows are as for `trace_text`.
+    The model needs routers, whose outputs are ignored. Rows are as for `trace_text`.
 
     Raises:
         ConfigError: the model has no routers.

@@ -62,10 +62,9 @@ def laco(
     this number of removals only; a prefix of it is no result. Pass a copy if the model is still
     needed. On failure the weights are restored.
 
-    As many layers as `merge` says become one per merge: an eighth of all, at least 2, if it is not
-    given. The next merge is tried `interval` layers below. `on_step` is called with the most layers
-    that a sweep has removed so far. Else arguments and result are those of
-    `skipgpt.removal.search.Method`.
+    Each merge makes `merge` layers one (default: an eighth of all, at least 2), and the next is
+    tried `interval` layers below. `on_step` is called with the most layers that a sweep has removed
+    so far, and layers to remove. Other arguments and the result: `skipgpt.removal.search.Method`.
 
     Raises:
         ConfigError: more removals than layers that can be merged, fewer than two layers per merge,

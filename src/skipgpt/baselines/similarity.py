@@ -15,7 +15,7 @@ from skipgpt.system.progress import OnStep
 def similarities(
     model: nn.Module, blocks: Tensor, *, batch_size: int = 8, on_step: OnStep | None = None
 ) -> dict[Unit, float]:
-    """Return the mean cosine over all tokens of blocks [N, T] of every module and every layer."""
+    """Return, for every module and layer, the mean cosine over all tokens of blocks [N, T]."""
     totals: dict[Unit, Tensor] = {}
 
     def count(unit: Unit, before: Tensor, after: Tensor) -> None:

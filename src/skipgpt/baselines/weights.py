@@ -20,7 +20,10 @@ def base_weights(layer: RoutedLayer) -> dict[str, nn.Parameter]:
 
 
 def refuse_quantized(model: nn.Module, doing: str) -> None:
-    """Raise UnsupportedModelError if the base is quantised, so that weights cannot be added."""
+    """Raise UnsupportedModelError if the base is quantised.
+
+    Its weights can then be neither added nor differentiated.
+    """
     packed = any(
         not parameter.is_floating_point()
         for layer in routed_layers(model)

@@ -36,7 +36,9 @@ PREFILL = "dense prefill"
 
 
 def bench(subject: Subject, grid: Grid | None = None) -> Benchmark:
-    """Time dense and routed runs of every cell, alternating; of the default grid where None.
+    """Time dense and routed runs of every cell, alternating.
+
+    The default grid is timed where `grid` is None.
 
     Returns:
         One row per cell and execution; of `router_step`, which no sparsity changes, one per batch

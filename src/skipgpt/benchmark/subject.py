@@ -85,7 +85,7 @@ class Subject:
     ) -> Any:
         """Return a routed model set to one execution, a separate copy on the same weights.
 
-        What is to be trained has routers and stand-ins of its own, since training changes them.
+        With `trains`, routers and stand-ins are copied too, since training changes them.
         """
         execution, _, held = kind.partition("-")
         model = sharing(self.in_int8 if held else self.routed, but_routers=trains)

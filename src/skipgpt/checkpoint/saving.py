@@ -44,10 +44,10 @@ def describe(
     tokenizer: Any = None,
     **facts: Any,
 ) -> CheckpointInfo:
-    """The info of a routed model, read off the model except for the `facts`, other fields of it.
+    """Return the info of a routed model, read off the model; `facts` are its other fields.
 
-    The base is a hub id, folder or GGUF file. To compute its fingerprint, if that is not known,
-    reads all of its weights. Loading will refuse another tokenizer than the base's.
+    `base` is a hub id, folder or GGUF file. Without `fingerprint`, all weights of the base are read
+    to compute it. Loading refuses a tokenizer other than `tokenizer`.
 
     Raises:
         ConfigError: the model is int8, which is a way to run a checkpoint and not to store one.

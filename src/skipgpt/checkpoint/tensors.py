@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, routers, stand-ins and LoRA: gathered, written, read strictly."""
+"""Gathers a checkpoint's trained tensors (routers, stand-ins, LoRA), and loads them strictly."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ def most_removals(units: Iterable[Unit], saved: Savings, target: float) -> int:
 def between(order: Sequence[Unit], saved: Savings, target: float) -> tuple[int, int, float]:
     """Return the two removal counts that bracket a budget, and the larger one's share in the mix.
 
-    What is removed, first removed first, reaches the target; if a count meets it, it is returned
-    twice, with 0.
+    `order` has to reach the target. Where one count meets it, returns that count twice and a share
+    of 0.
 
     Example:
         >>> one, two = (Site(0, "attn"),), (Site(0, "mlp"),)

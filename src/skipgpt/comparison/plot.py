@@ -12,7 +12,7 @@ logger = logging.getLogger("skipgpt")
 
 
 def plot(comparison: Comparison, path: Path) -> bool:
-    """Draw a comparison into an SVG file; False, which is logged, if there is no matplotlib."""
+    """Draw a comparison into an SVG file; log it and return False without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

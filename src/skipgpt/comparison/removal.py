@@ -55,7 +55,7 @@ class Removal:
 
 
 def find_removal(setup: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> Removal:
-    """Return what a static method, or none of the base, removes at the budget of a config.
+    """Return what a static method removes at the budget of a config; `dense` removes nothing.
 
     A search makes as many removals as the budget may need, whichever units go first. For methods
     that change weights only the counts are returned; there every layer counts as the mean of all.

@@ -185,7 +185,7 @@ class ComparisonSetup:
         return rows * self.blocks.train.shape[1]
 
     def keyed(self, **facts: Any) -> tuple[str, dict[str, Any]]:
-        """Return what a result is made of, these facts and what all share, after its digest."""
+        """Return the SHA-256 digest of these facts and those that all rows share, and all facts."""
         shared = {"base": self.fingerprint, "text": self.blocks.fingerprint}
         made_of = {**facts, **shared, "where": self.device_and_dtype}
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest(), made_of

@@ -34,7 +34,7 @@ def remove(setup: ComparisonSetup, method: Method, config: TrainConfig, out: Pat
     Between two removal counts the loss is interpolated, as if the larger count were removed for a
     share of the sequences, and the smaller for the others.
     """
-    return _measured(setup, method, config, find_removal(setup, method, config, out))
+    return [_mixture_row(setup, method, config, find_removal(setup, method, config, out))]
 
 
 def heal(
@@ -45,19 +45,22 @@ def heal(
     A budget between two removal counts mixes both of them, each healed. Stand-ins train as well.
     """
     removal = find_removal(setup, method, config, out)
-    rows = _measured(setup, method, config, removal, folder)
+    row = _mixture_row(setup, method, config, removal, folder)
     shutil.rmtree(folder, ignore_errors=True)  # the resume states
-    return rows
+    return [row]
 
 
-def _measured(
+def _mixture_row(
     setup: ComparisonSetup,
     method: Method,
     config: TrainConfig,
     removal: Removal,
     folder: Path | None = None,
-) -> list[Row]:
-    """Measure a mixture; each part of it heals in a folder, as long as any other method."""
+) -> Row:
+    """Build the row of a mixture of removal counts.
+
+    With a folder, each count is healed there first, for as many steps as any other method.
+    """
     measured, seconds = [], removal.seconds
     for count in sorted({removal.low, removal.high}):
         model, units, more = apply_removal(setup, method, config, removal, count)
@@ -77,7 +80,7 @@ def _measured(
             seconds += time.perf_counter() - began
             measured.append(_pruned(setup, method, model, units))
     low, high = measured[0], measured[-1]
-    row = setup.row(
+    return setup.row(
         method,
         config.target_sparsity,
         config.seed,
@@ -86,7 +89,6 @@ def _measured(
         seconds=seconds,
         tokens_trained=setup.tokens_trained(config, "lora") if method.lora else 0,
     )
-    return [row]
 
 
 def _note(setup: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal) -> str:

@@ -35,7 +35,7 @@ def train_router(
     setup: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
 ) -> list[Row]:
     """Train routers; evaluate them deterministically and, for recipe `paper`, also sampled."""
-    return _train(setup, method, config, folder, setup.base)
+    return _rows_of_training(setup, method, config, folder, setup.base)
 
 
 def heal(
@@ -44,10 +44,12 @@ def heal(
     """Heal a checkpoint of trained routers with stage `lora`; time and tokens include theirs."""
     assert routed.checkpoint is not None
     healing = dataclasses.replace(config, stages=("lora",))
-    return _train(setup, method, healing, folder, routed.checkpoint, routed.seconds, config.stages)
+    return _rows_of_training(
+        setup, method, healing, folder, routed.checkpoint, routed.seconds, config.stages
+    )
 
 
-def _train(
+def _rows_of_training(
     setup: ComparisonSetup,
     method: Method,
     config: TrainConfig,
@@ -56,9 +58,12 @@ def _train(
     seconds: float = 0.0,
     before: tuple[Stage, ...] = (),
 ) -> list[Row]:
-    """Train the stages of a config, after some `before` them that took these seconds."""
+    """Train the stages of a config and measure them.
+
+    `before` are stages that an earlier run made in `seconds`, which count too.
+    """
     began = time.perf_counter()
-    result = _trained(setup, base, config, folder)
+    result = _run_or_resume(setup, base, config, folder)
     row = setup.row(
         method,
         config.target_sparsity,
@@ -154,7 +159,9 @@ def _also_sampled(setup: ComparisonSetup, row: Row) -> list[Row]:
     return [row, dataclasses.replace(sampled, note=note, method=f"{row.method} (sampled)")]
 
 
-def _trained(setup: ComparisonSetup, base: str, config: TrainConfig, folder: Path) -> TrainResult:
+def _run_or_resume(
+    setup: ComparisonSetup, base: str, config: TrainConfig, folder: Path
+) -> TrainResult:
     """Train into a folder, or resume where an interrupted comparison stopped."""
     where: Any = setup.device_and_dtype
     try:

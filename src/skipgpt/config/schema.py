@@ -1,8 +1,8 @@
 """What a run is made of, as frozen dataclasses that check themselves.
 
 `RouterConfig` says what the routers are and travels in the checkpoint. `TrainConfig` says how they
-were made; its nested stages and `DataConfig` each answer one question, and `Placement` where the
-model of any command lies.
+were made; its nested stages and `DataConfig` each answer one question. `Placement`
+says from where and onto which device a command loads its model.
 """
 
 from __future__ import annotations

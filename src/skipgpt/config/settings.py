@@ -88,7 +88,7 @@ def parse_pair(pair: str) -> tuple[str, str]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The dotted settings of a TOML file, for `override`; ConfigError if it cannot be read."""
+    """Read the dotted settings of a TOML file, for `override`; raise ConfigError if it cannot."""
     try:
         with path.open("rb") as file:
             return flatten(tomllib.load(file))

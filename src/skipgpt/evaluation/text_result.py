@@ -67,7 +67,9 @@ def measure_text(
 ) -> TextResult:
     """Measure loss and perplexity on a text, and bits per byte if that is its form.
 
-    Arguments are as for `perplexity`; so many `continuations` of rows are scored by `closeness_to`.
+    `text` is from `skipgpt.evaluation.protocols.cut_text`. The first `continuations` rows are
+    continued greedily and scored by `closeness_to`; 0 continues none. All else is as for
+    `perplexity`.
 
     Raises:
         ConfigError: continuations without `closeness_to`.

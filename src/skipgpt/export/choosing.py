@@ -19,7 +19,10 @@ Form = Literal["transformers", "vllm"]
 def choose(
     model: nn.Module, rates: dict[Site, float], keep_rate: float, form: Form, doing: str
 ) -> tuple[list[Layer], tuple[Site, ...], tuple[Site, ...]]:
-    """Choose new layers, sites to remove, and rare ones that stay; ConfigError if none can go."""
+    """Choose new layers, sites to remove, and rare ones that stay.
+
+    Raises ConfigError if none can go.
+    """
     rare = [site for site, rate in rates.items() if rate < keep_rate]
     lowest = {site_name(site): rate for site, rate in rates.items()}
     expected = f"a module that fewer than {keep_rate:.1%} of tokens keep"

@@ -98,7 +98,10 @@ def choose_layers(
 
 
 def write_for_engines(model: Any, layers: Sequence[Layer], folder: Path) -> int:
-    """Write the model, LoRA merged, with these layers instead of its own; return its parameters."""
+    """Write the model with these layers instead of its own; return its parameter count.
+
+    LoRA has to be merged, and the family has to pass `check_servable`.
+    """
     from huggingface_hub import save_torch_state_dict
 
     state = smaller_state(model, layers)

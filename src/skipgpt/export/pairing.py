@@ -66,8 +66,9 @@ def pair_up(
 
     A dynamic programme over the modules in the order the data moves: each is kept, or goes with
     the one before it. It compares all choices in one pass, so the result is optimal. At least one
-    layer stays; ties in parameters are broken in favour of modules that more tokens keep. Arguments
-    are as for `pair_rates`.
+    layer stays; ties in parameters are broken in favour of modules that more tokens keep.
+    `removable` are pairs of neighbours that may be removed; the other arguments are those of
+    `pair_rates`. Returns, for each new layer, the layers that its attention and its MLP come from.
 
     Example:
         >>> sites = [Site(layer, module) for layer in range(3) for module in ("attn", "mlp")]

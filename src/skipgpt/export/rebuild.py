@@ -31,7 +31,8 @@ _DEPEND_ON_PLACE = ("scale_attn_by_inverse_layer_idx",)
 def check_movable(model: Any) -> None:
     """Raise UnsupportedModelError if a layer may compute something else at another index.
 
-    So if the config makes layers depend on it, or has an unknown list with an entry per layer.
+    That is so where the config makes layers depend on their index, or has an unknown list with an
+    entry per layer.
     """
     values = model.config.to_dict()
     count = len(routed_layers(model))
@@ -80,7 +81,7 @@ def module_parameters(model: Any) -> dict[Site, int]:
 def smaller_model(model: Any, pairs: Sequence[Pair]) -> Any:
     """Build the model, LoRA merged, with these layers instead of its own, without routers.
 
-    Weights are shared. It has to pass `check_movable`.
+    The weights are shared. Raises UnsupportedModelError as `check_movable` does.
     """
     check_movable(model)
     with torch.device("meta"):

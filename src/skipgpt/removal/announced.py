@@ -24,7 +24,8 @@ def announced(
     """Return the same loss; its fourth call logs about how long all trials will take.
 
     Trials in later layers run fewer layers, so the time per layer is measured. Embeddings and head
-    count as one more layer, and trials run half of the layers on average.
+    count as one more layer, and trials run half of the layers on average. `at_least` says that
+    there may be more trials.
 
     Example:
         one_by_one(announced(loss, "sleb", trials(layers, 4)), layers, 4)

@@ -76,7 +76,7 @@ def stop_now(number: int, frame: FrameType | None) -> None:
 def handling(
     handler: Callable[[int, FrameType | None], None], *signals: signal.Signals
 ) -> Iterator[None]:
-    """Handle some signals, by default both, inside the block; only the main thread can."""
+    """Handle signals, by default SIGINT and SIGTERM, inside the block; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -32,9 +32,10 @@ def dry_run(
     dtype: torch.dtype,
     device: str = "cuda",
 ) -> DryRun:
-    """Estimate what training would take on devices with a process each.
+    """Estimate what training takes on `processes` devices, one process per device.
 
-    The base is the config of a base model, as transformers has it. Stage `lora` is assumed to skip
+    `layout` says how the model is spread over them; `base` is the transformers config of the base
+    model. Stage `lora` is assumed to skip
     its target sparsity where it packs. The speed of a typical device turns FLOPs into time.
 
     Raises:
@@ -144,7 +145,7 @@ def _memory(
     base.dtype = dtype
     model = build(base)
     kept = stored(base, build, rows, tokens, samples=stage != "lora")
-    # Stage fit trains nothing; gates have gradients while it is traced.
+    # Stage fit trains nothing; `stored` traced it with gradients at the gates.
     held = _held(model.requires_grad_(False) if stage == "fit" else model)
     activations = kept.total(config.activation_checkpointing and stage != "fit")
     logits = 2 * rows * tokens * width * 4.0

@@ -33,7 +33,10 @@ def check_launcher(device: str) -> None:
 
 
 def check_whole(quantization: str | None) -> None:
-    """Raise ConfigError if the launcher shards a quantised base: FSDP2 and ZeRO-3 cannot."""
+    """Raise ConfigError if the base is quantised and the launcher shards weights.
+
+    FSDP2 and ZeRO-3 do not support that.
+    """
     if quantization and (layout() == "fsdp" or in_lockstep()):
         raise ConfigError(
             _DOING,

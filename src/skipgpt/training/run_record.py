@@ -87,9 +87,9 @@ def begin_run(out: Path, facts: dict[str, Any], *used: str) -> None:
 
 @first_alone
 def compare_run(out: Path, facts: dict[str, Any]) -> None:
-    """Raise if a run is resumed with other settings or other data; names what differs.
+    """Raise ConfigError if a run is resumed with other settings or data, and name what differs.
 
-    Of the base's own settings a CheckpointError tells, as where run.json is damaged.
+    Raises CheckpointError if the base's own settings differ or run.json is damaged.
     """
     before = _read_run(out)
     now = json.loads(json.dumps(facts))
@@ -181,10 +181,10 @@ def _read_run(out: Path) -> dict[str, Any]:
 
 
 def what_a_stop_leaves(out: Path, resumed: bool) -> Callable[[], str]:
-    """Read the folder of a run before it begins; return a function for when it was stopped.
+    """Return a function that says what a stopped run has kept, and how to continue.
 
-    That says what is kept, and how to continue. Each process reads the folder itself: another one
-    may have ended.
+    The folder is read once before the run begins. Each process reads it itself: another one may
+    have ended.
     """
     before = _run_in(out)
 
@@ -205,7 +205,10 @@ def what_a_stop_leaves(out: Path, resumed: bool) -> Callable[[], str]:
 
 
 def after_room_is_made(states: Path) -> str:
-    """Explain which of a stage's states survives a full disk; each process by itself."""
+    """Explain which state of a stage survives a full disk, and how to continue.
+
+    Each process reads the folder itself.
+    """
     before = newest_state(states)
     kept = f"the state of step {step_of(before)} is kept" if before else "no state is kept"
     return f"{kept}; make room, and the same command with --resume goes on"
@@ -228,8 +231,11 @@ def step_of(state: Path) -> int:
     return int(json.loads((state / "trainer_state.json").read_text())["global_step"])
 
 
-latest_state, steps_done = first_alone(newest_state), first_alone(step_of)
-"""The same, read by the first process for all of them."""
+latest_state = first_alone(newest_state)
+"""`newest_state`, read by the first process for all; together."""
+
+steps_done = first_alone(step_of)
+"""`step_of`, read by the first process for all; together."""
 
 
 @first_alone

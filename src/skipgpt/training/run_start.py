@@ -117,7 +117,10 @@ def _check_held(base: str, found: str | None, wanted: str | None) -> None:
 
 
 def with_routers_of(model: Any, config: TrainConfig) -> TrainConfig:
-    """Return the config with the model's router settings; ConfigError if others were requested."""
+    """Return the config with the model's router settings.
+
+    Raises ConfigError if others were requested.
+    """
     has, asked = routing_state(model).config, config.router
     of_recipes = recipe("paper").router, recipe("default").router
     if asked not in of_recipes and asked.resolved(hidden_size(model)) != has:

@@ -96,8 +96,8 @@ class Cell:
     def ideal(self, dense: Cost, run: Cost, prefill_share: float) -> float:
         """Return the ideal speed-up of a run over dense, from the costs of both.
 
-        Prefill is bound by FLOPs, decoding by the bytes that are read; in `generate`, prefill takes
-        a share of the dense seconds.
+        Prefill is bound by FLOPs, decoding by the bytes that are read; `generate` by both, where
+        `prefill_share` is the share of its dense seconds that prefill takes.
         """
         shares = {"prefill": 1.0, "decode": 0.0, "generate": prefill_share}
         first = dense.prompt.flops / run.prompt.flops

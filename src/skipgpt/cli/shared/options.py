@@ -109,7 +109,8 @@ def refuse_given(
 ) -> None:
     """Refuse options that the user gave and that this use of a command would ignore.
 
-    `names` are parameters of its function; `todo` is what the user can do beside leaving one out.
+    `names` are parameters of its function, `doing` says as a participle what the command does, and
+    `todo` what the user can do beside leaving the option out.
 
     Raises:
         ConfigError: one of them was given.

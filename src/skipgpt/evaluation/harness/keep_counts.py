@@ -18,8 +18,8 @@ from skipgpt.routing.decision import MODULES, Site
 RequestCounts = tuple[int, ...]
 """Counts over the real tokens of one request, or of many.
 
-How many there are, the sum over them of the tokens that each attended to, itself included, and how
-many ran each module, by layer, attention before MLP.
+They stand in this order: the number of tokens; the sum over them of the tokens that each attended
+to, itself included; then per module, by layer and attention before MLP, the tokens that ran it.
 """
 
 
@@ -34,7 +34,8 @@ def ran_by_row(
     """Count what each row of one batch ran, without padding.
 
     The trace is of one forward, or of one `generate`: a prefill of the prompts and single steps
-    after it, which read the decoded tokens again, all but the last.
+    after it. `prompts` are tokens of each row without padding; `decoded` are those that were
+    decoded and read again, so without a row's last token and the padding of finished rows.
     """
     decoded = decoded or [0] * len(prompts)
     kept = sum(_kept(step, n, decoded) for n, step in enumerate(trace.steps))

@@ -60,7 +60,8 @@ def line_chart(
 ) -> str:
     """Draw a chart with title, axes, legend and a description for screen readers.
 
-    A horizontal reference line has a name and a y, `marks` are the names and x of vertical lines.
+    `level` is the name and the y of a horizontal reference line; `marks` are names and x of
+    vertical lines.
     """
     points = [p for line in lines for p in line.points if math.isfinite(p[1])]
     if not points:
@@ -165,9 +166,10 @@ def _path(line: Line, place: Callable[[Point], Point]) -> str:
             f'<circle class="dot {line.kind}" data-stop="{number}" '
             f'cx="{left:.1f}" cy="{height:.1f}" r="4"/>'
         )
-    dots.append('<circle class="now" r="8"/>')  # a script puts it around one of them
     path = f'<path class="line {line.kind}{" dashed" * line.dashed}" d="{"".join(drawn)}"/>'
-    return path + "".join(dots) * line.dots
+    if not line.dots:
+        return path
+    return path + "".join(dots) + '<circle class="now" r="8"/>'  # a script puts it around one
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

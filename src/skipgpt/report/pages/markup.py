@@ -38,13 +38,15 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def datum(numbers: Any, key: str, shown: Callable[[float], str], of: str = "") -> str:
+def datum(numbers: Any, key: str, shown: Callable[[float], str], prefix: str = "") -> str:
     """Mark up a number with its exact value and its key in the JSON, names joined by dots.
 
-    Where the JSON holds several reports, `of` stands before the key.
+    Where the JSON holds several reports, `prefix` stands before the key.
     """
     value = functools.reduce(operator.getitem, key.split("."), numbers)
-    return f'<data data-key="{escaped(of + key)}" value="{value!r}">{escaped(shown(value))}</data>'
+    return (
+        f'<data data-key="{escaped(prefix + key)}" value="{value!r}">{escaped(shown(value))}</data>'
+    )
 
 
 def percent(share: float) -> str:

@@ -56,7 +56,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def keep_events(callbacks: Sequence[Any], folder: Path) -> None:
-    """Let TensorBoard's callback, before a trainer begins, write to a folder that outlives the run.
+    """Point TensorBoard's callback to a folder that outlives the run; before the trainer begins.
 
     transformers puts events beside the resume states. `TENSORBOARD_LOGGING_DIR` takes precedence.
     """

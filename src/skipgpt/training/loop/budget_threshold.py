@@ -27,7 +27,7 @@ class BudgetThreshold(TrainerCallback):  # type: ignore[misc]
     """Moves a model's threshold after each step towards where that step would meet the target.
 
     A model that was never calibrated, as static removal gives, keeps its threshold, and so does one
-    under another rule. The target counts what the savings count.
+    under another rule. The target is in the unit of the savings.
 
     Attributes:
         used: the threshold that the newest forward decided at; None under another rule.

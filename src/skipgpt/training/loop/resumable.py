@@ -69,7 +69,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         save_file(state_dict, folder / WEIGHTS)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a resume state, whole or not at all; a TrainingError then says what is kept."""
+        """Save a resume state, whole or not at all.
+
+        Raises TrainingError if writing fails; it says what is kept.
+        """
         step, states = self.state.global_step, Path(self.args.output_dir)
         try:
             super()._save_checkpoint(model, trial)

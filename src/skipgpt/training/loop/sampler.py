@@ -65,7 +65,7 @@ def share_of_step(batch_size: int, accumulation: int, processes: int) -> StepPar
 
 
 class RunDataset(Dataset[dict[str, Any]]):
-    """The rows of a run by their places in it; it counts rows over all epochs."""
+    """The rows of a run by their places in it; `count` is their number over all epochs."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], count: int, seed: int) -> None:
         self._rows, self._count, self._seed = rows, count, seed
