@@ -29,11 +29,11 @@ LOCKED = "wait until it has ended or stop it, or name another --out"
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-def stopped_in(where: str, number: signal.Signals = signal.SIGTERM) -> Any:
+def stopped_in(where: str) -> Any:
     """Ask for a stop as soon as a function is called."""
 
     def asked(*_: Any, **__: Any) -> None:
-        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
 
     return mock.patch(where, asked)
 
@@ -122,7 +122,8 @@ def short_demo() -> Any:
 
 def interrupted() -> Any:
     """Interrupt a command before it has begun to work."""
-    return stopped_in("skipgpt.cli.shared.options.begin", signal.SIGINT)
+    # Not by a signal: a shell's background jobs ignore SIGINT.
+    return mock.patch("skipgpt.cli.shared.options.begin", side_effect=KeyboardInterrupt)
 
 
 def interrupted_at_once() -> Any:
