@@ -214,6 +214,34 @@ def test_quiet_leaves_standard_error_empty(base_folder: Path, tmp_path: Path) ->
     assert quiet.stdout.startswith(str(tmp_path / "quiet"))
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--data", "text.txt"), "--out: is needed"),
+        (("--out", "out"), "--data: is needed"),
+        (("--data", "text.txt", "--out", "out", "--processes", 4), "--processes: is for --dry-run"),
+        (("--dry-run", "--quantize", "8bit"), "--quantize: is not counted by --dry-run"),
+    ],
+)  # fmt: skip
+def test_quiet_commands_say_which_option_is_wrong(
+    given: tuple[Any, ...], told: str, base_folder: Path
+) -> None:
+    done = skipgpt("train", base_folder, *given, "--quiet")
+    assert (done.status, done.stdout) == (2, "")
+    assert told in done.stderr
+
+
+def test_quiet_commands_still_warn(checkpoint: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(json.loads((checkpoint / "skipgpt_config.json").read_text())["base"], base)
+    config = json.loads((base / "config.json").read_text())
+    longer = config | {"max_position_embeddings": 2 * config["max_position_embeddings"]}
+    (base / "config.json").write_text(json.dumps(longer))
+    done = skipgpt("generate", checkpoint, "a", "--base", base, "--max-new-tokens", 2, "--quiet")
+    assert done.status == 0
+    assert "the base model has changed since: max_position_embeddings" in done.stderr
+
+
 def test_a_checkpoint_is_found_from_wherever_the_command_runs(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -113,26 +113,19 @@ def run(
         if given.setdefault("budget", info.budget) == info.budget:
             given.setdefault("target_sparsity", info.target_sparsity)
     resolved = override(of, given)
+    if dry_run and quantize:
+        raise typer.BadParameter(
+            "is not counted by --dry-run, which takes weights as they are trained on",
+            param_hint="--quantize",
+        )
+    if not dry_run:
+        _refuse_wrong_options(layout, processes, data, out)
     options.begin(quiet=quiet, seed=resolved.seed)
     if dry_run:
-        if quantize:
-            raise typer.BadParameter(
-                "is not counted by --dry-run, which takes weights as they are trained on",
-                param_hint="--quantize",
-            )
         count = 1 if processes is None else processes
         found = _needs(base, resolved, layout, count, device, dtype)
         options.emit(found.to_dict(), as_json, str(found))
         return
-    if (layout, processes) != (None, None):
-        raise typer.BadParameter(
-            "is for --dry-run; `torchrun` and `accelerate launch` start several processes, see "
-            "docs/scaling.md",
-            param_hint="--processes" if layout is None else "--layout",
-        )
-    for name, value in (("--data", data), ("--out", out)):
-        if not value:
-            raise typer.BadParameter("is needed", param_hint=name)
 
     from skipgpt.training.run import train
 
@@ -153,6 +146,21 @@ def run(
         for name, each in result.held_out.items()
     )
     options.emit(result.to_dict(), as_json, f"{out}\non held-out text:\n{losses}")
+
+
+def _refuse_wrong_options(
+    layout: str | None, processes: int | None, data: list[str] | None, out: Path | None
+) -> None:
+    """Raise a BadParameter for options that training does not take, or lacks."""
+    if (layout, processes) != (None, None):
+        raise typer.BadParameter(
+            "is for --dry-run; `torchrun` and `accelerate launch` start several processes, see "
+            "docs/scaling.md",
+            param_hint="--processes" if layout is None else "--layout",
+        )
+    for name, value in (("--data", data), ("--out", out)):
+        if not value:
+            raise typer.BadParameter("is needed", param_hint=name)
 
 
 def _needs(

@@ -29,7 +29,9 @@ QuantizeLoaded = Annotated[
     str | None,
     typer.Option("--quantize", help="int8 runs linear layers in 8 bits, faster on a CPU."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Only warnings and errors on standard error.")
+]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
 _DATA = typer.Option(
     "--data", help="Text, JSONL or parquet files, a folder, a hub id, or stdlib. Repeat."
@@ -93,15 +95,15 @@ def begin(*, quiet: bool, seed: int | None = None) -> None:
         torch.manual_seed(seed)
     transformers_logging.set_verbosity_error()
     silence()  # PEFT imports bitsandbytes wherever it is installed
-    quiet = quiet or not is_first()
-    if quiet or not sys.stderr.isatty():
+    silent, errors = quiet or not is_first(), sys.stderr
+    if silent or not errors.isatty():
         transformers_logging.disable_progress_bar()
-    if quiet:
+    if silent:  # bars, also those of libraries
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process is
     warnings.simplefilter("ignore")
     logger = logging.getLogger("skipgpt")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.handlers = [logging.StreamHandler(errors if is_first() else sys.stderr)]
 
 
 def refuse_given(
