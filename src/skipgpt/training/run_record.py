@@ -28,6 +28,8 @@ from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.distributed import first_alone
 
 RUN, METRICS, RESUME, EVENTS = "run.json", "metrics.jsonl", "trainer", "tensorboard"
+STATE = "trainer_state.json"
+"""What transformers writes last into a state."""
 _LATER = ("base_weights", "base_settings")
 
 
@@ -194,11 +196,12 @@ def what_a_stop_leaves(out: Path, resumed: bool) -> Callable[[], str]:
             there = "" if before is None else "; what was there before is untouched"
             return f"nothing was written; the same command starts it again{there}"
         finished = ", ".join(json.loads(now).get("finished", []))
-        states = {each.name: newest_state(each) for each in (out / RESUME).glob("*")}
-        saved = [f"step {step_of(at)} of stage {stage}" for stage, at in states.items() if at]
+        states = [state for each in (out / RESUME).glob("*") if (state := newest_state(each))]
+        last = max(states, key=lambda state: (state / STATE).stat().st_mtime_ns, default=None)
         kept = f"what finished ({finished}) is kept" if finished else ""
-        kept += " and " if finished and saved else ""
-        kept += f"the state was saved at {saved[-1]}" if saved else ""
+        kept += " and " if finished and last else ""
+        if last is not None:
+            kept += f"the state was saved at step {step_of(last)} of stage {last.parent.name}"
         return f"{kept or 'no step is saved yet'}; the same command with --resume goes on from it"
 
     return told
@@ -218,8 +221,8 @@ def newest_state(folder: Path) -> Path | None:
     """Return the newest complete resume state of a stage, ignoring half-written ones."""
     states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for state in reversed(states):
-        try:  # transformers writes trainer_state.json last
-            json.loads((state / "trainer_state.json").read_text())
+        try:
+            json.loads((state / STATE).read_text())
         except (OSError, ValueError):
             continue
         return state
@@ -228,7 +231,7 @@ def newest_state(folder: Path) -> Path | None:
 
 def step_of(state: Path) -> int:
     """Return how many steps were done when a resume state was saved."""
-    return int(json.loads((state / "trainer_state.json").read_text())["global_step"])
+    return int(json.loads((state / STATE).read_text())["global_step"])
 
 
 latest_state = first_alone(newest_state)
