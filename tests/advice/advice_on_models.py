@@ -62,6 +62,7 @@ def vllm_is_here() -> Any:
 
 
 FOLDER = "model/loading/folder.py"
+CHECK_ID = "check the path; a hub id needs the network, or its files in the cache"
 WRITE = (
     'write where it lies now as "base" into …, or name it with --base (base=) where there is '
     "such an option"
@@ -113,6 +114,8 @@ ON_MODELS = [
         commands=[BASES["convert"]],
     ),
     *loading(FOLDER, "check the path", "./basse", "./base", commands=BASES),
+    *loading("model/base.py", CHECK_ID, "in/basse", "./base", commands=BASES),
+    *loading("checkpoint/folder.py", CHECK_ID, "in/checkpint", "checkpoint"),
     *loading("benchmark/shapes.py", "check the path", "./basse", "./base", commands=[DRY]),
     *loading(
         FOLDER,

@@ -15,10 +15,12 @@ from skipgpt.config.settings import from_dict
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.loading.bitsandbytes import check_quantization
 from skipgpt.model.loading.folder import (
+    CHECK_ID,
     CONFIG,
     json_of,
     kind_of_model,
     not_a_checkpoint,
+    not_on_the_hub,
     refuse_if_moved,
 )
 
@@ -145,8 +147,9 @@ def local_folder(folder: str | Path) -> Path:
     except Exception as error:  # the hub client raises many kinds
         raise CheckpointError(
             f"loading the checkpoint {folder}",
-            got=f"no such folder, and from the hub {type(error).__name__}",
+            got=not_on_the_hub(error),
             expected="a folder made by `skipgpt train`, or a hub id of one",
+            todo=CHECK_ID,
         ) from error
 
 

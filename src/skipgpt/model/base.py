@@ -12,7 +12,13 @@ import torch
 
 from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
 from skipgpt.model.loading.bitsandbytes import check_quantization, loading_options, make_safe
-from skipgpt.model.loading.folder import EMBEDDED, refuse_unless_base
+from skipgpt.model.loading.folder import (
+    CHECK_ID,
+    EMBEDDED,
+    kind_of_model,
+    not_on_the_hub,
+    refuse_unless_base,
+)
 from skipgpt.model.loading.gguf import gguf_config, is_gguf, load_gguf, refuse_quantizing
 from skipgpt.model.loading.weights import load_strictly
 from skipgpt.system.progress import advancing
@@ -85,7 +91,7 @@ def load_base(
 def load_tokenizer(name: str) -> Any:
     """Load the tokenizer of a hub id or folder; raise an UnsupportedModelError without one."""
     doing = f"loading the tokenizer of {name!r}"
-    with _reading(doing, "a hub id or folder with a tokenizer"):
+    with _reading(name, doing, "a hub id or folder with a tokenizer"):
         return _read_tokenizer(base_location(name), doing, **_NO_CODE)
 
 
@@ -128,7 +134,7 @@ def _load(
     where: dict[str, Any] = {"revision": revision, **_NO_CODE}
     quantized: dict[str, Any] = {}
     expected = "a hub id, a folder with config.json, weights and tokenizer, a GGUF file, or "
-    with _reading(doing, f"{expected}{EMBEDDED!r}"):
+    with _reading(name, doing, f"{expected}{EMBEDDED!r}"):
         if is_gguf(location):
             refuse_quantizing(name, kind)
             model, tokenizer = load_gguf(Path(location), chosen, doing)
@@ -154,14 +160,14 @@ def base_config(name: str) -> Any:
     location, doing = base_location(name), f"reading the config of {name!r}"
     refuse_unless_base(name, doing)
     expected = "a hub id, a folder with config.json, a GGUF file, a named shape, or "
-    with _reading(doing, f"{expected}{EMBEDDED!r}"):
+    with _reading(name, doing, f"{expected}{EMBEDDED!r}"):
         if is_gguf(location):
             return gguf_config(Path(location), doing)
         return AutoConfig.from_pretrained(location, **_NO_CODE)
 
 
 @contextmanager
-def _reading(doing: str, expected: str) -> Iterator[None]:
+def _reading(name: str, doing: str, expected: str) -> Iterator[None]:
     """Raise an UnsupportedModelError where transformers cannot read a model.
 
     It holds the first line of transformers' message.
@@ -177,6 +183,10 @@ def _reading(doing: str, expected: str) -> Iterator[None]:
                 got="a model whose code lies beside its weights",
                 expected="one whose code is part of transformers; that of others is never run",
                 todo="see `skipgpt families` for the models that can be routed",
+            ) from error
+        if isinstance(error, OSError) and kind_of_model(name) == "remote":
+            raise UnsupportedModelError(
+                doing, got=not_on_the_hub(error), expected=expected, todo=CHECK_ID
             ) from error
         first = (str(error).strip().splitlines() or [""])[0]
         raise UnsupportedModelError(

@@ -76,6 +76,15 @@ def kind_of_model(name: str | Path) -> Kind:
     return "run" if (path / "run.json").is_file() else "other"
 
 
+CHECK_ID = "check the path; a hub id needs the network, or its files in the cache"
+
+
+def not_on_the_hub(error: Exception) -> str:
+    """What to say of a `remote` name whose files the hub's client did not give."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"no such folder, and from the hub {type(error).__name__}: {first}"
+
+
 def describe_kind(name: str | Path) -> str:
     """The kind of model that a name refers to, in words."""
     return _SAID[kind_of_model(name)]
