@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skipgpt.analysis.text import Pieces, token_texts
+from skipgpt.data.detokenize import Pieces, token_texts
 from skipgpt.errors import ConfigError
 from skipgpt.generation import generate
 from skipgpt.generation.live import TokenRun

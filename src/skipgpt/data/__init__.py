@@ -1,8 +1,9 @@
 """Text, JSONL, parquet, folders, hub datasets and `stdlib`, as packed token blocks.
 
 Read in this order: `documents` (what a document is), `sources` (where documents come from),
-`encoding` and `stream` (how they become tokens), `split` (which of them are held out, and how far a
-data set that may not end is read), `blocks` (how they become rows of tokens).
+`encoding` and `stream` (how they become tokens, and `detokenize` how tokens become text), `split`
+(which of them are held out, and how far a data set that may not end is read), `blocks` (how they
+become rows of tokens).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from skipgpt.analysis.text import Pieces
+from skipgpt.data.detokenize import Pieces
 from skipgpt.data.encoding import have_control_tokens
 from skipgpt.model.loading.generation_settings import Ends
 

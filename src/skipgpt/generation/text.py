@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from skipgpt.analysis.text import token_texts
+from skipgpt.data.detokenize import token_texts
 from skipgpt.data.chat import chat_ids
 from skipgpt.data.encoding import HALF_A_PAIR, encode_prompt, has_surrogates
 from skipgpt.errors import ConfigError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipgpt.analysis.text import bytes_of
+from skipgpt.data.detokenize import bytes_of
 from skipgpt.model.loading.generation_settings import Ends
 
 
