@@ -79,6 +79,23 @@ def test_a_stop_string_of_the_base_ends_the_text_before_it() -> None:
     assert (done.reason, done.new_tokens) == ("stop", found.new_tokens)
 
 
+@pytest.mark.parametrize("more", ["", "later"])
+def test_what_the_prompt_begins_is_no_stop_string_of_the_new_text(more: str) -> None:
+    model, tokenizer = routed(), byte_tokenizer()
+    whole, _ = argmaxes(model, tokenizer)
+    shared = PROMPT[-1] + whole[0]
+    stops = [shared, whole[1:3]] if more else [shared]
+    right = whole[: min((whole.index(stop) for stop in stops if stop in whole), default=NEW)]
+    model.generation_config = GenerationConfig(stop_strings=stops)
+    told: list[Any] = []
+    found = generate(model, tokenizer, PROMPT, max_new_tokens=NEW, on_token=told.append)
+    assert found == generate(model, tokenizer, PROMPT, max_new_tokens=NEW)
+    text, done, _ = served(model, tokenizer)
+    assert found.text == text == benchmarked(model, tokenizer) == right
+    assert "".join(token.text for token in told) == PROMPT + right
+    assert done.new_tokens == found.new_tokens == (3 if more else NEW)
+
+
 def test_a_default_of_the_configs_class_ends_nothing() -> None:
     model = routed()
     del model.config.eos_token_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -98,6 +99,36 @@ def test_a_row_that_ends_early_is_not_counted_while_the_others_go_on() -> None:
         counted.append({key: note["ran"] for key, note in lm.notes.items()})
     assert counted[0] == counted[1]
     assert sorted(ran[0] for ran in counted[0].values()) == [len("One cat") + 2, 21]
+
+
+def greedy_text(model: Any, prompt: str, steps: int) -> str:
+    """Text of a loop of argmax over plain forwards."""
+    ids = TOKENIZER(prompt, return_tensors="pt").input_ids
+    with torch.no_grad():
+        for _ in range(steps):
+            best = model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
+            ids = torch.cat([ids, best[None, None]], 1)
+    return str(TOKENIZER.decode(ids[0, -steps:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("eos", [0, None], ids=["with EOS", "without"])
+def test_each_row_ends_at_its_own_stop_string_and_counts_no_token_after_it(eos: Any) -> None:
+    model, prompts = tiny_routed(initializer_range=0.2), ["The cat sat on", "One cat", "Two words"]
+    model.generation_config.eos_token_id = eos
+    wholes = [greedy_text(model, prompt, 8) for prompt in prompts]
+    until = [wholes[0][3], wholes[1][5]]
+    options = {"until": until, "max_gen_toks": 8, "do_sample": False}
+    asked = requests("generate_until", *((prompt, options) for prompt in prompts))
+    right = [re.split("|".join(map(re.escape, until)), whole)[0] for whole in wholes]
+    counted = []
+    for rows in (1, 3):
+        lm = RoutedLM(model, byte_tokenizer(), batch_size=rows)
+        assert lm.generate_until(asked) == right
+        counted.append({key: note["ran"] for key, note in lm.notes.items()})
+    assert counted[0] == counted[1]
+    read = [len(p) + min(len(text), 7) for p, text in zip(prompts, right, strict=True)]
+    assert sorted(ran[0] for ran in counted[0].values()) == sorted(read)
+    assert len({*map(len, right)}) > 1
 
 
 def test_results_of_the_harness_carry_the_measured_sparsity(lm: RoutedLM) -> None:

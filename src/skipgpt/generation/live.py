@@ -1,4 +1,4 @@
-"""Streams what ran for each token while a text is generated."""
+"""Tells what ran for each token while a text is generated."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.trace import Trace
 from skipgpt.routing.decision import MODULES
 
@@ -47,35 +45,29 @@ OnToken = Callable[[TokenRun], None]
 
 
 class LiveRouting:
-    """Streamer for `model.generate` with batch size 1.
+    """Tells the tokens of one text, the prompt's first.
 
     A token is reported one step late: what runs for it is decided when the model reads it.
 
     Args:
         trace: the trace that records the forwards.
         prompt: the text of each prompt token.
-        new: turns generated tokens into text.
         tell: called with every token, in order.
     """
 
-    def __init__(self, trace: Trace, prompt: Sequence[str], new: NewText, tell: OnToken) -> None:
-        self._trace, self._new, self._tell = trace, new, tell
+    def __init__(self, trace: Trace, prompt: Sequence[str], tell: OnToken) -> None:
+        self._trace, self._tell, self._steps = trace, tell, 0
         self._waiting = [TokenRun(text, prompt=True) for text in prompt]
-        self._begun, self._steps = False, 0
 
-    def put(self, ids: Tensor) -> None:
-        """Take the prompt first, then each generated token."""
+    def add(self, text: str) -> None:
+        """Take the text of the next generated token."""
         self._tell_read()
-        if self._begun:
-            self._waiting += [
-                TokenRun(self._new.add(token), prompt=False) for token in ids.tolist()
-            ]
-        self._begun = True
+        self._waiting.append(TokenRun(text, prompt=False))
 
-    def end(self) -> None:
-        """Report the remaining tokens: generation is over."""
+    def end(self, rest: str) -> None:
+        """Report the remaining tokens, the last with the rest of the text: generation is over."""
         self._tell_read()
-        if rest := self._new.rest():
+        if rest:
             last = self._waiting.pop()
             self._waiting.append(dataclasses.replace(last, text=last.text + rest))
         for token in self._waiting:

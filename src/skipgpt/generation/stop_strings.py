@@ -34,6 +34,7 @@ class NewText:
         self._hidden = dict.fromkeys([*tokenizer.all_special_ids, *ends.ids], "")
         if ends.strings and have_control_tokens(tokenizer, ends.strings):
             self._hidden = {token: tokenizer.decode([token]) for token in self._hidden}
+        self._ends, self._is_last = ends.ids, False
         self.length, self.piece = 0, ""
 
     @property
@@ -41,8 +42,14 @@ class NewText:
         """Whether a stop sequence ended the text."""
         return self._stop.found
 
+    @property
+    def ended(self) -> bool:
+        """Whether a stop sequence or the newest token ended the text."""
+        return self.found or self._is_last
+
     def add(self, token: int) -> str:
         """Add a token and return the text that can be shown now."""
+        self._is_last = token in self._ends
         if token in self._hidden:
             self._came("")
             return self._stop.add(self._hidden[token], shown=False)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from skipgpt.data.detokenize import token_texts
 from skipgpt.data.chat import chat_ids
+from skipgpt.data.detokenize import token_texts
 from skipgpt.data.encoding import HALF_A_PAIR, encode_prompt, has_surrogates
 from skipgpt.errors import ConfigError
+from skipgpt.generation.end_of_text import EndOfText
 from skipgpt.generation.live import LiveRouting, OnToken
 from skipgpt.generation.run import continue_ids
 from skipgpt.generation.stop_strings import NewText
@@ -108,11 +109,10 @@ def generate(
     check_ids("generating", model, tokenizer, ids)
     check_length("generating", context_of(model), length, max_new_tokens)
     ends = ends_of(model, tokenizer)
-    how = sampling_arguments(temperature)
-    if ends.strings:
-        how |= {"stop_strings": list(ends.strings), "tokenizer": tokenizer}
+    new, shown = NewText(tokenizer, given, ends), []
     with ExitStack() as stack:
         routed: Trace | KeepCounts
+        live = None
         if on_token is None:
             routed = stack.enter_context(count_routing(model))
         else:
@@ -122,14 +122,28 @@ def generate(
                 if chat
                 else _texts_of(tokenizer, prompt, given, control_tokens)
             )
-            live = NewText(tokenizer, given, ends)
-            how["streamer"] = LiveRouting(routed, texts, live, on_token)
-        output = continue_ids(model, ids, ends, max_new_tokens=max_new_tokens, **how)
-    added, text = output["sequences"][0, length:].tolist(), NewText(tokenizer, given, ends)
+            live = LiveRouting(routed, texts, on_token)
+
+        def tell(_: int, text: str) -> None:
+            shown.append(text)
+            if live:
+                live.add(text)
+
+        output = continue_ids(
+            model,
+            ids,
+            ends,
+            max_new_tokens=max_new_tokens,
+            stopping_criteria=[EndOfText([new], tell)],
+            **sampling_arguments(temperature),
+        )
+        rest = new.rest()
+        if live:
+            live.end(rest)
     return Generation(
-        text="".join(map(text.add, added)) + text.rest(),
+        text="".join(shown) + rest,
         prompt_tokens=length,
-        new_tokens=len(added),
+        new_tokens=len(shown),
         sparsity=routed.sparsity(),
         cache_bytes=cache_bytes(output["past_key_values"]),
         dense_cache_bytes=dense_cache_bytes(output["past_key_values"]),

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor
 
 from skipgpt.config import Budget
+from skipgpt.generation.end_of_text import EndOfText
 from skipgpt.generation.run import continue_ids
 from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.loading.generation_settings import Ends, ends_of, sampling_arguments
@@ -115,16 +116,14 @@ def run_request(
     watch.end()
     kept = counts.kept()
     decisions = counts.tokens * len(kept)
-    reason: Reason = "stop" if watch.ended else "length"
-    return Completion(reason, watch.count, decisions, decisions - sum(kept.values()))
+    reason: Reason = "stop" if watch.text.ended else "length"
+    return Completion(reason, watch.counts[0], decisions, decisions - sum(kept.values()))
 
 
-class _Watch(StoppingCriteria):  # type: ignore[misc]
-    """A stopping criterion that takes each new token as soon as it is chosen.
+class _Watch(EndOfText):
+    """Tells each new token as soon as it is chosen, and ends the text also where it is cancelled.
 
     Attributes:
-        ended: whether the text ended by itself.
-        count: tokens taken.
         probabilities: the logits processor that log-probabilities are taken from.
     """
 
@@ -136,43 +135,38 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         tell: Callable[[TextChunk], None],
         cancelled: threading.Event,
     ) -> None:
-        self.ended, self.count, self.probabilities = False, 0, _Probabilities()
-        self._text, self._tokens = NewText(tokenizer, request.ids, ends), Tokens(tokenizer, ends)
-        self._request, self._ends, self._tell, self._cancelled = request, ends, tell, cancelled
+        self.text, self.probabilities = NewText(tokenizer, request.ids, ends), _Probabilities()
+        super().__init__([self.text], self._take)
+        self._tokens, self._places = Tokens(tokenizer, ends), request.logprobs
+        self._send, self._cancelled = tell, cancelled
         self._shown = 0  # characters
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if not self._is_over():
-            self._take(int(input_ids[0, -1]))
-        return torch.full((len(input_ids),), self._is_over(), device=input_ids.device)
+        if self._cancelled.is_set():
+            return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return super().__call__(input_ids, scores) | self._cancelled.is_set()
 
-    def _is_over(self) -> bool:
-        return self.ended or self._cancelled.is_set()
-
-    def _take(self, token: int) -> None:
-        self.count += 1
-        start, places = self._text.length, self._request.logprobs
-        shown = self._text.add(token)
-        if places is not None:
+    def _take(self, token: int, shown: str) -> None:
+        if self._places is not None:
             logs, likely = self.probabilities.newest, []
-            if places:
-                top = logs.topk(min(places, len(logs)))
+            if self._places:
+                top = logs.topk(min(self._places, len(logs)))
                 likely = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-            self._tokens.add(token, self._text.piece, start, logs[token].item(), likely)
-        self.ended = self._text.found or token in self._ends.ids
+            start = self.text.length - len(self.text.piece)
+            self._tokens.add(token, self.text.piece, start, logs[token].item(), likely)
         self._show(shown)
 
     def end(self) -> None:
         """Send the text that was held back."""
-        rest = self._text.rest()
-        self._tokens.complete(self._text.piece)
-        self._show(rest, last=not self._text.found)
+        rest = self.text.rest()
+        self._tokens.complete(self.text.piece)
+        self._show(rest, last=not self.text.found)
 
     def _show(self, text: str, last: bool = False) -> None:
         self._shown += len(text)
         ready = self._tokens.up_to(math.inf if last else self._shown)
         if text or ready:
-            self._tell(TextChunk(text, ready))
+            self._send(TextChunk(text, ready))
 
 
 class _Probabilities(LogitsProcessor):  # type: ignore[misc]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skipgpt.data.encoding import boundaries, control_tokens_of, have_control_tokens
 from skipgpt.errors import ConfigError
+from skipgpt.generation.stop_strings import StopText
 from skipgpt.model.loading.generation_settings import Ends
 
 
@@ -82,8 +83,8 @@ class EncodingLM(HFLM):  # type: ignore[misc]
             return text
         stops = self.ends.strings
         if not have_control_tokens(self.tokenizer, stops):
-            return _before_first(text, stops)
-        text = _before_first(str(super().tok_decode(tokens, False)), stops)
+            return _before_stop(text, stops)
+        text = _before_stop(str(super().tok_decode(tokens, False)), stops)
         for token in control_tokens_of(self.tokenizer):
             text = text.replace(token, "")
         return text
@@ -94,5 +95,6 @@ class EncodingLM(HFLM):  # type: ignore[misc]
         return bool(own) and text.startswith(own)
 
 
-def _before_first(text: str, stops: Sequence[str]) -> str:
-    return min((text.split(stop)[0] for stop in stops), key=len, default=text)
+def _before_stop(text: str, stops: Sequence[str]) -> str:
+    reading = StopText(stops)
+    return reading.add(text) + reading.rest()

@@ -16,6 +16,8 @@ from skipgpt.evaluation.harness.keep_counts import RequestCounts, add_up, ran_by
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.response_cache import answers_key, use_own_table
 from skipgpt.evaluation.harness.scoring import BatchSize, Scorer
+from skipgpt.generation.end_of_text import EndOfText
+from skipgpt.generation.stop_strings import NewText
 from skipgpt.model.loading.generation_settings import ends_of, plain_generation
 from skipgpt.model.loading.limits import check_ids, check_length
 from skipgpt.model.state import routing_state
@@ -238,18 +240,27 @@ class RoutedLM(EncodingLM):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **options: Any
     ) -> Tensor:
-        stops = [*stop, *self.ends.strings]
         check_ids("decoding a prompt", self.model, self.tokenizer, context)
-        with self.scorer.recording() as trace, plain_generation(self.model, self.ends):
-            out: Tensor = super()._model_generate(context, max_length, stops, **options)
-        new = out[:, context.shape[1] :].cpu()
-        pad = self.tokenizer.pad_token_id
-        # A token that ends a turn is not part of the text, even if it is no special token.
-        out[:, context.shape[1] :][_from_the_first(new, self.ends.ids).to(out.device)] = pad
+        ends, pad = ends_of(self.model, self.tokenizer, stop), self.tokenizer.pad_token_id
+        texts = [NewText(self.tokenizer, ids, ends) for ids in context.tolist()]
+        until = EndOfText(texts)
+        if not options["do_sample"]:
+            options.pop("temperature", None)  # the harness says 0, of which transformers warns
+        with self.scorer.recording() as trace, plain_generation(self.model, ends):
+            out: Tensor = self.model.generate(
+                input_ids=context,
+                max_length=max_length,
+                pad_token_id=pad,
+                stopping_criteria=[until],
+                **options,
+            )
+        for row, text, count in zip(out[:, context.shape[1] :], texts, until.counts, strict=True):
+            # A token that ends a turn is not part of the text, even if it is no special token.
+            row[count - (text.ended and not text.found) :] = pad
         # The last token of a row is decoded, but not read again.
-        read = (~_from_the_first(new, (*self.ends.ids, pad))).sum(-1).clamp(max=new.shape[1] - 1)
         prompts: list[int] = options["attention_mask"].sum(-1).tolist()
-        self._decoded = ran_by_row(trace, prompts, read.tolist()) if trace else []
+        read = [count - 1 for count in until.counts]
+        self._decoded = ran_by_row(trace, prompts, read) if trace else []
         return out
 
     def _note(self, kind: str, request: Any, ran: RequestCounts | None, cut: bool) -> None:
@@ -260,8 +271,3 @@ class RoutedLM(EncodingLM):
             return list(self.notes.values())
         keys: Sequence[str] = [hash_args(each.request_type, each.args) for each in requests]
         return [self.notes[key] for key in keys if key in self.notes]
-
-
-def _from_the_first(rows: Tensor, ids: Sequence[int]) -> Tensor:
-    """Return [B, T] bool, True from the first of these ids on."""
-    return torch.isin(rows, torch.tensor(ids)).int().cummax(-1).values.bool()
