@@ -63,7 +63,7 @@ def test_a_name_is_given_to_the_template() -> None:
     [
         (PLAIN, [{"role": "user", "name": "Ann", "content": "Hi"}], r"messages\.0\.name"),
         (PLAIN, CALLED, r"messages\.1\.tool_calls"),
-        (USERS, CALLED[:1] + CALLED[2:], r"role 'tool' \(messages\.1\.role\)"),
+        (USERS, CALLED[:1] + CALLED[2:], r"messages\.1 \(role 'tool'\)"),
         (USERS, [{"role": "system", "content": "Purr"}, *CALLED[:1]], "role 'system'"),
         (None, CALLED[:1], "a tokenizer without one"),
         ("{{ raise_exception('roles alternate') }}", CALLED[:1], "roles alternate"),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from skipgpt.data.encoding import encode_chat
+from skipgpt.data.left_out import left_out
 from skipgpt.errors import ConfigError
 from skipgpt.model.loading.generation_settings import in_parts, wants_parts
 
 Turn = dict[str, Any]
-
-_SILENT = frozenset({"role", "content", "tool_call_id"})
-"""Fields that every template reads, or that only tell calls apart."""
 
 
 def chat_ids(
@@ -67,36 +66,15 @@ def chat_ids(
         raise ConfigError(
             doing, got=f"its refusal of these messages: {error}", expected="messages that it takes"
         ) from error
-    if left_out := _left_out(tokenizer, turns, options):
+    if lost := left_out(turns, partial(_rendered, tokenizer, options)):
         raise ConfigError(
             doing,
-            got=left_out,
-            expected="fields and roles that the template of this model reads",
+            got=lost,
+            expected="turns and fields that the template of this model reads",
             todo="leave it out",
         )
     return ids
 
 
-def _left_out(tokenizer: Any, turns: Sequence[Turn], options: dict[str, Any]) -> str | None:
-    """A field or a role that the template does not read, so that it would be lost silently."""
-
-    def rendered(some: Sequence[Turn]) -> str | None:
-        try:
-            return str(tokenizer.apply_chat_template(list(some), tokenize=False, **options))
-        except Exception:  # the template fails without the part, so it reads it
-            return None
-
-    known = {"user", "assistant"}
-    roles = [turn["role"] for turn in turns if turn["role"] not in known]
-    fields = [(n, name) for n, turn in enumerate(turns) for name in turn if name not in _SILENT]
-    if not roles and not fields:
-        return None
-    whole = rendered(turns)
-    for role in dict.fromkeys(roles):
-        if rendered([turn for turn in turns if turn["role"] != role]) == whole:
-            return f"role {role!r} (messages.{[turn['role'] for turn in turns].index(role)}.role)"
-    for n, name in fields:
-        without = {key: value for key, value in turns[n].items() if key != name}
-        if rendered([*turns[:n], without, *turns[n + 1 :]]) == whole:
-            return f"messages.{n}.{name}"
-    return None
+def _rendered(tokenizer: Any, options: dict[str, Any], turns: Sequence[Turn]) -> str:
+    return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **options))

@@ -124,6 +124,7 @@ class _Watch(EndOfText):
     """Tells each new token as soon as it is chosen, and ends the text also where it is cancelled.
 
     Attributes:
+        text: the new text.
         probabilities: the logits processor that log-probabilities are taken from.
     """
 

@@ -70,10 +70,12 @@ def _content(value: Any) -> str:
     """Accept text, or the texts of parts, one on each line, as vLLM reads them."""
     if not isinstance(value, list):
         return _text(value)
-    parts = [p for p in value if isinstance(p, dict) and p.get("type") == "text"]
-    if len(parts) < len(value):
-        raise ValueError("expected text, or parts of type text")
-    return "\n".join(_text(part.get("text")) for part in parts)
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise ValueError("expected text, or parts of type text")
+        if more := [key for key in part if key not in ("type", "text") and part[key] is not None]:
+            raise ValueError(f"expected nothing but text in a part of type text, not {more[0]}")
+    return "\n".join(_text(part.get("text")) for part in value)
 
 
 class SamplingFields(BaseModel):
