@@ -51,7 +51,7 @@ def agrees(answered: dict[str, Any], plain: Plain) -> bool:
 
 def test_published_items_score_as_they_do_item_by_item(data_folder: Path, tmp_path: Path) -> None:
     make_checkpoint(data_folder / "stories260K", tmp_path / "checkpoint", lora=True)
-    count = 24
+    count = 8
     setting = Setting(task_dir=data_folder / "eval", limit=count, cache=tmp_path / "cache")
     found = benchmark(tmp_path / "checkpoint", PUBLISHED, sparsity=0.2, setting=setting)
 

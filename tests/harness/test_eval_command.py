@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from command import Finished, skipgpt
+from harness_index import index_file, know_the_index
 from local_data import write_items
 from runs import make_checkpoint, shared_checkpoint, write_documents
 
@@ -156,6 +157,7 @@ WRONG = {
     "an unknown form": (("--text", "TEXT", "--form", "rolling"), 2, "blocks, fixed, sliding"),
     "an empty text": (("--text", "EMPTY", "--form", "bits"), 1, "empty.txt"),
 }
+OF_THE_INDEX = {"an unknown task", "a task of the hub, offline"}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -170,7 +172,9 @@ def test_what_is_wrong_is_one_line_and_a_status(name: str, tasks: Path, tmp_path
         "EMPTY": tmp_path / "empty.txt",
         "EMPTY/c": tmp_path / "empty.txt" / "c",
     }
-    finished = evaluated(*(places.get(a, a) for a in arguments), folder=tmp_path)
+    known = functools.partial(know_the_index, index_file()) if name in OF_THE_INDEX else None
+    given = (places.get(a, a) for a in arguments)
+    finished = evaluated(*given, folder=tmp_path, before=known)
     assert (finished.status, finished.stdout) == (status, ""), finished.stderr
     assert words in finished.stderr.splitlines()[-1]
     assert "Traceback" not in finished.stderr
@@ -199,6 +203,14 @@ def test_an_item_that_does_not_fit_the_model_is_said(tasks: Path) -> None:
     assert finished.stdout.splitlines()[-1] == "2 requests were longer than the model's context"
 
 
+def _of_the_harness(arguments: list[str], index: Path) -> None:
+    """Run `python -m skipgpt.evaluation.harness`, and not our command."""
+    know_the_index(index)
+    sys.argv = ["harness", *arguments]
+    runpy.run_module("skipgpt.evaluation.harness", run_name="__main__")
+    sys.exit()
+
+
 def test_the_command_of_the_harness_knows_the_model(tasks: Path, tmp_path: Path) -> None:
     (tasks / "numbers.yaml").write_text(
         "task: spelled\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
@@ -206,17 +218,12 @@ def test_the_command_of_the_harness_knows_the_model(tasks: Path, tmp_path: Path)
         'doc_to_text: "{{query}}"\ndoc_to_choice: choices\ndoc_to_target: gold\n'
     )
     line = (
-        f"-m skipgpt.evaluation.harness --model skipgpt --tasks spelled --include_path {tasks} "
+        f"--model skipgpt --tasks spelled --include_path {tasks} "
         f"--model_args pretrained={shared_checkpoint()},sparsity=0.5 --output_path {tmp_path}/out "
         f"--use_cache {tmp_path}/answers"
     )
-    done = subprocess.run(
-        [sys.executable, *line.split()],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = skipgpt(before=functools.partial(_of_the_harness, line.split(), index_file()))
+    assert done.status == 0, done.stderr
     assert "|spelled|" in done.stdout
     (path,) = (tmp_path / "out").rglob("results*.json")
     found = json.loads(path.read_text())

@@ -170,6 +170,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "nowhere", "numbers")
 
 
+@pytest.mark.usefixtures("known_index")
 def test_an_unknown_task_is_answered_with_the_nearest_names(folder: Path) -> None:
     write_items(folder, "my_numbers")
     with pytest.raises(ConfigError, match=r"nearest are .*arc_easy"):
@@ -178,6 +179,7 @@ def test_an_unknown_task_is_answered_with_the_nearest_names(folder: Path) -> Non
         load(folder, "my_nmbers")
 
 
+@pytest.mark.usefixtures("known_index")
 def test_a_broken_file_is_named_beside_an_unknown_task_but_not_blamed(folder: Path) -> None:
     write_items(folder)
     (folder / "odd.yaml").write_text("task: [unclosed")
@@ -186,6 +188,7 @@ def test_a_broken_file_is_named_beside_an_unknown_task_but_not_blamed(folder: Pa
     assert load(folder, "numbers")
 
 
+@pytest.mark.usefixtures("known_index")
 def test_the_nearest_names_are_given_once(folder: Path) -> None:
     (folder / "spelled.yaml").write_text(YAML)
     with pytest.raises(ConfigError) as raised:
@@ -232,6 +235,7 @@ def test_names_carry_shots() -> None:
         named([])
 
 
+@pytest.mark.usefixtures("known_index")
 def test_suites_are_seven_tasks_that_the_harness_has() -> None:
     shots = {task.name: task.shots for task in named([], "paper")}
     assert shots == {
