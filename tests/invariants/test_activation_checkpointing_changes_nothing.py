@@ -2,26 +2,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import LAYOUTS, LEFT_PADDED, checkpoint_activations, families, routed
+from cases import LEFT_PADDED, checkpoint_activations, every_layout, layouts, routed
 from skipgpt.errors import ConfigError
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import train_only
 from skipgpt.routing.budget import budget_loss
 from skipgpt.routing.decision import DecisionRule, GumbelSample, StraightThrough
-from zoo import ZOO
-
-# PhiMoE's choice of experts is random in training mode.
-SAME_TWICE = [name for name in ZOO if name != "phimoe"]
 
 
-@families(SAME_TWICE)
+@layouts(but={"phimoe"})  # whose choice of experts is random in training mode
 def test_non_reentrant_checkpointing_equals_none_for_model_and_budget_gradients(
     family: str,
 ) -> None:
     _compare(family, StraightThrough())
 
 
-@families(LAYOUTS)
+@every_layout
 def test_so_it_does_with_gates_that_are_drawn(family: str) -> None:
     _compare(family, GumbelSample(2.0))
 

@@ -53,7 +53,7 @@ def trials(draw: st.DrawFn) -> Trial:
 
 @pytest.mark.parametrize("kv", ["dense", "skip"])
 @every_layout
-@examples(short=20, long=300)
+@examples(short=10, long=300)
 @given(trial=trials())
 @torch.no_grad()
 def test_sparse_in_any_chunks_equals_gated_at_once(family: str, kv: str, trial: Trial) -> None:

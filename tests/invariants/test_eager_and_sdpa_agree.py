@@ -1,14 +1,14 @@
 import torch
 
-from cases import CLOSE, LEFT_PADDED, ONE_ROW, families, routed
+from cases import CLOSE, LEFT_PADDED, ONE_ROW, layouts, routed
 from skipgpt.model.state import execution
-from zoo import EAGER_ONLY, ZOO, family_name
+from zoo import EAGER_ONLY
 
 # Falcon's alibi differs between the two in transformers itself.
-WITH_BOTH = [n for n in ZOO if family_name(n) not in EAGER_ONLY and "alibi" not in n]
+WITHOUT_BOTH = EAGER_ONLY | {"falcon/alibi", "falcon/alibi-parallel"}
 
 
-@families(WITH_BOTH)
+@layouts(but=WITHOUT_BOTH)
 @torch.no_grad()
 def test_eager_and_sdpa_agree(family: str) -> None:
     eager, sdpa = routed(family, "eager"), routed(family, "sdpa")

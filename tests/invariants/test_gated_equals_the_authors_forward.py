@@ -1,4 +1,3 @@
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -48,12 +47,18 @@ def _authors_logits(model: nn.Module, plain: nn.Module, nudges: Nudges) -> Tenso
     return hooked_logits(plain, LEFT_PADDED.given, gate)[LEFT_PADDED.real]
 
 
-# Gates of 0 and 1 as routers decide, and gates anywhere, at which every output's size matters.
-@pytest.mark.parametrize("size", [0.0, 0.3])
 @every_family
-def test_gated_equals_the_authors_forward_in_values_and_gate_gradients(
-    family: str, size: float
-) -> None:
+def test_gated_equals_the_authors_forward_in_values_and_gate_gradients(family: str) -> None:
+    """With gates anywhere, at which every output's size matters."""
+    _compare(family, size=0.3)
+
+
+@every_layout
+def test_so_it_does_with_gates_of_0_and_1_as_routers_decide(family: str) -> None:
+    _compare(family, size=0.0)
+
+
+def _compare(family: str, size: float) -> None:
     model, nudges = routed(family), _nudges(size)
     expected = _authors_logits(model, base(family), nudges)
     with use_rule(model, Nudged(nudges)), execution(model, "gated"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -142,7 +142,15 @@ LAYOUTS = (
     "gpt_oss",
     "deepseek_v3",
 )
-every_layout = families(zoo.ZOO if LONG else LAYOUTS)
+
+
+def layouts(but: Collection[str] = (), more: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Run a test for a family of each layout; in the long suite for every family but some."""
+    names = dict.fromkeys(zoo.ZOO if LONG else (*LAYOUTS, *more))
+    return families(name for name in names if zoo.family_name(name) not in but and name not in but)
+
+
+every_layout = layouts()
 SITES = [Site(layer, module) for layer in range(3) for module in ("attn", "mlp")]
 
 
