@@ -34,12 +34,39 @@ def decoded(model: nn.Module, ids: Tensor) -> Tensor:
     return torch.cat(logits, 1)
 
 
-@every_layout
+# Every router, batch and machine; all of them together are tried on a Llama.
+PAIRED = [
+    ("plain", 1, None),
+    ("normalized", 3, "packs"),
+    ("stand-ins", 1, "packs attention"),
+    ("stand-ins", 3, "runs all"),
+]
+
+
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("machine", [None, *MACHINES])
 @torch.no_grad()
 def test_token_by_token_it_gives_what_gated_gives(
+    router: str, batch: int, machine: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _compare("llama", router, batch, machine, monkeypatch)
+
+
+@every_layout
+@pytest.mark.parametrize(("router", "batch", "machine"), PAIRED)
+@torch.no_grad()
+def test_so_it_does_for_every_layout(
+    family: str,
+    router: str,
+    batch: int,
+    machine: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _compare(family, router, batch, machine, monkeypatch)
+
+
+def _compare(
     family: str,
     router: str,
     batch: int,
