@@ -10,14 +10,14 @@ import openai
 import pytest
 
 from command import skipgpt
-from running_server import CONTEXT, Server, serving
+from running_server import CONTEXT, Server, serving, serving_afresh
 
 
 def test_sigterm_lets_a_running_stream_finish(folder: Path) -> None:
-    with serving(folder) as server:
+    with serving_afresh(folder) as server:
         stream = iter(server.complete(max_tokens=400, stream=True))
         chunks = [next(stream)]
-        server.process.terminate()
+        server.process.send_signal(signal.SIGTERM)
         chunks += stream
         assert chunks[-1].choices[0].finish_reason == "length"
         status, errors = server.ended()
@@ -35,7 +35,7 @@ def test_what_is_not_over_after_the_grace_is_told_so(folder: Path) -> None:
             second = pool.submit(server.complete)
             while server.metric("skipgpt_waiting") < 1:
                 time.sleep(0.05)
-            server.process.terminate()
+            server.process.send_signal(signal.SIGTERM)
             with pytest.raises(openai.APIError, match="the server is stopping"):
                 list(first)
             with pytest.raises(openai.InternalServerError, match="the server is stopping"):

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import openai
 import pytest
 
-from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving, streamed
+from running_server import CONTEXT, KEY, Server, checkpoint_with_chat, serving_afresh, streamed
 from served import size_of
 from skipgpt.checkpoint.loading import load
 from skipgpt.generation import generate
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    with serving(folder, *OPTIONS, VLLM_CPU_KVCACHE_SPACE="1") as running:
+    with serving_afresh(folder, *OPTIONS, VLLM_CPU_KVCACHE_SPACE="1") as running:
         yield running
 
 

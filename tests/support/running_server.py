@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from urllib.request import urlopen
 
 import openai
 
+from command import Running, started
 from runs import make_checkpoint
 from tiny import byte_tokenizer, tiny_base
 
 KEY = "a key"
+ENVIRONMENT = {"SKIPGPT_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
 ORIGIN = "https://chat.example"
 CONTEXT = 8192
 TEMPLATE = (
@@ -51,7 +54,7 @@ class Server:
     """
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Running
     clients: ExitStack
 
     def client(self, key: str = KEY) -> openai.OpenAI:
@@ -83,14 +86,33 @@ class Server:
 
     def ended(self) -> tuple[int, str]:
         """The exit status and what was on standard error, once it is over."""
+        if isinstance(self.process, Running):
+            ended = self.process.end(120)
+            return ended.status, ended.stderr
         _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, errors
 
 
 @contextmanager
-def serving(folder: Path, *options: object, **environment: str) -> Iterator[Server]:
-    """Serve a checkpoint on a free port, with a key."""
-    environment = os.environ | {"SKIPGPT_API_KEY": KEY, "OMP_NUM_THREADS": "1"} | environment
+def serving(folder: Path, *options: object) -> Iterator[Server]:
+    """Serve a checkpoint on a free port, with a key, in a process that need not import anything."""
+    command = ["serve", folder, "--port", 0, "--json", *options]
+    with started(*command, before=_with_the_key) as process:
+        while "\n" not in process.printed:
+            assert process.alive, process.end().stderr
+            time.sleep(0.02)
+        with ExitStack() as clients:
+            yield Server(json.loads(process.printed)["url"], process, clients)
+
+
+def _with_the_key() -> None:
+    os.environ.update(ENVIRONMENT)
+
+
+@contextmanager
+def serving_afresh(folder: Path, *options: object, **environment: str) -> Iterator[Server]:
+    """The same as `python -m skipgpt serve`."""
+    environment = os.environ | ENVIRONMENT | environment
     command = [sys.executable, "-m", "skipgpt", "serve", str(folder), "--port", "0", "--json"]
     with subprocess.Popen(
         [*command, *map(str, options)],
