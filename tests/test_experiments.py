@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from command import Finished, script
 from runs import COMPARED, write_documents
 from skipgpt.comparison.method import parse_method
 from skipgpt.config import recipe
@@ -19,13 +17,8 @@ FOLDER = Path(__file__).parent.parent / "experiments"
 FILES = sorted(FOLDER.glob("*.toml"))
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, FOLDER / "run.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+def run(*arguments: object) -> Finished:
+    return script(FOLDER / "run.py", *arguments)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -48,7 +41,7 @@ def test_a_narrowed_experiment_prints_its_table_and_writes_the_page_it_is_given(
         *("retention", "--base", base_folder, "--data", data, "--out", tmp_path / "out"),
         *("--methods", "dense", "sleb", "--seeds", 0, "--page", page, "--set", *settings),
     )
-    assert finished.returncode == 0, finished.stderr
+    assert finished.status == 0, finished.stderr
     assert "sleb" in finished.stdout
     text = page.read_text()
     assert "## Router-only retention: base" in text
@@ -66,9 +59,10 @@ def test_a_changed_experiment_leaves_the_page_of_results_alone(
     settings = [f"{key}={value}" for key, value in COMPARED.items()]
     finished = run(
         *("dial", "--base", base_folder, "--data", data, "--out", tmp_path / "out"),
+        *("--methods", "dense", "router", "--sparsity", 0.4, "--seeds", 0),
         *("--set", *settings, "router_stage.steps=1", "router_stage.static_tokens=64"),
     )
-    assert finished.returncode == 0, finished.stderr
+    assert finished.status == 0, finished.stderr
     assert "router (dial of 0.4)" in finished.stdout
     assert results.read_bytes() == before
 
@@ -76,6 +70,6 @@ def test_a_changed_experiment_leaves_the_page_of_results_alone(
 def test_an_unknown_method_is_one_line(base_folder: Path, tmp_path: Path) -> None:
     data = write_documents(tmp_path)
     finished = run("dial", "--base", base_folder, "--data", data, "--methods", "nonsense")
-    assert finished.returncode != 0
+    assert finished.status != 0
     assert "Traceback" not in finished.stderr
     assert "got 'nonsense'" in finished.stderr.splitlines()[-1]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import skipgpt
+from command import Finished
 from command import skipgpt as command
 from runs import logits, shared_checkpoint
 from skipgpt.checkpoint.loading import load
@@ -23,33 +23,24 @@ from tiny import byte_tokenizer
 
 ODD_NAME = "my models ü/größe 名"
 
-# Files may grow to 64 KiB, as on a disk with no more room; Python ignores the signal.
-LITTLE_ROOM = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-from skipgpt.cli import main
-sys.argv = ["skipgpt", *sys.argv[1:]]
-main()
-"""
+
+def _little_room() -> None:
+    """Let files grow to 64 KiB, as on a disk with no more room; Python ignores the signal."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 
 
 def names(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def exported_with_little_room(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def exported_with_little_room(out: Path, *more: str) -> Finished:
     words = ("export", shared_checkpoint(), "--merged", "--out", out, *more)
-    return subprocess.run(
-        [sys.executable, "-c", LITTLE_ROOM, *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return command(*words, before=_little_room)
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     done = exported_with_little_room(tmp_path / "a" / "b")
-    assert done.returncode == 1
+    assert done.status == 1
     (line,) = [each for each in done.stderr.splitlines() if each.startswith("skipgpt: ")]
     assert "File too large" in line
     assert "room on the disk" in line
@@ -60,7 +51,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_leaves_the_export_that_was_there(tmp_path: Path) -> None:
     skipgpt.export_merged(shared_checkpoint(), tmp_path / "out")
     before = names(tmp_path)
-    assert exported_with_little_room(tmp_path / "out", "--overwrite").returncode == 1
+    assert exported_with_little_room(tmp_path / "out", "--overwrite").status == 1
     assert names(tmp_path) == before
 
 

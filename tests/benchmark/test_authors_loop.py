@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from command import script
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import TrainConfig
 from skipgpt.model.lora import with_lora
@@ -160,16 +158,9 @@ def test_a_step_moves_what_trains_and_nothing_else(loop: ModuleType, kind: str) 
 
 def test_the_benchmark_writes_both_stages(tmp_path: Path) -> None:
     out = tmp_path / "training.json"
-    finished = subprocess.run(
-        [
-            *(sys.executable, FOLDER / "training.py", "--shape", "llama-tiny", "--tokens", "8"),
-            *("--repeats", "2", "--out", out),
-        ],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert finished.returncode == 0, finished.stderr
+    size = ("--shape", "llama-tiny", "--tokens", 8, "--repeats", 2)
+    finished = script(FOLDER / "training.py", *size, "--out", out)
+    assert finished.status == 0, finished.stderr
     result = json.loads(out.read_text())
     assert {"date", "device", "torch", "dtype", "sparsity"} <= result.keys()
     assert [(row["stage"], row["loop"]) for row in result["rows"]] == [
