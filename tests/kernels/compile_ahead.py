@@ -1,10 +1,11 @@
-"""Compile every launch of the kernels for a GPU that is not there, at the sizes of Llama-3.1-8B.
+"""Compile every launch of the kernels for GPUs that are not there, at the sizes of Llama-3.1-8B.
 
-    TRITON_INTERPRET=0 python compile_ahead.py 90 bfloat16
+    TRITON_INTERPRET=0 python compile_ahead.py bfloat16 80 90
 
 The product's own functions run with tensors that have shapes and no memory; launches stop after
-compilation. One JSON document: of each launch the registers, the shared memory, the bytes of the
-stack (registers that had to be spilled lie there) and the kind of tensor core instructions.
+compilation. One JSON document: for each GPU, of each launch the registers, the shared memory, the
+bytes of the stack (registers that had to be spilled lie there) and the kind of tensor core
+instructions.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class NoDriver:
         return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        return int(self._target.arch)  # what is compiled is kept by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -115,8 +116,8 @@ def described(compiled: Any) -> dict[str, Any]:
     }
 
 
-def main(capability: int, dtype: torch.dtype) -> None:
-    """Compile and print."""
+def compiled_for(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """What each launch needs on one GPU."""
     triton.runtime.driver.set_active(NoDriver(GPUTarget("cuda", capability, 32)))
     limit = launch.Limits(divmod(capability, 10), SHARED[capability])
     for module in (packed_linear, packed_attention, decode_linear, decode_attention):
@@ -131,9 +132,15 @@ def main(capability: int, dtype: torch.dtype) -> None:
     JITFunction.run = compile_only
     for batch, tokens in ((2, 1024), (1, 1), (64, 1)):
         launches(batch, tokens, dtype)
-    rows = [described(compiled) for compiled in made.values()]
-    print(json.dumps({"limit": SHARED[capability], "rows": rows}))
+    JITFunction.run = run
+    return [described(compiled) for compiled in made.values()]
+
+
+def main(dtype: torch.dtype, *capabilities: int) -> None:
+    """Compile and print."""
+    made = {each: compiled_for(each, dtype) for each in capabilities}
+    print(json.dumps({each: {"limit": SHARED[each], "rows": made[each]} for each in made}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), getattr(torch, sys.argv[2]))
+    main(getattr(torch, sys.argv[1]), *map(int, sys.argv[2:]))
