@@ -71,7 +71,8 @@ def _lie_as_the_layout_says(folder: Path, stage: str, layout: str) -> None:
             assert 0 < here["here"] < here["whole"]
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "fsdp2", *(["ddp"] if LONG else [])])
+# Accelerate starts its processes as torchrun does, and DDP is tried by `launch` below.
+@pytest.mark.parametrize("launcher", ["fsdp2", *(["torchrun", "ddp"] if LONG else [])])
 def test_two_processes_of_a_launcher_train_both_stages_as_one_does(
     launcher: str, base: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
