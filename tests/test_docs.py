@@ -6,7 +6,6 @@ import ast
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +13,11 @@ from pathlib import Path
 import pytest
 
 import skipgpt
+from command import script
+from command import skipgpt as command
+from runs import measure_little
 
 ROOT = Path(__file__).parents[1]
-MAIN = "import sys; from skipgpt.cli import main; main()"
 
 
 def blocks(language: str) -> list[str]:
@@ -27,20 +28,16 @@ def blocks(language: str) -> list[str]:
 
 def test_the_quick_start_runs_word_for_word(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    shutil.copy(ROOT / "README.md", tmp_path)
     (commands,), (program,) = blocks("bash"), blocks("python")
     for line in commands.strip().splitlines():
         name, *arguments = shlex.split(line)
         assert name == "skipgpt"
-        done = subprocess.run(
-            [sys.executable, "-c", MAIN, *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (line, done.stderr)
+        done = command(*arguments, before=measure_little, folder=tmp_path)
+        assert done.status == 0, (line, done.stderr)
         assert done.stdout.strip()
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "program.py").write_text(program)
+    done = script(tmp_path / "program.py", folder=tmp_path)
+    assert done.status == 0, done.stderr
     assert re.fullmatch(r"skipped \d+\.\d% of all modules", done.stdout.strip().splitlines()[-1])
 
 
