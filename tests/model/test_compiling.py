@@ -1,7 +1,10 @@
 """`torch.compile`, traced only (backend `eager`): where it breaks the graph is what matters."""
 
+import re
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from cases import Inputs, routed
 from skipgpt.model.state import execution, routing_state, use_rule
@@ -10,16 +13,28 @@ from skipgpt.routing.decision import RandomRoutes, StraightThrough
 from skipgpt.system.device_profile import Machine
 
 # Not Bloom: Dynamo itself warns about the activation function of its MLP.
-LAYOUTS = ["llama", "gemma3_text", "gpt_neox", "gpt2", "falcon", "mixtral", "deepseek_v3"]
+LAYOUTS = ["llama", "gemma3_text", "gpt_neox", "gpt2", "mixtral", "deepseek_v3"]
+# Masks with the keys of skipped tokens are made alike in all families, of windows and without.
+GATED = [*((family, "dense") for family in LAYOUTS), ("gemma3_text", "skip")]
+OURS = r"Skip calling `torch.compiler.disable\(\)`d function\n.*<function (\w+) at"
+"""Why a graph breaks at what is run sparsely."""
 
 
 @pytest.fixture(autouse=True)
 def _forget_compiled_code() -> None:
     torch._dynamo.reset()
+    counters.clear()
 
 
-@pytest.mark.parametrize("kv", ["dense", "skip"])
-@pytest.mark.parametrize("family", LAYOUTS)
+def breaks() -> set[str]:
+    """Functions at which a graph broke; torch's own `explain` traces everything once more."""
+    reasons = list(counters["graph_break"])
+    found = [re.match(OURS, reason) for reason in reasons]
+    assert all(found), reasons
+    return {each[1] for each in found if each}
+
+
+@pytest.mark.parametrize(("family", "kv"), GATED)
 @torch.no_grad()
 def test_gated_execution_is_one_graph(family: str, kv: str) -> None:
     model, inputs = routed(family, kv=kv), Inputs((3, 0), padded=True)
@@ -43,21 +58,13 @@ def test_the_gradient_of_a_routers_training_step_goes_through_one_graph() -> Non
 
 
 @torch.no_grad()
-def test_sparse_execution_breaks_the_graph_at_its_own_modules_only() -> None:
-    model, inputs = routed(), Inputs((0, 0), padded=False)
-    found = torch._dynamo.explain(model)(inputs.ids, use_cache=False)
-    reasons = {reason.reason.splitlines()[0] for reason in found.break_reasons}
-    assert reasons == {"Skip calling `torch.compiler.disable()`d function"}
-    assert found.graph_break_count == 2 * 3, "attention and MLP of three layers"
-
-
-@torch.no_grad()
-def test_compiled_around_sparse_modules_gives_the_same_logits() -> None:
+def test_the_graph_breaks_at_sparse_modules_only_and_gives_the_same_logits() -> None:
     model, inputs = routed(), Inputs((3, 0, 6), padded=True)
     expected = model(**inputs.given, use_cache=False).logits
     compiled = torch.compile(model, backend="eager")
     actual = compiled(**inputs.given, use_cache=False).logits
     torch.testing.assert_close(actual[inputs.real], expected[inputs.real], rtol=0, atol=1e-5)
+    assert breaks() == {"plan", "module"}  # a plan for the padding, once
     with use_rule(model, RandomRoutes(1.0)):  # other routes, other shapes, no stale graph
         nothing = compiled(**inputs.given, use_cache=False).logits
     assert (nothing - actual)[inputs.real].abs().max() > 1e-2
@@ -77,10 +84,7 @@ def test_auto_breaks_the_graph_where_it_chooses_and_where_it_packs(packs: bool) 
     for _ in range(2):
         actual = compiled(inputs.ids, use_cache=False).logits
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-    torch._dynamo.reset()
-    found = torch._dynamo.explain(model)(inputs.ids, use_cache=False)
-    reasons = {reason.reason.splitlines()[0] for reason in found.break_reasons}
-    assert reasons == {"Skip calling `torch.compiler.disable()`d function"}
+    assert breaks() == ({"plan", "module"} if packs else {"plan"})
 
 
 def _loss(model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
