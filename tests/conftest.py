@@ -7,12 +7,14 @@ range over all of them, and random ones try many more examples.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 
 # Triton decides at its import whether kernels are interpreted on the CPU, and torch imports it. For
 # tests on a GPU, `make test-gpu` says 0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,11 +32,21 @@ settings.register_profile("long", parent=settings.get_profile("seeded"), max_exa
 settings.load_profile("long" if LONG else "seeded")
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Places of caches, one after another, which are made by those that use them only.
+
+    The `tmp_path` of a test takes longer to make, the more there are, than many a test.
+    """
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _seeded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _seeded(monkeypatch: pytest.MonkeyPatch, _caches: Iterator[Path]) -> None:
     torch.manual_seed(0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("SKIPGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SKIPGPT_CACHE", str(next(_caches)))
 
 
 @pytest.fixture
