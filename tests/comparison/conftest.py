@@ -15,7 +15,7 @@ from skipgpt.comparison.result import Comparison
 from tiny import byte_tokenizer, tiny_base
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     tiny_base(initializer_range=0.2).save_pretrained(folder / "base")
@@ -24,7 +24,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "base"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def everything(base: Path) -> Comparison:
     """One comparison of every kind; its folder is `all` beside the base."""
     torch.manual_seed(0)
