@@ -227,9 +227,13 @@ def _commands(pipe: Any) -> None:
     """Run each command that comes through a pipe, and answer how it ended."""
     from unittest import mock
 
+    import typer.main
+
     from skipgpt.cli.shared import options
 
     environment = dict(os.environ)
+    # What options there are takes longer to find out than many a command.
+    parser = functools.cache(typer.main.get_command)
     with suppress(EOFError):
         while True:
             argv, streams, stdin, before, folder, more = pipe.recv()
@@ -241,6 +245,7 @@ def _commands(pipe: Any) -> None:
                 stack.enter_context(noting_where_errors_are_made())
                 stack.enter_context(mock.patch.object(sys, "stderr", sys.__stderr__))
                 stack.enter_context(mock.patch.object(options, "_document", None))
+                stack.enter_context(mock.patch.object(typer.main, "get_command", parser))
                 entered = before() if before else None
                 if hasattr(entered, "__enter__"):
                     stack.enter_context(entered)
