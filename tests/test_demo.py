@@ -30,7 +30,6 @@ def test_two_demos_with_one_seed_give_the_same_numbers_and_every_file(
 ) -> None:
     monkeypatch.setattr(skipgpt.demo, "SETTINGS", SHORT)
     monkeypatch.setattr("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5))
-    monkeypatch.setattr("skipgpt.fitting.rounds.SEARCH_TOKENS", 256)
     first = skipgpt.demo.demo(tmp_path / "first", seed=3)
     skipgpt.demo.demo(tmp_path / "second", seed=3)
     written = (tmp_path / "first" / "demo.json").read_text()

@@ -145,7 +145,6 @@ def _quickly(before: Any) -> Iterator[None]:
         stack.enter_context(mock.patch("skipgpt.benchmark.timing.clock.SHORT", 0.0))
         stack.enter_context(mock.patch(PROFILED, lambda device, _: typical(device)))
         stack.enter_context(mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)))
-        stack.enter_context(mock.patch("skipgpt.fitting.rounds.SEARCH_TOKENS", 256))
         stack.enter_context(mock.patch("skipgpt.serving.serve.run_server"))
         if before:
             stack.enter_context(before())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import Finished, skipgpt
-from runs import COMPARED, measure_little, write_documents
+from runs import COMPARED, short_curve, write_documents
 
 SETTINGS = [
     part
@@ -20,7 +20,7 @@ SETTINGS = [
 
 
 def without_matplotlib() -> None:
-    measure_little()
+    short_curve()
     sys.modules["matplotlib.figure"] = None  # type: ignore[assignment]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -101,7 +102,7 @@ def test_a_damaged_fit_is_made_anew(
     base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(base_folder, tmp_path / "one", _config())
-    (kept,) = (tmp_path / "cache" / "fits").iterdir()
+    (kept,) = Path(os.environ["SKIPGPT_CACHE"], "fits").iterdir()
     (kept / "fit.safetensors").write_bytes(b"no tensors")
     with caplog.at_level(logging.WARNING, "skipgpt"):
         run(base_folder, tmp_path / "two", _config())

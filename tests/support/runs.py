@@ -95,10 +95,9 @@ COMPARED = {key: value for key, value in TINY.items() if key != "stages"} | {
 }
 
 
-def measure_little() -> None:
-    """Calibrate three points only, and search on a few tokens, for the rest of this process."""
+def short_curve() -> None:
+    """Calibrate three points only, for the rest of this process."""
     mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)).start()
-    mock.patch("skipgpt.fitting.rounds.SEARCH_TOKENS", 256).start()
 
 
 def compared(

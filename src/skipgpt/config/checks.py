@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from typing import Any, Literal
@@ -9,9 +10,15 @@ from typing import Any, Literal
 from skipgpt.errors import ConfigError
 
 
+@functools.cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """The types of the fields of a class, which take longer to find out than to check."""
+    return typing.get_type_hints(kind)
+
+
 def check_choices(instance: Any) -> None:
     """Refuse a value that its field's `Literal` type does not list, and unusable numbers."""
-    for name, hint in typing.get_type_hints(type(instance)).items():
+    for name, hint in hints_of(type(instance)).items():
         value = getattr(instance, name)
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             choices = ", ".join(map(str, typing.get_args(hint)))

@@ -18,6 +18,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from skipgpt.config.checks import hints_of
 from skipgpt.errors import ConfigError
 
 C = TypeVar("C")
@@ -41,7 +42,7 @@ def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the c
     """
     if not isinstance(values, dict):
         raise ConfigError(doing, got=repr(values), expected="a table of settings")
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     retired = getattr(kind, "RETIRED", {})

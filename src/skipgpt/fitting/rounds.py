@@ -27,7 +27,7 @@ from skipgpt.routing.decision import Site
 logger = logging.getLogger("skipgpt")
 
 SEARCH_TOKENS = 4096
-"""Tokens that the target's threshold is searched on before stand-ins are fitted again."""
+"""Tokens that the target's threshold is searched on before stand-ins are fitted again, at most."""
 
 
 def fit_to_routes(
@@ -43,10 +43,12 @@ def fit_to_routes(
     Raises:
         TrainingError: a gradient is NaN or infinite.
     """
+    # The threshold that is kept is calibrated later: no closer than on these.
+    few_rows = subsample_rows(text, min(SEARCH_TOKENS, config.data.calibration_tokens))
 
     def target_threshold() -> float:
         with progress("searching the threshold of the target"):
-            few = Meter(model, subsample_rows(text, SEARCH_TOKENS), savings)
+            few = Meter(model, few_rows, savings)
             start = few(-math.inf).guess(config.target_sparsity)
             return find_threshold(few, config.target_sparsity, start, rounds=2)
 
