@@ -1,6 +1,6 @@
 """The `skipgpt` command in a real process, without paying for the imports each time.
 
-A server process imports the libraries once; each command is a fork of it with its own standard
+A server process makes everything `ready` once; each command is a fork of it with its own standard
 streams, working directory and exit status.
 """
 
@@ -18,30 +18,24 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-PRELOADED = [
-    "pytest",
-    "typer._adapters",
-    "typer.testing",
-    "skipgpt.cli",
-    "skipgpt.comparison.compare",
-    "skipgpt.convert",
-    "skipgpt.export",
-    "skipgpt.generation",
-    "skipgpt.training.loop.arguments",
-    "skipgpt.training.run",
-    "skipgpt.training.loop.trainer",
-    "peft",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.auto.modeling_auto",
-    "transformers.generation.utils",
-]
 PATIENCE = 600
 """Seconds that a command of a `Session` may take."""
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(PRELOADED)
+_server.set_forkserver_preload(["ready"])
+
+
+def _started(process: Any) -> Any:
+    """A process that was started; the first one starts the server, which has to find `ready`."""
+    places = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, places))):
+        forkserver.ensure_running()
+    process.start()
+    return process
 
 
 @dataclass(frozen=True)
@@ -55,8 +49,6 @@ class Raised:
 @contextmanager
 def noting_where_errors_are_made() -> Iterator[None]:
     """Let each error of the package carry the modules that were running, as `made_in`."""
-    from unittest import mock
-
     from skipgpt.errors import SkipGPTError
 
     make = SkipGPTError.__init__
@@ -167,8 +159,8 @@ def started(
     with tempfile.TemporaryDirectory() as streams:
         for name in ("out", "err"):
             Path(streams, name).touch()
-        process = _server.Process(target=_command, args=(argv, streams, stdin, before, folder))
-        process.start()
+        arguments = (argv, streams, stdin, before, folder)
+        process = _started(_server.Process(target=_command, args=arguments))
         try:
             yield Running(process, streams)
         finally:
@@ -189,8 +181,7 @@ class Session:
 
     def _start(self) -> None:
         self._here, there = multiprocessing.Pipe()
-        self._process = _server.Process(target=_commands, args=(there,), daemon=True)
-        self._process.start()
+        self._process = _started(_server.Process(target=_commands, args=(there,), daemon=True))
         there.close()
 
     def __call__(
@@ -225,15 +216,9 @@ class Session:
 
 def _commands(pipe: Any) -> None:
     """Run each command that comes through a pipe, and answer how it ended."""
-    from unittest import mock
-
-    import typer.main
-
     from skipgpt.cli.shared import options
 
     environment = dict(os.environ)
-    # What options there are takes longer to find out than many a command.
-    parser = functools.cache(typer.main.get_command)
     with suppress(EOFError):
         while True:
             argv, streams, stdin, before, folder, more = pipe.recv()
@@ -245,7 +230,6 @@ def _commands(pipe: Any) -> None:
                 stack.enter_context(noting_where_errors_are_made())
                 stack.enter_context(mock.patch.object(sys, "stderr", sys.__stderr__))
                 stack.enter_context(mock.patch.object(options, "_document", None))
-                stack.enter_context(mock.patch.object(typer.main, "get_command", parser))
                 entered = before() if before else None
                 if hasattr(entered, "__enter__"):
                     stack.enter_context(entered)

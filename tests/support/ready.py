@@ -1,0 +1,50 @@
+"""What a forked command finds done: imports, and what libraries make at their first use."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import os
+
+import typer.main
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from skipgpt.cli import app
+
+for name in (
+    "pytest",
+    "typer._adapters",
+    "typer.testing",
+    "skipgpt.comparison.compare",
+    "skipgpt.convert",
+    "skipgpt.export",
+    "skipgpt.generation",
+    "skipgpt.training.loop.arguments",
+    "skipgpt.training.run",
+    "skipgpt.training.loop.trainer",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "transformers.generation.utils",
+    "lm_eval.evaluator",
+    "matplotlib.figure",
+    "fastapi",
+    "uvicorn",
+):
+    importlib.import_module(name)
+
+get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions
+typer.main.get_command = functools.cache(typer.main.get_command)
+typer.main.get_command(app)
+
+# How the server found this file; commands need not.
+_, *places = os.environ["PYTHONPATH"].split(os.pathsep)
+if places:
+    os.environ["PYTHONPATH"] = os.pathsep.join(places)
+else:
+    del os.environ["PYTHONPATH"]
+
+# A collection in a fork would look through all of this, and copy it.
+gc.collect()
+gc.freeze()
