@@ -6,6 +6,7 @@ That advice can be followed is tested in `tests/advice`.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -68,6 +69,7 @@ OF_ANOTHER_PROGRAM = {"--merge"}
 """Of llama-gguf-split."""
 
 
+@functools.cache
 def _options(verb: str) -> set[str]:
     import typer
 
