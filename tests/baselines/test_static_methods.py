@@ -72,8 +72,9 @@ def test_a_layer_that_does_nothing_goes_first(name: str) -> None:
     assert sorted(_full_order(name)[: len(empty)]) == empty
 
 
+# By streams, by losses and by gradients of either kind; the others are made of the same.
+@pytest.mark.parametrize("name", ["shortgpt", "blockpruner", "shortened-taylor", "fisher"])
 @every_layout
-@every_choosing_method
 def test_a_layer_that_does_nothing_goes_first_in_families(name: str, family: str) -> None:
     model = shallow(family)
     empty = _of_layer(name, model, 1)
