@@ -18,7 +18,7 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 def check_choices(instance: Any) -> None:
     """Refuse a value that its field's `Literal` type does not list, and unusable numbers."""
-    for name, hint in hints_of(type(instance)).items():
+    for name, hint in hints_of(type(instance)).items():  # type: ignore[arg-type]
         value = getattr(instance, name)
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             choices = ", ".join(map(str, typing.get_args(hint)))

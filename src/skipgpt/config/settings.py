@@ -42,7 +42,7 @@ def from_dict(kind: type[C], values: dict[str, Any], doing: str = "reading the c
     """
     if not isinstance(values, dict):
         raise ConfigError(doing, got=repr(values), expected="a table of settings")
-    hints = hints_of(kind)
+    hints = hints_of(kind)  # type: ignore[arg-type]
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     retired = getattr(kind, "RETIRED", {})
