@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -12,9 +13,15 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from skipgpt.cli import app
 
+# How the server found this file; commands need not.
+_, *places = os.environ["PYTHONPATH"].split(os.pathsep)
+if places:
+    os.environ["PYTHONPATH"] = os.pathsep.join(places)
+else:
+    del os.environ["PYTHONPATH"]
+
 for name in (
     "pytest",
-    "typer._adapters",
     "typer.testing",
     "skipgpt.comparison.compare",
     "skipgpt.convert",
@@ -32,18 +39,12 @@ for name in (
     "fastapi",
     "uvicorn",
 ):
-    importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # of an extra that this environment lacks
+        importlib.import_module(name)
 
 get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions
 typer.main.get_command = functools.cache(typer.main.get_command)
 typer.main.get_command(app)
-
-# How the server found this file; commands need not.
-_, *places = os.environ["PYTHONPATH"].split(os.pathsep)
-if places:
-    os.environ["PYTHONPATH"] = os.pathsep.join(places)
-else:
-    del os.environ["PYTHONPATH"]
 
 # A collection in a fork would look through all of this, and copy it.
 gc.collect()
