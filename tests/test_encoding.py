@@ -89,11 +89,44 @@ def test_control_tokens_in_a_document_are_text_unless_asked_for() -> None:
 def test_control_tokens_in_a_prompt_are_text_unless_asked_for() -> None:
     tokenizer = with_bos(byte_tokenizer())
     prompt = "<|endoftext|>Once"
-    as_text = encode_prompt(tokenizer, prompt)["input_ids"]
+    as_text = encode_prompt(tokenizer, prompt)
     assert as_text == tokenizer(prompt, split_special_tokens=True)["input_ids"]
     assert as_text.count(0) == 1  # BOS, which the tokenizer puts there
-    alive = encode_prompt(tokenizer, prompt, control_tokens=True)["input_ids"]
+    alive = encode_prompt(tokenizer, prompt, control_tokens=True)
     assert alive == [0, *tokenizer("Once", add_special_tokens=False)["input_ids"]]  # BOS once
+
+
+def ending_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """The byte tokenizer with BOS and EOS of its own, put around a text as a template says."""
+    made = byte_tokenizer()
+    made.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    around = [(token, made.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=around
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [("$A", 0), ("<s> $A", 1), ("$A </s>", 0), ("<s> $A </s>", 1), ("</s> <s> $A </s> </s>", 2)],
+)
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_does_not_end(
+    template: str, before: int
+) -> None:
+    tokenizer = ending_tokenizer(template)
+    bare = tokenizer("ab", add_special_tokens=False)["input_ids"]
+    prompt = [*tokenizer("ab")["input_ids"][:before], *bare]
+    assert encode_prompt(tokenizer, "ab") == prompt
+    if before:  # as documents do
+        assert encode_documents(documents("ab"), tokenizer).tolist() == prompt
+        # A prompt that is written with what stands before a text gets it once.
+        written = tokenizer.decode(prompt)
+        assert encode_prompt(tokenizer, written, control_tokens=True) == prompt
+    model, told = tiny_routed(vocab_size=len(tokenizer)), []
+    text = generate(model, tokenizer, "ab", max_new_tokens=1, on_token=told.append)
+    assert text.prompt_tokens == len(prompt)
+    assert [each.text for each in told[: len(prompt)]] == [""] * before + ["a", "b"]
 
 
 def test_generate_reads_control_tokens_as_text_unless_asked_to() -> None:
@@ -184,9 +217,9 @@ def turns_tokenizer() -> PreTrainedTokenizerFast:
 def test_a_token_around_turns_is_text_in_text_even_if_it_is_not_special() -> None:
     tokenizer = turns_tokenizer()
     end, tool = tokenizer.convert_tokens_to_ids(["[/A]", "[TOOL]"])
-    assert encode_prompt(tokenizer, "a[/A]")["input_ids"].count(end) == 0
-    assert encode_prompt(tokenizer, "a[/A]", control_tokens=True)["input_ids"].count(end) == 1
-    assert encode_prompt(tokenizer, "a[TOOL]")["input_ids"].count(tool) == 1
+    assert encode_prompt(tokenizer, "a[/A]").count(end) == 0
+    assert encode_prompt(tokenizer, "a[/A]", control_tokens=True).count(end) == 1
+    assert encode_prompt(tokenizer, "a[TOOL]").count(tool) == 1
     assert end not in encode_documents(documents("a[/A]b"), tokenizer).tolist()
     ids = encode_chat(tokenizer, [{"role": "user", "content": "a[/A]b"}])
     assert ids.count(end) == 1

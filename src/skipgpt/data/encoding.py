@@ -103,17 +103,18 @@ def encode(
         return tokenizer(given, split_special_tokens=not control_tokens, **options)
 
 
-def encode_prompt(
-    tokenizer: Any, prompt: str, *, control_tokens: bool = False, **options: Any
-) -> Any:
-    """Encode a prompt as `encode` does.
+def encode_prompt(tokenizer: Any, prompt: str, *, control_tokens: bool = False) -> list[int]:
+    """The token ids of a prompt: what the tokenizer puts before any text, then the text.
 
-    A BOS that the prompt begins with is not added again if `control_tokens` is set.
+    Nothing stands behind it, also where the tokenizer ends texts: a prompt goes on. With
+    `control_tokens`, a prompt that begins with one of the tokens before a text gets no others.
     """
-    bos = tokenizer.bos_token
-    has_bos = control_tokens and bos is not None and prompt.startswith(bos)
-    adds = {"add_special_tokens": False} if has_bos else {}
-    return encode(tokenizer, prompt, control_tokens=control_tokens, **adds | options)
+    before = _own_prefix(tokenizer)
+    options = {"add_special_tokens": False, "verbose": False}
+    ids = encode(tokenizer, prompt, control_tokens=control_tokens, **options)["input_ids"]
+    if control_tokens and ids and ids[0] in before:
+        return [*ids]
+    return [*before, *ids]
 
 
 def encode_chat(
@@ -182,8 +183,10 @@ def _encode_marked(tokenizer: Any, text: str, mark: str) -> list[int]:
 
 def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
     """The token ids that a tokenizer puts before any text."""
-    ids = list(encode(tokenizer, "a")["input_ids"])
-    bare = list(encode(tokenizer, "a", add_special_tokens=False)["input_ids"])
+    ids, bare = (
+        list(encode(tokenizer, "a", control_tokens=True, add_special_tokens=adds)["input_ids"])
+        for adds in (True, False)
+    )
     for start in range(len(ids) - len(bare) + 1):
         if ids[start : start + len(bare)] == bare:
             return tuple(ids[:start])

@@ -22,7 +22,7 @@ from skipgpt.config import DataConfig
 from skipgpt.data import read_documents
 from skipgpt.data.decoding import read_text
 from skipgpt.data.documents import Document, split_text
-from skipgpt.data.encoding import boundaries, encode, encode_prompt
+from skipgpt.data.encoding import boundaries, encode
 from skipgpt.data.sources import ROWS, check_limit, check_text_field
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
@@ -158,7 +158,7 @@ def cut_text(
     else:
         text, source = corpus_text(corpus, list(sources))
     # With the tokenizer's special tokens around the text, as in the papers' code.
-    encoded = encode_prompt(tokenizer, text, control_tokens=config.control_tokens, verbose=False)
+    encoded = encode(tokenizer, text, control_tokens=config.control_tokens, verbose=False)
     ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     first = max_tokens if 0 < max_tokens < len(ids) else 0
     ids = ids[: first or None]

@@ -13,7 +13,7 @@ import torch
 
 from skipgpt.data.chat import chat_ids
 from skipgpt.data.detokenize import token_texts
-from skipgpt.data.encoding import HALF_A_PAIR, encode_prompt, has_surrogates
+from skipgpt.data.encoding import HALF_A_PAIR, encode, encode_prompt, has_surrogates
 from skipgpt.errors import ConfigError
 from skipgpt.generation.end_of_text import EndOfText
 from skipgpt.generation.live import LiveRouting, OnToken
@@ -101,7 +101,7 @@ def generate(
     if chat:
         given = chat_ids(tokenizer, [{"role": "user", "content": prompt}], control_tokens)
     else:
-        given = encode_prompt(tokenizer, prompt, control_tokens=control_tokens)["input_ids"]
+        given = encode_prompt(tokenizer, prompt, control_tokens=control_tokens)
     ids = torch.tensor([given], dtype=torch.int64, device=model.device)
     length = len(given)
     if length == 0:
@@ -158,10 +158,10 @@ def _texts_of(tokenizer: Any, prompt: str, ids: Sequence[int], control_tokens: b
     if not tokenizer.is_fast:
         pieces = token_texts(ids, tokenizer)
         return pieces if "".join(pieces) == prompt else [""] * (len(ids) - 1) + [prompt]
-    encoded = encode_prompt(
-        tokenizer, prompt, control_tokens=control_tokens, return_offsets_mapping=True
-    )
+    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    encoded = encode(tokenizer, prompt, control_tokens=control_tokens, **options)
     spans = encoded["offset_mapping"]
+    spans = [(0, 0)] * (len(ids) - len(spans)) + spans
     pieces, done = [], 0
     for n, (_, end) in enumerate(spans):
         shared = n + 1 < len(spans) and spans[n + 1][0] < end  # a character of several tokens

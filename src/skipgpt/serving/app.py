@@ -105,7 +105,7 @@ def build_app(
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         ids: Any = asked.prompt
         if isinstance(ids, str):  # in a thread, so as not to block others
-            ids = (await run_in_threadpool(encode_prompt, engine.tokenizer, ids))["input_ids"]
+            ids = await run_in_threadpool(encode_prompt, engine.tokenizer, ids)
         return await answer(asked, ids, asked.logprobs, request)
 
     @app.post("/v1/chat/completions")

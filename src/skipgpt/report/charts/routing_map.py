@@ -75,7 +75,7 @@ def routing_map(model: Any, tokenizer: Any, text: str) -> RoutingMap:
     Example:
         print(routing_map(model, tokenizer, "print('hello')").to_terminal())
     """
-    ids = torch.tensor(encode_prompt(tokenizer, text)["input_ids"], dtype=torch.int64)
+    ids = torch.tensor(encode_prompt(tokenizer, text), dtype=torch.int64)
     if not text or len(ids) == 0:
         raise ConfigError("mapping a text", got="no token", expected="a text that is not empty")
     check_ids("mapping a text", model, tokenizer, ids)
