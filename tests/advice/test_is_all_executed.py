@@ -28,6 +28,10 @@ ELSEWHERE = {
         "; the states saved before are kept; the same command with --resume goes on": LOST,
     },
     "errors.py": {"run: pip install 'skipgpt[…]'": "needs a network"},
+    "fitting/cache.py": {
+        "set SKIPGPT_CACHE to a folder that can be written": "cli/test_streams_and_places.py: "
+        "test_without_a_cache_folder_a_fit_is_made_and_a_profile_refused_at_once"
+    },
     "model/families/table.py": {
         "see docs/extending.md for what a row needs": "model/test_a_family_of_ones_own.py: "
         "test_all_keep_is_the_base_model_and_so_is_the_model_without_routers"

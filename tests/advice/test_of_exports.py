@@ -121,6 +121,12 @@ def test_a_profile_is_kept_in_a_folder_that_can_be_written(
     advice = "set SKIPGPT_CACHE to a folder that can be written"
     with advised("system/device_profile.py", advice):
         store_profile(typical(cpu), cpu, torch.float32)
+    with monkeypatch.context() as homeless:
+        homeless.delenv("SKIPGPT_CACHE")
+        homeless.delenv("XDG_CACHE_HOME", raising=False)
+        homeless.setattr(Path, "home", mock.Mock(side_effect=RuntimeError("no home")))
+        with advised("system/device_profile.py", advice):
+            store_profile(typical(cpu), cpu, torch.float32)
     monkeypatch.setenv("SKIPGPT_CACHE", str(tmp_path / "cache"))
     store_profile(typical(cpu), cpu, torch.float32)
 

@@ -30,17 +30,16 @@ def run(
 
     from skipgpt.benchmark.profile import profile_machine
     from skipgpt.model.base import check_device, choose_dtype
-    from skipgpt.system.device_profile import path_of, store_profile
+    from skipgpt.system.device_profile import ANOTHER_CACHE, path_of, store_profile
     from skipgpt.system.folder_lock import writing_file
     from skipgpt.system.progress import advancing
     from skipgpt.system.stopping import NOTHING_KEPT, stoppable
 
     kind = choose_dtype(dtype, check_device(device))
     where = torch.device(device)
-    elsewhere = "set SKIPGPT_CACHE to a folder that can be written"
     with (
         stoppable("profiling this machine", lambda: NOTHING_KEPT),
-        writing_file(path_of(where, kind), elsewhere),
+        writing_file(path_of(where, kind), ANOTHER_CACHE),
         advancing("measuring"),
     ):
         machine = profile_machine(where, kind)

@@ -20,7 +20,7 @@ from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import router_state_dict
 from skipgpt.system.atomic import staged, to_json
-from skipgpt.system.device_profile import cache_folder
+from skipgpt.system.device_profile import ANOTHER_CACHE, cache_folder
 from skipgpt.system.sharded import assign
 
 logger = logging.getLogger("skipgpt")
@@ -55,7 +55,7 @@ def read_fit(model: nn.Module, key: str) -> list[FittedSite] | None:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         found = [from_dict(FittedSite, each, f"reading {folder}") for each in facts["sites"]]
         tensors = load_file(folder / TENSORS)
-    except (FileNotFoundError, NotADirectoryError, RuntimeError):  # no home folder, no cache
+    except (FileNotFoundError, NotADirectoryError, CheckpointError):  # no home folder, no cache
         return None
     except PermissionError as error:
         logger.warning("a stored fit may not be read and is made anew: %s", error)
@@ -84,8 +84,9 @@ def write_fit(model: nn.Module, key: str, found: list[FittedSite]) -> None:
             (stage / FACTS).write_text(
                 to_json({"sites": [to_dict(each) for each in found]}), encoding="utf-8"
             )
-    except (CheckpointError, RuntimeError) as error:
-        logger.warning("the fit is not kept for another budget: %s", error)
+    except CheckpointError as error:
+        advised = error.advising(ANOTHER_CACHE)
+        logger.warning("the fit is not kept for another budget: %s", advised)
 
 
 def _folder(key: str) -> Path:

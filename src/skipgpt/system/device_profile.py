@@ -22,6 +22,9 @@ from skipgpt.system.hardware import hardware
 
 logger = logging.getLogger("skipgpt")
 
+ANOTHER_CACHE = "set SKIPGPT_CACHE to a folder that can be written"
+"""What to do where something cannot be kept in the cache folder."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -94,16 +97,10 @@ def store_profile(machine: Machine, device: torch.device, dtype: torch.dtype) ->
         draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
     except OSError as error:  # its message names the file
-        raise _not_kept(error) from error
+        raise CheckpointError(
+            "keeping the profile of this machine", got=str(error), todo=ANOTHER_CACHE
+        ) from error
     return path
-
-
-def _not_kept(error: Exception) -> CheckpointError:
-    return CheckpointError(
-        "keeping the profile of this machine",
-        got=str(error),
-        todo="set SKIPGPT_CACHE to a folder that can be written",
-    )
 
 
 def path_of(device: torch.device, dtype: torch.dtype) -> Path:
@@ -114,18 +111,20 @@ def path_of(device: torch.device, dtype: torch.dtype) -> Path:
     """
     text = json.dumps([hardware(device), str(dtype)], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    try:
-        return cache_folder() / f"machine-{device.type}-{digest}.json"
-    except RuntimeError as error:
-        raise _not_kept(error) from error
+    return cache_folder() / f"machine-{device.type}-{digest}.json"
 
 
 def cache_folder() -> Path:
     """The folder for measurements: SKIPGPT_CACHE, or `skipgpt` in the user's cache folder.
 
     Raises:
-        RuntimeError: the user has no home folder, and no other is named.
+        CheckpointError: the user has no home folder, and no other is named.
     """
     given = os.environ.get("SKIPGPT_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    home = Path(given or Path.home() / ".cache")
+    try:
+        home = Path(given or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise CheckpointError(
+            "finding the cache folder", got=str(error), todo=ANOTHER_CACHE
+        ) from error
     return home if os.environ.get("SKIPGPT_CACHE") else home / "skipgpt"
