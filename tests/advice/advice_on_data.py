@@ -40,7 +40,7 @@ def reading(
     before: Any = None,
     meanwhile: Any = None,
 ) -> Iterator[Told]:
-    """One row per command: it fails on `bad`, and runs on each of `good`, after shell lines."""
+    """One row per command: it fails on `bad` and runs on each of `good`, each after shell lines."""
     for name in commands:
         # As the error adds: what was converted is there where the calibration fails.
         again = " --overwrite" if name == "convert" else ""
@@ -49,7 +49,8 @@ def reading(
             *shell, data = each.split(" && ")
             line = f"skipgpt {cut_as(READING[name], data)}{again}"
             lines.append(" && ".join([*shell, line]))
-        fails = cut_as(READING[name], bad)
+        *shell, data = bad.split(" && ")
+        fails = " && ".join([*shell, cut_as(READING[name], data)])
         yield told(module, advice, fails, *lines, before=before, meanwhile=meanwhile)
 
 
@@ -81,6 +82,11 @@ def unreadable() -> Iterator[None]:
         mock.patch.object(Path, "read_bytes", refuse_bytes),
     ):
         yield
+
+
+def holding_little() -> Any:
+    """Let no more than 10,000 bytes be read from a pipe."""
+    return mock.patch("skipgpt.data.decoding.MOST_PIPED", 10_000)
 
 
 class Rows(list[Any]):
@@ -115,6 +121,11 @@ ON_DATA = [
     *reading(
         "data/decoding.py", "check its permissions", "good.jsonl", "good.jsonl",
         before=unreadable,
+    ),
+    *reading(
+        "data/decoding.py", "write as much of it as is needed to a file, and give that",
+        "mkfifo pipe && (while cat marked.txt; do :; done > pipe &) && pipe",
+        "cat marked.txt > part.txt && part.txt", before=holding_little,
     ),
     *reading(
         "data/decoding.py", "unpack it if it is an archive, or leave it out", "good.txt.gz",

@@ -31,6 +31,13 @@ def test_ptb_sentences_are_joined_by_spaces(tmp_path: Path) -> None:
     assert text == "no it was n't black monday but while the <unk>"
 
 
+def test_a_corpus_is_not_read_through_a_pipe_or_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"text": "row"}))
+    with path.open() as file, pytest.raises(DataError, match="got no file /dev/fd/"):
+        corpus_text("wikitext2", [f"/dev/fd/{file.fileno()}"])
+
+
 def test_parquet_of_the_hub_is_read_as_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

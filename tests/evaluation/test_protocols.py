@@ -18,6 +18,7 @@ from skipgpt.evaluation.windows import document_spans, sliding_spans
 from skipgpt.model.base import load_base
 from skipgpt.model.state import execution, record_routing
 from skipgpt.model.surgery import add_routers
+from texts import SENTENCE, piped, write
 from tiny import byte_tokenizer, tiny_routed
 
 TOKENIZER = byte_tokenizer()
@@ -124,6 +125,19 @@ def test_a_document_longer_than_the_context_is_read_in_rows_that_leave_no_token_
     total = sum(sum(nats(model, row)) for row in rows)
     assert result.bits_per_byte == pytest.approx(total / math.log(2) / len(text), abs=1e-6)
     assert "1 of 1 documents are longer than 128 tokens" in caplog.text
+
+
+def test_a_text_through_a_pipe_is_cut_like_its_file(model: nn.Module, tmp_path: Path) -> None:
+    content = (SENTENCE * 800).encode()  # long enough for sections
+    for name, parts in {"text": [content], "rows": [b'{"text": "a b c"}\n'] * 3}.items():
+        file = write(tmp_path / (name + ".jsonl" * (name == "rows")), b"".join(parts))
+        with piped(tmp_path / f"{name}.pipe", parts) as pipe:
+            cuts = [
+                cut_text([str(path)], TOKENIZER, model, Form("bits")).spans for path in (file, pipe)
+            ]
+        whole, through = ([span.ids.tolist() for span in spans] for spans in cuts)
+        assert through == whole
+        assert sum(ids[0] == 0 for ids in whole) == (3 if name == "rows" else 1)
 
 
 def test_blocks_are_every_row_of_the_documents_as_one_stream(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,3 +60,20 @@ def refusal(*sources: Path | str, **settings: object) -> DataError:
     assert error.expected
     assert error.todo
     return error
+
+
+@contextlib.contextmanager
+def piped(path: Path, parts: Iterable[bytes]) -> Iterator[Path]:
+    """A pipe of this name that gives these parts, one by one, as long as it is read."""
+
+    def give() -> None:
+        with contextlib.suppress(BrokenPipeError), path.open("wb") as file:
+            for part in parts:
+                file.write(part)
+
+    os.mkfifo(path)
+    try:
+        threading.Thread(target=give, daemon=True).start()
+        yield path
+    finally:
+        path.unlink()

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from skipgpt.errors import DataError
 
 SNIFFED = 8 * 1024
+PART = 1024 * 1024
+"""Bytes of a line that are read at once; between two parts a signal is answered."""
+MOST_PIPED = 256 * 1024 * 1024
+"""Bytes of plain text, or of one line, that are read from a pipe, which may not end."""
+
 # The longer marks come first: the mark of UTF-32-LE begins with that of UTF-16-LE.
 OTHER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -23,7 +30,39 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
+    return _with_line_feeds(raw, path)
+
+
+def piped_text(path: Path, lines: Iterable[bytes]) -> str:
+    """All of a pipe's plain text, as `read_text` gives it, from its lines."""
+    held = io.BytesIO()
+    for line in lines:
+        held.write(line)
+        if held.tell() > MOST_PIPED:
+            raise _too_much(path)
+    return _with_line_feeds(held.getvalue(), path)
+
+
+def _with_line_feeds(raw: bytes, path: Path) -> str:
     return decode(raw, path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file or a pipe with their ends, each read when it is asked for."""
+    try:
+        with path.open("rb") as file:
+            parts: list[bytes] = []
+            while part := file.readline(PART):
+                parts.append(part)
+                if part.endswith(b"\n"):
+                    yield b"".join(parts)
+                    parts = []
+                elif len(parts) * PART > MOST_PIPED and not path.is_file():
+                    raise _too_much(path)
+            if parts:
+                yield b"".join(parts)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def decode(raw: bytes, path: Path, offset: int = 0) -> str:
@@ -67,6 +106,16 @@ def is_binary(path: Path) -> bool:
     except OSError as error:
         raise unreadable(path, error) from error
     return b"\0" in head and not head.startswith(tuple(OTHER_MARKS))
+
+
+def _too_much(path: Path) -> DataError:
+    """What to raise where a pipe gives more than may be held in memory."""
+    return DataError(
+        f"reading {path}",
+        got=f"more than {MOST_PIPED:,} bytes of plain text, or of one line, through a pipe",
+        expected="less, or JSON lines, which are read as far as they are needed",
+        todo="write as much of it as is needed to a file, and give that",
+    )
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from skipgpt.data.decoding import decode, unreadable
+from skipgpt.data.decoding import decode, raw_lines
 from skipgpt.data.documents import Document, document_of
 from skipgpt.data.encoding import has_surrogates
 from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
@@ -20,9 +20,11 @@ SHUFFLED = 1000
 """Size of the shuffle buffer of a hub dataset, in rows."""
 
 
-def json_documents(path: Path, name: str, field: str) -> Iterator[Document]:
-    """The documents of a file with one JSON object per line."""
-    return _row_documents(json_rows(path), f"reading {path}", f"{name}, line", field)
+def json_documents(
+    path: Path, name: str, field: str, lines: Iterable[bytes] | None = None
+) -> Iterator[Document]:
+    """The documents of a file with one JSON object per line, or of these lines of it."""
+    return _row_documents(json_rows(path, lines), f"reading {path}", f"{name}, line", field)
 
 
 def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
@@ -50,18 +52,22 @@ def hub_documents(source: str, field: str, seed: int = 0) -> Iterator[Document]:
     return _row_documents(rows, doing, f"{source}, row", field)
 
 
-def json_rows(path: Path) -> Iterator[Row]:
+def json_rows(path: Path, lines: Iterable[bytes] | None = None) -> Iterator[Row]:
     """The objects of a JSON lines file with their line numbers; blank lines are passed over."""
     offset = 0
+    for number, raw in enumerate(raw_lines(path) if lines is None else lines, 1):
+        line = decode(raw, path, offset)
+        offset += len(raw)
+        if line.strip():
+            yield number, _json_object(line, path, number)
+
+
+def is_json_object(line: bytes) -> bool:
+    """Whether a line is one of JSON lines."""
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                line = decode(raw, path, offset)
-                offset += len(raw)
-                if line.strip():
-                    yield number, _json_object(line, path, number)
-    except OSError as error:
-        raise unreadable(path, error) from error
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from itertools import chain, islice
 from pathlib import Path
 
 from skipgpt.config import DataConfig
-from skipgpt.data.decoding import is_binary, read_text
+from skipgpt.data.decoding import is_binary, piped_text, raw_lines, read_text
 from skipgpt.data.documents import Document, split_text, stdlib_documents
-from skipgpt.data.rows import hub_documents, json_documents, parquet_documents
+from skipgpt.data.rows import hub_documents, is_json_object, json_documents, parquet_documents
 from skipgpt.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -20,18 +20,25 @@ logger = logging.getLogger(__name__)
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 ROWS = (*JSON_LINES, ".parquet")
 FILE_SUFFIXES = (*ROWS, ".txt", ".text", ".md", ".rst", ".py", ".csv", ".tsv")
+DESCRIPTORS = ("/dev/stdin", "/dev/fd/", "/proc/")
+"""Where paths begin that name an open file or pipe, not what it holds."""
+LEADING = 100
+"""Blank lines that may stand before the line that tells what a pipe holds."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
-def read_documents(sources: Sequence[str], config: DataConfig) -> Iterator[Document]:
+def read_documents(
+    sources: Sequence[str], config: DataConfig, *, sections: bool = True
+) -> Iterator[Document]:
     """Read documents from sources in their order, no further than `config.max_documents`.
 
     A source is
 
     - a text file in UTF-8: one document, or one per part between `<|endoftext|>` markers. Where it
-      is the only file, and has no marker, it is cut into sections of at least 8 KiB characters;
+      is the only file, and has no marker, it is cut into `sections` of at least 8 KiB characters;
     - a `.jsonl`, `.ndjson` or `.json` file with one object per line, or a `.parquet` file: one
       document per row, from the field `config.text_field`; rows without text are passed over;
+    - a pipe: JSON lines where its first line is an object, else text in UTF-8, up to 256 MiB;
     - a folder: every file below it in the order of their paths, except hidden, empty and binary;
     - the word `stdlib`: the sources of Python's standard library (a folder of that name can be
       given as `./stdlib`);
@@ -39,6 +46,7 @@ def read_documents(sources: Sequence[str], config: DataConfig) -> Iterator[Docum
       `config.seed` fixes.
 
     Raises:
+        ConfigError: a field of rows is named, and no source has rows.
         DataError: a source is not found (at once), or cannot be read or holds no text (when its
             turn comes).
         MissingExtraError: a parquet file or hub dataset without the extra `data`.
@@ -53,7 +61,8 @@ def read_documents(sources: Sequence[str], config: DataConfig) -> Iterator[Docum
             "reading the data", got="no source", expected="one or more", todo="give --data SRC"
         )
     check_text_field(sources, config)
-    readers = [_reader(source, config, lone=len(sources) == 1) for source in sources]
+    lone = sections and len(sources) == 1
+    readers = [_reader(source, config, lone=lone) for source in sources]
     documents = chain.from_iterable(reader() for reader in readers)
     return islice(documents, config.max_documents or None)
 
@@ -72,18 +81,36 @@ def may_not_end(source: str) -> bool:
     return is_pipe or is_streamed(source)
 
 
+def is_nameless(path: Path) -> bool:
+    """Whether a path is a pipe or a descriptor whose name does not tell what it holds."""
+    opened = str(path).startswith(DESCRIPTORS) or not os.path.isfile(path)
+    return opened and path.suffix.lower() not in ROWS
+
+
 def check_text_field(sources: Sequence[str], config: DataConfig) -> None:
     """Raise ConfigError if a field of rows is named, and every source is plain text."""
-    if config.text_field == DataConfig().text_field:
-        return
-    paths = [Path(os.path.expanduser(source)) for source in sources if source != "stdlib"]
-    if not any(path.suffix.lower() in ROWS or not os.path.isfile(path) for path in paths):
-        raise ConfigError(
-            "reading the data",
-            got=f"the field {config.text_field!r} of plain text",
-            expected=f"a source with rows: {', '.join(ROWS)} files, a folder, or a hub dataset",
-            todo="leave out --text-field (text_field=)",
-        )
+    if config.text_field != DataConfig().text_field and not any(map(_may_have_rows, sources)):
+        raise _no_rows(config)
+
+
+def _may_have_rows(source: str) -> bool:
+    """Whether a source has rows, as far as can be told before it is read."""
+    path = Path(os.path.expanduser(source))
+    if source == "stdlib":
+        return False
+    if os.path.isdir(path):
+        return any(each.suffix.lower() in ROWS for each in _files_in(path).values())
+    return path.suffix.lower() in ROWS or is_nameless(path)
+
+
+def _no_rows(config: DataConfig) -> ConfigError:
+    return ConfigError(
+        "reading the data",
+        got=f"the field {config.text_field!r} of plain text",
+        expected=f"a source with rows: {', '.join(ROWS)} files, a folder with such files, a hub "
+        "dataset, or JSON lines through a pipe",
+        todo="leave out --text-field (text_field=)",
+    )
 
 
 def check_limit(sources: Sequence[str], limit: int, name: str) -> None:
@@ -144,17 +171,24 @@ def _some(
         raise DataError(doing, got=got, expected=expected, todo="give another source")
 
 
-def _folder_documents(folder: Path, config: DataConfig, lone: bool) -> Iterator[Document]:
+def _files_in(folder: Path) -> dict[str, Path]:
+    """Every file below a folder by its name, in the order of their paths, but hidden or empty."""
     below = {path.relative_to(folder).parts: path for path in folder.rglob("*") if path.is_file()}
+    return {
+        "/".join(parts): below[parts]
+        for parts in sorted(below)
+        if not any(part.startswith(".") or part == "__pycache__" for part in parts)
+        and not _is_empty(below[parts])
+    }
+
+
+def _folder_documents(folder: Path, config: DataConfig, lone: bool) -> Iterator[Document]:
     files: dict[str, Path] = {}
-    for parts in sorted(below):
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
-        if hidden or _is_empty(below[parts]):
+    for name, path in _files_in(folder).items():
+        if path.suffix.lower() not in ROWS and is_binary(path):
+            logger.warning("leaving out the binary file %s", path)
             continue
-        if below[parts].suffix.lower() not in ROWS and is_binary(below[parts]):
-            logger.warning("leaving out the binary file %s", below[parts])
-            continue
-        files["/".join(parts)] = below[parts]
+        files[name] = path
     for name, path in files.items():
         yield from _file_documents(path, name, config, lone and len(files) == 1)
 
@@ -165,7 +199,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def _file_documents(path: Path, name: str, config: DataConfig, lone: bool) -> Iterator[Document]:
-    """The documents of one file, by its suffix; none where it is empty."""
+    """The documents of one file, by its suffix, or of a pipe; none where it is empty."""
     if _is_empty(path):
         return
     suffix = path.suffix.lower()
@@ -173,5 +207,23 @@ def _file_documents(path: Path, name: str, config: DataConfig, lone: bool) -> It
         yield from parquet_documents(path, name, config.text_field)
     elif suffix in JSON_LINES:
         yield from json_documents(path, name, config.text_field)
+    elif is_nameless(path):
+        yield from _piped_documents(path, name, config, lone)
     else:
         yield from split_text(name, read_text(path), lone=lone)
+
+
+def _piped_documents(path: Path, name: str, config: DataConfig, lone: bool) -> Iterator[Document]:
+    """The documents of a pipe, by its first line that is not blank."""
+    rest, first = raw_lines(path), []
+    for line in islice(rest, LEADING):
+        first.append(line)
+        if line.strip():
+            break
+    lines = chain(first, rest)
+    if first and is_json_object(first[-1]):
+        yield from json_documents(path, name, config.text_field, lines)
+    elif first and config.text_field != DataConfig().text_field:
+        raise _no_rows(config)
+    else:
+        yield from split_text(name, piped_text(path, lines), lone=lone)

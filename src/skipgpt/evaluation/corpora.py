@@ -9,7 +9,7 @@ from typing import Any
 
 from skipgpt.data.decoding import read_text
 from skipgpt.data.rows import json_rows
-from skipgpt.data.sources import JSON_LINES
+from skipgpt.data.sources import JSON_LINES, is_nameless
 from skipgpt.errors import ConfigError, DataError, MissingExtraError
 
 PARQUET = (
@@ -95,7 +95,7 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
         rows = _texts(corpus, loaded, doing)
     else:
         path = Path(files[0]).expanduser()
-        if not path.is_file():
+        if is_nameless(path) or not path.is_file():
             raise DataError(
                 f"reading the corpus {name}", got=f"no file {path}", expected="its test split"
             )

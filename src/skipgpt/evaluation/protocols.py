@@ -12,7 +12,6 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,10 +19,8 @@ from torch import Tensor
 
 from skipgpt.config import DataConfig
 from skipgpt.data import read_documents
-from skipgpt.data.decoding import read_text
-from skipgpt.data.documents import Document, split_text
 from skipgpt.data.encoding import boundaries, encode
-from skipgpt.data.sources import ROWS, check_limit, check_text_field
+from skipgpt.data.sources import check_limit
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
 from skipgpt.evaluation.source_rows import source_rows
@@ -224,24 +221,14 @@ def _texts(sources: Sequence[str], config: DataConfig) -> list[str]:
     """Return the documents of sources; a text file is one document, whatever its length."""
     whole = "--max-documents (max_documents): this form reads every document before it cuts any"
     check_limit(sources, config.max_documents, whole)
-    check_text_field(sources, config)
-    texts: list[str] = []
-    for source in sources:
-        path = Path(source).expanduser()
-        pieces: list[Document] = []
-        if source != "stdlib" and path.is_file() and path.suffix.lower() not in ROWS:
-            pieces = list(split_text(path.name, read_text(path), lone=False))
-        pieces = pieces or list(read_documents([source], config))
-        texts += [document.text for document in pieces]
-    texts = texts[: config.max_documents or None]
-    if not texts:
+    if not sources:
         raise DataError(
             "reading the text",
             got="no text",
             expected="one document or more",
             todo="give --text SRC",
         )
-    return texts
+    return [document.text for document in read_documents(sources, config, sections=False)]
 
 
 def _window(form: Form, model: Any) -> int:
