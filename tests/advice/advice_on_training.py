@@ -8,12 +8,11 @@ from following import told
 DRY = "train base --dry-run --recipe paper --stages router"
 ON_TRAINING = [
     # train
-    told("cli/train.py", "is for --dry-run; `torchrun` and `accelerate launch` start several "
-                         "processes, see "
-         "docs/scaling.md", f"{TRAIN} --processes 2", f"skipgpt {DRY} --processes 2"),
-    told("cli/train.py", "is not counted by --dry-run, which takes weights as they are trained on",
-         f"{DRY} --quantize 8bit", f"skipgpt {DRY}"),
-    told("cli/train.py", "is needed", "train base --out out TINY --recipe paper --stages router",
+    told("cli/train.py",
+         "start several processes by `torchrun` or `accelerate launch` (docs/scaling.md)",
+         f"{TRAIN} --processes 2", f"skipgpt {DRY} --processes 2"),
+    told("cli/train.py", "leave it out", f"{DRY} --quantize 8bit", f"skipgpt {DRY}"),
+    told("cli/train.py", "give …", "train base --out out TINY --recipe paper --stages router",
          f"skipgpt {TRAIN}"),
     told("cost/memory.py", "did you mean …?", f"{DRY} --layout fsdp --processes 2",
          f"skipgpt {DRY} --layout <1> --processes 2"),

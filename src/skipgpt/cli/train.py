@@ -10,6 +10,7 @@ import typer
 
 from skipgpt.cli.shared import options, settings
 from skipgpt.config import TrainConfig
+from skipgpt.errors import ConfigError
 
 NAME = "train"
 HELP = """Train routers on a base model, heal it with LoRA, calibrate, and write a checkpoint.
@@ -114,9 +115,11 @@ def run(
             given.setdefault("target_sparsity", info.target_sparsity)
     resolved = override(of, given)
     if dry_run and quantize:
-        raise typer.BadParameter(
-            "is not counted by --dry-run, which takes weights as they are trained on",
-            param_hint="--quantize",
+        raise ConfigError(
+            "estimating a run",
+            got="--quantize",
+            expected="weights as they are trained on",
+            todo="leave it out",
         )
     if not dry_run:
         _refuse_wrong_options(layout, processes, data, out)
@@ -151,16 +154,19 @@ def run(
 def _refuse_wrong_options(
     layout: str | None, processes: int | None, data: list[str] | None, out: Path | None
 ) -> None:
-    """Raise a BadParameter for options that training does not take, or lacks."""
+    """Raise a ConfigError for options that training does not take, or lacks."""
     if (layout, processes) != (None, None):
-        raise typer.BadParameter(
-            "is for --dry-run; `torchrun` and `accelerate launch` start several processes, see "
-            "docs/scaling.md",
-            param_hint="--processes" if layout is None else "--layout",
+        raise ConfigError(
+            "training",
+            got="--processes" if layout is None else "--layout",
+            expected="it beside --dry-run alone",
+            todo="start several processes by `torchrun` or `accelerate launch` (docs/scaling.md)",
         )
     for name, value in (("--data", data), ("--out", out)):
         if not value:
-            raise typer.BadParameter("is needed", param_hint=name)
+            raise ConfigError(
+                "training", got=f"no {name}", expected="--data and --out", todo=f"give {name}"
+            )
 
 
 def _needs(
