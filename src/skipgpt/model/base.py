@@ -184,7 +184,9 @@ def _reading(name: str, doing: str, expected: str) -> Iterator[None]:
                 expected="one whose code is part of transformers; that of others is never run",
                 todo="see `skipgpt families` for the models that can be routed",
             ) from error
-        if isinstance(error, OSError) and kind_of_model(name) == "remote":
+        # Those of a disk have a number.
+        from_hub = isinstance(error, OSError) and error.errno is None
+        if from_hub and kind_of_model(name) == "remote":
             raise UnsupportedModelError(
                 doing, got=not_on_the_hub(error), expected=expected, todo=CHECK_ID
             ) from error
