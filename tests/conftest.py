@@ -13,6 +13,8 @@ import os
 # Triton decides at its import whether kernels are interpreted on the CPU, and torch imports it. For
 # tests on a GPU, `make test-gpu` says 0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Read at its import, too, by the hub's client; also in commands that fixtures of a module start.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,20 +34,22 @@ settings.register_profile("long", parent=settings.get_profile("seeded"), max_exa
 settings.load_profile("long" if LONG else "seeded")
 
 
-@pytest.fixture(scope="session")
-def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
     """Places of caches, one after another, which are made by those that use them only.
 
-    The `tmp_path` of a test takes longer to make, the more there are, than many a test.
+    The `tmp_path` of a test takes longer to make, the more there are, than many a test. The first
+    place is that of commands: all are forks of one process, whichever test or fixture starts it.
     """
     folder = tmp_path_factory.mktemp("caches")
-    return (folder / str(number) for number in itertools.count())
+    with pytest.MonkeyPatch.context() as session:
+        session.setenv("SKIPGPT_CACHE", str(folder / "commands"))
+        yield (folder / str(number) for number in itertools.count())
 
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch, _caches: Iterator[Path]) -> None:
     torch.manual_seed(0)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("SKIPGPT_CACHE", str(next(_caches)))
 
 
