@@ -43,7 +43,7 @@ def fit_to_routes(
     Raises:
         TrainingError: a gradient is NaN or infinite.
     """
-    # The threshold that is kept is calibrated later: no closer than on these.
+    # On no more than the kept threshold is calibrated on later.
     few_rows = subsample_rows(text, min(SEARCH_TOKENS, config.data.calibration_tokens))
 
     def target_threshold() -> float:
