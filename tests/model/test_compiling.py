@@ -1,6 +1,7 @@
 """`torch.compile`, traced only (backend `eager`): where it breaks the graph is what matters."""
 
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from skipgpt.routing.decision import RandomRoutes, StraightThrough
 from skipgpt.system.device_profile import Machine
 
 # Not Bloom: Dynamo itself warns about the activation function of its MLP.
-LAYOUTS = ["llama", "gemma3_text", "gpt_neox", "gpt2", "mixtral", "deepseek_v3"]
+LAYOUTS = ["llama", "gemma3_text", "gpt_neox", "gpt2", "falcon", "mixtral", "deepseek_v3"]
 # Masks with the keys of skipped tokens are made alike in all families, of windows and without.
 GATED = [*((family, "dense") for family in LAYOUTS), ("gemma3_text", "skip")]
 OURS = r"Skip calling `torch.compiler.disable\(\)`d function\n.*<function (\w+) at"
@@ -26,12 +27,17 @@ def _forget_compiled_code() -> None:
     counters.clear()
 
 
-def breaks() -> set[str]:
-    """Functions at which a graph broke; torch's own `explain` traces everything once more."""
-    reasons = list(counters["graph_break"])
-    found = [re.match(OURS, reason) for reason in reasons]
-    assert all(found), reasons
-    return {each[1] for each in found if each}
+def breaks() -> dict[str, int]:
+    """How often graphs broke at a function, by torch 2.13: a layer's code is traced for several.
+
+    Torch's own `explain` traces everything once more.
+    """
+    found = Counter[str]()
+    for reason, count in counters["graph_break"].items():
+        match = re.match(OURS, reason)
+        assert match, reason
+        found[match[1]] += count
+    return found
 
 
 @pytest.mark.parametrize(("family", "kv"), GATED)
@@ -64,7 +70,7 @@ def test_the_graph_breaks_at_sparse_modules_only_and_gives_the_same_logits() -> 
     compiled = torch.compile(model, backend="eager")
     actual = compiled(**inputs.given, use_cache=False).logits
     torch.testing.assert_close(actual[inputs.real], expected[inputs.real], rtol=0, atol=1e-5)
-    assert breaks() == {"plan", "module"}  # a plan for the padding, once
+    assert breaks() == {"plan": 8, "module": 4}
     with use_rule(model, RandomRoutes(1.0)):  # other routes, other shapes, no stale graph
         nothing = compiled(**inputs.given, use_cache=False).logits
     assert (nothing - actual)[inputs.real].abs().max() > 1e-2
@@ -84,7 +90,7 @@ def test_auto_breaks_the_graph_where_it_chooses_and_where_it_packs(packs: bool) 
     for _ in range(2):
         actual = compiled(inputs.ids, use_cache=False).logits
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-    assert breaks() == ({"plan", "module"} if packs else {"plan"})
+    assert breaks() == ({"plan": 8, "module": 4} if packs else {"plan": 8})
 
 
 def _loss(model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:

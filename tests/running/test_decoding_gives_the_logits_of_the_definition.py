@@ -23,6 +23,7 @@ from running.ways import (
     every_policy,
     generated,
     needs_transformers,
+    other_layouts,
     prompt,
     sparse_model,
 )
@@ -71,6 +72,15 @@ def test_greedy_tokens_are_those_of_full_forwards_one_by_one(family: str, kv: st
     output = generated(model, prompt(2))
     assert torch.equal(output.sequences, chosen_by_hand(model, prompt(2)))
     check_logits(model, output)
+
+
+@other_layouts
+@torch.no_grad()
+def test_layouts_of_which_no_way_is_tried_decode_by_the_definition(family: str) -> None:
+    test_the_definition_is_not_the_base_model(family, "dense")
+    test_greedy_tokens_are_those_of_full_forwards_one_by_one(family, "dense")
+    test_left_padded_rows_continue_as_each_alone(family, "dense", beams=1)
+    test_a_static_cache_changes_no_logit(family, "dense")
 
 
 @pytest.mark.parametrize("way", MOST_WAYS)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from cases import CLOSE, routed
+from cases import CLOSE, families, routed
+from cases import LAYOUTS as ALL_LAYOUTS
 from skipgpt.model.state import execution
 
 KV = ("dense", "skip")
@@ -27,6 +28,7 @@ caches_of_all_tokens = pytest.mark.parametrize("kv", ["dense"])
 # One for each layout; the windows of 5 that some have are shorter than the prompts.
 LAYOUTS = ("llama", "mistral", "gemma3_text", "gpt_neox", "cohere2", "gpt2", "mixtral")
 every_layout = pytest.mark.parametrize("family", LAYOUTS)
+other_layouts = families(name for name in ALL_LAYOUTS if name not in LAYOUTS)
 
 NEW = 6
 # Token 0 ends a text; the least number of new tokens keeps it from being chosen.
