@@ -19,7 +19,9 @@ from skipgpt.checkpoint.loading import load
 from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError, DataError, StoppedError
+from skipgpt.evaluation.meter import Meter
 from skipgpt.fitting import fit as fitting
+from skipgpt.fitting import rounds
 from skipgpt.fitting.costs import measure_costs
 from skipgpt.fitting.fit import fit_model, fit_routers, price_margins
 from skipgpt.fitting.regression import Design
@@ -55,6 +57,21 @@ def test_it_gives_a_calibrated_checkpoint_that_skips_what_was_asked_for(
     assert all(site["cost"] > 0 for site in found["sites"])
 
 
+def test_its_threshold_is_searched_on_no_more_tokens_than_it_is_calibrated_on(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    searched = []
+
+    def meter(model: Any, text: torch.Tensor, savings: Any) -> Meter:
+        searched.append(text.numel())
+        return Meter(model, text, savings)
+
+    with mock.patch.object(rounds, "Meter", meter):
+        run(base_folder, tmp_path / "out", _config(data__calibration_tokens=128))
+    assert searched
+    assert max(searched) <= 128
+
+
 def test_other_stages_follow_it_and_start_where_it_ended(base_folder: Path, tmp_path: Path) -> None:
     settings = {"router_stage__noise": 0.3, "router_stage__distill": 1, "lora_stage__distill": 0.5}
     stages = _config(stages="fit,router,lora", **settings)
@@ -79,8 +96,8 @@ def test_a_second_budget_gathers_nothing_again(base_folder: Path, tmp_path: Path
 def test_rounds_are_made_for_each_budget_and_not_kept(base_folder: Path, tmp_path: Path) -> None:
     """A cached fit with rounds gives what a fresh one does; without them, what it was before."""
     fresh = run(base_folder, tmp_path / "fresh", _config(fit_stage__rounds=2))
-    for rounds, name in ((0, "none"), (2, "again")):
-        run(base_folder, tmp_path / name, _config(fit_stage__rounds=rounds))
+    for count, name in ((0, "none"), (2, "again")):
+        run(base_folder, tmp_path / name, _config(fit_stage__rounds=count))
         found = json.loads((tmp_path / name / "run.json").read_text())["fit"]
         assert found["cached"]
     assert weights(tmp_path / "again") == weights(tmp_path / "fresh")
