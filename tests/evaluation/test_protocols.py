@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 from torch import nn
 from torch.nn.functional import log_softmax
 
+from skipgpt.config import DataConfig
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.protocols import CutText, Form, cut_text
 from skipgpt.evaluation.text_result import TextResult, measure_text
@@ -69,6 +71,24 @@ def test_fixed_windows_are_full_and_the_remainder_is_left_out(
     assert result.loss.nll_per_token == pytest.approx(expected, abs=1e-6)
     assert result.loss.perplexity == pytest.approx(math.exp(expected), rel=1e-6)
     assert result.loss.tokens == 9 * len(windows)
+
+
+@pytest.mark.parametrize("name", ["fixed", "sliding"])
+@pytest.mark.parametrize("behind", [[], [258]])
+def test_a_stream_has_once_what_the_tokenizer_puts_around_it(
+    tmp_path: Path, name: Any, behind: list[int]
+) -> None:
+    around = byte_tokenizer()
+    around.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    around.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if behind else "<s> $A", special_tokens=[("<s>", 257), ("</s>", 258)]
+    )
+    ids = [257, *TOKENIZER("cats")["input_ids"], *behind]
+    model, config = tiny_routed(vocab_size=259), DataConfig(control_tokens=True)
+    for n, written in enumerate(("cats", "<s>cats")):
+        path = write(tmp_path / f"{n}.txt", written)
+        cut = cut_text([str(path)], around, model, Form(name, len(ids)), config=config)
+        assert [span.ids.tolist() for span in cut.spans] == [ids]
 
 
 @pytest.mark.parametrize(("window", "stride"), [(12, 5), (12, 11), (7, 1), (100, 50)])

@@ -66,7 +66,7 @@ def boundaries(tokenizer: Any) -> Boundaries:
     never a token that begins or ends a turn of a chat: instruct models often have one as their BOS
     or EOS, and then `<|endoftext|>` stands before every document if the tokenizer has it.
     """
-    if own := _own_prefix(tokenizer):
+    if own := _around_any_text(tokenizer)[0]:
         return Boundaries(before=own)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and not _role_markers(tokenizer, [tokenizer.bos_token]):
@@ -103,13 +103,19 @@ def encode(
         return tokenizer(given, split_special_tokens=not control_tokens, **options)
 
 
+def encode_whole(tokenizer: Any, text: str, *, control_tokens: bool = False) -> list[int]:
+    """The token ids of a text: as a prompt, and then what the tokenizer puts behind any text."""
+    ids = encode_prompt(tokenizer, text, control_tokens=control_tokens)
+    return [*ids, *_around_any_text(tokenizer)[1]]
+
+
 def encode_prompt(tokenizer: Any, prompt: str, *, control_tokens: bool = False) -> list[int]:
     """The token ids of a prompt: what the tokenizer puts before any text, then the text.
 
     Nothing stands behind it, also where the tokenizer ends texts: a prompt goes on. With
     `control_tokens`, a prompt that begins with one of the tokens before a text gets no others.
     """
-    before = _own_prefix(tokenizer)
+    before, _ = _around_any_text(tokenizer)
     options = {"add_special_tokens": False, "verbose": False}
     ids = encode(tokenizer, prompt, control_tokens=control_tokens, **options)["input_ids"]
     if control_tokens and ids and ids[0] in before:
@@ -181,16 +187,16 @@ def _encode_marked(tokenizer: Any, text: str, mark: str) -> list[int]:
     return [own.get(each, each) for each in marked.encode(text, add_special_tokens=False).ids]
 
 
-def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
-    """The token ids that a tokenizer puts before any text."""
+def _around_any_text(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The token ids that a tokenizer itself puts before any text, and those behind it."""
     ids, bare = (
         list(encode(tokenizer, "a", control_tokens=True, add_special_tokens=adds)["input_ids"])
         for adds in (True, False)
     )
     for start in range(len(ids) - len(bare) + 1):
-        if ids[start : start + len(bare)] == bare:
-            return tuple(ids[:start])
-    return ()
+        if ids[start : (end := start + len(bare))] == bare:
+            return tuple(ids[:start]), tuple(ids[end:])
+    return (), ()
 
 
 def _role_markers(tokenizer: Any, tokens: Sequence[str]) -> set[str]:

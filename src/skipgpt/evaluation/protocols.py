@@ -19,7 +19,7 @@ from torch import Tensor
 
 from skipgpt.config import DataConfig
 from skipgpt.data import read_documents
-from skipgpt.data.encoding import boundaries, encode
+from skipgpt.data.encoding import boundaries, encode, encode_whole
 from skipgpt.data.sources import check_limit
 from skipgpt.errors import ConfigError, DataError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
@@ -155,8 +155,8 @@ def cut_text(
     else:
         text, source = corpus_text(corpus, list(sources))
     # With the tokenizer's special tokens around the text, as in the papers' code.
-    encoded = encode(tokenizer, text, control_tokens=config.control_tokens, verbose=False)
-    ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+    encoded = encode_whole(tokenizer, text, control_tokens=config.control_tokens)
+    ids = torch.tensor(encoded, dtype=torch.int64)
     first = max_tokens if 0 < max_tokens < len(ids) else 0
     ids = ids[: first or None]
     check_ids("reading the text", model, tokenizer, ids)
