@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from skipgpt.data.encoding import boundaries, control_tokens_of, have_control_tokens
+from skipgpt.data.encoding import control_tokens_of, encode, encode_prompt, have_control_tokens
 from skipgpt.errors import ConfigError
 from skipgpt.generation.stop_strings import StopText
 from skipgpt.model.loading.generation_settings import Ends
@@ -57,24 +60,38 @@ class EncodingLM(HFLM):  # type: ignore[misc]
     before: list[int]
     ends: Ends
 
-    def tok_encode(self, string: str, **options: Any) -> list[int]:
-        """Encode a text, with what the tokenizer puts before it unless a template has put it."""
-        if options.get("add_special_tokens") is None and self._has_prefix(string):
-            options["add_special_tokens"] = False
-        return list(super().tok_encode(string, **options))
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **options: Any,
+    ) -> list[int]:
+        """Encode a text as a prompt, without what the tokenizer puts before it if so asked."""
+        begins = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        if begins is False:
+            bare = {"add_special_tokens": False, "verbose": False}
+            ids = list(encode(self.tokenizer, string, control_tokens=True, **bare)["input_ids"])
+        else:
+            ids = encode_prompt(self.tokenizer, string, control_tokens=True)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def tok_batch_encode(
-        self, strings: list[str], *args: Any, **kwargs: Any
+        self,
+        strings: Sequence[str],
+        padding_side: Literal["left", "right"] = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Encode texts as `tok_encode` does, padded to one length."""
-        adds = self.add_bos_token
-        if self._has_prefix(strings[0]):
-            self.add_bos_token = False
-        try:
-            ids, mask = super().tok_batch_encode(strings, *args, **kwargs)
-        finally:
-            self.add_bos_token = adds
-        return ids, mask
+        """Encode texts as `tok_encode` does; return ids and mask, [B, T], padded to one length.
+
+        An empty text becomes the tokens `before`.
+        """
+        encoded = (self.tok_encode(each, None, left_truncate_len) for each in strings)
+        rows = [torch.tensor(ids or self.before) for ids in encoded]
+        padded = partial(pad_sequence, batch_first=True, padding_side=padding_side)
+        ids = padded(rows, padding_value=self.tokenizer.pad_token_id)
+        return ids, padded([torch.ones_like(row) for row in rows])
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         """Decode tokens, up to the first of the base's own stop strings."""
@@ -88,11 +105,6 @@ class EncodingLM(HFLM):  # type: ignore[misc]
         for token in control_tokens_of(self.tokenizer):
             text = text.replace(token, "")
         return text
-
-    def _has_prefix(self, text: str) -> bool:
-        """Whether a chat template wrote the tokens before a document into a text."""
-        own = self.tokenizer.decode(boundaries(self.tokenizer).before)
-        return bool(own) and text.startswith(own)
 
 
 def _before_stop(text: str, stops: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from skipgpt.system.atomic import staged
 
 _SQLITE = b"SQLite format 3\0"
 PACKAGES = ("skipgpt", "torch", "transformers", "lm_eval")
-REQUESTS = 2
+REQUESTS = 3
 """How requests become tokens; a higher number where that changes."""
 
 OF_A_FOLDER = ("_name_or_path", "transformers_version")
