@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from lm_eval._cli import HarnessCLI
+from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 
 import skipgpt
@@ -25,6 +26,7 @@ from skipgpt.data import read_documents
 from skipgpt.errors import StoppedError
 from skipgpt.evaluation.harness.benchmark import Setting, check_tasks
 from skipgpt.evaluation.harness.encoding import with_bos
+from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.evaluation.harness.tasks import TaskName, load_tasks
 from skipgpt.evaluation.protocols import Form, cut_text
 from skipgpt.training.fit_stage import check_fit
@@ -186,6 +188,19 @@ def test_a_tokenizer_without_a_beginning_is_asked_for_none() -> None:
     with advised("evaluation/harness/encoding.py", "leave it out"):
         with_bos(tokenizer, True)
     with_bos(tokenizer, False)
+
+
+def test_a_task_decodes_one_row_per_prompt() -> None:
+    lm = RoutedLM(tiny_routed(), byte_tokenizer(), batch_size=1)
+
+    def decode(**options: int) -> None:
+        given = ("a cat", {"until": ["\n"], "max_gen_toks": 2, **options})
+        lm.generate_until([Instance("generate_until", {}, given, 0, ("task", 0, 1))])
+
+    with advised("evaluation/harness/model.py", "leave … out of them, or set it to 1"):
+        decode(num_beams=3)
+    decode()
+    decode(num_beams=1)
 
 
 def test_a_checkpoint_is_calibrated_before_tasks_are_scored_at_sparsities(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which tokens the harness gives a model as a prompt."""
+"""Which tokens the harness gives a model as a prompt, and which ways to decode it refuses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from tokenizers import processors
 
+from skipgpt.errors import ConfigError
 from skipgpt.evaluation.harness.model import RoutedLM
 from tiny import byte_tokenizer, tiny_routed
 
@@ -76,3 +77,12 @@ def test_prompts_of_a_batch_are_padded_left_and_lose_their_beginning() -> None:
     ids, mask = lm.tok_batch_encode(["abcd", "a"], left_truncate_len=3)
     assert ids.tolist() == [plain("bcd"), [pad, BOS, *plain("a")]]
     assert mask.tolist() == [[1, 1, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("execution", ["auto", "dense"])
+@pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
+def test_a_task_that_wants_several_rows_per_prompt_is_refused(name: str, execution: str) -> None:
+    lm = model_of("<s> $A", execution=execution)
+    with pytest.raises(ConfigError, match=f"got {name}: 3; expected 1: .* leave {name} out"):
+        decode(lm, "ab", **{name: 3})
+    assert decode(lm, "ab", **{name: 1}) == decode(lm, "ab")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from skipgpt.checkpoint.loading import load_placed
 from skipgpt.config import Placement, as_budget
 from skipgpt.data.encoding import boundaries
-from skipgpt.errors import MissingExtraError
+from skipgpt.errors import ConfigError, MissingExtraError
 from skipgpt.evaluation.harness.keep_counts import RequestCounts, add_up, ran_by_row, sparsity_of
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.evaluation.harness.response_cache import answers_key, use_own_table
@@ -210,6 +210,8 @@ class RoutedLM(EncodingLM):
             for each in requests
         ]
         options = [normalize_gen_kwargs(each.args[1], self.max_gen_toks) for each in requests]
+        for each in options:
+            _check_one_row(each)
         rooms = [self.max_length - int(each["max_gen_toks"]) for each in options]
         for room in rooms:  # longer prompts lose their beginning
             check_length("decoding a prompt", self.max_length, 1, self.max_length - room)
@@ -271,3 +273,18 @@ class RoutedLM(EncodingLM):
             return list(self.notes.values())
         keys: Sequence[str] = [hash_args(each.request_type, each.args) for each in requests]
         return [self.notes[key] for key in keys if key in self.notes]
+
+
+def _check_one_row(options: Mapping[str, Any]) -> None:
+    """Refuse settings with which one prompt becomes several rows.
+
+    Dense answers are refused, too: they are there to be compared with routed ones.
+    """
+    for name in ("num_beams", "num_return_sequences"):
+        if options.get(name, 1) != 1:
+            raise ConfigError(
+                "reading the generation_kwargs of a task",
+                got=f"{name}: {options[name]}",
+                expected="1: the tokens that ran are counted for one row per prompt",
+                todo=f"leave {name} out of them, or set it to 1",
+            )
