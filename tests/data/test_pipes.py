@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from skipgpt.config import DataConfig
-from skipgpt.data import decoding, read_documents
+from skipgpt.data import decoding, load_blocks, read_documents
 from skipgpt.errors import ConfigError
 from skipgpt.system.stopping import Stop, handling, stop_now
-from texts import SENTENCE, piped, read, refusal, texts, write, write_rows
+from texts import CONFIG, SENTENCE, piped, read, refusal, texts, write, write_rows
+from tiny import byte_tokenizer
 
 ROWS = [b'{"id": 1, "body": "One.\\nStill one."}\n', b"\n", b'{"id": 2, "body": "Two."}']
 DESCRIPTORS = pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no /dev/fd here")
@@ -65,6 +67,31 @@ def test_rows_of_a_pipe_without_the_field_name_those_that_exist(tmp_path: Path) 
     assert "--text-field=body" in error.todo
 
 
+def test_plain_text_through_a_pipe_is_split_and_read_whole_as_its_file_is(tmp_path: Path) -> None:
+    text = "".join(f"{number}. {SENTENCE}\n" for number in range(4000))
+    path = write(tmp_path / "a.txt", text)
+    few = dataclasses.replace(CONFIG, calibration_tokens=64, evaluation_tokens=64)
+    of_file = load_blocks([str(path)], byte_tokenizer(), few, train_tokens=64)
+    with piped(tmp_path / "pipe", [text.encode()]) as pipe:
+        of_pipe = load_blocks([str(pipe)], byte_tokenizer(), few, train_tokens=64)
+    assert of_pipe.fingerprint == of_file.fingerprint
+    assert of_pipe.documents == of_file.documents
+    tokens = sum(len(rows) for rows in (of_pipe.train, of_pipe.calibration, of_pipe.held_out)) * 16
+    assert len(text) - 3 * 16 < tokens < len(text) + 100  # one per byte, and BOS per section
+
+
+@pytest.mark.parametrize("before", [[], ["a.txt"]])
+def test_json_lines_through_a_pipe_are_read_as_far_as_needed(
+    tmp_path: Path, before: list[str]
+) -> None:
+    write(tmp_path / "a.txt", SENTENCE)
+    rows = (b'{"text": "Row %d."}\n' % number for number in itertools.count())
+    few = dataclasses.replace(CONFIG, calibration_tokens=64, evaluation_tokens=64)
+    with piped(tmp_path / "pipe", rows) as pipe:
+        sources = [str(tmp_path / name) for name in before] + [str(pipe)]
+        assert len(load_blocks(sources, byte_tokenizer(), few, train_tokens=64).train) < 10
+
+
 def refuses_the_field(source: object) -> None:
     with pytest.raises(ConfigError, match=r"field 'body' of plain text.*leave out --text-field"):
         list(read_documents([str(source)], DataConfig(text_field="body")))
@@ -101,6 +128,17 @@ def test_text_or_a_line_that_does_not_end_is_refused(
         error = refusal(pipe)
     assert "more than 10,000 bytes" in error.got
     assert "to a file" in error.todo
+
+
+@DESCRIPTORS
+@pytest.mark.parametrize("content", [b"text\n" * 4000, b'{"text": "%s"}' % (b"a" * 20_000)])
+def test_a_file_through_a_descriptor_ends_and_has_no_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(decoding, "PART", 100)
+    monkeypatch.setattr(decoding, "MOST_PIPED", 10_000)
+    with write(tmp_path / "file", content).open() as file:
+        assert len("".join(texts(f"/dev/fd/{file.fileno()}"))) == 20_000
 
 
 @pytest.mark.parametrize("part", [b"text\n", b"x"])

@@ -14,7 +14,7 @@ from skipgpt.config import DataConfig
 from skipgpt.config.settings import to_dict
 from skipgpt.data.documents import Document
 from skipgpt.data.read_enough import read_enough
-from skipgpt.data.sources import may_not_end, read_documents
+from skipgpt.data.sources import read_documents
 from skipgpt.data.split import split_documents
 from skipgpt.data.stream import encode_documents, encode_stream
 from skipgpt.errors import DataError
@@ -76,8 +76,9 @@ def load_blocks(
 ) -> Blocks:
     """Read, split, encode and pack.
 
-    Files are read whole. A hub dataset or a pipe of JSON lines, which may not end, is read as far
-    as `train_tokens`, the calibration and the evaluation need; to its end if that is None.
+    Files and plain text through a pipe are read whole. A hub dataset or JSON lines through a pipe,
+    which may not end, are read as far as `train_tokens`, the calibration and the evaluation need;
+    to their end if that is None.
 
     Raises:
         DataError: a source cannot be read, or there is too little text on one side.
@@ -88,7 +89,7 @@ def load_blocks(
         blocks.train.shape  # [N, 128]
     """
     documents: Iterable[Document] = read_documents(sources, config)
-    if train_tokens is not None and any(map(may_not_end, sources)):
+    if train_tokens is not None:
         documents = read_enough(documents, tokenizer, config, train_tokens)
     train, aside = split_documents(documents, config.held_out)
     rows, inside = pack_blocks(train, tokenizer, config, "packing the training text")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
+from skipgpt.data.pipes import is_pipe
 from skipgpt.errors import DataError
 
 SNIFFED = 8 * 1024
@@ -14,6 +16,8 @@ PART = 1024 * 1024
 """Bytes of a line that are read at once; between two parts a signal is answered."""
 MOST_PIPED = 256 * 1024 * 1024
 """Bytes of plain text, or of one line, that are read from a pipe, which may not end."""
+LEADING = 100
+"""Blank lines that may stand before the line that tells what a pipe holds."""
 
 # The longer marks come first: the mark of UTF-32-LE begins with that of UTF-16-LE.
 OTHER_MARKS = {
@@ -33,12 +37,12 @@ def read_text(path: Path) -> str:
     return _with_line_feeds(raw, path)
 
 
-def piped_text(path: Path, lines: Iterable[bytes]) -> str:
-    """All of a pipe's plain text, as `read_text` gives it, from its lines."""
+def joined_text(path: Path, lines: Iterable[bytes]) -> str:
+    """All of a text file or a pipe, as `read_text` gives it, from its lines."""
     held = io.BytesIO()
     for line in lines:
         held.write(line)
-        if held.tell() > MOST_PIPED:
+        if held.tell() > MOST_PIPED and is_pipe(path):
             raise _too_much(path)
     return _with_line_feeds(held.getvalue(), path)
 
@@ -57,12 +61,22 @@ def raw_lines(path: Path) -> Iterator[bytes]:
                 if part.endswith(b"\n"):
                     yield b"".join(parts)
                     parts = []
-                elif len(parts) * PART > MOST_PIPED and not path.is_file():
+                elif len(parts) * PART > MOST_PIPED and is_pipe(path):
                     raise _too_much(path)
             if parts:
                 yield b"".join(parts)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def first_line(path: Path) -> tuple[bytes, Iterator[bytes]]:
+    """The line that tells what a pipe holds, the first that is not blank, and all of its lines."""
+    rest, first = raw_lines(path), [b""]
+    for line in islice(rest, LEADING):
+        first.append(line)
+        if line.strip():
+            break
+    return first[-1], chain(first[1:], rest)
 
 
 def decode(raw: bytes, path: Path, offset: int = 0) -> str:

@@ -22,16 +22,18 @@ class Document:
         name: where it came from, for people.
         text: all of it.
         group: documents of one group always fall on the same side of the split.
+        streamed: whether its source may not end, and is read only as far as needed.
     """
 
     name: str
     text: str
     group: str
+    streamed: bool = False
 
 
-def document_of(name: str, text: str) -> Document:
+def document_of(name: str, text: str, *, streamed: bool = False) -> Document:
     """A document that is its own group, together with its exact duplicates."""
-    return Document(name, text, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Document(name, text, hashlib.sha256(text.encode()).hexdigest()[:16], streamed)
 
 
 def stdlib_documents(with_tests: bool = False) -> list[Document]:

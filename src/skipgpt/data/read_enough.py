@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from skipgpt.config import DataConfig
@@ -28,8 +28,14 @@ def read_enough(
 
     The side of a document is that of `split_documents`. A side that has enough takes no more, so
     what is held out does not depend on how much is trained. Reading ends at the end of the
-    documents, too, or where a side stays too small for too long. The order stays.
+    documents, too, or where a side stays too small for too long. The order stays. All are read
+    where none is streamed.
     """
+    stream = iter(documents)
+    ahead = _until_streamed(stream)
+    if not ahead or not ahead[-1].streamed:
+        return ahead
+    stream = chain(ahead, stream)
     share = config.held_out
     needs = [
         max(config.block_size, tokens)
@@ -49,7 +55,6 @@ def read_enough(
         side = side_of(document)
         return have[side] < needs[side]
 
-    stream = iter(documents)
     while any(a < b for a, b in zip(have, needs, strict=True)) and letters <= most:
         some = list(islice(stream, AT_ONCE))
         if not some:
@@ -68,3 +73,13 @@ def read_enough(
         f"{read:,}", f"{have[2]:,}", f"{have[0]:,}", f"{have[1]:,}",
     )  # fmt: skip
     return kept
+
+
+def _until_streamed(stream: Iterator[Document]) -> list[Document]:
+    """The documents up to the first one that is streamed; all if none is."""
+    read = []
+    for document in stream:
+        read.append(document)
+        if document.streamed:
+            break
+    return read

@@ -12,6 +12,7 @@ from typing import Any
 from skipgpt.data.decoding import decode, raw_lines
 from skipgpt.data.documents import Document, document_of
 from skipgpt.data.encoding import has_surrogates
+from skipgpt.data.pipes import is_pipe
 from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
 
 Row = tuple[int, dict[str, Any]]
@@ -24,7 +25,13 @@ def json_documents(
     path: Path, name: str, field: str, lines: Iterable[bytes] | None = None
 ) -> Iterator[Document]:
     """The documents of a file with one JSON object per line, or of these lines of it."""
-    return _row_documents(json_rows(path, lines), f"reading {path}", f"{name}, line", field)
+    return _row_documents(
+        json_rows(path, lines),
+        f"reading {path}",
+        f"{name}, line",
+        field,
+        streamed=is_pipe(path),
+    )
 
 
 def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
@@ -49,7 +56,7 @@ def hub_documents(source: str, field: str, seed: int = 0) -> Iterator[Document]:
         todo="check the id (org/name:config where it has several), the network and "
         "HF_HUB_OFFLINE; or fetch its files and give those",
     )
-    return _row_documents(rows, doing, f"{source}, row", field)
+    return _row_documents(rows, doing, f"{source}, row", field, streamed=True)
 
 
 def json_rows(path: Path, lines: Iterable[bytes] | None = None) -> Iterator[Row]:
@@ -106,7 +113,14 @@ def _hub_rows(source: str, seed: int, datasets: Any) -> Iterator[Row]:
     yield from enumerate(stream, 1)
 
 
-def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> Iterator[Document]:
+def _row_documents(
+    rows: Iterator[Row],
+    doing: str,
+    name: str,
+    field: str,
+    *,
+    streamed: bool = False,
+) -> Iterator[Document]:
     """Yield one document per row; rows whose text is empty or null are passed over.
 
     `name` names a row up to its number; its last word is the unit in errors.
@@ -138,7 +152,7 @@ def _row_documents(rows: Iterator[Row], doing: str, name: str, field: str) -> It
                 todo="repair or drop the row",
             )
         if text.strip():
-            yield document_of(f"{name} {number}", text)
+            yield document_of(f"{name} {number}", text, streamed=streamed)
 
 
 def _name_another(row: dict[str, Any]) -> str:

@@ -10,20 +10,15 @@ from itertools import chain, islice
 from pathlib import Path
 
 from skipgpt.config import DataConfig
-from skipgpt.data.decoding import is_binary, piped_text, raw_lines, read_text
+from skipgpt.data.decoding import first_line, is_binary, joined_text, read_text
 from skipgpt.data.documents import Document, split_text, stdlib_documents
+from skipgpt.data.pipes import JSON_LINES, ROWS, is_nameless
 from skipgpt.data.rows import hub_documents, is_json_object, json_documents, parquet_documents
 from skipgpt.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-JSON_LINES = (".jsonl", ".json", ".ndjson")
-ROWS = (*JSON_LINES, ".parquet")
 FILE_SUFFIXES = (*ROWS, ".txt", ".text", ".md", ".rst", ".py", ".csv", ".tsv")
-DESCRIPTORS = ("/dev/stdin", "/dev/fd/", "/proc/")
-"""Where paths begin that name an open file or pipe, not what it holds."""
-LEADING = 100
-"""Blank lines that may stand before the line that tells what a pipe holds."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
@@ -74,23 +69,15 @@ def is_streamed(source: str) -> bool:
     return bool(HUB_ID.fullmatch(source)) and not source.lower().endswith(FILE_SUFFIXES)
 
 
-def may_not_end(source: str) -> bool:
-    """Whether a source is a hub dataset or a pipe."""
-    path = os.path.expanduser(source)
-    is_pipe = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
-    return is_pipe or is_streamed(source)
-
-
-def is_nameless(path: Path) -> bool:
-    """Whether a path is a pipe or a descriptor whose name does not tell what it holds."""
-    opened = str(path).startswith(DESCRIPTORS) or not os.path.isfile(path)
-    return opened and path.suffix.lower() not in ROWS
-
-
 def check_text_field(sources: Sequence[str], config: DataConfig) -> None:
     """Raise ConfigError if a field of rows is named, and every source is plain text."""
-    if config.text_field != DataConfig().text_field and not any(map(_may_have_rows, sources)):
+    if _names_field(config) and not any(map(_may_have_rows, sources)):
         raise _no_rows(config)
+
+
+def _names_field(config: DataConfig) -> bool:
+    """Whether a field of rows is named, other than the one that is read unasked."""
+    return config.text_field != DataConfig().text_field
 
 
 def _may_have_rows(source: str) -> bool:
@@ -100,7 +87,7 @@ def _may_have_rows(source: str) -> bool:
         return False
     if os.path.isdir(path):
         return any(each.suffix.lower() in ROWS for each in _files_in(path).values())
-    return path.suffix.lower() in ROWS or is_nameless(path)
+    return path.suffix.lower() in ROWS or is_nameless(path) or not os.path.exists(path)
 
 
 def _no_rows(config: DataConfig) -> ConfigError:
@@ -215,15 +202,10 @@ def _file_documents(path: Path, name: str, config: DataConfig, lone: bool) -> It
 
 def _piped_documents(path: Path, name: str, config: DataConfig, lone: bool) -> Iterator[Document]:
     """The documents of a pipe, by its first line that is not blank."""
-    rest, first = raw_lines(path), []
-    for line in islice(rest, LEADING):
-        first.append(line)
-        if line.strip():
-            break
-    lines = chain(first, rest)
-    if first and is_json_object(first[-1]):
+    first, lines = first_line(path)
+    if is_json_object(first):
         yield from json_documents(path, name, config.text_field, lines)
-    elif first and config.text_field != DataConfig().text_field:
+    elif first and _names_field(config):
         raise _no_rows(config)
     else:
-        yield from split_text(name, piped_text(path, lines), lone=lone)
+        yield from split_text(name, joined_text(path, lines), lone=lone)
