@@ -162,6 +162,10 @@ ON_DATA = [
         "number-texts.jsonl", "story.jsonl --text-field='a story'",
     ),
     *reading(
+        "data/rows.py", "or, if it is text, write it to a file that ends in .txt",
+        "mkfifo pipe && (cat log.txt > pipe &) && pipe", "cp -L log.txt copy.txt && copy.txt",
+    ),
+    *reading(
         "data/rows.py", "repair or drop the row", "halves.jsonl",
         "grep -v ud800 halves.jsonl > whole.jsonl && whole.jsonl",
     ),

@@ -66,6 +66,7 @@ def _texts(folder: Path) -> None:
         "letter.txt": "a",
         "marked.txt": "<|endoftext|>".join(texts),
         "long.txt": "\n".join(f"{n}. {text}" for n in range(26) for text in texts),
+        "log.txt": '{"version": 3}\n' + "<|endoftext|>".join(texts),
         "array.json": json.dumps([json.loads(line) for line in good]),
         "broken.jsonl": "\n".join([*good[:3], '{"text": ', *good[3:]]),
         "story.jsonl": [{"id": str(n), "a story": text} for n, text in enumerate(texts)],

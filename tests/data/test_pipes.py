@@ -67,6 +67,18 @@ def test_rows_of_a_pipe_without_the_field_name_those_that_exist(tmp_path: Path) 
     assert "--text-field=body" in error.todo
 
 
+@pytest.mark.parametrize("begin", ['{"version": 3}\n', '{"text": "a"}\n', '{"version": "3"}\n'])
+def test_text_that_begins_with_an_object_may_be_written_to_a_file(
+    tmp_path: Path, begin: str
+) -> None:
+    text = begin + "The log.\n"
+    with piped(tmp_path / "pipe", [text.encode()]) as pipe:
+        assert refusal(pipe).todo.endswith("if it is text, write it to a file that ends in .txt")
+    with piped(tmp_path / "rows.jsonl", [text.encode()]) as pipe:
+        assert ".txt" not in refusal(pipe).todo
+    assert texts(write(tmp_path / "log.txt", text)) == [text]
+
+
 def test_plain_text_through_a_pipe_is_split_and_read_whole_as_its_file_is(tmp_path: Path) -> None:
     text = "".join(f"{number}. {SENTENCE}\n" for number in range(4000))
     path = write(tmp_path / "a.txt", text)

@@ -19,6 +19,8 @@ Row = tuple[int, dict[str, Any]]
 
 SHUFFLED = 1000
 """Size of the shuffle buffer of a hub dataset, in rows."""
+OR_TEXT = "; or, if it is text, write it to a file that ends in .txt"
+"""Advice to add where lines were taken for rows as the first of them told, not their name."""
 
 
 def json_documents(
@@ -31,6 +33,7 @@ def json_documents(
         f"{name}, line",
         field,
         streamed=is_pipe(path),
+        told=lines is not None,
     )
 
 
@@ -66,7 +69,7 @@ def json_rows(path: Path, lines: Iterable[bytes] | None = None) -> Iterator[Row]
         line = decode(raw, path, offset)
         offset += len(raw)
         if line.strip():
-            yield number, _json_object(line, path, number)
+            yield number, _json_object(line, path, number, lines is not None)
 
 
 def is_json_object(line: bytes) -> bool:
@@ -77,7 +80,7 @@ def is_json_object(line: bytes) -> bool:
         return False
 
 
-def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
+def _json_object(line: str, path: Path, number: int, told: bool) -> dict[str, Any]:
     try:
         row = json.loads(line)
         problem = "" if isinstance(row, dict) else f"which holds a {_json_type(row)}"
@@ -89,7 +92,8 @@ def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
             f"reading {path}",
             got=f"line {number}, {problem}",
             expected="one JSON object per line",
-            todo="repair the line; a JSON array becomes lines with: jq -c '.[]'",
+            todo="repair the line; a JSON array becomes lines with: jq -c '.[]'"
+            + (OR_TEXT if told else ""),
         )
     return dict(row)
 
@@ -120,6 +124,7 @@ def _row_documents(
     field: str,
     *,
     streamed: bool = False,
+    told: bool = False,
 ) -> Iterator[Document]:
     """Yield one document per row; rows whose text is empty or null are passed over.
 
@@ -132,7 +137,7 @@ def _row_documents(
                 doing,
                 got=f"{unit} {number} with the fields {', '.join(row) or '(none)'}",
                 expected=f"a field {field!r}",
-                todo=_name_another(row),
+                todo=_name_another(row) + (OR_TEXT if told else ""),
             )
         text = row[field]
         if text is None:
@@ -142,7 +147,7 @@ def _row_documents(
                 doing,
                 got=f"{unit} {number}, where {field!r} holds a {_json_type(text)}",
                 expected="a string",
-                todo=_name_another(row),
+                todo=_name_another(row) + (OR_TEXT if told else ""),
             )
         if has_surrogates(text):
             raise DataError(
