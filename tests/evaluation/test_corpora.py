@@ -8,6 +8,7 @@ import pytest
 
 from skipgpt.errors import DataError
 from skipgpt.evaluation.corpora import corpus_text
+from texts import piped, write
 
 
 def test_wikitext2_lines_become_the_rows_of_the_hub_and_are_joined_by_blank_lines(
@@ -31,11 +32,30 @@ def test_ptb_sentences_are_joined_by_spaces(tmp_path: Path) -> None:
     assert text == "no it was n't black monday but while the <unk>"
 
 
-def test_a_corpus_is_not_read_through_a_pipe_or_descriptor(tmp_path: Path) -> None:
-    path = tmp_path / "test.jsonl"
-    path.write_text(json.dumps({"text": "row"}))
-    with path.open() as file, pytest.raises(DataError, match="got no file /dev/fd/"):
-        corpus_text("wikitext2", [f"/dev/fd/{file.fileno()}"])
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no /dev/fd here")
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("wiki.raw", " \n = Title = \n A line .\n", "\n\n = Title = \n\n\n A line .\n"),
+        ("wiki.jsonl", '{"text": "a"}\n{"text": "b"}\n', "a\n\nb"),
+    ],
+)
+def test_a_corpus_is_read_alike_from_a_file_a_descriptor_and_a_pipe(
+    tmp_path: Path, name: str, content: str, expected: str
+) -> None:
+    path = write(tmp_path / name, content)
+    assert corpus_text("wikitext2", [str(path)])[0] == expected
+    with path.open() as file:
+        assert corpus_text("wikitext2", [f"/dev/fd/{file.fileno()}"])[0] == expected
+    for pipe_name in ("pipe", f"pipe{path.suffix}"):
+        with piped(tmp_path / pipe_name, [content.encode()]) as pipe:
+            assert corpus_text("wikitext2", [str(pipe)])[0] == expected
+
+
+def test_a_corpus_of_no_file_or_a_folder_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(DataError, match="got no file"):
+            corpus_text("wikitext2", [str(path)])
 
 
 def test_parquet_of_the_hub_is_read_as_its_rows(

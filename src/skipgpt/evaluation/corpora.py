@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipgpt.data.decoding import read_text
-from skipgpt.data.rows import json_rows
-from skipgpt.data.sources import JSON_LINES, is_nameless
+from skipgpt.data.decoding import first_line, joined_text, read_text
+from skipgpt.data.pipes import JSON_LINES, is_nameless
+from skipgpt.data.rows import is_json_object, json_rows
 from skipgpt.errors import ConfigError, DataError, MissingExtraError
 
 PARQUET = (
@@ -68,8 +69,8 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
 
     Args:
         name: `wikitext2` or `ptb`.
-        files: none to take it from the hub, or one: the original text file, or JSONL or parquet
-            with the field of the hub's data set.
+        files: none to take it from the hub, or one: the original text, or JSONL or parquet with
+            the field of the hub's data set; text and JSONL may come through a pipe.
 
     Raises:
         ConfigError: no such corpus, or several files.
@@ -95,7 +96,7 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
         rows = _texts(corpus, loaded, doing)
     else:
         path = Path(files[0]).expanduser()
-        if is_nameless(path) or not path.is_file():
+        if not os.path.exists(path) or os.path.isdir(path):
             raise DataError(
                 f"reading the corpus {name}", got=f"no file {path}", expected="its test split"
             )
@@ -106,13 +107,15 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
 def _rows_of_file(corpus: Corpus, path: Path) -> list[str]:
     """Return the rows that the hub's data set makes of the original file, or has in others."""
     doing = f"reading {path}"
-    if path.suffix.lower() in JSON_LINES:
-        return _texts(corpus, (row for _, row in json_rows(path)), doing)
     if path.suffix.lower() == ".parquet":
         options = {"path": "parquet", "data_files": str(path), "split": "train"}
         return _texts(corpus, _loaded(doing, "a parquet file", **options), doing)
-    lines = read_text(path).splitlines(keepends=True)
-    return [line.strip() if corpus.bare else line if line.strip() else "" for line in lines]
+    first, lines = first_line(path) if is_nameless(path) else (b"", None)
+    if path.suffix.lower() in JSON_LINES or is_json_object(first):
+        return _texts(corpus, (row for _, row in json_rows(path, lines)), doing)
+    text = read_text(path) if lines is None else joined_text(path, lines)
+    rows = text.splitlines(keepends=True)
+    return [row.strip() if corpus.bare else row if row.strip() else "" for row in rows]
 
 
 def _texts(corpus: Corpus, rows: Iterable[dict[str, Any]], doing: str) -> list[str]:
