@@ -78,7 +78,7 @@ def test_a_dry_run_of_a_checkpoint_is_of_its_base_and_its_routers(tmp_path: Path
         (("--dry-run", "--layout", "fsdp"), "one of single, ddp, fsdp2, zero2, zero3; did you"),
         (("--dry-run", "--device", "abacus"), "got 'abacus'"),
         (("--dry-run", "--processes", 3), "3 processes"),
-        (("--dry-run", "--quantize", "8bit"), "is not counted"),
+        (("--dry-run", "--quantize", "8bit"), "got --quantize; expected weights as they are"),
         (("--dry-run", "--device", "tpu"), "choosing the device: got 'tpu'"),
         (("--dry-run", "--device", "tpu", "--dtype", "bfloat16"), "choosing the device: got 'tpu'"),
         (("--layout", "ddp"), "accelerate launch"),
