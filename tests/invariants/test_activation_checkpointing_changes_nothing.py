@@ -18,7 +18,7 @@ def test_non_reentrant_checkpointing_equals_none_for_model_and_budget_gradients(
 
 
 @every_layout
-def test_so_it_does_with_gates_that_are_drawn(family: str) -> None:
+def test_checkpointing_changes_nothing_with_gates_that_are_drawn(family: str) -> None:
     _compare(family, GumbelSample(2.0))
 
 

@@ -54,7 +54,7 @@ def test_gated_equals_the_authors_forward_in_values_and_gate_gradients(family: s
 
 
 @every_layout
-def test_so_it_does_with_gates_of_0_and_1_as_routers_decide(family: str) -> None:
+def test_gated_equals_it_with_gates_of_0_and_1_as_routers_decide(family: str) -> None:
     _compare(family, size=0.0)
 
 

@@ -28,7 +28,7 @@ def test_kv_skip_equals_the_untouched_base_with_the_keys_of_skipped_tokens_maske
 @pytest.mark.parametrize("batch", sorted(BATCHES.keys() - {"three-rows-left-padded"}))
 @every_layout
 @torch.no_grad()
-def test_so_it_does_in_a_batch_of_every_shape(family: str, batch: str) -> None:
+def test_kv_skip_equals_the_masked_base_in_a_batch_of_every_shape(family: str, batch: str) -> None:
     _compare(family, batch)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,8 @@ def decoded(model: nn.Module, ids: Tensor) -> Tensor:
     return torch.cat(logits, 1)
 
 
+Step = tuple[str, int, str | None]
+"""A router, the number of sequences, and a machine."""
 # Every router, batch and machine; all of them together are tried on a Llama.
 PAIRED = [
     ("plain", 1, None),
@@ -43,36 +47,25 @@ PAIRED = [
 ]
 
 
-@pytest.mark.parametrize("router", ROUTERS)
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("machine", [None, *MACHINES])
+@pytest.mark.parametrize("step", list(product(ROUTERS, [1, 3], [None, *MACHINES])), ids=str)
 @torch.no_grad()
 def test_token_by_token_it_gives_what_gated_gives(
-    router: str, batch: int, machine: str | None, monkeypatch: pytest.MonkeyPatch
+    step: Step, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _compare("llama", router, batch, machine, monkeypatch)
+    _compare("llama", step, monkeypatch)
 
 
 @every_layout
-@pytest.mark.parametrize(("router", "batch", "machine"), PAIRED)
+@pytest.mark.parametrize("step", PAIRED, ids=str)
 @torch.no_grad()
-def test_so_it_does_for_every_layout(
-    family: str,
-    router: str,
-    batch: int,
-    machine: str | None,
-    monkeypatch: pytest.MonkeyPatch,
+def test_every_layout_gives_what_gated_gives(
+    family: str, step: Step, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _compare(family, router, batch, machine, monkeypatch)
+    _compare(family, step, monkeypatch)
 
 
-def _compare(
-    family: str,
-    router: str,
-    batch: int,
-    machine: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def _compare(family: str, step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    router, batch, machine = step
     model = routed(family, **ROUTERS[router])
     state = routing_state(model)
     if machine is not None:

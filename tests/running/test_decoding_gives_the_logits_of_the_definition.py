@@ -93,7 +93,9 @@ def test_each_way_chooses_what_it_chooses_by_the_definition(kv: str, way: str) -
 @pytest.mark.parametrize(("kv", "way"), PAIRED)
 @every_layout
 @torch.no_grad()
-def test_so_it_does_for_every_layout(family: str, kv: str, way: str) -> None:
+def test_every_layout_chooses_what_it_chooses_by_the_definition(
+    family: str, kv: str, way: str
+) -> None:
     _compare(family, kv, MOST_WAYS[way])
 
 

@@ -116,13 +116,13 @@ def run(
     resolved = override(of, given)
     if dry_run and quantize:
         raise ConfigError(
-            "estimating a run",
+            "estimating what a run needs",
             got="--quantize",
             expected="weights as they are trained on",
             todo="leave it out",
         )
     if not dry_run:
-        _refuse_wrong_options(layout, processes, data, out)
+        _check_options_of_training(layout, processes, data, out)
     options.begin(quiet=quiet, seed=resolved.seed)
     if dry_run:
         count = 1 if processes is None else processes
@@ -151,15 +151,15 @@ def run(
     options.emit(result.to_dict(), as_json, f"{out}\non held-out text:\n{losses}")
 
 
-def _refuse_wrong_options(
+def _check_options_of_training(
     layout: str | None, processes: int | None, data: list[str] | None, out: Path | None
 ) -> None:
-    """Raise a ConfigError for options that training does not take, or lacks."""
+    """Raise a ConfigError for an option that training does not take, or one that it lacks."""
     if (layout, processes) != (None, None):
         raise ConfigError(
             "training",
             got="--processes" if layout is None else "--layout",
-            expected="it beside --dry-run alone",
+            expected="--dry-run beside it",
             todo="start several processes by `torchrun` or `accelerate launch` (docs/scaling.md)",
         )
     for name, value in (("--data", data), ("--out", out)):

@@ -20,7 +20,7 @@ Row = tuple[int, dict[str, Any]]
 SHUFFLED = 1000
 """Size of the shuffle buffer of a hub dataset, in rows."""
 OR_TEXT = "; or, if it is text, write it to a file that ends in .txt"
-"""Advice to add where lines were taken for rows as the first of them told, not their name."""
+"""Advice to add where the first line, not a name, said that these are rows."""
 
 
 def json_documents(
@@ -33,7 +33,7 @@ def json_documents(
         f"{name}, line",
         field,
         streamed=is_pipe(path),
-        told=lines is not None,
+        guessed=lines is not None,
     )
 
 
@@ -80,7 +80,7 @@ def is_json_object(line: bytes) -> bool:
         return False
 
 
-def _json_object(line: str, path: Path, number: int, told: bool) -> dict[str, Any]:
+def _json_object(line: str, path: Path, number: int, guessed: bool) -> dict[str, Any]:
     try:
         row = json.loads(line)
         problem = "" if isinstance(row, dict) else f"which holds a {_json_type(row)}"
@@ -93,7 +93,7 @@ def _json_object(line: str, path: Path, number: int, told: bool) -> dict[str, An
             got=f"line {number}, {problem}",
             expected="one JSON object per line",
             todo="repair the line; a JSON array becomes lines with: jq -c '.[]'"
-            + (OR_TEXT if told else ""),
+            + (OR_TEXT if guessed else ""),
         )
     return dict(row)
 
@@ -124,7 +124,7 @@ def _row_documents(
     field: str,
     *,
     streamed: bool = False,
-    told: bool = False,
+    guessed: bool = False,
 ) -> Iterator[Document]:
     """Yield one document per row; rows whose text is empty or null are passed over.
 
@@ -137,7 +137,7 @@ def _row_documents(
                 doing,
                 got=f"{unit} {number} with the fields {', '.join(row) or '(none)'}",
                 expected=f"a field {field!r}",
-                todo=_name_another(row) + (OR_TEXT if told else ""),
+                todo=_name_another(row) + (OR_TEXT if guessed else ""),
             )
         text = row[field]
         if text is None:
@@ -147,7 +147,7 @@ def _row_documents(
                 doing,
                 got=f"{unit} {number}, where {field!r} holds a {_json_type(text)}",
                 expected="a string",
-                todo=_name_another(row) + (OR_TEXT if told else ""),
+                todo=_name_another(row) + (OR_TEXT if guessed else ""),
             )
         if has_surrogates(text):
             raise DataError(

@@ -184,7 +184,7 @@ def _reading(name: str, doing: str, expected: str) -> Iterator[None]:
                 expected="one whose code is part of transformers; that of others is never run",
                 todo="see `skipgpt families` for the models that can be routed",
             ) from error
-        # Those of a disk have a number.
+        # An error of a disk has a number; what transformers raises about the hub has none.
         from_hub = isinstance(error, OSError) and error.errno is None
         if from_hub and kind_of_model(name) == "remote":
             raise UnsupportedModelError(

@@ -13,6 +13,8 @@ from skipgpt.model.loading.gguf import is_gguf
 
 CONFIG = "skipgpt_config.json"
 EMBEDDED = "nano"
+CHECK_ID = "check the path; a hub id needs the network, or its files in the cache"
+"""What to do where a `remote` name leads to nothing."""
 
 Kind = Literal[
     "embedded", "base", "gguf", "checkpoint", "merged", "engine", "adapter", "run", "other",
@@ -74,9 +76,6 @@ def kind_of_model(name: str | Path) -> Kind:
         }
         return kinds.get(True, "base")
     return "run" if (path / "run.json").is_file() else "other"
-
-
-CHECK_ID = "check the path; a hub id needs the network, or its files in the cache"
 
 
 def not_on_the_hub(error: Exception) -> str:
