@@ -15,7 +15,7 @@ PYTEST := pytest -n auto --dist worksteal
 # Long text for the base of `compare-gpu`, one document a line or file.
 TEXT ?= novels.txt
 
-.PHONY: demo docs test test-long test-lowest test-matrix test-serving \
+.PHONY: demo docs environments test test-long test-lowest test-matrix test-serving \
 	test-transformers4 check format clean compare-gpu test-gpu bench-gpu \
 	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
 	bench-routers
@@ -39,7 +39,7 @@ test-lowest: $(LOWEST)/.ready
 test-matrix: test test-lowest
 
 test-serving: $(SERVING)/.ready
-	OMP_NUM_THREADS=1 $(SERVING)/bin/$(PYTEST) tests/serving
+	OMP_NUM_THREADS=1 $(SERVING)/bin/$(PYTEST) --dist loadfile tests/serving
 
 test-transformers4: $(READY) $(OLDER)/.ready
 	OMP_NUM_THREADS=1 SKIPGPT_TRANSFORMERS4=$(CURDIR)/$(OLDER)/bin/python $(BIN)/pytest -rs \
@@ -73,6 +73,8 @@ $(SERVING)/.ready: constraints-serving.txt pyproject.toml
 		pytest-xdist typer
 	$(SERVING)/bin/pip install --quiet --no-deps --editable .
 	touch $@
+
+environments: $(READY) $(LOWEST)/.ready $(SERVING)/.ready $(OLDER)/.ready
 
 $(DOCS)/.ready: constraints.txt
 	$(PYTHON) -m venv $(DOCS)
@@ -114,9 +116,9 @@ BENCH := $(BIN)/skipgpt bench --quiet --executions auto
 LEARNED ?= demo-out/checkpoint
 
 # One after the other whatever -j says, the profile first: execution `auto` goes by it.
-.NOTPARALLEL: bench-cpu
-bench-cpu: bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
-	bench-routers
+bench-cpu:
+	for each in profile 160m 350m nano lora int8 rivals routers; do \
+		$(MAKE) bench-$$each || exit 1; done
 
 bench-160m bench-350m: bench-%: $(READY)
 	$(BENCH) --shape llama-$* --phases prefill --sparsity 0,0.25,0.4,0.6 \
