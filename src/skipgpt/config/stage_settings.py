@@ -23,7 +23,7 @@ class FitStage:
         by_token: routers predict the cost per token; else each predicts its module's mean, a static
             choice.
         rounds: how often routers are corrected by what decisions cost under the routes of the
-            target.
+            target; each takes about as long as the rest of the fit.
     """
 
     tokens: int = 32768
@@ -31,7 +31,7 @@ class FitStage:
     draws: int = 1
     batch_size: int = 4
     by_token: bool = True
-    rounds: int = 0
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         check_choices(self)
