@@ -146,6 +146,20 @@ def test_a_share_above_one_is_refused(key: str) -> None:
         override(recipe("default"), {key: 10})
 
 
+@pytest.mark.parametrize("key", ["router_stage.warmup", "lora_stage.warmup", "lora_stage.dropout"])
+def test_a_share_that_may_not_be_the_whole_is_refused_at_one(key: str) -> None:
+    """Dropout would leave nothing to scale up, and a warm-up of 1 would be one step."""
+    with pytest.raises(ConfigError, match=r"got 1(\.0)?; expected a share of 0 or more, below 1"):
+        override(recipe("default"), {key: 1})
+    with pytest.raises(ConfigError):
+        override(recipe("default"), {key: "1.0"})
+    override(recipe("default"), {key: 0.99})
+
+
+def test_the_loss_may_be_distillation_alone() -> None:
+    assert override(recipe("paper"), {"lora_stage.distill": 1}).lora_stage.distill == 1
+
+
 def test_a_stage_is_not_run_twice() -> None:
     with pytest.raises(ConfigError):
         recipe("default", stages=("router", "lora", "router"))

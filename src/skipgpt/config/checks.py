@@ -28,11 +28,12 @@ def check_choices(instance: Any) -> None:
             raise ConfigError(f"reading {name}", got=str(value), expected="a number, zero or more")
 
 
-def check_shares(instance: Any, *names: str) -> None:
-    """Refuse a share above 1."""
+def check_shares(instance: Any, *names: str, whole: bool = True) -> None:
+    """Refuse a share above 1, and 1 as well unless a share may be the whole."""
     for name in names:
-        if (value := getattr(instance, name)) > 1:
-            raise ConfigError(f"reading {name}", got=str(value), expected="a share from 0 to 1")
+        if (value := getattr(instance, name)) > 1 or (value == 1 and not whole):
+            expected = "a share from 0 to 1" if whole else "a share of 0 or more, below 1"
+            raise ConfigError(f"reading {name}", got=str(value), expected=expected)
 
 
 def check_counts(instance: Any, *names: str) -> None:

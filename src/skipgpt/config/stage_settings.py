@@ -89,7 +89,8 @@ class RouterStage:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_shares(self, "warmup", "distill")
+        check_shares(self, "distill")
+        check_shares(self, "warmup", whole=False)  # transformers takes 1 for a number of steps
         check_counts(self, "steps", "static_tokens", "fit_tokens")
 
 
@@ -124,5 +125,6 @@ class LoraStage:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_shares(self, "warmup", "dropout", "distill")
+        check_shares(self, "distill")
+        check_shares(self, "warmup", "dropout", whole=False)
         check_counts(self, "steps", "rank")
