@@ -257,3 +257,13 @@ def test_a_fit_in_several_processes_is_refused() -> None:
             dtype=torch.float32,
             device="cpu",
         )
+
+
+def test_the_config_that_is_given_stays_as_it_was() -> None:
+    base = _config(dtype="bfloat16")
+    config = tiny_config("paper", stages="router", **SETTINGS)
+    for dtype in (torch.float32, torch.float16):
+        found = dry_run(base, config, layout="single", processes=1, dtype=dtype, device="cpu")
+        held = found.stages[0].held
+        assert held.weight_bytes == held.parameters * dtype.itemsize
+    assert base.to_dict() == _config(dtype="bfloat16").to_dict()

@@ -74,9 +74,14 @@ def _traceable(config: Any, build: Build) -> tuple[Any, float]:
     shares = any(parameter.ndim == 3 for parameter in build(_with_layers(config, 3)).parameters())
     if not shares or config.dtype == torch.bfloat16:
         return config, 1.0
-    narrow = copy.deepcopy(config)
-    narrow.dtype = narrow.get_text_config().dtype = torch.bfloat16
-    return narrow, config.dtype.itemsize / torch.bfloat16.itemsize
+    return in_dtype(config, torch.bfloat16), config.dtype.itemsize / torch.bfloat16.itemsize
+
+
+def in_dtype(config: Any, dtype: torch.dtype) -> Any:
+    """A copy of a transformers config that makes models of this dtype."""
+    made = copy.deepcopy(config)
+    made.dtype = made.get_text_config().dtype = dtype
+    return made
 
 
 def stored_bytes(model: Any, rows: int, tokens: int, rule: DecisionRule) -> float:

@@ -11,7 +11,7 @@ from torch import nn
 from skipgpt.config import Budget, Stage, TrainConfig
 from skipgpt.cost import Forward, lora_flops, savings, training_flops, work
 from skipgpt.cost.memory import Held, Layout, Memory, memory
-from skipgpt.cost.stored import stored
+from skipgpt.cost.stored import in_dtype, stored
 from skipgpt.errors import ConfigError
 from skipgpt.fitting.fit import layer_groups
 from skipgpt.model.base import parse_device
@@ -142,9 +142,9 @@ def _memory(
     def build(of: Any) -> Any:
         return _on_meta(of, stage, config, of.dtype)
 
-    base.dtype = dtype
-    model = build(base)
-    kept = stored(base, build, rows, tokens, samples=stage != "lora")
+    typed = in_dtype(base, dtype)
+    model = build(typed)
+    kept = stored(typed, build, rows, tokens, samples=stage != "lora")
     # Stage fit trains nothing; `stored` traced it with gradients at the gates.
     held = _held(model.requires_grad_(False) if stage == "fit" else model)
     activations = kept.total(config.activation_checkpointing and stage != "fit")
