@@ -190,6 +190,22 @@ def test_where_sparsity_jumps_the_nearer_side_is_returned() -> None:
     assert skipped_share(_collapsing(threshold), threshold) == pytest.approx(0.3, abs=0.03)
 
 
+def test_points_of_a_curve_are_counted_when_they_are_done() -> None:
+    told: list[tuple[int, int, int]] = []
+    measured: list[float] = []
+
+    def seen_at(threshold: float) -> Seen:
+        measured.append(threshold)
+        return seen(still(torch.linspace(-2, 2, 1000)))(threshold)
+
+    points = (0.0, 0.2, 0.4, 0.6)
+    calibrate_curve(
+        seen_at, points, on_point=lambda done, total: told.append((done, total, len(measured)))
+    )
+    # Everything kept is measured first, and each of the other points once, since margins stand.
+    assert told == [(1, 4, 1), (2, 4, 2), (3, 4, 3), (4, 4, 4)]
+
+
 def test_a_curve_ends_where_a_little_more_would_skip_everything() -> None:
     curve = calibrate_curve(seen(_collapsing))
     assert 0.25 <= curve.largest < 0.31

@@ -78,15 +78,14 @@ def calibrate_curve(
     """
     points: list[tuple[float, float]] = [(0.0, -math.inf)]
     threshold, seen = -math.inf, seen_at(-math.inf)
-    for number, sparsity in enumerate(sparsities):
+    for done, sparsity in enumerate(sparsities, 1):
+        if sparsity > 0:
+            guess = seen.guess(sparsity)
+            threshold, seen = _closest(seen_at, sparsity, guess, rounds, (threshold, seen))
+            if points[-1][0] < seen.share <= sparsity + JUMP:
+                points.append((seen.share, threshold))
         if on_point:
-            on_point(number, len(sparsities))
-        if sparsity == 0:
-            continue
-        guess = seen.guess(sparsity)
-        threshold, seen = _closest(seen_at, sparsity, guess, rounds, (threshold, seen))
-        if points[-1][0] < seen.share <= sparsity + JUMP:
-            points.append((seen.share, threshold))
+            on_point(done, len(sparsities))
     return CalibrationCurve(tuple(points))
 
 
