@@ -112,7 +112,7 @@ ON_TRAINING = [
          f"mkdir out && echo no JSON > out/run.json && {TRAIN} --resume",
          f"skipgpt {TRAIN} --overwrite"),
     # compare
-    told("comparison/budget.py", "leave out the method or the budget",
+    told("comparison/removal.py", "leave out the method or the budget",
          f"{COMPARE} --budget flops --methods dense,sleb --sparsity 0.25,0.95",
          f"skipgpt {COMPARE} --budget flops --methods dense --sparsity 0.25,0.95",
          f"skipgpt {COMPARE} --budget flops --methods dense,sleb --sparsity 0.25"),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runs import COMPARED, write_documents
-from skipgpt.comparison.budget import between, check_reach, most_removals
 from skipgpt.comparison.method import parse_method
+from skipgpt.comparison.removal import between, check_reach, find_removal, most_removals
 from skipgpt.comparison.setup import ComparisonSetup, prepare
-from skipgpt.config import Placement
-from skipgpt.cost import Savings
+from skipgpt.config import Placement, RouterConfig
+from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError
-from skipgpt.routing.decision import Site
+from skipgpt.routing.decision import MODULES, Site
 from tiny import byte_tokenizer, tiny_base
 
 UNITS = [(Site(n, "attn"),) for n in range(4)]
@@ -48,8 +49,8 @@ def test_no_order_of_removals_takes_more_than_the_most(target: float, most: int)
     assert most_removals(UNITS, SAVED, target) == most
 
 
-def _setup(folder: Any, budget: Any) -> ComparisonSetup:
-    tiny_base().save_pretrained(folder / "base")
+def _setup(folder: Any, budget: Any, **changes: Any) -> ComparisonSetup:
+    tiny_base(**changes).save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
     data = [str(write_documents(folder))]
     base = str(folder / "base")
@@ -84,6 +85,28 @@ def test_more_than_a_method_can_skip_is_refused(
     word = {"modules": "modules", "flops": "FLOPs"}[unit]
     with pytest.raises(ConfigError, match=f"got a budget of {beyond:g} of all {word}; expected at"):
         check_reach(jobs[unit], [parse_method("dense"), method], [0.1, beyond])
+
+
+@pytest.mark.parametrize("name", ["llm-drop+stand_in", "router"])
+def test_modules_that_cost_less_than_their_stand_ins_stay(name: str, tmp_path: Path) -> None:
+    # D 32, queries and output 32 x 32, keys and values 32 x 16, heads of 48, 257 words: an MLP of
+    # 3 x 32 x 8 weights has fewer than a stand-in of 2 x 32 x 20, and attention has more.
+    setup = _setup(tmp_path, "flops", intermediate_size=8)
+    method = parse_method(f"{name}:router.stand_in=20")
+    model = setup.routed(RouterConfig(stand_in=20))
+    saved = savings(model, "flops", setup.context, removed=method.stand_in)
+    attn, mlp = ([v for s, v in saved.by_site.items() if s.module == m] for m in MODULES)
+    assert min(attn) > 0 > max(mlp)
+    check_reach(setup, [method], [sum(attn) - saved.overhead - 1e-6])
+    with pytest.raises(ConfigError, match="all that it can skip"):
+        check_reach(setup, [method], [sum(attn) - saved.overhead + 1e-6])
+    if method.stand_in:
+        target = 0.9 * sum(attn)
+        removal = find_removal(setup, method, setup.config(method, target, 0), tmp_path)
+        assert [site.module for unit in removal.order for site in unit] == ["attn"] * 3
+        assert (removal.low, removal.high) == (2, 3)
+        met = sum(attn[:2]) + removal.share * attn[2]  # layers are alike
+        assert met == pytest.approx(target)
 
 
 def test_stand_ins_of_rank_none_are_refused(jobs: dict[str, ComparisonSetup]) -> None:

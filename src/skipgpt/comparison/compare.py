@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from skipgpt.comparison import static, trained
-from skipgpt.comparison.budget import check_reach
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
 from skipgpt.comparison.plot import plot
+from skipgpt.comparison.removal import check_reach
 from skipgpt.comparison.result import UNITS, Comparison, Row
 from skipgpt.comparison.setup import KEPT, ComparisonSetup, prepare
 from skipgpt.config import Budget, Placement, check_sparsity
