@@ -34,6 +34,7 @@ from skipgpt.removal.announced import announced
 from skipgpt.removal.search import one_shot
 from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import Unit, units_of
+from skipgpt.system.mode import in_mode
 from skipgpt.system.progress import OnStep
 
 KEPT_FIRST, KEPT_LAST = 4 / 32, 2 / 32
@@ -103,9 +104,7 @@ def _backward(model: Any, blocks: Tensor, batch_size: int, on_step: OnStep | Non
     device = next(model.parameters()).device
     predicted = blocks.shape[0] * (blocks.shape[1] - 1)
     parts = list(batches(blocks, batch_size))
-    was_training = model.training
-    model.eval()
-    with execution(model, "dense"), torch.enable_grad():
+    with in_mode(model, training=False), execution(model, "dense"), torch.enable_grad():
         for done, batch in enumerate(parts, 1):
             ids = batch.to(device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
@@ -113,7 +112,6 @@ def _backward(model: Any, blocks: Tensor, batch_size: int, on_step: OnStep | Non
             torch.autograd.backward(nll / predicted)
             if on_step:
                 on_step(done, len(parts))
-    model.train(was_training)
 
 
 @contextmanager

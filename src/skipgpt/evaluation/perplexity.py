@@ -20,6 +20,7 @@ from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import count_routing
 from skipgpt.model.trace import KeepCounts
 from skipgpt.routing.decision import MODULES
+from skipgpt.system.mode import in_mode
 from skipgpt.system.progress import advancing
 
 Rows = Tensor | Sequence[Tensor]
@@ -154,11 +155,10 @@ def total_loss(
     model: nn.Module, blocks: Rows, batch_size: int = 8, on_batch: OnBatch | None = None
 ) -> tuple[float, int]:
     """Return summed loss in nats and number of predicted tokens of blocks [N, T]."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     nll, tokens, rows = 0.0, 0, 0
-    with advancing("running the text", unit="row", total=len(blocks)) as advance:
+    phase = advancing("running the text", unit="row", total=len(blocks))
+    with in_mode(model, training=False), phase as advance:
         for batch in batches(blocks, batch_size):
             ids = batch.to(device)
             logits = model(input_ids=ids, use_cache=False).logits
@@ -171,7 +171,6 @@ def total_loss(
                 on_batch(ids, logits, losses.view(len(ids), -1))
             rows += len(ids)
             advance(rows, len(blocks))
-    model.train(was_training)
     return nll, tokens
 
 

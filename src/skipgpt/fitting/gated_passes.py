@@ -24,6 +24,7 @@ from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.model.surgery import routed_layers, routers
 from skipgpt.routing.decision import MODULES, ModuleDecision, Site
 from skipgpt.routing.router import Router, Scale
+from skipgpt.system.mode import in_mode
 from skipgpt.system.progress import OnStep
 
 Gates = Sequence[Tensor]
@@ -145,12 +146,12 @@ class _Recorder(nn.Module):
 @contextmanager
 def _at_rest(model: nn.Module) -> Iterator[None]:
     """Disable weight gradients and dropout inside the block."""
-    trained, was_training = [p for p in model.parameters() if p.requires_grad], model.training
-    model.requires_grad_(False).eval()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
     try:
-        yield
+        with in_mode(model, training=False):
+            yield
     finally:
-        model.train(was_training)
         for parameter in trained:
             parameter.requires_grad_()
 

@@ -15,6 +15,7 @@ from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import ModuleDecision, Site
 from skipgpt.routing.stand_in import Moments, fit
+from skipgpt.system.mode import in_mode
 from skipgpt.system.progress import OnStep
 
 NEAR = 3e-2
@@ -50,12 +51,11 @@ def fit_stand_ins(
     batches, done = text.split(batch_size), 0  # type: ignore[no-untyped-call]
     total = len(batches) * -(-len(layers) // at_once)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     for first in range(0, len(layers), at_once):
         some, moments = layers[first : first + at_once], dict[Site, Moments]()
         rule = _Routes(threshold)
-        with _watched(some, moments, rule), execution(model, "gated"), use_rule(model, rule):
+        routes = use_rule(model, rule), execution(model, "gated")
+        with in_mode(model, training=False), _watched(some, moments, rule), routes[0], routes[1]:
             for rows in batches:
                 model(input_ids=rows.to(device), use_cache=False, logits_to_keep=1)
                 done += 1
@@ -67,7 +67,6 @@ def fit_stand_ins(
                 fit(stand_in, each)
             elif each.count >= FEWEST * stand_in.down.out_features:
                 fit(stand_in, each, NEAR, around=True)
-    model.train(was_training)
 
 
 class _Routes:

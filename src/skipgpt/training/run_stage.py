@@ -21,6 +21,7 @@ from skipgpt.model.state import Execution, execution
 from skipgpt.routing.decision import RuleAt
 from skipgpt.system.distributed import in_lockstep, is_first, layout, world_size
 from skipgpt.system.hardware import wait_for
+from skipgpt.system.mode import in_mode
 from skipgpt.system.progress import advancing
 from skipgpt.system.stopping import Stop
 from skipgpt.training.loop.callbacks import (
@@ -152,9 +153,8 @@ def _speedup(model: Any, batch: Tensor) -> float:
     times: dict[Execution, list[float]] = {"dense": [], "sparse": []}
     device = next(model.parameters()).device
     batch = batch.to(device)
-    was_training = model.training
-    model.train()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with in_mode(model, training=True), forked:
         for _ in range(4):
             for kind, seconds in times.items():
                 wait_for(device)
@@ -164,5 +164,4 @@ def _speedup(model: Any, batch: Tensor) -> float:
                 wait_for(device)
                 seconds.append(time.perf_counter() - started)
     model.zero_grad(set_to_none=True)
-    model.train(was_training)
     return statistics.median(times["dense"][1:]) / statistics.median(times["sparse"][1:])

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from skipgpt.analysis.failures import failures
 from skipgpt.system.atomic import staged
 from skipgpt.system.distributed import any_rank
+from skipgpt.system.mode import in_mode
 from skipgpt.system.progress import Phase
 from skipgpt.system.stopping import handling, stop_now
 from skipgpt.training.loop.routing_metrics import nested
@@ -113,9 +114,8 @@ class Beginning(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Run the action with the model in eval mode."""
-        was_training = model.training
-        self.action(model.eval())
-        model.train(was_training)
+        with in_mode(model, training=False):
+            self.action(model)
 
 
 class StopRequest(TrainerCallback):  # type: ignore[misc]
