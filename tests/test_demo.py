@@ -40,8 +40,8 @@ def test_two_demos_with_one_seed_give_the_same_numbers_and_every_file(
     assert numbers["rows"]["dense"]["excess_nll"] == 0
     removed = numbers["static_modules"]
     assert len(set(removed)) == len(removed)
-    # One module more or less is about 4 % of the FLOPs.
-    assert numbers["rows"]["static"]["sparsity"]["flops"] == pytest.approx(0.25, abs=0.05)
+    # The last module that goes, which saves 5 % of the FLOPs at most, is the first to be enough.
+    assert 0.25 <= numbers["rows"]["static"]["sparsity"]["flops"] < 0.25 + 0.05
     assert numbers["samples"].keys() == {"dense", "sparse"}
     assert len(numbers["map"]["tokens"]) == len(numbers["map"]["attn"])
     for value in (row["nll_per_token"] for row in numbers["rows"].values()):

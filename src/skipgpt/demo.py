@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
+from skipgpt.baselines.greedy import blockpruner
 from skipgpt.checkpoint.loading import load_placed
 from skipgpt.config import Budget, DataConfig, Placement, recipe
 from skipgpt.config.settings import override
+from skipgpt.cost import Savings
 from skipgpt.data import load_blocks, read_documents, split_documents
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
@@ -23,8 +27,7 @@ from skipgpt.generation import generate
 from skipgpt.model.base import load_base
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.removal.greedy import greedy_removal
-from skipgpt.removal.units import sites_of
+from skipgpt.removal.units import Unit, sites_of
 from skipgpt.report.charts.routing_map import RoutingMap, routing_map
 from skipgpt.report.gather import gather
 from skipgpt.report.pages.page import to_html
@@ -156,7 +159,7 @@ def _demo(
     held = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
     base = add_routers(load_base("nano", device=device, dtype=dtype)[0])
     text = subsample_rows(blocks.train, config.router_stage.static_tokens)
-    removed = sites_of(greedy_removal(base, text, savings_of(base, config), sparsity))
+    removed = sites_of(_removal(base, text, savings_of(base, config), sparsity))
     with use_rule(base, Forced.without(removed)):
         static = perplexity(base, held, closeness_to=base)
     measured = trained.held_out
@@ -182,6 +185,18 @@ def _demo(
         (stage / "demo.json").write_text(to_json(result.to_dict()), encoding="utf-8")
         (stage / "report.html").write_text(to_html(report), encoding="utf-8")
     return result
+
+
+def _removal(model: nn.Module, text: Tensor, saved: Savings, target: float) -> list[Unit]:
+    """Remove module after module until at least the share asked for is saved."""
+    sites = list(saved.by_site)
+
+    def enough(removed: list[Unit]) -> bool:
+        gone = set(sites_of(removed))
+        return saved.share({site: float(site not in gone) for site in sites}) >= target
+
+    with advancing("searching the static removal", announced=True) as advance:
+        return blockpruner(model, text, len(sites), enough=enough, on_step=advance)
 
 
 def _held_out(config: DataConfig) -> str:

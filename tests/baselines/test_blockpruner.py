@@ -4,13 +4,12 @@ from torch import nn
 
 from removals import static_loss
 from runs import rows
-from skipgpt.baselines.blockpruner import blockpruner
+from skipgpt.baselines.greedy import blockpruner
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.removal.static import constant_routes
-from skipgpt.removal.units import sites_of
+from skipgpt.removal.units import constant_routes, sites_of
 from skipgpt.routing.decision import Site
 from skipgpt.routing.router import set_constant
 from tiny import tiny_base, tiny_routed

@@ -16,8 +16,7 @@ from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import load_base
 from skipgpt.model.state import record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.removal.static import constant_routes
-from skipgpt.removal.units import Unit, units_of
+from skipgpt.removal.units import Unit, constant_routes, units_of
 from skipgpt.routing.decision import Forced, Site, Threshold
 from tiny import byte_tokenizer, tiny_base
 

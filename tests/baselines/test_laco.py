@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from bases import deep, layer, own_words, silence
 from cases import families
 from runs import rows
-from skipgpt.baselines.laco import laco
-from skipgpt.baselines.merging import Merges
+from skipgpt.baselines.laco import Merges, laco
 from skipgpt.errors import ConfigError
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
@@ -131,11 +130,6 @@ def test_an_eighth_of_the_layers_become_one_at_a_time() -> None:
         assert changed == [first]
 
 
-def test_the_interval_leaves_layers_between_merges() -> None:
-    model = add_routers(tiny_base(num_hidden_layers=8, initializer_range=1e-3))
-    assert laco(model, rows(2), 2, merge=2, interval=3) == [layer(6), layer(3)]
-
-
 def test_layers_of_another_make_are_left_alone() -> None:
     model = add_routers(_four("deepseek_v3"))  # the first layer has no experts
     before = copy.deepcopy(model.state_dict())
@@ -159,10 +153,9 @@ def test_an_interruption_leaves_the_weights_as_they_were(monkeypatch: pytest.Mon
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_settings_that_merge_nothing_are_refused() -> None:
-    for settings in ({"merge": 1}, {"interval": 0}):
-        with pytest.raises(ConfigError, match="at least 2 layers a merge and an interval of at"):
-            laco(deep(), rows(1), 1, **settings)
+def test_a_merge_of_one_layer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got merge=1; expected at least 2 layers per merge"):
+        laco(deep(), rows(1), 1, merge=1)
 
 
 def test_a_copy_keeps_the_model_for_others() -> None:

@@ -10,8 +10,8 @@ import torch
 from bases import deep, layer, own_words
 from removals import static_loss
 from runs import rows
+from skipgpt.baselines.greedy import sleb
 from skipgpt.baselines.shortened import shortened_ppl, shortened_taylor
-from skipgpt.baselines.sleb import sleb
 from skipgpt.model.surgery import add_routers, remove_routers
 from skipgpt.removal.units import sites_of
 from tiny import tiny_base

@@ -9,9 +9,7 @@ from torch.nn.functional import cosine_similarity
 
 from bases import EMPTY, deep, layer, own_words
 from cases import ONE_ROW, every_layout, routed
-from skipgpt.baselines.llm_drop import llm_drop
-from skipgpt.baselines.shortgpt import shortgpt
-from skipgpt.baselines.similarity import similarities
+from skipgpt.baselines.similarity import llm_drop, shortgpt, similarities
 from skipgpt.errors import ConfigError
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import random
-from typing import Any
 
 import pytest
-import torch
 
 import cases
 from bases import DEEP, deep
@@ -15,8 +12,6 @@ from cases import every_layout
 from removals import static_loss
 from runs import rows
 from skipgpt.model.surgery import routed_layers
-from skipgpt.removal import announced as announcing
-from skipgpt.removal.announced import announced
 from skipgpt.removal.search import one_by_one
 from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import units_of
@@ -58,17 +53,23 @@ def test_what_is_kept_is_bounded_and_changes_no_loss(most_bytes: int) -> None:
 
 
 def test_a_round_of_trials_runs_half_of_the_layers() -> None:
-    model, text = deep(), rows(4)
+    model, text, ran = deep(), rows(4), []
+    for layer in routed_layers(model):
+        layer.self_attn.k_proj.register_forward_hook(lambda *_, n=layer.index: ran.append(n))
     loss = SuffixLoss(model, text)
     first = [Site(2, "mlp")]
-    for layer in range(DEEP):
-        loss([*first, Site(layer, "attn")])
+
+    def counted(sites: list[Site]) -> list[int]:
+        ran.clear()
+        loss(sites)
+        return [*ran]
+
     # The first starts at the embeddings; each further one runs the layer in front of it, too.
-    assert loss.layers_run == 6 + 6 + 5 + 4 + 3 + 2
-    before = loss.layers_run
+    starts = (0, 0, 1, 2, 3, 4)
+    for layer, start in enumerate(starts):
+        assert counted([*first, Site(layer, "attn")]) == [*range(start, DEEP)]
     for layer in range(DEEP):
-        loss([*first, Site(layer, "mlp")])
-    assert loss.layers_run - before == 6 + 5 + 4 + 3 + 2 + 1
+        assert counted([*first, Site(layer, "mlp")]) == [*range(layer, DEEP)]
 
 
 def test_the_model_is_as_it_was_even_after_a_failure() -> None:
@@ -84,52 +85,3 @@ def test_the_model_is_as_it_was_even_after_a_failure() -> None:
     for layer in routed_layers(model)[1:]:
         assert "forward" not in vars(layer)
         assert not layer._forward_pre_hooks
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the search reads, in seconds."""
-    now = [0.0]
-    monkeypatch.setattr(announcing.time, "perf_counter", lambda: now[0])
-    return now
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.01, []),
-        (1.0, ["sleb: about 64 seconds (16 trials)"]),
-        (10.0, ["sleb: about 11 minutes (16 trials)"]),
-        (1000.0, ["sleb: about 17.8 hours (16 trials)"]),
-    ],
-)
-def test_how_long_a_search_takes_is_said_once_its_first_trials_are_timed(
-    seconds: float,
-    said: list[str],
-    clock: list[float],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loss = SuffixLoss(deep(), rows(1))
-
-    def slow(removed: Any) -> float:
-        clock[0] += seconds * 6 + 100 * (loss.layers_run == 0)  # the first one warms up
-        loss.layers_run += 5
-        return 0.0
-
-    monkeypatch.setattr(SuffixLoss, "__call__", lambda _, removed: slow(removed))
-    timed = announced(loss, "sleb", 16)
-    with caplog.at_level(logging.INFO, "skipgpt"):
-        for n in range(16):
-            timed([])
-            assert len(caplog.messages) == (n > 2) * len(said)
-    assert caplog.messages == said
-
-
-def test_losses_are_announced_unchanged() -> None:
-    model, text = deep(), rows(4)
-    timed = announced(SuffixLoss(model, text), "a search", 9, at_least=True)
-    for layer in range(6):
-        removed = [Site(layer, "mlp")]
-        assert timed(removed) == pytest.approx(static_loss(model, text, removed), abs=1e-6)
-    assert torch.is_grad_enabled()

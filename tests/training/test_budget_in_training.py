@@ -13,10 +13,9 @@ from runs import metrics, rows, run, stage_trainer, tiny_config
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.config import RouterConfig, TrainConfig, recipe
 from skipgpt.config.settings import from_dict
-from skipgpt.cost import Savings, savings, sparsities
+from skipgpt.cost import savings, sparsities
 from skipgpt.errors import ConfigError, StoppedError
 from skipgpt.model.state import record_routing, routing_state
-from skipgpt.removal.greedy import sites_skipped
 from skipgpt.routing.decision import GumbelSample, Site
 from skipgpt.training.loop.routing_metrics import margin_metrics
 from tiny import tiny_routed
@@ -119,17 +118,6 @@ def test_a_run_begun_before_there_were_units_is_resumed_in_modules(
     with pytest.raises(ConfigError, match="other values than it was started with: config"):
         run(base_folder, tmp_path / "out", tiny_config(budget="flops"), resume=True)
     assert run(base_folder, tmp_path / "out", resume=True).info.budget == "modules"
-
-
-def test_the_start_places_the_budget_where_the_removal_saves_it() -> None:
-    order = [(Site(0, "mlp"),), (Site(1, "attn"),), (Site(1, "mlp"),)]
-    by_site = {Site(0, "attn"): 0.1, Site(0, "mlp"): 0.3, Site(1, "attn"): 0.1, Site(1, "mlp"): 0.3}
-    saved = Savings("flops", by_site, overhead=0.05)
-    assert sites_skipped(order, saved, 0.25) == pytest.approx(1.0)
-    assert sites_skipped(order, saved, 0.30) == pytest.approx(1.5)
-    assert sites_skipped(order, saved, 0.90) == 3.0
-    alike = Savings("modules", dict.fromkeys(by_site, 0.25))
-    assert sites_skipped(order, alike, 0.375) == 1.5
 
 
 def test_the_threshold_of_a_step_is_that_of_the_unit() -> None:

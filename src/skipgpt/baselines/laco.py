@@ -26,18 +26,19 @@ Where we differ:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from skipgpt.baselines.merging import Merges
-from skipgpt.baselines.weights import refuse_quantized
+from skipgpt.baselines.weights import base_weights, refuse_quantized
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
+from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.state import execution, use_rule
+from skipgpt.model.surgery import routed_layers
 from skipgpt.removal.units import Unit, check_removals, sites_of, units_of
 from skipgpt.routing.decision import Forced
 from skipgpt.system.progress import OnStep
@@ -54,7 +55,6 @@ def laco(
     batch_size: int = 8,
     on_step: OnStep | None = None,
     merge: int | None = None,
-    interval: int = 1,
 ) -> list[Unit]:
     """Merge layers into others, in place, until `removals` layers are gone.
 
@@ -62,13 +62,12 @@ def laco(
     this number of removals only; a prefix of it is no result. Pass a copy if the model is still
     needed. On failure the weights are restored.
 
-    Each merge makes `merge` layers one (default: an eighth of all, at least 2), and the next is
-    tried `interval` layers below. `on_step` is called with the most layers that a sweep has removed
-    so far, and layers to remove. Other arguments and the result: `skipgpt.removal.search.Method`.
+    Each merge makes `merge` layers one (default: an eighth of all, at least 2). `on_step` is called
+    with the most layers that a sweep has removed so far, and layers to remove. Other arguments and
+    the result: `skipgpt.removal.search.Method`.
 
     Raises:
-        ConfigError: more removals than layers that can be merged, fewer than two layers per merge,
-            or an interval below one.
+        ConfigError: more removals than layers that can be merged, or fewer than two per merge.
         UnsupportedModelError: the base is quantised: its weights cannot be added.
 
     Example:
@@ -79,17 +78,15 @@ def laco(
     units = units_of(model, "layers")
     check_removals(removals, units)
     merge = max(2, round(len(units) / 8)) if merge is None else merge
-    if merge < 2 or interval < 1:
+    if merge < 2:
         raise ConfigError(
-            "merging layers",
-            got=f"merge={merge}, interval={interval}",
-            expected="at least 2 layers a merge and an interval of at least 1",
+            "merging layers", got=f"merge={merge}", expected="at least 2 layers per merge"
         )
     judge, best = _Judge(model, blocks, batch_size), 0
     while True:
         merges = Merges(model)
         try:
-            gone = _sweep(merges, judge, units, removals, min(merge, removals + 1), interval)
+            gone = _sweep(merges, judge, units, removals, min(merge, removals + 1))
         except BaseException:
             merges.undo_all()
             raise
@@ -108,7 +105,7 @@ def laco(
 
 
 def _sweep(
-    merges: Merges, judge: _Judge, units: list[Unit], removals: int, merge: int, interval: int
+    merges: Merges, judge: _Judge, units: list[Unit], removals: int, merge: int
 ) -> list[Unit]:
     """Merge from the top downwards what the judge accepts; return the layers removed."""
     alive, gone = list(range(len(units))), list[Unit]()
@@ -126,11 +123,54 @@ def _sweep(
             for index in others:  # their own merges are in the base now
                 merges.undo(index)
             del alive[at + 1 : end]
-            at -= interval
         else:
             merges.undo(base)
-            at -= 1
+        at -= 1
     return gone
+
+
+class Merges:
+    """The merges of a routed model, by layer index; only attention and MLP weights change."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = routed_layers(model)
+        self._originals: dict[int, dict[str, Tensor]] = {}
+
+    def fit(self, layers: Sequence[int]) -> bool:
+        """Whether these layers have weights of the same names and shapes."""
+        shapes = [{name: p.shape for name, p in self._weights(n).items()} for n in layers]
+        return all(each == shapes[0] for each in shapes)
+
+    @torch.no_grad()
+    def merge(self, base: int, others: Sequence[int]) -> None:
+        """Add the weight difference of each other layer to the base layer's weights."""
+        weights = self._weights(base)
+        current = {name: weight.detach().clone() for name, weight in weights.items()}
+        self._originals.setdefault(base, current)
+        for name, weight in weights.items():
+            own = weight.float()
+            merged = own.clone()
+            for other in others:
+                merged += self._weights(other)[name].to(own) - own
+            weight.copy_(merged)
+
+    @torch.no_grad()
+    def undo(self, base: int) -> None:
+        """Restore a layer's weights from before its merges, if it has any."""
+        weights = self._weights(base)
+        for name, original in self._originals.pop(base, {}).items():
+            weights[name].copy_(original)
+
+    def undo_all(self) -> None:
+        """Restore the weights of all layers."""
+        for base in list(self._originals):
+            self.undo(base)
+
+    def _weights(self, index: int) -> dict[str, nn.Parameter]:
+        layer: RoutedLayer = self._layers[index]
+        modules = (f"{layer.family.attn}.", f"{layer.family.mlp}.")
+        found = base_weights(layer).items()
+        return {name: weight for name, weight in found if name.startswith(modules)}
 
 
 class _Judge:

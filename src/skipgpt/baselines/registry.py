@@ -8,13 +8,11 @@ from functools import partial
 
 from torch import nn
 
-from skipgpt.baselines.blockpruner import blockpruner
 from skipgpt.baselines.fisher import fisher
+from skipgpt.baselines.greedy import blockpruner, sleb
 from skipgpt.baselines.laco import laco
-from skipgpt.baselines.llm_drop import llm_drop
 from skipgpt.baselines.shortened import shortened_ppl, shortened_taylor
-from skipgpt.baselines.shortgpt import shortgpt
-from skipgpt.baselines.sleb import sleb
+from skipgpt.baselines.similarity import llm_drop, shortgpt
 from skipgpt.removal.search import Method
 from skipgpt.removal.units import Kind, Unit, units_of
 from skipgpt.routing.decision import MODULES, Module

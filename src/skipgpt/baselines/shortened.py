@@ -30,7 +30,6 @@ from skipgpt.baselines.weights import base_weights, refuse_quantized
 from skipgpt.evaluation.windows import batches
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import routed_layers
-from skipgpt.removal.announced import announced
 from skipgpt.removal.search import one_shot
 from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import Unit, units_of
@@ -55,7 +54,7 @@ def shortened_ppl(
     """
     losses = {}
     layers = units_of(model, "layers")
-    loss = announced(SuffixLoss(model, blocks, batch_size=batch_size), "shortened-ppl", len(layers))
+    loss = SuffixLoss(model, blocks, batch_size=batch_size)
     for done, unit in enumerate(layers, 1):
         losses[unit] = loss(unit)
         if on_step:

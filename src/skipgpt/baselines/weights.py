@@ -5,18 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from skipgpt.errors import UnsupportedModelError
-from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.surgery import routed_layers
 
 
 def base_weights(layer: RoutedLayer) -> dict[str, nn.Parameter]:
     """Return a layer's parameters by name, without those of routing and LoRA."""
-    return {
-        name: parameter
-        for name, parameter in layer.named_parameters()
-        if not is_routing(name) and "lora_" not in name
-    }
+    return {name: p for name, p in layer.named_parameters() if kind_of(name) == "base"}
 
 
 def refuse_quantized(model: nn.Module, doing: str) -> None:

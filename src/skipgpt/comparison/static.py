@@ -22,8 +22,7 @@ from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
 from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import routers
-from skipgpt.removal.static import constant_routes
-from skipgpt.removal.units import Unit, sites_of
+from skipgpt.removal.units import Unit, constant_routes, sites_of
 from skipgpt.routing.decision import Forced
 from skipgpt.training.run_stage import run_stage
 

@@ -29,7 +29,7 @@ from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.lora import check_targets, merge_lora
 from skipgpt.model.state import count_routing, execution, use_rule
 from skipgpt.model.surgery import drop_stand_ins
-from skipgpt.removal.static import constant_routes
+from skipgpt.removal.units import constant_routes
 from skipgpt.routing.decision import Forced, Site
 from skipgpt.system.atomic import staged, to_json
 from skipgpt.training.run_stage import run_stage

@@ -6,7 +6,6 @@ be met.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
@@ -58,17 +57,21 @@ def one_by_one(
     removals: int,
     *,
     protected: Collection[Unit] = (),
+    enough: Callable[[list[Unit]], bool] | None = None,
     on_step: OnStep | None = None,
 ) -> list[Unit]:
     """Remove unit after unit, each time the one whose removal leaves the lowest loss.
 
-    Protected units are removed only when no others are left. `on_step` counts trials. The removed
-    units are returned, first removed first; ConfigError is raised at more removals than units.
+    Protected units are removed only when no others are left. The search ends early once `enough`
+    says so of what was removed. `on_step` counts trials. The removed units are returned, first
+    removed first; ConfigError is raised at more removals than units.
     """
     check_removals(removals, units)
     left, removed = list(units), list[Unit]()
-    trials, done = trials_of(len(left), removals, protected=len(protected)), 0
-    for _ in range(removals):
+    free = len(left) - len(protected)
+    trials = sum(free - n if n < free else len(left) - n for n in range(removals))
+    done = 0
+    while len(removed) < removals and not (enough and enough(removed)):
         losses = {}
         for unit in [each for each in left if each not in protected] or left:
             losses[unit] = loss(sites_of([*removed, unit]))
@@ -78,50 +81,6 @@ def one_by_one(
         best = min(losses, key=lambda unit: _orderly(losses[unit]))
         left.remove(best)
         removed.append(best)
-    return removed
-
-
-def trials_of(units: int, removals: int, *, protected: int = 0) -> int:
-    """Return how many trials `one_by_one` makes.
-
-    Example:
-        >>> trials_of(30, 7, protected=2)
-        175
-    """
-    free = units - protected
-    return sum(free - n if n < free else units - n for n in range(removals))
-
-
-def lazy_greedy(
-    loss: Callable[[list[Site]], float],
-    units: Sequence[Unit],
-    removals: int,
-    *,
-    on_step: OnStep | None = None,
-) -> list[Unit]:
-    """Remove unit after unit as `one_by_one` does, without trying all of them each time.
-
-    A unit's cost, the loss that its removal adds, seldom shrinks as more is removed. So units are
-    tried in the order of their last known costs, until one costs no more than the next one did; if
-    no cost shrinks, the result is the same for a fraction of the trials (Minoux, 1978). `on_step`
-    counts units that were tried or removed: each is tried once before the first one goes.
-    """
-    check_removals(removals, units)
-    removed, so_far = list[Unit](), loss([])
-    queue = [(-math.inf, number) for number in range(len(units))]
-    tried = 0
-    while len(removed) < removals:
-        _, number = heapq.heappop(queue)
-        found = _orderly(loss(sites_of([*removed, units[number]])))
-        tried += 1
-        cost = found - so_far
-        if not queue or (cost, number) <= queue[0]:
-            removed.append(units[number])
-            so_far = found
-        else:
-            heapq.heappush(queue, (cost, number))
-        if on_step:
-            on_step(min(tried, len(units)) + len(removed), len(units) + removals)
     return removed
 
 

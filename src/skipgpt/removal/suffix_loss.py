@@ -52,7 +52,6 @@ class SuffixLoss:
 
     Attributes:
         layers: number of layers of the model.
-        layers_run: layers run by all calls together.
 
     Example:
         loss = SuffixLoss(model, blocks)
@@ -66,7 +65,7 @@ class SuffixLoss:
         self._batches = list(batches(blocks, batch_size))
         self._most_bytes, self._tokens = most_bytes, blocks.numel()
         self._kept: list[_Kept] = [{} for _ in self._batches]
-        self.layers, self.layers_run = len(routed_layers(model)), 0.0
+        self.layers = len(routed_layers(model))
 
     def __call__(self, removed: Sequence[Site]) -> float:
         """Return nats per token with some sites removed for every token.
@@ -90,7 +89,6 @@ class SuffixLoss:
         in_front = [frozenset(s for s in removed if s.layer < n) for n in range(self.layers)]
         known = [n for n, (sites, _) in kept.items() if n <= tried and sites == in_front[n]]
         start = max(known, default=0)
-        self.layers_run += (self.layers - start) / len(self._batches)
         layers: list[Any] = [*routed_layers(self._model)]
 
         def keep(layer: Any, stream: Tensor) -> Tensor:
