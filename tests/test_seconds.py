@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skipgpt.config import RouterConfig, TimedForward
-from skipgpt.cost import Savings, savings, sparsities
+from skipgpt.cost import Forward, Savings, savings, work
 from skipgpt.cost.seconds import ModuleSeconds, time_savings
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import routers
@@ -26,8 +26,8 @@ def test_a_prefill_bound_by_products_saves_the_flops() -> None:
     timed = TimedForward("prefill", 2, 16)
     found = time_savings(model, timed, COMPUTE).share(keep)
     # One token per row has logits, of 16; that all rows move once is too fast to be seen.
-    flops = sparsities(model, keep, context=8.5, head_tokens=1 / 16)["flops"]
-    assert found == pytest.approx(flops, abs=1e-3)
+    dense, run = (work(model, Forward(2, 16), each).flops for each in (None, keep))
+    assert found == pytest.approx(1 - run / dense, abs=1e-3)
 
 
 def test_decoding_alone_saves_the_weights_of_what_is_skipped() -> None:
@@ -69,7 +69,9 @@ def test_under_kv_skip_the_attention_core_falls_with_the_square() -> None:
     model = tiny_routed(router=RouterConfig(kv="skip"))
     keep = {site: (n % 4) / 4 for n, site in enumerate(routers(model))}
     saved = savings(model, "flops", context=9.5).share(keep)
-    assert saved == pytest.approx(sparsities(model, keep, 9.5)["flops"], abs=1e-12)
+    # A token of 18 attends to 9.5 on average.
+    dense, run = (work(model, Forward(1, 18, logits=18), each).flops for each in (None, keep))
+    assert saved == pytest.approx(1 - run / dense, abs=1e-12)
 
 
 def test_a_budget_out_of_reach_says_how_much_can_be_saved() -> None:

@@ -77,7 +77,7 @@ def test_a_budget_of_flops_is_met_between_two_removals(
     for removals in range(4):
         gone = set(sites_of(order[:removals]))
         keep = {site: float(site not in gone) for site in routers(model)}
-        found = sparsities(model, keep, setup.context, gone=gone, routed=False)
+        found = sparsities(model, keep, setup.context, removed=True)
         shares.append(found["flops"])
     high = next(n for n, share in enumerate(shares) if share >= 0.22)
     assert shares[high] > 0.22 + 1e-6
@@ -119,7 +119,7 @@ def test_fitted_stand_ins_run_where_modules_are_removed_and_are_counted(
     assert row.note == "1 layers removed, stand-ins of rank 2 fitted on 64 tokens"
     gone = set(sites_of(order))
     keep = {site: float(site not in gone) for site in routers(model)}
-    expected = sparsities(model, keep, setup.context, gone=gone, routed=False)
+    expected = sparsities(model, keep, setup.context, removed=True)
     assert row.sparsity == expected
     assert row.sparsity["flops"] < bare.sparsity["flops"]
     assert row.nll_per_token != bare.nll_per_token

@@ -2,8 +2,14 @@
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Forward, Work, ideal_speedup, work
-from skipgpt.cost.savings import Savings, saved_by_router, savings
-from skipgpt.cost.sparsity import flops_per_token, overhead, sparsities
+from skipgpt.cost.savings import (
+    Savings,
+    flops_per_token,
+    overhead,
+    saved_by_router,
+    savings,
+    sparsities,
+)
 from skipgpt.cost.training import lora_flops, training_flops
 
 __all__ = [

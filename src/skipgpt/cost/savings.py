@@ -4,6 +4,17 @@ modules   every module counts the same (paper)
 flops     FLOPs per token that skipping really saves: keys and values are still computed under
           `kv="dense"`, and the stand-in runs instead; the dense total includes the head
 time      seconds of this machine, as `skipgpt profile` measured it; see `seconds.py`
+
+Under `kv="dense"` keys and values are computed for every token; queries, attention core and output
+projection for tokens that keep attention; the MLP for tokens that keep the MLP. Head, K, V and the
+routers, which the dense model lacks, always count as run.
+
+    parameters per token   routers + head + sum over layers (kv + keep_attn * qo + keep_mlp * mlp)
+    FLOPs per token        2 * parameters + sum over layers 4 * keep_attn * heads * head size * S
+
+with S the mean number of tokens attended to, at most a sliding window. Under `kv="skip"` both kv
+and S are multiplied by keep_attn too. A stand-in counts for the tokens that skip its module. A
+multiply and an add are two FLOPs.
 """
 
 from __future__ import annotations
@@ -14,8 +25,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from skipgpt.config import BUDGET_NOUNS, Budget, TimedForward, check_budget
-from skipgpt.cost.counts import deciding_parameters, layer_costs, parameters_of
-from skipgpt.cost.sparsity import flops_per_token
+from skipgpt.cost.counts import deciding_parameters, head_parameters, layer_costs, parameters_of
 from skipgpt.errors import ConfigError
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
@@ -131,6 +141,52 @@ def savings(
     by_site = {site: saved[site] / dense for site in sites}
     overhead = 0.0 if removed else 2 * deciding_parameters(model) / dense
     return Savings(unit, by_site, overhead, pairs)
+
+
+def flops_per_token(model: nn.Module, context: float) -> float:
+    """FLOPs per token with everything kept, routers left out; `context` as in `savings`."""
+    costs = [layer_costs(layer) for layer in routed_layers(model)]
+    weights = head_parameters(model) + sum(each.kv + each.qo + each.mlp for each in costs)
+    return 2 * weights + sum(each.core_flops(context) for each in costs)
+
+
+def sparsities(
+    model: nn.Module, keep: Mapping[Site, float], context: float, *, removed: bool = False
+) -> dict[str, float]:
+    """Sparsity in all its senses, at the share of tokens that each site keeps.
+
+    `context` and `removed` are as in `savings`.
+
+    Returns:
+        `module`, `attn` and `mlp` count decisions; `params` and `flops` are one minus what a token
+        uses, routers and stand-ins included, over what it uses in the dense model, so that a
+        routed model that skips nothing is a little below 0.
+    """
+
+    def skipped(*kinds: str) -> float:
+        kept = [share for site, share in keep.items() if site.module in kinds]
+        return 1 - sum(kept) / len(kept)
+
+    def saved(context: float) -> float:
+        return savings(model, "flops", context, removed=removed).share(keep)
+
+    return {
+        "module": skipped(*MODULES),
+        **{kind: skipped(kind) for kind in MODULES},
+        "params": saved(0),  # the attention core, which has no parameters, is all that grows
+        "flops": saved(context),
+    }
+
+
+def overhead(model: nn.Module) -> dict[str, float]:
+    """What routing adds, as shares of the parameters that a token uses in the dense model.
+
+    Returns:
+        `routers`, which every token runs, and `stand_ins`, which it would if it skipped everything.
+    """
+    dense = flops_per_token(model, 0) / 2
+    added = sum(map(parameters_of, stand_ins(model).values()))
+    return {"routers": deciding_parameters(model) / dense, "stand_ins": added / dense}
 
 
 def saved_by_router(model: nn.Module, savings: Savings) -> dict[Site, float]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -38,7 +38,7 @@ from skipgpt.cost.counts import (
 )
 from skipgpt.cost.savings import Savings
 from skipgpt.errors import ConfigError
-from skipgpt.model.surgery import routed_layers, stand_ins
+from skipgpt.model.surgery import hidden_size, routed_layers, stand_ins
 from skipgpt.routing.decision import Site
 from skipgpt.system.device_profile import Machine, stored_profile
 
@@ -141,8 +141,7 @@ def time_savings(
     prefill = timed.phase == "prefill"
     rows = timed.batch_size * (timed.context if prefill else 1)
     modules: dict[Site, ModuleSeconds] = {}
-    config: Any = model.config
-    row = config.get_text_config().hidden_size * dtype.itemsize / machine.bandwidth
+    row = hidden_size(model) * dtype.itemsize / machine.bandwidth
     replaced = {site: parameters_of(each) for site, each in stand_ins(model).items()}
     seconds = machine.product_seconds(head_parameters(model), timed.batch_size, dtype.itemsize)
     for layer in routed_layers(model):

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from skipgpt.config import Stage
-from skipgpt.cost.counts import deciding_parameters
+from skipgpt.cost.counts import deciding_parameters, parameters_of
 from skipgpt.cost.forward import Forward, work
 from skipgpt.model.surgery import routed_layers, stand_ins
 from skipgpt.routing.decision import Site
@@ -56,7 +56,7 @@ def training_flops(
     deciding = 2.0 * forward.rows * deciding_parameters(model)
     if skips:
         return total + deciding + 3 * (done.routing - deciding)
-    standing_in = sum(p.numel() for each in stand_ins(model).values() for p in each.parameters())
+    standing_in = sum(map(parameters_of, stand_ins(model).values()))
     times = 1 if stage == "lora" else 3
     return total + times * deciding + 3 * 2.0 * forward.rows * standing_in
 
