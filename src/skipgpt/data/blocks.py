@@ -16,7 +16,7 @@ from skipgpt.data.documents import Document
 from skipgpt.data.read_enough import read_enough
 from skipgpt.data.sources import read_documents
 from skipgpt.data.split import split_documents
-from skipgpt.data.stream import encode_documents, encode_stream
+from skipgpt.data.stream import Encoded, encode_stream
 from skipgpt.errors import DataError
 from skipgpt.system.progress import advancing
 
@@ -58,8 +58,11 @@ def pack_blocks(
         DataError: too short for one row; says what was being done.
     """
     encoded = encode_stream(documents, tokenizer, control_tokens=config.control_tokens)
-    ids, size = encoded.ids, config.block_size
-    rows = len(ids) // size
+    return _rows(encoded, config.block_size, doing)
+
+
+def _rows(encoded: Encoded, size: int, doing: str) -> tuple[Tensor, int]:
+    ids, rows = encoded.ids, len(encoded.ids) // size
     if not rows:
         raise DataError(
             doing,
@@ -96,9 +99,9 @@ def load_blocks(
     calibration, held_out = rows, aside
     if len({document.group for document in aside}) > 1:
         first, second = split_documents(aside, config.held_out / 2)
-        controls = config.control_tokens
-        if len(encode_documents(first, tokenizer, control_tokens=controls)) >= config.block_size:
-            calibration, _ = pack_blocks(first, tokenizer, config, "packing the calibration text")
+        encoded = encode_stream(first, tokenizer, control_tokens=config.control_tokens)
+        if len(encoded.ids) >= config.block_size:
+            calibration, _ = _rows(encoded, config.block_size, "packing the calibration text")
             held_out = second
     held_rows, _ = pack_blocks(held_out, tokenizer, config, "packing the held-out text")
     digest = hashlib.sha256(json.dumps(_of_a_fingerprint(config), sort_keys=True).encode())

@@ -51,15 +51,26 @@ def encode_stream(
     documents: Iterable[Document], tokenizer: Any, *, control_tokens: bool = False
 ) -> Encoded:
     """Encode documents as `encode_documents` does, and tell where each document begins."""
+    return encode_beginning(documents, tokenizer, 0, control_tokens=control_tokens)[0]
+
+
+def encode_beginning(
+    documents: Iterable[Document], tokenizer: Any, tokens: int, *, control_tokens: bool = False
+) -> tuple[Encoded, list[Document]]:
+    """Encode no more documents than it takes to have more than `tokens`; 0 encodes all.
+
+    The stream is returned with the documents in it.
+    """
     before, after = boundaries(tokenizer)
     parts = [torch.empty(0, dtype=torch.int64)]
-    starts, length = [], 0
-    stream = iter(documents)
-    while batch := [document.text for document in islice(stream, BATCH)]:
+    starts: list[int] = []
+    read: list[Document] = []
+    stream, size, length = iter(documents), AT_ONCE if tokens else BATCH, 0
+    while (not tokens or length <= tokens) and (some := list(islice(stream, size))):
         # Documents longer than the model's context are intended: no warning about them.
         encoded = encode(
             tokenizer,
-            batch,
+            [document.text for document in some],
             control_tokens=control_tokens,
             add_special_tokens=False,
             return_attention_mask=False,
@@ -70,24 +81,5 @@ def encode_stream(
             starts.append(length)
             parts.append(torch.tensor([*before, *row, *after], dtype=torch.int64))
             length += len(parts[-1])
-    return Encoded(torch.cat(parts), tuple(starts))
-
-
-def encode_beginning(
-    documents: Iterable[Document], tokenizer: Any, tokens: int, *, control_tokens: bool = False
-) -> tuple[Encoded, list[Document]]:
-    """Encode no more documents than it takes to have more than `tokens`; 0 encodes all.
-
-    The stream is returned with the documents in it.
-    """
-    stream, found = iter(documents), 0
-    read: list[Document] = []
-    parts = [torch.empty(0, dtype=torch.int64)]
-    starts: list[int] = []
-    while (not tokens or found <= tokens) and (some := list(islice(stream, AT_ONCE))):
-        part = encode_stream(some, tokenizer, control_tokens=control_tokens)
-        starts += [found + start for start in part.starts]
-        parts.append(part.ids)
         read += some
-        found += len(part.ids)
     return Encoded(torch.cat(parts), tuple(starts)), read
