@@ -13,9 +13,8 @@ from torch import Tensor
 from skipgpt.config import DataConfig
 from skipgpt.config.settings import to_dict
 from skipgpt.data.documents import Document
-from skipgpt.data.read_enough import read_enough
 from skipgpt.data.sources import read_documents
-from skipgpt.data.split import split_documents
+from skipgpt.data.split import read_enough, split_documents
 from skipgpt.data.stream import Encoded, encode_stream
 from skipgpt.errors import DataError
 from skipgpt.system.progress import advancing

@@ -1,16 +1,20 @@
-"""Bytes on disk -> text, with advice where they are no UTF-8."""
+"""Bytes of a file or a pipe -> text, with advice where they are no UTF-8."""
 
 from __future__ import annotations
 
 import codecs
 import io
+import os
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from skipgpt.data.pipes import is_pipe
 from skipgpt.errors import DataError
 
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+ROWS = (*JSON_LINES, ".parquet")
+DESCRIPTORS = ("/dev/stdin", "/dev/fd/", "/proc/")
+"""Where paths begin that name an open file or pipe, not what it holds."""
 SNIFFED = 8 * 1024
 PART = 1024 * 1024
 """Bytes of a line that are read at once; between two parts a signal is answered."""
@@ -26,6 +30,17 @@ OTHER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path is there and may not end: neither a regular file nor a folder."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
+def is_nameless(path: Path) -> bool:
+    """Whether a path is a pipe or a descriptor whose name does not tell what it holds."""
+    opened = is_pipe(path) or str(path).startswith(DESCRIPTORS)
+    return opened and path.suffix.lower() not in ROWS
 
 
 def read_text(path: Path) -> str:

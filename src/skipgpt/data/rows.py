@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from skipgpt.data.decoding import decode, raw_lines
+from skipgpt.data.decoding import decode, is_pipe, raw_lines
 from skipgpt.data.documents import Document, document_of
 from skipgpt.data.encoding import has_surrogates
-from skipgpt.data.pipes import is_pipe
 from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
 
 Row = tuple[int, dict[str, Any]]

@@ -10,9 +10,16 @@ from itertools import chain, islice
 from pathlib import Path
 
 from skipgpt.config import DataConfig
-from skipgpt.data.decoding import first_line, is_binary, joined_text, read_text
+from skipgpt.data.decoding import (
+    JSON_LINES,
+    ROWS,
+    first_line,
+    is_binary,
+    is_nameless,
+    joined_text,
+    read_text,
+)
 from skipgpt.data.documents import Document, split_text, stdlib_documents
-from skipgpt.data.pipes import JSON_LINES, ROWS, is_nameless
 from skipgpt.data.rows import hub_documents, is_json_object, json_documents, parquet_documents
 from skipgpt.errors import ConfigError, DataError
 
@@ -55,7 +62,8 @@ def read_documents(
         raise DataError(
             "reading the data", got="no source", expected="one or more", todo="give --data SRC"
         )
-    check_text_field(sources, config)
+    if _names_field(config) and not any(map(_may_have_rows, sources)):
+        raise _no_rows(config)
     lone = sections and len(sources) == 1
     readers = [_reader(source, config, lone=lone) for source in sources]
     documents = chain.from_iterable(reader() for reader in readers)
@@ -67,12 +75,6 @@ def is_streamed(source: str) -> bool:
     if source == "stdlib" or os.path.exists(os.path.expanduser(source)):
         return False
     return bool(HUB_ID.fullmatch(source)) and not source.lower().endswith(FILE_SUFFIXES)
-
-
-def check_text_field(sources: Sequence[str], config: DataConfig) -> None:
-    """Raise ConfigError if a field of rows is named, and every source is plain text."""
-    if _names_field(config) and not any(map(_may_have_rows, sources)):
-        raise _no_rows(config)
 
 
 def _names_field(config: DataConfig) -> bool:

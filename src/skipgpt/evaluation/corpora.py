@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipgpt.data.decoding import first_line, joined_text, read_text
-from skipgpt.data.pipes import JSON_LINES, is_nameless
+from skipgpt.data.decoding import JSON_LINES, first_line, is_nameless, joined_text, read_text
 from skipgpt.data.rows import is_json_object, json_rows
 from skipgpt.errors import ConfigError, DataError, MissingExtraError
 
