@@ -36,8 +36,8 @@ from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.folder_lock import writing_to
 from skipgpt.system.progress import advancing
 from skipgpt.system.stopping import stoppable
-from skipgpt.training.router_init import savings_of
 from skipgpt.training.run import train
+from skipgpt.training.run_start import savings_of
 
 logger = logging.getLogger("skipgpt")
 

@@ -51,7 +51,6 @@ RAISED_BY = {
     "serving/engine_selection.py": {"serve"},
     "serving/serve.py": {"serve"},
     "config/settings.py": {"train", "compare"},
-    "training/dry_run.py": {"train"},
     "training/fit_stage.py": {"train"},
     "training/launcher.py": {"train"},
     "training/loop/resumable.py": {"train"},

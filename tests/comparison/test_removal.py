@@ -20,11 +20,11 @@ from skipgpt.config import Placement, RouterConfig
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import perplexity
+from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.removal.units import sites_of
 from skipgpt.routing.decision import Forced
-from skipgpt.training.router_init import fit_stand_ins
 from tiny import byte_tokenizer, tiny_base
 
 RANK = {"router.stand_in": 2}

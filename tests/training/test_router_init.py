@@ -13,6 +13,7 @@ from removals import static_loss
 from runs import metrics, rows, run, stage_trainer, stopping_at, tiny_config, weights
 from skipgpt.config import TrainConfig
 from skipgpt.errors import StoppedError
+from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import router_state_dict, routers, stand_ins
 from skipgpt.routing.decision import (
@@ -24,7 +25,7 @@ from skipgpt.routing.decision import (
     Threshold,
 )
 from skipgpt.routing.stand_in import Moments, StandIn, fit
-from skipgpt.training.router_init import fit_stand_ins, start_routers
+from skipgpt.training.run_start import start_routers
 
 RANK = 3
 

@@ -23,10 +23,10 @@ from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
 from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.state import count_routing, execution, routing_state, use_rule
 from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
-from skipgpt.training.router_init import start_routers
 from skipgpt.training.run import TrainResult, train
 from skipgpt.training.run_record import RUN
 from skipgpt.training.run_stage import run_stage
+from skipgpt.training.run_start import start_routers
 
 logger = logging.getLogger("skipgpt")
 

@@ -12,12 +12,12 @@ from skipgpt.config import Budget, Stage, TrainConfig
 from skipgpt.cost import Forward, lora_flops, savings, training_flops, work
 from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import in_dtype, stored
-from skipgpt.errors import ConfigError
 from skipgpt.fitting.fit import layer_groups
 from skipgpt.model.base import parse_device
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
 from skipgpt.system.device_profile import typical
+from skipgpt.training.fit_stage import check_alone
 from skipgpt.training.loop.sampler import StepPartition, share_of_step
 from skipgpt.training.needs import DryRun, StageNeeds
 from skipgpt.training.stages import StagePlan, plan, prepare
@@ -48,13 +48,7 @@ def dry_run(
         dry_run(base, recipe("paper"), layout="fsdp2", processes=8, dtype=torch.bfloat16)
     """
     flops = typical(parse_device(device)).flops
-    if "fit" in config.stages and processes > 1:
-        raise ConfigError(
-            "planning stage fit",
-            got=f"{processes} processes",
-            expected="one",
-            todo="ask for --stages fit alone, and for the other stages in several processes",
-        )
+    check_alone(config, processes)
     needs = [
         _fit(base, config, dtype, flops)
         if stage == "fit"

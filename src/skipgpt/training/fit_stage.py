@@ -18,23 +18,28 @@ from skipgpt.fitting.gated_passes import WITHOUT_FIT, refuse_sequences
 from skipgpt.fitting.rounds import fit_to_routes
 from skipgpt.system.distributed import launched
 from skipgpt.system.progress import Phase, advancing
-from skipgpt.training.router_init import savings_of
 from skipgpt.training.run_record import note
+from skipgpt.training.run_start import savings_of
 
 logger = logging.getLogger("skipgpt")
+
+
+def check_alone(config: TrainConfig, processes: int) -> None:
+    """Raise ConfigError if several processes are to make a fit."""
+    if "fit" in config.stages and processes > 1:
+        raise ConfigError(
+            "planning stage fit",
+            got=f"{processes} processes",
+            expected="one: a fit takes minutes, and its sums are not shared between processes",
+            todo="fit in one process (--stages fit), then train its checkpoint in several",
+        )
 
 
 def check_fit(config: TrainConfig, is_new: bool) -> None:
     """Raise ConfigError if a fit cannot be made; `is_new` tells that a base has no routers yet."""
     if "fit" not in config.stages:
         return
-    if launched() > 1:
-        raise ConfigError(
-            "planning stage fit",
-            got=f"{launched()} processes",
-            expected="one: a fit takes minutes, and its sums are not shared between processes",
-            todo="fit in one process (--stages fit), then train its checkpoint in several",
-        )
+    check_alone(config, launched())
     if config.router.kv == "skip":
         raise ConfigError(
             "planning stage fit",

@@ -26,8 +26,8 @@ from skipgpt.model.state import execution, routing_state
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.system.distributed import broadcast, from_first
 from skipgpt.system.progress import advancing
-from skipgpt.training.router_init import start_routers
 from skipgpt.training.run_record import note_measured
+from skipgpt.training.run_start import start_routers
 
 
 @dataclass

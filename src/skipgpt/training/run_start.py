@@ -1,4 +1,4 @@
-"""What a run starts from: a base model, a checkpoint, or a model in memory."""
+"""What a run starts from: a base model, a checkpoint or a model in memory, and new routers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from skipgpt.checkpoint.folder import is_checkpoint, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import described, origin_of
 from skipgpt.config import BUDGET_NOUNS, TrainConfig, recipe
+from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError
+from skipgpt.evaluation.calibrate import subsample_rows
+from skipgpt.fitting.stand_ins import fit_stand_ins
 from skipgpt.model.base import load_base, load_tokenizer
 from skipgpt.model.loading.bitsandbytes import quantization_of
 from skipgpt.model.lora import check_targets
+from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
 from skipgpt.model.state import routing_state
-from skipgpt.model.surgery import add_routers, hidden_size, routers
-from skipgpt.training.router_init import savings_of, set_to_target
+from skipgpt.model.surgery import add_routers, hidden_size, routers, stand_ins
+from skipgpt.routing.router import set_constant
+from skipgpt.system.progress import advancing
 
 logger = logging.getLogger("skipgpt")
 
@@ -140,15 +145,46 @@ def within_reach(model: Any, config: TrainConfig, or_modules: bool) -> TrainConf
 
     Else a ConfigError says what is within reach.
     """
-    savings = savings_of(model, config)
-    if or_modules and config.budget != "modules" and not savings.reaches(config.target_sparsity):
+    saved = savings_of(model, config)
+    if or_modules and config.budget != "modules" and not saved.reaches(config.target_sparsity):
         logger.warning(
             "skipping saves at most %.1f%% of %s on this model, not %.1f%%: the target counts "
             "modules instead; choose the unit with --budget",
-            100 * max(0.0, savings.largest),
+            100 * max(0.0, saved.largest),
             BUDGET_NOUNS[config.budget],
             100 * config.target_sparsity,
         )
         return dataclasses.replace(config, budget="modules")
-    savings.check_reach(config.target_sparsity)
+    saved.check_reach(config.target_sparsity)
     return config
+
+
+def start_routers(model: Any, config: TrainConfig, text: Tensor) -> None:
+    """Initialise new routers and stand-ins in place, as the config says, on text [N, T]."""
+    stage = config.router_stage
+    if stand_ins(model):
+        with advancing("fitting stand-ins", announced=True) as advance:
+            fit_stand_ins(model, subsample_rows(text, stage.fit_tokens), on_step=advance)
+    if stage.start == "keep":
+        for router in routers(model).values():
+            set_constant(router, stage.start_margin)
+
+
+def savings_of(model: nn.Module, config: TrainConfig) -> Savings:
+    """Return what each site of a model saves, in the unit of a run's budget and over its rows.
+
+    Time needs a machine that was profiled; else it raises ConfigError.
+    """
+    context = (config.data.block_size + 1) / 2
+    return savings(model, config.budget, context, config.budget_time)
+
+
+def set_to_target(model: nn.Module, config: TrainConfig) -> None:
+    """Set a calibrated model to the target of a run, as far as its curve in that unit reaches.
+
+    A model without a curve in the run's unit stays at its own target, until stage `lora` moves it.
+    """
+    curves = routing_state(model).curves
+    if curves is not None and config.budget in curves.by_budget:
+        near = clamp_to_curve(model, config.target_sparsity, config.budget)
+        set_sparsity(model, near, budget=config.budget)

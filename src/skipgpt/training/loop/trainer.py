@@ -31,7 +31,7 @@ from skipgpt.training.loop.routing_metrics import (
     margins_of,
 )
 from skipgpt.training.loop.sampler import ROWS, RunDataset, StepBatchSampler, StepPartition
-from skipgpt.training.router_init import savings_of
+from skipgpt.training.run_start import savings_of
 from skipgpt.training.stages import StagePlan, optimizer_groups
 
 
