@@ -10,7 +10,7 @@ from runs import metrics, rows, run, stage_trainer, tiny_config
 from skipgpt.analysis.statistics import entropy_bits
 from skipgpt.model.state import record_routing
 from skipgpt.training.loop.metric_accumulator import StepSums
-from skipgpt.training.loop.routing_metrics import keeps_of, margin_metrics, margins_of
+from skipgpt.training.loop.routing_metrics import margin_metrics
 
 
 def test_a_line_says_what_every_module_keeps_and_how_decided_it_is(
@@ -69,8 +69,8 @@ def test_metrics_of_a_forward_do_not_count_padding() -> None:
     with record_routing(model) as trace:
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     step = trace.steps[0]
-    assert margins_of(step).shape == (6, 2 * 16 - 9)
-    assert 1 - keeps_of(step).float().mean().item() == pytest.approx(step.sparsity().item())
+    assert step.stacked("margin").shape == (6, 2 * 16 - 9)
+    assert 1 - step.stacked("keep").float().mean().item() == pytest.approx(step.sparsity().item())
 
 
 @pytest.mark.parametrize("target", [0.0, 0.25, 0.95])

@@ -1,10 +1,13 @@
-"""Recorded decisions, one step per forward, as values."""
+"""Recorded decisions, one step per forward, as values.
+
+Shapes: B batch, T tokens, N real tokens, M modules (attention and MLP of each layer in turn).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,15 +49,20 @@ class Step:
         shares = [weights[Site(n, k)] for n in sorted(self.decisions) for k in MODULES]
         return saved_share(self.gates(), shares, self.token_mask) - overhead
 
+    @torch.no_grad()
+    def stacked(self, what: Literal["margin", "keep"]) -> Tensor:
+        """The margins, or which ran, of real tokens: [M, N] in the order of `gates`."""
+        each: list[Tensor] = [getattr(decision, what) for decision in self._each(None)]
+        real = self.token_mask
+        return torch.stack([t.flatten() if real is None else t[real] for t in each])
+
     def margins(self) -> Tensor:
         """The margins of real tokens, flat."""
-        each = [getattr(self.decisions[n], k).margin for n in self.decisions for k in MODULES]
-        chosen = [m.flatten() if self.token_mask is None else m[self.token_mask] for m in each]
-        return torch.cat(chosen).detach()
+        return self.stacked("margin").flatten()
 
     def margin_weights(self, weights: Mapping[Site, float]) -> Tensor:
         """The weight of each margin's site, flat, in the order of `margins`."""
-        each = [weights[Site(n, k)] for n in self.decisions for k in MODULES]
+        each = [weights[Site(n, k)] for n in sorted(self.decisions) for k in MODULES]
         first = next(iter(self.decisions.values())).attn.keep
         tokens = first.numel() if self.token_mask is None else int(self.token_mask.sum())
         return torch.tensor(each, device=first.device).repeat_interleave(tokens)

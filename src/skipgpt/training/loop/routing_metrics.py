@@ -10,26 +10,14 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from skipgpt.analysis.statistics import entropy_bits
-from skipgpt.model.trace import Step
 from skipgpt.routing.calibration import quantile_threshold
 from skipgpt.routing.decision import MODULES
 
 KEEP = "keep/"
 """Prefix of `attn/0`, `mlp/0`, … in the names that trackers show."""
-
-
-def margins_of(step: Step) -> Tensor:
-    """Return the margins of one forward, [M, N]."""
-    return _by_module(step, "margin").float()
-
-
-def keeps_of(step: Step) -> Tensor:
-    """Return what one forward ran, [M, N] bool."""
-    return _by_module(step, "keep")
 
 
 def margin_metrics(
@@ -90,15 +78,3 @@ def nested(metrics: dict[str, float]) -> dict[str, object]:
         for module in MODULES
     }
     return plain | ({"keep": rates} if any(rates.values()) else {})
-
-
-@torch.no_grad()
-def _by_module(step: Step, what: str) -> Tensor:
-    each = [
-        getattr(getattr(step.decisions[n], module), what)
-        for n in sorted(step.decisions)
-        for module in MODULES
-    ]
-    return torch.stack(
-        [t.flatten() if step.token_mask is None else t[step.token_mask] for t in each]
-    )

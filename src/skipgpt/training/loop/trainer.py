@@ -24,12 +24,7 @@ from skipgpt.training.loop.arguments import counted_as_adapted
 from skipgpt.training.loop.budget_threshold import BudgetThreshold
 from skipgpt.training.loop.metric_accumulator import StepSums
 from skipgpt.training.loop.resumable import ResumableTrainer
-from skipgpt.training.loop.routing_metrics import (
-    keep_metrics,
-    keeps_of,
-    margin_metrics,
-    margins_of,
-)
+from skipgpt.training.loop.routing_metrics import keep_metrics, margin_metrics
 from skipgpt.training.loop.sampler import ROWS, RunDataset, StepBatchSampler, StepPartition
 from skipgpt.training.run_start import savings_of
 from skipgpt.training.stages import StagePlan, optimizer_groups
@@ -92,12 +87,12 @@ class RoutingTrainer(ResumableTrainer):
         sparsity = self._sparsity(step)
         self._sums.add(sparsity=share * sparsity)
         if not self.plan.trains_routers:
-            self._threshold.observe(margins_of(step))
+            self._threshold.observe(step.stacked("margin").float())
             if self._is_logged:
-                self._observed.append(keeps_of(step))
+                self._observed.append(step.stacked("keep"))
             return lm_loss
         if self._is_logged:
-            self._observed.append(margins_of(step))
+            self._observed.append(step.stacked("margin").float())
         whole = self._whole_sparsity
         # With one micro-batch per process, global sparsity is known only here.
         if whole is None and world_size() > 1:
