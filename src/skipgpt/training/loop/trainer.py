@@ -51,7 +51,7 @@ class RoutingTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         self._saved = savings_of(arguments["model"], config)
         self._whole_sparsity: Tensor | None = None
-        self._step_tokens = 0.0
+        self._parts = 1
         self._sums = StepSums()
         self._observed: list[Tensor] = []
         self._temperature: float | None = None
@@ -82,7 +82,7 @@ class RoutingTrainer(ResumableTrainer):
             lm_loss = self._lm_loss(model, inputs, num_items_in_batch)
         if not trace.steps:  # a dense step decides nothing
             return lm_loss
-        stage, share = self.config.router_stage, self._share(inputs)
+        stage, share = self.config.router_stage, 1 / self._parts
         (step,) = trace.steps
         sparsity = self._sparsity(step)
         self._sums.add(sparsity=share * sparsity)
@@ -163,8 +163,7 @@ class RoutingTrainer(ResumableTrainer):
         """
         samples, items = super().get_batch_samples(*args, **kwargs)
         self._sums.end_step()
-        own = torch.tensor(float(sum(_real_tokens(sample) for sample in samples)))
-        self._step_tokens = mean(own.to(self.args.device)).item()
+        self._parts = len(samples)  # of equal size: all rows have the same length
         self._whole_sparsity = None
         if self.plan.trains_routers and len(samples) > 1:
             self._whole_sparsity = self._measure(samples)
@@ -182,7 +181,7 @@ class RoutingTrainer(ResumableTrainer):
                 given = {k: v for k, v in inputs.items() if k != "labels"} | {"logits_to_keep": 1}
                 with self._in_training(sample), record_routing(self.model) as trace:
                     self.model_wrapped(**given)
-                sparsity += self._sparsity(trace.steps[0]) * self._share(inputs)
+                sparsity += self._sparsity(trace.steps[0]) / self._parts
         return mean(sparsity)
 
     @contextmanager
@@ -261,13 +260,3 @@ class RoutingTrainer(ResumableTrainer):
         if self.config.budget == "modules":
             return step.sparsity()
         return step.saved(self._saved.by_site, self._saved.overhead)
-
-    def _share(self, inputs: dict[str, Tensor]) -> float:
-        """Return the weight of a micro-batch: their sum, averaged over processes, is 1."""
-        return _real_tokens(inputs) / max(1.0, self._step_tokens)
-
-
-def _real_tokens(inputs: dict[str, Tensor]) -> int:
-    """Count the tokens of a micro-batch that are not padding."""
-    mask = inputs.get("attention_mask")
-    return inputs["input_ids"].numel() if mask is None else int(mask.sum())
