@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from skipgpt.system.tables import markdown
+
 Cell = str | int | float | None
 Part = Literal["cost", "skips", "health"]
 """The part of a report that a table belongs to."""
@@ -54,10 +56,8 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return question, table and findings as Markdown."""
-        lines = [f"**{self.question}**", ""]
-        lines.append("| " + " | ".join(self.columns) + " |")
-        lines.append("|" + "---|" * len(self.columns))
-        lines += ["| " + " | ".join(shown(cell) for cell in row) + " |" for row in self.rows]
+        rows = [[shown(cell) for cell in row] for row in self.rows]
+        lines = [f"**{self.question}**", "", markdown([self.columns, *rows])]
         for sentence in self.findings:
             lines += ["", sentence]
         for sentence in self.warnings:

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from skipgpt.system.tables import aligned, markdown
+
 HEAD = (
     "phase", "batch", "prompt", "new", "sparsity", "run", "FLOPs", "dense ms", "ms", "speed-up",
     "range", "ideal", "efficiency", "tokens/s", "memory",
@@ -124,20 +126,12 @@ class Benchmark:
 
     def to_markdown(self) -> str:
         """Render the table as Markdown, and the sentences below it."""
-        table = self._table()
-        lines = [f"| {' | '.join(cells)} |" for cells in table]
-        lines.insert(1, "|---" * len(table[0]) + "|")
-        return "\n".join([*lines, "", *(f"- {each}" for each in self.sentences())]).strip()
+        table = markdown(self._table())
+        return "\n".join([table, "", *(f"- {each}" for each in self.sentences())]).strip()
 
     def to_terminal(self) -> str:
         """Render the same in aligned columns."""
-        table = self._table()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            for row in table
-        ]
-        return "\n".join([*lines, *self.sentences()])
+        return "\n".join([aligned(self._table()), *self.sentences()])
 
     def sentences(self) -> list[str]:
         """Notes, runs left out, and where there is no gain, with cells grouped by reason."""

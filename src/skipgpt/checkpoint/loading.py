@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from skipgpt.checkpoint.folder import (
 )
 from skipgpt.checkpoint.info import LORA, CheckpointInfo, has_adapter
 from skipgpt.checkpoint.tensors import load_adapter, load_routers
-from skipgpt.config import Budget, Placement, check_budget, check_pair
+from skipgpt.config import Budget, Placement, check_pair
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.auto import register
 from skipgpt.model.base import load_base, load_merged
@@ -33,7 +34,7 @@ from skipgpt.model.lora import merge_lora
 from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers
-from skipgpt.routing.curve import CalibrationCurve, Curves
+from skipgpt.routing.curve import Curves
 from skipgpt.system.hardware import hardware
 
 logger = logging.getLogger("skipgpt")
@@ -166,8 +167,7 @@ def curves_of(info: CheckpointInfo) -> Curves | None:
     """The calibration curves of a checkpoint; None where it was never calibrated."""
     if not info.curves:
         return None
-    curves = {check_budget(u): CalibrationCurve.from_json(c) for u, c in info.curves.items()}
-    return Curves(curves, info.budget, info.timed, info.hardware)
+    return Curves.from_json(dataclasses.asdict(info))
 
 
 def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch.device) -> None:

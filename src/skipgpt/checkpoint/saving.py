@@ -60,21 +60,14 @@ def describe(
             todo="save it before quantising",
         )
     state = routing_state(model)
-    curves: dict[str, Any] = {}
     if state.curves is not None:
-        curves = {name: curve.to_json() for name, curve in state.curves.by_budget.items()}
-        facts = {
-            "budget": state.curves.budget,
-            "timed": state.curves.timed,
-            "hardware": dict(state.curves.hardware),
-        } | facts
+        facts = state.curves.to_json() | {"timed": state.curves.timed} | facts
     return CheckpointInfo(
         base if base == "nano" else base_location(base),
         fingerprint or fingerprint_of(model),
         state.config,
         base_settings=settings_of(model, tokenizer),
         quantization=quantization_of(model),
-        curves=curves,
         **facts,
     )
 

@@ -19,6 +19,7 @@ def run(
 ) -> None:
     """Print the table."""
     from skipgpt.model.families.table import FAMILIES, NEWEST, OLDEST
+    from skipgpt.system.tables import aligned
 
     rows = [
         {
@@ -31,9 +32,4 @@ def run(
     ]
     titles = ("family", "layout", "not computed for a skipped token", "verified on transformers")
     cells = [titles, *((*list(row.values())[:3], ", ".join(row["verified"])) for row in rows)]
-    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    ]
-    options.emit({"rows": rows}, as_json, "\n".join(lines))
+    options.emit({"rows": rows}, as_json, aligned(cells, left=range(len(titles))))

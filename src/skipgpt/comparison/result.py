@@ -8,6 +8,8 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any
 
+from skipgpt.system.tables import aligned, markdown
+
 UNITS = {"modules": "modules", "flops": "FLOPs"}
 """Units of budgets, and their names in tables."""
 
@@ -142,21 +144,12 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return the table of docs/results.md."""
-        head, *rows = self._cells()
-        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
+        return markdown(self._cells())
 
     def to_terminal(self) -> str:
         """Return the same table in aligned columns."""
         table = self._cells()
-        widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if n in (0, len(row) - 1) else cell.rjust(width)
-                for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in table
-        )
+        return aligned(table, left=(0, len(table[0]) - 1))
 
     def _cells(self) -> list[list[str]]:
         """The head of the table, and a row of cells for each line."""

@@ -12,16 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from skipgpt.checkpoint.tensors import load_routers, trained_tensors
 from skipgpt.config import TrainConfig
 from skipgpt.config.settings import from_dict, to_dict
 from skipgpt.errors import CheckpointError
 from skipgpt.fitting.fit import FittedSite
 from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.state import routing_state
-from skipgpt.model.surgery import router_state_dict
 from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.device_profile import ANOTHER_CACHE, cache_folder
-from skipgpt.system.sharded import assign
 
 logger = logging.getLogger("skipgpt")
 
@@ -54,7 +53,7 @@ def read_fit(model: nn.Module, key: str) -> list[FittedSite] | None:
         folder = _folder(key)
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         found = [from_dict(FittedSite, each, f"reading {folder}") for each in facts["sites"]]
-        tensors = load_file(folder / TENSORS)
+        load_routers(model, load_file(folder / TENSORS), folder)
     except (FileNotFoundError, NotADirectoryError, CheckpointError):  # no home folder, no cache
         return None
     except PermissionError as error:
@@ -63,24 +62,14 @@ def read_fit(model: nn.Module, key: str) -> list[FittedSite] | None:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("a stored fit is damaged and made anew: %s", error)
         return None
-    wanted = router_state_dict(model)
-    if {name: each.shape for name, each in wanted.items()} != {
-        name: each.shape for name, each in tensors.items()
-    }:
-        return None
-    for name, parameter in wanted.items():
-        assign(parameter, tensors[name])
     return found
 
 
 def write_fit(model: nn.Module, key: str, found: list[FittedSite]) -> None:
     """Store a model's fit, with margins that are still logarithms of costs; warn on failure."""
-    tensors = {
-        name: each.detach().cpu().contiguous() for name, each in router_state_dict(model).items()
-    }
     try:
         with staged(_folder(key), last=FACTS) as stage:
-            save_file(tensors, stage / TENSORS)
+            save_file(trained_tensors(model)[0], stage / TENSORS)
             (stage / FACTS).write_text(
                 to_json({"sites": [to_dict(each) for each in found]}), encoding="utf-8"
             )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skipgpt.system.tables import aligned
+
 
 @dataclass(frozen=True)
 class Score:
@@ -111,8 +113,7 @@ class Benchmark:
             )
         means = (f"{100 * run.mean:.2f}" for run in (self.dense, self.sparse))
         rows.append(("mean", "", "", "", *means, _percent(self.mean_retention)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+        lines = [aligned(rows, left=(0, 3))]
         shares = ", ".join(f"{name} {value:.1%}" for name, value in self.sparse.sparsity.items())
         lines.append(f"measured sparsity: {shares}")
         if self.sparse.cut_off:
@@ -136,11 +137,3 @@ def _value(score: Score) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    cells = zip(row, widths, strict=True)
-    return [
-        cell.ljust(width) if column in (0, 3) else cell.rjust(width)
-        for column, (cell, width) in enumerate(cells)
-    ]
