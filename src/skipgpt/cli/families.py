@@ -31,5 +31,5 @@ def run(
         for name, row in sorted(FAMILIES.items())
     ]
     titles = ("family", "layout", "not computed for a skipped token", "verified on transformers")
-    cells = [titles, *((*list(row.values())[:3], ", ".join(row["verified"])) for row in rows)]
-    options.emit({"rows": rows}, as_json, aligned(cells, left=range(len(titles))))
+    shown = [[*map(str, list(row.values())[:3]), ", ".join(row["verified"])] for row in rows]
+    options.emit({"rows": rows}, as_json, aligned([titles, *shown], left=range(len(titles))))

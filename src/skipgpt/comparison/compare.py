@@ -182,15 +182,12 @@ class _Work:
             routers = replace(method, kind="router")
             return trained.random_routes(setup, method, self.rows(routers, sparsity, seed)[0])
         if method.kind not in TRAINED:
-            if method.lora:
-                return static.heal(setup, method, config, folder, self.out)
-            return static.remove(setup, method, config, self.out)
+            healed_in = folder if method.lora else None
+            return static.remove(setup, method, config, self.out, healed_in)
         if TRAINED[method.kind].top_k:
             return trained.train_top_k(setup, method, config, folder)
-        if method.lora:
-            routed = self.rows(method.without_lora(), sparsity, seed)[0]
-            return trained.heal(setup, method, config, routed, folder)
-        return trained.train_router(setup, method, config, folder)
+        routed = self.rows(method.without_lora(), sparsity, seed)[0] if method.lora else None
+        return trained.train_routes(setup, method, config, folder, routed)
 
     def _key(self, method: Method, sparsity: float, seed: int, dial: tuple[float, ...] = ()) -> str:
         # Without defaults, so that a new option changes no key.

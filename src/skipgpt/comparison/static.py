@@ -27,39 +27,20 @@ from skipgpt.routing.decision import Forced
 from skipgpt.training.run_stage import run_stage
 
 
-def remove(setup: ComparisonSetup, method: Method, config: TrainConfig, out: Path) -> list[Row]:
-    """Measure a static method at exactly this budget.
-
-    Between two removal counts the loss is interpolated, as if the larger count were removed for a
-    share of the sequences, and the smaller for the others.
-    """
-    return [_mixture_row(setup, method, config, find_removal(setup, method, config, out))]
-
-
-def heal(
-    setup: ComparisonSetup, method: Method, config: TrainConfig, folder: Path, out: Path
-) -> list[Row]:
-    """Heal a static removal, or the whole base model, with stage `lora`.
-
-    A budget between two removal counts mixes both of them, each healed. Stand-ins train as well.
-    """
-    removal = find_removal(setup, method, config, out)
-    row = _mixture_row(setup, method, config, removal, folder)
-    shutil.rmtree(folder, ignore_errors=True)  # the resume states
-    return [row]
-
-
-def _mixture_row(
+def remove(
     setup: ComparisonSetup,
     method: Method,
     config: TrainConfig,
-    removal: Removal,
+    out: Path,
     folder: Path | None = None,
-) -> Row:
-    """Build the row of a mixture of removal counts.
+) -> list[Row]:
+    """Measure a static method, or the whole base model, at exactly this budget.
 
-    With a folder, each count is healed there first, for as many steps as any other method.
+    Between two removal counts the loss is interpolated, as if the larger count were removed for a
+    share of the sequences, and the smaller for the others. With a folder, each count is healed
+    there first with stage `lora`, for as many steps as any other method; stand-ins train as well.
     """
+    removal = find_removal(setup, method, config, out)
     measured, seconds = [], removal.seconds
     for count in sorted({removal.low, removal.high}):
         model, units, more = apply_removal(setup, method, config, removal, count)
@@ -78,8 +59,10 @@ def _mixture_row(
                 raise in_comparison(error) from error
             seconds += time.perf_counter() - began
             measured.append(_pruned(setup, method, model, units))
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)  # the resume states
     low, high = measured[0], measured[-1]
-    return setup.row(
+    row = setup.row(
         method,
         config.target_sparsity,
         config.seed,
@@ -88,6 +71,7 @@ def _mixture_row(
         seconds=seconds,
         tokens_trained=setup.tokens_trained(config, "lora") if method.lora else 0,
     )
+    return [row]
 
 
 def _note(setup: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal) -> str:

@@ -31,37 +31,22 @@ from skipgpt.training.run_start import start_routers
 logger = logging.getLogger("skipgpt")
 
 
-def train_router(
-    setup: ComparisonSetup, method: Method, config: TrainConfig, folder: Path
-) -> list[Row]:
-    """Train routers; evaluate them deterministically and, for recipe `paper`, also sampled."""
-    return _rows_of_training(setup, method, config, folder, setup.base)
-
-
-def heal(
-    setup: ComparisonSetup, method: Method, config: TrainConfig, routed: Row, folder: Path
-) -> list[Row]:
-    """Heal a checkpoint of trained routers with stage `lora`; time and tokens include theirs."""
-    assert routed.checkpoint is not None
-    healing = dataclasses.replace(config, stages=("lora",))
-    return _rows_of_training(
-        setup, method, healing, folder, routed.checkpoint, routed.seconds, config.stages
-    )
-
-
-def _rows_of_training(
+def train_routes(
     setup: ComparisonSetup,
     method: Method,
     config: TrainConfig,
     folder: Path,
-    base: str,
-    seconds: float = 0.0,
-    before: tuple[Stage, ...] = (),
+    routed: Row | None = None,
 ) -> list[Row]:
-    """Train the stages of a config and measure them.
+    """Train routers, or heal those of a row, whose time and tokens then count, with stage `lora`.
 
-    `before` are stages that an earlier run made in `seconds`, which count too.
+    Decisions are deterministic in the measurement and, for recipe `paper`, also sampled.
     """
+    base, seconds = setup.base, 0.0
+    before: tuple[Stage, ...] = ()
+    if routed is not None:
+        base, seconds, before = str(routed.checkpoint), routed.seconds, config.stages
+        config = dataclasses.replace(config, stages=("lora",))
     began = time.perf_counter()
     result = _run_or_resume(setup, base, config, folder)
     row = setup.row(

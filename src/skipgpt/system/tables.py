@@ -28,7 +28,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
     Example:
         >>> markdown([["run", "ms"], ["dense", "4"]])
-        '| run | ms |\n|---|---|\\n| dense | 4 |'
+        '| run | ms |\n|---|---|\n| dense | 4 |'
     """
     head, *lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *lines])
