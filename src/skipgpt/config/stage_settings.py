@@ -49,7 +49,7 @@ class RouterStage:
             rate_width / D, since AdamW moves every weight alike and a margin sums D of them. 0
             takes the rate as it is.
         schedule: shape of the rate over the stage; any scheduler name of transformers.
-        warmup: share of the steps that warm up.
+        warmup: share of the steps that warm up; below 1.
         alpha: weight of the budget term in the loss.
         budget_softness: within this distance of the target the slope of the budget term is in
             proportion to the distance (Huber); 0 keeps it at alpha however near (paper).
@@ -102,10 +102,10 @@ class LoraStage:
         steps: optimizer steps.
         learning_rate: peak rate of AdamW.
         schedule: shape of the rate over the stage.
-        warmup: share of the steps that warm up.
+        warmup: share of the steps that warm up; below 1.
         rank: rank of the update matrices.
         alpha: LoRA scale; the update is multiplied by alpha / rank.
-        dropout: on the input of the update matrices.
+        dropout: on the input of the update matrices; below 1.
         distill: share of the loss that is KL to the dense model; the rest is the loss on text
             (paper: 0).
         targets: names of the linear layers that get an update; or `query-value-gate`: what the

@@ -54,8 +54,12 @@ def fit_stand_ins(
     for first in range(0, len(layers), at_once):
         some, moments = layers[first : first + at_once], dict[Site, Moments]()
         rule = _Routes(threshold)
-        routes = use_rule(model, rule), execution(model, "gated")
-        with in_mode(model, training=False), _watched(some, moments, rule), routes[0], routes[1]:
+        with (
+            in_mode(model, training=False),
+            _watched(some, moments, rule),
+            execution(model, "gated"),
+            use_rule(model, rule),
+        ):
             for rows in batches:
                 model(input_ids=rows.to(device), use_cache=False, logits_to_keep=1)
                 done += 1
