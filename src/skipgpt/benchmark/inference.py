@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Literal
 
-from skipgpt.benchmark.reference_runs import compiled, static_depth, to_compile
+from skipgpt.benchmark.reference_runs import compiled, static_depth
 from skipgpt.benchmark.subject import InInt8, Subject, sharing
 from skipgpt.benchmark.timing.auto_trace import traced_as_run
 from skipgpt.benchmark.timing.candidate import (
@@ -40,7 +40,7 @@ def candidates(
 
     def make(kind: Timed) -> Candidate:
         if kind == "compiled":
-            return compiled(cell.task(to_compile(sharing(subject.dense))))
+            return compiled(cell.task, sharing(subject.dense))
         if kind == "transformers":
             if cell.captured:
                 raise NotApplicable("a CUDA graph runs every model on a static cache")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from skipgpt.benchmark.subject import Subject, sharing
 from skipgpt.benchmark.timing.candidate import Candidate, NotApplicable
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.cost import Forward, Work, layer_costs, work
-from skipgpt.errors import UnsupportedModelError
+from skipgpt.errors import UnsupportedModelError, in_brief
 from skipgpt.export.rebuild import smaller_model
 from skipgpt.model.loading.bitsandbytes import quantization_of
 from skipgpt.model.surgery import add_routers, routed_layers
@@ -69,25 +69,21 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
     return Static(model, add_routers(sharing(model)), kept, gone / len(layers), note)
 
 
-def compiled(task: Task) -> Candidate:
-    """Make a candidate of a compiled dense model, after one run to see that it compiles.
+def compiled(make: Callable[[Any], Task], model: Any) -> Candidate:
+    """Compile a dense model for the task that `make` makes of it, and run it to see that it works.
 
     Raises:
         NotApplicable: it does not compile here, for example without a C++ compiler.
     """
     try:
+        model.compile()  # at its first run, which may be in `make`
+        task = make(model)
         task.run(task.prepare())
     except Exception as error:
         # Compilers and drivers raise errors of any type; the other candidates are still timed.
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise NotApplicable(f"torch.compile failed on this machine ({reason})") from error
+        reason = f"torch.compile failed on this machine ({in_brief(error)})"
+        raise NotApplicable(reason) from error
     return Candidate("compiled", task)
-
-
-def to_compile(model: Any) -> Any:
-    """Set a model to be compiled by `torch.compile` at its first run, and return it."""
-    model.compile()
-    return model
 
 
 def _flops(layer: Any, forward: Forward) -> float:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from skipgpt.benchmark.reference_runs import compiled, static_depth, to_compile
+from skipgpt.benchmark.reference_runs import compiled, static_depth
 from skipgpt.benchmark.subject import Subject, sharing
 from skipgpt.benchmark.timing.auto_trace import AsRun, traced_as_run
 from skipgpt.benchmark.timing.candidate import (
@@ -75,7 +75,7 @@ def candidates(
 
     def make(kind: Timed) -> Candidate:
         if kind == "compiled":
-            return compiled(cell.task(to_compile(prepare(sharing(subject.dense), "lora", CONFIG))))
+            return compiled(cell.task, prepare(sharing(subject.dense), "lora", CONFIG))
         if kind == "static":
             return _static(subject, cell, trace, dense)
         if kind == "dense-int8" or kind == "sparse-int8":

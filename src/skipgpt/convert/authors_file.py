@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from skipgpt.errors import CheckpointError
+from skipgpt.errors import CheckpointError, in_brief
 
 Head = Literal["linear", "mlp"]
 _PREFIX = re.compile(r"(?:module\.|_orig_mod\.|base_model\.model\.)*")
@@ -47,8 +47,7 @@ def read_authors_file(path: str | Path) -> dict[str, Tensor]:
         # torch's own message advises to load the file unsafely, so it is not passed on.
         got = "a file that holds more than tensors, or none; it was not executed"
         if not isinstance(error, pickle.UnpicklingError):
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            got = f"a file that cannot be read ({reason})"
+            got = f"a file that cannot be read ({in_brief(error)})"
         raise CheckpointError(doing, got=got, expected=expected) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(values, dict) and isinstance(values.get(wrapper), dict):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipgpt.errors import ConfigError, DataError, SkipGPTError
+from skipgpt.errors import ConfigError, DataError, SkipGPTError, in_brief
 from skipgpt.evaluation.harness.local import LocalTasks
 from skipgpt.evaluation.harness.quiet import quietly
 from skipgpt.system.progress import advancing
@@ -178,7 +178,7 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
         except Exception as error:  # from the harness, data sets or task files
             raise DataError(
                 doing,
-                got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                got=in_brief(error),
                 expected="a task and its data",
                 todo="check the task file, the network and HF_HUB_OFFLINE; "
                 "local tasks are given with --task-dir",
