@@ -7,13 +7,14 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from skipgpt.data.decoding import decode, is_pipe, raw_lines
 from skipgpt.data.documents import Document, document_of
 from skipgpt.data.encoding import has_surrogates
-from skipgpt.errors import DataError, MissingExtraError, SkipGPTError
+from skipgpt.errors import DataError, MissingExtraError, SkipGPTError, in_brief
 
+T = TypeVar("T")
 Row = tuple[int, dict[str, Any]]
 
 SHUFFLED = 1000
@@ -39,8 +40,8 @@ def json_documents(
 def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
     """The documents of a parquet file."""
     doing = f"reading {path}"
-    rows = _guarded(
-        _parquet_rows(path, field, _import_extra("pyarrow.parquet", doing)),
+    rows = guarded(
+        _parquet_rows(path, field, import_extra("pyarrow.parquet", doing)),
         doing,
         expected="a whole parquet file",
         todo="fetch or write the file again",
@@ -51,8 +52,8 @@ def parquet_documents(path: Path, name: str, field: str) -> Iterator[Document]:
 def hub_documents(source: str, field: str, seed: int = 0) -> Iterator[Document]:
     """The documents of a hub dataset, `org/name` or `org/name:config`, shuffled by a seed."""
     doing = f"streaming the hub dataset {source}"
-    rows = _guarded(
-        _hub_rows(source, seed, _import_extra("datasets", doing)),
+    rows = guarded(
+        _hub_rows(source, seed, import_extra("datasets", doing)),
         doing,
         expected="a dataset that can be reached, with a split named train",
         todo="check the id (org/name:config where it has several), the network and "
@@ -173,7 +174,7 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "number" if isinstance(value, int | float) else "value")
 
 
-def _guarded(rows: Iterator[Row], doing: str, *, expected: str, todo: str) -> Iterator[Row]:
+def guarded(rows: Iterator[T], doing: str, *, expected: str, todo: str) -> Iterator[T]:
     """The same rows, with whatever a foreign reader raises turned into a `DataError`."""
     while True:
         try:
@@ -183,14 +184,12 @@ def _guarded(rows: Iterator[Row], doing: str, *, expected: str, todo: str) -> It
         except SkipGPTError:
             raise
         except Exception as error:
-            first_line = (str(error).splitlines() or [""])[0]
-            raise DataError(
-                doing, got=f"{type(error).__name__}: {first_line}", expected=expected, todo=todo
-            ) from error
+            raise DataError(doing, got=in_brief(error), expected=expected, todo=todo) from error
         yield row
 
 
-def _import_extra(module: str, doing: str) -> Any:
+def import_extra(module: str, doing: str) -> Any:
+    """Import a module of the extra `data`; a MissingExtraError where it is absent."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skipgpt.data.decoding import JSON_LINES, first_line, is_nameless, joined_text, read_text
-from skipgpt.data.rows import is_json_object, json_rows
-from skipgpt.errors import ConfigError, DataError, MissingExtraError
+from skipgpt.data.rows import guarded, import_extra, is_json_object, json_rows
+from skipgpt.errors import ConfigError, DataError
 
 PARQUET = (
     "hf://datasets/ptb-text-only/ptb_text_only@refs/convert/parquet/penn_treebank/test/*.parquet"
@@ -86,13 +86,8 @@ def corpus_text(name: str, files: list[str]) -> tuple[str, str]:
         )
     if not files:
         doing, source = f"fetching the corpus {name}", f"hub: {corpus.hub}"
-        try:
-            loaded = _loaded(doing, corpus.hub, **corpus.load)
-        except DataError as error:
-            raise error.advising(
-                "check the network and HF_HUB_OFFLINE, or give its file with --text"
-            ) from error
-        rows = _texts(corpus, loaded, doing)
+        todo = "check the network and HF_HUB_OFFLINE, or give its file with --text"
+        rows = _texts(corpus, _loaded(doing, corpus.hub, todo=todo, **corpus.load), doing)
     else:
         path = Path(files[0]).expanduser()
         if not os.path.exists(path) or os.path.isdir(path):
@@ -108,7 +103,9 @@ def _rows_of_file(corpus: Corpus, path: Path) -> list[str]:
     doing = f"reading {path}"
     if path.suffix.lower() == ".parquet":
         options = {"path": "parquet", "data_files": str(path), "split": "train"}
-        return _texts(corpus, _loaded(doing, "a parquet file", **options), doing)
+        return _texts(
+            corpus, _loaded(doing, "a parquet file", todo=_AS_PUBLISHED, **options), doing
+        )
     first, lines = first_line(path) if is_nameless(path) else (b"", None)
     if path.suffix.lower() in JSON_LINES or is_json_object(first):
         return _texts(corpus, (row for _, row in json_rows(path, lines)), doing)
@@ -131,15 +128,10 @@ def _texts(corpus: Corpus, rows: Iterable[dict[str, Any]], doing: str) -> list[s
     return texts
 
 
-def _loaded(doing: str, expected: str, **arguments: Any) -> Iterable[dict[str, Any]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "data", doing) from error
-    try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(**arguments)
-    except Exception as error:  # from the hub's client or readers
-        first = (str(error).splitlines() or [""])[0]
-        got = f"{type(error).__name__}: {first}"
-        raise DataError(doing, got=got, expected=expected, todo=_AS_PUBLISHED) from error
-    return rows
+def _loaded(doing: str, expected: str, *, todo: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+    datasets = import_extra("datasets", doing)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from datasets.load_dataset(**arguments)
+
+    return guarded(rows(), doing, expected=expected, todo=todo)
