@@ -102,10 +102,10 @@ class MissingExtraError(SkipGPTError, ImportError):
 
 
 def in_brief(error: BaseException) -> str:
-    """Return the type of an error and the first line of its message, if it has one.
+    r"""Return the type of an error and the first line of its message, if it has one.
 
     Example:
-        >>> in_brief(RuntimeError("no compiler\\nand more")), in_brief(MemoryError())
+        >>> in_brief(RuntimeError("no compiler\nand more")), in_brief(MemoryError())
         ('RuntimeError: no compiler', 'MemoryError')
     """
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

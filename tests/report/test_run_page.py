@@ -1,11 +1,16 @@
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from command import skipgpt
+from skipgpt import cli
 from skipgpt.errors import CheckpointError
-from skipgpt.report.pages.run_page import run_page, run_summary
+from skipgpt.report import pages
+from skipgpt.report.pages.run_page import run_in, run_page, run_summary
+from skipgpt.report.run_files import read_run
 
 
 def _run(folder: Path, finished: list[str], steps: int) -> Path:
@@ -26,13 +31,15 @@ def _run(folder: Path, finished: list[str], steps: int) -> Path:
 
 
 def test_a_run_that_goes_on_says_how_far_it_is_and_reads_itself_again(tmp_path: Path) -> None:
-    summary = run_summary(_run(tmp_path, [], 12))
+    summary = run_summary(run_in(_run(tmp_path, [], 12)))
     assert summary["stages"]["router"]["steps"] == 12
     assert summary["stages"]["router"]["of"] == 40
     assert summary["stages"]["router"]["last"]["sparsity"] == 0.06
-    assert summary["stages"]["lora"] == {"steps": 0, "of": 20, "last": None, "warnings": []}
+    assert summary["stages"]["lora"] == {
+        "steps": 0, "of": 20, "finished": False, "last": None, "warnings": []
+    }  # fmt: skip
     assert not summary["finished"]
-    page = run_page(tmp_path)
+    page = run_page(run_in(tmp_path))
     assert "12 of 40 steps; last: loss 2.88, sparsity 0.06" in page
     assert 'http-equiv="refresh"' in page
     assert "<b>stdlib" not in page
@@ -41,10 +48,24 @@ def test_a_run_that_goes_on_says_how_far_it_is_and_reads_itself_again(tmp_path: 
 
 
 def test_a_run_that_is_over_does_not(tmp_path: Path) -> None:
-    page = run_page(_run(tmp_path, ["router", "lora"], 40))
-    assert run_summary(tmp_path)["finished"]
+    page = run_page(run_in(_run(tmp_path, ["router", "lora"], 40)))
+    assert run_summary(run_in(tmp_path))["finished"]
     assert 'http-equiv="refresh"' not in page
     assert "The run is over." in page
+
+
+def test_of_stage_fit_which_takes_no_steps_it_says_whether_it_is_finished(tmp_path: Path) -> None:
+    _run(tmp_path, [], 0)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["config"] |= {"stages": ["fit", "router", "lora"], "fit_stage": {"tokens": 32768}}
+    for finished, said in (([], "not finished"), (["fit"], "finished")):
+        (tmp_path / "run.json").write_text(json.dumps(run | {"finished": finished}))
+        stage = run_summary(run_in(tmp_path))["stages"]["fit"]
+        assert (stage["steps"], stage["of"], stage["finished"]) == (None, None, bool(finished))
+        page = run_page(run_in(tmp_path))
+        assert f"<dt>Stage fit</dt><dd>{said}</dd>" in page
+        assert "<dt>Stage router</dt><dd>0 of 40 steps</dd>" in page
+        assert "Nothing is judged before a stage is half over." in page
 
 
 def test_keep_rates_are_drawn_by_layer_and_step(tmp_path: Path) -> None:
@@ -56,7 +77,7 @@ def test_keep_rates_are_drawn_by_layer_and_step(tmp_path: Path) -> None:
         for n in (10, 20, 30, 40)
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    page = run_page(tmp_path)
+    page = run_page(run_in(tmp_path))
     cells = page.split('<g class="cells attn">')[-1].split("</g>")[0]
     assert cells.count("<path") == 2 * 4  # of three layers one runs nothing
     assert "newest: layer 1 100%, layer 2 25%, layer 3 0%" in page
@@ -73,11 +94,11 @@ def test_a_failing_run_is_warned_of_with_what_to_do(tmp_path: Path) -> None:
         for step in (38, 39, 40)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    warnings = run_summary(tmp_path)["stages"]["router"]["warnings"]
+    warnings = run_summary(run_in(tmp_path))["stages"]["router"]["warnings"]
     assert len(warnings) == 2
     assert "54.6 times that of the dense model" in warnings[0]
     assert "sparsity is 10.0%, 25% was asked" in warnings[1]
-    page = run_page(tmp_path)
+    page = run_page(run_in(tmp_path))
     assert page.count('<p class="warning">Stage router') == 2
     assert "router_stage.alpha" in page
 
@@ -86,7 +107,7 @@ def test_what_was_measured_on_held_out_text_is_said_and_a_miss_is_warned_of(
     tmp_path: Path,
 ) -> None:
     _run(tmp_path, ["router"], 0)
-    assert "What did it come to?" not in run_page(tmp_path)
+    assert "What did it come to?" not in run_page(run_in(tmp_path))
     run = json.loads((tmp_path / "run.json").read_text())
     run["held_out"] = {
         "dense": {"nll_per_token": 2.0, "tokens": 2032, "sparsity": {"module": 0.0}},
@@ -99,7 +120,7 @@ def test_what_was_measured_on_held_out_text_is_said_and_a_miss_is_warned_of(
         },
     }
     (tmp_path / "run.json").write_text(json.dumps(run))
-    summary, page = run_summary(tmp_path), run_page(tmp_path)
+    summary, page = run_summary(run_in(tmp_path)), run_page(run_in(tmp_path))
     assert summary["held_out"] == run["held_out"]
     assert "On 2,032 tokens of held-out text." in page
     assert "2.500 nats per token, +0.500 to dense; skipped: module 16.1%" in page
@@ -115,13 +136,13 @@ def test_what_was_measured_on_held_out_text_is_said_and_a_miss_is_warned_of(
 def test_before_the_first_step_there_is_nothing_to_draw(tmp_path: Path) -> None:
     _run(tmp_path, [], 0)
     (tmp_path / "metrics.jsonl").unlink()
-    assert "No step is logged yet" in run_page(tmp_path)
+    assert "No step is logged yet" in run_page(run_in(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["", "absent"])
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="reading the run"):
-        run_page(tmp_path / name)
+        run_in(tmp_path / name)
 
 
 def test_the_command_writes_the_page_and_prints_the_numbers(tmp_path: Path) -> None:
@@ -130,6 +151,21 @@ def test_the_command_writes_the_page_and_prints_the_numbers(tmp_path: Path) -> N
     assert done.status == 0, done.stderr
     assert json.loads(done.stdout)["stages"]["router"]["steps"] == 3
     assert "Stage router" in page.read_text()
+
+
+def test_the_page_and_the_numbers_are_of_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, steps = tmp_path / "run", itertools.count(3)
+    folder.mkdir()
+
+    def going_on(folder: Path) -> dict[str, Any]:
+        return read_run(_run(folder, [], next(steps)))
+
+    monkeypatch.setattr(pages.run_page, "read_run", going_on)
+    cli.report._of_run(folder, tmp_path / "run.html", "html", True)
+    assert json.loads(capsys.readouterr().out)["stages"]["router"]["steps"] == 3
+    assert "3 of 40 steps" in (tmp_path / "run.html").read_text()
 
 
 def test_what_is_read_off_a_text_is_refused_beside_a_run(tmp_path: Path) -> None:

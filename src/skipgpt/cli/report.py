@@ -125,15 +125,16 @@ def run(
 def _of_run(folder: Path, path: Path | None, kind: str, as_json: bool) -> None:
     import json
 
-    from skipgpt.report.pages.run_page import run_page, run_summary
+    from skipgpt.report.pages.run_page import run_in, run_page, run_summary
     from skipgpt.report.writing import write
 
     if kind not in ("html", "json"):
         raise ConfigError(
             "choosing the format of the report", got=kind, expected="html or json of a run"
         )
-    summary = run_summary(folder)
+    found = run_in(folder)
+    summary = run_summary(found)
     if path:
-        content = run_page(folder) if kind == "html" else json.dumps(summary, indent=2) + "\n"
+        content = run_page(found) if kind == "html" else json.dumps(summary, indent=2) + "\n"
         write(path, content.encode())
     options.emit(summary, as_json, str(path))

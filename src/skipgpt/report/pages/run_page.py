@@ -14,22 +14,40 @@ from skipgpt.report.pages.markup import described, escaped, nats, percent, sente
 from skipgpt.report.pages.page_frame import Section, page
 from skipgpt.report.run_files import METRICS, RUN, read_run
 
+_SETTINGS = {"router": "router_stage", "joint": "router_stage", "lora": "lora_stage"}
+"""Where a config has the number of steps of a stage; stage fit takes none."""
 REFRESH = 20
 """Seconds after which the page of an unfinished run reloads."""
 
 
-def run_summary(folder: Path) -> dict[str, Any]:
-    """Return the progress of a run and its last numbers, as plain JSON types.
-
-    Returns:
-        `stages` (each with `steps` done, `of`, the `last` line of metrics.jsonl and the `warnings`
-        that hold for it now), `finished`, `held_out` (what `dense` and finished stages measured),
-        `target_sparsity` and the `budget` it counts, `base` and `data`.
+def run_in(folder: Path) -> dict[str, Any]:
+    """Read a run, which may be going on, once for its summary and its page.
 
     Raises:
         CheckpointError: the folder holds no run.
     """
-    found = _run_in(folder)
+    found = read_run(folder)
+    if not isinstance(found.get("run"), dict):
+        raise CheckpointError(
+            f"reading the run in {folder}",
+            got=f"no {RUN} that can be read" if folder.is_dir() else "no such folder",
+            expected="a folder that `skipgpt train --out` writes to",
+        )
+    return found
+
+
+def run_summary(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the progress of a run and its last numbers, as plain JSON types.
+
+    Args:
+        found: what `run_in` has read.
+
+    Returns:
+        `stages` (each with `steps` done, `of`, which stage fit has not, whether it is `finished`,
+        the `last` line of metrics.jsonl and the `warnings` that hold for it now), `finished`,
+        `held_out` (what `dense` and finished stages measured), `target_sparsity` and the `budget`
+        it counts, `base` and `data`.
+    """
     run, config = found["run"], found["run"].get("config", {})
     over = run.get("finished", [])
     target, budget = config.get("target_sparsity"), config.get("budget", "modules")
@@ -41,16 +59,17 @@ def run_summary(folder: Path) -> dict[str, Any]:
     stages = {}
     for name in config.get("stages", []):
         lines = logged.get(name, [])
-        settings = config.get("lora_stage" if name == "lora" else "router_stage", {})
-        of = settings.get("steps", 0)
-        done = of if name in over else max((line.get("step", 0) for line in lines), default=0)
-        seen = list(failures(lines, of, target or 0.0, dense)) if name != "lora" else []
+        of = config.get(_SETTINGS[name], {}).get("steps") if name in _SETTINGS else None
+        done = of if name in over else max((line["step"] for line in lines), default=0)
+        judged = of is not None and name != "lora"
+        seen = list(failures(lines, of, target or 0.0, dense)) if judged else []
         skipped = _number(held_out.get(name, {}).get("sparsity", {}).get(sense))
         if skipped is not None and (miss := missed_when_measured(skipped, target or 0.0, budget)):
             seen.append(miss)
         stages[name] = {
-            "steps": done,
+            "steps": None if of is None else done,
             "of": of,
+            "finished": name in over,
             "last": lines[-1] if lines else None,
             "warnings": [str(each) for each in seen],
         }
@@ -65,18 +84,15 @@ def run_summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def run_page(folder: Path) -> str:
-    """Render the run as one self-contained HTML page that reloads until the run is over.
-
-    Raises:
-        CheckpointError: the folder holds no run.
+def run_page(found: dict[str, Any]) -> str:
+    """Render a run as one self-contained HTML page that reloads until the run is over.
 
     Example:
-        Path("run.html").write_text(run_page(Path("out/nano-25")))
+        Path("run.html").write_text(run_page(run_in(Path("out/nano-25"))))
     """
-    found, summary = _run_in(folder), run_summary(folder)
+    summary = run_summary(found)
     rows = [
-        (f"Stage {name}", f"{each['steps']:,} of {each['of']:,} steps" + _last(each["last"]))
+        (f"Stage {name}", _progress(each) + _last(each["last"]))
         for name, each in summary["stages"].items()
     ]
     state = "The run is over." if summary["finished"] else "The run is not over."
@@ -110,7 +126,7 @@ def _warnings(stages: dict[str, Any]) -> str:
         for name, stage in stages.items()
         for each in stage["warnings"]
     )
-    judged = any(2 * stage["steps"] > stage["of"] for stage in stages.values())
+    judged = any(stage["of"] and 2 * stage["steps"] > stage["of"] for stage in stages.values())
     none = "No warnings." if judged else "Nothing is judged before a stage is half over."
     return said or f'<p class="fine">{none}</p>'
 
@@ -147,6 +163,12 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def _progress(stage: dict[str, Any]) -> str:
+    if stage["of"] is None:
+        return "finished" if stage["finished"] else "not finished"
+    return f"{stage['steps']:,} of {stage['of']:,} steps"
+
+
 def _last(line: dict[str, Any] | None) -> str:
     shown = [
         f"{said} {line[key]:.4g}"
@@ -154,14 +176,3 @@ def _last(line: dict[str, Any] | None) -> str:
         if line and isinstance(line.get(key), int | float)
     ]
     return escaped(f"; last: {', '.join(shown)}") if shown else ""
-
-
-def _run_in(folder: Path) -> dict[str, Any]:
-    found = read_run(folder)
-    if not isinstance(found.get("run"), dict):
-        raise CheckpointError(
-            f"reading the run in {folder}",
-            got=f"no {RUN} that can be read" if folder.is_dir() else "no such folder",
-            expected="a folder that `skipgpt train --out` writes to",
-        )
-    return found
