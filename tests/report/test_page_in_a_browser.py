@@ -218,6 +218,22 @@ def test_side_by_side_each_checkpoint_has_its_own_dial(tmp_path: Path) -> None:
         assert float(value) == there
 
 
+def test_side_by_side_no_two_lines_of_a_chart_look_alike(tmp_path: Path) -> None:
+    reports = {f"run {n}": made(layers=3 + n, seed=n) for n in range(5)}
+    page = opened(side_by_side_html(SideBySide.of("five", reports)), tmp_path)
+    looks = """
+        return [...document.querySelectorAll("#cost .chart, #skips .chart")].map((chart) =>
+          [".legend .line", "figcaption + svg .line"].map((lines) =>
+            [...chart.querySelectorAll(lines)].map((line) => {
+              const style = getComputedStyle(line);
+              return `${style.stroke} ${style.strokeDasharray}`;
+            })));
+        """
+    loss, *depth = (legend for legend, lines in page.run(looks) if legend == lines)
+    assert len(set(loss)) == len(loss) == 5
+    assert [len(set(each)) for each in depth if each] == [10]
+
+
 def test_a_long_text_of_a_deep_model_is_small_and_complete(tmp_path: Path) -> None:
     report = made(WORDS * 400, layers=32, row=512, dial=[n / 10 for n in range(9)])
     html = to_html(report)

@@ -55,7 +55,7 @@ def loss_curves(reports: Mapping[str, Report]) -> str:
         points = [
             (s.measured.sparsity["module"], s.measured.nll_per_token - dense) for s in report.stops
         ]
-        lines.append(Line(name, ("one", "two")[n % 2], points, dots=True, dashed=n > 1))
+        lines.append(Line(name, ("one", "two")[n % 2], points, dots=True, number=n // 2))
     return line_chart(
         "Excess over the dense base against budget",
         lines,
@@ -89,7 +89,7 @@ def depth_curves(table: Table, names: Sequence[str]) -> str:
             f"{name}, {said}",
             kind,
             list(zip(middles, table.column(f"{name}, {kind}"), strict=True)),
-            dashed=n > 0,
+            number=n,
         )
         for n, name in enumerate(names)
         for said, kind in KINDS

@@ -93,7 +93,7 @@ def by_stage(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str
 
 def _line(lines: Sequence[Mapping[str, Any]], key: str, name: str, kind: str) -> Line:
     points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
-    return Line(name, kind, _thinned(points, POINTS), dashed=kind == "two")
+    return Line(name, kind, _thinned(points, POINTS))
 
 
 def _thinned(values: list[Any], count: int) -> list[Any]:

@@ -19,17 +19,26 @@ class Line:
 
     Attributes:
         name: name in the legend.
-        kind: CSS class, which sets colour and dashes: `attn`, `mlp`, `one`, `two`.
+        kind: CSS class, which sets the colour: `attn`, `mlp`, `one`, `two`; and the dashes of the
+            first line of that kind.
         points: x and y; the line is interrupted where y is not finite.
         dots: mark every point, numbered so that a script can find it.
-        dashed: for a second line of the same kind.
+        number: how many lines of the same kind precede it; others than the first begin their
+            dashes with as many dots, to be told apart also in a legend.
     """
 
     name: str
     kind: str
     points: Sequence[Point]
     dots: bool = False
-    dashed: bool = False
+    number: int = 0
+
+    @property
+    def path(self) -> str:
+        """The attributes of its path."""
+        dashes = f"{'2 3 ' * self.number}{8 if self.kind == 'mlp' else 16} 3"
+        own = f' style="stroke-dasharray: {dashes}"' if self.number else ""
+        return f'class="line {self.kind}"{own}'
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ def _path(line: Line, place: Callable[[Point], Point]) -> str:
             f'<circle class="dot {line.kind}" data-stop="{number}" '
             f'cx="{left:.1f}" cy="{height:.1f}" r="4"/>'
         )
-    path = f'<path class="line {line.kind}{" dashed" * line.dashed}" d="{"".join(drawn)}"/>'
+    path = f'<path {line.path} d="{"".join(drawn)}"/>'
     if not line.dots:
         return path
     return path + "".join(dots) + '<circle class="now" r="8"/>'  # a script puts it around one
@@ -181,8 +190,8 @@ def _legend(lines: Sequence[Line]) -> str:
     if len(lines) < 2:
         return ""
     each = (
-        f'<span><svg viewBox="0 0 26 10" aria-hidden="true"><path class="line {line.kind}'
-        f'{" dashed" * line.dashed}" d="M1 5H25"/></svg>{escaped(line.name)}</span>'
+        f'<span><svg viewBox="0 0 26 10" aria-hidden="true"><path {line.path} d="M1 5H25"/></svg>'
+        f"{escaped(line.name)}</span>"
         for line in lines
     )
     return f'<span class="legend">{"".join(each)}</span>'
