@@ -170,9 +170,10 @@ def test_a_cache_that_cannot_be_made_is_refused_with_advice() -> None:
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
 def test_letters_that_the_output_lacks_are_escaped_and_bytes_of_paths_kept(errors: str) -> None:
     program = (
-        "import io, sys, typer, skipgpt.cli as cli\n"
+        "import io, sys, skipgpt.cli as cli\n"
+        "from skipgpt.cli.shared.options import begin\n"
         f"sys.stdout = io.TextIOWrapper(sys.stdout.buffer, 'ascii', {errors!r})\n"
-        "cli.app = lambda: print('gr\\xf6\\xdfe \\udce9')\n"
+        "cli.app = lambda: (begin(quiet=True), print('gr\\xf6\\xdfe \\udce9'))\n"
         "cli.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)

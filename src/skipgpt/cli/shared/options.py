@@ -140,8 +140,6 @@ def shows(letters: str, stream: Any) -> bool:
 def _settle_stdout() -> None:
     """Reserve standard output for `emit` under --json; libraries get standard error."""
     global _document
-    if hasattr(sys.stdout, "reconfigure"):  # a name that cannot be encoded must not lose a result
-        sys.stdout.reconfigure(errors="backslashreplace")
     out, errors = sys.__stdout__, sys.__stderr__
     # Not where a program that calls this command has replaced standard output.
     if "--json" not in sys.argv or _document or not (out and errors) or sys.stdout is not out:
