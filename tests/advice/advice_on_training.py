@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from advice_on_options import COMPARE, CONVERT, FIT, HEAL, TRAIN, WITHOUT_FIT
+from advice_on_options import COMPARE, CONVERT, FIT, HEAL, OPTIONS, TRAIN, WITHOUT_FIT
 from following import told
 
 DRY = "train base --dry-run --recipe paper --stages router"
 ON_TRAINING = [
     # train
     told("cli/train.py",
-         "start several processes by `torchrun` or `accelerate launch` (docs/scaling.md)",
-         f"{TRAIN} --processes 2", f"skipgpt {DRY} --processes 2"),
-    told("cli/train.py", "leave it out", f"{DRY} --quantize 8bit", f"skipgpt {DRY}"),
+         "start several processes by `torchrun` or `accelerate launch` (docs/scaling.md), or leave "
+         "it out",
+         f"{TRAIN} --processes 2", f"skipgpt {DRY} --processes 2", f"skipgpt {TRAIN}"),
+    told(OPTIONS, "leave it out", f"{DRY} --quantize 8bit", f"skipgpt {DRY}"),
     told("cli/train.py", "give …", "train base --out out TINY --recipe paper --stages router",
          f"skipgpt {TRAIN}"),
     told("cost/memory.py", "did you mean …?", f"{DRY} --layout fsdp --processes 2",
@@ -42,6 +43,8 @@ ON_TRAINING = [
              f"skipgpt {line} --sparsity 0.25")
         for line in (TRAIN, CONVERT, f"{COMPARE} --methods router")
     ),
+    told("cli/convert.py", "give --data SRC, or leave it out", f"{CONVERT} --block-size 16",
+         f"skipgpt {CONVERT} --block-size 16 --data good.jsonl", f"skipgpt {CONVERT}"),
     told("config/budget.py", "flops counts what skipping really saves", f"{CONVERT} --budget flop",
          f"skipgpt {CONVERT} --budget flops"),
     told("cost/savings.py",

@@ -105,8 +105,8 @@ def test_an_empty_prompt_is_refused_in_one_line(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--temperature", "0.7"), "--temperature 0.7 without --sample"),
-        (("--seed", "3"), "--seed 3 without --sample"),
+        (("--temperature", "0.7"), "--temperature; expected --sample beside it"),
+        (("--seed", "3"), "--seed; expected --sample beside it"),
         (("--sample", "--temperature", "-1"), "--temperature -1.0; expected above 0"),
         (("--sample", "--temperature", "0"), "--temperature 0.0; expected above 0"),
         (("--chat",), "a tokenizer without one"),

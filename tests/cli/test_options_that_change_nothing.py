@@ -24,9 +24,26 @@ SHOW_TEXT = {
     "--base": "nosuch",
     "--sparsity": "0.1",
     "--budget": "flops",
+    "--seed": "0",
+    "--device": "cpu",
+    "--dtype": "auto",
 }
 BITS = ("eval", CHECKPOINT, "--text", "README.md", "--form", "bits")
+RUN = {  # of a text that is measured
+    "--data": "stdlib", "--text-field": "x", "--sparsity": "0.1", "--budget": "flops",
+    "--block-size": "256", "--max-tokens": "32", "--max-documents": "3", "--batch-size": "2",
+    "--tasks": "piqa", "--task-dir": ".", "--limit": "3", "--base": "nosuch", "--seed": "0",
+    "--device": "cpu", "--dtype": "auto", "--quantize": "int8",
+}  # fmt: skip
+CONVERT = ("convert", "nosuch.pth", "--base", "nosuch", "--out", "out")
+CALIBRATION = {
+    "--block-size": "256", "--text-field": "x", "--seed": "0", "--device": "cpu", "--dtype": "auto"
+}  # fmt: skip
 REFUSED = {
+    **{("report", "--run", "out", *each): f"{each[0]}; expected --run" for each in RUN.items()},
+    ("report", "--run", "out", "--control-tokens"): "--control-tokens; expected --run alone",
+    **{(*CONVERT, *each): f"{each[0]}; expected --data" for each in CALIBRATION.items()},
+    (*CONVERT, "--control-tokens"): "--control-tokens; expected --data beside it; give --data",
     **{("show", CHECKPOINT, name, value): f"{name};" for name, value in SHOW_TEXT.items()},
     ("show", CHECKPOINT, "--control-tokens"): "--control-tokens;",
     (*BITS, "--block-size", "32"): "--block-size; expected --window",

@@ -171,4 +171,4 @@ def test_the_page_and_the_numbers_are_of_one_reading(
 def test_what_is_read_off_a_text_is_refused_beside_a_run(tmp_path: Path) -> None:
     done = skipgpt("report", "--run", _run(tmp_path, [], 3), "--data", "stdlib", "--sparsity", 0.4)
     assert done.status == 2
-    assert "got --data and --sparsity" in done.stderr
+    assert "got --data; expected --run alone" in done.stderr

@@ -98,8 +98,8 @@ def test_the_command_prints_what_the_library_returns(tmp_path: Path) -> None:
         (("--merged", "--static", "--data", "stdlib"), "both forms"),
         (("--static",), "--static without --data"),
         (("--merged", "--data", "stdlib"), "--merged with --data"),
-        (("--merged", "--heal-steps", "5"), "--merged with --keep-rate, --heal-steps"),
-        (("--merged", "--seed", "3"), "--seed for --static alone"),
+        (("--merged", "--heal-steps", "5"), "--heal-steps; expected it with --static"),
+        (("--merged", "--seed", "3"), "--seed; expected it with --static"),
     ],
 )
 def test_the_command_wants_one_form_and_text_for_static_alone(

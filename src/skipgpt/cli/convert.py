@@ -23,7 +23,11 @@ executes what a pickle holds. With --data the thresholds are calibrated too.
 )
 
 
+_OF_CALIBRATION = ("text_field", "control_tokens", "block_size", "seed", "device", "dtype")
+
+
 def run(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help=".pth, .pt, .bin or .safetensors.")],
     base: Annotated[str, typer.Option(help="The base model it was trained on.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
@@ -52,6 +56,9 @@ def run(
     traceback: options.Traceback = False,
 ) -> None:
     """Parse, convert, print."""
+    if not data:
+        doing, right = "converting without calibration", "--data beside it"
+        options.refuse_given(context, _OF_CALIBRATION, doing, right, "give --data SRC")
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.config import check_budget
     from skipgpt.convert import convert

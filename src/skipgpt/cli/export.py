@@ -29,6 +29,10 @@ layers may lack their attention or their MLP, so that more can be removed: vLLM 
     "--out out/nano-small",
 )
 
+_OF_STATIC = (
+    *("text_field", "control_tokens", "keep_rate", "form", "heal_steps", "block_size", "seed"),
+)
+
 
 def run(
     context: typer.Context,
@@ -83,16 +87,8 @@ def run(
     if static != bool(sources):
         got = "--static without --data" if static else "--merged with --data"
         raise ConfigError("exporting", got=got, expected="text to measure on, for --static alone")
-    only_static = (keep_rate, heal_steps, block_size, form, text_field, control_tokens or None)
-    if merged and any(each is not None for each in only_static):
-        raise ConfigError(
-            "exporting",
-            got="--merged with --keep-rate, --heal-steps, --block-size, --format, --text-field or "
-            "--control-tokens",
-            expected="them for --static alone",
-        )
     if merged:
-        options.refuse_given(context, ("seed",), "exporting", "--seed for --static alone")
+        options.refuse_given(context, _OF_STATIC, "exporting with --merged", "it with --static")
     options.begin(quiet=quiet, seed=seed)
     from skipgpt.config import ALL_LINEAR, as_budget, recipe
     from skipgpt.export import export_merged, export_static

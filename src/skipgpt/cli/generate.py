@@ -27,6 +27,7 @@ printed.
 
 
 def run(
+    context: typer.Context,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint.")],
     prompt: Annotated[str | None, typer.Argument(help="Text to continue.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens.")] = 64,
@@ -60,7 +61,16 @@ def run(
         raise ConfigError(
             "reading the prompt", got="none", expected="an argument or text on standard input"
         )
-    _check_sampling(sample, temperature, seed)
+    if not sample:
+        doing, right = "generating greedy text", "--sample beside it"
+        options.refuse_given(context, ("temperature", "seed"), doing, right, "add --sample")
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ConfigError(
+            "reading the options",
+            got=f"--temperature {temperature}",
+            expected="above 0",
+            todo="for greedy text leave out --sample and --temperature",
+        )
     options.begin(quiet=quiet, seed=seed or 0)
     from skipgpt.checkpoint.folder import local_folder, own_sparsity
     from skipgpt.checkpoint.loading import load_placed
@@ -107,22 +117,3 @@ def run(
         )
         if live and has_colour(sys.stdout) and has_colour(sys.stderr):
             print(f"[{scale.legend()}]", file=sys.stderr)
-
-
-def _check_sampling(sample: bool, temperature: float | None, seed: int | None) -> None:
-    """Refuse options that would have no effect."""
-    for name, value in (("--temperature", temperature), ("--seed", seed)):
-        if value is not None and not sample:
-            raise ConfigError(
-                "reading the options",
-                got=f"{name} {value} without --sample",
-                expected="greedy text without it, or sampled text with both",
-                todo="add --sample, or leave it out",
-            )
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise ConfigError(
-            "reading the options",
-            got=f"--temperature {temperature}",
-            expected="above 0",
-            todo="for greedy text leave out --sample and --temperature",
-        )

@@ -25,7 +25,15 @@ also while it is running.
 )
 
 
+_OF_TEXT = (
+    *("data", "text_field", "control_tokens", "sparsity", "budget", "block_size", "max_tokens"),
+    *("max_documents", "batch_size", "tasks", "task_dir", "limit", "base", "seed", "device"),
+    *("dtype", "quantize"),
+)
+
+
 def run(
+    context: typer.Context,
     folders: Annotated[
         list[str] | None, typer.Argument(metavar="DIR…", help="A checkpoint, or several.")
     ] = None,
@@ -74,14 +82,8 @@ def run(
         raise ConfigError("choosing what to report on", got=got, expected=right)
     path = out or (None if as_json else Path(f"report.{kind}"))
     if run:
-        of_text = {"--data": data, "--sparsity": sparsity, "--budget": budget, "--tasks": tasks,
-                   "--base": base, "--quantize": quantize, "--text-field": text_field}  # fmt: skip
-        if given_too := [name for name, value in of_text.items() if value is not None]:
-            raise ConfigError(
-                "reporting on a run",
-                got=" and ".join(given_too),
-                expected="--run alone, which reads what the run has written",
-            )
+        right = "--run alone, which reads what the run has written"
+        options.refuse_given(context, _OF_TEXT, "reporting on a run", right)
         with kept_for(path):
             _of_run(run, path, kind, as_json)
         return
@@ -89,9 +91,9 @@ def run(
         raise ConfigError(
             "reading the data", got="no source", expected="one or more", todo="give --data SRC"
         )
-    if (task_dir or limit) and not tasks:
-        got = "--task-dir" if task_dir else "--limit"
-        raise ConfigError("choosing the tasks", got=got, expected="--tasks beside it")
+    if not tasks:
+        of_tasks = ("task_dir", "limit")
+        options.refuse_given(context, of_tasks, "choosing the tasks", "--tasks beside it")
 
     from skipgpt.config import Placement, as_budget
     from skipgpt.report.gather import gather

@@ -25,7 +25,7 @@ From its config alone, or with --text as measured on a text, with the same figur
 
 _OF_TEXT = (
     *("text_field", "control_tokens", "sparsity", "budget", "block_size", "max_tokens"),
-    *("batch_size", "base", "quantize"),
+    *("batch_size", "base", "seed", "device", "dtype", "quantize"),
 )
 
 

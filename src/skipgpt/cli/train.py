@@ -28,6 +28,7 @@ Settings: recipe < --config < --set < named options; docs/training.md lists all 
 
 
 def run(
+    context: typer.Context,
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Hub id, folder, GGUF file, checkpoint, or nano.")
     ],
@@ -114,15 +115,11 @@ def run(
         if given.setdefault("budget", info.budget) == info.budget:
             given.setdefault("target_sparsity", info.target_sparsity)
     resolved = override(of, given)
-    if dry_run and quantize:
-        raise ConfigError(
-            "estimating what a run needs",
-            got="--quantize",
-            expected="weights as they are trained on",
-            todo="leave it out",
-        )
-    if not dry_run:
-        _check_options_of_training(layout, processes, data, out)
+    if dry_run:
+        doing, right = "estimating what a run needs", "weights as they are trained on"
+        options.refuse_given(context, ("quantize",), doing, right)
+    else:
+        _check_options_of_training(context, data, out)
     options.begin(quiet=quiet, seed=resolved.seed)
     if dry_run:
         count = 1 if processes is None else processes
@@ -152,16 +149,12 @@ def run(
 
 
 def _check_options_of_training(
-    layout: str | None, processes: int | None, data: list[str] | None, out: Path | None
+    context: typer.Context, data: list[str] | None, out: Path | None
 ) -> None:
     """Raise a ConfigError for an option that training does not take, or one that it lacks."""
-    if (layout, processes) != (None, None):
-        raise ConfigError(
-            "training",
-            got="--processes" if layout is None else "--layout",
-            expected="--dry-run beside it",
-            todo="start several processes by `torchrun` or `accelerate launch` (docs/scaling.md)",
-        )
+    start = "start several processes by `torchrun` or `accelerate launch` (docs/scaling.md)"
+    of_estimates = ("layout", "processes")
+    options.refuse_given(context, of_estimates, "training", "--dry-run beside it", start)
     for name, value in (("--data", data), ("--out", out)):
         if not value:
             raise ConfigError(
