@@ -202,7 +202,7 @@ NOTHING = "nothing was written; the same command starts again"
          f"timing: got SIGTERM; {NOTHING}"),
         (("report", "none", "--data", "none", "-o", "OUT"),
          ("skipgpt.report.gather", "gather"),
-         f"reading the text: got SIGTERM; {NOTHING}"),
+         f"making the report: got SIGTERM; {NOTHING}"),
         (("convert", "none.pth", "--base", "none", "--out", "OUT"),
          ("skipgpt.convert.into_checkpoint", "read_authors_file"),
          f"converting none.pth: got SIGTERM; {NOTHING}"),

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from skipgpt.system.atomic import plain_json
 from skipgpt.system.tables import markdown
 
 Cell = str | int | float | None
@@ -44,15 +45,9 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; NaN and infinity are null."""
-        return {
-            "name": self.name,
-            "question": self.question,
-            "columns": list(self.columns),
-            "rows": [[_plain(cell) for cell in row] for row in self.rows],
-            "findings": list(self.findings),
-            "facts": {name: _plain(value) for name, value in self.facts.items()},
-            "warnings": list(self.warnings),
-        }
+        plain: dict[str, Any] = plain_json(vars(self))
+        del plain["part"]
+        return plain
 
     def to_markdown(self) -> str:
         """Return question, table and findings as Markdown."""
@@ -72,7 +67,3 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"
     return str(cell).replace("|", "\\|").replace("\n", "⏎")
-
-
-def _plain(cell: Cell) -> Cell:
-    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

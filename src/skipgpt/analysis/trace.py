@@ -85,7 +85,6 @@ def trace_text(
     *,
     batch_size: int = 8,
     closeness_to: nn.Module | None = None,
-    on_step: Callable[[int, int], None] | None = None,
 ) -> TextTrace:
     """Run a routed model over rows of a text, at its current sparsity, and trace it.
 
@@ -95,7 +94,6 @@ def trace_text(
         rows: of token ids, as from `skipgpt.evaluation.windows.rows_of`.
         batch_size: rows per forward.
         closeness_to: as for `skipgpt.perplexity`.
-        on_step: called with rows read and rows in all.
 
     Raises:
         ConfigError: the model has no routers, or runs dense and decides nothing.
@@ -105,19 +103,15 @@ def trace_text(
             trace = trace_text(model, tokenizer, rows)
         print(trace.measured)
     """
-    reading, done = _Reader(model), 0
+    reading = _Reader(model)
     closeness = None if closeness_to is None else ClosenessSum(closeness_to)
 
     def on_batch(ids: Tensor, logits: Tensor, losses: Tensor) -> None:
-        nonlocal done
         reading.on_batch(ids, logits, losses)
         if closeness:
             reading.is_paused = True  # the dense forward may run the same layers
             closeness.add(ids, logits)
             reading.is_paused = False
-        done += len(losses)
-        if on_step:
-            on_step(done, len(rows))
 
     with record_routing(model) as trace, reading.following():
         nll, tokens = total_loss(model, rows, batch_size, on_batch)

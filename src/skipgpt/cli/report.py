@@ -98,7 +98,6 @@ def run(
     from skipgpt.config import Placement, as_budget
     from skipgpt.report.gather import gather
     from skipgpt.report.side_by_side import gather_several
-    from skipgpt.system.progress import advancing
 
     config = data_config(
         block_size=block_size,
@@ -113,11 +112,11 @@ def run(
         "placement": Placement(device, dtype, base, quantize),
     }  # fmt: skip
     many = folders or []
-    with kept_for(path), advancing("reading the text", unit="pass", announced=True) as advance:
+    with kept_for(path):
         report = (
-            gather(many[0], data, config, on_step=advance, **given)
+            gather(many[0], data, config, **given)
             if len(many) == 1
-            else gather_several(many, data, config, on_step=advance, **given)
+            else gather_several(many, data, config, **given)
         )
         if path:
             write(path, rendered(report, kind))

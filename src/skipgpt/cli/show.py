@@ -72,7 +72,6 @@ def run(
         from skipgpt.config import Placement, as_budget
         from skipgpt.evaluation.calibrate import say_if_uncalibrated
         from skipgpt.evaluation.source_rows import source_rows
-        from skipgpt.system.progress import advancing
 
         placement = Placement(device, dtype, base, quantize)
         model, tokenizer = load_placed(
@@ -84,10 +83,7 @@ def run(
         )
         read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
         logging.getLogger("skipgpt").info("reading %s", read.said)
-        with advancing("reading the text", announced=True) as advance:
-            found = trace_text(
-                model, tokenizer, read.rows, batch_size=batch_size, on_step=advance
-            ).measured
+        found = trace_text(model, tokenizer, read.rows, batch_size=batch_size).measured
         keep = found.keep_rates
         document["text"] = {"sources": sources, "read": read.said, **found.to_dict()}
     options.emit(document, as_json, "\n".join(_lines(info, found, keep, sources)))

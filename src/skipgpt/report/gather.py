@@ -32,7 +32,7 @@ from skipgpt.report.content import Report, Stop
 from skipgpt.report.run_files import read_run
 from skipgpt.routing.decision import MODULES, Site
 from skipgpt.system.hardware import hardware
-from skipgpt.system.progress import OnStep
+from skipgpt.system.progress import advancing
 
 logger = logging.getLogger("skipgpt")
 
@@ -54,7 +54,6 @@ def gather(
     tasks: Sequence[str] = (),
     task_dir: str | Path | None = None,
     limit: int = 0,
-    on_step: OnStep | None = None,
     placement: Placement | None = None,
 ) -> Report:
     """Measure a checkpoint on a text, in every way that the report shows.
@@ -72,7 +71,6 @@ def gather(
         tasks: tasks to score at each sparsity and for the dense base; see `task_scores`.
         task_dir: a folder of local tasks.
         limit: first items of each task; 0 is all.
-        on_step: called with passes over the text done and in total.
         placement: how models are loaded; on the CPU, as the checkpoint says, where None.
 
     Raises:
@@ -101,20 +99,20 @@ def gather(
     asked = _reached(model, own, dial, unit)
     base = dense_base_of(info, model, placement)
     traces: dict[float, TextTrace] = {}
-    for n, each in enumerate(asked):
-        with at_sparsity(model, each, budget=unit) if len(asked) > 1 else nullcontext():
-            traces[each] = trace_text(
-                model, tokenizer, read.rows, batch_size=batch_size, closeness_to=base
-            )
-        if on_step:
-            on_step(n + 1, len(asked) + 1)
+    passes = len(asked) + 1
+    with advancing("reading the text", unit="pass", total=passes, announced=True) as advance:
+        for n, each in enumerate(asked, 1):
+            with at_sparsity(model, each, budget=unit) if len(asked) > 1 else nullcontext():
+                traces[each] = trace_text(
+                    model, tokenizer, read.rows, batch_size=batch_size, closeness_to=base
+                )
+            advance(n, passes)
+        dense = trace_dense(base, tokenizer, read.rows, batch_size=batch_size)
+        advance(passes, passes)
     trace = traces[own]
     for note in (unlike := _unlike(read, trace, tokenizer)):
         logger.warning(note)
     cost, device = _cost(model, trace, read), hardware(next(model.parameters()).device)
-    dense = trace_dense(base, tokenizer, read.rows, batch_size=batch_size)
-    if on_step:
-        on_step(len(asked) + 1, len(asked) + 1)
     del model, base  # the tasks load them again
     scores = task_scores(folder, tasks, asked, budget=unit, setting=setting) if tasks else {}
     measured = Measured(trace, dense, traces, scores)

@@ -12,7 +12,6 @@ from skipgpt.config import DataConfig
 from skipgpt.errors import ConfigError
 from skipgpt.report.content import FORMAT, Report
 from skipgpt.report.gather import gather, names_of
-from skipgpt.system.progress import OnStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +71,6 @@ def gather_several(
     folders: Sequence[str],
     sources: Sequence[str],
     config: DataConfig,
-    *,
-    on_step: OnStep | None = None,
     **options: Any,
 ) -> SideBySide:
     """Measure two checkpoints or more one after the other on the same text, as `gather` does one.
@@ -82,14 +79,10 @@ def gather_several(
         ConfigError: fewer than two folders.
         SkipGPTError: see `gather`.
     """
-    reports: dict[str, Report] = {}
-    for n, (name, folder) in enumerate(zip(names(folders), folders, strict=True)):
-
-        def step(done: int, of: int, n: int = n) -> None:
-            if on_step:
-                on_step(n * of + done, len(folders) * of)
-
-        reports[name] = gather(folder, sources, config, on_step=step, **options)
+    reports = {
+        name: gather(folder, sources, config, **options)
+        for name, folder in zip(names(folders), folders, strict=True)
+    }
     return SideBySide.of(f"{' and '.join(reports)} on {names_of(sources)}", reports)
 
 

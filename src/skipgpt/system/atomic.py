@@ -107,6 +107,11 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
+def plain_json(value: Any) -> Any:
+    """Return what a reader of this value's JSON gets, where NaN and infinity become None."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
+
+
 def files_below(folder: Path) -> list[Path]:
     """Every file of a folder, in order."""
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]

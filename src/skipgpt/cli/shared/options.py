@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Collection, Iterator
@@ -14,6 +13,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from skipgpt.errors import ConfigError, SkipGPTError
+from skipgpt.system.atomic import plain_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
@@ -155,7 +155,7 @@ def emit(result: Any, as_json: bool, text: str, *, indent: int | None = 2) -> No
         return
     out = _document or sys.stdout if as_json else sys.stdout
     with printing(out):
-        text = json.dumps(_plain(result), indent=indent) if as_json else text
+        text = json.dumps(plain_json(result), indent=indent) if as_json else text
         print(text, file=out, flush=True)
 
 
@@ -179,12 +179,3 @@ def printing(out: IO[str]) -> Iterator[None]:
             expected="a terminal, a pipe, or a file with room",
             todo="files that the command wrote are kept",
         ) from error
-
-
-def _plain(value: Any) -> Any:
-    """Replace numbers that JSON does not have by None."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
