@@ -116,10 +116,10 @@ ON_OPTIONS = [
         for line in (READING[name].replace("DATA", "good.jsonl").replace("--max-tokens 64", "")
                      for name in ("eval", "show", "report"))
     ),
-    told("evaluation/protocols.py", READ_MORE,
+    told("evaluation/windows.py", READ_MORE,
          "eval checkpoint --text letter.txt --form sliding --no-closeness",
          "skipgpt eval checkpoint --text good.jsonl --form sliding --no-closeness"),
-    told("evaluation/protocols.py", READ_MORE,
+    told("evaluation/windows.py", READ_MORE,
          "eval checkpoint --text good.jsonl --form sliding --no-closeness --max-tokens 1",
          "skipgpt eval checkpoint --text good.jsonl --form sliding --no-closeness"),
     told("evaluation/corpora.py",

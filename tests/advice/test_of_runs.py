@@ -28,7 +28,6 @@ from skipgpt.evaluation.harness.benchmark import Setting, check_tasks
 from skipgpt.evaluation.harness.encoding import with_bos
 from skipgpt.evaluation.harness.model import RoutedLM
 from skipgpt.evaluation.harness.tasks import TaskName, load_tasks
-from skipgpt.evaluation.protocols import Form, cut_text
 from skipgpt.training.fit_stage import check_fit
 from skipgpt.training.launcher import check_launcher, check_whole
 from skipgpt.training.loop.arguments import check_trackers
@@ -174,12 +173,7 @@ def test_a_tracker_is_installed_by_the_line_that_is_printed() -> None:
 def test_a_source_is_given() -> None:
     with advised("data/sources.py", "give --data SRC"):
         read_documents([], DataConfig())
-    good = str(world() / "good.jsonl")
-    assert list(read_documents([good], DataConfig()))
-    model = tiny_routed()
-    with advised("evaluation/protocols.py", "give --text SRC"):
-        cut_text([], byte_tokenizer(), model, Form("bits"))
-    cut_text([good], byte_tokenizer(), model, Form("bits"))
+    assert list(read_documents([str(world() / "good.jsonl")], DataConfig()))
 
 
 def test_a_tokenizer_without_a_beginning_is_asked_for_none() -> None:

@@ -180,7 +180,7 @@ def test_a_window_longer_than_the_context_is_cut_to_it_and_said(
     with caplog.at_level(logging.WARNING, "skipgpt"):
         cut, _ = measured(model, [str(path)], Form("fixed"))
     assert {len(span.ids) for span in cut.spans} == {128}
-    assert "windows of 2048 tokens are longer than the model's context: cut to 128" in caplog.text
+    assert "rows of 2048 tokens are longer than the model's context: cut to 128" in caplog.text
 
 
 def test_max_tokens_reads_the_beginning_of_the_stream(model: nn.Module, documents: str) -> None:

@@ -105,15 +105,8 @@ def perplexity(
         print(skipgpt.perplexity(model, blocks, closeness_to=model).closeness)
     """
     check_rows("measuring perplexity", model, None, *blocks)
-    closeness = None if closeness_to is None else ClosenessSum(closeness_to)
-
-    def compare(ids: Tensor, logits: Tensor, _: Tensor) -> None:
-        if closeness:
-            closeness.add(ids, logits)
-
-    with count_routing(model) as counts:
-        nll, tokens = total_loss(model, blocks, batch_size, compare)
-    return build_result(model, counts, nll, tokens, blocks, closeness)
+    spans = [Span(row) for row in blocks]
+    return perplexity_of_spans(model, spans, batch_size=batch_size, closeness_to=closeness_to)
 
 
 @torch.no_grad()

@@ -21,10 +21,18 @@ from skipgpt.config import DataConfig
 from skipgpt.data import read_documents
 from skipgpt.data.encoding import boundaries, encode, encode_whole
 from skipgpt.data.sources import check_limit
-from skipgpt.errors import ConfigError, DataError
+from skipgpt.errors import ConfigError
 from skipgpt.evaluation.corpora import corpus_of, corpus_text
 from skipgpt.evaluation.source_rows import source_rows
-from skipgpt.evaluation.windows import Span, batches, document_spans, full_windows, sliding_spans
+from skipgpt.evaluation.windows import (
+    Span,
+    batches,
+    document_spans,
+    full_windows,
+    one_or_more,
+    sliding_spans,
+    within_context,
+)
 from skipgpt.model.loading.limits import check_ids, context_of
 
 logger = logging.getLogger("skipgpt")
@@ -145,7 +153,8 @@ def cut_text(
         read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
         spans = [Span(row) for row in read.rows]
         return CutText(Form("blocks", read.length), spans, first=read.first, inside=read.inside)
-    form = dataclasses.replace(form, window=_window(form, model))
+    usual = context_of(model) or WINDOW if form.name == "bits" else WINDOW
+    form = dataclasses.replace(form, window=within_context(model, form.window or usual))
     if form.name == "bits":
         cut = _bits(_texts(sources, config), tokenizer, form, config.control_tokens)
         check_ids("reading the text", model, tokenizer, torch.cat([span.ids for span in cut.spans]))
@@ -164,7 +173,7 @@ def cut_text(
         spans = [Span(row) for row in full_windows(ids, form.window)]
     else:
         form = dataclasses.replace(form, stride=form.stride or form.window // 2)
-        spans = _some(sliding_spans(ids, form.window, form.stride), len(ids))
+        spans = one_or_more(sliding_spans(ids, form.window, form.stride), len(ids))
     return CutText(form, spans, source, first=first)
 
 
@@ -202,41 +211,12 @@ def _bits(texts: Sequence[str], tokenizer: Any, form: Form, control_tokens: bool
         )
     spans = [span for ids in documents for span in document_spans(ids, form.window, len(before))]
     spans.sort(key=lambda span: len(span.ids))  # rows of one length share a forward
-    some = _some(spans, sum(map(len, documents)))
+    some = one_or_more(spans, sum(map(len, documents)))
     return CutText(form, some, bytes=sum(len(text.encode()) for text in texts))
-
-
-def _some(spans: list[Span], tokens: int) -> list[Span]:
-    if not spans:
-        raise DataError(
-            "cutting the text into windows",
-            got=f"{tokens} token{'s' * (tokens != 1)}",
-            expected="2 or more",
-            todo="give more text, or read more of it (--max-tokens)",
-        )
-    return spans
 
 
 def _texts(sources: Sequence[str], config: DataConfig) -> list[str]:
     """Return the documents of sources; a text file is one document, whatever its length."""
     whole = "--max-documents (max_documents): this form reads every document before it cuts any"
     check_limit(sources, config.max_documents, whole)
-    if not sources:
-        raise DataError(
-            "reading the text",
-            got="no text",
-            expected="one document or more",
-            todo="give --text SRC",
-        )
     return [document.text for document in read_documents(sources, config, sections=False)]
-
-
-def _window(form: Form, model: Any) -> int:
-    """Return the tokens per row: the requested window, at most the model's context."""
-    context = context_of(model)
-    wanted = form.window or (context or WINDOW if form.name == "bits" else WINDOW)
-    if context and wanted > context:
-        logger.warning(
-            "windows of %d tokens are longer than the model's context: cut to %d", wanted, context
-        )
-    return min(wanted, context or wanted)

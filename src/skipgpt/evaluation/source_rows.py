@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,8 @@ from skipgpt.config import DataConfig
 from skipgpt.data import encode_beginning, read_documents
 from skipgpt.data.sources import check_limit
 from skipgpt.errors import ConfigError
-from skipgpt.evaluation.windows import rows_of
-from skipgpt.model.loading.limits import check_ids, context_of
-
-logger = logging.getLogger("skipgpt")
+from skipgpt.evaluation.windows import rows_of, within_context
+from skipgpt.model.loading.limits import check_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +60,7 @@ def source_rows(
         read_documents(sources, config), tokenizer, max_tokens, control_tokens=config.control_tokens
     )
     ids = encoded.ids
-    length = min(config.block_size, context_of(model) or config.block_size)
-    if length < config.block_size:
-        logger.warning(
-            "rows of %d tokens are longer than the model's context: cut to %d",
-            config.block_size,
-            length,
-        )
+    length = within_context(model, config.block_size)
     cut = bool(max_tokens) and len(ids) > max_tokens
     ids = ids[:max_tokens] if max_tokens else ids
     check_ids("reading the text", model, tokenizer, ids)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from skipgpt.errors import ConfigError, DataError
+from skipgpt.model.loading.limits import context_of
+
+logger = logging.getLogger("skipgpt")
+T = TypeVar("T")
 
 
 def rows_of(ids: Tensor, length: int) -> list[Tensor]:
@@ -23,15 +29,29 @@ def rows_of(ids: Tensor, length: int) -> list[Tensor]:
         [4, 4, 2]
     """
     starts = range(0, len(ids) - 1, length)  # no row for a single last token
-    rows = [ids[start : start + length] for start in starts]
+    return one_or_more([ids[start : start + length] for start in starts], len(ids))
+
+
+def one_or_more(rows: list[T], tokens: int) -> list[T]:
+    """Return rows that were cut from a text; a DataError if there is none."""
     if not rows:
         raise DataError(
             "cutting the text into rows",
-            got=f"{len(ids)} token{'s' * (len(ids) != 1)}",
+            got=f"{tokens} token{'s' * (tokens != 1)}",
             expected="2 or more: the first predicts the second",
             todo="give more text, or read more of it (--max-tokens)",
         )
     return rows
+
+
+def within_context(model: Any, length: int) -> int:
+    """Return tokens per row: those asked for, or the model's context, with a warning."""
+    context = context_of(model) or length
+    if length > context:
+        logger.warning(
+            "rows of %d tokens are longer than the model's context: cut to %d", length, context
+        )
+    return min(length, context)
 
 
 def full_windows(ids: Tensor, length: int) -> Tensor:

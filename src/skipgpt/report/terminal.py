@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ One hue that only gets lighter, so that it reads without colour vision; as both 
 on dark and on light terminals.
 """
 _RESET = "\033[0m"
-_STEERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-"""Control characters of bidirectional text."""
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, also of bidirectional text, and halves of surrogate pairs."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ def escape_controls(text: str) -> str:
         >>> print(escape_controls("\x1b[2Ja\tb"))
         \x1b[2Ja	b
     """
-    return "".join(
-        letter.encode("unicode_escape").decode() if _steers(letter) else letter for letter in text
-    )
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def fit_for(stream: Any, text: str) -> str:
@@ -90,9 +89,3 @@ def has_colour(stream: Any) -> bool:
     if os.environ.get("NO_COLOR") or forced == "0":
         return False
     return bool(forced) or is_terminal(stream)
-
-
-def _steers(letter: str) -> bool:
-    code = ord(letter)
-    control = code < 0x20 or 0x7F <= code < 0xA0
-    return (control and letter not in "\n\t") or letter in _STEERING or 0xD800 <= code < 0xE000

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.loading import load_base_of, load_placed
 from skipgpt.config import Budget, Placement, check_pair
+from skipgpt.config.checks import check_choices
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
@@ -51,20 +52,10 @@ class Setting:
     placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
-        if self.execution not in get_args(Execution):
-            raise ConfigError(
-                "choosing the execution",
-                got=repr(self.execution),
-                expected="auto, sparse, gated, dense",
-            )
+        check_choices(self)
         rows = self.batch_size
-        fits = rows == "auto" or (isinstance(rows, int) and rows >= 1)
-        if self.limit < 0 or not fits:
-            raise ConfigError(
-                "reading the setting",
-                got=f"limit {self.limit}, batch_size {rows!r}",
-                expected="0 or more, and auto or 1 or more",
-            )
+        if rows != "auto" and (isinstance(rows, str) or rows < 1):
+            raise ConfigError("reading batch_size", got=repr(rows), expected="auto, or 1 or more")
 
 
 def benchmark(

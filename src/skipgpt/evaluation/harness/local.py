@@ -11,7 +11,7 @@ choices directly. HellaSwag's fields are cleaned as the harness cleans them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ _EXAMPLES = {"training_split", "validation_split", "fewshot_split", "fewshot_con
 """Settings that say where few-shot examples come from."""
 
 
-class LocalTasks:
-    """The tasks of a folder by name: YAML files, at any depth, and JSONL files.
+class LocalTasks(dict[str, Path]):
+    """The files of a folder's tasks by name: YAML, at any depth, and JSONL.
 
     Attributes:
         broken: by path, why a YAML file could not be read.
@@ -44,9 +44,8 @@ class LocalTasks:
             raise DataError(
                 "reading the task files", got=f"{str(folder)!r}, no folder", expected="a folder"
             )
-        self.folder = folder
+        super().__init__({path.stem: path for path in sorted(folder.glob("*.jsonl"))})
         self.broken: dict[Path, str] = {}
-        self._files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
         for path in sorted(folder.rglob("*.yaml")):
             try:
                 config = load_yaml(path, resolve_func=False)
@@ -54,13 +53,7 @@ class LocalTasks:
                 self.broken[path] = " ".join(str(error).split())
             else:
                 if isinstance(config.get("task"), str) and "class" not in config:
-                    self._files[config["task"]] = path
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+                    self[config["task"]] = path
 
     def broken_of(self, names: Collection[str] | None = None) -> str:
         """Return why files could not be read: those of these names, or all."""
@@ -74,7 +67,7 @@ class LocalTasks:
         """Load the harness's task of this name; a DataError if a line of JSONL is not an item."""
         from lm_eval.api.task import ConfigurableTask
 
-        path = self._files[name]
+        path = self[name]
         config = _of_jsonl(name, path) if path.suffix == ".jsonl" else _of_yaml(path)
         if "test_split" in config and not _EXAMPLES & config.keys():
             # The harness would draw few-shot examples from it anyway, the item itself among them.

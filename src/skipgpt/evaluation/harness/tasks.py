@@ -155,7 +155,7 @@ def load_tasks(names: Sequence[TaskName], task_dir: str | Path | None = None) ->
     missing = [task.name for task in names if local is None or task.name not in local]
     if local is not None and (broken := local.broken_of(missing)):
         raise DataError(
-            f"reading the task files in {local.folder}",
+            f"reading the task files in {task_dir}",
             got=broken,
             expected="YAML with a `task`, as lm-evaluation-harness has it",
         )
@@ -202,7 +202,7 @@ def _manager(task_dir: str | Path | None, names: Sequence[str], local: LocalTask
             continue
         names_known = dict.fromkeys([*manager.all_tasks, *(local or ())])
         near = difflib.get_close_matches(name, names_known, n=3)
-        unread = local.broken_of() if local else ""
+        unread = "" if local is None else local.broken_of()
         raise ConfigError(
             "choosing the tasks",
             got=repr(name),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from skipgpt.analysis.table import Table
 from skipgpt.config import BUDGET_NOUNS
+from skipgpt.config.settings import flatten
 from skipgpt.report.charts.curves import position_curves
 from skipgpt.report.charts.run_curves import main_curves
 from skipgpt.report.content import Report
@@ -115,7 +115,10 @@ def settings_of(run: dict[str, Any]) -> str:
         said = ", ".join(f"{name} {version}" for name, version in versions.items())
         rows.append(("Versions", escaped(said)))
     settings = described(
-        [(name, f"<code>{escaped(value)}</code>") for name, value in _flat(config)]
+        [
+            (name, f"<code>{escaped(each if isinstance(each, str) else json.dumps(each))}</code>")
+            for name, each in flatten(config).items()
+        ]
     )
     return described(rows) + (
         folded("All settings", f'<div class="settings">{settings}</div>') if config else ""
@@ -139,11 +142,3 @@ def _bars(of: Table) -> str:
         f'<tbody>{"".join(rows)}</tbody></table><p class="note">Share of tokens that run each '
         f"module.</p>{findings(of)}"
     )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
