@@ -138,53 +138,47 @@ def demo(
     out = Path(out)
     again = f"what finished is kept in {out}; the same command starts again"
     with stoppable("running the demo", lambda: again), advancing(), writing_to(out):
-        return _demo(out, sparsity, budget, seed, device, dtype)
+        changes = SETTINGS | {"target_sparsity": sparsity, "budget": budget, "seed": seed}
+        config = override(recipe("default"), changes)
+        logger.info("fitting and training routers, calibrating, healing with LoRA")
+        placement = Placement(device, dtype)
+        checkpoint = out / "checkpoint"
+        trained = train(
+            "nano", ["stdlib"], checkpoint, config, overwrite=True, device=device, dtype=dtype
+        )
 
-
-def _demo(
-    out: Path, sparsity: float, budget: Budget, seed: int, device: str, dtype: str
-) -> DemoResult:
-    changes = SETTINGS | {"target_sparsity": sparsity, "budget": budget, "seed": seed}
-    config = override(recipe("default"), changes)
-    logger.info("fitting and training routers, calibrating, healing with LoRA")
-    placement = Placement(device, dtype)
-    checkpoint = out / "checkpoint"
-    trained = train(
-        "nano", ["stdlib"], checkpoint, config, overwrite=True, device=device, dtype=dtype
-    )
-
-    logger.info("measuring static removal on the same text")
-    model, tokenizer = load_placed(checkpoint, placement, merge=True)
-    blocks = load_blocks(["stdlib"], tokenizer, config.data)
-    held = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
-    base = add_routers(load_base("nano", device=device, dtype=dtype)[0])
-    text = subsample_rows(blocks.train, config.router_stage.static_tokens)
-    removed = sites_of(_removal(base, text, savings_of(base, config), sparsity))
-    with use_rule(base, Forced.without(removed)):
-        static = perplexity(base, held, closeness_to=base)
-    measured = trained.held_out
-    rows = {"dense": measured["dense"], "static": static, "fit": measured["fit"]}
-    rows |= {"router": measured["router"], "router+lora": measured["lora"]}
-    logger.info("generating")
-    with execution(base, "dense"):
-        dense_text = generate(base, tokenizer, PROMPT, max_new_tokens=48).text
-    sparse_text = generate(model, tokenizer, PROMPT, max_new_tokens=48).text
-    result = DemoResult(
-        rows=rows,
-        static_modules=[f"{site.module} {site.layer + 1}" for site in removed],
-        samples={"dense": dense_text, "sparse": sparse_text},
-        map=routing_map(model, tokenizer, PROGRAM),
-        target_sparsity=sparsity,
-        budget=budget,
-        seed=seed,
-    )
-    logger.info("writing the report")
-    source, most = _held_out(config.data), config.data.calibration_tokens
-    report = gather(checkpoint, [source], config.data, max_tokens=most, placement=placement)
-    with staged(out) as stage:
-        (stage / "demo.json").write_text(to_json(result.to_dict()), encoding="utf-8")
-        (stage / "report.html").write_text(to_html(report), encoding="utf-8")
-    return result
+        logger.info("measuring static removal on the same text")
+        model, tokenizer = load_placed(checkpoint, placement, merge=True)
+        blocks = load_blocks(["stdlib"], tokenizer, config.data)
+        held = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
+        base = add_routers(load_base("nano", device=device, dtype=dtype)[0])
+        text = subsample_rows(blocks.train, config.router_stage.static_tokens)
+        removed = sites_of(_removal(base, text, savings_of(base, config), sparsity))
+        with use_rule(base, Forced.without(removed)):
+            static = perplexity(base, held, closeness_to=base)
+        measured = trained.held_out
+        rows = {"dense": measured["dense"], "static": static, "fit": measured["fit"]}
+        rows |= {"router": measured["router"], "router+lora": measured["lora"]}
+        logger.info("generating")
+        with execution(base, "dense"):
+            dense_text = generate(base, tokenizer, PROMPT, max_new_tokens=48).text
+        sparse_text = generate(model, tokenizer, PROMPT, max_new_tokens=48).text
+        result = DemoResult(
+            rows=rows,
+            static_modules=[f"{site.module} {site.layer + 1}" for site in removed],
+            samples={"dense": dense_text, "sparse": sparse_text},
+            map=routing_map(model, tokenizer, PROGRAM),
+            target_sparsity=sparsity,
+            budget=budget,
+            seed=seed,
+        )
+        logger.info("writing the report")
+        source, most = _held_out(config.data), config.data.calibration_tokens
+        report = gather(checkpoint, [source], config.data, max_tokens=most, placement=placement)
+        with staged(out) as stage:
+            (stage / "demo.json").write_text(to_json(result.to_dict()), encoding="utf-8")
+            (stage / "report.html").write_text(to_html(report), encoding="utf-8")
+        return result
 
 
 def _removal(model: nn.Module, text: Tensor, saved: Savings, target: float) -> list[Unit]:

@@ -4,8 +4,7 @@ from torch.nn.functional import cosine_similarity, log_softmax
 
 import cases
 from runs import rows
-from skipgpt.analysis import trace_dense, trace_text
-from skipgpt.analysis.trace import same_text
+from skipgpt.analysis import keep_by_token, trace_dense, trace_text
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.evaluation.windows import rows_of
@@ -76,11 +75,12 @@ def test_layer_cosines_are_those_of_the_stream_between_layers(family: str) -> No
     assert (dense.cosine <= 1 + 1e-6).all()
 
 
-def test_dense_and_routed_traces_of_the_same_rows_are_of_the_same_text() -> None:
+def test_tokens_are_compared_in_traces_of_the_same_rows_alone() -> None:
     model, each = tiny_routed(), _rows()
     trace, dense = (f(model, byte_tokenizer(), each) for f in (trace_text, trace_dense))
-    assert same_text(trace, dense)
-    assert not same_text(trace, trace_dense(model, byte_tokenizer(), _rows(40, 20)))
+    assert keep_by_token(trace, dense).rows
+    with pytest.raises(ConfigError, match="traces of different texts"):
+        keep_by_token(trace, trace_dense(model, byte_tokenizer(), _rows(40, 20)))
 
 
 def test_tracing_leaves_no_hook_and_no_mode_behind() -> None:

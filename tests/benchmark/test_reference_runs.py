@@ -125,6 +125,20 @@ def test_rivals_stand_beside_sparse(phase: str, monkeypatch: pytest.MonkeyPatch)
         assert sparse.ideal_speedup == pytest.approx(1 / sparse.flops_share)
 
 
+def test_static_of_generate_is_as_small_as_that_of_its_prompt() -> None:
+    grid = Grid(
+        phases=("prefill", "generate"),
+        prompt_tokens=(8,),
+        decode_tokens=5,
+        sparsities=(0.5,),
+        executions=("static",),
+        repeats=1,
+    )
+    of_prompt, of_both = bench(subject_of_shape("llama-tiny"), grid).rows
+    assert of_prompt.note == of_both.note
+    assert of_prompt.sparsity == of_both.sparsity
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode", "generate", "lora_step"])
 def test_the_rest_is_timed_without_who_is_left_out(
     phase: str, monkeypatch: pytest.MonkeyPatch

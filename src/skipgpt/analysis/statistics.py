@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
 
 
 def pearson(x: Tensor, y: Tensor) -> float:
@@ -41,8 +42,7 @@ def _ranks(values: Tensor) -> Tensor:
 def sliding_mean(values: Tensor, width: int) -> Tensor:
     """Means [N - width + 1] of `width` neighbours of [N]; of all if N is smaller."""
     width = max(1, min(width, len(values)))
-    sums = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
-    return (sums[width:] - sums[:-width]) / width
+    return avg_pool1d(values.double()[None], width, stride=1)[0]
 
 
 def entropy_bits(share: Tensor) -> Tensor:

@@ -216,9 +216,3 @@ def _stacked(trace: Trace, of: Callable[[Any], Tensor]) -> Tensor:
         each = [torch.stack([of(getattr(d, kind)).flatten() for kind in MODULES]) for d in layers]
         steps.append(torch.stack(each).cpu())
     return torch.cat(steps, dim=-1)
-
-
-def same_text(first: Reading, second: Reading) -> bool:
-    """Whether two traces are of the same tokens in the same rows."""
-    one, other = first.text, second.text
-    return torch.equal(one.ids, other.ids) and torch.equal(one.row, other.row)

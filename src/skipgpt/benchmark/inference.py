@@ -100,8 +100,9 @@ def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> 
 
 def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Cost) -> Candidate:
     model = subject.executing("sparse", rule)
-    keep, _ = keep_and_union(traced(model, launched(cell, model)).steps)
-    forward = cell.between if cell.phase == "decode" else cell.prompt
+    prompt, rest = cell.parts(traced(model, launched(cell, model)).steps)
+    forward = cell.prompt if prompt else cell.between
+    keep, _ = keep_and_union(prompt or rest)
     static = static_depth(subject, forward, work(subject.routed, forward, keep))
     price = cell.cost(static.counted)
     return Candidate(

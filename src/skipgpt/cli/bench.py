@@ -108,10 +108,10 @@ def run(
         options.refuse_given(context, ("decode_tokens",), doing, right, "add one to --phases")
     grid = Grid(
         phases=cast("tuple[PhaseName, ...]", named),
-        batch_sizes=tuple(settings.whole_numbers("--batch-sizes", batch_sizes)),
-        prompt_tokens=tuple(settings.whole_numbers("--prompt-tokens", prompt_tokens)),
+        batch_sizes=tuple(settings.numbers("--batch-sizes", batch_sizes, int)),
+        prompt_tokens=tuple(settings.numbers("--prompt-tokens", prompt_tokens, int)),
         decode_tokens=decode_tokens,
-        sparsities=tuple(settings.numbers("--sparsity", sparsity)) if sparsity else None,
+        sparsities=tuple(settings.numbers("--sparsity", sparsity, float)) if sparsity else None,
         executions=cast("tuple[Timed, ...]", tuple(executions.split(","))),
         repeats=repeats,
     )

@@ -83,6 +83,7 @@ def run(
     from skipgpt.comparison.method import split_methods
 
     named = {
+        "recipe": recipe,
         "batch_size": batch_size,
         "data.block_size": block_size,
         "data.text_field": text_field,
@@ -91,17 +92,16 @@ def run(
         **settings.for_stages("learning_rate", lr),
     }
     given = settings.gathered(config, set_, named)
-    of_file = str(given.pop("recipe", "default"))
     result = compare(
         base,
         [*data, *(more or [])],
         out,
         split_methods(methods),
-        sparsities=settings.numbers("--sparsity", sparsity),
+        sparsities=settings.numbers("--sparsity", sparsity, float),
         budget=budget,  # type: ignore[arg-type]
-        seeds=settings.whole_numbers("--seeds", seeds),
-        dial=settings.numbers("--dial", dial) if dial else (),
-        recipe=recipe or of_file,
+        seeds=settings.numbers("--seeds", seeds, int),
+        dial=settings.numbers("--dial", dial, float) if dial else (),
+        recipe=str(given.pop("recipe", "default")),
         settings=given,
         device=device,
         dtype=dtype,

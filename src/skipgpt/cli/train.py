@@ -95,6 +95,7 @@ def run(
     from skipgpt.config.settings import override
 
     named = {
+        "recipe": recipe,
         "target_sparsity": sparsity,
         "budget": budget,
         "stages": stages,
@@ -106,8 +107,7 @@ def run(
         "seed": seed,
     }
     given = settings.gathered(config, set_, named)
-    of_file = str(given.pop("recipe", "default"))
-    of = named_recipe(recipe or of_file)
+    of = named_recipe(str(given.pop("recipe", "default")))
     for name, values in (("steps", steps), ("learning_rate", lr)):
         given |= settings.for_stages(name, values, given.get("stages", of.stages))
     if is_checkpoint(base):

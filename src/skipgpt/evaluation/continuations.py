@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from skipgpt.errors import DataError
 from skipgpt.evaluation.closeness import as_dense
+from skipgpt.generation.run import continue_ids
+from skipgpt.model.loading.generation_settings import Ends
 
 PROMPT_TOKENS = 64
 NEW_TOKENS = 64
@@ -95,12 +97,9 @@ def measure_continuations(
 
 def greedy(model: nn.Module, prompts: Tensor, new_tokens: int) -> Tensor:
     """Return greedy continuations [B, new_tokens] of prompts [B, T]; no token ends a text."""
-    cache, ids, added = None, prompts, []
-    for _ in range(new_tokens):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache, ids = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
-        added.append(ids)
-    return torch.cat(added, dim=1)
+    output = continue_ids(model, prompts, Ends(()), max_new_tokens=new_tokens)
+    continued: Tensor = output["sequences"][:, prompts.shape[1] :]
+    return continued
 
 
 def repetition(text: Sequence[int], n: int = NGRAM) -> float:

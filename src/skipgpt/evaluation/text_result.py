@@ -78,19 +78,19 @@ def measure_text(
     Example:
         print(measure_text(model, cut_text(["README.md"], tokenizer, model, Form("sliding"))))
     """
-    if continuations and closeness_to is None:
-        raise ConfigError(
-            "measuring continuations",
-            got="no dense model to judge them",
-            expected="closeness to dense measured, too",
-            todo="leave --no-closeness out",
-        )
-    loss = perplexity_of_spans(model, text.spans, batch_size=batch_size, closeness_to=closeness_to)
-    bits = loss.nll_per_token * loss.tokens / math.log(2) / text.bytes if text.bytes else None
     written = None
-    if continuations and closeness_to is not None:
+    if continuations:
+        if closeness_to is None:
+            raise ConfigError(
+                "measuring continuations",
+                got="no dense model to judge them",
+                expected="closeness to dense measured, too",
+                todo="leave --no-closeness out",
+            )
         rows = [span.ids for span in text.spans]
         written = measure_continuations(
             model, rows, continuations, closeness_to, batch_size=batch_size
         )
+    loss = perplexity_of_spans(model, text.spans, batch_size=batch_size, closeness_to=closeness_to)
+    bits = loss.nll_per_token * loss.tokens / math.log(2) / text.bytes if text.bytes else None
     return TextResult(loss, text.form, text.source, bits, written)

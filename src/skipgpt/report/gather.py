@@ -179,11 +179,13 @@ def _reached(model: nn.Module, own: float, dial: Sequence[float], unit: Budget) 
 
 def _cost(model: Any, trace: TextTrace, read: SourceRows) -> dict[str, Any]:
     """Active compute, resident memory and ideal speed-up, each on its own."""
+    rates = trace.keep.double().mean(-1).tolist()
     keep = {
-        Site(n, kind): trace.keep[n, m].double().mean().item()
-        for n in range(len(trace.keep))
-        for m, kind in enumerate(MODULES)
+        Site(n, kind): rate
+        for n, of_layer in enumerate(rates)
+        for kind, rate in zip(MODULES, of_layer, strict=True)
     }
+    dense = flops_per_token(model, mean_context(read.rows))
     prefill = Forward(tokens=read.length)
     decode = Forward(tokens=1, cached=read.length)
     ideal = {
@@ -196,9 +198,8 @@ def _cost(model: Any, trace: TextTrace, read: SourceRows) -> dict[str, Any]:
         "added": overhead(model),
         "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "flops_per_token": {
-            "dense": flops_per_token(model, mean_context(read.rows)),
-            "routed": flops_per_token(model, mean_context(read.rows))
-            * (1 - trace.measured.sparsity["flops"]),
+            "dense": dense,
+            "routed": dense * (1 - trace.measured.sparsity["flops"]),
         },
         "cache": cache.to_dict(),
         "ideal_speedup": ideal,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -84,12 +85,15 @@ class Cell:
         """The decode step half way through decoding."""
         return Forward(len(self.ids), 1, self.ids.shape[1] + self.new_tokens // 2)
 
+    def parts(self, steps: Sequence[Step]) -> tuple[Sequence[Step], Sequence[Step]]:
+        """Divide the steps of a run into those of the prompt, which come first, and of decoding."""
+        cut = {"prefill": len(steps), "decode": 0, "generate": 1}[self.phase]
+        return steps[:cut], steps[cut:]
+
     def cost(self, model: Any, steps: Sequence[Step] | None = None) -> Cost:
         """Compute a run's cost from its decisions, those of the prompt first; dense where None."""
-        steps = steps or ()
-        cut = {"prefill": len(steps), "decode": 0, "generate": 1}[self.phase]
         prompt, rest = (
-            keep_and_union(each) if each else (None, None) for each in (steps[:cut], steps[cut:])
+            keep_and_union(each) if each else (None, None) for each in self.parts(steps or ())
         )
         return Cost(work(model, self.prompt, *prompt), work(model, self.between, *rest))
 
@@ -157,19 +161,13 @@ def union_sparsity(trace: Trace) -> float:
 
 def keep_and_union(steps: Sequence[Step]) -> tuple[dict[Site, float], dict[Site, float]]:
     """Share of tokens that ran each site, and share of forwards in which some token did."""
-    keep: dict[Site, list[float]] = {}
-    ran: dict[Site, list[float]] = {}
-    for step in steps:
-        for layer, decision in step.decisions.items():
-            for module in MODULES:
-                kept = getattr(decision, module).keep
-                keep.setdefault(Site(layer, module), []).append(float(kept.float().mean()))
-                ran.setdefault(Site(layer, module), []).append(float(kept.any()))
-    return _means(keep), _means(ran)
-
-
-def _means(values: Mapping[Site, list[float]]) -> dict[Site, float]:
-    return {site: sum(each) / len(each) for site, each in values.items()}
+    keep: dict[Site, float] = {}
+    ran: dict[Site, float] = {}
+    for site in (Site(layer, module) for layer in steps[0].decisions for module in MODULES):
+        kept = [getattr(step.decisions[site.layer], site.module).keep.float() for step in steps]
+        keep[site] = fmean(each.mean().item() for each in kept)
+        ran[site] = fmean(each.max().item() for each in kept)
+    return keep, ran
 
 
 def _replayed(model: Any, ids: Tensor, new_tokens: int) -> Task:

@@ -68,17 +68,10 @@ def for_stages(
     return dict(zip(keys, given, strict=False))
 
 
-def numbers(name: str, values: str) -> list[float]:
-    """Parse comma-separated numbers."""
-    return _parsed(name, values, float, "numbers with commas, as in 0.25,0.4")
-
-
-def whole_numbers(name: str, values: str) -> list[int]:
-    """Parse comma-separated whole numbers."""
-    return _parsed(name, values, int, "whole numbers with commas, as in 0,1")
-
-
-def _parsed(name: str, values: str, kind: Callable[[str], T], expected: str) -> list[T]:
+def numbers(name: str, values: str, kind: Callable[[str], T]) -> list[T]:
+    """Parse comma-separated numbers: int makes whole ones, float any."""
+    whole = "whole numbers with commas, as in 0,1"
+    expected = whole if kind is int else "numbers with commas, as in 0.25,0.4"
     try:
         return [kind(value) for value in values.split(",")]
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from skipgpt.system.tables import aligned
@@ -53,7 +54,7 @@ class Run:
     @property
     def mean(self) -> float:
         """Mean score over tasks."""
-        return mean([score.value for score in self.scores])
+        return fmean(score.value for score in self.scores)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Benchmark:
     def mean_retention(self) -> float | None:
         """The mean of the retentions, as the paper reports it."""
         kept = [share for share in self.retention.values() if share is not None]
-        return mean(kept) if kept else None
+        return fmean(kept) if kept else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -119,11 +120,6 @@ class Benchmark:
         if self.sparse.cut_off:
             lines.append(f"{self.sparse.cut_off:,} requests were longer than the model's context")
         return "\n".join(lines)
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean of one or more numbers."""
-    return sum(values) / len(values)
 
 
 def _told(score: Score) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class MapView {
     pen.font = `10px ${style.fontFamily}`;
     pen.textAlign = "right";
     pen.textBaseline = "middle";
+    const shares = [];
     for (let layer = 0; layer < layers; layer++) {
       const start = (2 * layer + this.kind) * tokens;
       let all = 0;
@@ -57,6 +58,7 @@ class MapView {
         pen.globalAlpha = kept / (to - from);
         pen.fillRect(column * wide, layer * high, wide + (wide < 3 ? 0.5 : -0.5), high - gap);
       }
+      shares.push(Math.round((100 * all) / tokens));
       pen.globalAlpha = 1;
       if (layer % every === 0) {
         pen.fillStyle = ink;
@@ -77,19 +79,8 @@ class MapView {
     pen.globalAlpha = 0.6;
     pen.fillRect(x - 0.5, 0, 1, layers * high);
     pen.globalAlpha = 1;
-    this.canvas.setAttribute("aria-label", this.said(stop));
+    const said = `Share of tokens that run ${this.kind ? "the MLP" : "attention"}, in per cent, by layer`;
+    this.canvas.setAttribute("aria-label", `${said}: ${shares.join(", ")}`);
     return tokens / columns;
-  }
-
-  said(stop) {
-    const { layers, tokens } = this.decisions;
-    const { bits } = this.decisions.at(stop);
-    const shares = [];
-    for (let layer = 0; layer < layers; layer++) {
-      let kept = 0;
-      for (let token = 0; token < tokens; token++) kept += bits[(2 * layer + this.kind) * tokens + token];
-      shares.push(Math.round((100 * kept) / tokens));
-    }
-    return `Share of tokens that run ${this.kind ? "the MLP" : "attention"}, in per cent, by layer: ${shares.join(", ")}`;
   }
 }

@@ -13,7 +13,7 @@ KINDS = (("attention", "attn"), ("MLP", "mlp"))
 
 def whole_percent(share: float) -> str:
     """Format a share in whole per cent, for an axis."""
-    return f"{100 * share:.0f}%"
+    return f"{share:.0%}"
 
 
 def loss_curve(report: Report) -> str:

@@ -51,7 +51,7 @@ def datum(numbers: Any, key: str, shown: Callable[[float], str], prefix: str = "
 
 def percent(share: float) -> str:
     """Format a share in per cent with one decimal."""
-    return f"{100 * share:.1f}%".replace("-0.0%", "0.0%")
+    return f"{share:z.1%}"
 
 
 def nats(value: float) -> str:
@@ -100,7 +100,7 @@ def cell(column: str, value: Cell) -> str:
         return f"{value:,}"
     if column == "excess":
         return signed(value)
-    return f"{value:.3f}".replace("-0.000", "0.000")
+    return f"{value:z.3f}"
 
 
 def table(
