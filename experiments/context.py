@@ -22,9 +22,8 @@ import skipgpt
 from skipgpt.config import DataConfig
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.calibrate import subsample_rows
-from skipgpt.evaluation.meter import margins_at_threshold
-from skipgpt.evaluation.perplexity import Perplexity, perplexity
-from skipgpt.model.state import execution, routing_state, use_rule
+from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
+from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.routing.decision import ModuleDecision, Site, Threshold
 
 TILTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -80,7 +79,9 @@ def main() -> None:
         dense = perplexity(model, held).nll_per_token
     rule = routing_state(model).rule
     assert isinstance(rule, Threshold)
-    spread = margins_at_threshold(model, calibration, rule.value).std().item()
+    with execution(model, "sparse"), record_routing(model) as trace:
+        total_loss(model, calibration)
+    spread = trace.margins().std().item()
     flops = measure(model, calibration, rule).sparsity["flops"]
     print("| tilt | excess | module | attn | mlp | flops |\n|---|---|---|---|---|---|")
     rows = []

@@ -16,10 +16,7 @@ import zoo
 from following import advised
 from made_world import world
 from runs import shared_checkpoint
-from skipgpt.comparison.page import write_section
-from skipgpt.comparison.result import Comparison, Row
-from skipgpt.config import DataConfig, recipe
-from skipgpt.config.settings import to_dict
+from skipgpt.config import DataConfig
 from skipgpt.export.decilm import check_servable
 from skipgpt.export.rebuild import check_movable
 from skipgpt.generation import generate
@@ -68,27 +65,6 @@ def test_one_module_alone_goes_in_the_form_for_vllm(tmp_path: Path) -> None:
     with advised("export/choosing.py", "or use --format vllm, where either may go alone"):
         skipgpt.export_static(tmp_path / "checkpoint", tmp_path / "small", **options)
     skipgpt.export_static(tmp_path / "checkpoint", tmp_path / "small", form="vllm", **options)
-
-
-def test_the_end_of_a_section_is_put_back(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    shares = dict.fromkeys(("module", "attn", "mlp", "params", "flops"), 0.25)
-    facts = {
-        "settings": to_dict(recipe("default")),
-        "tokens": 1234,
-        "dense_nll_per_token": 2.0,
-        "overhead": {"routers": 0.01, "stand_ins": 0.1},
-        "date": "2026-01-02",
-        "hardware": {"device": "a machine", "threads": 3, "torch": "2.13.0"},
-    }
-    found = Comparison((Row("router", 0.25, 0, shares, 2.5, 0.5, 750.0),), facts)
-    write_section(page, "one", "A title", "a command", found)
-    whole = page.read_text()
-    page.write_text(whole.replace("<!-- end: one -->", ""))
-    with advised("comparison/page.py", "put the end marker back by hand; nothing was changed"):
-        write_section(page, "one", "A title", "a command", found)
-    page.write_text(page.read_text() + "<!-- end: one -->")
-    write_section(page, "one", "A title", "a command", found)
 
 
 def test_a_server_takes_another_address() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from skipgpt.comparison.page import write_section
+from page import write_section
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.config import recipe
 from skipgpt.config.settings import to_dict
@@ -63,6 +63,9 @@ def test_a_section_is_replaced_where_it_stands_and_others_stay(tmp_path: Path) -
 def test_a_section_without_an_end_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- comparison: one -->\nmine\n")
-    with pytest.raises(ConfigError, match="without an end"):
+    with pytest.raises(ConfigError, match="put the end marker back by hand; nothing was changed"):
         write_section(page, "one", "one", "command", comparison("router"))
     assert page.read_text() == "<!-- comparison: one -->\nmine\n"
+    page.write_text(page.read_text() + "<!-- end: one -->")
+    write_section(page, "one", "one", "command", comparison("router"))
+    assert comparison("router").to_markdown() in page.read_text()
