@@ -28,8 +28,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from authors_loop import authors_step, with_authors_layers
 from skipgpt.benchmark.subject import Subject, sharing, subject_of_shape
 from skipgpt.benchmark.timing.candidate import seeded
-from skipgpt.benchmark.timing.clock import Task, alternate
-from skipgpt.benchmark.timing.memory import peak_memory
+from skipgpt.benchmark.timing.clock import Task, alternate, peak_memory
 from skipgpt.config import Stage, recipe
 from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import routers, train_only

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from skipgpt.analysis.text import text_of
+from skipgpt.analysis.trace import text_of
 from skipgpt.data.detokenize import token_texts
 from tiny import byte_tokenizer
 

@@ -11,8 +11,7 @@ from skipgpt.benchmark import bench as bench_module
 from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.subject import subject_of_shape
-from skipgpt.benchmark.timing.clock import Task
-from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
+from skipgpt.benchmark.timing.clock import Task, is_out_of_memory, peak_memory
 
 CPU = torch.device("cpu")
 GRID = Grid(("prefill",), (1, 2), (4,), sparsities=(0.5,), executions=("sparse",), repeats=1)

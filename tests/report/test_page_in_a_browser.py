@@ -7,8 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from browser import END, FOCUSED, RIGHT, agrees, opened
-from made_report import WORDS, made, warned
-from skipgpt.report.content import read_bits
+from made_report import WORDS, made, read_bits, warned
 from skipgpt.report.pages.page import to_html
 from skipgpt.report.pages.side_by_side_page import to_html as side_by_side_html
 from skipgpt.report.side_by_side import SideBySide

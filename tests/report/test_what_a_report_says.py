@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from made_report import WORDS, made, warned
+from made_report import WORDS, made, read_bits, warned
 from skipgpt.errors import ConfigError, MissingExtraError
 from skipgpt.report.charts.svg import Axis, Line, line_chart, tick_step
-from skipgpt.report.content import packed_bits, read_bits
+from skipgpt.report.content import packed_bits
 from skipgpt.report.pages.markup import amount, embedded, percent, signed
 from skipgpt.report.pages.page import to_html
 from skipgpt.report.pages.page_frame import filled

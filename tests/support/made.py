@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skipgpt.analysis.text import Text
-from skipgpt.analysis.trace import DenseTrace, TextTrace
+from skipgpt.analysis.trace import DenseTrace, Text, TextTrace
 from skipgpt.evaluation.perplexity import Perplexity
 
 

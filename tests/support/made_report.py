@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
 
 from skipgpt.analysis import DenseTrace, TextTrace
-from skipgpt.analysis.text import Text
+from skipgpt.analysis.trace import Text
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.config import RouterConfig
 from skipgpt.evaluation.closeness import Closeness
@@ -120,3 +122,10 @@ def warned(report: Report, *warnings: str) -> Report:
         for table in report.tables
     )
     return dataclasses.replace(report, tables=tables)
+
+
+def read_bits(packed: str, shape: Sequence[int]) -> torch.Tensor:
+    """The decisions of a report as JSON: flat element i is bit i % 8 of byte i // 8."""
+    data = base64.b64decode(packed)
+    bits = [data[n // 8] >> n % 8 & 1 for n in range(math.prod(shape))]
+    return torch.tensor(bits, dtype=torch.bool).view(*shape)

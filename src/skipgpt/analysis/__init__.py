@@ -15,9 +15,8 @@ from skipgpt.analysis.keep_rates import keep_by_module, keep_by_position
 from skipgpt.analysis.redundancy import redundancy
 from skipgpt.analysis.stress import norms_by_layer, stress
 from skipgpt.analysis.table import Table
-from skipgpt.analysis.text import Text
 from skipgpt.analysis.tokens import keep_by_token
-from skipgpt.analysis.trace import DenseTrace, Reading, TextTrace, trace_dense, trace_text
+from skipgpt.analysis.trace import DenseTrace, Reading, Text, TextTrace, trace_dense, trace_text
 from skipgpt.analysis.transfer import depth_profiles, side_by_side
 
 __all__ = [

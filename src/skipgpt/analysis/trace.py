@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from skipgpt.analysis.text import Text, text_of
+from skipgpt.data.detokenize import token_texts
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, build_result, total_loss
@@ -23,6 +23,27 @@ from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Trace
 from skipgpt.routing.decision import MODULES, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A text of N tokens.
+
+    Attributes:
+        pieces: text of each token; concatenated they are the text. A character of several tokens
+            belongs to the one that completes it, and the others are empty.
+        ids: [N] token ids.
+        row: [N] the number of the row that each was read in.
+        position: [N] position in that row, from 0.
+    """
+
+    pieces: tuple[str, ...]
+    ids: Tensor
+    row: Tensor
+    position: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pieces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +97,19 @@ class TextTrace(Reading):
     def compute(self) -> Tensor:
         """[N] share of its modules that each token ran."""
         return self.keep.float().mean((0, 1))
+
+
+def text_of(rows: Sequence[Tensor] | Tensor, tokenizer: Any) -> Text:
+    """Return the text of rows of token ids, [N, T] or of different lengths, read one by one.
+
+    Example:
+        text = text_of(rows_of(ids, 256), tokenizer)
+    """
+    rows = list(rows)
+    ids = torch.cat(rows).cpu()
+    number = torch.cat([torch.full((len(row),), n) for n, row in enumerate(rows)])
+    position = torch.cat([torch.arange(len(row)) for row in rows])
+    return Text(tuple(token_texts(ids.tolist(), tokenizer)), ids, number, position)
 
 
 def trace_text(

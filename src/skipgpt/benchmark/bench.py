@@ -19,9 +19,8 @@ from skipgpt.benchmark.result import Benchmark, Row
 from skipgpt.benchmark.steps import StepCell, Training
 from skipgpt.benchmark.subject import Subject
 from skipgpt.benchmark.timing.candidate import Candidates
-from skipgpt.benchmark.timing.clock import alternate
+from skipgpt.benchmark.timing.clock import alternate, is_out_of_memory, peak_memory
 from skipgpt.benchmark.timing.cuda_graph import can_capture
-from skipgpt.benchmark.timing.memory import is_out_of_memory, peak_memory
 from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.errors import ConfigError
 from skipgpt.model.loading.limits import check_length, context_of

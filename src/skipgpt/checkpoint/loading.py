@@ -149,6 +149,26 @@ def load_base_of(info: CheckpointInfo, placement: Placement) -> tuple[Any, Any]:
     )
 
 
+def dense_base_of(info: CheckpointInfo, model: Any, placement: Placement) -> Any:
+    """Return the base model without LoRA, with routers that a dense run does not use.
+
+    A model without LoRA, loaded with `merge=True`, is returned itself. Otherwise LoRA is part of
+    its weights, and the base is loaded a second time.
+
+    Raises:
+        SkipGPTError: the base model cannot be loaded.
+
+    Example:
+        model, _ = skipgpt.load(folder, merge=True)
+        base = dense_base_of(read_info(folder), model, Placement())
+        skipgpt.perplexity(model, blocks, closeness_to=base)
+    """
+    if not has_adapter(info):
+        return model
+    base, _ = load_base_of(info, placement)
+    return add_routers(base.eval())
+
+
 def _load_merged(
     folder: Path, base: str | None, trainable: bool, device: str, dtype: str
 ) -> tuple[Any, Any]:

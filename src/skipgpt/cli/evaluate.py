@@ -155,10 +155,9 @@ def run(
         return
 
     from skipgpt.checkpoint.folder import local_folder, read_info
-    from skipgpt.checkpoint.loading import load_placed
+    from skipgpt.checkpoint.loading import dense_base_of, load_placed
     from skipgpt.evaluation.cache_memory import cache_memory
     from skipgpt.evaluation.calibrate import say_if_uncalibrated
-    from skipgpt.evaluation.dense_base import dense_base_of
     from skipgpt.evaluation.text_result import measure_text
 
     info = None if no_closeness else read_info(local_folder(folder))

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from skipgpt.cost import Savings
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.state import execution, record_routing, use_rule
-from skipgpt.model.trace import Trace
 from skipgpt.routing.calibration import Seen, skipped_share
 from skipgpt.routing.decision import Site, Threshold
 
@@ -33,7 +32,12 @@ class Meter:
 
     def __call__(self, threshold: float) -> Seen:
         """Run all blocks at a threshold."""
-        trace = _traced(self._model, self._blocks, threshold, self._batch_size)
+        with (
+            use_rule(self._model, Threshold(threshold)),
+            execution(self._model, "sparse"),
+            record_routing(self._model) as trace,
+        ):
+            total_loss(self._model, self._blocks, self._batch_size)
         margins, keep = trace.margins(), trace.keep_ratios()
         if self._saved.unit == "modules":
             seen = Seen(margins, skipped_share(margins, threshold))
@@ -42,18 +46,3 @@ class Meter:
             seen = Seen(margins, share, weights, self._saved.in_proportion(keep) - share)
         self.keep[threshold], self.shares[threshold] = keep, seen.share
         return seen
-
-
-def margins_at_threshold(model: nn.Module, blocks: Tensor, threshold: float) -> Tensor:
-    """Return the margins of all decisions over blocks [N, T], flat."""
-    return _traced(model, blocks, threshold, 8).margins()
-
-
-def _traced(model: nn.Module, blocks: Tensor, threshold: float, batch_size: int) -> Trace:
-    with (
-        use_rule(model, Threshold(threshold)),
-        execution(model, "sparse"),
-        record_routing(model) as trace,
-    ):
-        total_loss(model, blocks, batch_size)
-    return trace

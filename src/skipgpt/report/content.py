@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from skipgpt.analysis.table import Part, Table
-from skipgpt.analysis.text import Text
-from skipgpt.analysis.trace import TextTrace
+from skipgpt.analysis.trace import Text, TextTrace
 from skipgpt.config import BUDGET_NOUNS, Budget
 from skipgpt.evaluation.perplexity import Perplexity
 
@@ -135,7 +133,7 @@ class Report:
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `read_bits` reads the packed decisions of `dial`."""
+        """Plain JSON types; decisions of `dial` are encoded by `packed_bits`."""
         shown = min(self.shown, len(self.text))
         return {
             "format": FORMAT,
@@ -163,23 +161,8 @@ class Report:
 
 def packed_bits(keep: Tensor) -> str:
     """Encode decisions [L, M, N] as base64: flat element i is bit i % 8 of byte i // 8."""
-    flat = keep.flatten().to(torch.uint8)
-    flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8)
-    weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8)
-    return base64.b64encode((flat * weights).sum(1, dtype=torch.uint8).numpy().tobytes()).decode()
-
-
-def read_bits(packed: str, shape: Sequence[int]) -> Tensor:
-    """Decode `packed_bits` into a bool tensor of this shape.
-
-    Example:
-        >>> read_bits(packed_bits(torch.tensor([[[True, False, True]]])), (1, 1, 3)).tolist()
-        [[[True, False, True]]]
-    """
-    data = torch.frombuffer(bytearray(base64.b64decode(packed)), dtype=torch.uint8)
-    bits = data[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
-    count = int(torch.tensor(shape).prod())
-    return bits.flatten()[:count].bool().view(*shape)
+    packed = np.packbits(keep.flatten().numpy(), bitorder="little")
+    return base64.b64encode(packed.tobytes()).decode()
 
 
 def _rounded(value: float) -> float | None:

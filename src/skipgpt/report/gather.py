@@ -15,11 +15,10 @@ from torch import nn
 from skipgpt.analysis import TextTrace, trace_dense, trace_text
 from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
-from skipgpt.checkpoint.loading import load_placed
+from skipgpt.checkpoint.loading import dense_base_of, load_placed
 from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, Placement, check_pair
 from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
-from skipgpt.evaluation.dense_base import dense_base_of
 from skipgpt.evaluation.harness.benchmark import Setting, check_tasks, task_scores
 from skipgpt.evaluation.perplexity import Perplexity
 from skipgpt.evaluation.source_rows import SourceRows, source_rows

@@ -1,4 +1,4 @@
-"""Timing that is robust on a noisy machine: candidates alternate in one process."""
+"""Time and memory of runs. On a noisy machine candidates alternate in one process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from skipgpt.system.progress import advancing
 
 SHORT = 0.1
 """Below these seconds a run is noticeably slowed by cold processor caches."""
+_REFUSALS = ("DefaultCPUAllocator", "out of memory")
+"""Messages of allocators without an error class of their own: CPU and Metal."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,33 @@ def alternate(
             gc.collect()
             advance(turn + 1, warmup + repeats)
     return seconds
+
+
+def peak_memory(task: Task, device: torch.device) -> int | None:
+    """Return the peak bytes during one run, including what was allocated before.
+
+    On a CPU that is the memory of the process, known on Linux only; None elsewhere.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return None
+    given = task.prepare()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        task.run(given)
+        wait_for(device)
+        return int(torch.cuda.max_memory_allocated(device))
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    try:
+        reset.write_text("5")
+        task.run(given)
+        lines = status.read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is used up."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from skipgpt.analysis.failures import failures, missed_when_measured
+from skipgpt.analysis.failures import Failure, failures, missed_when_measured
 from skipgpt.config import BUDGET_NOUNS
 from skipgpt.errors import CheckpointError
 from skipgpt.report.charts.run_curves import all_curves, by_stage
@@ -61,8 +61,9 @@ def run_summary(found: dict[str, Any]) -> dict[str, Any]:
         lines = logged.get(name, [])
         of = config.get(_SETTINGS[name], {}).get("steps") if name in _SETTINGS else None
         done = of if name in over else max((line["step"] for line in lines), default=0)
-        judged = of is not None and name != "lora"
-        seen = list(failures(lines, of, target or 0.0, dense)) if judged else []
+        seen: list[Failure] = []
+        if of is not None and name != "lora":
+            seen += failures(lines, of, target or 0.0, dense)
         skipped = _number(held_out.get(name, {}).get("sparsity", {}).get(sense))
         if skipped is not None and (miss := missed_when_measured(skipped, target or 0.0, budget)):
             seen.append(miss)
