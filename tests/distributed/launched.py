@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from command import Finished, Running, started
 from runs import ARGUMENTS
@@ -64,20 +65,25 @@ class Processes:
         return Finished(worst, ended[0].stdout, "".join(each.stderr for each in ended))
 
 
-def launch(
-    base: Path, out: Path, *arguments: object, processes: int = 1, layout: str = "ddp"
-) -> Finished:
+def launch(base: Path, out: Path, *arguments: object, **places: Any) -> Finished:
     """Run `skipgpt train` on so many processes to its end."""
-    with start(base, out, *arguments, processes=processes, layout=layout) as running:
+    with start(base, out, *arguments, **places) as running:
         return running.end()
 
 
 @contextmanager
 def start(
-    base: Path, out: Path, *arguments: object, processes: int = 1, layout: str = "ddp"
+    base: Path,
+    out: Path,
+    *arguments: object,
+    processes: int = 1,
+    layout: str = "ddp",
+    pieces: Path | None = None,
 ) -> Iterator[Processes]:
-    """The same, without waiting."""
+    """The same, without waiting; several processes tell in a folder how their parameters lie."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), **LAYOUTS[layout]}
+    if pieces:
+        shared["PIECES_FOLDER"] = str(pieces)
     with ExitStack() as stack:
         running = []
         for rank in range(processes):
@@ -130,6 +136,10 @@ def _command(base: Path, out: Path, *arguments: object) -> list[str]:
 
 def _take_place(environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    if "PIECES_FOLDER" in environment:
+        from telling_pieces import tell_pieces
+
+        tell_pieces()
 
 
 def _free_port() -> str:

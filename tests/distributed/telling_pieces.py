@@ -44,8 +44,13 @@ class TellingTrainer(RoutingTrainer):
         return loss
 
 
-if __name__ == "__main__":
+def tell_pieces() -> None:
+    """Let a run of this process train with it."""
     import skipgpt.training.loop.trainer
 
     skipgpt.training.loop.trainer.RoutingTrainer = TellingTrainer  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    tell_pieces()
     main()

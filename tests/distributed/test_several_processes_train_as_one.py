@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from command import Finished
 from launched import TELLING_PIECES, curve, is_logged, kill_after, launch, launch_by, start
 from runs import write_documents
 from skipgpt.checkpoint.folder import read_info
@@ -71,22 +72,37 @@ def _lie_as_the_layout_says(folder: Path, stage: str, layout: str) -> None:
             assert 0 < here["here"] < here["whole"]
 
 
-# Accelerate starts its processes as torchrun does, and DDP is tried by `launch` below.
-@pytest.mark.parametrize("launcher", ["fsdp2", *(["torchrun", "ddp"] if LONG else [])])
+def _trained_both_stages(
+    ended: Finished, layout: str, alone: Path, pieces: Path, two: Path
+) -> None:
+    assert ended.status == 0, ended.stderr
+    for stage in ("router", "lora"):
+        _lie_as_the_layout_says(pieces, stage, layout)
+    _same(two, alone)
+    assert json.loads(ended.stdout)["info"]["stages"] == ["router", "lora"]
+    assert len(curve(alone)) == 6 + 4
+    load(two)
+    mine, theirs = read_info(two), read_info(alone)
+    assert mine.sparsity == pytest.approx(theirs.sparsity, abs=CLOSE)
+
+
+# DDP is tried below, with two parts.
+def test_two_processes_with_a_part_of_each_weight_train_both_stages_as_one_does(
+    base: Path, alone: Path, tmp_path: Path
+) -> None:
+    two = {"processes": 2, "layout": "fsdp2", "pieces": tmp_path}
+    ended = launch(base, tmp_path / "two", *BOTH, "--json", **two)
+    _trained_both_stages(ended, "fsdp2", alone, tmp_path, tmp_path / "two")
+
+
+@pytest.mark.skipif(not LONG, reason="the long suite starts launchers")
+@pytest.mark.parametrize("launcher", ["fsdp2", "torchrun", "ddp"])
 def test_two_processes_of_a_launcher_train_both_stages_as_one_does(
     launcher: str, base: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIECES_FOLDER", str(tmp_path))
     ended = launch_by(launcher, base, tmp_path / "two", *BOTH, "--json", program=TELLING_PIECES)
-    assert ended.status == 0, ended.stderr
-    for stage in ("router", "lora"):
-        _lie_as_the_layout_says(tmp_path, stage, launcher)
-    _same(tmp_path / "two", alone)
-    assert json.loads(ended.stdout)["info"]["stages"] == ["router", "lora"]
-    assert len(curve(alone)) == 6 + 4
-    load(tmp_path / "two")
-    one, two = read_info(alone), read_info(tmp_path / "two")
-    assert two.sparsity == pytest.approx(one.sparsity, abs=CLOSE)
+    _trained_both_stages(ended, launcher, alone, tmp_path, tmp_path / "two")
 
 
 def test_two_processes_with_two_parts_each_train_as_one_batch(
