@@ -19,8 +19,8 @@ from running.ways import (
     check_logits,
     chosen_by_hand,
     defined,
-    every_layout,
     every_policy,
+    every_way,
     generated,
     needs_transformers,
     other_layouts,
@@ -40,7 +40,7 @@ MOST_WAYS = {
 }
 
 
-# With which policy each is tried on every layout; on a Llama it is with both.
+# With which policy each is tried on other layouts; on a Llama it is with both.
 PAIRED = [
     ("dense", "greedy"),
     ("skip", "sampling"),
@@ -51,7 +51,7 @@ PAIRED = [
 ]
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_the_definition_is_not_the_base_model(family: str, kv: str) -> None:
@@ -64,7 +64,7 @@ def test_the_definition_is_not_the_base_model(family: str, kv: str) -> None:
     assert (base(family)(prompt()).logits - expected).abs().max() > 0.1
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_greedy_tokens_are_those_of_full_forwards_one_by_one(family: str, kv: str) -> None:
@@ -91,9 +91,9 @@ def test_each_way_chooses_what_it_chooses_by_the_definition(kv: str, way: str) -
 
 
 @pytest.mark.parametrize(("kv", "way"), PAIRED)
-@every_layout
+@every_way
 @torch.no_grad()
-def test_every_layout_chooses_what_it_chooses_by_the_definition(
+def test_other_layouts_choose_what_they_choose_by_the_definition(
     family: str, kv: str, way: str
 ) -> None:
     _compare(family, kv, MOST_WAYS[way])
@@ -111,7 +111,7 @@ def _compare(family: str, kv: str, how: dict[str, Any]) -> None:
         assert not torch.equal(generated(model, prompt(2), **how).sequences, expected)
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_samples_of_one_prompt_have_the_logits_of_their_own_text(family: str, kv: str) -> None:
@@ -121,7 +121,7 @@ def test_samples_of_one_prompt_have_the_logits_of_their_own_text(family: str, kv
     check_logits(model, output)
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_beams_have_the_scores_of_the_definition(family: str, kv: str) -> None:
@@ -149,7 +149,7 @@ def test_its_own_first_layer_as_assistant_changes_no_token(family: str, kv: str)
 
 
 @pytest.mark.parametrize("size", [1, 4, 20])
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_a_prompt_may_be_read_in_chunks(family: str, kv: str, size: int) -> None:
@@ -162,7 +162,7 @@ def test_a_prompt_may_be_read_in_chunks(family: str, kv: str, size: int) -> None
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_left_padded_rows_continue_as_each_alone(family: str, kv: str, beams: int) -> None:
@@ -173,7 +173,7 @@ def test_left_padded_rows_continue_as_each_alone(family: str, kv: str, beams: in
             assert torch.equal(row[pads:], model.generate(ids[None], **how, use_cache=False)[0])
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_embeddings_are_continued_like_the_tokens_they_are_of(family: str, kv: str) -> None:
@@ -185,7 +185,7 @@ def test_embeddings_are_continued_like_the_tokens_they_are_of(family: str, kv: s
         assert torch.equal(row, chosen_by_hand(model, alone[None])[0, len(alone) :])
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_hidden_states_along_the_way_are_those_of_one_forward(family: str, kv: str) -> None:
@@ -219,7 +219,7 @@ def test_a_stream_carries_the_tokens_in_order(kv: str) -> None:
     assert streamer.ended
 
 
-@every_layout
+@every_way
 @caches_of_all_tokens
 @torch.no_grad()
 def test_a_static_cache_changes_no_logit(family: str, kv: str) -> None:

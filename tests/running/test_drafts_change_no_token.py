@@ -13,8 +13,8 @@ from running.ways import (
     SAMPLING,
     check_logits,
     chosen_by_hand,
-    every_layout,
     every_policy,
+    every_way,
     generated,
     has_windows,
     needs_transformers,
@@ -24,7 +24,7 @@ from running.ways import (
 from skipgpt.model.state import execution, record_routing
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_a_dense_assistants_drafts_change_no_token(family: str, kv: str) -> None:
@@ -36,7 +36,7 @@ def test_a_dense_assistants_drafts_change_no_token(family: str, kv: str) -> None
     assert max(lengths(trace)[1:]) > 1, "nothing was drafted, so nothing was cropped"
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_drafts_are_taken_where_right_and_cropped_where_wrong(family: str, kv: str) -> None:
@@ -51,7 +51,7 @@ def test_drafts_are_taken_where_right_and_cropped_where_wrong(family: str, kv: s
     assert 0 < taken < drafted - 1
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_drafts_looked_up_in_the_prompt_change_no_token(family: str, kv: str) -> None:
@@ -67,7 +67,7 @@ def test_drafts_looked_up_in_the_prompt_change_no_token(family: str, kv: str) ->
     assert max(lengths(trace)) > 1
 
 
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_sampling_with_drafts_is_the_same_in_both_executions(family: str, kv: str) -> None:

@@ -5,8 +5,8 @@ from cases import CLOSE
 from running.ways import (
     defined,
     empty_cache,
-    every_layout,
     every_policy,
+    every_way,
     generated,
     in_chunks,
     prompt,
@@ -15,7 +15,7 @@ from running.ways import (
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@every_layout
+@every_way
 @every_policy
 @torch.no_grad()
 def test_eager_and_sdpa_agree_in_chunks_and_in_generation(

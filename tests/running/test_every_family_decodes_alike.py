@@ -4,8 +4,8 @@ from cases import LEFT_PADDED, every_family
 from running.ways import GREEDY, every_policy, sparse_model
 from skipgpt.model.state import execution
 
-# Each family once in beams and once in chunks; every way with every policy is tried on a family of
-# each layout elsewhere in this folder.
+# Each family once in beams and once in chunks; elsewhere in this folder every policy is tried with
+# caches on a family of each layout, and with every way on some.
 WAYS = {"dense": {"num_beams": 3}, "skip": {"prefill_chunk_size": 4}}
 
 
