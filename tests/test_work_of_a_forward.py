@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from cases import SITES, every_family, routed
+from cases import SITES, layouts, routed
 from skipgpt.config import RouterConfig
 from skipgpt.cost import Forward, Work, ideal_speedup, layer_costs, work
 from skipgpt.errors import ConfigError
@@ -120,7 +120,7 @@ def test_the_flops_of_a_prefill_are_what_torch_counts(kept: int) -> None:
     assert counted == round(got.linear + core + got.head + margins)
 
 
-@every_family
+@layouts(more=("falcon", "gpt_bigcode"))
 @torch.no_grad()
 def test_the_cache_holds_what_is_counted(family: str) -> None:
     model = routed(family)
@@ -142,7 +142,7 @@ def test_a_window_cuts_off_what_is_attended_to_and_held(cached: int, tokens: int
     assert got.cache_bytes == 4 * 3 * 32 * held
 
 
-@every_family
+@layouts(more=("mistral", "qwen3_moe"))
 @torch.no_grad()
 def test_windows_are_those_of_the_masks_and_of_the_cache(family: str) -> None:
     model, tokens = routed(family, "eager"), 11
