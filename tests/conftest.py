@@ -6,17 +6,21 @@ range over all of them, and random ones try many more examples.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import itertools
 import os
 
+# ruff: noqa: E402
+# What is imported stays: to look through it for garbage, again and again, takes seconds.
+gc.disable()
 # Triton decides at its import whether kernels are interpreted on the CPU, and torch imports it. For
 # tests on a GPU, `make test-gpu` says 0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # Read at its import, too, by the hub's client; also in commands that fixtures of a module start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +38,14 @@ settings.register_profile("long", parent=settings.get_profile("seeded"), max_exa
 settings.load_profile("long" if LONG else "seeded")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
     """Places of caches, one after another, which are made by those that use them only.
@@ -49,7 +61,9 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch, _caches: Iterator[Path]) -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed takes longer than many a test
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
     monkeypatch.setenv("SKIPGPT_CACHE", str(next(_caches)))
 
 

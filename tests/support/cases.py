@@ -43,7 +43,7 @@ def base(family: str = "llama", attention: str | None = None) -> nn.Module:
 def routed(family: str = "llama", attention: str | None = None, **router: object) -> nn.Module:
     """The same with routers that skip about half; executes `sparse`. Stand-ins matter, too."""
     model = base(family, attention)  # draws the first time it is asked for
-    torch.default_generator.manual_seed(1)  # torch.manual_seed takes longer than the model
+    torch.default_generator.manual_seed(1)  # torch.manual_seed takes longer than a model
     add_routers(model, RouterConfig(**router))
     for stand_in in stand_ins(model).values():
         for parameter in stand_in.parameters():

@@ -8,6 +8,10 @@ import gc
 import importlib
 import os
 
+# ruff: noqa: E402
+# What is imported stays: to look through it for garbage, again and again, takes seconds.
+gc.disable()
+
 import typer.main
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -49,3 +53,4 @@ typer.main.get_command(app)
 # A collection in a fork would look through all of this, and copy it.
 gc.collect()
 gc.freeze()
+gc.enable()
