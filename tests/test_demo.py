@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import skipgpt.demo
+from command import skipgpt as skipgpt_command
 from skipgpt.checkpoint.folder import read_info
 
 SHORT = {
@@ -25,13 +26,21 @@ SHORT = {
 }
 
 
-def test_two_demos_with_one_seed_give_the_same_numbers_and_every_file(
+def shorten(patches: pytest.MonkeyPatch | None = None) -> None:
+    """Let the demos of this process take a moment."""
+    patches = patches or pytest.MonkeyPatch()
+    patches.setattr(skipgpt.demo, "SETTINGS", SHORT)
+    patches.setattr("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5))
+
+
+def test_the_command_and_a_call_with_one_seed_give_the_same_numbers_and_every_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(skipgpt.demo, "SETTINGS", SHORT)
-    monkeypatch.setattr("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5))
+    shorten(monkeypatch)
     first = skipgpt.demo.demo(tmp_path / "first", seed=3)
-    skipgpt.demo.demo(tmp_path / "second", seed=3)
+    ended = skipgpt_command("demo", "--out", tmp_path / "second", "--seed", 3, before=shorten)
+    assert ended.status == 0, ended.stderr
+    assert first.table() in ended.stdout
     written = (tmp_path / "first" / "demo.json").read_text()
     assert written == (tmp_path / "second" / "demo.json").read_text()
 

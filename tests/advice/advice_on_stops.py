@@ -120,6 +120,17 @@ def short_demo() -> Any:
     return mock.patch("skipgpt.demo.SETTINGS", SHORT | shorter)
 
 
+def demo_at_once() -> Any:
+    """Let the demo be done; its command is tried elsewhere."""
+    from skipgpt.demo import DemoResult
+    from skipgpt.evaluation.perplexity import Perplexity
+    from skipgpt.report.charts.routing_map import RoutingMap
+
+    rows, routes = {"dense": Perplexity.of(1.0, 8)}, RoutingMap(["a"], [[True]], [[False]])
+    done = DemoResult(rows, [], {"dense": ""}, routes, 0.2, "flops", 0)
+    return mock.patch("skipgpt.demo.demo", return_value=done)
+
+
 def interrupted() -> Any:
     """Interrupt a command before it has begun to work."""
     # Not by a signal: a shell's background jobs ignore SIGINT.
@@ -169,10 +180,9 @@ ON_STOPS = [
     told("demo.py", "what finished is kept in …; the same command starts again", DEMO,
          f"skipgpt {DEMO}", before=stop("skipgpt.demo.train"), meanwhile=short_demo),
     told("config/budget.py", "0.25 skips a quarter of all modules", f"{DEMO[:-3]}25",
-         f"skipgpt {DEMO}",
-         meanwhile=short_demo),
+         f"skipgpt {DEMO}", meanwhile=demo_at_once),
     told("config/budget.py", "flops counts what skipping really saves",
-         DEMO.replace("flops", "flop"), f"skipgpt {DEMO}", meanwhile=short_demo),
+         DEMO.replace("flops", "flop"), f"skipgpt {DEMO}", meanwhile=demo_at_once),
     told("training/run.py", "nothing was written; the same command starts it again", TRAIN,
          f"skipgpt {TRAIN}", before=stop("skipgpt.training.run.load_blocks")),
     told("training/run.py", "nothing was written; the same command starts it again; what was there "
