@@ -153,7 +153,10 @@ def test_margins_of_any_family_are_logarithms_of_mean_costs(family: str) -> None
     "router",
     [{"head": "mlp"}, {"input": "module_input"}, {"decides": "layer"}, {"normalize": False}],
 )
-def test_every_kind_of_router_is_fitted(router: dict[str, Any]) -> None:
+def test_every_kind_of_router_is_fitted(
+    router: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skipgpt.fitting.heads.STEPS", 100)
     model = routed("llama", **({"normalize": True} | router))
     config = _config(**{f"router__{name}": value for name, value in router.items()})
     found = fit_model(model, rows(40, 16), config, advancing)
