@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -196,40 +193,6 @@ def test_export_leaves_the_checkpoint_alone(tmp_path: Path) -> None:
     skipgpt.export_merged(copy, tmp_path / "out")
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
     assert read_info(copy) == read_info(shared_checkpoint())
-
-
-FRESH = """
-import sys
-import torch
-from transformers import AutoModelForCausalLM
-folder, tokens, out = sys.argv[1:]
-assert "skipgpt" not in sys.modules
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, sparsity=0.5)
-with torch.no_grad():
-    torch.save(model(torch.load(tokens)).logits, out)
-import skipgpt
-for name in skipgpt.__all__:
-    getattr(skipgpt, name)
-print(*sys.modules)
-"""
-
-
-def test_a_process_that_never_heard_of_skipgpt_loads_it_with_remote_code(
-    merged: Path, tmp_path: Path
-) -> None:
-    torch.save(rows(3), tmp_path / "tokens.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, merged, tmp_path / "tokens.pt", tmp_path / "logits.pt"],
-        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    expected, _ = load(shared_checkpoint(), merge=True, sparsity=0.5)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(expected))
-    # Nor did it take an optional package to load, or to import every public name.
-    assert set(done.stdout.split()) & {"datasets", "lm_eval", "matplotlib", "vllm"} == set()
 
 
 @pytest.mark.parametrize("remote", [True, False], ids=["by-its-own-code", "registered"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,32 +200,3 @@ def test_the_result_is_a_base_that_routers_fit_into(tmp_path: Path) -> None:
     result = export(make(tmp_path, [M0, A1]))
     model, _ = load_base(result.out)
     assert len(routers(add_routers(model))) == 4
-
-
-FRESH = """
-import sys
-import torch
-from transformers import AutoModelForCausalLM
-folder, tokens, out = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder)
-with torch.no_grad():
-    torch.save(model(torch.load(tokens)).logits, out)
-assert "skipgpt" not in sys.modules
-"""
-
-
-def test_a_process_without_skipgpt_loads_it_without_remote_code(tmp_path: Path) -> None:
-    checkpoint = make(tmp_path, [M0, A1])
-    result = export(checkpoint)
-    assert list((tmp_path / "small").glob("*.py")) == []
-    torch.save(rows(3), tmp_path / "tokens.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, result.out, tmp_path / "tokens.pt", tmp_path / "logits.pt"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    model, removed = forced(checkpoint, result.removed)
-    with removed:
-        torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(model), **CLOSE)
