@@ -13,7 +13,7 @@ from skipgpt.serving.engine import Engine
 from skipgpt.serving.metrics import Metrics
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint_with_chat(tmp_path_factory.mktemp("served"))
 
@@ -24,7 +24,7 @@ def server(folder: Path) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def loaded(folder: Path) -> Any:
     return load(folder, merge=True)
 
