@@ -9,7 +9,7 @@ from cases import (
     ONE_ROW,
     SITES,
     base,
-    every_family,
+    conformance,
     every_layout,
     routed,
 )
@@ -47,7 +47,7 @@ def _authors_logits(model: nn.Module, plain: nn.Module, nudges: Nudges) -> Tenso
     return hooked_logits(plain, LEFT_PADDED.given, gate)[LEFT_PADDED.real]
 
 
-@every_family
+@conformance
 def test_gated_equals_the_authors_forward_in_values_and_gate_gradients(family: str) -> None:
     """With gates anywhere, at which every output's size matters."""
     _compare(family, size=0.3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import BATCHES, CLOSE, base, every_family, every_layout, routed
+from cases import BATCHES, CLOSE, base, conformance, every_layout, routed
 from reference import decoder_layers, gating, keeps
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.state import execution, use_rule
@@ -17,7 +17,7 @@ from zoo import family_name
 Kept = dict[tuple[int, str], Tensor]
 
 
-@every_family
+@conformance
 @torch.no_grad()
 def test_kv_skip_equals_the_untouched_base_with_the_keys_of_skipped_tokens_masked(
     family: str,

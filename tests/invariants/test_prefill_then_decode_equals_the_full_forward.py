@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
-from cases import CLOSE, LEFT_PADDED, Inputs, every_family, every_layout, layouts, routed
+from cases import CLOSE, LEFT_PADDED, Inputs, conformance, every_layout, layouts, routed
 from skipgpt.model.state import execution
 
 # Alibi is as long as the text in transformers, a static cache is longer.
@@ -11,7 +11,7 @@ WITHOUT_STATIC = {"bloom", "falcon/alibi", "falcon/alibi-parallel"}
 TWO_ROWS = Inputs((0, 0), padded=False)
 
 
-@every_family
+@conformance
 @torch.no_grad()
 def test_prefill_then_decode_equals_the_full_forward(family: str) -> None:
     model = routed(family)

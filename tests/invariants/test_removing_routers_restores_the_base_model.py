@@ -3,12 +3,12 @@ import copy
 import torch
 from torch import nn
 
-from cases import LEFT_PADDED, Inputs, base, every_family, every_layout, routed
+from cases import LEFT_PADDED, Inputs, base, conformance, every_layout, routed
 from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, router_state_dict
 
 
-@every_family
+@conformance
 @torch.no_grad()
 def test_removing_routers_restores_class_state_hooks_and_logits(family: str) -> None:
     model, inputs = base(family), LEFT_PADDED

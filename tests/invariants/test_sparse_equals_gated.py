@@ -11,7 +11,7 @@ from cases import (
     SITES,
     Inputs,
     assert_same_gradients,
-    every_family,
+    conformance,
     every_layout,
     families,
     module_decisions,
@@ -25,7 +25,7 @@ from skipgpt.routing.decision import Forced, Site
 from zoo import family_name
 
 
-@every_family
+@conformance
 @torch.no_grad()
 def test_sparse_equals_gated_on_the_routers_own_routes(family: str) -> None:
     model = routed(family)
@@ -87,7 +87,7 @@ def test_sparse_equals_gated_however_unevenly_rows_are_kept(family: str) -> None
             torch.testing.assert_close(model(**inputs.given).logits, expected, **CLOSE)
 
 
-@every_family
+@conformance
 def test_sparse_equals_gated_in_every_parameters_gradient(family: str) -> None:
     model = routed(family)
     for router in routers(model).values():

@@ -20,7 +20,7 @@ from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers, stand_ins
 from skipgpt.routing.decision import Decision, ModuleDecision, Site
-from tiny import LONG
+from tiny import LONG, OLDEST
 
 # Float32 has a relative precision of 1.2e-7. Logits here reach 10, residual streams 30, and a few
 # hundred sums lie on the way, so equal computations in another order differ by up to 5e-6
@@ -142,6 +142,9 @@ LAYOUTS = (
     "gpt_oss",
     "deepseek_v3",
 )
+
+# What holds for each family, and is tried with a family of each layout on the oldest pins.
+conformance = families(LAYOUTS if OLDEST else zoo.ZOO)
 
 
 def layouts(but: Collection[str] = (), more: Collection[str] = ()) -> pytest.MarkDecorator:

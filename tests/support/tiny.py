@@ -15,6 +15,9 @@ from skipgpt.model.surgery import add_routers
 LONG = os.environ.get("SKIPGPT_LONG") == "1"
 """Whether the long suite runs."""
 
+OLDEST = os.environ.get("SKIPGPT_OLDEST") == "1" and not LONG
+"""Whether the oldest pins are tried: what differs there is the packages, so less will do."""
+
 
 def tiny_base(model_type: str = "llama", seed: int = 0, **changes: object) -> torch.nn.Module:
     """A random model of a family as transformers draws it, float32, in evaluation mode."""
@@ -30,7 +33,7 @@ def tiny_routed(
 
 def examples(short: int, long: int) -> settings:
     """How many examples a costly random check tries in the short and in the long suite."""
-    return settings(max_examples=long if LONG else short)
+    return settings(max_examples=long if LONG else max(3, short // 3) if OLDEST else short)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
