@@ -42,7 +42,11 @@ def base(family: str = "llama", attention: str | None = None) -> nn.Module:
 
 def routed(family: str = "llama", attention: str | None = None, **router: object) -> nn.Module:
     """The same with routers that skip about half; executes `sparse`. Stand-ins matter, too."""
-    model = base(family, attention)  # draws the first time it is asked for
+    return with_routers(base(family, attention), **router)
+
+
+def with_routers(model: nn.Module, **router: object) -> nn.Module:
+    """A model of `base`, to which they are added."""
     torch.default_generator.manual_seed(1)  # torch.manual_seed takes longer than a model
     add_routers(model, RouterConfig(**router))
     for stand_in in stand_ins(model).values():
