@@ -29,10 +29,24 @@ test: check
 test-long: export SKIPGPT_LONG = 1
 test-long: test
 
-# What meets other packages: what needs torch and our own code alone has passed in `make test`.
-OWN := advice analysis baselines benchmark comparison config kernels routing \
-	test_demo.py test_docs.py test_docs_of_speed.py test_errands.py test_experiments.py \
-	test_imports_are_light.py
+# On the oldest pins runs what meets packages that differ there: what needs our own code and torch
+# has passed in `make test`. `tests/support/tiny.py` says what is tried less often.
+files = $(patsubst %,$(1)test_%.py,$(2))
+OWN := advice analysis baselines benchmark comparison config fitting kernels removal routing \
+	system \
+	$(call files,cli/,advice bench_command compare_command dry_run_command show_command) \
+	$(call files,evaluation/,budgets calibrate closeness perplexity protocols routing_map windows) \
+	$(call files,harness/,answer_keys benchmark prompts_of_tasks scoring tasks) \
+	$(call files,model/,auto_execution batch_rows causal_blocks decode_step int8 mlp_in_parts \
+		packing stand_ins who_decides) \
+	$(call files,report/,page_for_everybody page_in_a_browser run_page terminal \
+		what_a_report_says) \
+	$(call files,server/,generation serve_chooses stopping_vllm) \
+	$(call files,training/,budget_in_training budget_threshold dry_run dry_run_by_layout \
+		router_init routing_metrics sampler what_is_stored) \
+	$(call files,,cost demo docs docs_of_speed errands experiments imports_are_light limits \
+		oldest_pins savings seconds units_of_a_checkpoint vllm_is_optional work_of_a_step)
+test-lowest: export SKIPGPT_OLDEST = 1
 test-lowest: $(LOWEST)/.ready
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/$(PYTEST) $(OWN:%=--ignore=tests/%)
 
