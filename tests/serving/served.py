@@ -41,6 +41,8 @@ WAYS = tuple(
 )
 """Prefix caching on and off, and chunks of prompts beside the decoding of others on and off."""
 TOGETHER = WAYS[0]
+MIXED = (3, 17, 40, 64, 100, 150, 200, 5)
+"""Lengths of prompts that are in flight together."""
 
 
 def write(model: Any, sparsity: float, folder: Path) -> Any:
@@ -172,3 +174,16 @@ def expected(model: Any, request: dict[str, Any]) -> list[int]:
         with at_sparsity(model, request["sparsity"]):
             made = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     return made[0, ids.shape[1] :].tolist()
+
+
+def check_ways(
+    folder: Path, model: Any, asked: list[dict[str, Any]], ways: tuple[dict[str, Any], ...]
+) -> None:
+    """Each way gives our own model's tokens, twice: a prefix cache is made, and then used."""
+    right = [expected(model, request) for request in asked]
+    engines = [{"options": {"model": str(folder)} | way, "rounds": [asked] * 2} for way in ways]
+    for way, rounds in zip(ways, serve(folder.parent, *engines), strict=True):
+        for answers in rounds:
+            assert [answer["tokens"] for answer in answers] == right, way
+        cached = max(answer["cached"] for answer in rounds[1])
+        assert cached >= 160 if way["enable_prefix_caching"] else not cached

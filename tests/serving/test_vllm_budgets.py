@@ -19,6 +19,7 @@ import torch
 
 import served
 from skipgpt.errors import ConfigError
+from skipgpt.model.sparsity import at_sparsity
 from skipgpt.model.state import count_routing, execution
 
 TOKENS = 12
@@ -133,7 +134,7 @@ def server(folder: Path, log: Path, *more: str) -> Iterator[str]:
                 urllib.request.urlopen(f"{address}/health", timeout=5)
                 break
             except OSError:
-                time.sleep(1)
+                time.sleep(0.2)
         yield address
     finally:
         process.terminate()
@@ -156,21 +157,6 @@ def complete(address: str, **more: Any) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-def test_vllm_serve_takes_a_sparsity_over_http(tiny: tuple[Path, Any], tmp_path: Path) -> None:
-    folder, model = tiny
-    with server(folder, tmp_path / "log") as address:
-        for request in asked(*TRIES):
-            wish = {key: request[key] for key in request.keys() & {"sparsity"}}
-            status, body = complete(address, **({"vllm_xargs": wish} if wish else {}))
-            assert status == 200
-            assert body["choices"][0]["token_ids"] == served.expected(model, request)
-        for value, said in ((0.9, "at most 0.75"), ("much", "a number")):
-            status, body = complete(address, vllm_xargs={"sparsity": value})
-            assert status == 400
-            assert said in body["error"]["message"]
-        assert complete(address)[0] == 200
-
-
 def metric(address: str, name: str) -> float:
     """The value of one of vLLM's metrics without labels."""
     with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:
@@ -178,7 +164,7 @@ def metric(address: str, name: str) -> float:
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
 
-def test_metrics_count_steps_without_routers_and_their_modules_as_run(
+def test_vllm_serve_takes_a_sparsity_over_http_and_counts_steps_without_routers(
     tiny: tuple[Path, Any], tmp_path: Path
 ) -> None:
     folder, model = tiny
@@ -186,7 +172,22 @@ def test_metrics_count_steps_without_routers_and_their_modules_as_run(
         model(torch.tensor([PROMPT]))
     skipped = counts.sparsity() * len(PROMPT) * len(counts.keep_ratios())
     always = ("--additional-config", '{"skipgpt_dense_above": 0}')
+    told = set()
     with server(folder, tmp_path / "log", *always) as address:
+        # First, while no prefix is cached; modules of steps without routers count as run.
         assert complete(address)[0] == 200
         assert metric(address, "skipgpt_dense_steps_total") == TOKENS - 1
         assert metric(address, "skipgpt_skipped_total") == pytest.approx(skipped)
+        for wish in TRIES:
+            status, body = complete(address, **({"vllm_xargs": wish} if wish else {}))
+            assert status == 200
+            with at_sparsity(model, wish.get("sparsity", 0.5)):
+                right = decoded_dense(model, PROMPT)
+            assert body["choices"][0]["token_ids"] == right
+            told.add(tuple(right))
+        assert len(told) > 1
+        for value, said in ((0.9, "at most 0.75"), ("much", "a number")):
+            status, body = complete(address, vllm_xargs={"sparsity": value})
+            assert status == 400
+            assert said in body["error"]["message"]
+        assert complete(address)[0] == 200
