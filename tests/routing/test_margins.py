@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.router import Router, build_router, margins, margins_as_numbers
+from skipgpt.routing.linear_map import LinearMap
+from skipgpt.routing.router import (
+    LinearRouter,
+    Router,
+    build_router,
+    margins,
+    margins_as_numbers,
+)
 
 HEADS = ["linear", "mlp"]
 HIDDEN = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
@@ -50,6 +57,42 @@ def test_few_tokens_get_the_same_margins_as_numbers(tokens: int) -> None:
 
 def test_there_are_no_numbers_where_a_head_is_not_linear() -> None:
     assert margins_as_numbers(HIDDEN[:, :1], *pair("linear", "mlp"), scales=[1.0, 1.0]) is None
+
+
+class Bounded(LinearRouter):
+    """A linear head with a bound, in a `forward` of its own."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden.to(self.weight.dtype)).tanh()
+
+
+class BoundedMap(LinearMap, Router):
+    """The same, of a linear map, as a new head in `HEADS` may be."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 2)
+
+    @property
+    def last(self) -> LinearMap:
+        return self
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).tanh()
+
+
+@pytest.mark.parametrize("head", [Bounded, BoundedMap])
+@torch.no_grad()
+def test_a_head_with_weights_at_the_top_is_asked_by_its_own_forward(head: type[Router]) -> None:
+    routers = [head(32), head(32)]
+    logits = [
+        torch.tanh(torch.nn.functional.linear(HIDDEN, router.weight, router.bias))
+        for router in routers
+    ]
+    expected = [each[..., 0] - each[..., 1] for each in logits]
+    for got, router, each in zip(margins(HIDDEN, *routers), routers, expected, strict=True):
+        torch.testing.assert_close(got, each)
+        torch.testing.assert_close(router.margin(HIDDEN), each)
+    assert margins_as_numbers(HIDDEN[:, :1], *routers, scales=[1.0, 1.0]) is None
 
 
 def test_gradients_reach_both_routers() -> None:
