@@ -87,9 +87,19 @@ def test_activation_checkpointing_is_not_reentrant() -> None:
 
 def test_a_budget_of_a_forward_has_a_sparsity_beside_it() -> None:
     model, _ = skipgpt.load(shared_checkpoint())
-    with advised(HOOKS, "pass sparsity= beside it"):
+    with advised("config/budget.py", "give a sparsity beside it (--sparsity)"):
         model(IDS, budget="flops")
     model(IDS, budget="flops", sparsity=0.1)
+
+
+def test_a_sparsity_holds_until_checkpointed_layers_are_recomputed() -> None:
+    model, _ = skipgpt.load(shared_checkpoint())
+    checkpoint_activations(model.train(), use_reentrant=False)
+    advice = "put forward and backward into `with skipgpt.at_sparsity(model, …):` instead"
+    with advised(HOOKS, advice):
+        model(IDS, sparsity=0.1, use_cache=False)
+    with skipgpt.at_sparsity(model, 0.1):
+        model(IDS, labels=IDS, use_cache=False).loss.backward()
 
 
 @torch.no_grad()

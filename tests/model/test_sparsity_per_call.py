@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import CLOSE, ONE_ROW, base, every_layout, routed
+from cases import CLOSE, ONE_ROW, base, checkpoint_activations, every_layout, routed
 from skipgpt import at_sparsity, remove_routers, set_sparsity
 from skipgpt.config import ALL_LINEAR, LoraStage
 from skipgpt.errors import ConfigError
@@ -46,6 +46,32 @@ def test_a_forward_takes_a_sparsity_of_its_own(family: str) -> None:
         assert given[1] == inside[1] > 0
     set_sparsity(model, 0.6)
     assert torch.equal(skipped(model)[0], given[0])
+
+
+@torch.no_grad()
+def test_no_sparsity_leaves_the_one_that_is_set() -> None:
+    model = calibrated()
+    set_sparsity(model, 0.6)
+    usual = model(IDS).logits
+    assert torch.equal(model(IDS, sparsity=None).logits, usual)
+    assert torch.equal(model(IDS, sparsity=None, budget=None).logits, usual)
+
+
+def test_gradients_are_those_of_the_sparsity_also_where_layers_are_recomputed() -> None:
+    plain, checkpointed = calibrated().train(), calibrated().train()
+    plain(IDS, sparsity=0.6, labels=IDS).loss.backward()
+    checkpoint_activations(checkpointed, use_reentrant=False)
+    with pytest.raises(ConfigError, match="activation checkpointing, which recomputes"):
+        checkpointed(IDS, sparsity=0.6, labels=IDS, use_cache=False)
+    assert routing_state(checkpointed).rule == Threshold()
+    with at_sparsity(checkpointed, 0.6):
+        checkpointed(IDS, labels=IDS, use_cache=False).loss.backward()
+    grads = [{n: p.grad for n, p in m.named_parameters()} for m in (plain, checkpointed)]
+    for name, grad in grads[0].items():
+        if grad is not None:
+            torch.testing.assert_close(grads[1][name], grad)
+    with torch.no_grad():  # nothing is recomputed
+        checkpointed(IDS, sparsity=0.6)
 
 
 @torch.no_grad()

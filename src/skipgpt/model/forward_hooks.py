@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from skipgpt.config import check_pair
 from skipgpt.errors import ConfigError
 from skipgpt.model.sparsity import threshold_at
-from skipgpt.model.state import RoutingState
+from skipgpt.model.state import RoutingState, checkpointing_functions
 
 logger = logging.getLogger("skipgpt")
 
@@ -76,19 +78,23 @@ def take_sparsity(
     """Pop `sparsity` and `budget` from the arguments of a forward: they hold for that forward only.
 
     Raises:
-        ConfigError: the checkpoint has no such sparsity, or a budget comes without a sparsity.
+        ConfigError: the checkpoint has no such sparsity, a budget comes without a sparsity, or
+            layers would be recomputed after the forward.
     """
-    if kwargs.get("budget") is not None and "sparsity" not in kwargs:
+    kwargs = dict(kwargs)
+    sparsity, budget = kwargs.pop("sparsity", None), kwargs.pop("budget", None)
+    check_pair(sparsity, budget)
+    if sparsity is None:
+        return args, kwargs
+    if torch.is_grad_enabled() and checkpointing_functions(module):
         raise ConfigError(
             "running a forward at a sparsity of its own",
-            got=f"budget={kwargs['budget']!r} alone",
-            expected="the sparsity that it counts",
-            todo="pass sparsity= beside it",
+            got="activation checkpointing, which recomputes layers after that forward",
+            expected="a sparsity that holds until the backward pass has ended",
+            todo="put forward and backward into `with skipgpt.at_sparsity(model, …):` instead",
         )
-    if "sparsity" in kwargs:
-        kwargs = dict(kwargs)
-        rule = threshold_at(state, kwargs.pop("sparsity"), kwargs.pop("budget", None))
-        state.rule, state.outer_rule = rule, state.outer_rule or state.rule
+    rule = threshold_at(state, sparsity, budget)
+    state.rule, state.outer_rule = rule, state.outer_rule or state.rule
     return args, kwargs
 
 

@@ -195,14 +195,20 @@ def given_tokens(state: RoutingState, tokens: Tensor, length: int) -> Iterator[N
 
 def refuse_reentrant_checkpointing(model: nn.Module) -> None:
     """Raise a ConfigError if reentrant activation checkpointing would recompute a layer."""
-    for module in model.modules():
-        function = getattr(module, "_gradient_checkpointing_func", None)
-        keywords = getattr(function, "keywords", {})
-        active = getattr(module, "gradient_checkpointing", False) and module.training
-        if active and keywords.get("use_reentrant", False):
+    for function in checkpointing_functions(model):
+        if getattr(function, "keywords", {}).get("use_reentrant", False):
             raise ConfigError(
                 "recording decisions for training",
                 got="reentrant activation checkpointing",
                 expected="the non-reentrant kind; the other returns wrong gradients silently",
                 todo='enable it with {"use_reentrant": False}',
             )
+
+
+def checkpointing_functions(model: nn.Module) -> list[Any]:
+    """What recomputes layers in the backward pass; empty without activation checkpointing."""
+    return [
+        getattr(module, "_gradient_checkpointing_func", None)
+        for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False) and module.training
+    ]
