@@ -14,6 +14,9 @@ import pytest
 
 from command import skipgpt
 from running_server import CONTEXT, KEY, ORIGIN, Server
+from skipgpt.serving.app import build_app
+from skipgpt.serving.engine import Engine
+from skipgpt.serving.metrics import Metrics
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,25 @@ def test_paths_and_methods_that_nobody_serves(server: Server, path: str, status:
     assert refused.value.code == status
     assert "error" in json.loads(refused.value.read())
     assert "nowhere" not in server.text("/metrics")
+
+
+def test_a_failure_is_counted_under_its_route_not_under_what_the_client_wrote(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastapi.testclient import TestClient
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("skipgpt.serving.app._refuse_other", fail)
+    engine = Engine(*loaded, metrics := Metrics())
+    app = build_app(engine, "tiny", metrics, context=CONTEXT)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/v1/models/written-by-a-client").status_code == 500
+    engine.close()
+    counted = metrics.text().decode()
+    assert 'skipgpt_answers_total{path="/v1/models/{asked:path}",status="500"} 1.0' in counted
+    assert "written-by-a-client" not in counted
 
 
 @pytest.mark.parametrize("key", ["", "another key", "ключ"])

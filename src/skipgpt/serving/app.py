@@ -214,5 +214,5 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         logger.error("a request failed", exc_info=error)
-        metrics.answers.labels(request.url.path, "500").inc()  # this reply bypasses the middleware
+        metrics.count_reply(request.scope, 500)  # this reply bypasses the middleware
         return JSONResponse(error_body(FAILED, "server_error"), 500)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -16,7 +18,6 @@ class Metrics:
         waiting: queued requests.
         running: running requests.
         cancelled: requests whose client disconnected.
-        answers: replies by path and status.
 
     Example:
         rate(skipgpt_generated_tokens_total[1m])                 tokens per second
@@ -26,7 +27,7 @@ class Metrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
-        self.answers = counter("skipgpt_answers", "Replies", ["path", "status"])
+        self._answers = counter("skipgpt_answers", "Replies", ["path", "status"])
         self.waiting = gauge("skipgpt_waiting", "Queued requests")
         self.running = gauge("skipgpt_running", "Requests in the model")
         self.cancelled = counter("skipgpt_cancelled", "Requests whose client left")
@@ -41,6 +42,12 @@ class Metrics:
         )
         self._seconds = Histogram("skipgpt_request_seconds", "In the model", registry=registry)
         self._all = self._kept_out = 0
+
+    def count_reply(self, scope: Mapping[str, Any], status: int) -> None:
+        """Count the reply to a request with this ASGI scope, by its route."""
+        # Unknown paths share a label: else clients could create labels without limit.
+        path = getattr(scope.get("route"), "path", "other")
+        self._answers.labels(path, str(status)).inc()
 
     def finish(self, prompt_tokens: int, done: Completion, seconds: float) -> None:
         """Count a finished request."""

@@ -38,10 +38,7 @@ class ServerMiddleware:
 
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
-                # Unknown paths share a label: else clients could create labels without limit.
-                route = scope.get("route")
-                path = getattr(route, "path", "other")
-                self._metrics.answers.labels(path, str(message["status"])).inc()
+                self._metrics.count_reply(scope, message["status"])
             await send(message)
 
         read = 0
