@@ -58,7 +58,7 @@ def test_counting_leaves_decoding_on_its_fast_path(monkeypatch: pytest.MonkeyPat
 
 
 @torch.no_grad()
-def test_a_trace_around_a_count_sees_what_the_count_does() -> None:
+def test_each_open_recorder_sees_what_those_inside_it_see() -> None:
     model = routed()
     with (
         record_routing(model) as trace,
@@ -68,6 +68,9 @@ def test_a_trace_around_a_count_sees_what_the_count_does() -> None:
         generated(model)
     assert len(trace.steps) == 6
     assert trace.counts().kept() == outer.kept() == inner.kept()
+    with count_routing(model) as outer, record_routing(model) as middle, record_routing(model):
+        generated(model)
+    assert outer.kept() == middle.counts().kept() == trace.counts().kept()
     with count_routing(model) as outer, count_routing(model) as inner:  # on the fast path
         generated(model)
     assert outer.kept() == inner.kept() == trace.counts().kept()
@@ -83,4 +86,4 @@ def test_what_is_held_does_not_grow_with_the_text() -> None:
             model(LEFT_PADDED.ids)
     assert [len(counts._kept), len(counts._tokens)] == once
     assert all(torch.as_tensor(each).numel() == 1 for each in counts._kept.values())
-    assert routing_state(model).recorder is None
+    assert routing_state(model).recorders == ()

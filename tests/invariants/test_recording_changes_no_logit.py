@@ -25,7 +25,7 @@ def test_nothing_is_recorded_outside_the_block() -> None:
         model(inputs.ids)
     model(inputs.ids)
     assert len(trace.steps) == 1
-    assert routing_state(model).recorder is None
+    assert routing_state(model).recorders == ()
 
 
 @torch.no_grad()
@@ -37,8 +37,8 @@ def test_blocks_nest_and_restore_what_was_in_force_even_after_an_error() -> None
         with pytest.raises(IndexError), record_routing(model):
             model(torch.full((1, 1), 999))  # no such token
         model(inputs.ids)
-    assert (len(outer.steps), len(inner.steps)) == (1, 1)
-    assert routing_state(model).recorder is None
+    assert (len(outer.steps), len(inner.steps)) == (2, 1)
+    assert routing_state(model).recorders == ()
 
 
 @torch.no_grad()

@@ -114,8 +114,8 @@ class SkippingLayer(RoutedLayer):
         return rule(margin, site)
 
     def _record(self, decision: Decision) -> None:
-        """Pass a decision to the open recorder, if any."""
-        if (recorder := self.routing.recorder) is not None:
+        """Pass a decision to the open recorders, if any."""
+        for recorder in self.routing.recorders:
             recorder.record(self.index, decision, self.routing.token_mask)
 
 

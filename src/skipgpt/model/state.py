@@ -43,7 +43,7 @@ class RoutingState:
             kept tokens only, `auto` is the faster of `gated` and `sparse` in each module.
         curves: thresholds by sparsity in each unit of a budget, once calibrated.
         token_mask: [B, T] bool of the current forward, False at padding; None where all are real.
-        recorder: receives every decision; None where nothing is recorded.
+        recorders: each receives every decision; none where nothing is recorded.
         outer_rule: the rule to restore after a forward that was given a sparsity of its own.
         can_pack: False where the current forward was asked for something that needs all tokens to
             run.
@@ -62,7 +62,7 @@ class RoutingState:
     execution: Execution = "auto"
     curves: Curves | None = None
     token_mask: Tensor | None = None
-    recorder: Recorder | None = None
+    recorders: tuple[Recorder, ...] = ()
     outer_rule: DecisionRule | None = None
     can_pack: bool = True
     warned: set[str] = field(default_factory=set)
@@ -128,8 +128,7 @@ def record_routing(model: nn.Module) -> Iterator[Trace]:
         print(trace.sparsity())
     """
     refuse_reentrant_checkpointing(model)
-    trace = Trace()
-    with _changed(routing_state(model), recorder=trace):
+    with _recording(model, trace := Trace()):
         yield trace
 
 
@@ -145,10 +144,16 @@ def count_routing(model: nn.Module) -> Iterator[KeepCounts]:
             model.generate(**inputs)
         print(counts.sparsity(), counts.keep_ratios())
     """
-    state = routing_state(model)
-    counts = KeepCounts(state.recorder)
-    with _changed(state, recorder=counts):
+    with _recording(model, counts := KeepCounts()):
         yield counts
+
+
+@contextmanager
+def _recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Open a recorder beside those that are open already."""
+    state = routing_state(model)
+    with _changed(state, recorders=(*state.recorders, recorder)):
+        yield
 
 
 @contextmanager

@@ -71,15 +71,12 @@ class Step:
 class KeepCounts:
     """How many tokens ran each module, as running sums: its size does not grow with the text."""
 
-    def __init__(self, also: Recorder | None = None) -> None:
+    counts_only: ClassVar[bool] = True
+    """Whether a recorder needs only which modules ran, not the margins."""
+
+    def __init__(self) -> None:
         self._kept: dict[Site, int | Tensor] = {}
         self._tokens: dict[int, int | Tensor] = {}
-        self._also = also
-
-    @property
-    def counts_only(self) -> bool:
-        """Whether it, and the recorder around it, need only which modules ran, not the margins."""
-        return self._also is None or self._also.counts_only
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
         """Add the decision of one layer; sums stay on its device."""
@@ -90,8 +87,6 @@ class KeepCounts:
             self._kept[site] = self._kept.get(site, 0) + ran.sum()
         tokens = decision.attn.keep.numel() if token_mask is None else token_mask.sum()
         self._tokens[layer] = self._tokens.get(layer, 0) + tokens
-        if self._also is not None:
-            self._also.record(layer, decision, token_mask)
 
     def record_kept(self, layer: int, attn: int, mlp: int, tokens: int) -> None:
         """Add the real tokens of one layer: those that ran attention, the MLP, and all of them."""
@@ -99,8 +94,6 @@ class KeepCounts:
             site = Site(layer, module)
             self._kept[site] = self._kept.get(site, 0) + kept
         self._tokens[layer] = self._tokens.get(layer, 0) + tokens
-        if isinstance(self._also, KeepCounts):
-            self._also.record_kept(layer, attn, mlp, tokens)
 
     @property
     def tokens(self) -> int:

@@ -59,9 +59,8 @@ def decide(layer: RoutedLayer, entering: Tensor) -> Keeps | None:
     state = layer.routing
     config, rule = state.config, state.rule
     keeps = getattr(rule, "keeps", None)
-    recorder = state.recorder
-    recorded = recorder is not None and not recorder.counts_only
-    if recorded or keeps is None or config.decides != "module":
+    counts_only = all(recorder.counts_only for recorder in state.recorders)
+    if not counts_only or keeps is None or config.decides != "module":
         return None
     scales = inverse_rms_as_numbers(entering) if config.normalize else [1.0] * len(entering)
     margins = margins_as_numbers(entering, layer.attn_router, layer.mlp_router, scales=scales)
@@ -72,14 +71,17 @@ def decide(layer: RoutedLayer, entering: Tensor) -> Keeps | None:
 
 
 def record(layer: RoutedLayer, keeps: Keeps) -> None:
-    """Pass what `decide` returned to the open recorder, if any."""
-    recorder, mask = layer.routing.recorder, layer.routing.token_mask
-    if isinstance(recorder, KeepCounts):
-        attn, mlp, real = sum(keeps.attn), sum(keeps.mlp), len(keeps.attn)
-        if mask is not None:
-            flags = mask[:, 0].tolist()
-            attn, mlp = (sum(map(operator.and_, each, flags)) for each in keeps)
-            real = sum(flags)
+    """Pass what `decide` returned to the open recorders, if any; they only count."""
+    recorders, mask = layer.routing.recorders, layer.routing.token_mask
+    if not recorders:
+        return
+    attn, mlp, real = sum(keeps.attn), sum(keeps.mlp), len(keeps.attn)
+    if mask is not None:
+        flags = mask[:, 0].tolist()
+        attn, mlp = (sum(map(operator.and_, each, flags)) for each in keeps)
+        real = sum(flags)
+    for recorder in recorders:
+        assert isinstance(recorder, KeepCounts)
         recorder.record_kept(layer.index, attn, mlp, real)
 
 
