@@ -92,11 +92,8 @@ def merge_lora(model: Any) -> Any:
         model = merge_lora(with_lora(model, stage))
     """
     if adapted := _adapted_of_several_names(model):
-        logger.info(
-            "merging LoRA on %s unties its weight: %s parameters more",
-            ", ".join(adapted),
-            f"{_untie(model):,}",
-        )
+        more, names = _untie(model), ", ".join(adapted)
+        logger.info("merging LoRA on %s unties its weight: %s parameters more", names, f"{more:,}")
     return model.merge_and_unload()
 
 
