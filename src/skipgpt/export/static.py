@@ -62,9 +62,10 @@ def export_static(
 
     An attention and an MLP go together, and remaining modules are paired into layers again, see
     `pairing.py`; in parallel families whole layers are removed. Keep rates are measured on
-    calibration text, losses on other held-out text. In the end the folder is loaded with
-    transformers and its logits are compared with those of the routed model forced to skip the same
-    modules, healed or not; where they differ nothing is written.
+    calibration text, losses on other held-out text. In the end what is written for `transformers`
+    is loaded with it, and its logits are compared with those of the routed model forced to skip the
+    same modules, healed or not; where they differ nothing is written. What is written for `vllm` is
+    not compared: transformers does not load it.
 
     Args:
         folder: a checkpoint, or a hub id of one.
@@ -165,7 +166,10 @@ def export_static(
 def _written(
     model: Any, layers: list[Layer], removed: Sequence[Site], ids: Tensor, form: Form, folder: Path
 ) -> int:
-    """Write the smaller model, compare it with the routed one, return its parameter count."""
+    """Write the smaller model, and return its parameter count.
+
+    Where transformers loads it, it is compared with the routed one.
+    """
     from transformers import AutoModelForCausalLM
 
     if form == "vllm":
