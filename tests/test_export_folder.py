@@ -121,3 +121,19 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="writing to"):
         skipgpt.export_merged(shared_checkpoint(), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("skipgpt_config.json", "got a checkpoint"),
+        ("adapter_config.json", "got a PEFT adapter"),
+        ("run.json", "got a training run"),
+    ],
+)
+def test_an_export_never_replaces_what_was_trained(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).write_text("{}")
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match=rf"{said}.*name another folder"):
+            skipgpt.export_merged(shared_checkpoint(), tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == [file]

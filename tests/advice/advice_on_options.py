@@ -176,6 +176,9 @@ ON_OPTIONS = [
                      "export checkpoint --static --data good.jsonl --keep-rate 0.9 --block-size "
                      "16 --out small")
     ),
+    told("export/checks.py", "name another folder", "export checkpoint --merged --overwrite "
+         "--out uncalibrated",
+         "skipgpt export checkpoint --merged --out whole"),
     told("export/choosing.py", "raise --keep-rate (keep_rate=) or --sparsity (sparsity=)",
          "export checkpoint --static --data good.jsonl --block-size 16 --out small --sparsity "
          "0.1 --keep-rate 0.01 --format vllm",

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.errors import CheckpointError
+from skipgpt.model.loading.folder import Kind, describe_kind, kind_of_model
 from skipgpt.system.folder_lock import writing_to
 from skipgpt.system.progress import advancing
 from skipgpt.system.stopping import NOTHING_KEPT, stoppable
@@ -49,6 +50,10 @@ OF_ANOTHER_EXPORT = (
 """Files of an older export that would be read beside or instead of those of the new one."""
 
 
+TRAINED: tuple[Kind, ...] = ("checkpoint", "adapter", "run")
+"""What a folder may hold that no export writes over."""
+
+
 def exportable(folder: str | Path, out: Path, overwrite: bool) -> CheckpointInfo:
     """Return the info of a checkpoint after checking that it can be exported to `out`.
 
@@ -56,6 +61,13 @@ def exportable(folder: str | Path, out: Path, overwrite: bool) -> CheckpointInfo
         CheckpointError: a model or a file is there already, the base is quantised, or there is
             no checkpoint.
     """
+    if kind_of_model(out) in TRAINED:
+        raise CheckpointError(
+            f"writing to {out}",
+            got=describe_kind(out),
+            expected="an empty or new folder; what was trained is never replaced",
+            todo="name another folder",
+        )
     if (out / "config.json").exists() and not overwrite:
         raise CheckpointError(
             f"writing to {out}",
