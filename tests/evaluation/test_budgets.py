@@ -133,5 +133,5 @@ def test_a_forward_takes_a_unit_beside_its_sparsity() -> None:
             assert torch.equal(own, model(input_ids=ids).logits)
     assert torch.equal(given, inside)
     assert not torch.equal(given, own)
-    with pytest.raises(ConfigError, match="got 'flops' without a sparsity; .*; give a sparsity"):
+    with pytest.raises(ConfigError, match=r"got 'flops' without a sparsity; .*; give a sparsity"):
         model(input_ids=ids, budget="flops")
