@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cases import ONE_ROW, SITES, layouts, routed
+from cases import KEEP_ALL, ONE_ROW, SITES, layouts, routed
 from skipgpt.config import RouterConfig
 from skipgpt.cost import ModuleCosts, flops_per_token, layer_costs, sparsities
 from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import add_routers, routed_layers, routers
-from skipgpt.routing.decision import KEEP_ALL, DecisionRule, Forced, Site
+from skipgpt.routing.decision import DecisionRule, Forced, Site
 from skipgpt.training.stages import with_lora
 from tiny import tiny_base, tiny_routed
 

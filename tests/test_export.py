@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import skipgpt
+from cases import KEEP_ALL
 from runs import logits, make_checkpoint, rows, shared_checkpoint, write_documents
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.checkpoint.loading import load
@@ -21,7 +22,6 @@ from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.base import load_base
 from skipgpt.model.state import record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routers
-from skipgpt.routing.decision import KEEP_ALL
 from skipgpt.routing.router import set_constant
 from tiny import byte_tokenizer, tiny_base
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from cases import KEEP_ALL
 from skipgpt.benchmark.inference import candidates
 from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
 from skipgpt.benchmark.timing.clock import Task
@@ -17,7 +18,6 @@ from skipgpt.checkpoint.saving import describe, save
 from skipgpt.model.base import load_base
 from skipgpt.model.caches.growing_cache import PreallocatedLayer
 from skipgpt.model.surgery import add_routers
-from skipgpt.routing.decision import KEEP_ALL
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tokenizers import processors
 
+from cases import KEEP_ALL
 from skipgpt.analysis import trace_text
 from skipgpt.config import RouterConfig
 from skipgpt.errors import SkipGPTError
@@ -11,7 +12,7 @@ from skipgpt.evaluation.windows import rows_of
 from skipgpt.model.state import record_routing, use_rule
 from skipgpt.report.charts.routing_map import RoutingMap, routing_map
 from skipgpt.report.terminal import Scale
-from skipgpt.routing.decision import KEEP_ALL, Forced, Site
+from skipgpt.routing.decision import Forced, Site
 from tiny import byte_tokenizer, tiny_routed
 
 TOKENIZER = byte_tokenizer()

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from cases import (
     BATCHES,
     CLOSE,
+    KEEP_ALL,
     LEFT_PADDED,
     ONE_ROW,
     base,
@@ -22,7 +23,6 @@ from skipgpt.export import as_auto_model
 from skipgpt.model.auto import register
 from skipgpt.model.state import execution, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, routers
-from skipgpt.routing.decision import KEEP_ALL
 from zoo import family_name
 
 GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}

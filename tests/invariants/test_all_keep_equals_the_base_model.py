@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from cases import (
     BATCHES,
     CLOSE,
+    KEEP_ALL,
     LEFT_PADDED,
     ONE_ROW,
     assert_same_gradients,
@@ -16,7 +17,7 @@ from cases import (
 from reference import hooked_logits, reference_logits
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.routing.decision import KEEP_ALL, Forced
+from skipgpt.routing.decision import Forced
 
 LOOPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 """The families that the per-token reference knows."""

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import BATCHES, CLOSE, base, conformance, every_layout, routed
+from cases import BATCHES, CLOSE, KEEP_ALL, base, conformance, every_layout, routed
 from reference import decoder_layers, gating, keeps
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routers
-from skipgpt.routing.decision import KEEP_ALL
 from zoo import family_name
 
 Kept = dict[tuple[int, str], Tensor]

@@ -19,14 +19,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import reference
 import zoo
-from cases import BATCHES, CLOSE, LEFT_PADDED, SITES
+from cases import BATCHES, CLOSE, KEEP_ALL, LEFT_PADDED, SITES
 from lively import build_lively
 from skipgpt.errors import UnsupportedModelError
 from skipgpt.model.families.family import Family
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers, routers
-from skipgpt.routing.decision import KEEP_ALL, Forced
+from skipgpt.routing.decision import Forced
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
 

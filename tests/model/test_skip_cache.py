@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cases import CLOSE, SITES, Inputs, checkpoint_activations, routed
+from cases import CLOSE, KEEP_ALL, SITES, Inputs, checkpoint_activations, routed
 from skipgpt import SkipCache
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.cache_memory import cache_memory
@@ -16,7 +16,7 @@ from skipgpt.model.caches.policy import cache_bytes
 from skipgpt.model.caches.skip_cache import SkipLayer
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.routing.decision import KEEP_ALL, Forced, GumbelSample, Site
+from skipgpt.routing.decision import Forced, GumbelSample, Site
 from tiny import tiny_base
 
 HEADS, SIZE = 2, 4

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from cases import CLOSE, Inputs, routed
+from cases import CLOSE, KEEP_ALL, Inputs, routed
 from skipgpt import SkipCache
 from skipgpt.errors import ConfigError
 from skipgpt.model.caches.skip_cache import SkipLayer
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import add_routers
-from skipgpt.routing.decision import KEEP_ALL
 from tiny import tiny_base
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from cases import BATCHES, CLOSE, base, families, routed
+from cases import BATCHES, CLOSE, KEEP_ALL, base, families, routed
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.attention.split import query_width
 from skipgpt.model.families.table import FAMILIES
@@ -13,7 +13,7 @@ from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers
 from skipgpt.routing.calibration import CalibrationCurve
-from skipgpt.routing.decision import KEEP_ALL, Threshold
+from skipgpt.routing.decision import Threshold
 from tiny import tiny_base
 
 SEE = "see docs/extending.md for what a row needs"

@@ -9,7 +9,6 @@ from torch.nn.functional import gumbel_softmax
 
 from skipgpt.model.packing import pack_columns, take, take_mask
 from skipgpt.routing.decision import (
-    KEEP_ALL,
     DecisionRule,
     Forced,
     GumbelSample,
@@ -36,7 +35,7 @@ def test_a_threshold_keeps_what_is_above_it_and_skips_equality(threshold: float)
 
 
 def test_keep_all_keeps_even_the_lowest_margin() -> None:
-    assert KEEP_ALL(torch.tensor([[-1e30, 0.0]]), SITE).keep.all()
+    assert Threshold(-math.inf)(torch.tensor([[-1e30, 0.0]]), SITE).keep.all()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from skipgpt.config import RouterConfig
 from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers, stand_ins
-from skipgpt.routing.decision import Decision, ModuleDecision, Site
+from skipgpt.routing.decision import Decision, ModuleDecision, Site, Threshold
 from tiny import LONG, OLDEST
 
 # Float32 has a relative precision of 1.2e-7. Logits here reach 10, residual streams 30, and a few
@@ -158,6 +159,7 @@ def layouts(but: Collection[str] = (), more: Collection[str] = ()) -> pytest.Mar
 
 
 every_layout = layouts()
+KEEP_ALL = Threshold(-math.inf)
 SITES = [Site(layer, module) for layer in range(3) for module in ("attn", "mlp")]
 
 

@@ -10,7 +10,6 @@ from skipgpt.errors import ConfigError
 from skipgpt.export.decilm import Layer, choose_layers
 from skipgpt.export.pairing import pair_rates, pair_up
 from skipgpt.export.rebuild import module_parameters, moves_whole_layers
-from skipgpt.export.static_result import site_name
 from skipgpt.routing.decision import Site
 
 Form = Literal["transformers", "vllm"]
@@ -24,7 +23,7 @@ def choose(
     Raises ConfigError if none can go.
     """
     rare = [site for site, rate in rates.items() if rate < keep_rate]
-    lowest = {site_name(site): rate for site, rate in rates.items()}
+    lowest = {str(site): rate for site, rate in rates.items()}
     expected = f"a module that fewer than {keep_rate:.1%} of tokens keep"
     todo = "raise --keep-rate (keep_rate=) or --sparsity (sparsity=)"
     layers: list[Layer]
@@ -35,7 +34,7 @@ def choose(
         pairs = pair_rates(list(rates), sizes, rates, whole_layers=whole)
         removable = [pair for pair, rate in pairs.items() if rate < keep_rate]
         layers = [*pair_up(list(rates), removable, sizes, rates)]
-        lowest = {f"{site_name(a)} with {site_name(b)}": rate for (a, b), rate in pairs.items()}
+        lowest = {f"{a} with {b}": rate for (a, b), rate in pairs.items()}
         expected = (
             "an attention and an MLP side by side of whose parameters tokens run less than "
             f"{keep_rate:.1%}"

@@ -21,7 +21,7 @@ from skipgpt.export.choosing import Form, choose
 from skipgpt.export.decilm import Layer, check_servable, write_for_engines
 from skipgpt.export.pairing import Pair
 from skipgpt.export.rebuild import check_movable, smaller_model
-from skipgpt.export.static_result import StaticExport, site_name
+from skipgpt.export.static_result import StaticExport
 from skipgpt.export.transformers4 import save_tokenizer, write_older_config
 from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.loading.generation_settings import write_ends
@@ -145,7 +145,7 @@ def export_static(
         result = StaticExport(
             out=str(out),
             keep_rate=keep_rate,
-            keep_rates={site_name(site): rate for site, rate in rates.items()},
+            keep_rates={str(site): rate for site, rate in rates.items()},
             removed=removed,
             kept_anyway=kept_anyway,
             layers=tuple(layers),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,27 +48,16 @@ class StaticExport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; a site is `3.mlp`."""
-        sites = {
-            name: [site_name(s) for s in getattr(self, name)] for name in ("removed", "kept_anyway")
-        }
+        sites = {name: [str(s) for s in getattr(self, name)] for name in ("removed", "kept_anyway")}
         return dataclasses.asdict(self) | sites | {"layers": [list(pair) for pair in self.layers]}
 
     def __str__(self) -> str:
         gone = 1 - self.parameters_after / self.parameters_before
-        kept = f"; kept anyway: {_listed(self.kept_anyway)}" if self.kept_anyway else ""
+        kept = f"; kept anyway: {', '.join(map(str, self.kept_anyway))}" if self.kept_anyway else ""
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.losses.items())
         return (
-            f"removed {_listed(self.removed)}{kept}\n"
+            f"removed {', '.join(map(str, self.removed))}{kept}\n"
             f"layers {self.layers_before} -> {self.layers_after}, parameters "
             f"{self.parameters_before:,} -> {self.parameters_after:,} ({gone:.1%} fewer)\n"
             f"nats per token over {self.tokens:,} held-out tokens: {losses}"
         )
-
-
-def site_name(site: Site) -> str:
-    """Format a site, as in `3.mlp`."""
-    return f"{site.layer}.{site.module}"
-
-
-def _listed(sites: Sequence[Site]) -> str:
-    return ", ".join(map(site_name, sites))

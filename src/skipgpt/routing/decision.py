@@ -10,7 +10,6 @@ Shapes: B batch, T query tokens.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
@@ -29,6 +28,9 @@ class Site(NamedTuple):
 
     layer: int
     module: Module
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.module}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,7 @@ class GumbelSample:
             uniform = torch.rand_like(margin, dtype=torch.float32)
         else:
             shape = margin.shape[0], margin.shape[1]
-            uniform = self.noise.uniform(shape, f"{site.layer}.{site.module}", margin.device)
+            uniform = self.noise.uniform(shape, str(site), margin.device)
         noise = torch.logit(uniform.clamp(1e-7, 1 - 1e-7)) * self.scale
         soft = torch.sigmoid((margin + noise) / self.temperature)
         keep = soft > 0.5
@@ -194,5 +196,3 @@ def as_float32(number: float) -> float:
 
 RuleAt = Callable[[float], DecisionRule]
 """The rule in force after this share (0 to 1) of a training stage."""
-
-KEEP_ALL = Threshold(-math.inf)

@@ -182,16 +182,14 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         if self._device is not None:
             self._move(self._device)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder sequences: sequence b becomes the former beam_idx[b]."""
-        self.batch_select_indices(beam_idx)
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these sequences, in this order; indices or a mask."""
         chosen = torch.arange(self.batch_size, device=indices.device)[indices].tolist()
         if self.rows is not None:
             self.rows = [self.rows[b] for b in chosen]
         self.batch_size = len(chosen)
+
+    reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence so many times, with its copies adjacent."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from skipgpt.model.families.parameter_names import is_routing
+from skipgpt.model.families.parameter_names import is_routing, kind_of
 from skipgpt.model.loading.bitsandbytes import quantization_of, scales_of
 
 _SAMPLED_VALUES = 64
@@ -28,7 +28,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     named: dict[str, Tensor] = {
-        _base_name(name): each for name, each in model.named_parameters() if _is_base(name)
+        _base_name(name): each for name, each in model.named_parameters() if kind_of(name) == "base"
     }
     for name, parameter in sorted(named.items()):
         flat = parameter.detach().flatten()
@@ -41,7 +41,7 @@ def fingerprint(model: nn.Module) -> str:
         named |= {_base_name(name): each for name, each in scales_of(model)}
     saved = model.state_dict().keys()  # with buffers such as biases of experts
     buffers = ((name, each) for name, each in model.named_buffers() if name in saved)
-    named |= {_base_name(name): each for name, each in buffers if _is_base(name)}
+    named |= {_base_name(name): each for name, each in buffers if kind_of(name) == "base"}
     with ThreadPoolExecutor() as pool:  # hashing runs outside of Python's lock
         digests = pool.map(_digest, [tensor for _, tensor in sorted(named.items())])
         whole = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
@@ -84,10 +84,6 @@ def _digest(tensor: Tensor) -> bytes:
 def _rounded(values: Tensor) -> memoryview:
     """The bytes of values [N], rounded to bfloat16."""
     return values.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().data
-
-
-def _is_base(name: str) -> bool:
-    return not is_routing(name) and "lora_" not in name
 
 
 def _base_name(name: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.families.linear import in_width, is_plain, is_transposed, out_width
+from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.families.table import family_of
 
 _LARGEST = 127
@@ -127,7 +128,7 @@ def _quantizable(model: nn.Module) -> list[str]:
     Raises a ConfigError for LoRA or quantised weights, and an UnsupportedModelError for experts
     that share a tensor.
     """
-    if any("lora_" in name for name, _ in model.named_parameters()):
+    if any(kind_of(name) == "lora" for name, _ in model.named_parameters()):
         raise ConfigError(
             _DOING,
             got="a model with LoRA on it",
