@@ -18,7 +18,8 @@ from skipgpt.data.detokenize import token_texts
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.closeness import ClosenessSum
 from skipgpt.evaluation.perplexity import Perplexity, build_result, total_loss
-from skipgpt.model.residual_stream import first_of, watching_stream
+from skipgpt.model.modules import first_of
+from skipgpt.model.residual_stream import watching_stream
 from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import routed_layers
 from skipgpt.model.trace import Trace

@@ -102,7 +102,7 @@ def _watched(layers: list[Any], moments: dict[Site, Moments], rule: _Routes) -> 
             site, held = Site(layer.index, module), dict[str, Tensor]()  # type: ignore[arg-type]
 
             def keep(_: Any, __: Any, output: Any, held: Any = held) -> None:
-                held["output"] = output[0] if isinstance(output, tuple) else output
+                held["output"] = modules.first_of(output)
 
             # The stand-in is called right after its module, with the stream that entered it.
             def count(

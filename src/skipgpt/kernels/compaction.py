@@ -59,16 +59,12 @@ def kept_rows(keep: Tensor) -> KeptRows:
 def kept_queries(keep: Tensor) -> KeptQueries:
     """Find the kept tokens of a whole batch, and of each of its sequences, in keep [B, T]."""
     batch, tokens = keep.shape
-    flat, ends = keep.flatten(), keep.cumsum(1, dtype=torch.int32)
-    everything = torch.arange(batch * tokens, dtype=torch.int32, device=keep.device)
+    whole, ends = kept_rows(keep), keep.cumsum(1, dtype=torch.int32)
     first = torch.arange(batch, dtype=torch.int32, device=keep.device)[:, None] * tokens
-    packed, whole = (ends - 1 + first).flatten(), flat.cumsum(0, dtype=torch.int32)
-    return KeptQueries(
-        rows=_packed(everything, flat, whole - 1),
-        count=whole[-1:],
-        columns=_packed(everything % tokens, flat, packed).view(batch, tokens),
-        counts=ends[:, -1].contiguous(),
-    )
+    every = torch.arange(tokens, dtype=torch.int32, device=keep.device).repeat(batch)
+    columns = _packed(every, keep.flatten(), (ends - 1 + first).flatten())
+    counts = ends[:, -1].contiguous()
+    return KeptQueries(whole.rows, whole.count, columns.view(batch, tokens), counts)
 
 
 def _packed(values: Tensor, keep: Tensor, places: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Module
 
+_MISFIT = ("Sizes of tensors must match", "index_copy_()")
+"""Parts of torch's errors where new keys cannot be joined to those of a cache."""
+
 
 def pre_norm(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
     """What the module reads of the residual stream [B, T, D]."""
@@ -48,8 +51,13 @@ def run_attention(
     try:
         output = attn(read, **given) if half is None else _run_half(attn, half, read, given)
     except RuntimeError as error:
-        explain_misfit(error, layer.index)
-        raise
+        if not any(sign in str(error) for sign in _MISFIT):
+            raise
+        raise ConfigError(
+            f"running attention of layer {layer.index}",
+            got=f"a cache whose keys do not fit ({str(error).splitlines()[0]})",
+            expected="a cache that this model has filled",
+        ) from error
     update: Tensor = output[0]
     return update
 
@@ -69,9 +77,13 @@ def _run_half(attn: Any, half: Any, read: Tensor, given: dict[str, Any]) -> Any:
 def run_mlp(layer: RoutedLayer, read: Tensor) -> Tensor:
     """Return the MLP's output [B, T, D]; mixtures of experts may also return their scores."""
     mlp: Any = layer._modules[layer.family.mlp]
-    output = mlp(read, read.new_zeros(())) if layer.family.adds_residual else mlp(read)
-    update: Tensor = output[0] if isinstance(output, tuple) else output
-    return update
+    return first_of(mlp(read, read.new_zeros(())) if layer.family.adds_residual else mlp(read))
+
+
+def first_of(output: Any) -> Tensor:
+    """The tensor of a module's or layer's output, which some families return in a tuple."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
 
 
 def run_module(
@@ -95,13 +107,3 @@ def attention_arguments(attention: Any) -> frozenset[str] | None:
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return None
     return frozenset(parameters)
-
-
-def explain_misfit(error: RuntimeError, index: int) -> None:
-    """Raise a readable ConfigError if new keys could not be joined to those of the cache."""
-    if any(sign in str(error) for sign in ("Sizes of tensors must match", "index_copy_()")):
-        raise ConfigError(
-            f"running attention of layer {index}",
-            got=f"a cache whose keys do not fit ({str(error).splitlines()[0]})",
-            expected="a cache that this model has filled",
-        ) from error

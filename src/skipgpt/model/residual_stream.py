@@ -66,19 +66,15 @@ class _Watch:
 
     def leave(self, _: nn.Module, args: Any, output: Any) -> None:
         index = self.layer.index
-        self.seen((Site(index, "attn"), Site(index, "mlp")), self.entering, first_of(output))
+        self.seen(
+            (Site(index, "attn"), Site(index, "mlp")), self.entering, modules.first_of(output)
+        )
         del self.entering, self.between
 
     def _after(self, module: Module, read: Tensor, output: Any) -> Tensor:
         """The stream [B, T, D] with the module's output added."""
-        update = first_of(output)
+        update = modules.first_of(output)
         if not self.layer.family.adds_residual:
             update = read + modules.post_norm(self.layer, module, update)
         self.seen((Site(self.layer.index, module),), read, update)
         return update
-
-
-def first_of(output: Any) -> Tensor:
-    """The tensor of a module's or layer's output, which some families return in a tuple."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from skipgpt.model import modules
-from skipgpt.model.packing import check_mask, take_blocks
+from skipgpt.model.packing import check_mask, take_blocks, take_mask
 from skipgpt.model.routed import RoutedLayer
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def _mask(mask: Any, columns: Tensor, places: Tensor, keys: Tensor, visible: Ten
         return take_blocks(mask, columns, keys.shape[1], keys, visible)
     mask = check_mask(mask).expand(len(columns), -1, -1, -1)
     if columns.shape[1] < mask.shape[2]:
-        rows = columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-        mask = mask.gather(2, rows)
+        mask = take_mask(mask, columns, mask.shape[3])
     index = keys[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
     taken: Tensor = mask.gather(3, index)
     hidden = ~visible.unsqueeze(1)

@@ -47,23 +47,14 @@ def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any])
         replaced[family.fused] = fused
 
     def stop(*update: Any) -> None:
-        raise _StopForward(*update)
+        raise _StopForward(*(update[:2] if cache is None else cache.update(*update)))
 
     half, catch = Patched(attn, **replaced), Patched(cache, update=stop)
     try:
         modules.run_attention(layer, read, arguments | {family.cache: catch}, half)
     except _StopForward as caught:
-        update = caught.args
-    else:
-        raise AssertionError(f"attention of layer {layer.index} never updated its cache")
-    keys, values = update[:2]
-    if cache is not None:
-        try:
-            keys, values = cache.update(*update)
-        except RuntimeError as error:
-            modules.explain_misfit(error, layer.index)
-            raise
-    return KeysValues(keys, values, fused.whole if fused else None)
+        return KeysValues(*caught.args, fused.whole if fused else None)
+    raise AssertionError(f"attention of layer {layer.index} never updated its cache")
 
 
 def kept_queries(
@@ -94,7 +85,7 @@ def kept_queries(
 
 
 class _StopForward(Exception):  # noqa: N818 - it ends the first half, nothing went wrong
-    """Ends attention's forward and carries out what it passed to the cache."""
+    """Ends attention's forward and carries keys and values out of the cache."""
 
 
 class _FusedKeys:
