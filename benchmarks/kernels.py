@@ -222,7 +222,7 @@ def main() -> None:
     def make(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device, dtype=torch.bfloat16) * 0.02
 
-    kernels = kernels_for(make(1))
+    kernels = kernels_for(device, torch.bfloat16)
     if kernels is None:
         sys.exit("there are no kernels for this device: it needs Triton and an Ampere GPU or newer")
     found = {

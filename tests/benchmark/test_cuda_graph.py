@@ -14,7 +14,6 @@ from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, can_capture
 from skipgpt.kernels.plain import PLAIN
-from skipgpt.model.execution import kernel_support
 from skipgpt.model.surgery import add_routers
 
 
@@ -66,7 +65,7 @@ def test_what_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_capture(dense), "it is on a CPU"
     assert can_capture(_OnGpu(dense))
     assert not can_capture(_OnGpu(sparse)), "it packs in PyTorch, which asks the host"
-    monkeypatch.setattr(kernel_support, "kernels_for", lambda _: PLAIN)
+    monkeypatch.setattr("skipgpt.kernels.select.kernels_for", lambda *_: PLAIN)
     assert can_capture(_OnGpu(sparse))
     assert not can_capture(_OnGpu(routed("llama", kv="skip")))
     assert not can_capture(_OnGpu(add_routers(base("gpt2")).eval()))

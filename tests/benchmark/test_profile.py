@@ -18,7 +18,6 @@ from skipgpt.benchmark import profile
 from skipgpt.benchmark.profile import profile_machine
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.kernels.interface import Kernels
-from skipgpt.model.execution import kernel_support
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.system.device_profile import Machine
 
@@ -95,7 +94,7 @@ def test_packing_of_pytorch_is_measured_where_there_are_kernels(
 
     names = [each.name for each in dataclasses.fields(Kernels)]
     kernels = Kernels(**dict.fromkeys(names, refused))
-    monkeypatch.setattr(kernel_support, "kernels_for", lambda _: kernels)
+    monkeypatch.setattr("skipgpt.kernels.select.kernels_for", lambda *_: kernels)
     tasks = timed(monkeypatch, SECONDS)
     profile_machine(CPU)
     with torch.inference_mode():

@@ -15,7 +15,7 @@ from cases import LEFT_PADDED, ONE_ROW, SITES, Inputs, routed
 from skipgpt.benchmark.bench import Grid, bench
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, can_capture, captured
-from skipgpt.model.execution import kernel_support
+from skipgpt.model.execution.plan import needs_host_sync
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Forced
@@ -44,7 +44,7 @@ def on_gpu(inputs: Inputs) -> dict[str, Tensor]:
 @pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
 def test_prefill_with_kernels_equals_gated(family: str, inputs: Inputs, keep: float) -> None:
     model = routed(family).to(CUDA)
-    assert not any(kernel_support.needs_host_sync(layer) for layer in routed_layers(model))
+    assert not any(needs_host_sync(layer) for layer in routed_layers(model))
     real, given = inputs.real.to(CUDA), on_gpu(inputs)
     logits = []
     with use_rule(model, Forced(routes(len(real), inputs.tokens, keep))):

@@ -27,10 +27,11 @@ from cases import (
 from skipgpt.kernels.interface import Kernels
 from skipgpt.kernels.plain import PLAIN
 from skipgpt.kernels.select import kernels_for
-from skipgpt.model.execution import fused, kernel_support, sparse
+from skipgpt.model.execution import decode, run
+from skipgpt.model.execution.plan import has_kernels, needs_host_sync
 from skipgpt.model.state import execution, record_routing, use_rule
 from skipgpt.model.surgery import routed_layers
-from skipgpt.routing.decision import Forced, RandomRoutes
+from skipgpt.routing.decision import MODULES, Forced, RandomRoutes
 
 WHOLE = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo", "gemma", "cohere2"}
 
@@ -84,7 +85,8 @@ def poisoned() -> Kernels:
 
 def with_kernels(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """Let layers on a CPU run with these."""
-    monkeypatch.setattr(kernel_support, "kernels_for", lambda _: kernels)
+    monkeypatch.setattr("skipgpt.kernels.select.kernels_for", lambda *_: kernels)
+    monkeypatch.setattr(decode, "can_use", lambda *_: False)  # it is for devices without kernels
 
 
 def without_packing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +96,7 @@ def without_packing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("packed in PyTorch")
 
     for name in ("pack_columns", "add_rows"):
-        monkeypatch.setattr(sparse, name, refuse)
+        monkeypatch.setattr(run, name, refuse)
 
 
 def routes(tokens: int, batch: int, keep: float, seed: int = 3) -> Forced:
@@ -144,7 +146,7 @@ def test_which_families_run_with_kernels_alone(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_kernels(monkeypatch, PLAIN)
-    asking = any(kernel_support.needs_host_sync(layer) for layer in routed_layers(routed(family)))
+    asking = any(needs_host_sync(layer) for layer in routed_layers(routed(family)))
     if family in WHOLE:
         assert not asking
     if family in {"bloom", "gpt2", "mixtral", "gemma2", "phi3", "deepseek_v3", "gpt_oss"}:
@@ -193,7 +195,7 @@ def test_chunks_of_several_tokens_see_the_cache(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_step_of_many_sequences_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "MOST_SEQUENCES", 2)
+    monkeypatch.setattr("skipgpt.kernels.select.MOST_SEQUENCES", 2)
     model, inputs = routed("llama"), Inputs((0, 0, 0), padded=False, tokens=5)
     rule = routes(5, 3, 0.5)
     wanted = full(model, inputs, rule, "gated")
@@ -254,12 +256,12 @@ def test_where_kernels_do_not_suit_tokens_are_packed_in_pytorch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with_kernels(monkeypatch, PLAIN)
-    stream, plain = torch.zeros(1, 1, 32), {"attention_mask": None}
+    where, plain = (torch.device("cpu"), torch.float32), {"attention_mask": None}
 
     def suited(model: Any, given: dict[str, Any] = plain) -> tuple[bool, bool]:
         layer = routed_layers(model)[0]
-        attention = kernel_support.attention_kernels(layer, stream, given)
-        return attention is not None, kernel_support.mlp_kernels(layer, stream) is not None
+        attention, mlp = (has_kernels(layer, each, *where, given) for each in MODULES)
+        return attention, mlp
 
     model = routed("llama")
     assert suited(model) == (True, True)
@@ -285,5 +287,5 @@ def test_where_kernels_do_not_suit_tokens_are_packed_in_pytorch(
 
 
 def test_there_are_no_kernels_on_a_cpu_nor_for_other_dtypes() -> None:
-    assert kernels_for(torch.zeros(1)) is None
-    assert kernels_for(torch.zeros(1, device="meta")) is None
+    assert kernels_for(torch.device("cpu"), torch.float32) is None
+    assert kernels_for(torch.device("meta"), torch.float32) is None

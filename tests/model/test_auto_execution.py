@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from cases import CLOSE, ONE_ROW, Inputs, base, every_batch, every_layout, routed
 from skipgpt.errors import ConfigError
-from skipgpt.model.execution import gated, sparse
+from skipgpt.model.execution import run
 from skipgpt.model.packing_cost import PackingCost
 from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
@@ -32,19 +34,19 @@ def auto(family: str, machine: Machine) -> nn.Module:
 class Watch:
     """A twin that counts its calls."""
 
-    def __init__(self, twin: object) -> None:
+    def __init__(self, twin: Callable[..., torch.Tensor]) -> None:
         self.calls, self._twin = 0, twin
 
-    def __getattr__(self, name: str) -> object:
+    def __call__(self, *given: object) -> torch.Tensor:
         self.calls += 1
-        return getattr(self._twin, name)
+        return self._twin(*given)
 
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Watch]:
-    twins = {"gated": Watch(gated), "sparse": Watch(sparse)}
+    twins = {"gated": Watch(run.gated), "sparse": Watch(run.sparse)}
     for name, twin in twins.items():
-        monkeypatch.setattr(f"skipgpt.model.execution.run.{name}", twin)
+        monkeypatch.setattr(run, name, twin)
     return twins
 
 
@@ -97,22 +99,22 @@ def test_all_or_none_needs_no_packing(keep: bool, watched: dict[str, Watch]) -> 
 
 def test_packing_pays_from_some_share_of_skipped_tokens_on() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, read = PackingCost(layer), torch.zeros(1, 64, 32)
+    packing, size = PackingCost(layer), (64, 32, 4)
     # 64 rows of the MLP take 2 * 64 * its weights; the fixed price is that of a quarter of them.
     weights = sum(p.numel() for p in layer.mlp.parameters())
     machine = Machine(1.0, 1e30, mlp_packing=2 * 16 * weights, attn_packing=0.0)
-    pays = [packing.is_worth_packing(machine, "mlp", read, kept) for kept in (63, 50, 46, 10)]
+    pays = [packing.is_worth_packing(machine, "mlp", *size, kept) for kept in (63, 50, 46, 10)]
     assert pays == [False, False, True, True]
     moving = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
-    assert not packing.is_worth_packing(moving, "mlp", read, 10)
+    assert not packing.is_worth_packing(moving, "mlp", *size, 10)
 
 
 def test_weights_that_are_read_for_one_token_are_read_for_all() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, read = PackingCost(layer), torch.zeros(8, 1, 32)
+    packing, size = PackingCost(layer), (8, 32, 4)
     bound_by_reading = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
-    assert not packing.is_worth_packing(bound_by_reading, "mlp", read, 1)
-    assert packing.is_worth_packing(bound_by_reading, "mlp", read, 0)
+    assert not packing.is_worth_packing(bound_by_reading, "mlp", *size, 1)
+    assert packing.is_worth_packing(bound_by_reading, "mlp", *size, 0)
 
 
 def test_weights_that_are_buffers_count() -> None:
@@ -164,8 +166,8 @@ def test_forced_sites_are_skipped_in_auto() -> None:
 @torch.no_grad()
 def test_sequences_that_skip_attention_pay_where_their_keys_are_many() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, read = PackingCost(layer), torch.zeros(4, 1, 32)
+    packing, size = PackingCost(layer), (4, 32, 4)
     machine = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
     moved = 2 * 6 * 32 * 4
     for cached, expected in ((2 * moved - 8, False), (2 * moved + 8, True)):
-        assert packing.is_worth_packing(machine, "attn", read, 2, cached) is expected
+        assert packing.is_worth_packing(machine, "attn", *size, 2, cached) is expected

@@ -8,7 +8,7 @@ import torch
 from cases import BATCHES, CLOSE, ONE_ROW, SITES, base, every_layout, routed
 from skipgpt.model.attention import causal_blocks
 from skipgpt.model.attention.causal_blocks import CausalQueries, attend, can_use
-from skipgpt.model.execution import sparse
+from skipgpt.model.execution import run
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import remove_routers, routed_layers
 from skipgpt.routing.decision import Forced
@@ -98,7 +98,7 @@ def test_blocks_pass_on_dropout() -> None:
 @torch.no_grad()
 def test_blocks_run_where_they_suit_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(sparse, "take_mask", lambda *given: seen.append(given) or None)
+    monkeypatch.setattr(run, "take_mask", lambda *given: seen.append(given) or None)
     model = routed("llama")
     model(ONE_ROW.given["input_ids"])
     assert not seen

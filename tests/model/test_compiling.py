@@ -82,7 +82,7 @@ def test_the_graph_breaks_at_sparse_modules_only_and_gives_the_same_logits() -> 
     compiled = torch.compile(model, backend="eager")
     actual = compiled(**inputs.given, use_cache=False).logits
     torch.testing.assert_close(actual[inputs.real], expected[inputs.real], rtol=0, atol=1e-5)
-    assert breaks() == {"plan": 7, "module": 4}
+    assert breaks() == {"plan": 7, "sparse": 4}
     with use_rule(model, RandomRoutes(1.0)):  # other routes, other shapes, no stale graph
         nothing = compiled(**inputs.given, use_cache=False).logits
     assert (nothing - actual)[inputs.real].abs().max() > 1e-2
@@ -103,7 +103,7 @@ def test_auto_breaks_the_graph_where_it_chooses_and_where_it_packs(packs: bool) 
     for _ in range(2):
         actual = compiled(inputs.ids, use_cache=False).logits
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-    assert breaks() == ({"plan": 7, "module": 4} if packs else {"plan": 7})
+    assert breaks() == ({"plan": 7, "sparse": 4} if packs else {"plan": 7})
 
 
 def _loss(model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:

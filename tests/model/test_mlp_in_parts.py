@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cases import CLOSE, LEFT_PADDED, every_layout, routed
-from skipgpt.model.execution import sparse
+from skipgpt.model.execution import run
 from skipgpt.model.state import execution, record_routing
 
 
@@ -21,7 +21,7 @@ def test_parts_give_what_gated_gives(
         expected = model(**inputs.given).logits
     kept = max(int(keep.sum()) for keep in trace.steps[0].keeps("mlp"))
     assert kept > 2 * rows
-    monkeypatch.setattr(sparse, "ROWS", rows)
+    monkeypatch.setattr(run, "ROWS", rows)
     got = model(**inputs.given).logits
     torch.testing.assert_close(got[inputs.real], expected[inputs.real], **CLOSE)
 

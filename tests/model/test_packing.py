@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from skipgpt.model.packing import add_packed, pack_columns, take, take_mask
+from skipgpt.model.execution.run import add_packed
+from skipgpt.model.packing import pack_columns, take, take_mask
 
 
 def test_without_a_mask_a_packed_query_sees_what_it_would_in_its_own_place() -> None:

@@ -10,7 +10,6 @@ import importlib.util
 import logging
 
 import torch
-from torch import Tensor
 
 from skipgpt.kernels.interface import Kernels
 
@@ -26,16 +25,16 @@ MOST_SEQUENCES = 64
 WIDEST_HEAD = 256
 
 
-def kernels_for(stream: Tensor) -> Kernels | None:
-    """The kernels for the device and dtype of a tensor; None where there are none.
+def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    """The kernels for a device and a dtype; None where there are none.
 
     Example:
-        >>> kernels_for(torch.zeros(2, 7, 32)) is None
+        >>> kernels_for(torch.device("cpu"), torch.float32) is None
         True
     """
-    if stream.device.type != "cuda" or stream.dtype not in DTYPES:
+    if device.type != "cuda" or dtype not in DTYPES:
         return None
-    return triton_kernels() if _capable(stream.device.index) else None
+    return triton_kernels() if _capable(device.index) else None
 
 
 @functools.cache

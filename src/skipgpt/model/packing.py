@@ -118,23 +118,3 @@ def check_mask(mask: Any) -> Tensor:
             todo='load the model with attn_implementation="sdpa", or use execution "gated"',
         )
     return mask
-
-
-def add_rows(stream: Tensor, update: Tensor, rows: Tensor, *, in_place: bool = False) -> Tensor:
-    """Stream [B, T, D] with update [N, D] added to rows [N] of its tokens, in order.
-
-    `in_place` is for streams that nothing else holds; the one that enters a layer may be recorded.
-    """
-    flat = stream.flatten(0, 1)
-    if len(rows) == len(flat):
-        return stream + update.view_as(stream)
-    add = flat.index_add_ if in_place else flat.index_add
-    return add(0, rows, update.to(flat.dtype)).view_as(stream)
-
-
-def add_packed(stream: Tensor, update: Tensor, columns: Tensor, filled: Tensor) -> Tensor:
-    """Stream [B, T, D] with update [B, N, D] added at columns [B, N] where filled [B, N]."""
-    if len(stream) == 1:
-        return add_rows(stream, update[0], columns[0])
-    first_row = torch.arange(len(stream), device=stream.device)[:, None] * stream.shape[1]
-    return add_rows(stream, update[filled], (columns + first_row)[filled])

@@ -35,20 +35,27 @@ class PackingCost:
             self._weights["mlp"] -= int(experts * (1 - family.share_of_experts(layer)))
 
     def is_worth_packing(
-        self, machine: Machine, module: Module, entering: Tensor, kept: int, cached: int = 0
+        self,
+        machine: Machine,
+        module: Module,
+        tokens: int,
+        width: int,
+        number_bytes: int,
+        kept: int,
+        cached: int = 0,
     ) -> bool:
-        """Whether running only `kept` tokens of `entering` [B, T, D] saves more than packing costs.
+        """Whether running only `kept` of so many tokens saves more than packing costs.
 
-        `cached` are bytes of keys and values that are read if all tokens attend.
+        They are `width` numbers each, of `number_bytes`. `cached` are bytes of keys and values that
+        are read if all tokens attend.
         """
-        tokens, number_bytes = entering.shape[:2].numel(), entering.element_size()
         if kept in (0, tokens):
             return True
         weights = self._weights[module]
         saved = machine.product_seconds(weights, tokens, number_bytes)
         saved -= machine.product_seconds(weights, kept, number_bytes)
         saved += cached * (1 - kept / tokens) / machine.bandwidth
-        moved = 2 * (tokens + kept) * entering.shape[-1] * number_bytes / machine.bandwidth
+        moved = 2 * (tokens + kept) * width * number_bytes / machine.bandwidth
         fixed = machine.mlp_packing if module == "mlp" else machine.attn_packing
         return saved > fixed + moved
 

@@ -81,9 +81,9 @@ class RoutingState:
     def curve(self, curve: CalibrationCurve | None) -> None:
         self.curves = None if curve is None else Curves.of_modules(curve)
 
-    def machine(self, read: Tensor) -> Machine:
-        """The speed of the device that a tensor is on, in its dtype; looked up once."""
-        key = read.device, read.dtype
+    def machine(self, device: torch.device, dtype: torch.dtype) -> Machine:
+        """The speed of a device in a dtype; looked up once."""
+        key = device, dtype
         if key not in self.machines:
             self.machines[key] = profile_of(*key)
         return self.machines[key]

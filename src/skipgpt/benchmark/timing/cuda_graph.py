@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipgpt.model.execution.kernel_support import needs_host_sync
+from skipgpt.model.execution.plan import needs_host_sync
 from skipgpt.model.surgery import routed_layers
 
 _WARMUP = 3

@@ -53,7 +53,8 @@ def keys_and_values(layer: RoutedLayer, read: Tensor, arguments: dict[str, Any])
     try:
         modules.run_attention(layer, read, arguments | {family.cache: catch}, half)
     except _StopForward as caught:
-        return KeysValues(*caught.args, fused.whole if fused else None)
+        keys, values = caught.args
+        return KeysValues(keys, values, fused.whole if fused else None)
     raise AssertionError(f"attention of layer {layer.index} never updated its cache")
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skipgpt.model.execution import kernel_support
 from skipgpt.model.execution.plan import plan_of_count
 from skipgpt.model.execution.run import run as run_by_plan
 from skipgpt.model.routed import RoutedLayer
@@ -44,7 +43,6 @@ def can_use(layer: RoutedLayer, entering: Tensor) -> bool:
         and (state.config.input, state.config.kv) == ("layer_input", "dense")
         and not layer.family.is_parallel(layer)
         and entering.device.type == "cpu"
-        and kernel_support.stand_in_kernels(entering) is None
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
     )

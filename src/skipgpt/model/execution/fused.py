@@ -10,7 +10,7 @@ and its attention function by a custom one. All shapes are those of all tokens a
 in its place, so positions, masks and caches are the family's own. The rows of tokens that skip are
 arbitrary: rotary embeddings and norms work row by row, and nothing reads those rows in the end.
 
-`plan.py` decides where kernels run; elsewhere kept tokens are packed in PyTorch (`sparse.py`).
+`plan.py` decides where kernels run; elsewhere kept tokens are packed in PyTorch (`run.py`).
 
 Shapes: B batch, T query tokens, S keys, D hidden.
 """
@@ -22,12 +22,12 @@ from typing import Any
 
 from torch import Tensor
 
+from skipgpt.kernels import select
 from skipgpt.kernels.compaction import KeptQueries, kept_queries, kept_rows
 from skipgpt.kernels.interface import Kernels
-from skipgpt.kernels.select import MOST_SEQUENCES
 from skipgpt.model import modules
 from skipgpt.model.attention.custom import PackedQueries, Patched
-from skipgpt.model.execution import kernel_support
+from skipgpt.model.execution.plan import ACTIVATIONS
 from skipgpt.model.routed import RoutedLayer
 
 
@@ -53,11 +53,11 @@ def mlp(
     layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, _: dict[str, Any]
 ) -> Tensor:
     """Stream [B, T, D] plus the MLP of the kept tokens of `entering`."""
-    kernels = kernel_support.supported_kernels(stream)
+    kernels = _kernels_of(stream)
     module = getattr(layer, layer.family.mlp)
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
     weights = (gate.weight, up.weight, gate.bias, up.bias)
-    activation, scale = kernel_support.ACTIVATIONS[type(module.act_fn).__name__], _scale(layer)
+    activation, scale = ACTIVATIONS[type(module.act_fn).__name__], _scale(layer)
     read, flat = modules.pre_norm(layer, "mlp", entering).flatten(0, 1), stream.flatten(0, 1)
     if _is_step(keep):
         flags = keep[:, 0]
@@ -76,7 +76,7 @@ def attention(
     layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
     """Stream [B, T, D] plus attention of the kept tokens of `entering` to all."""
-    kernels = kernel_support.supported_kernels(stream)
+    kernels = _kernels_of(stream)
     family, attn = layer.family, getattr(layer, layer.family.attn)
     query, output = getattr(attn, family.query[0]), getattr(attn, family.output)
     scale, flat = _scale(layer), stream.flatten(0, 1)
@@ -128,9 +128,16 @@ def attend(
     return attended, None
 
 
+def _kernels_of(stream: Tensor) -> Kernels:
+    """The kernels for this tensor; the plan has found that there are any."""
+    kernels = select.kernels_for(stream.device, stream.dtype)
+    assert kernels is not None
+    return kernels
+
+
 def _is_step(keep: Tensor) -> bool:
     """Whether keep [B, T] is that of a decode step of few sequences."""
-    return keep.shape[1] == 1 and len(keep) <= MOST_SEQUENCES
+    return keep.shape[1] == 1 and len(keep) <= select.MOST_SEQUENCES
 
 
 def _scale(layer: RoutedLayer) -> float:
