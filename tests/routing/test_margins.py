@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.linear_map import LinearMap
 from skipgpt.routing.router import (
+    LinearMap,
     LinearRouter,
     Router,
     build_router,

@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.linear_map import LinearMap
 from skipgpt.routing.router import (
     KEEP,
     SKIP,
+    LinearMap,
     LinearRouter,
     MLPRouter,
     Router,

@@ -7,6 +7,7 @@ is above the threshold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from skipgpt.config import RouterConfig
-from skipgpt.routing.linear_map import LinearMap
 from skipgpt.system.sharded import assign, full_tensor
 
 KEEP, SKIP = 0, 1
@@ -24,6 +24,39 @@ EPSILON = 1e-6
 
 Scale = Tensor | float
 """Factor on hidden states [B, T, D]: [B, T, 1], or one number."""
+
+
+class LinearMap(nn.Module):
+    """The linear map `x W^T + b` that routers and stand-ins are made of; b may be left out.
+
+    It has the parameters and the initialisation of `nn.Linear`, and is none, on purpose. Quantisers
+    (bitsandbytes, torchao, torch's own) and PEFT's `all-linear` look for that class and replace it;
+    decisions would be rounded, or fail.
+
+    Example:
+        >>> LinearMap(32, 4)(torch.zeros(2, 7, 32)).shape
+        torch.Size([2, 7, 4])
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+        self.bias: nn.Parameter
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if bias:
+            bound = 1 / math.sqrt(in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map rows […, in_features] to […, out_features]."""
+        return nn.functional.linear(rows, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """The sizes, as `nn.Linear` prints them."""
+        bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
 
 
 class Router(nn.Module):

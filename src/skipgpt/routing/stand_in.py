@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from skipgpt.routing.linear_map import LinearMap
-from skipgpt.routing.router import EPSILON, divided_by_rms
+from skipgpt.routing.router import EPSILON, LinearMap, divided_by_rms
 from skipgpt.system.sharded import assign, full_tensor
 
 
