@@ -247,10 +247,3 @@ def test_gradients_are_right_where_two_forwards_share_one_backward() -> None:
 
     for one, other in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-
-
-def test_a_skip_cache_is_moved_away_and_back() -> None:
-    layer = filled(SkipLayer(), ["x.x"])
-    layer.offload()
-    layer.prefetch()
-    assert held(layer) == [[0, 2]]

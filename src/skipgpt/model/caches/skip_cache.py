@@ -9,6 +9,7 @@ Shapes: B batch, N new tokens, P the most kept tokens of a sequence.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,32 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from skipgpt.errors import ConfigError
-from skipgpt.model.caches.kept_rows import Row, join
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The kept tokens of one sequence: keys and values [heads, P, size], places [P] int32."""
+
+    keys: Tensor
+    values: Tensor
+    places: Tensor
+
+    def only(self, keep: Tensor) -> Row:
+        """The tokens where keep [P] is true."""
+        kept = keep.nonzero().squeeze(-1)
+        keys, values = (part.index_select(1, kept) for part in (self.keys, self.values))
+        return Row(keys, values, self.places.index_select(0, kept))
+
+
+def join(old: Row, new: Row) -> Row:
+    """The tokens of `old`, then those of `new`."""
+    if not len(new.places):
+        return old
+    return Row(
+        torch.cat([old.keys, new.keys], 1),
+        torch.cat([old.values, new.values], 1),
+        torch.cat([old.places, new.places]),
+    )
 
 
 class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -44,7 +70,6 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         self.batch_size = 0
         self.seen = 0
         self._dropped_before = 0
-        self._device: Any = None
 
     def extend(
         self, keys: Tensor, values: Tensor, places: Tensor, stored: Tensor, tokens: int
@@ -173,15 +198,6 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.window is not None:
             self._drop(before=self.seen - self.window + 1)
 
-    def offload(self) -> None:
-        """Move what is stored to the CPU."""
-        self._move("cpu")
-
-    def prefetch(self) -> None:
-        """Move what is stored back to where it came from."""
-        if self._device is not None:
-            self._move(self._device)
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these sequences, in this order; indices or a mask."""
         chosen = torch.arange(self.batch_size, device=indices.device)[indices].tolist()
@@ -201,11 +217,6 @@ class SkipLayer(CacheLayerMixin):  # type: ignore[misc]
     def is_initialized(self) -> bool:
         """Whether any token was stored."""
         return self.rows is not None
-
-    def _move(self, device: Any) -> None:
-        if self.rows:
-            self._device = self._device or self.rows[0].keys.device
-            self.rows = [row.map(lambda part, _: part.to(device)) for row in self.rows]
 
     def _drop(self, before: int) -> None:
         self._dropped_before = max(self._dropped_before, before)
