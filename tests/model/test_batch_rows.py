@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cases import BATCHES, CLOSE, Inputs, every_layout, routed
-from skipgpt.model.attention import batch_rows
-from skipgpt.model.attention.batch_rows import RowQueries, attend, can_use
+from skipgpt.model.attention.flat import RowQueries, can_use
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
 from skipgpt.routing.decision import Forced, RandomRoutes, Site
+
+NO_MASK = {"attention_mask": None}
 
 
 @given(st.sets(st.integers(0, 12), min_size=1).map(sorted))
@@ -36,8 +39,7 @@ def test_each_query_attends_in_its_own_keys(rows: list[int], masked: bool) -> No
     mask = torch.rand(5, 1, 1, 7) > 0.4 if masked else None
     if mask is not None:
         mask[..., 0] = True
-    got, weights = attend(None, query, keys, values, RowQueries(rows, mask), scaling=0.3)
-    assert weights is None
+    got = RowQueries(rows, mask).attend(query, keys, values, scaling=0.3)
     for n, row in enumerate(rows):
         expected = scaled_dot_product_attention(
             query[:, :, n : n + 1],
@@ -52,8 +54,7 @@ def test_each_query_attends_in_its_own_keys(rows: list[int], masked: bool) -> No
 
 def test_dropout_drops() -> None:
     query, keys, values = torch.randn(1, 4, 2, 8), *torch.randn(2, 2, 2, 7, 8)
-    nothing, _ = attend(None, query, keys, values, RowQueries([0, 1], None), dropout=1.0)
-    assert not nothing.any()
+    assert not RowQueries([0, 1], None).attend(query, keys, values, dropout=1.0).any()
 
 
 def decoded(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -74,26 +75,26 @@ def test_decoding_gives_what_gated_gives(
     family: str, batch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, inputs, apart = routed(family), BATCHES[batch], []
-    take = batch_rows.take_arguments
+    runs = RowQueries.runs
 
-    def watched(arguments: dict[str, object], rows: Tensor, size: int) -> dict[str, object]:
-        apart.append(rows.tolist())
-        return take(arguments, rows, size)
+    def watched(queries: RowQueries) -> Iterator[tuple[slice, slice]]:
+        apart.append(queries.rows)
+        return runs(queries)
 
-    monkeypatch.setattr(batch_rows, "take_arguments", watched)
+    monkeypatch.setattr(RowQueries, "runs", watched)
     with use_rule(model, RandomRoutes(0.5)):
         got = decoded(model, inputs)
         with execution(model, "gated"):
             expected = decoded(model, inputs)
     torch.testing.assert_close(got, expected, **CLOSE)
-    if can_use(routed_layers(model)[0], 1, None):
+    if can_use(routed_layers(model)[0], 1, NO_MASK):
         assert apart
         assert all(0 < len(rows) < 3 for rows in apart)
 
 
 @torch.no_grad()
 def test_nobody_or_everybody_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_rows, "take_arguments", None)
+    monkeypatch.setattr(RowQueries, "runs", None)
     model, inputs = routed("llama"), BATCHES["three-rows"]
     for keep in (False, True):
         routes = Forced({Site(layer, "attn"): keep for layer in range(3)})
@@ -103,9 +104,8 @@ def test_nobody_or_everybody_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch)
                 torch.testing.assert_close(got, decoded(model, inputs), **CLOSE)
 
 
-def test_several_tokens_or_other_masks_are_for_packing() -> None:
+def test_other_masks_and_attentions_are_for_packing() -> None:
     layer = routed_layers(routed("llama"))[0]
-    assert can_use(layer, 1, None)
-    assert not can_use(layer, 2, None)
-    assert not can_use(layer, 1, torch.ones(3, 7))
-    assert not can_use(routed_layers(routed("llama", "eager"))[0], 1, None)
+    assert can_use(layer, 1, NO_MASK)
+    assert not can_use(layer, 1, {"attention_mask": torch.ones(3, 7)})
+    assert not can_use(routed_layers(routed("llama", "eager"))[0], 1, NO_MASK)

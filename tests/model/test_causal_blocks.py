@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cases import BATCHES, CLOSE, ONE_ROW, SITES, base, every_layout, routed
-from skipgpt.model.attention import causal_blocks
-from skipgpt.model.attention.causal_blocks import CausalQueries, attend, can_use
+from skipgpt.model.attention import flat
+from skipgpt.model.attention.flat import CausalQueries, can_use
 from skipgpt.model.execution import run
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import remove_routers, routed_layers
@@ -15,7 +15,7 @@ from skipgpt.routing.decision import Forced
 
 
 def test_blocks_need_the_keys_up_to_their_last_query(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal_blocks, "BLOCK", 2)
+    monkeypatch.setattr(flat, "BLOCK", 2)
     queries = CausalQueries(torch.tensor([1, 4, 5, 0, 2]), [3, 0, 2])
     first, second, third = queries.blocks()
     assert [each[:2] for each in (first, second, third)] == [
@@ -30,13 +30,13 @@ def test_blocks_need_the_keys_up_to_their_last_query(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_blocks_equal_one_mask(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal_blocks, "BLOCK", block)
+    monkeypatch.setattr(flat, "BLOCK", block)
     torch.manual_seed(0)
     columns, counts = torch.tensor([0, 1, 4, 5, 9, 2, 3, 7, 8]), [5, 4]
     sizes = ((1, 4, 9), (2, 2, 10), (2, 2, 10))
     given = [torch.randn(*size, 8, requires_grad=True) for size in sizes]
     query, key, value = given
-    got, _ = attend(None, query, key, value, CausalQueries(columns, counts), scaling=0.3)
+    got = CausalQueries(columns, counts).attend(query, key, value, scaling=0.3)
     parts = []
     for row, mine in enumerate(torch.split(torch.arange(9), counts)):
         mask = torch.arange(10) <= columns[mine, None]
@@ -69,7 +69,7 @@ def test_a_familys_sparse_prefill_in_blocks_equals_gated(
     keep[2:] = True
     logits = []
     for block in (3, 64):
-        monkeypatch.setattr(causal_blocks, "BLOCK", block)
+        monkeypatch.setattr(flat, "BLOCK", block)
         with use_rule(model, Forced(dict.fromkeys(SITES, keep))), execution(model, "sparse"):
             logits.append(model(ids).logits)
     with use_rule(model, Forced(dict.fromkeys(SITES, keep))), execution(model, "gated"):
@@ -83,7 +83,6 @@ def test_blocks_are_for_plainly_causal_attention() -> None:
     assert can_use(layer, 2, {"attention_mask": None})
     assert not can_use(layer, 2, {"attention_mask": mask})
     assert not can_use(layer, 2, {"attention_mask": None, "is_causal": False})
-    assert not can_use(layer, 1, {"attention_mask": None})
     eager = routed_layers(routed("llama", "eager"))[0]
     assert not can_use(eager, 2, {"attention_mask": None})
 
@@ -91,7 +90,7 @@ def test_blocks_are_for_plainly_causal_attention() -> None:
 def test_blocks_pass_on_dropout() -> None:
     columns = torch.tensor([0, 2, 3])
     query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 4, 8)
-    got, _ = attend(None, query, key, key, CausalQueries(columns, [3]), dropout=1.0)
+    got = CausalQueries(columns, [3]).attend(query, key, key, dropout=1.0)
     assert not got.any()
 
 

@@ -12,12 +12,8 @@ from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
 from skipgpt.errors import ConfigError
-from skipgpt.model.attention import batch_rows, causal_blocks, custom
-from skipgpt.model.attention.batch_rows import RowQueries
-from skipgpt.model.attention.causal_blocks import CausalQueries
+from skipgpt.model.attention import custom
 from skipgpt.model.attention.split import blanks
-from skipgpt.model.execution import fused
-from skipgpt.model.execution.fused import QueriesOnDevice
 from skipgpt.model.families.parameter_names import ROUTING_PARTS, kind_of
 from skipgpt.model.families.table import family_of
 from skipgpt.model.forward_hooks import begin_forward, give_back_sparsity, take_sparsity
@@ -74,12 +70,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             "reading stand_in", got=str(rank), expected=f"at most {width}, the width of the model"
         )
     make_safe(model, "adding routers to a quantised model")
-    for queries, function in (
-        (CausalQueries, causal_blocks.attend),
-        (RowQueries, batch_rows.attend),
-        (QueriesOnDevice, fused.attend),
-    ):
-        custom.register(queries.attention, function)
+    custom.register(custom.NAME, custom.attend)
     state = RoutingState(config)
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]

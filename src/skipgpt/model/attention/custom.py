@@ -1,29 +1,43 @@
-"""Custom attention functions for packed queries, in place of sdpa.
+"""A custom attention function for packed queries, in place of sdpa.
 
 A family's attention looks its function up by the name in its config and passes the mask on unread.
-So packed queries come with an object as the mask that holds their positions, and with a config that
-names the function which reads it. `Patched` replaces attributes of a module, a config or a cache.
+So packed queries come with an object as the mask that holds their positions and attends, and with
+a config that names the function which calls it. `Patched` replaces attributes of a module, a config
+or a cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from skipgpt.model.families.family import has
 from skipgpt.model.routed import RoutedLayer
 
+NAME = "skipgpt_packed"
+"""Of `attend`, as a config names it."""
+
 
 class PackedQueries:
-    """Base class of the objects that are passed as the attention mask.
+    """Base class of the objects that are passed as the attention mask."""
 
-    Attributes:
-        attention: the name of the function that reads it.
-    """
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+        """Attention [B, N, H, size] of queries [B, H, N, size] to keys [B, heads, S, size]."""
+        raise NotImplementedError
 
-    attention: ClassVar[str]
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: PackedQueries,
+    **given: Any,
+) -> tuple[Tensor, None]:
+    """Attend as the packed queries say; a custom attention function of transformers."""
+    return attention_mask.attend(query, key, value, **given), None
 
 
 class Patched:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from skipgpt.model import modules
+from skipgpt.model.attention import custom
 from skipgpt.model.attention.custom import PackedQueries, Patched
 from skipgpt.model.families.family import has
 from skipgpt.model.families.linear import in_width, is_plain, out_width, some_outputs
@@ -78,8 +79,8 @@ def kept_queries(
         replaced[family.fused] = (
             functools.partial(_fused_queries, layer) if whole is None else lambda _: take(whole)
         )
-    if isinstance(queries := arguments["attention_mask"], PackedQueries):
-        replaced["config"] = Patched(attn.config, _attn_implementation=queries.attention)
+    if isinstance(arguments["attention_mask"], PackedQueries):
+        replaced["config"] = Patched(attn.config, _attn_implementation=custom.NAME)
     supply = Patched(arguments[family.cache], update=lambda *_: (found.keys, found.values))
     half = Patched(attn, **replaced)
     return modules.run_attention(layer, packed, arguments | {family.cache: supply}, half)

@@ -26,6 +26,7 @@ from skipgpt.kernels import select
 from skipgpt.kernels.compaction import KeptQueries, kept_queries, kept_rows
 from skipgpt.kernels.interface import Kernels
 from skipgpt.model import modules
+from skipgpt.model.attention import custom
 from skipgpt.model.attention.custom import PackedQueries, Patched
 from skipgpt.model.execution.plan import ACTIVATIONS
 from skipgpt.model.routed import RoutedLayer
@@ -33,7 +34,7 @@ from skipgpt.model.routed import RoutedLayer
 
 @dataclass(frozen=True, eq=False)
 class QueriesOnDevice(PackedQueries):
-    """Passed as the attention mask: which queries run, and the kernels to attend with.
+    """Which queries run, and the kernels to attend with.
 
     Attributes:
         kernels: to attend with.
@@ -42,11 +43,24 @@ class QueriesOnDevice(PackedQueries):
         mask: [B or 1, 1, T, S] bool, of all T queries; None where plainly causal.
     """
 
-    attention = "skipgpt_on_device"
     kernels: Kernels
     kept: KeptQueries | None
     keep: Tensor
     mask: Tensor | None
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None, **_: Any
+    ) -> Tensor:
+        """Attention [B, T, H, size] of queries [B, H, T, size] to keys [B, heads, S, size]."""
+        kept, mask, kernels = self.kept, self.mask, self.kernels
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if kept is None:
+            return kernels.decode_attend(query, key, value, self.keep[:, 0], mask, scale)
+        tokens, keys = query.shape[2], key.shape[2]
+        # Without a mask several queries start at the first key, however much space a cache has, and
+        # one query sees every key. With a mask a static cache may have space behind the last query.
+        offset = 0 if mask is None and tokens > 1 else keys - tokens
+        return kernels.attend(query, key, value, kept.columns, kept.counts, mask, offset, scale)
 
 
 def mlp(
@@ -99,33 +113,10 @@ def attention(
         return made.view_as(stream)
 
     mask = QueriesOnDevice(kernels, kept, keep, arguments["attention_mask"])
-    config = Patched(attn.config, _attn_implementation=mask.attention)
+    config = Patched(attn.config, _attn_implementation=custom.NAME)
     patched = Patched(attn, config=config, **{family.query[0]: project, family.output: add})
     read = modules.pre_norm(layer, "attn", entering)
     return modules.run_attention(layer, read, arguments | {"attention_mask": mask}, patched)
-
-
-def attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: QueriesOnDevice,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention [B, T, H, size] of queries [B, H, T, size] to keys [B, heads, S, size]."""
-    asked, kept = attention_mask, attention_mask.kept
-    mask, kernels = asked.mask, asked.kernels
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if kept is None:
-        return kernels.decode_attend(query, key, value, asked.keep[:, 0], mask, scale), None
-    tokens, keys = query.shape[2], key.shape[2]
-    # Without a mask several queries start at the first key, however much space a cache has, and
-    # one query sees every key. With a mask a static cache may have space behind the last query.
-    offset = 0 if mask is None and tokens > 1 else keys - tokens
-    attended = kernels.attend(query, key, value, kept.columns, kept.counts, mask, offset, scale)
-    return attended, None
 
 
 def _kernels_of(stream: Tensor) -> Kernels:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from skipgpt.kernels import select
 from skipgpt.kernels.interface import Activation
 from skipgpt.model import modules
-from skipgpt.model.attention import batch_rows
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import MODULES, Module
 
@@ -47,7 +46,6 @@ class Plan(Enum):
     GATED = "every token runs, outputs are multiplied by the gate"
     NOTHING = "no token keeps it; keys and values are computed all the same"
     WHOLE = "every token keeps it, as in the base model"
-    SEQUENCES = "attention of one token per sequence, in the sequences that keep it"
     ROWS = "kept tokens, packed"
     KEPT_KEYS = 'kept tokens attend to kept tokens (`kv="skip"`)'
     KERNELS = "kept tokens where they are, on a GPU"
@@ -78,17 +76,12 @@ def plan_of_count(
     layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
 ) -> Plan:
     """Choose how `kept` tokens of `entering` [B, T, D] run, without kernels and with all keys."""
-    batch, tokens = entering.shape[:2]
-    if kept == batch * tokens:
+    if kept == entering.shape[:2].numel():
         return Plan.WHOLE
     # With noise every module takes part in every step, even for no token (`RoutingState.noise`).
     if kept == 0 and layer.routing.noise is None:
         return Plan.NOTHING
-    if not _packs(layer, module, entering, kept, arguments):
-        return Plan.GATED
-    if module == "attn" and kept and batch_rows.can_use(layer, tokens, arguments["attention_mask"]):
-        return Plan.SEQUENCES
-    return Plan.ROWS
+    return Plan.ROWS if _packs(layer, module, entering, kept, arguments) else Plan.GATED
 
 
 def _packs(

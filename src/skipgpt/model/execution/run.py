@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.model import modules
-from skipgpt.model.attention import batch_rows, causal_blocks, skip_kv
+from skipgpt.model.attention import flat, skip_kv
 from skipgpt.model.attention.split import kept_queries, keys_and_values
 from skipgpt.model.execution import fused
 from skipgpt.model.execution.plan import Plan, stand_ins_run_whole
@@ -149,28 +149,16 @@ def _keys_and_values_only(
     return stream
 
 
-def _attention_of_sequences(
-    layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
-) -> Tensor:
-    read, rows = modules.pre_norm(layer, "attn", entering), keep[:, 0].nonzero().squeeze(-1)
-    found = keys_and_values(layer, read, arguments)
-    packed = batch_rows.take_arguments(arguments, rows, len(keep))
-    update = kept_queries(
-        layer, batch_rows.take(read, rows), packed, found, lambda each: batch_rows.take(each, rows)
-    )
-    return add_rows(stream, modules.post_norm(layer, "attn", update)[0], rows)
-
-
 def _attention_of_rows(
     layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
     read = modules.pre_norm(layer, "attn", entering)
-    if causal_blocks.can_use(layer, entering.shape[1], arguments):
-        return _attention_in_blocks(layer, stream, read, keep, arguments)
+    if flat.can_use(layer, entering.shape[1], arguments):
+        return _flat_attention(layer, stream, read, keep, arguments)
     columns, filled = pack_columns(keep)
     idle = columns.shape[1] == 0
     if idle:
-        # One query per sequence, as in `_attention_in_blocks`.
+        # One query per sequence, as in `_flat_attention`.
         columns, filled = columns.new_zeros(len(columns), 1), filled.new_zeros(len(filled), 1)
     if columns.shape[1] == entering.shape[1]:
         # A sequence keeps all tokens: masks stay in the short form that the fastest kernels take.
@@ -183,10 +171,10 @@ def _attention_of_rows(
     return add_packed(stream, update, columns, filled)
 
 
-def _attention_in_blocks(
+def _flat_attention(
     layer: RoutedLayer, stream: Tensor, read: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
-    """Stream [B, T, D] plus plainly causal attention of the kept tokens of read [B, T, D]."""
+    """Stream [B, T, D] plus attention of the kept tokens of read [B, T, D]; see `flat.py`."""
     rows = keep.flatten().nonzero().squeeze(-1)
     # One query, whose output is dropped: without any, attention cannot infer its heads.
     queries = rows if len(rows) else rows.new_zeros(1)
@@ -195,7 +183,7 @@ def _attention_in_blocks(
         return each.flatten(0, 1).index_select(0, queries)[None]
 
     found = keys_and_values(layer, read, arguments)
-    packed = causal_blocks.take_arguments(arguments, queries, *keep.shape)
+    packed = flat.take_arguments(arguments, queries, *keep.shape)
     with given_tokens(layer.routing, queries, read.shape[1]):
         update = kept_queries(layer, take(read), packed, found, take)
     update = modules.post_norm(layer, "attn", update)
@@ -275,7 +263,6 @@ def add_packed(stream: Tensor, update: Tensor, columns: Tensor, filled: Tensor) 
 
 _RUNS = {
     ("attn", Plan.NOTHING): _keys_and_values_only,
-    ("attn", Plan.SEQUENCES): _attention_of_sequences,
     ("attn", Plan.ROWS): _attention_of_rows,
     ("attn", Plan.KEPT_KEYS): _attention_to_kept_keys,
     ("attn", Plan.KERNELS): fused.attention,
