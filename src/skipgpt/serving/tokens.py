@@ -57,14 +57,10 @@ class Tokens:
     def add(
         self, token: int, piece: str, start: int, logprob: float, top: Sequence[tuple[int, float]]
     ) -> None:
-        """Add a token.
+        """Add a token that added `piece` to the text, after `start` characters of it.
 
-        Args:
-            token: its id.
-            piece: what it added to the text; empty where a character is incomplete.
-            start: characters of the text before it.
-            logprob: its log-probability.
-            top: ids and log-probabilities of the most likely tokens at this position.
+        The piece is empty where a character is incomplete. `top` has ids and log-probabilities of
+        the most likely tokens at this position.
         """
         text = self._tokenizer.decode([token]) if token in self._hidden else piece
         data = b"" if token in self._hidden else bytes_of(self._tokenizer, token)

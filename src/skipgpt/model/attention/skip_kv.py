@@ -32,19 +32,11 @@ def attend(
     tokens: int,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """Return attention's output for some tokens over the keys of kept tokens; caches those keys.
+    """Return attention's output [B, N, D] over the keys of kept tokens; caches those keys.
 
-    Args:
-        layer: whose attention it is.
-        read: [B, N, D], what attention reads of the tokens at `columns`.
-        columns: [B, N], their places among the T tokens of this forward.
-        kept: [B, N] bool: which of them keep attention. The others see themselves and kept
-            tokens; their output must be discarded.
-        tokens: T.
-        arguments: of attention, with positions of the N tokens and the mask of all T.
-
-    Returns:
-        [B, N, D].
+    Attention reads `read` [B, N, D] of the tokens at `columns` [B, N] among the `tokens` (T) of this
+    forward. Those that are not `kept` [B, N] see themselves and kept tokens; their output must be
+    discarded. `arguments` have the positions of the N tokens and the mask of all T.
     """
     cache = _layer_cache(layer, arguments)
     real = layer.routing.token_mask if cache else None

@@ -19,10 +19,8 @@ ARCHITECTURES = {
 def unsupported(family: str, router: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """Name what the plug-in does not support in a checkpoint; None where it supports all.
 
-    Args:
-        family: model type of the base.
-        router: fields of its `RouterConfig`.
-        config: config of the base, or of the merged export.
+    `router` has the fields of its `RouterConfig`, and `config` those of the base, or of the merged
+    export.
     """
     kinds = set(config.get("layer_types") or ["full_attention"])
     checks = (

@@ -65,14 +65,9 @@ class RoutedLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run the layer as vLLM's models call it: the stream is the sum of two tensors.
 
-        Args:
-            positions: [T].
-            hidden_states: [T, D], the last update; the stream itself where residual is None.
-            residual: [T, D], the stream before that update.
-            threshold: a module runs where its router's margin is above this.
-
-        Returns:
-            The MLP's update and the stream before it, [T, D] each.
+        These are the last update `hidden_states` [T, D] and the stream before it, `residual`; where
+        that is None, `hidden_states` is the stream itself. Returns the MLP's update and the stream
+        before it, [T, D] each.
         """
         if residual is None:
             read, entering = self.input_layernorm(hidden_states), hidden_states.clone()
