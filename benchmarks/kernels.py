@@ -156,7 +156,7 @@ def decode_cases(kernels: Kernels, batch: int, keep: float, make: Callable[..., 
     yield Case(
         "decode_add_linear",
         size,
-        ways("decode_add_linear", (stream, opened), (down, None, 1.0))
+        ways("decode_linear", (opened,), (down, None, stream, 1.0))
         | {"dense": lambda: stream + linear(opened, down)},
     )
     yield Case(

@@ -99,8 +99,8 @@ def test_products_of_a_step(flags: list[bool], biased: bool) -> None:
     weight, bias = weights(OUTPUTS, INPUTS), normal(OUTPUTS) if biased else None
     given = (read, keep, weight, bias)
     same(FAST.decode_linear(*given)[keep], PLAIN.decode_linear(*wide(*given))[keep])
-    given = (stream, read, keep, weight, bias, 0.75)
-    same(FAST.decode_add_linear(*given), PLAIN.decode_add_linear(*wide(*given)))
+    given = (read, keep, weight, bias, stream, 0.75)
+    same(FAST.decode_linear(*given), PLAIN.decode_linear(*wide(*given)))
     given = (read, keep, weight, weights(OUTPUTS, INPUTS), bias, bias, "silu")
     same(FAST.decode_gate_up(*given)[keep], PLAIN.decode_gate_up(*wide(*given))[keep])
 

@@ -74,9 +74,9 @@ def launches(batch: int, tokens: int, dtype: torch.dtype) -> None:
         kernels.decode_linear(stream, flags, square, None)
         kernels.decode_attend(query, keys, keys, flags, None, 0.1)
         kernels.decode_attend(query, keys, keys, flags, mask, 0.1)
-        kernels.decode_add_linear(stream, stream, flags, square, None, 1.0)
+        kernels.decode_linear(stream, flags, square, None, stream, 1.0)
         kernels.decode_gate_up(stream, flags, gate, gate, None, None, "silu")
-        kernels.decode_add_linear(stream, opened, flags, down, None, 1.0)
+        kernels.decode_linear(opened, flags, down, None, stream, 1.0)
         return
     mask = empty(batch, 1, tokens, 2048, kind=torch.bool)
     packed = (whole(batch, tokens), whole(batch))

@@ -49,14 +49,16 @@ def test_decode_gate_up(flags: list[bool], activation: str, dtype: torch.dtype) 
 @every_dtype
 @every_keep
 @pytest.mark.parametrize("biased", [False, True])
-def test_decode_add_linear(flags: list[bool], biased: bool, dtype: torch.dtype) -> None:
+def test_decode_linear_added_to_a_stream(
+    flags: list[bool], biased: bool, dtype: torch.dtype
+) -> None:
     keep = torch.tensor(flags)
     stream, given = normal(len(keep), OUTPUTS, dtype=dtype), normal(len(keep), INPUTS, dtype=dtype)
     given[~keep] = torch.nan  # never written by the kernel before
     bias = normal(OUTPUTS, dtype=dtype) if biased else None
-    rest = (stream, given, keep, weights(OUTPUTS, INPUTS, dtype), bias, 0.75)
-    made = FAST.decode_add_linear(*rest)
-    same(made, PLAIN.decode_add_linear(*rest))
+    rest = (given, keep, weights(OUTPUTS, INPUTS, dtype), bias, stream, 0.75)
+    made = FAST.decode_linear(*rest)
+    same(made, PLAIN.decode_linear(*rest))
     assert torch.equal(made[~keep], stream[~keep])
 
 

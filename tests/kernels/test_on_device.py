@@ -72,13 +72,17 @@ def poisoned() -> Kernels:
 
         return step
 
+    def product(*given: Any) -> Tensor:  # with a stream, which is there for all
+        run = PLAIN.decode_linear
+        return run(*given) if len(given) > 4 else flagged(run, 1)(*given)
+
     return dataclasses.replace(
         PLAIN,
         gate_up=packed,
         row_linear=in_place,
         attend=attend,
         decode_gate_up=flagged(PLAIN.decode_gate_up, 1),
-        decode_linear=flagged(PLAIN.decode_linear, 1),
+        decode_linear=product,
         decode_attend=flagged(PLAIN.decode_attend, 3),
     )
 

@@ -1,4 +1,4 @@
-"""Products of one-token steps: `decode_linear`, `decode_gate_up`, `decode_add_linear`.
+"""Products of one-token steps: `decode_linear`, `decode_gate_up`.
 
 A step of up to 64 sequences is bound by reading weights. Each program reads the weights of a few
 outputs once, for all sequences, and none at all where every sequence skips: it reads the flags
@@ -106,28 +106,18 @@ def decode_gate_up(
     return out
 
 
-def decode_linear(read: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """See `plain.decode_linear`."""
-    return _linear(None, read, keep, weight, bias, 1.0)
-
-
-def decode_add_linear(
-    stream: Tensor, given: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None, scale: float
-) -> Tensor:
-    """See `plain.decode_add_linear`."""
-    return _linear(stream.contiguous(), given, keep, weight, bias, scale)
-
-
-def _linear(
-    stream: Tensor | None,
+def decode_linear(
     read: Tensor,
     keep: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    scale: float,
+    stream: Tensor | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
+    """See `plain.decode_linear`."""
     read, flags = read.contiguous(), as_bytes(keep.contiguous())
     (batch, inputs), outputs = read.shape, len(weight)
+    stream = None if stream is None else stream.contiguous()
     out = read.new_empty(batch, outputs)
     chosen = tiles(batch, read.dtype, limits(read.device), weights=1)
     with on(read):

@@ -21,5 +21,4 @@ class Kernels:
     attend: Callable[..., Tensor]
     decode_gate_up: Callable[..., Tensor]
     decode_linear: Callable[..., Tensor]
-    decode_add_linear: Callable[..., Tensor]
     decode_attend: Callable[..., Tensor]

@@ -118,18 +118,21 @@ def decode_gate_up(
     return (opened * functional.linear(read, up, up_bias)).masked_fill(~keep[:, None], 0)
 
 
-def decode_linear(read: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer of the sequences that keep: [B, N]; the rows of others are arbitrary."""
-    return functional.linear(read, weight, bias).masked_fill(~keep[:, None], 0)
-
-
-def decode_add_linear(
-    stream: Tensor, given: Tensor, keep: Tensor, weight: Tensor, bias: Tensor | None, scale: float
+def decode_linear(
+    read: Tensor,
+    keep: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stream: Tensor | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
-    """The stream, plus `scale` times a linear layer of `given` where it keeps, as a new tensor."""
-    update = functional.linear(given, weight, bias) * scale
+    """A linear layer of the sequences that keep: [B, N]; the rows of others are arbitrary.
+
+    Where there is a stream [B, N], it plus `scale` times that where it keeps, as a new tensor.
+    """
     # Rows that skip were never written and may hold NaN: multiplying by 0 would not do.
-    return stream + update.masked_fill(~keep[:, None], 0).to(stream.dtype)
+    update = functional.linear(read, weight, bias).mul(scale).masked_fill(~keep[:, None], 0)
+    return update if stream is None else stream + update.to(stream.dtype)
 
 
 def decode_attend(
@@ -168,6 +171,5 @@ PLAIN = Kernels(
     attend=attend,
     decode_gate_up=decode_gate_up,
     decode_linear=decode_linear,
-    decode_add_linear=decode_add_linear,
     decode_attend=decode_attend,
 )

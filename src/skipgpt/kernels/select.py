@@ -49,7 +49,6 @@ def triton_kernels() -> Kernels:
         attend=packed_attention.attend,
         decode_gate_up=decode_linear.decode_gate_up,
         decode_linear=decode_linear.decode_linear,
-        decode_add_linear=decode_linear.decode_add_linear,
         decode_attend=decode_attention.decode_attend,
     )
 

@@ -34,7 +34,7 @@ def attend(
 ) -> Tensor:
     """Return attention's output [B, N, D] over the keys of kept tokens; caches those keys.
 
-    Attention reads `read` [B, N, D] of the tokens at `columns` [B, N] among the `tokens` (T) of this
+    Attention reads `read` [B, N, D] of the tokens at `columns` [B, N], of `tokens` (T) in this
     forward. Those that are not `kept` [B, N] see themselves and kept tokens; their output must be
     discarded. `arguments` have the positions of the N tokens and the mask of all T.
     """

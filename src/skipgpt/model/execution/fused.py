@@ -76,7 +76,7 @@ def mlp(
     if _is_step(keep):
         flags = keep[:, 0]
         opened = kernels.decode_gate_up(read, flags, *weights, activation)
-        summed = kernels.decode_add_linear(flat, opened, flags, down.weight, down.bias, scale)
+        summed = kernels.decode_linear(opened, flags, down.weight, down.bias, flat, scale)
     else:
         kept = kept_rows(keep)
         opened = kernels.gate_up(read, kept.rows, kept.count, *weights, activation)
@@ -107,7 +107,7 @@ def attention(
     def add(attended: Tensor) -> Tensor:
         rows, weights = attended.flatten(0, 1), (output.weight, output.bias)
         if kept is None:
-            made = kernels.decode_add_linear(flat, rows, keep[:, 0], *weights, scale)
+            made = kernels.decode_linear(rows, keep[:, 0], *weights, flat, scale)
         else:
             made = kernels.add_linear(flat, rows, kept.rows, kept.rows, kept.count, *weights, scale)
         return made.view_as(stream)

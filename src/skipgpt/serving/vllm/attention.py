@@ -55,8 +55,8 @@ class SplitAttention(nn.Module):
     def forward(self, positions: Tensor, read: Tensor, rows: Tensor | None) -> Tensor | None:
         """Return the update [N, D] of kept tokens, and cache keys and values of all tokens.
 
-        `read` [T, D] is the normalised stream, and `rows` [N] the kept tokens, None for all. Returns
-        None where no token is kept.
+        `read` [T, D] is the normalised stream, and `rows` [N] are the kept tokens, None for all.
+        Returns None where no token is kept.
         """
         pair, _ = self.kv_proj(read)
         keys, values = pair.split([self.kv_size, self.kv_size], dim=-1)
