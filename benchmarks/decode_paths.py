@@ -21,7 +21,6 @@ from skipgpt.model.execution import decode
 WAYS = {
     "margins as Python floats": {},
     "margins as tensors": {"decide": lambda *_: None},
-    "packed rows, as in prefill": {"can_use": lambda *_: False},
 }
 
 

@@ -41,10 +41,7 @@ ROUTERS = {
 def decide(model: Any, entering: Tensor) -> None:
     """All decisions of a model about the stream entering [B, T, D], as its layers make them."""
     for layer in routed_layers(model):
-        if decode.can_use(layer, entering):
-            decode.decide(layer, entering)
-        else:
-            layer._decide(entering)
+        _ = decode.decide(layer, entering) or layer._decide(entering)
 
 
 def flops_share(model: Any, forward: Forward) -> float:

@@ -83,8 +83,9 @@ def test_each_layer_decides_once_as_in_a_forward(
 
     def noting(kind: str, made: object) -> object:
         def decide(layer: RoutedLayer, entering: torch.Tensor) -> object:
-            seen.append((kind, layer.index))
-            return made(layer, entering)
+            if (decided := made(layer, entering)) is not None:
+                seen.append((kind, layer.index))
+            return decided
 
         return decide
 

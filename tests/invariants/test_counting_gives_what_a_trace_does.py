@@ -46,9 +46,11 @@ def test_counting_leaves_decoding_on_its_fast_path(monkeypatch: pytest.MonkeyPat
     decided = []
     decide = decode.decide
 
-    def watched(layer: torch.nn.Module, entering: torch.Tensor) -> decode.Keeps | None:
-        decided.append(decide(layer, entering))
-        return decided[-1]
+    def watched(layer: torch.nn.Module, entering: torch.Tensor) -> object:
+        decision = decide(layer, entering)
+        if entering.shape[1] == 1:
+            decided.append(decision)
+        return decision
 
     monkeypatch.setattr(decode, "decide", watched)
     with count_routing(model):

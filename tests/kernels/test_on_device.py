@@ -90,7 +90,7 @@ def poisoned() -> Kernels:
 def with_kernels(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """Let layers on a CPU run with these."""
     monkeypatch.setattr("skipgpt.kernels.select.kernels_for", lambda *_: kernels)
-    monkeypatch.setattr(decode, "can_use", lambda *_: False)  # it is for devices without kernels
+    monkeypatch.setattr(decode, "decide", lambda *_: None)  # it is for devices without kernels
 
 
 def without_packing(monkeypatch: pytest.MonkeyPatch) -> None:

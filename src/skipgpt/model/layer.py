@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.model.execution import decode
-from skipgpt.model.execution.plan import Plan, plan
+from skipgpt.model.execution.plan import Plan, plan, plan_of_count
 from skipgpt.model.execution.run import run
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
@@ -47,14 +47,11 @@ class SkippingLayer(RoutedLayer):
         arguments = kwargs if not args else dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
-        if decode.can_use(self, hidden_states):
-            stream = self._decode_step(hidden_states, arguments)
-            return (stream, None) if self.family.returns_tuple else stream
         parallel = self.family.is_parallel(self)
         apart = parallel and self.family.sums_first
         entering = hidden_states
 
-        attn, mlp = self._decide(entering)
+        attn, mlp = decode.decide(self, entering) or self._decide(entering)
         stream = torch.zeros_like(entering) if apart else entering
         chosen = self._plan("attn", entering, attn, arguments)
         stream = run(self, "attn", chosen, stream, entering, attn, arguments)
@@ -67,18 +64,6 @@ class SkippingLayer(RoutedLayer):
         self._record(Decision(attn, mlp))
         return (stream, None) if self.family.returns_tuple else stream
 
-    def _decode_step(self, entering: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """The stream after this layer in a decode step, one token per sequence."""
-        keeps = decode.decide(self, entering)
-        if keeps is not None:
-            decode.record(self, keeps)
-        else:
-            attn, mlp = self._decide(entering)
-            assert mlp is not None  # `decode.can_use`: both routers read the layer input
-            self._record(Decision(attn, mlp))
-            keeps = decode.Keeps(*(each.keep[:, 0].tolist() for each in (attn, mlp)))
-        return decode.run(self, entering, keeps, arguments)
-
     def _plan(
         self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]
     ) -> Plan:
@@ -86,6 +71,8 @@ class SkippingLayer(RoutedLayer):
         # Not in `plan`, which breaks a compiled graph.
         if self.routing.execution == "gated":
             return Plan.GATED
+        if decision.kept is not None:
+            return plan_of_count(self, module, entering, decision.kept, arguments)
         chosen: Plan = plan(self, module, entering, decision.keep, arguments)
         return chosen
 

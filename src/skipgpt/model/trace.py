@@ -79,20 +79,17 @@ class KeepCounts:
         self._tokens: dict[int, int | Tensor] = {}
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
-        """Add the decision of one layer; sums stay on its device."""
+        """Add the decision of one layer; sums stay on its device, where the host does not know."""
+        if token_mask is not None and decision.attn.kept is not None and bool(token_mask.all()):
+            token_mask = None
         for module in MODULES:
-            keep = getattr(decision, module).keep
-            ran = keep if token_mask is None else keep & token_mask
-            site = Site(layer, module)
-            self._kept[site] = self._kept.get(site, 0) + ran.sum()
-        tokens = decision.attn.keep.numel() if token_mask is None else token_mask.sum()
-        self._tokens[layer] = self._tokens.get(layer, 0) + tokens
-
-    def record_kept(self, layer: int, attn: int, mlp: int, tokens: int) -> None:
-        """Add the real tokens of one layer: those that ran attention, the MLP, and all of them."""
-        for module, kept in zip(MODULES, (attn, mlp), strict=True):
-            site = Site(layer, module)
+            each, site = getattr(decision, module), Site(layer, module)
+            if token_mask is not None:
+                kept = (each.keep & token_mask).sum()
+            else:
+                kept = each.keep.sum() if each.kept is None else each.kept
             self._kept[site] = self._kept.get(site, 0) + kept
+        tokens = decision.attn.keep.numel() if token_mask is None else token_mask.sum()
         self._tokens[layer] = self._tokens.get(layer, 0) + tokens
 
     @property

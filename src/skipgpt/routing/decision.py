@@ -42,11 +42,13 @@ class ModuleDecision:
         gate: [B, T] float that the module's output is multiplied by in `gated` execution: 0 or 1
             in the forward pass, with whatever gradient the rule gives it.
         margin: [B, T] float, the router's keep logit minus its skip logit.
+        kept: how many tokens keep it, where the host knows.
     """
 
     keep: Tensor
     gate: Tensor
     margin: Tensor
+    kept: int | None = None
 
     @classmethod
     def hard(cls, keep: Tensor, margin: Tensor) -> ModuleDecision:
@@ -55,7 +57,8 @@ class ModuleDecision:
 
     def expanded(self, shape: torch.Size) -> ModuleDecision:
         """The decision of each row [B, 1] as that of all its tokens [B, T]."""
-        return ModuleDecision(*(each.expand(shape) for each in (self.keep, self.gate, self.margin)))
+        keep, gate, margin = (each.expand(shape) for each in (self.keep, self.gate, self.margin))
+        return ModuleDecision(keep, gate, margin)
 
 
 @dataclass(frozen=True, eq=False)
