@@ -18,6 +18,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.surgery import add_routers
 from skipgpt.routing.decision import StraightThrough, Threshold
+from skipgpt.training import distillation
 from skipgpt.training.dry_run import DryRun, dry_run
 from skipgpt.training.run_stage import run_stage
 from skipgpt.training.stages import prepare
@@ -118,18 +119,22 @@ class _LiveBytes(TorchDispatchMode):
         return made
 
 
+@pytest.mark.parametrize("distill", [0.0, 1.0])
 @pytest.mark.parametrize("stage", ["router", "lora"])
 def test_the_peak_of_a_real_step_with_a_large_vocabulary_is_what_is_told(
-    stage: Stage, tmp_path: Path
+    stage: Stage, distill: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (told,) = _needs(stage, vocab_size=8192).stages
-    config = tiny_config("paper", stages=stage, **SETTINGS)
+    monkeypatch.setattr(distillation, "ROWS", 8)  # of 32 tokens: a part, as in larger steps
+    changes = {f"{stage}_stage__distill": distill}
+    (told,) = _needs(stage, vocab_size=8192, **changes).stages
+    config = tiny_config("paper", stages=stage, **SETTINGS, **changes)
     trainer = stage_trainer(_real(stage, vocab_size=8192), stage, config, rows(4), tmp_path)
     with _LiveBytes(trainer.model.parameters()) as live:
         trainer.train()
     # Weights lie there before; gradients and state of what trains come after the peak.
     assert live.peak == pytest.approx(told.memory.activations + told.memory.logits, rel=0.05)
-    assert told.memory.logits == 2 * (2 * 16 * 8192 * 4)
+    compared = distillation.BUFFERS * 8 if distill else 0
+    assert told.memory.logits == (2 * 2 * 16 + compared) * 8192 * 4
 
 
 def test_checkpointing_keeps_a_stream_a_layer_and_one_layer_whole() -> None:
@@ -185,6 +190,18 @@ def test_stage_lora_skips_no_work_where_processes_have_to_call_the_same_modules(
 ) -> None:
     (told,) = _needs("lora", layout, processes, router__kv=kv).stages
     assert told.execution == execution
+
+
+def test_a_teacher_costs_a_dense_forward() -> None:
+    for stage in ("router", "lora"):
+        alone, taught = (
+            _needs(stage, **{f"{stage}_stage__distill": share}).stages[0].step_flops
+            for share in (0.0, 0.5)
+        )
+        base = transformers.AutoModelForCausalLM.from_config(_config())
+        inner = sum(p.numel() for p in base.model.layers.parameters() if p.ndim == 2)
+        seen = 4 * 2 * (16 * 17 / 2) * 48 * 5  # scores and values of two causal rows, all layers
+        assert taught - alone == 2 * 32 * (inner + 257 * 48) + seen
 
 
 def test_work_that_is_not_skipped_is_counted() -> None:

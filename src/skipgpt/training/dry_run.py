@@ -17,6 +17,7 @@ from skipgpt.model.base import parse_device
 from skipgpt.model.families.parameter_names import kind_of
 from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
 from skipgpt.system.device_profile import typical
+from skipgpt.training import distillation
 from skipgpt.training.fit_stage import check_alone
 from skipgpt.training.loop.sampler import StepPartition, share_of_step
 from skipgpt.training.needs import DryRun, StageNeeds
@@ -143,6 +144,8 @@ def _memory(
     held = _held(model.requires_grad_(False) if stage == "fit" else model)
     activations = kept.total(config.activation_checkpointing and stage != "fit")
     logits = 2 * rows * tokens * width * 4.0
+    if plan(stage, config).distill and stage != "fit":
+        logits += distillation.BUFFERS * min(distillation.ROWS, rows * tokens) * width * 4.0
     needs = memory(held, layout, processes, activations=activations, logits=logits)
     return model, held, needs
 
@@ -197,6 +200,8 @@ def _forward_flops(
     again = work(model, Forward(share.rows, tokens, logits=0), keep)
     if config.activation_checkpointing:
         flops += again.flops
+    if stage_plan.distill:  # the teacher's forward
+        flops += work(model, forward).flops
     if stage_plan.trains_routers and share.parts > 1:  # their sparsity is measured beforehand
         flops += again.flops
     return flops
