@@ -29,8 +29,6 @@ RAISED_BY = {
     "data/chat.py": {"generate"},
     "data/blocks.py": {"train", "compare", "export", "convert"},
     "data/sources.py": {"train", "compare", "report", "bench", "export", "convert"},
-    "evaluation/corpora.py": {"eval"},
-    "evaluation/protocols.py": {"eval"},
     "evaluation/text_result.py": {"eval"},
     "evaluation/harness/response_cache.py": {"eval"},
     "evaluation/harness/tasks.py": {"eval", "report"},
