@@ -154,7 +154,7 @@ def decode_cases(kernels: Kernels, batch: int, keep: float, make: Callable[..., 
         | {"dense": lambda: silu(linear(read, gate)) * linear(read, up)},
     )
     yield Case(
-        "decode_add_linear",
+        "decode_linear, added",
         size,
         ways("decode_linear", (opened,), (down, None, stream, 1.0))
         | {"dense": lambda: stream + linear(opened, down)},

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import skipgpt
-from page import write_section
+from results_page import write_section
 from skipgpt.config.settings import parse_pair
 
 HERE = Path(__file__).resolve().parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -15,8 +16,17 @@ from runs import compared, write_documents
 from skipgpt.checkpoint.loading import load
 from skipgpt.comparison import compare as comparing
 from skipgpt.comparison.result import Comparison
+from skipgpt.config import TrainConfig, recipe
+from skipgpt.config.settings import to_dict
 from skipgpt.errors import CheckpointError, ConfigError
 from tiny import tiny_base
+
+
+def test_a_changed_default_raises_the_version_of_kept_rows() -> None:
+    """Keys leave defaults out, so a row would be taken for one of another default."""
+    defaults = [to_dict(TrainConfig()), to_dict(recipe("default"))]
+    digest = hashlib.sha256(json.dumps(defaults, sort_keys=True).encode()).hexdigest()
+    assert (comparing.CACHE_VERSION, digest[:16]) == (8, "49271217bafb7bed")
 
 
 def test_a_second_call_runs_nothing_again(

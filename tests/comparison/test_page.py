@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from page import write_section
+from results_page import write_section
 from skipgpt.comparison.result import Comparison, Row
 from skipgpt.config import recipe
 from skipgpt.config.settings import to_dict

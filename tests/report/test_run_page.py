@@ -66,6 +66,9 @@ def test_of_stage_fit_which_takes_no_steps_it_says_whether_it_is_finished(tmp_pa
         assert f"<dt>Stage fit</dt><dd>{said}</dd>" in page
         assert "<dt>Stage router</dt><dd>0 of 40 steps</dd>" in page
         assert "Nothing is judged before a stage is half over." in page
+    run["config"]["stages"] = ["fit"]
+    (tmp_path / "run.json").write_text(json.dumps(run | {"finished": ["fit"]}))
+    assert "No warnings." in run_page(run_in(tmp_path))
 
 
 def test_keep_rates_are_drawn_by_layer_and_step(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from made_report import WORDS, made, read_bits, warned
 from skipgpt.errors import ConfigError, MissingExtraError
+from skipgpt.report import content
 from skipgpt.report.charts.svg import Axis, Line, line_chart, tick_step
 from skipgpt.report.content import packed_bits
 from skipgpt.report.pages.markup import amount, embedded, percent, signed
@@ -51,6 +52,7 @@ class Markup(HTMLParser):
 def test_packed_decisions_come_back(tokens: int) -> None:
     keep = torch.rand(3, 2, tokens) > 0.5
     assert torch.equal(read_bits(packed_bits(keep), keep.shape), keep)
+    assert torch.equal(content.read_bits(packed_bits(keep), keep.shape), keep)
 
 
 def test_surprisal_is_rounded_to_three_digits_and_null_where_there_is_none() -> None:

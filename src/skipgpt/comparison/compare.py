@@ -33,7 +33,7 @@ from skipgpt.training.loop.arguments import check_schedule
 
 logger = logging.getLogger("skipgpt")
 
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 """Increased when the code, or a default in `skipgpt.config`, changes results."""
 
 

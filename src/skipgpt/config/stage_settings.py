@@ -23,7 +23,7 @@ class FitStage:
         by_token: routers predict the cost per token; else each predicts its module's mean, a static
             choice.
         rounds: how often routers are corrected by what decisions cost under the routes of the
-            target; each takes about as long as the rest of the fit.
+            target; each takes as long as the rest of the fit or longer.
     """
 
     tokens: int = 32768

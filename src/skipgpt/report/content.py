@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from skipgpt.analysis.table import Part, Table
@@ -163,6 +166,18 @@ def packed_bits(keep: Tensor) -> str:
     """Encode decisions [L, M, N] as base64: flat element i is bit i % 8 of byte i // 8."""
     packed = np.packbits(keep.flatten().numpy(), bitorder="little")
     return base64.b64encode(packed.tobytes()).decode()
+
+
+def read_bits(packed: str, shape: Sequence[int]) -> Tensor:
+    """Decode `packed_bits`, the field `keep` of a report's JSON, into a bool tensor of this shape.
+
+    Example:
+        >>> read_bits(packed_bits(torch.tensor([[[True, False, True]]])), (1, 1, 3)).tolist()
+        [[[True, False, True]]]
+    """
+    data = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)
+    bits = np.unpackbits(data, count=math.prod(shape), bitorder="little")
+    return torch.from_numpy(bits.astype(bool)).view(*shape)
 
 
 def _rounded(value: float) -> float | None:

@@ -127,7 +127,9 @@ def _warnings(stages: dict[str, Any]) -> str:
         for name, stage in stages.items()
         for each in stage["warnings"]
     )
-    judged = any(stage["of"] and 2 * stage["steps"] > stage["of"] for stage in stages.values())
+    judged = all(stage["finished"] for stage in stages.values()) or any(
+        stage["of"] and 2 * stage["steps"] > stage["of"] for stage in stages.values()
+    )
     none = "No warnings." if judged else "Nothing is judged before a stage is half over."
     return said or f'<p class="fine">{none}</p>'
 
