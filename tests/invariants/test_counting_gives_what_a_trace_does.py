@@ -79,6 +79,27 @@ def test_each_open_recorder_sees_what_those_inside_it_see() -> None:
 
 
 @torch.no_grad()
+def test_recorders_may_end_in_any_order() -> None:
+    model = routed()
+    first, second = count_routing(model), count_routing(model)
+    first.__enter__()
+    counts = second.__enter__()
+    first.__exit__(None, None, None)
+    with torch.no_grad():
+        model(**LEFT_PADDED.given)
+    second.__exit__(None, None, None)
+    assert counts.keep_ratios()
+    assert routing_state(model).recorders == ()
+
+
+def test_decisions_that_are_kept_for_later_steps_know_nothing_of_their_first_caller() -> None:
+    decode._alike.cache_clear()
+    with torch.inference_mode(), torch.device("meta"):
+        kept = decode._alike(2, True)
+    assert kept.keep.device.type == "cpu"
+    assert not kept.gate.is_inference()
+
+
 def test_what_is_held_does_not_grow_with_the_text() -> None:
     model = routed()
     with count_routing(model) as counts:

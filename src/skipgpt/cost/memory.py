@@ -61,7 +61,8 @@ class Memory:
         activations: kept by a forward for its backward pass.
         logits: two buffers in float32 that the backward pass of the loss holds at once: the
             gradient of the log-probabilities, and that of the logits. The log-probabilities
-            themselves are among the activations.
+            themselves are among the activations. With a teacher, what is held beyond those: its
+            logits, the student's, their gradient, and the buffers of the comparison.
     """
 
     weights: float

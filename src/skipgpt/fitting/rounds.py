@@ -74,7 +74,7 @@ def _correct(
 ) -> None:
     """Correct routers once by what decisions cost under the routes of a threshold."""
     stage, price = config.fit_stage, None
-    # Each round measures other rows.
+    # Each round measures other rows, if the text has more.
     sample = subsample_rows(text.roll(-number, 0), stage.tokens)
     made: dict[Site, Correction] = {}
     for layers in layer_groups(model, sample.numel()):

@@ -152,8 +152,11 @@ def count_routing(model: nn.Module) -> Iterator[KeepCounts]:
 def _recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Open a recorder beside those that are open already."""
     state = routing_state(model)
-    with _changed(state, recorders=(*state.recorders, recorder)):
+    state.recorders = (*state.recorders, recorder)
+    try:
         yield
+    finally:  # itself, whichever of several ends first
+        state.recorders = tuple(each for each in state.recorders if each is not recorder)
 
 
 @contextmanager

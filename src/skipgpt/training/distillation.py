@@ -96,6 +96,7 @@ class _Distilled(torch.autograd.Function):
         return share * divergence + (1 - share) * text, text, divergence
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor, None, None, None, None]:
         (slope,) = ctx.saved_tensors
         return slope * upstream, None, None, None, None

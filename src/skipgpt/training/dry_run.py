@@ -36,8 +36,8 @@ def dry_run(
     """Estimate what training takes on `processes` devices, one process per device.
 
     `layout` says how the model is spread over them; `base` is the transformers config of the base
-    model. Stage `lora` is assumed to skip
-    its target sparsity where it packs. The speed of a typical device turns FLOPs into time.
+    model. Stage `lora` is assumed to skip its target sparsity where it packs. The speed of a
+    typical device turns FLOPs into time.
 
     Raises:
         ConfigError: the processes cannot share the rows of a step equally, or torch knows no such
@@ -143,9 +143,12 @@ def _memory(
     # Stage fit trains nothing; `stored` traced it with gradients at the gates.
     held = _held(model.requires_grad_(False) if stage == "fit" else model)
     activations = kept.total(config.activation_checkpointing and stage != "fit")
-    logits = 2 * rows * tokens * width * 4.0
+    count = rows * tokens
+    logits = 2 * count * width * 4.0
     if plan(stage, config).distill and stage != "fit":
-        logits += distillation.BUFFERS * min(distillation.ROWS, rows * tokens) * width * 4.0
+        # Of teacher, student and slope; log-probabilities, which `stored` traces, are not kept.
+        logits = count * width * (3.0 * dtype.itemsize - 4)
+        logits += distillation.BUFFERS * min(distillation.ROWS, count) * width * 4.0
     needs = memory(held, layout, processes, activations=activations, logits=logits)
     return model, held, needs
 

@@ -19,7 +19,7 @@ _LABELS = {
     "optimizer": "state of the optimizer",
     "buckets": "gradient buckets",
     "activations": "activations",
-    "logits": "gradient of the logits",
+    "logits": "logits in the loss",
     "total": "total",
 }
 

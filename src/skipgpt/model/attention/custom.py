@@ -17,7 +17,7 @@ from skipgpt.model.families.family import has
 from skipgpt.model.routed import RoutedLayer
 
 NAME = "skipgpt_packed"
-"""Of `attend`, as a config names it."""
+"""The name under which `attend` is registered."""
 
 
 class PackedQueries:

@@ -1,4 +1,4 @@
-"""Attention of the kept tokens of all sequences, one behind the other, without a mask of them.
+"""Attention of the kept tokens of all sequences, one behind the other, without a mask [N, S].
 
 Prefill, plainly causal, in blocks of queries:
 
@@ -117,7 +117,7 @@ class RowQueries(PackedQueries):
 def can_use(layer: RoutedLayer, tokens: int, arguments: dict[str, Any]) -> bool:
     """Whether attention of so many tokens per sequence can run so, in a custom function.
 
-    Several have to be plainly causal. One sees every key, or those that its row of the mask says.
+    Several tokens have to be plainly causal; one may have any mask [B, heads, 1, S], or none.
     """
     mask = arguments["attention_mask"]
     if tokens == 1:

@@ -63,5 +63,6 @@ def _decision(keep: list[bool]) -> ModuleDecision:
 @functools.cache
 def _alike(batch: int, keep: bool) -> ModuleDecision:
     """The decision of a batch that keeps all or nothing; made once."""
-    gate = torch.full((batch, 1), float(keep))
+    with torch.inference_mode(False):  # it outlives the mode and the device of its first caller
+        gate = torch.full((batch, 1), float(keep), device="cpu")
     return ModuleDecision(gate.bool(), gate, gate, batch if keep else 0)

@@ -8,7 +8,7 @@ before the norm would have no effect: norms remove the scale of their input.
 and MLP are computed for kept tokens only. Keys and values follow the policy of the routers' config.
 `dense`: computed and cached for every token, so that any later token may attend to any earlier one
 and every cache of transformers works unchanged. `skip`: a token that skips attention leaves none;
-see `skip_kv.py`. Each plan (`plan.py`) is one function here.
+see `skip_kv.py`. Plans are chosen in `plan.py`; those of kernels run in `fused.py`.
 
 Prefill, training and decode steps all come here; they differ in how they decide. Shapes: B batch,
 T query tokens, D hidden, N packed tokens.

@@ -105,10 +105,14 @@ class RoutingTrainer(ResumableTrainer):
     ) -> Tensor:
         if self.plan.distill:
             self._dense = dense_logits(self.model, inputs)
-        loss: Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        try:
+            loss: Tensor = super().compute_loss(
+                model, inputs, num_items_in_batch=num_items_in_batch
+            )
+        finally:
+            self._dense = None
         if not self.plan.distill:
             self._sums.add(lm_loss=loss)
-        self._dense = None
         return loss
 
     def _distilled(
