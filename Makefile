@@ -29,16 +29,15 @@ test: check
 test-long: export SKIPGPT_LONG = 1
 test-long: test
 
-# On the oldest pins runs what meets packages that differ there: what needs our own code and torch
-# has passed in `make test`. `tests/support/tiny.py` says what is tried less often.
+# On the oldest pins these are left out: they hardly meet what differs between the pins, and have
+# passed in `make test`. `tests/support/tiny.py` says what is tried less often.
 files = $(patsubst %,$(1)test_%.py,$(2))
-OWN := advice analysis baselines benchmark comparison config fitting kernels removal routing \
+ALIKE := advice analysis baselines benchmark comparison config fitting kernels removal routing \
 	system \
-	$(call files,cli/,advice bench_command compare_command dry_run_command show_command) \
+	$(call files,cli/,advice) \
 	$(call files,evaluation/,budgets calibrate closeness perplexity protocols routing_map windows) \
-	$(call files,harness/,answer_keys benchmark prompts_of_tasks scoring tasks) \
-	$(call files,model/,auto_execution batch_rows causal_blocks decode_step int8 mlp_in_parts \
-		packing stand_ins who_decides) \
+	$(call files,harness/,answer_keys benchmark prompts_of_tasks scoring) \
+	$(call files,model/,auto_execution int8 mlp_in_parts packing stand_ins who_decides) \
 	$(call files,report/,page_for_everybody page_in_a_browser run_page terminal \
 		what_a_report_says) \
 	$(call files,server/,generation serve_chooses stopping_vllm) \
@@ -48,7 +47,7 @@ OWN := advice analysis baselines benchmark comparison config fitting kernels rem
 		oldest_pins savings seconds units_of_a_checkpoint vllm_is_optional work_of_a_step)
 test-lowest: export SKIPGPT_OLDEST = 1
 test-lowest: $(LOWEST)/.ready
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/$(PYTEST) $(OWN:%=--ignore=tests/%)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/$(PYTEST) $(ALIKE:%=--ignore=tests/%)
 
 test-matrix: test test-lowest
 
