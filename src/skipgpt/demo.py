@@ -189,7 +189,7 @@ def _removal(model: nn.Module, text: Tensor, saved: Savings, target: float) -> l
         gone = set(sites_of(removed))
         return saved.share({site: float(site not in gone) for site in sites}) >= target
 
-    with advancing("searching the static removal", announced=True) as advance:
+    with advancing("searching the static removal", unit="trial", announced=True) as advance:
         return blockpruner(model, text, len(sites), enough=enough, on_step=advance)
 
 

@@ -32,8 +32,18 @@ def test_a_removal_counts_those_before_it() -> None:
 
 @pytest.mark.parametrize("wanted", range(7))
 def test_a_search_ends_where_enough_is_removed(wanted: int) -> None:
-    found = one_by_one(_loss, UNITS, 5, enough=lambda removed: len(removed) >= wanted)
+    steps: list[tuple[int, int]] = []
+    found = one_by_one(
+        _loss,
+        UNITS,
+        5,
+        enough=lambda removed: len(removed) >= wanted,
+        on_step=lambda *step: steps.append(step),
+    )
     assert found == RANKED[:wanted]
+    # Nobody knows beforehand when it is enough: no total is promised.
+    trials = sum((5, 4, 3, 2, 1)[:wanted])
+    assert steps == [(n, 0) for n in range(1, trials + 1)]
 
 
 def test_one_shot_goes_by_importance_alone() -> None:

@@ -63,21 +63,22 @@ def one_by_one(
     """Remove unit after unit, each time the one whose removal leaves the lowest loss.
 
     Protected units are removed only when no others are left. The search ends early once `enough`
-    says so of what was removed. `on_step` counts trials. The removed units are returned, first
-    removed first; ConfigError is raised at more removals than units.
+    says so of what was removed. `on_step` counts trials; with `enough` their total is unknown, so
+    0. The removed units are returned, first removed first; ConfigError is raised at more removals
+    than units.
     """
     check_removals(removals, units)
     left, removed = list(units), list[Unit]()
     free = len(left) - len(protected)
     trials = sum(free - n if n < free else len(left) - n for n in range(removals))
-    done = 0
+    done, total = 0, (0 if enough else trials)
     while len(removed) < removals and not (enough and enough(removed)):
         losses = {}
         for unit in [each for each in left if each not in protected] or left:
             losses[unit] = loss(sites_of([*removed, unit]))
             done += 1
             if on_step:
-                on_step(done, trials)
+                on_step(done, total)
         best = min(losses, key=lambda unit: _orderly(losses[unit]))
         left.remove(best)
         removed.append(best)
