@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 import skipgpt.demo
+from cases import SITES, base, routed
 from command import skipgpt as skipgpt_command
+from runs import rows
 from skipgpt.checkpoint.folder import read_info
+from skipgpt.cost import savings
+from skipgpt.model.surgery import stand_ins
+from skipgpt.removal.units import sites_of
+from skipgpt.routing.decision import Site
 
 SHORT = {
     "fit_stage.tokens": 512,
@@ -59,3 +67,34 @@ def test_the_command_and_a_call_with_one_seed_give_the_same_numbers_and_every_fi
     page = (tmp_path / "first" / "report.html").read_text()
     assert "What does it skip?" in page
     assert "What does it skip?" in (tmp_path / "second" / "report.html").read_text()
+
+
+@torch.no_grad()
+def _loss_without(model: nn.Module, text: Tensor, site: Site, stand_in: nn.Module | None) -> float:
+    """Nats per token of a Llama of transformers, one module of which adds nothing, or that."""
+    layer, entering = model.model.layers[site.layer], []
+
+    def instead(_: nn.Module, __: object, output: object) -> object:
+        update = stand_in(entering[-1]) if stand_in else torch.zeros_like(entering[-1])
+        return (update, *output[1:]) if isinstance(output, tuple) else update
+
+    norm = layer.input_layernorm if site.module == "attn" else layer.post_attention_layernorm
+    module = layer.self_attn if site.module == "attn" else layer.mlp
+    with (
+        norm.register_forward_pre_hook(lambda _, args: entering.append(args[0])),
+        module.register_forward_hook(instead),
+    ):
+        return model(input_ids=text, labels=text, use_cache=False).loss.item()
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_static_removal_begins_with_the_module_that_costs_least(rank: int) -> None:
+    model, text = routed(stand_in=rank), rows(8, seed=7)
+    found = stand_ins(model)
+    losses = {site: _loss_without(base(), text, site, found.get(site)) for site in SITES}
+    cheapest = min(losses, key=lambda site: losses[site])
+    assert cheapest not in (SITES[0], SITES[-1])  # a search that asks for no loss begins there
+    saved = savings(model, "modules", 8.5)
+    order = sites_of(skipgpt.demo._removal(model, text, saved, 0.5))
+    assert order[0] == cheapest
+    assert len(set(order)) == 3
