@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from runs import run, tiny_config
+from command import skipgpt
+from runs import run, shared_checkpoint, tiny_config, write_documents
 from skipgpt.system import progress
 from skipgpt.system.progress import Phase, advancing, duration, innermost_phase
 
@@ -148,3 +150,40 @@ def test_a_run_says_its_phases_and_of_steps_what_they_reach(
     for stage, steps in (("router", 6), ("lora", 4)):
         end = rf"stage {stage}: step {steps} of {steps}, loss \d+\.\d{{3}}, sparsity -?0\.\d{{3}}, "
         assert any(re.match(end + r"[\d,]+ tokens/s", line) for line in said), said
+
+
+def say_each_step() -> None:
+    """Let phases print their line whenever they advance, and not by time."""
+    advance = Phase.__call__
+
+    def saying(phase: Phase, *numbers: int) -> None:
+        advance(phase, *numbers)
+        sys.stderr.write(f"{phase.line(timed=False)}\n")
+
+    Phase.__call__ = saying
+
+
+def _said_of_reading(folder: Path, command: str, *more: object) -> list[str]:
+    text, size = write_documents(folder, count=12), ("--block-size", 64, "--batch-size", 4)
+    where = (command, shared_checkpoint(), *more, text, *size)
+    done = skipgpt(*where, before=say_each_step, folder=folder)
+    assert done.status == 0, done.stderr
+    of = ("reading the text: pass", "running the text: row")
+    return [line for line in done.stderr.splitlines() if line.startswith(of)]
+
+
+# 12 rows of 64 tokens in fours; the last row is shorter, and runs alone.
+ROWS = [f"running the text: row {n} of 12" for n in (4, 8, 11, 12)]
+
+
+def test_show_counts_the_rows_of_its_text(tmp_path: Path) -> None:
+    assert _said_of_reading(tmp_path, "show", "--text") == ROWS
+
+
+def test_a_report_counts_how_often_it_reads_its_text_and_the_rows_of_each_time(
+    tmp_path: Path,
+) -> None:
+    said = _said_of_reading(tmp_path, "report", "--out", "report.json", "--data")
+    # Nine sparsities of the dial, the checkpoint's own, and the dense base.
+    passes = [[*ROWS, f"reading the text: pass {n} of 11"] for n in range(1, 12)]
+    assert said == [line for each in passes for line in each]
