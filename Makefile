@@ -42,7 +42,7 @@ ALIKE := advice analysis baselines benchmark comparison config fitting kernels r
 		what_a_report_says) \
 	$(call files,server/,generation serve_chooses stopping_vllm) \
 	$(call files,training/,budget_in_training budget_threshold dry_run dry_run_by_layout \
-		router_init routing_metrics sampler what_is_stored) \
+		new_routers routing_metrics sampler what_is_stored) \
 	$(call files,,cost demo docs docs_of_speed errands experiments imports_are_light limits \
 		oldest_pins savings seconds units_of_a_checkpoint vllm_is_optional work_of_a_step)
 test-lowest: export SKIPGPT_OLDEST = 1

@@ -23,7 +23,10 @@ from tiny import tiny_base
 
 
 def test_a_changed_default_raises_the_version_of_kept_rows() -> None:
-    """Keys leave defaults out, so a row would be taken for one of another default."""
+    """Keys leave defaults out, so a row would be taken for one of another default.
+
+    A new option with a default of its own changes the digest alone.
+    """
     defaults = [to_dict(TrainConfig()), to_dict(recipe("default"))]
     digest = hashlib.sha256(json.dumps(defaults, sort_keys=True).encode()).hexdigest()
     assert (comparing.CACHE_VERSION, digest[:16]) == (8, "49271217bafb7bed")

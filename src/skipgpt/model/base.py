@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError
+from skipgpt.errors import ConfigError, SkipGPTError, UnsupportedModelError, in_brief
 from skipgpt.model.loading.bitsandbytes import check_quantization, loading_options, make_safe
 from skipgpt.model.loading.folder import (
     CHECK_ID,
@@ -190,10 +190,7 @@ def _reading(name: str, doing: str, expected: str) -> Iterator[None]:
             raise UnsupportedModelError(
                 doing, got=not_on_the_hub(error), expected=expected, todo=CHECK_ID
             ) from error
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise UnsupportedModelError(
-            doing, got=f"{type(error).__name__}: {first}", expected=expected
-        ) from error
+        raise UnsupportedModelError(doing, got=in_brief(error), expected=expected) from error
 
 
 def parse_device(device: str) -> torch.device:
@@ -224,6 +221,6 @@ def check_device(device: str) -> str:
 def _no_device(device: str, error: Exception) -> ConfigError:
     return ConfigError(
         "choosing the device",
-        got=f"{device!r} ({str(error).splitlines()[0]})",
+        got=f"{device!r} ({in_brief(error)})",
         expected="cpu, cuda, cuda:1, mps …",
     )

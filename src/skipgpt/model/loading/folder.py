@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from skipgpt.errors import CheckpointError, UnsupportedModelError
+from skipgpt.errors import CheckpointError, UnsupportedModelError, in_brief
 from skipgpt.model.families.table import MERGED_PREFIX
 from skipgpt.model.loading.gguf import is_gguf
 
@@ -80,8 +80,7 @@ def kind_of_model(name: str | Path) -> Kind:
 
 def not_on_the_hub(error: Exception) -> str:
     """What to say of a `remote` name whose files the hub's client did not give."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"no such folder, and from the hub {type(error).__name__}: {first}"
+    return f"no such folder, and from the hub {in_brief(error)}"
 
 
 def describe_kind(name: str | Path) -> str:
