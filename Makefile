@@ -12,13 +12,15 @@ OLDER := .venv-transformers4
 # The tests' models are tiny: a process for each core is faster than threads within one.
 PYTEST := pytest -n auto --dist worksteal
 
-# Long text for the base of `compare-gpu`, one document a line or file.
+# Long text for `compare-gpu`, `bench-learned` and `bench-gpu`, one document a line or file.
 TEXT ?= novels.txt
+# A checkpoint of a real model, with the routes that it has learned.
+ROUTED ?=
 
 .PHONY: demo docs environments test test-long test-lowest test-matrix test-serving \
 	test-transformers4 check format clean compare-gpu test-gpu bench-gpu \
-	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-lora bench-int8 bench-rivals \
-	bench-routers
+	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-learned bench-lora bench-int8 \
+	bench-rivals bench-routers
 
 demo: $(READY)
 	$(BIN)/skipgpt demo
@@ -111,6 +113,9 @@ bench-gpu: test-gpu
 	$(BIN)/skipgpt bench --shape llama-3.1-8b --device cuda --dtype bfloat16 \
 		--sparsity 0.25,0.4,0.5 --batch-sizes 1,8,32 --prompt-tokens 512,2048,8192 \
 		--out build/bench-gpu
+	test -z "$(ROUTED)" || $(BIN)/skipgpt bench $(ROUTED) --data $(TEXT) --device cuda \
+		--phases prefill,decode,generate --prompt-tokens 128,512,2048 --batch-sizes 1,4 \
+		--out build/bench-gpu-learned
 
 # Likewise: a base of 84 M parameters and 24 layers, made in minutes, and every method on it; the
 # table goes into docs/results.md.
@@ -153,6 +158,13 @@ bench-nano: $(READY) | $(filter demo-out/checkpoint,$(LEARNED))
 
 demo-out/checkpoint: | $(READY)
 	$(BIN)/skipgpt demo
+
+# make bench-learned ROUTED=out/smollm2-25 TEXT=web.jsonl
+bench-learned: $(READY)
+	$(BENCH) $(ROUTED) --data $(TEXT) --phases prefill \
+		--prompt-tokens 512,2048 --batch-sizes 1,4 --out $(CPU)/learned-prefill
+	$(BENCH) $(ROUTED) --data $(TEXT) --phases decode,generate \
+		--prompt-tokens 128 --decode-tokens 128 --out $(CPU)/learned-decode
 
 bench-lora: $(READY)
 	$(BENCH),gated --shape llama-160m --phases lora_step --sparsity 0.4 --out $(CPU)/lora-160m
