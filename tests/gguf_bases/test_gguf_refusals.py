@@ -43,7 +43,8 @@ def test_a_file_that_ends_too_early_is_refused_wherever_it_ends(file: Path, tmp_
         error = _refused(cut)
         assert error.got.startswith(f"a file of {size:,} bytes "), size
         assert error.expected.startswith("a whole GGUF file")
-        assert error.todo and error.todo.startswith("copy or download the file again")
+        assert error.todo
+        assert error.todo.startswith("copy or download the file again")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_all_or_none_needs_no_packing(keep: bool, watched: dict[str, Watch]) -> 
 
 def test_packing_pays_from_some_share_of_skipped_tokens_on() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, size = PackingCost(layer), (64, 32, 4)
+    packing, size = PackingCost(layer), (64, 4)
     # 64 rows of the MLP take 2 * 64 * its weights; the fixed price is that of a quarter of them.
     weights = sum(p.numel() for p in layer.mlp.parameters())
     machine = Machine(1.0, 1e30, mlp_packing=2 * 16 * weights, attn_packing=0.0)
@@ -111,7 +111,7 @@ def test_packing_pays_from_some_share_of_skipped_tokens_on() -> None:
 
 def test_weights_that_are_read_for_one_token_are_read_for_all() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, size = PackingCost(layer), (8, 32, 4)
+    packing, size = PackingCost(layer), (8, 4)
     bound_by_reading = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
     assert not packing.is_worth_packing(bound_by_reading, "mlp", *size, 1)
     assert packing.is_worth_packing(bound_by_reading, "mlp", *size, 0)
@@ -166,7 +166,7 @@ def test_forced_sites_are_skipped_in_auto() -> None:
 @torch.no_grad()
 def test_sequences_that_skip_attention_pay_where_their_keys_are_many() -> None:
     layer = routed_layers(routed("llama"))[0]
-    packing, size = PackingCost(layer), (4, 32, 4)
+    packing, size = PackingCost(layer), (4, 4)
     machine = Machine(1e30, 1.0, mlp_packing=0.0, attn_packing=0.0)
     moved = 2 * 6 * 32 * 4
     for cached, expected in ((2 * moved - 8, False), (2 * moved + 8, True)):

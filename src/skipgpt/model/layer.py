@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.model.execution import decode
-from skipgpt.model.execution.plan import Plan, plan, plan_of_count
+from skipgpt.model.execution.plan import Plan, plan
 from skipgpt.model.execution.run import run
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.routing.decision import Decision, Module, ModuleDecision, Site
@@ -53,11 +53,11 @@ class SkippingLayer(RoutedLayer):
 
         attn, mlp = decode.decide(self, entering) or self._decide(entering)
         stream = torch.zeros_like(entering) if apart else entering
-        chosen = self._plan("attn", entering, attn, arguments)
+        chosen = self._plan("attn", attn, entering.dtype, arguments)
         stream = run(self, "attn", chosen, stream, entering, attn, arguments)
         read = entering if parallel else stream
         mlp = mlp or self._decide_mlp(read)
-        chosen = self._plan("mlp", read, mlp, arguments)
+        chosen = self._plan("mlp", mlp, read.dtype, arguments)
         stream = run(self, "mlp", chosen, stream, read, mlp, arguments)
         stream = stream + entering if apart else stream
 
@@ -65,15 +65,17 @@ class SkippingLayer(RoutedLayer):
         return (stream, None) if self.family.returns_tuple else stream
 
     def _plan(
-        self, module: Module, entering: Tensor, decision: ModuleDecision, arguments: dict[str, Any]
+        self,
+        module: Module,
+        decision: ModuleDecision,
+        dtype: torch.dtype,
+        arguments: dict[str, Any],
     ) -> Plan:
-        """How a module runs the tokens that keep it."""
+        """How a decision about a module's tokens is carried out."""
         # Not in `plan`, which breaks a compiled graph.
         if self.routing.execution == "gated":
             return Plan.GATED
-        if decision.kept is not None:
-            return plan_of_count(self, module, entering, decision.kept, arguments)
-        chosen: Plan = plan(self, module, entering, decision.keep, arguments)
+        chosen: Plan = plan(self, module, decision, dtype, arguments)
         return chosen
 
     def _decide(self, entering: Tensor) -> tuple[ModuleDecision, ModuleDecision | None]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipgpt.model.families.family import has
+from skipgpt.model.families.linear import out_width
 from skipgpt.model.loading.bitsandbytes import size
 from skipgpt.routing.decision import Module
 from skipgpt.system.device_profile import Machine
@@ -21,6 +22,7 @@ class PackingCost:
 
     def __init__(self, layer: Any) -> None:
         family, attn = layer.family, getattr(layer, layer.family.attn)
+        self._width = out_width(getattr(attn, family.output))
         projections = (*family.query, family.fused, family.output)
         parts = {
             "attn": [getattr(attn, name) for name in projections if name and has(attn, name)],
@@ -39,15 +41,14 @@ class PackingCost:
         machine: Machine,
         module: Module,
         tokens: int,
-        width: int,
         number_bytes: int,
         kept: int,
         cached: int = 0,
     ) -> bool:
         """Whether running only `kept` of so many tokens saves more than packing costs.
 
-        They are `width` numbers each, of `number_bytes`. `cached` are bytes of keys and values that
-        are read if all tokens attend.
+        A number of them takes `number_bytes`. `cached` are bytes of keys and values that are read
+        if all tokens attend.
         """
         if kept in (0, tokens):
             return True
@@ -55,7 +56,7 @@ class PackingCost:
         saved = machine.product_seconds(weights, tokens, number_bytes)
         saved -= machine.product_seconds(weights, kept, number_bytes)
         saved += cached * (1 - kept / tokens) / machine.bandwidth
-        moved = 2 * (tokens + kept) * width * number_bytes / machine.bandwidth
+        moved = 2 * (tokens + kept) * self._width * number_bytes / machine.bandwidth
         fixed = machine.mlp_packing if module == "mlp" else machine.attn_packing
         return saved > fixed + moved
 

@@ -24,7 +24,7 @@ from skipgpt.kernels import select
 from skipgpt.kernels.interface import Activation
 from skipgpt.model import modules
 from skipgpt.model.routed import RoutedLayer
-from skipgpt.routing.decision import MODULES, Module
+from skipgpt.routing.decision import MODULES, Module, ModuleDecision
 
 ACTIVATIONS: dict[str, Activation] = {
     "SiLU": "silu",
@@ -54,48 +54,51 @@ class Plan(Enum):
 # The number of kept tokens depends on the data, which a compiled graph cannot branch on.
 @torch.compiler.disable(reason="the plan depends on the data")  # type: ignore[no-untyped-call, untyped-decorator]
 def plan(
-    layer: RoutedLayer, module: Module, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
+    layer: RoutedLayer,
+    module: Module,
+    decision: ModuleDecision,
+    dtype: torch.dtype,
+    arguments: dict[str, Any],
 ) -> Plan:
-    """Choose how the tokens in keep [B, T] of `entering` [B, T, D] run in `sparse` or `auto`."""
-    state = layer.routing
-    if state.execution == "auto" and not state.can_pack:
-        return Plan.GATED
-    if has_kernels(layer, module, entering.device, entering.dtype, arguments):
-        return Plan.KERNELS
-    if module == "attn" and state.config.kv == "skip":
-        return Plan.KEPT_KEYS
-    # Counting makes the host wait for another device, so half is guessed first.
-    if keep.device.type != "cpu" and not _packs(
-        layer, module, entering, keep.numel() // 2, arguments
-    ):
-        return Plan.GATED
-    return plan_of_count(layer, module, entering, int(keep.sum()), arguments)
-
-
-def plan_of_count(
-    layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
-) -> Plan:
-    """Choose how `kept` tokens of `entering` [B, T, D] run, without kernels and with all keys."""
-    if kept == entering.shape[:2].numel():
+    """Choose how a decision about tokens of a dtype is carried out in `sparse` or `auto`."""
+    state, keep, kept = layer.routing, decision.keep, decision.kept
+    if kept is None:  # a decode step on a CPU has counted, and needs nothing of this
+        if state.execution == "auto" and not state.can_pack:
+            return Plan.GATED
+        if has_kernels(layer, module, keep.device, dtype, arguments):
+            return Plan.KERNELS
+        if module == "attn" and state.config.kv == "skip":
+            return Plan.KEPT_KEYS
+        # Counting makes the host wait for another device, so half is guessed first.
+        half = keep.numel() // 2
+        if keep.device.type != "cpu" and not _packs(layer, module, keep, half, dtype, arguments):
+            return Plan.GATED
+        kept = int(keep.sum())
+    if kept == keep.numel():
         return Plan.WHOLE
     # With noise every module takes part in every step, even for no token (`RoutingState.noise`).
-    if kept == 0 and layer.routing.noise is None:
+    if kept == 0 and state.noise is None:
         return Plan.NOTHING
-    return Plan.ROWS if _packs(layer, module, entering, kept, arguments) else Plan.GATED
+    return Plan.ROWS if _packs(layer, module, keep, kept, dtype, arguments) else Plan.GATED
 
 
 def _packs(
-    layer: RoutedLayer, module: Module, entering: Tensor, kept: int, arguments: dict[str, Any]
+    layer: RoutedLayer,
+    module: Module,
+    keep: Tensor,
+    kept: int,
+    dtype: torch.dtype,
+    arguments: dict[str, Any],
 ) -> bool:
-    """Whether `kept` tokens of `entering` [B, T, D] are packed: always in `sparse`."""
+    """Whether `kept` of the tokens of keep [B, T] are packed: always in `sparse`."""
     if layer.routing.execution == "sparse":
         return True
     cached = 0
-    if module == "attn" and entering.shape[1] == 1:
+    if module == "attn" and keep.shape[1] == 1:
         cached = _cached_bytes(arguments[layer.family.cache], layer.index)
-    machine = layer.routing.machine(entering.device, entering.dtype)
-    size = entering.shape[:2].numel(), entering.shape[2], entering.element_size()
-    return layer.packing.is_worth_packing(machine, module, *size, kept, cached)
+    machine = layer.routing.machine(keep.device, dtype)
+    tokens = keep.numel()
+    return layer.packing.is_worth_packing(machine, module, tokens, dtype.itemsize, kept, cached)
 
 
 def _cached_bytes(cache: Any, index: int) -> int:
