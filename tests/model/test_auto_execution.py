@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from cases import CLOSE, ONE_ROW, Inputs, base, every_batch, every_layout, routed
+from cases import CLOSE, LEFT_PADDED, ONE_ROW, Inputs, base, every_batch, every_layout, routed
 from skipgpt.errors import ConfigError
 from skipgpt.model.execution import run
 from skipgpt.model.packing_cost import PackingCost
-from skipgpt.model.state import execution, record_routing, routing_state, use_rule
+from skipgpt.model.state import count_routing, execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
-from skipgpt.routing.decision import Forced, Site
+from skipgpt.routing.decision import Forced, Site, Threshold
 from skipgpt.system.device_profile import Machine
 
 SLOW = Machine(flops=1.0, bandwidth=1e12, mlp_packing=0.0, attn_packing=0.0)
@@ -95,6 +96,22 @@ def test_all_or_none_needs_no_packing(keep: bool, watched: dict[str, Watch]) -> 
     with use_rule(model, Forced(default=keep)):
         model(ONE_ROW.given["input_ids"])
     assert not watched["gated"].calls
+
+
+@every_layout
+@torch.no_grad()
+def test_where_nothing_is_skipped_no_router_runs(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = auto(family, SLOW), LEFT_PADDED
+    dense = base(family)(**inputs.given).logits
+    for layer in routed_layers(model):
+        for router in (layer.attn_router, layer.mlp_router):
+            router.last.weight.fill_(float("nan"))
+    with use_rule(model, Threshold(-math.inf)), count_routing(model) as counts:
+        logits = model(**inputs.given).logits
+    assert torch.equal(logits[inputs.real.bool()], dense[inputs.real.bool()])
+    assert set(counts.kept().values()) == {counts.tokens} == {int(inputs.real.sum())}
 
 
 def test_packing_pays_from_some_share_of_skipped_tokens_on() -> None:

@@ -81,6 +81,9 @@ class SkippingLayer(RoutedLayer):
     def _decide(self, entering: Tensor) -> tuple[ModuleDecision, ModuleDecision | None]:
         """Both decisions from the stream that enters the layer, or attention's alone."""
         config = self.routing.config
+        if self.routing.keeps_all:
+            both = ModuleDecision.all_kept(entering.shape[:2], entering.device)
+            return both, both
         scale = input_scale(entering, config)
         if config.decides == "layer":
             both = self._rule(self.attn_router.margin(entering, scale), "attn")

@@ -6,6 +6,7 @@ recording changes no logit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,6 +81,19 @@ class RoutingState:
     @curve.setter
     def curve(self, curve: CalibrationCurve | None) -> None:
         self.curves = None if curve is None else Curves.of_modules(curve)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every token runs every module, and neither margins nor gradients are needed."""
+        return (
+            isinstance(self.rule, Threshold)
+            and self.rule.value == -math.inf
+            and self.execution in ("auto", "sparse")
+            and self.config.kv == "dense"
+            and self.noise is None
+            and not torch.is_grad_enabled()
+            and all(recorder.counts_only for recorder in self.recorders)
+        )
 
     def machine(self, device: torch.device, dtype: torch.dtype) -> Machine:
         """The speed of a device in a dtype; looked up once."""

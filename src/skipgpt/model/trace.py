@@ -80,16 +80,17 @@ class KeepCounts:
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
         """Add the decision of one layer; sums stay on its device, where the host does not know."""
-        if token_mask is not None and decision.attn.kept is not None and bool(token_mask.all()):
-            token_mask = None
+        keep = decision.attn.keep
+        tokens = keep.numel() if token_mask is None else token_mask.sum()
         for module in MODULES:
             each, site = getattr(decision, module), Site(layer, module)
-            if token_mask is not None:
+            if each.kept == keep.numel():
+                kept = tokens
+            elif token_mask is not None:
                 kept = (each.keep & token_mask).sum()
             else:
                 kept = each.keep.sum() if each.kept is None else each.kept
             self._kept[site] = self._kept.get(site, 0) + kept
-        tokens = decision.attn.keep.numel() if token_mask is None else token_mask.sum()
         self._tokens[layer] = self._tokens.get(layer, 0) + tokens
 
     @property

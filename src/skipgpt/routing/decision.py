@@ -55,6 +55,13 @@ class ModuleDecision:
         """A decision that carries no gradient."""
         return cls(keep, keep.to(margin.dtype), margin)
 
+    @classmethod
+    def all_kept(cls, shape: torch.Size, device: torch.device) -> ModuleDecision:
+        """Every token of a batch [B, T] runs the module, whatever its margin is."""
+        keep = torch.ones(shape, dtype=torch.bool, device=device)
+        gate = keep.float()
+        return cls(keep, gate, gate, keep.numel())
+
     def expanded(self, shape: torch.Size) -> ModuleDecision:
         """The decision of each row [B, 1] as that of all its tokens [B, T]."""
         keep, gate, margin = (each.expand(shape) for each in (self.keep, self.gate, self.margin))
