@@ -34,7 +34,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-160m": _llama(1024, 2816, 12, 16, 4, 8192, tied=False),
     "llama-350m": _llama(1024, 2816, 28, 16, 4, 8192, tied=False),
     # As published.
-    "llama-1b": _llama(2048, 8192, 16, 32, 8, 128256, tied=True),
     "llama-3.2-1b": _llama(2048, 8192, 16, 32, 8, 128256, tied=True),
     "llama-3.2-3b": _llama(3072, 8192, 28, 24, 8, 128256, tied=True),
     "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000, tied=False),
