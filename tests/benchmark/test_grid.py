@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from skipgpt.benchmark.executions import EXECUTIONS, Timed
 from skipgpt.benchmark.grid import Grid
 from skipgpt.errors import ConfigError
 
@@ -20,6 +23,10 @@ def test_what_cannot_be_measured_is_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             Grid(**wrong)
+
+
+def test_each_execution_is_described() -> None:
+    assert set(EXECUTIONS) == set(get_args(Timed))
 
 
 @pytest.mark.parametrize(

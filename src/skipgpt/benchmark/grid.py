@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from skipgpt.benchmark.timing.candidate import Timed
+from skipgpt.benchmark.executions import EXECUTIONS, Timed
 from skipgpt.config import check_sparsity
 from skipgpt.errors import ConfigError
 
@@ -24,11 +24,7 @@ class Grid:
         decode_tokens: tokens decoded after the prompt.
         sparsities: shares to save, in the unit of the subject's budget; None for the one that a
             checkpoint is set to, or 25 and 40 % of a shape.
-        executions: auto and sparse, and reference runs: transformers (dense with transformers' own
-            cache in place of the routed model's), gated (as the authors run it, without
-            their copies to the host), static (a model of fewer layers with the same FLOPs),
-            compiled (dense by `torch.compile`); sparse-int8 with 8-bit weights, which adds
-            dense-int8.
+        executions: what runs beside dense, of `EXECUTIONS`.
         repeats: timed rounds.
 
     Raises:
@@ -52,7 +48,7 @@ class Grid:
                     got=", ".join(map(str, values)) or "none",
                     expected="one or more, each once",
                 )
-        for name, known in (("phases", get_args(PhaseName)), ("executions", get_args(Timed))):
+        for name, known in (("phases", get_args(PhaseName)), ("executions", tuple(EXECUTIONS))):
             if unknown := [value for value in getattr(self, name) if value not in known]:
                 expected = "one of " + ", ".join(known)
                 raise ConfigError(f"reading {name}", got=repr(unknown[0]), expected=expected)

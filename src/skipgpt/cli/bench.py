@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
+from skipgpt.benchmark.executions import EXECUTIONS, Timed
 from skipgpt.cli.shared import options, settings
 from skipgpt.errors import ConfigError
 
@@ -53,10 +54,9 @@ def run(
     executions: Annotated[
         str,
         typer.Option(
-            help="auto, sparse, and reference runs: transformers (dense with transformers' own "
-            "cache, where dense has that of routed models), gated (as the authors run it, without "
-            "their copies to the host), static (fewer layers, same FLOPs), compiled (dense by "
-            "torch.compile), sparse-int8 and dense-int8 (8-bit weights, CPU); comma-separated."
+            help="What runs beside dense, comma-separated: "
+            + "; ".join(f"{name} ({words})" for name, words in EXECUTIONS.items())
+            + "."
         ),
     ] = "auto,transformers",
     repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 7,
@@ -82,7 +82,6 @@ def run(
     from skipgpt.benchmark.grid import Grid, PhaseName
     from skipgpt.benchmark.pages import write
     from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
-    from skipgpt.benchmark.timing.candidate import Timed
     from skipgpt.config import as_budget
     from skipgpt.system.folder_lock import writing_to
     from skipgpt.system.progress import advancing

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from skipgpt.benchmark.executions import Timed
 from skipgpt.benchmark.timing.clock import Task
-
-Timed = Literal[
-    "auto", "sparse", "gated", "transformers", "static", "compiled", "dense-int8", "sparse-int8"
-]
-"""Executions of the routed model, reference runs, and dense and sparse with 8-bit weights."""
 
 
 @dataclass(frozen=True, eq=False)
