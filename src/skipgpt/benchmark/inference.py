@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Literal
 
+from skipgpt.benchmark.executions import Timed
 from skipgpt.benchmark.reference_runs import compiled, static_depth
 from skipgpt.benchmark.subject import InInt8, Subject, sharing
 from skipgpt.benchmark.timing.auto_trace import traced_as_run
@@ -13,7 +14,6 @@ from skipgpt.benchmark.timing.candidate import (
     Candidate,
     Candidates,
     NotApplicable,
-    Timed,
     make_candidates,
 )
 from skipgpt.benchmark.timing.phases import (
@@ -72,7 +72,7 @@ def _routed(
     model = subject.executing(kind, rule)
     task = cell.task(model)
     trace, run = traced_as_run(model, launched(cell, model) if cell.captured else task)
-    price = cell.cost(model, trace.steps)
+    cost = cell.cost(model, trace.steps)
     spent = cell.flops(cell.cost(model, run.steps))
     return Candidate(
         kind,
@@ -80,7 +80,7 @@ def _routed(
         trace.sparsity(),
         union_sparsity(trace),
         1.0 if kind == "gated" else spent / cell.flops(dense),
-        lambda share: cell.ideal(dense, price, share),
+        lambda share: cell.ideal(dense, cost, share),
         packed_share=0.0 if kind == "gated" else run.packed_share,
     )
 
@@ -88,11 +88,11 @@ def _routed(
 def _in_int8(subject: Subject, cell: Cell, rule: DecisionRule, kind: InInt8) -> Candidate:
     """Make an 8-bit candidate; the ideal of `sparse-int8` is relative to `dense-int8`."""
     try:
-        held = subject.in_int8
+        quantized = subject.in_int8
     except SkipGPTError as error:
         raise NotApplicable(str(error)) from error
     if kind == "sparse-int8":
-        made = _routed(subject, cell, rule, kind, cell.cost(held))
+        made = _routed(subject, cell, rule, kind, cell.cost(quantized))
     else:
         made = Candidate(kind, cell.task(subject.executing(kind, rule)))
     return dataclasses.replace(made, on_top_of="dense-int8")
@@ -104,13 +104,13 @@ def _static(subject: Subject, cell: Cell, rule: DecisionRule, dense: Cost) -> Ca
     forward = cell.prompt if prompt else cell.between
     keep, _ = keep_and_union(prompt or rest)
     static = static_depth(subject, forward, work(subject.routed, forward, keep))
-    price = cell.cost(static.counted)
+    cost = cell.cost(static.counted)
     return Candidate(
         "static",
         cell.task(static.model, growing_cache),
         static.sparsity,
         static.sparsity,
-        cell.flops(price) / cell.flops(dense),
-        lambda share: cell.ideal(dense, price, share),
+        cell.flops(cost) / cell.flops(dense),
+        lambda share: cell.ideal(dense, cost, share),
         static.note,
     )

@@ -20,13 +20,13 @@ def write(result: Benchmark, folder: Path) -> None:
     """
     with staged(folder) as stage:
         (stage / "bench.json").write_text(to_json(result.to_dict()), encoding="utf-8")
-        facts = ", ".join(f"{name} {_told(value)}" for name, value in result.facts.items())
+        facts = ", ".join(f"{name} {_in_brief(value)}" for name, value in result.facts.items())
         page = f"{facts}\n\n{result.to_markdown()}\n"
         (stage / "bench.md").write_text(page, encoding="utf-8")
         plot(result, stage / "bench.svg")
 
 
-def _told(fact: Any) -> Any:
+def _in_brief(fact: Any) -> Any:
     """Format a fact; of the device figures, only whether they are measured or typical."""
     return fact["source"].split()[0] if isinstance(fact, dict) else fact
 

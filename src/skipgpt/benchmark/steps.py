@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from skipgpt.benchmark.executions import Timed
 from skipgpt.benchmark.reference_runs import compiled, static_depth
 from skipgpt.benchmark.subject import Subject, sharing
 from skipgpt.benchmark.timing.auto_trace import AsRun, traced_as_run
@@ -24,7 +25,6 @@ from skipgpt.benchmark.timing.candidate import (
     Candidate,
     Candidates,
     NotApplicable,
-    Timed,
     make_candidates,
     seeded,
 )
@@ -71,7 +71,7 @@ def candidates(
     dense = training_flops(subject.routed, forward, None, lora=lora_flops(model, forward))
     if cell.phase == "router_step":
         return Candidates(task, (_routers(subject, cell, dense),))
-    trace = _seen(subject, cell, rule)
+    trace = _traced_forward(subject, cell, rule)
 
     def make(kind: Timed) -> Candidate:
         if kind == "compiled":
@@ -88,7 +88,7 @@ def candidates(
 
 
 @torch.no_grad()
-def _seen(subject: Subject, cell: StepCell, rule: DecisionRule) -> Trace:
+def _traced_forward(subject: Subject, cell: StepCell, rule: DecisionRule) -> Trace:
     """Trace a forward; steps are forced to its routes, which LoRA and dropout would change."""
     model = subject.executing("sparse", rule)
     return traced(model, _forward(model, cell))
@@ -131,7 +131,7 @@ def _flops(model: Any, forward: Forward, steps: Sequence[Step]) -> float:
 
 def _routers(subject: Subject, cell: StepCell, dense: float) -> Candidate:
     rule = GumbelSample(CONFIG.router_stage.temperature_start)
-    trace = _seen(subject, cell, rule)
+    trace = _traced_forward(subject, cell, rule)
     model = subject.executing("gated", rule, trains=True)
     run = training_flops(model, cell.forward, "router")
     return Candidate(

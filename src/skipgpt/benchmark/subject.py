@@ -87,8 +87,8 @@ class Subject:
 
         With `trains`, routers and stand-ins are copied too, since training changes them.
         """
-        execution, _, held = kind.partition("-")
-        model = sharing(self.in_int8 if held else self.routed, but_routers=trains)
+        execution, _, quantized = kind.partition("-")
+        model = sharing(self.in_int8 if quantized else self.routed, but_routers=trains)
         state = routing_state(model)
         state.execution, state.rule = cast("Execution", execution), rule
         return model
