@@ -198,5 +198,5 @@ def test_a_folder_is_not_taken_for_a_shape_of_a_like_name(tmp_path: Path) -> Non
     with pytest.raises(UnsupportedModelError) as told:
         shape_or_base(str(tmp_path / "llama-1"))
     assert "shapes of a like name" not in str(told.value)
-    with pytest.raises(UnsupportedModelError, match="shapes of a like name: .*llama-3.2-1b"):
+    with pytest.raises(UnsupportedModelError, match="shapes of a like name: llama-160m"):
         shape_or_base("llama-1")
