@@ -13,7 +13,7 @@ from torch import Tensor
 from skipgpt.benchmark.subject import Subject, sharing
 from skipgpt.benchmark.timing.candidate import Candidate, NotApplicable
 from skipgpt.benchmark.timing.clock import Task
-from skipgpt.cost import Forward, Work, layer_costs, work
+from skipgpt.cost import Forward, Work, layer_flops, work
 from skipgpt.errors import UnsupportedModelError, in_brief
 from skipgpt.export.rebuild import smaller_model
 from skipgpt.model.loading.bitsandbytes import quantization_of
@@ -27,14 +27,12 @@ class Static:
     Attributes:
         model: an ordinary transformers model on the same weights.
         counted: the same with routers, to count its cost as a dense model.
-        kept: the layers that are left, in order.
         sparsity: share of modules removed.
         note: description, with the FLOPs that whole layers allow.
     """
 
     model: Any
     counted: Any
-    kept: tuple[int, ...]
     sparsity: float
     note: str
 
@@ -54,9 +52,9 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
     order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(0)).tolist()
     flops = [dense]
     for index in order[:-1]:
-        flops.append(flops[-1] - _flops(layers[index], forward))
+        flops.append(flops[-1] - sum(layer_flops(layers[index], forward)))
     gone = min(range(len(flops)), key=lambda count: abs(flops[count] - run.flops))
-    kept = tuple(sorted(order[gone:]))
+    kept = sorted(order[gone:])
     try:
         model = _on_weights(subject, kept)
     except UnsupportedModelError as error:
@@ -66,7 +64,7 @@ def static_depth(subject: Subject, forward: Forward, run: Work) -> Static:
         f"forward takes {flops[gone] / dense:.1%} of the dense FLOPs, a sparse one "
         f"{run.flops / dense:.1%}"
     )
-    return Static(model, add_routers(sharing(model)), kept, gone / len(layers), note)
+    return Static(model, add_routers(sharing(model)), gone / len(layers), note)
 
 
 def compiled(make: Callable[[Any], Task], model: Any) -> Candidate:
@@ -84,13 +82,6 @@ def compiled(make: Callable[[Any], Task], model: Any) -> Candidate:
         reason = f"torch.compile failed on this machine ({in_brief(error)})"
         raise NotApplicable(reason) from error
     return Candidate("compiled", task)
-
-
-def _flops(layer: Any, forward: Forward) -> float:
-    costs = layer_costs(layer)
-    linear = 2 * (costs.kv + costs.qo + costs.mlp)
-    attended = costs.attended(forward.cached, forward.tokens)
-    return forward.rows * (linear + 4 * costs.core_width * attended)
 
 
 def _on_weights(subject: Subject, kept: Sequence[int]) -> Any:

@@ -1,7 +1,7 @@
 """What running a model costs, computed rather than timed."""
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
-from skipgpt.cost.forward import Forward, Work, ideal_speedup, work
+from skipgpt.cost.forward import Forward, Work, ideal_speedup, layer_flops, work
 from skipgpt.cost.savings import (
     Savings,
     flops_per_token,
@@ -20,6 +20,7 @@ __all__ = [
     "flops_per_token",
     "ideal_speedup",
     "layer_costs",
+    "layer_flops",
     "lora_flops",
     "overhead",
     "saved_by_router",

@@ -122,8 +122,8 @@ def work(
         attn_ran, mlp_ran = (_union(keep, ran, site, forward.rows) for site in sites)
         policy = layer.routing.config.kv if keep is not None else "dense"
         keys, keys_ran = (attn, attn_ran) if policy == "skip" else (1.0, 1.0)
-        linear += keys * costs.kv + attn * costs.qo + mlp * costs.mlp
-        core += attn * costs.core_width * keys * costs.attended(forward.cached, forward.tokens)
+        projections, scores = layer_flops(layer, forward, attn, mlp, keys)
+        linear, core = linear + projections, core + scores
         weights += keys_ran * kv + attn_ran * qo + mlp_ran * mlp_bytes
         # A row of the cache is read where any of the row's own queries runs.
         read = costs.held(forward.cached) * (1 - (1 - attn) ** forward.tokens)
@@ -137,13 +137,26 @@ def work(
             routing += (1 - keep[site]) * parameters_of(each)
             weights += (1 - keep[site] ** forward.rows) * bytes_of(each)
     return Work(
-        linear=2 * forward.rows * linear,
-        core=4 * forward.rows * core,
+        linear=linear,
+        core=core,
         head=2.0 * forward.batch_size * forward.logits * head_parameters(model),
         routing=2 * forward.rows * routing,
         weight_bytes=weights,
         cache_bytes=cache,
     )
+
+
+def layer_flops(
+    layer: Any, forward: Forward, attn: float = 1.0, mlp: float = 1.0, keys: float = 1.0
+) -> tuple[float, float]:
+    """FLOPs of one layer's projections and MLP, and of its attention core.
+
+    The shares are those of the tokens that run attention and MLP, and that have keys and values.
+    """
+    costs = layer_costs(layer)
+    linear = keys * costs.kv + attn * costs.qo + mlp * costs.mlp
+    core = attn * costs.core_width * keys * costs.attended(forward.cached, forward.tokens)
+    return 2 * forward.rows * linear, 4 * forward.rows * core
 
 
 def ideal_speedup(dense: Work, run: Work, bound: Bound = "compute") -> float:
