@@ -40,9 +40,9 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Time tasks in turn, starting with another one each round; return the seconds of each.
 
-    A short task first runs once untimed, so that it finds the processor caches filled by itself
-    rather than by the task before. The first `warmup` rounds are untimed, and the device is
-    synchronised before each reading of the clock.
+    A task that was short in the round before first runs once untimed, so that it finds the
+    processor caches filled by itself rather than by the task before. The first `warmup` rounds are
+    untimed, and the device is synchronised before each reading of the clock.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
@@ -52,11 +52,11 @@ def alternate(
             stack.callback(gc.enable)
         gc.disable()
         for turn in range(warmup + repeats):
-            first, short = turn % len(names), min(spent.values()) < SHORT
+            first = turn % len(names)
             # The run before leaves its caches and clock rates, so the order rotates.
             for name in names[first:] + names[:first]:
                 task = tasks[name]
-                if short:
+                if spent[name] < SHORT:
                     task.run(task.prepare())
                 given = task.prepare()
                 wait_for(device)
@@ -74,7 +74,7 @@ def alternate(
 def peak_memory(task: Task, device: torch.device) -> int | None:
     """Return the peak bytes during one run, including what was allocated before.
 
-    On a CPU that is the memory of the process, known on Linux only; None elsewhere.
+    On a CPU that is the memory of the process, which Linux tells; None where it is not known.
     """
     if device.type not in ("cpu", "cuda"):
         return None
@@ -87,11 +87,12 @@ def peak_memory(task: Task, device: torch.device) -> int | None:
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     try:
         reset.write_text("5")
-        task.run(given)
-        lines = status.read_text().splitlines()
     except OSError:
         return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    task.run(given)
+    lines = status.read_text().splitlines()
+    peaks = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return next(peaks, None)
 
 
 def is_out_of_memory(error: Exception) -> bool:
