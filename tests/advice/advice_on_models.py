@@ -151,7 +151,7 @@ ON_MODELS = [
         "config/budget.py",
         "give a sparsity beside it (--sparsity), or leave the budget out",
         "checkpoint --budget flops", "checkpoint --budget flops --sparsity 0.1", "checkpoint",
-        commands={k: v for k, v in LOADING.items() if k != "bench"},
+        commands={k: v.replace("--sparsity 0.25 ", "") for k, v in LOADING.items()},
     ),
     *loading(
         "config/budget.py", "flops counts what skipping really saves",

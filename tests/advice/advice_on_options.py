@@ -49,8 +49,8 @@ ON_OPTIONS = [
          f"skipgpt generate checkpoint {'a' * 108} --max-new-tokens 20",
          f"skipgpt generate checkpoint {'a' * 120} --max-new-tokens <2>"),
     # bench
-    told("cli/bench.py", "leave --budget out, or give a checkpoint", f"{SHAPE} --budget flops",
-         f"skipgpt {SHAPE}",
+    told("benchmark/subject.py", "leave --budget out, or give a checkpoint",
+         f"{SHAPE} --budget flops", f"skipgpt {SHAPE}",
          "skipgpt " + LOADING["bench"].replace("MODEL", "checkpoint --budget flops"),
          before=tiny_shape, meanwhile=tiny_shape),
     told(OPTIONS, "leave it out", f"{SHAPE} --data good.jsonl", f"skipgpt {SHAPE}",

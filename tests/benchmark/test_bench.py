@@ -100,6 +100,8 @@ def test_a_row_for_every_cell_and_execution(subject: Subject) -> None:
     assert all(a.sparsity == b.sparsity for a, b in pairs)
     assert all(row.sparsity == 0 for row in result.rows[0::4])
     assert all(row.sparsity > 0.2 for row in result.rows[2::4])
+    assert [row.asked for row in result.rows[::2]] == 6 * [0.0, 0.5]
+    assert {row.budget for row in result.rows} == {"modules"}
     assert {"subject", "routes", "dtype", "attention", "device", "torch"} <= result.facts.keys()
     assert json.loads(json.dumps(result.to_dict()))["rows"][0]["phase"] == "prefill"
 
@@ -133,6 +135,36 @@ def test_8_bit_weights_are_timed_beside_plain_ones(subject: Subject) -> None:
     assert [p.requires_grad for p in subject.routed.parameters()] == flags
 
 
+def test_what_no_sparsity_changes_has_one_row_per_batch_size_and_length(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _: None)
+    kinds = ("sparse", "transformers", "compiled")
+    if products_are_exact():
+        kinds += ("sparse-int8",)
+    grid = Grid(("prefill",), (1, 2), (4, 8), sparsities=(0.0, 0.5), executions=kinds, repeats=1)
+    rows = bench(subject, grid).rows
+    for kind in ("transformers", "compiled", *["dense-int8"][: len(kinds) - 3]):
+        found = [row for row in rows if row.execution == kind]
+        assert [(row.batch_size, row.prompt_tokens) for row in found] == [
+            (1, 4),
+            (1, 8),
+            (2, 4),
+            (2, 8),
+        ]
+        assert {(row.asked, row.budget) for row in found} == {(None, None)}
+    for kind in ("sparse", *kinds[3:]):
+        assert [row.asked for row in rows if row.execution == kind] == 4 * [0.0, 0.5]
+
+
+def test_where_nothing_else_is_timed_what_no_sparsity_changes_is_timed_once(
+    subject: Subject,
+) -> None:
+    grid = Grid(("prefill",), prompt_tokens=(4,), sparsities=(0.0, 0.5), repeats=1)
+    rows = bench(subject, dataclasses.replace(grid, executions=("transformers",))).rows
+    assert [row.execution for row in rows] == ["transformers"]
+
+
 def test_who_cannot_be_held_in_8_bits_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skipgpt.model.loading.int8.products_are_exact", lambda: False)
     kinds = ("sparse", "sparse-int8")
@@ -147,11 +179,11 @@ def test_who_cannot_be_held_in_8_bits_is_left_out(monkeypatch: pytest.MonkeyPatc
 def test_8_bit_models_hold_nothing_twice_but_what_is_8_bit(subject: Subject) -> None:
     if not products_are_exact():
         pytest.skip("8-bit products overflow on this CPU")
-    held = {p.data_ptr() for p in subject.routed.parameters()}
+    plain = {p.data_ptr() for p in subject.routed.parameters()}
     models = [subject.executing(kind, RandomRoutes(0.5)) for kind in ("dense-int8", "sparse-int8")]
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert one is other
-        assert (one.dtype == torch.int8) == (one.data_ptr() not in held)
+        assert (one.dtype == torch.int8) == (one.data_ptr() not in plain)
     assert [routing_state(model).execution for model in models] == ["dense", "sparse"]
 
 

@@ -19,10 +19,16 @@ def test_what_cannot_be_measured_is_refused() -> None:
         {"repeats": 0},
         {"decode_tokens": 0},
         {"sparsities": (1.5,)},
+        {"sparsities": (0.5,), "budget": "watts"},
         {"phases": ("prefill", "lora_step"), "prompt_tokens": (1, 8)},
     ):
         with pytest.raises(ConfigError):
             Grid(**wrong)
+
+
+def test_a_budget_comes_with_the_sparsities_that_it_counts() -> None:
+    with pytest.raises(ConfigError, match="'flops' without a sparsity"):
+        Grid(budget="flops")
 
 
 def test_each_execution_is_described() -> None:

@@ -22,7 +22,7 @@ def subject() -> Subject:
     return subject_of_shape("llama-tiny")
 
 
-def field(subject: Subject, phase: str, *executions: str, sparsity: float = 0.5) -> Candidates:
+def made_of(subject: Subject, phase: str, *executions: str, sparsity: float = 0.5) -> Candidates:
     cell = StepCell(phase, subject.prompts(2, 8))
     return steps.candidates(subject, cell, RandomRoutes(sparsity), executions)
 
@@ -33,7 +33,7 @@ def loss(task: Task) -> float:
 
 def test_a_step_trains_lora_alone(subject: Subject) -> None:
     before = {name: p.detach().clone() for name, p in subject.routed.named_parameters()}
-    made = field(subject, "lora_step", "sparse", "gated")
+    made = made_of(subject, "lora_step", "sparse", "gated")
     for task in (made.dense, *(each.task for each in made.candidates)):
         first, *_, last = (loss(task) for _ in range(20))
         assert last < first
@@ -44,10 +44,10 @@ def test_a_routers_step_leaves_the_subjects_own_routers_alone(subject: Subject) 
     before = {
         site: router.weight.detach().clone() for site, router in routers(subject.routed).items()
     }
-    (contender,) = field(subject, "router_step", "sparse").candidates
-    assert contender.execution == "gated"
-    first = loss(contender.task)
-    assert loss(contender.task) != first
+    (candidate,) = made_of(subject, "router_step", "sparse").candidates
+    assert candidate.execution == "gated"
+    first = loss(candidate.task)
+    assert loss(candidate.task) != first
     for site, router in routers(subject.routed).items():
         assert torch.equal(router.weight, before[site])
 
@@ -59,7 +59,7 @@ def test_sparse_and_gated_take_the_same_step(
     config = steps.CONFIG
     without = type(config.lora_stage)(steps=1, dropout=0.0)
     monkeypatch.setattr(steps, "CONFIG", type(config)(lora_stage=without))
-    made = field(subject, "lora_step", "sparse", "gated")
+    made = made_of(subject, "lora_step", "sparse", "gated")
     sparse, gated = ([loss(each.task) for _ in range(3)] for each in made.candidates)
     # Losses near 5.5; equal sums in another order.
     assert sparse == pytest.approx(gated, abs=1e-5)
@@ -67,8 +67,8 @@ def test_sparse_and_gated_take_the_same_step(
 
 
 def test_the_ideal_is_that_of_the_routes_that_run(subject: Subject) -> None:
-    nothing = field(subject, "lora_step", "sparse", sparsity=0.0).candidates[0]
-    half = field(subject, "lora_step", "sparse", "gated").candidates
+    nothing = made_of(subject, "lora_step", "sparse", sparsity=0.0).candidates[0]
+    half = made_of(subject, "lora_step", "sparse", "gated").candidates
     assert nothing.sparsity == 0
     # Routers alone come on top of dense.
     assert 0.98 < nothing.ideal(0.0) < 1
@@ -78,12 +78,12 @@ def test_the_ideal_is_that_of_the_routes_that_run(subject: Subject) -> None:
 
 
 def test_a_routers_step_is_compared_with_the_dense_lora_step(subject: Subject) -> None:
-    made = field(subject, "router_step")
+    made = made_of(subject, "router_step")
     cell = StepCell("router_step", subject.prompts(2, 8))
     run = training_flops(subject.routed, cell.forward, "router")
-    (contender,) = made.candidates
-    assert contender.flops_share == pytest.approx(1 / contender.ideal(0.0))
-    lora = contender.flops_share * training_flops(subject.routed, cell.forward, None)
+    (candidate,) = made.candidates
+    assert candidate.flops_share == pytest.approx(1 / candidate.ideal(0.0))
+    lora = candidate.flops_share * training_flops(subject.routed, cell.forward, None)
     # What LoRA costs is all that is between the two.
     assert lora < run
     assert loss(made.dense) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from cases import KEEP_ALL
+from skipgpt.benchmark.bench import bench
+from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.inference import candidates
 from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.checkpoint.saving import describe, save
+from skipgpt.errors import ConfigError
 from skipgpt.model.base import load_base
 from skipgpt.model.caches.growing_cache import PreallocatedLayer
+from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers
+from skipgpt.routing.curve import CalibrationCurve, Curves
+from skipgpt.routing.decision import Threshold
 
 
 @torch.no_grad()
@@ -28,9 +35,9 @@ def test_dense_has_the_cache_of_the_routed_model_and_transformers_its_own() -> N
     model = subject.executing("auto", KEEP_ALL)
     for phase in ("decode", "generate"):
         cell = Cell(phase, ids, 4)
-        field = candidates(subject, cell, KEEP_ALL, ("transformers",))
-        plain, routed = field.candidates[0].task, cell.task(model)
-        kinds = [layer_kinds(each) for each in (field.dense, routed, plain)]
+        made = candidates(subject, cell, KEEP_ALL, ("transformers",))
+        plain, routed = made.candidates[0].task, cell.task(model)
+        kinds = [layer_kinds(each) for each in (made.dense, routed, plain)]
         assert kinds == [{PreallocatedLayer}, {PreallocatedLayer}, {DynamicLayer}]
 
 
@@ -57,3 +64,23 @@ def test_a_checkpoint_is_timed_at_the_sparsity_it_is_set_to(
     save(model, tmp_path / "out", describe(model, str(base_folder), target_sparsity=0.35))
     subject = subject_of_checkpoint(tmp_path / "out", ["stdlib"], tokens=64)
     assert subject.sparsities == (0.35,)
+    assert (subject.name, subject.base) == ("out", str(base_folder))
+
+
+def test_a_target_that_the_curve_does_not_reach_is_timed_where_the_curve_ends(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    model = add_routers(load_base(str(base_folder))[0])
+    curve = CalibrationCurve(((0.0, -math.inf), (0.2, 0.5)))
+    routing_state(model).curves = Curves({"flops": curve}, "flops")
+    save(model, tmp_path / "out", describe(model, str(base_folder), target_sparsity=0.35))
+    subject = subject_of_checkpoint(tmp_path / "out", ["stdlib"], tokens=64)
+    assert subject.sparsities == (0.2,)
+    assert (subject.unit(), subject.rule(0.2)) == ("flops", Threshold(0.5))
+
+
+def test_the_unit_of_random_routes_is_modules() -> None:
+    subject = subject_of_shape("llama-tiny")
+    assert subject.unit() == subject.unit("modules") == "modules"
+    with pytest.raises(ConfigError, match="flops of a shape, whose routes are drawn at random"):
+        bench(subject, Grid(("prefill",), sparsities=(0.25,), budget="flops"))

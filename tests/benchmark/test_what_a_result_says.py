@@ -17,6 +17,8 @@ def row(**changes: object) -> Row:
         prompt_tokens=128,
         new_tokens=16,
         execution="sparse",
+        asked=0.375,
+        budget="flops",
         sparsity=0.4,
         union_sparsity=0.001,
         flops_share=0.6,
@@ -45,13 +47,13 @@ def test_where_there_is_no_gain_a_sentence_says_why() -> None:
     assert "choosing and packing" in row(speedup=0.9, ideal_speedup=1.5).no_gain
     assert "multiplies" in row(speedup=0.9, execution="gated").no_gain
     assert "torch.compile" in row(speedup=0.9, execution="compiled").no_gain
-    assert "a head and the calls" in row(speedup=0.9, execution="static").no_gain
+    assert "language-model head" in row(speedup=0.9, execution="static").no_gain
     assert "trains on it" in row(speedup=0.9, phase="router_step", execution="gated").no_gain
     assert "hardly anything" in row(speedup=0.9, sparsity=0.0, ideal_speedup=1.0).no_gain
     assert row(speedup=4.0, execution="dense-int8", int8_speedup=4.0).no_gain == ""
     assert "8-bit products" in row(speedup=0.9, execution="dense-int8", int8_speedup=0.9).no_gain
-    assert "auto ran every module for all tokens or none" in row(speedup=0.9, **AUTO).no_gain
-    assert "auto ran most modules" in row(speedup=0.9, **AUTO | {"packed_share": 0.2}).no_gain
+    assert "auto ran every module on all tokens" in row(speedup=0.9, **AUTO).no_gain
+    assert "auto ran most modules on" in row(speedup=0.9, **AUTO | {"packed_share": 0.2}).no_gain
     assert "choosing and packing" in row(speedup=0.9, **AUTO | {"packed_share": 0.8}).no_gain
     assert "by some sequence" in row(speedup=0.9, **AUTO | {"ideal_speedup": 1.0}).no_gain
     lost = row(speedup=3.9, execution="sparse-int8", int8_speedup=4.0, ideal_speedup=5.0)
@@ -63,6 +65,15 @@ def test_where_there_is_no_gain_a_sentence_says_why() -> None:
     assert sentence.startswith("No gain in sparse decode of 8 x 128 at 40% (0.90x), 8 x 64 at 40%")
     assert sentence in result.to_markdown()
     assert sentence in result.to_terminal()
+
+
+def test_a_row_says_what_was_asked_and_in_which_unit() -> None:
+    result = Benchmark((row(), row(execution="transformers", asked=None, budget=None)), {})
+    head, _, first, second = (line.split(" | ") for line in result.to_markdown().splitlines()[:4])
+    column = head.index("asked")
+    assert (first[column], second[column]) == ("37.5% of FLOPs", "")
+    said = [(each["asked"], each["budget"]) for each in result.to_dict()["rows"]]
+    assert said == [(0.375, "flops"), (None, None)]
 
 
 def test_notes_and_who_is_left_out_are_said_once() -> None:

@@ -45,9 +45,21 @@ def test_learned_routes_run_at_the_sparsity_that_was_asked_for(tmp_path: Path) -
     assert finished.status == 0, finished.stderr
     document = json.loads(finished.stdout)
     assert document["routes"] == "learned"
+    assert document["base"]
+    # The unit in which the checkpoint was trained.
+    assert {row["budget"] for row in document["rows"]} == {"modules"}
+    assert [row["asked"] for row in document["rows"]] == [0.0, 0.3]
     none, some = (row["sparsity"] for row in document["rows"])
     assert none == 0.0
     assert some > 0.0
+
+
+def test_a_budget_without_a_sparsity_is_refused_before_anything_is_loaded() -> None:
+    for subject in (("nosuch",), ("--shape", "nosuch")):
+        finished = skipgpt("bench", *subject, "--budget", "modules")
+        assert finished.status == 2
+        assert "'modules' without a sparsity" in finished.stderr
+        assert "--sparsity" in finished.stderr
 
 
 def test_what_is_to_be_timed_has_to_be_one_thing() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from skipgpt.benchmark.executions import EXECUTIONS, Timed
-from skipgpt.config import check_sparsity
+from skipgpt.config import Budget, check_pair, check_sparsity
 from skipgpt.errors import ConfigError
 
 PhaseName = Literal["prefill", "decode", "generate", "router_step", "lora_step"]
@@ -22,13 +22,16 @@ class Grid:
         prompt_tokens: lengths of the prompt, which is in the cache when decoding starts, or of the
             sequences of a training step.
         decode_tokens: tokens decoded after the prompt.
-        sparsities: shares to save, in the unit of the subject's budget; None for the one that a
-            checkpoint is set to, or 25 and 40 % of a shape.
+        sparsities: shares to save; None for the one that a checkpoint is set to, or 25 and 40 %
+            of a shape.
         executions: what runs beside dense, of `EXECUTIONS`.
         repeats: timed rounds.
+        budget: the unit of `sparsities`: `modules`, `flops` or `time`; as the checkpoint was
+            trained where None, and modules of a shape.
 
     Raises:
-        ConfigError: a name is unknown, a number too small, or a list empty or with duplicates.
+        ConfigError: a name is unknown, a number too small, a list empty or with duplicates, or a
+            budget comes without sparsities.
     """
 
     phases: tuple[PhaseName, ...] = ("prefill", "decode", "generate")
@@ -38,6 +41,7 @@ class Grid:
     sparsities: tuple[float, ...] | None = None
     executions: tuple[Timed, ...] = ("auto", "transformers")
     repeats: int = 7
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         for name in ("phases", "batch_sizes", "prompt_tokens", "sparsities", "executions"):
@@ -54,6 +58,7 @@ class Grid:
                 raise ConfigError(f"reading {name}", got=repr(unknown[0]), expected=expected)
         for sparsity in self.sparsities or ():
             check_sparsity(sparsity)
+        check_pair(self.sparsities[0] if self.sparsities else None, self.budget)
         for name, least in (
             ("batch sizes", min(self.batch_sizes)),
             ("prompt tokens", min(self.prompt_tokens)),

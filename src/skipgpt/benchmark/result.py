@@ -6,11 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from skipgpt.config import BUDGET_NOUNS, Budget
 from skipgpt.system.tables import aligned, markdown
 
 HEAD = (
-    "phase", "batch", "prompt", "new", "sparsity", "run", "FLOPs", "dense ms", "ms", "speed-up",
-    "range", "ideal", "efficiency", "tokens/s", "memory",
+    "phase", "batch", "prompt", "new", "asked", "sparsity", "run", "FLOPs", "dense ms", "ms",
+    "speed-up", "range", "ideal", "efficiency", "tokens/s", "memory",
 )  # fmt: skip
 NOISE = 0.02
 """A smaller gain counts as none."""
@@ -28,6 +29,8 @@ class Row:
         prompt_tokens: tokens of the prompt; in decode, tokens in the cache at the start.
         new_tokens: tokens decoded per sequence; 0 in prefill.
         execution: how the routed model ran, or the name of a reference run.
+        asked: the share that was to be saved; None for a run that no sparsity changes.
+        budget: the unit of `asked`: modules, flops or time.
         sparsity: share of modules skipped, measured in this run; of `static`, removed.
         union_sparsity: share of (forward, module) pairs that no token of the forward ran.
         flops_share: FLOPs that ran over those of dense. A module that ran every token, as in `auto`
@@ -55,6 +58,8 @@ class Row:
     prompt_tokens: int
     new_tokens: int
     execution: str
+    asked: float | None
+    budget: Budget | None
     sparsity: float
     union_sparsity: float
     flops_share: float
@@ -87,7 +92,10 @@ class Row:
         if self.execution == "compiled":
             return "torch.compile gains nothing on this machine"
         if self.execution == "static":
-            return "what every model has, a head and the calls, takes the time"
+            return (
+                "most of the time goes into what removing layers leaves as it is: the "
+                "language-model head, and the overhead of launching each operation"
+            )
         if self.execution == "gated":
             return "gated execution runs every token and multiplies"
         if self.sparsity < NOISE:
@@ -98,7 +106,10 @@ class Row:
             )
         if self.packed_share is not None and self.packed_share < LITTLE:
             which = "most modules" if self.packed_share else "every module"
-            return f"auto ran {which} for all tokens or none: packing does not pay at this size"
+            return (
+                f"auto ran {which} on all tokens, as dense does, unless none kept it: at this size "
+                "of model and batch, gathering the kept tokens would take longer than it saves"
+            )
         return (
             "choosing and packing tokens takes as long as skipping saves; larger models and longer "
             "prompts gain"
@@ -160,6 +171,7 @@ class Benchmark:
                 str(row.batch_size),
                 str(row.prompt_tokens),
                 str(row.new_tokens or ""),
+                _asked(row),
                 f"{row.sparsity:.1%}",
                 row.execution,
                 f"{row.flops_share:.1%}",
@@ -176,3 +188,9 @@ class Benchmark:
             for row in self.rows
         ]
         return [[*HEAD, *(["over gated"] if timed else [])], *cells]
+
+
+def _asked(row: Row) -> str:
+    if row.asked is None or row.budget is None:
+        return ""
+    return f"{100 * row.asked:g}% of {BUDGET_NOUNS[row.budget]}"

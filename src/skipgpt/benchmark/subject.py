@@ -17,12 +17,12 @@ from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.loading import load_base_of, load_placed
 from skipgpt.config import Budget, DataConfig, Placement
 from skipgpt.data import encode_beginning, read_documents
-from skipgpt.errors import DataError
+from skipgpt.errors import ConfigError, DataError
 from skipgpt.model.base import check_device, choose_dtype
 from skipgpt.model.families.parameter_names import is_routing
 from skipgpt.model.loading.int8 import quantize_int8
 from skipgpt.model.loading.limits import check_ids
-from skipgpt.model.sparsity import set_sparsity
+from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
 from skipgpt.model.state import Execution, routing_state
 from skipgpt.model.surgery import add_routers
 from skipgpt.routing.decision import DecisionRule, RandomRoutes
@@ -40,8 +40,8 @@ class Subject:
         routed: the same with routers.
         learned: whether routes are the checkpoint's own; else they are drawn at random.
         ids: [S], the text that prompts are cut from.
-        budget: unit of sparsities; as the checkpoint was trained where None.
-        sparsities: those to time where none are asked for.
+        sparsities: those to time where none are asked for, in the unit of the checkpoint.
+        base: of a checkpoint, what it was trained on: hub id, folder, GGUF file or `nano`.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Subject:
     routed: Any
     learned: bool
     ids: Tensor
-    budget: Budget | None = None
     sparsities: tuple[float, ...] = (0.25, 0.4)
+    base: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -58,15 +58,27 @@ class Subject:
         device: torch.device = self.dense.device
         return device
 
-    def rule(self, sparsity: float) -> DecisionRule:
-        """Return the decision rule at this sparsity; for random routes, a share of modules.
+    def unit(self, budget: Budget | None = None) -> Budget:
+        """Return the unit of sparsities: this one, or where None that of the checkpoint or shape.
 
         Raises:
-            ConfigError: it is beyond the calibration curve.
+            ConfigError: routes are random, and the unit is not modules.
         """
         if not self.learned:
+            return check_budget_of_shape(budget)
+        curves = routing_state(self.routed).curves
+        return budget or (curves.budget if curves else "modules")
+
+    def rule(self, sparsity: float, budget: Budget | None = None) -> DecisionRule:
+        """Return the decision rule that saves this share of a unit.
+
+        Raises:
+            ConfigError: it is beyond the calibration curve, or the unit is not known here.
+        """
+        unit = self.unit(budget)
+        if not self.learned:
             return RandomRoutes(sparsity)
-        set_sparsity(self.routed, sparsity, budget=self.budget)
+        set_sparsity(self.routed, sparsity, budget=unit)
         return routing_state(self.routed).rule
 
     @functools.cached_property
@@ -110,6 +122,18 @@ class Subject:
         return self.ids[:wanted].view(batch_size, tokens).to(self.device)
 
 
+def check_budget_of_shape(budget: Budget | None) -> Budget:
+    """Return the unit of sparsities of random routes, modules; a ConfigError for another one."""
+    if budget in (None, "modules"):
+        return "modules"
+    raise ConfigError(
+        "choosing the budget",
+        got=f"{budget} of a shape, whose routes are drawn at random",
+        expected="modules, each of which is skipped at the same rate",
+        todo="leave --budget out, or give a checkpoint",
+    )
+
+
 def subject_of_shape(name: str, *, device: str = "cpu", dtype: str = "auto") -> Subject:
     """Make a Llama of this shape with random weights and routers.
 
@@ -137,14 +161,13 @@ def subject_of_checkpoint(
     tokens: int = 1 << 18,
     config: DataConfig | None = None,
     base: str | None = None,
-    budget: Budget | None = None,
     device: str = "cpu",
     dtype: str = "auto",
 ) -> Subject:
     """Load a checkpoint beside its base model.
 
     Prompts are cut from `data`, of which no more than `tokens`, those of the largest batch, are
-    read; learned routes depend on it. The budget is as the checkpoint was trained where None.
+    read; learned routes depend on it.
 
     Raises:
         CheckpointError: files are missing or damaged.
@@ -159,8 +182,8 @@ def subject_of_checkpoint(
         read_documents(list(data), config), tokenizer, tokens, control_tokens=config.control_tokens
     )
     check_ids("reading the text for prompts", dense, tokenizer, read.ids)
-    own = (info.target_sparsity,)
-    return Subject(Path(folder).name, dense, routed, True, read.ids, budget, own)
+    own = (clamp_to_curve(routed, info.target_sparsity),)
+    return Subject(Path(folder).name, dense, routed, True, read.ids, own, info.base)
 
 
 def sharing(model: nn.Module, *, but_routers: bool = False) -> Any:

@@ -81,7 +81,11 @@ def run(
     from skipgpt.benchmark.bench import bench
     from skipgpt.benchmark.grid import Grid, PhaseName
     from skipgpt.benchmark.pages import write
-    from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
+    from skipgpt.benchmark.subject import (
+        check_budget_of_shape,
+        subject_of_checkpoint,
+        subject_of_shape,
+    )
     from skipgpt.config import as_budget
     from skipgpt.system.folder_lock import writing_to
     from skipgpt.system.progress import advancing
@@ -91,14 +95,9 @@ def run(
         raise ConfigError(
             "choosing what to time", got=f"DIR {folder}, --shape {shape}", expected="one of them"
         )
-    if shape and budget not in (None, "modules"):
-        raise ConfigError(
-            "choosing the budget",
-            got=f"{budget} of a shape, whose routes are drawn at random",
-            expected="modules, each of which is skipped at the same rate",
-            todo="leave --budget out, or give a checkpoint",
-        )
+    unit = as_budget(budget)
     if shape:
+        check_budget_of_shape(unit)
         doing, right = f"timing the shape {shape}", "options of random weights and random tokens"
         options.refuse_given(context, _OF_A_CHECKPOINT, doing, right)
     named = tuple(phases.split(","))
@@ -113,6 +112,7 @@ def run(
         sparsities=tuple(settings.numbers("--sparsity", sparsity, float)) if sparsity else None,
         executions=cast("tuple[Timed, ...]", tuple(executions.split(","))),
         repeats=repeats,
+        budget=unit,
     )
     # A folder that cannot be written is refused before anything is measured.
     target = writing_to(out) if out else nullcontext()
@@ -126,7 +126,6 @@ def run(
                 tokens=max(grid.batch_sizes) * max(grid.prompt_tokens),
                 config=settings.data_config(text_field=text_field, control_tokens=control_tokens),
                 base=base,
-                budget=as_budget(budget),
                 device=device,
                 dtype=dtype,
             )
