@@ -1,4 +1,4 @@
-"""All recorded runs of `skipgpt bench` in one table, a line for each cell and a column a sparsity.
+"""All recorded runs of `skipgpt bench` in one table: one line per cell, one column per sparsity.
 
     python benchmarks/summary.py benchmarks/results/cpu
 
@@ -13,24 +13,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+from skipgpt.config import BUDGET_NOUNS, BUDGETS
+
 ASKED = (0, 25, 40, 50, 60)
-"""Per cent of modules, of all recorded runs."""
+"""Per cent of modules, of all records that do not say what was asked."""
 
 Line = tuple[str, str, str, int, int, str]
+Column = tuple[int, float]
+"""The unit, as its place among the budgets, and the per cent asked of it."""
 
 
-def lines_of(folder: Path) -> dict[Line, dict[int, dict[str, Any]]]:
-    """Rows by subject, phase, execution, batch, prompt and folder, then by per cent asked."""
-    lines: dict[Line, dict[int, dict[str, Any]]] = {}
+def lines_of(folder: Path) -> dict[Line, dict[Column, dict[str, Any]]]:
+    """Rows by subject, phase, execution, batch, prompt and folder, then by what was asked."""
+    lines: dict[Line, dict[Column, dict[str, Any]]] = {}
     for path in sorted(folder.rglob("bench.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
         for row in document["rows"]:
-            line = (document["subject"], row["phase"], row["execution"])
+            line = (_name(document), row["phase"], row["execution"])
             # A cell that is timed in several folders has a line for each.
             where = (row["batch_size"], row["prompt_tokens"], path.parent.name)
-            # What was drawn or learned is near what was asked.
-            asked = min(ASKED, key=lambda each: abs(each / 100 - row["sparsity"]))
-            lines.setdefault((*line, *where), {})[asked] = row
+            lines.setdefault((*line, *where), {})[_column(row)] = row
     return lines
 
 
@@ -38,13 +40,32 @@ def markdown(folder: Path) -> str:
     """The table."""
     lines = lines_of(folder)
     columns = sorted({asked for cells in lines.values() for asked in cells})
-    head = ["model", "phase", "execution", "batch", "prompt", "folder"]
-    head += [f"{each} %" for each in columns]
+    head = ["model", "phase", "execution", "batch", "prompt", "folder", *map(_title, columns)]
     table = [head, ["---"] * len(head)]
     for line, cells in sorted(lines.items()):
-        told = [_cell(cells[each]) if each in cells else "" for each in columns]
-        table.append([*map(str, line), *told])
+        found = [_cell(cells[each]) if each in cells else "" for each in columns]
+        table.append([*map(str, line), *found])
     return "\n".join(f"| {' | '.join(row)} |" for row in table)
+
+
+def _name(document: dict[str, Any]) -> str:
+    """The shape, or the base of a checkpoint and the checkpoint's folder."""
+    base, subject = document.get("base"), document["subject"]
+    return f"{Path(base).name} ({subject})" if base else subject
+
+
+def _column(row: dict[str, Any]) -> Column:
+    if "asked" not in row:
+        # What was drawn or learned is near what was asked.
+        return 0, min(ASKED, key=lambda each: abs(each / 100 - row["sparsity"]))
+    # Nothing is as much in each unit, and a run without a sparsity skips nothing.
+    unit = BUDGETS.index(row["budget"]) if row["asked"] else 0
+    return unit, round(100 * (row["asked"] or 0), 6)
+
+
+def _title(column: Column) -> str:
+    unit, asked = column
+    return f"{asked:g} %" + (f" of {BUDGET_NOUNS[BUDGETS[unit]]}" if unit else "")
 
 
 def _cell(row: dict[str, Any]) -> str:
