@@ -12,10 +12,11 @@ OLDER := .venv-transformers4
 # The tests' models are tiny: a process for each core is faster than threads within one.
 PYTEST := pytest -n auto --dist worksteal
 
-# Long text for `compare-gpu`, `bench-learned` and `bench-gpu`, one document a line or file.
-TEXT ?= novels.txt
-# A checkpoint of a real model, with the routes that it has learned.
-ROUTED ?=
+# Text, one document per line or file; `compare-gpu` needs much of it.
+compare-gpu build/deep24/pretraining.json: TEXT ?= novels.txt
+bench-learned bench-gpu: TEXT ?= stdlib
+# A checkpoint with the routes that it has learned, as a folder or hub id.
+LEARNED ?=
 
 .PHONY: demo docs environments test test-long test-lowest test-matrix test-serving \
 	test-transformers4 check format clean compare-gpu test-gpu bench-gpu \
@@ -108,14 +109,18 @@ $(OLDER)/.ready: constraints-transformers4.txt
 test-gpu: $(READY)
 	TRITON_INTERPRET=0 $(BIN)/pytest tests/gpu -rs
 
+# Sizes that are meant to end within ten minutes; a checkpoint runs at its own target. `generate` is
+# left out: there each step of decoding is launched by the host, which takes longest of all.
+GPU := benchmarks/results/gpu
+BENCH_GPU := $(BIN)/skipgpt bench --quiet --executions auto --device cuda --dtype bfloat16 \
+	--phases prefill,decode --prompt-tokens 512,2048 --batch-sizes 1,4,8 --decode-tokens 128 \
+	--repeats 5
+
 bench-gpu: test-gpu
-	$(BIN)/python benchmarks/kernels.py --out build/kernels-gpu.json
-	$(BIN)/skipgpt bench --shape llama-3.1-8b --device cuda --dtype bfloat16 \
-		--sparsity 0.25,0.4,0.5 --batch-sizes 1,8,32 --prompt-tokens 512,2048,8192 \
-		--out build/bench-gpu
-	test -z "$(ROUTED)" || $(BIN)/skipgpt bench $(ROUTED) --data $(TEXT) --device cuda \
-		--phases prefill,decode,generate --prompt-tokens 128,512,2048 --batch-sizes 1,4 \
-		--out build/bench-gpu-learned
+	$(BIN)/python benchmarks/kernels.py --out $(GPU)/kernels.json
+	$(BENCH_GPU) --shape llama-3.1-8b --sparsity 0,0.25 --out $(GPU)/llama-3.1-8b
+	$(BENCH_GPU) $(if $(LEARNED),$(LEARNED) --data $(TEXT) --out $(GPU)/learned,\
+		--shape smollm2-135m --sparsity 0,0.25 --out $(GPU)/smollm2-135m)
 
 # Likewise: a base of 84 M parameters and 24 layers, made in minutes, and every method on it; the
 # table goes into docs/results.md.
@@ -131,7 +136,6 @@ build/deep24/pretraining.json: | $(READY)
 # free. Each may be made alone.
 CPU := benchmarks/results/cpu
 BENCH := $(BIN)/skipgpt bench --quiet --executions auto
-LEARNED ?= demo-out/checkpoint
 
 # One after the other whatever -j says, the profile first: execution `auto` goes by it.
 bench-cpu:
@@ -151,20 +155,26 @@ bench-160m bench-350m: bench-%: $(READY)
 bench-profile: $(READY)
 	$(BIN)/skipgpt profile
 
-# Any other checkpoint may be a folder or a hub id, and has to be there.
-bench-nano: $(READY) | $(filter demo-out/checkpoint,$(LEARNED))
-	$(BENCH) $(LEARNED) --sparsity 0.25 --phases prefill,decode,generate \
+# Of the demo's checkpoint, at its own target, unless another one is named, which has to be there.
+bench-nano: $(READY) | $(if $(LEARNED),,demo-out/checkpoint)
+	$(BENCH) $(or $(LEARNED),demo-out/checkpoint) --phases prefill,decode,generate \
 		--prompt-tokens 32,128,256 --batch-sizes 1,4 --repeats 15 --out $(CPU)/nano
 
 demo-out/checkpoint: | $(READY)
 	$(BIN)/skipgpt demo
 
-# make bench-learned ROUTED=out/smollm2-25 TEXT=web.jsonl
+# make bench-learned LEARNED=out/smollm2-25 TEXT=web.jsonl
+# At the checkpoint's own target; decoding at 0 %, too, and beside dense with transformers' cache.
+CHOSEN = $(or $(LEARNED),$(error name a checkpoint: make $@ LEARNED=out/smollm2-25)) --data $(TEXT)
 bench-learned: $(READY)
-	$(BENCH) $(ROUTED) --data $(TEXT) --phases prefill \
-		--prompt-tokens 512,2048 --batch-sizes 1,4 --out $(CPU)/learned-prefill
-	$(BENCH) $(ROUTED) --data $(TEXT) --phases decode,generate \
-		--prompt-tokens 128 --decode-tokens 128 --out $(CPU)/learned-decode
+	$(BENCH) $(CHOSEN) --phases prefill --prompt-tokens 512,2048 --batch-sizes 1,4 \
+		--out $(CPU)/learned-prefill
+	$(BENCH),transformers $(CHOSEN) --phases decode \
+		--prompt-tokens 128 --decode-tokens 128 --batch-sizes 1,8 --out $(CPU)/learned-decode
+	$(BENCH) $(CHOSEN) --phases decode --sparsity 0 \
+		--prompt-tokens 128 --decode-tokens 128 --batch-sizes 1,8 --out $(CPU)/learned-decode-0
+	$(BENCH) $(CHOSEN) --phases generate --prompt-tokens 128 --decode-tokens 128 \
+		--out $(CPU)/learned-generate
 
 bench-lora: $(READY)
 	$(BENCH),gated --shape llama-160m --phases lora_step --sparsity 0.4 --out $(CPU)/lora-160m
