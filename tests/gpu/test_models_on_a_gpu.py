@@ -97,7 +97,8 @@ def test_a_captured_step_follows_other_routes(batch: int) -> None:
 
 def test_a_benchmark_captures_both_sides() -> None:
     subject = subject_of_shape("llama-tiny", device="cuda", dtype="bfloat16")
-    grid = Grid(batch_sizes=(1, 2), prompt_tokens=(32,), sparsities=(0.5,), repeats=2)
+    sizes = {"batch_sizes": (1, 2), "prompt_tokens": (32,), "sparsities": (0.5,)}
+    grid = Grid(("prefill", "decode"), **sizes, executions=("auto",), repeats=2)
     result = bench(subject, grid)
     assert result.facts["decode"] == "as a CUDA graph"
     assert [row.phase for row in result.rows] == ["prefill"] * 2 + ["decode"] * 2
