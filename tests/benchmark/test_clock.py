@@ -69,10 +69,10 @@ def test_who_begins_changes_from_round_to_round(fake: Clock) -> None:
     assert all(len(each) > 1 for each in before.values())
 
 
-def test_a_short_run_and_no_other_runs_once_more_off_the_clock(fake: Clock) -> None:
-    short, long = [0.5 * clock.SHORT] * 3, [1.0, 2.0]
+def test_where_a_run_is_short_each_runs_once_more_off_the_clock(fake: Clock) -> None:
+    short, long = [0.5 * clock.SHORT] * 3, [1.0, 7.0, 2.0]
     seconds = alternate({"a": fake.task("a", *short), "b": fake.task("b", *long)}, 1, CPU, warmup=1)
-    assert [each for each in fake.seen if each != "look"] == ["a", "b", "b", "a", "a"]
+    assert [each for each in fake.seen if each != "look"] == ["a", "b", "b", "b", "a", "a"]
     assert seconds == {"a": pytest.approx([short[0]]), "b": [2.0]}
 
 

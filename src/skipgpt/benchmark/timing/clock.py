@@ -40,7 +40,7 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Time tasks in turn, starting with another one each round; return the seconds of each.
 
-    A task that was short in the round before first runs once untimed, so that it finds the
+    Where one was short in the round before, each first runs once untimed, so that it finds the
     processor caches filled by itself rather than by the task before. The first `warmup` rounds are
     untimed, and the device is synchronised before each reading of the clock.
     """
@@ -52,11 +52,11 @@ def alternate(
             stack.callback(gc.enable)
         gc.disable()
         for turn in range(warmup + repeats):
-            first = turn % len(names)
+            first, short = turn % len(names), min(spent.values()) < SHORT
             # The run before leaves its caches and clock rates, so the order rotates.
             for name in names[first:] + names[:first]:
                 task = tasks[name]
-                if spent[name] < SHORT:
+                if short:
                     task.run(task.prepare())
                 given = task.prepare()
                 wait_for(device)
