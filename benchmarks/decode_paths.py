@@ -7,26 +7,26 @@ The first way is what the product does; the others are what it could do without 
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from unittest import mock
 
 import skipgpt
+from record import parser_of
+from skipgpt.benchmark.timing.clock import Task, alternate
 from skipgpt.generation import generate
 from skipgpt.model.execution import decode
 
-WAYS = {
-    "margins as Python floats": {},
-    "margins as tensors": {"decide": lambda *_: None},
-}
+
+def undecided(*_: object) -> None:
+    """Leave the decision to the path of tensors."""
 
 
 def main() -> None:
     """Run and print a line per way."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--text", type=Path, required=True, help="its first characters are read")
     parser.add_argument("--characters", type=int, default=600)
@@ -35,27 +35,24 @@ def main() -> None:
     given = parser.parse_args()
     model, tokenizer = skipgpt.load(given.checkpoint, merge=True)
     prompt = given.text.read_text()[: given.characters]
+    ways: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "margins as Python floats": nullcontext,
+        "margins as tensors": lambda: mock.patch.object(decode, "decide", undecided),
+        "dense": lambda: skipgpt.execution(model, "dense"),
+    }
+    tokens: dict[str, int] = {}
 
-    def seconds(changes: dict[str, object]) -> float:
-        with ExitStack() as stack:
-            for name, function in changes.items():
-                stack.enter_context(mock.patch.object(decode, name, function))
-            began = time.perf_counter()
+    def run(name: str) -> None:
+        with ways[name]():
             done = generate(model, tokenizer, prompt, max_new_tokens=given.new_tokens)
-            return (time.perf_counter() - began) / done.new_tokens
+        tokens[name] = done.new_tokens  # greedy, so the same in each round
 
-    seen: dict[str, list[float]] = {name: [] for name in (*WAYS, "dense")}
-    for repeat in range(given.repeats + 1):
-        for name, changes in WAYS.items():
-            seen[name].append(seconds(changes))
-        with skipgpt.execution(model, "dense"):
-            seen["dense"].append(seconds({}))
-        if not repeat:  # the first round warms up
-            seen = {name: [] for name in seen}
-    first = statistics.median(seen["margins as Python floats"])
-    for name, each in seen.items():
-        median = statistics.median(each)
-        print(f"{name}: {median * 1e3:.1f} ms per token, {median / first:.2f}x")
+    tasks = {name: Task(lambda _, name=name: run(name)) for name in ways}
+    seconds = alternate(tasks, given.repeats, model.device)
+    median = {name: statistics.median(seconds[name]) / tokens[name] for name in ways}
+    for name, each in median.items():
+        of_first = each / median["margins as Python floats"]
+        print(f"{name}: {each * 1e3:.1f} ms per token, {of_first:.2f}x")
 
 
 if __name__ == "__main__":

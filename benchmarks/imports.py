@@ -1,35 +1,35 @@
-"""What `import skipgpt` costs beside `import torch`: medians of alternating fresh processes.
+"""Time `import skipgpt` beside `import torch`: medians of alternating fresh processes.
 
-python benchmarks/imports.py
+    python benchmarks/imports.py
+
+A statement is the only one of its process, so that neither finds the other's modules.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
-import time
 
+import torch
 
-def seconds(statement: str) -> float:
-    """Wall-clock of a fresh interpreter that runs one statement."""
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
-    return time.perf_counter() - started
+from record import parser_of
+from skipgpt.benchmark.timing.clock import Task, alternate
+
+STATEMENTS = ("import torch", "import skipgpt")
 
 
 def main() -> None:
     """Alternate and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-    times: dict[str, list[float]] = {"import torch": [], "import skipgpt": []}
-    for _ in range(options.repeats):
-        for statement, measured in times.items():
-            measured.append(seconds(statement))
-    for statement, measured in times.items():
-        print(f"{statement}: {statistics.median(measured):.2f} s")
+    given = parser.parse_args()
+    tasks = {
+        each: Task(lambda _, run=(sys.executable, "-c", each): subprocess.run(run, check=True))
+        for each in STATEMENTS
+    }
+    for each, seconds in alternate(tasks, given.repeats, torch.device("cpu")).items():
+        print(f"{each}: {statistics.median(seconds):.2f} s")
 
 
 if __name__ == "__main__":

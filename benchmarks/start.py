@@ -1,19 +1,25 @@
-"""From the command to the first token, and peak memory, beside plain transformers on the base.
+"""Time from the command to the first token, and peak memory, beside transformers on the base.
 
-python benchmarks/start.py CHECKPOINT --repeats 7
+    python benchmarks/start.py CHECKPOINT --repeats 7
+
+Both are fresh processes that run in alternation; the first round, which fills the caches of the
+disk, is not timed.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import torch
+
+from record import parser_of
+from skipgpt.benchmark.timing.clock import Task, alternate
 from skipgpt.checkpoint.folder import read_info
+from skipgpt.model.base import base_location
 
 PLAIN = """
 import sys
@@ -26,11 +32,11 @@ model.generate(**tokenizer("The cat", return_tensors="pt"), max_new_tokens=1, do
 
 def main() -> None:
     """Run both in alternation and print medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
     given = parser.parse_args()
-    base = read_info(given.checkpoint).base
+    base = base_location(read_info(given.checkpoint).base)
     ways = {
         "plain transformers": [sys.executable, "-c", PLAIN, base],
         "skipgpt generate": [
@@ -38,30 +44,25 @@ def main() -> None:
             *("--max-new-tokens", "1", "--quiet"),
         ],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(given.repeats + 1):
-        for name, command in ways.items():
-            began = time.perf_counter()
-            used = _peak(command)
-            if repeat:  # the first round fills the caches of the disk
-                seconds[name].append(time.perf_counter() - began)
-                memory[name].append(used)
-    for name in ways:
+    tasks = {
+        name: Task(lambda _, name=name: memory[name].append(_peak(ways[name]))) for name in ways
+    }
+    for name, seconds in alternate(tasks, given.repeats, torch.device("cpu")).items():
         print(
-            f"{name}: {statistics.median(seconds[name]):.2f} s to the first token, "
-            f"{statistics.median(memory[name]):,.0f} MB"
+            f"{name}: {statistics.median(seconds):.2f} s to the first token, "
+            f"{statistics.median(memory[name]):,.0f} MiB"
         )
 
 
 def _peak(command: list[str]) -> float:
-    """Run a command and return its peak resident memory in MB."""
+    """Run a command and return its peak resident memory in MiB."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return usage.ru_maxrss / 1000
+    return usage.ru_maxrss / 1024  # in KiB
 
 
 if __name__ == "__main__":
