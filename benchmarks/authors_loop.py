@@ -1,4 +1,4 @@
-"""A training step as the authors' code takes it, small and anew, to be timed beside ours.
+"""Take a training step as the authors' code takes it, written anew, to be timed beside ours.
 
 What it does otherwise than `skipgpt`, in both stages:
 
@@ -46,7 +46,7 @@ class AuthorsLayer(nn.Module):
         self.on_host: dict[str, Any] = {}
 
     def forward(self, hidden_states: Tensor, **given: Any) -> Tensor:
-        """[B, T, D] in, [B, T, D] out."""
+        """Run the layer: [B, T, D] in, [B, T, D] out."""
         if torch.isnan(hidden_states).any():
             warnings.warn("NaN in what a layer is given", stacklevel=2)
         entering, real = hidden_states, torch.ones_like(hidden_states[..., 0])
@@ -68,7 +68,7 @@ class AuthorsLayer(nn.Module):
         return update * gate.unsqueeze(-1) + stream
 
     def _sampled(self, router: nn.Linear, read: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """The gate [B, T], and which real tokens skip, [B, T]."""
+        """Sample the gate [B, T], and which real tokens skip, [B, T]."""
         logits = router(read.to(router.weight.dtype)).to(read.dtype)
         pair = functional.gumbel_softmax(logits, tau=self.temperature, hard=True)
         return pair[..., 0], pair[..., 1] * real
@@ -83,7 +83,7 @@ def with_authors_layers(model: Any) -> Any:
 
 
 def authors_loss(model: Any, ids: Tensor, sparsity: float) -> Tensor:
-    """The loss of a batch [B, T]; with the budget term where routers train."""
+    """Return the loss of a batch [B, T]; with the budget term where routers train."""
     loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
     layers = [each for each in model.modules() if isinstance(each, AuthorsLayer)]
     if not layers[0].attn_router.weight.requires_grad:
@@ -96,7 +96,7 @@ def authors_loss(model: Any, ids: Tensor, sparsity: float) -> Tensor:
 def authors_step(
     model: Any, ids: Tensor, sparsity: float, rate: float = 2e-3
 ) -> Callable[[], Tensor]:
-    """One optimizer step after another; the model says by `requires_grad` what trains."""
+    """Make a function that takes an optimizer step; `requires_grad` says what trains."""
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
     model.train()

@@ -1,8 +1,8 @@
-"""Each kernel on a GPU at the sizes of Llama-3.1-8B, beside other ways to the same result.
+"""Time each kernel on a GPU at the sizes of Llama-3.1-8B, beside other ways to the same result.
 
     python benchmarks/kernels.py --out benchmarks/results/kernels-h100.json
 
-Contenders, each without what only it does not need:
+Candidates, each timed with the work that it needs and no other:
 
     kernel    of `skipgpt.kernels`, as execution `sparse` runs it
     plain     its PyTorch twin, which computes all rows
@@ -16,10 +16,7 @@ Weights and inputs are random, kept tokens are drawn at random. Seconds are medi
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,11 +27,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
+from record import parser_of, write_record
 from skipgpt.kernels.compaction import kept_queries, kept_rows
 from skipgpt.kernels.interface import Kernels
 from skipgpt.kernels.plain import PLAIN
 from skipgpt.kernels.select import kernels_for
-from skipgpt.system.hardware import hardware
 
 WIDTH, MLP, HEADS, KEY_HEADS, SIZE = 4096, 14336, 32, 8, 128
 PREFILLS = (512, 2048, 8192)
@@ -50,16 +47,16 @@ class Case:
     Attributes:
         kernel: its name.
         size: what the size is made of.
-        contenders: ways to compute it, by name.
+        candidates: ways to compute it, by name.
     """
 
     kernel: str
     size: dict[str, float]
-    contenders: dict[str, Callable[[], object]]
+    candidates: dict[str, Callable[[], object]]
 
 
 def prefill_cases(kernels: Kernels, tokens: int, keep: float, make: Callable[..., Tensor]) -> Any:
-    """The kernels of a prefill of one sequence."""
+    """Make the kernels of a prefill of one sequence."""
     read, stream, opened = make(tokens, WIDTH), make(tokens, WIDTH), make(tokens, MLP)
     kept = torch.rand(1, tokens, device=read.device) < keep
     found, known = kept_queries(kept), kept.flatten().nonzero().squeeze(-1)
@@ -130,7 +127,7 @@ def prefill_cases(kernels: Kernels, tokens: int, keep: float, make: Callable[...
 
 
 def decode_cases(kernels: Kernels, batch: int, keep: float, make: Callable[..., Tensor]) -> Any:
-    """The kernels of a step of one token a sequence, at least one of which keeps."""
+    """Make the kernels of a step of one token per sequence, at least one of which keeps."""
     read, stream, opened = make(batch, WIDTH), make(batch, WIDTH), make(batch, MLP)
     kept = torch.rand(batch, device=read.device) < keep
     kept[0] = True
@@ -181,7 +178,7 @@ def decode_cases(kernels: Kernels, batch: int, keep: float, make: Callable[..., 
 
 
 def cases(kernels: Kernels, make: Callable[..., Tensor]) -> Iterator[Case]:
-    """All cases, made one after the other."""
+    """Make all cases, one after the other."""
     for tokens, keep in itertools.product(PREFILLS, KEEPS):
         yield from prefill_cases(kernels, tokens, keep, make)
     for batch, keep in itertools.product(BATCHES, KEEPS):
@@ -190,16 +187,16 @@ def cases(kernels: Kernels, make: Callable[..., Tensor]) -> Iterator[Case]:
 
 @torch.inference_mode()
 def measure(kernels: Kernels, make: Callable[..., Tensor]) -> list[dict[str, Any]]:
-    """Seconds of every contender of every case; None where a contender cannot run here."""
+    """Return the seconds of each candidate of each case; None where it cannot run here."""
     from triton.testing import do_bench
 
     rows = []
     for case in cases(kernels, make):
         seconds: dict[str, float | None] = {}
-        for name, run in case.contenders.items():
+        for name, run in case.candidates.items():
             try:
                 seconds[name] = do_bench(run, return_mode="median") / 1e3
-            except (RuntimeError, NotImplementedError) as error:
+            except RuntimeError as error:
                 print(f"{case.kernel}, {name}: {error}", file=sys.stderr)
                 seconds[name] = None
         rows.append({"kernel": case.kernel, **case.size, "seconds": seconds})
@@ -210,7 +207,7 @@ def measure(kernels: Kernels, make: Callable[..., Tensor]) -> list[dict[str, Any
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     given = parser.parse_args()
@@ -225,14 +222,7 @@ def main() -> None:
     kernels = kernels_for(device, torch.bfloat16)
     if kernels is None:
         sys.exit("there are no kernels for this device: it needs Triton and an Ampere GPU or newer")
-    found = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        **hardware(device),
-        "dtype": "bfloat16",
-        "rows": measure(kernels, make),
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=2) + "\n")
+    write_record(given.out, measure(kernels, make), device=device, dtype="bfloat16")
 
 
 if __name__ == "__main__":

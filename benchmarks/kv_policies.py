@@ -1,4 +1,4 @@
-"""Both policies of keys and values on one base, trained alike: loss, cache memory, FLOPs.
+"""Compare both policies of keys and values on one base, trained alike: loss and cache memory.
 
     python benchmarks/kv_policies.py --out benchmarks/results/kv-policies-nano.json
     python benchmarks/kv_policies.py --base FOLDER --data stories.txt --steps 200 200 --out …
@@ -16,8 +16,7 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
-
+from record import parser_of, write_record
 from skipgpt.checkpoint.loading import load
 from skipgpt.config import recipe
 from skipgpt.config.settings import override
@@ -75,7 +74,7 @@ def measure(policy: str, arguments: argparse.Namespace, folder: Path) -> dict[st
 
 def main() -> None:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--base", default="nano")
     parser.add_argument("--data", nargs="+", default=["stdlib"])
     parser.add_argument("--sparsity", type=float, default=0.25)
@@ -89,8 +88,7 @@ def main() -> None:
     settings = {k: v for k, v in vars(arguments).items() if k != "out"}
     settings["base"] = Path(arguments.base).name
     settings["data"] = [Path(source).name for source in arguments.data]
-    document = {"settings": settings, "torch": torch.__version__, "rows": rows}
-    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_record(arguments.out, rows, **settings)
     print(json.dumps(rows, indent=2))
 
 

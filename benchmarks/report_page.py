@@ -1,15 +1,14 @@
-"""How large the page of a report gets, and when a browser first paints it.
+"""Measure how large the page of a report gets, and when a browser first paints it.
 
 Makes a checkpoint of a random base, 32 layers by default, reports on the standard library, and
 opens the page from disk in headless Chromium; the median of several loads.
 
-python benchmarks/report_page.py
-python benchmarks/report_page.py --page report.html
+    python benchmarks/report_page.py
+    python benchmarks/report_page.py --page report.html
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from record import parser_of
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
 from skipgpt.data import encode_documents, stdlib_documents
@@ -46,7 +46,7 @@ return [paint ? paint.startTime : 0, load.loadEventEnd];
 
 
 def made(folder: Path, layers: int, tokens: int) -> str:
-    """The page of a random checkpoint of this depth."""
+    """Make the page of a random checkpoint of this depth."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(base_location("nano"))
     config = LlamaConfig(
@@ -71,7 +71,7 @@ def made(folder: Path, layers: int, tokens: int) -> str:
 
 
 def paints(page: Path, loads: int) -> list[list[float]]:
-    """Milliseconds to the first contentful paint and to the end of loading, of each load."""
+    """Return milliseconds to the first contentful paint and to the end, for each load."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         raise SystemExit("no Chromium here: apt-get install chromium chromium-driver")
@@ -95,7 +95,7 @@ def paints(page: Path, loads: int) -> list[list[float]]:
 
 def main() -> None:
     """Make or take a page, open it, print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--page", type=Path, help="a page that is there already")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=4096)

@@ -1,4 +1,4 @@
-"""What routers take beside a dense forward: all those of a model, decisions included.
+"""Time all routers of a model, decisions included, beside a dense forward.
 
     python benchmarks/routers.py --out benchmarks/results/cpu/routers/routers.json
 
@@ -10,10 +10,7 @@ rounds; the share in FLOPs is counted. Nothing is downloaded.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from record import parser_of, write_record
 from skipgpt.benchmark.subject import Subject, sharing, subject_of_shape
 from skipgpt.benchmark.timing.clock import Task, alternate
 from skipgpt.benchmark.timing.phases import Cell
@@ -29,7 +27,6 @@ from skipgpt.config import recipe
 from skipgpt.cost import Forward, work
 from skipgpt.model.execution import decode
 from skipgpt.model.surgery import add_routers, routed_layers, routers
-from skipgpt.system.hardware import hardware
 
 ROUTERS = {
     # Stand-ins run where a module is skipped, so they are none of the cost of deciding.
@@ -39,20 +36,20 @@ ROUTERS = {
 
 
 def decide(model: Any, entering: Tensor) -> None:
-    """All decisions of a model about the stream entering [B, T, D], as its layers make them."""
+    """Decide about the stream entering [B, T, D] as all layers of a model do."""
     for layer in routed_layers(model):
         _ = decode.decide(layer, entering) or layer._decide(entering)
 
 
 def flops_share(model: Any, forward: Forward) -> float:
-    """FLOPs of the routers over those of the dense forward."""
+    """Return the FLOPs of the routers over those of the dense forward."""
     run = work(model, forward, dict.fromkeys(routers(model), 1.0))
     return run.routing / work(model, forward).flops
 
 
 @torch.inference_mode()
 def measure(subject: Subject, cell: Cell, repeats: int) -> Iterator[dict[str, Any]]:
-    """A row for each kind of router beside one dense run."""
+    """Yield a row for each kind of router beside one dense run."""
     forward = cell.prompt if cell.phase == "prefill" else cell.between
     models = {
         name: add_routers(sharing(subject.dense), config).eval() for name, config in ROUTERS.items()
@@ -83,14 +80,14 @@ def measure(subject: Subject, cell: Cell, repeats: int) -> Iterator[dict[str, An
 
 
 def cells(subject: Subject, tokens: list[int], cached: int) -> Iterator[Cell]:
-    """A prefill of each length, and a step that decodes one token."""
+    """Yield a prefill of each length, and a step that decodes one token."""
     for length in tokens:
         yield Cell("prefill", subject.prompts(1, length), 0)
     yield Cell("decode", subject.prompts(1, cached), 1)
 
 
 def told(row: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
     return (
         f"{row['shape']:12} {row['phase']:8} {row['tokens']:6,} {row['routers']:8} "
         f"{1e3 * row['router_seconds']:8.2f} of {1e3 * row['dense_seconds']:8.1f} ms "
@@ -101,7 +98,7 @@ def told(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--shapes", nargs="+", default=["llama-160m", "llama-350m"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[512, 2048])
     parser.add_argument("--cached", type=int, default=512, help="tokens before the decoded one")
@@ -117,16 +114,13 @@ def main() -> None:
             for row in measure(subject, cell, given.repeats):
                 rows.append(row)
                 print(told(row))
-    document = {
-        "rows": rows,
-        "repeats": given.repeats,
-        "dtype": str(subject.dense.dtype).removeprefix("torch."),
-        "date": datetime.date.today().isoformat(),
-        **hardware(subject.device),
-    }
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_record(
+        given.out,
+        rows,
+        device=subject.device,
+        repeats=given.repeats,
+        dtype=str(subject.dense.dtype).removeprefix("torch."),
+    )
 
 
 if __name__ == "__main__":

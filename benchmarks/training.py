@@ -1,4 +1,4 @@
-"""A training step of each stage, ours beside the authors' loop, in turn in one process.
+"""Time a training step of each stage, ours beside the authors' loop, in turn in one process.
 
     python benchmarks/training.py --out benchmarks/results/training-cpu.json
     python benchmarks/training.py --shape llama-3.2-1b --tokens 2048 --device cuda --dtype bfloat16
@@ -13,9 +13,6 @@ of the rounds' own. `stored` is what autograd keeps between forward and backward
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +23,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from authors_loop import authors_step, with_authors_layers
+from record import parser_of, write_record
 from skipgpt.benchmark.subject import Subject, sharing, subject_of_shape
 from skipgpt.benchmark.timing.candidate import seeded
 from skipgpt.benchmark.timing.clock import Task, alternate, peak_memory
@@ -33,7 +31,6 @@ from skipgpt.config import Stage, recipe
 from skipgpt.model.lora import with_lora
 from skipgpt.model.surgery import routers, train_only
 from skipgpt.routing.decision import Forced, GumbelSample
-from skipgpt.system.hardware import hardware
 from skipgpt.training.loop.single_step import single_step
 
 CONFIG = recipe("paper")
@@ -41,7 +38,7 @@ Step = Callable[[], Tensor]
 
 
 def authors(subject: Subject, stage: Stage, ids: Tensor, sparsity: float) -> tuple[Any, Step]:
-    """The authors' model and its step."""
+    """Make the authors' model and its step."""
     model = with_authors_layers(sharing(subject.dense))
     rate = CONFIG.router_stage.learning_rate
     if stage == "lora":
@@ -53,7 +50,7 @@ def authors(subject: Subject, stage: Stage, ids: Tensor, sparsity: float) -> tup
 def ours(
     subject: Subject, stage: Stage, ids: Tensor, sparsity: float, kind: Any
 ) -> tuple[Any, Step]:
-    """Our model and its step."""
+    """Make our model and its step."""
     noise, sites = torch.Generator().manual_seed(0), routers(subject.routed)
     kept = {site: torch.rand(ids.shape, generator=noise) >= sparsity for site in sites}
     routes = Forced({site: keep.to(ids.device) for site, keep in kept.items()})
@@ -63,7 +60,7 @@ def ours(
 
 
 def stored_bytes(model: Any, step: Step) -> int:
-    """What autograd keeps for the backward pass of one step, each piece of memory once."""
+    """Return what autograd keeps for the backward pass of a step, each piece of memory once."""
     weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}
 
@@ -83,7 +80,7 @@ def stored_bytes(model: Any, step: Step) -> int:
 def measure(
     subject: Subject, stage: Stage, ids: Tensor, sparsity: float, repeats: int
 ) -> list[dict[str, Any]]:
-    """A row for each loop of one stage."""
+    """Return a row for each loop of one stage."""
     torch.manual_seed(0)
     made = {"authors": authors(subject, stage, ids, sparsity)}
     if stage == "lora":
@@ -113,7 +110,7 @@ def measure(
 
 def main() -> None:
     """Measure both stages and write them beside what they ran on."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--stages", nargs="+", choices=["router", "lora"], default=["router", "lora"]
@@ -135,24 +132,22 @@ def main() -> None:
             print(
                 f"{row['stage']:7}{row['loop']:15} {1000 * row['seconds']:8.0f} ms, "
                 f"{row['time_over_authors']:.2f}x the authors', "
-                f"stored {row['stored_bytes'] / 2**20:,.0f} MB, "
-                f"peak {(row['peak_memory_bytes'] or 0) / 2**20:,.0f} MB"
+                f"stored {row['stored_bytes'] / 2**20:,.0f} MiB, "
+                f"peak {(row['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB"
             )
-    result = {
-        "rows": rows,
-        "shape": options.shape,
-        "batch_size": options.batch_size,
-        "tokens": options.tokens,
-        "sparsity": options.sparsity,
-        "routes": "random",
-        "recipe": "paper",
-        "repeats": options.repeats,
-        "dtype": str(subject.dense.dtype).removeprefix("torch."),
-        "date": datetime.date.today().isoformat(),
-        **hardware(subject.device),
-    }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_record(
+        options.out,
+        rows,
+        device=subject.device,
+        shape=options.shape,
+        batch_size=options.batch_size,
+        tokens=options.tokens,
+        sparsity=options.sparsity,
+        routes="random",
+        recipe="paper",
+        repeats=options.repeats,
+        dtype=str(subject.dense.dtype).removeprefix("torch."),
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmark_scripts import FOLDER, imported
 from command import script
 from runs import rows, stage_trainer, tiny_config
 from skipgpt.config import TrainConfig
@@ -21,7 +21,6 @@ from skipgpt.routing.decision import Forced, ModuleDecision, Site
 from skipgpt.training.loop.trainer import RoutingTrainer
 from tiny import tiny_base
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 IDS = rows(2)
 SITES = [Site(layer, module) for layer in range(3) for module in ("attn", "mlp")]
 TARGET = 0.4
@@ -29,10 +28,7 @@ TARGET = 0.4
 
 @pytest.fixture
 def loop() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("authors_loop", FOLDER / "authors_loop.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return imported("authors_loop")
 
 
 @pytest.fixture

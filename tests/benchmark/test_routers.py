@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from benchmark_scripts import imported
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.model.execution import decode
@@ -18,15 +18,10 @@ from skipgpt.model.layer import SkippingLayer
 from skipgpt.model.routed import RoutedLayer
 from skipgpt.model.surgery import routers
 
-FILE = Path(__file__).parents[2] / "benchmarks/routers.py"
-
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("routers_script", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return imported("routers")
 
 
 def test_it_writes_both_kinds_of_router_for_each_run(
