@@ -1,6 +1,6 @@
 """Time each kernel on a GPU at the sizes of Llama-3.1-8B, beside other ways to the same result.
 
-    python benchmarks/kernels.py --out benchmarks/results/kernels-h100.json
+    python benchmarks/gpu_kernels.py --out benchmarks/results/kernels-h100.json
 
 Candidates, each timed with the work that it needs and no other:
 
