@@ -38,6 +38,7 @@ ELSEWHERE = {
     },
     "model/loading/gguf.py": {
         "run: llama-gguf-split --merge FIRST.gguf WHOLE.gguf": "needs a program of llama.cpp",
+        "upgrade gguf": "needs a release that is not written yet",
     },
     "model/loading/int8.py": {"train with --quantize 8bit for a GPU": "needs a GPU"},
     "serving/vllm/engine_config.py": {

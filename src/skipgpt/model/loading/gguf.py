@@ -23,7 +23,8 @@ import torch
 
 from skipgpt.errors import ConfigError, MissingExtraError, UnsupportedModelError
 from skipgpt.model.families.table import FAMILIES
-from skipgpt.model.loading.gguf_rope import DIVISORS, scale_rope, setting
+from skipgpt.model.loading.gguf_header import Header, read_header
+from skipgpt.model.loading.gguf_rope import DIVISORS, scale_rope
 from skipgpt.model.loading.weights import refuse_tensors
 
 _SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -51,7 +52,7 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    file = _checked_file(path, doing)
+    header = _checked_header(path, doing)
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # newer releases may leave weights packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -60,7 +61,7 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model, loading = AutoModelForCausalLM.from_pretrained(
             **where,
-            config=_config(where, file, doing),
+            config=_config(where, header, path, doing),
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reports them; they are refused below
@@ -70,12 +71,12 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
         doing,
         missing=loading["missing_keys"],
         misfits={name: (have, want) for name, have, want in loading["mismatched_keys"]},
-        unknown=_unread(model, file),
+        unknown=_unread(model, header),
         what="a GGUF file",
         todo="load the model from its transformers folder",
     )
     for role, key in _SPECIAL_TOKENS.items():
-        number = setting(file, f"tokenizer.ggml.{key}_token_id")
+        number = header.values.get(f"tokenizer.ggml.{key}_token_id")
         token = None if number is None else tokenizer.convert_ids_to_tokens(number)
         setattr(tokenizer, f"{role}_token", token)
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(path)
@@ -84,57 +85,54 @@ def load_gguf(path: Path, dtype: torch.dtype, doing: str) -> tuple[Any, Any]:
 
 def gguf_config(path: Path, doing: str) -> Any:
     """The config of the model in a GGUF file, without reading weights; raises as `load_gguf`."""
-    file = _checked_file(path, doing)
+    header = _checked_header(path, doing)
     with _by_itself(path) as where:
-        return _config(where, file, doing)
+        return _config(where, header, path, doing)
 
 
-def _checked_file(path: Path, doing: str) -> Any:
-    """Open a GGUF file; raise if it is not whole or its family is not supported."""
-    file = _opened(path, doing)
-    if (count := setting(file, "split.count", 1)) > 1:
+def _checked_header(path: Path, doing: str) -> Header:
+    """Read the header of a GGUF file; raise if it is not whole or its family is not supported."""
+    header = read_header(path, doing)
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("gguf", "gguf", doing) from error
+    _check_size(header, path.stat().st_size, doing)
+    if (count := header.values.get("split.count", 1)) > 1:
         raise UnsupportedModelError(
             doing,
             got=f"one of {count} files that a model is split into",
             expected="a model in one file",
             todo="run: llama-gguf-split --merge FIRST.gguf WHOLE.gguf",
         )
-    supported, found = _architectures(), setting(file, "general.architecture", "")
-    if _plain(found) not in map(_plain, supported):
+    supported = _architectures()
+    if _plain(header.architecture) not in map(_plain, supported):
         raise UnsupportedModelError(
             doing,
-            got=f"a GGUF file of the architecture {found!r}",
+            got=f"a GGUF file of the architecture {header.architecture!r}",
             expected="one of " + ", ".join(supported),
             todo="load the model from its transformers folder, if `skipgpt families` lists it",
         )
-    return file
+    return header
 
 
-def _opened(path: Path, doing: str) -> Any:
-    """The `gguf.GGUFReader` of a file, which maps it into memory."""
+def _check_size(header: Header, size: int, doing: str) -> None:
     try:
-        path.open("rb").close()
-    except OSError as error:
+        end = max((tensor.end for tensor in header.tensors.values()), default=0)
+    except ValueError as error:
         raise UnsupportedModelError(
             doing,
-            got=error.strerror or str(error),
-            expected="a GGUF file on this machine",
-            todo="check the path; download a file from a hub first",
+            got=f"a tensor type that the package gguf does not know ({error})",
+            expected="a GGUF file of known tensor types",
+            todo="upgrade gguf",
         ) from error
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise MissingExtraError("gguf", "gguf", doing) from error
-    try:
-        return GGUFReader(path)
-    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+    if size < end:
         raise UnsupportedModelError(
             doing,
-            got=f"a file of {path.stat().st_size:,} bytes that the package gguf cannot read "
-            f"({error})",
-            expected="a whole GGUF file of tensor types that the package knows",
-            todo="copy or download the file again; upgrade gguf if that does not help",
-        ) from error
+            got=f"a file of {size:,} bytes whose tensors end at {end:,}",
+            expected="a whole GGUF file",
+            todo="copy or download the file again",
+        )
 
 
 def _architectures() -> list[str]:
@@ -167,16 +165,16 @@ def _by_itself(path: Path) -> Iterator[dict[str, str]]:
         yield {"pretrained_model_name_or_path": folder, "gguf_file": str(path)}
 
 
-def _config(where: dict[str, str], file: Any, doing: str) -> Any:
+def _config(where: dict[str, str], header: Header, path: Path, doing: str) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(**where)
     vars(config).pop("_model_name_or_path", None)  # `general.name` is no path
-    scale_rope(config, file, doing)
+    scale_rope(config, header, path, doing)
     return config
 
 
-def _unread(model: Any, file: Any) -> set[str]:
+def _unread(model: Any, header: Header) -> set[str]:
     """The file's tensors that transformers has no parameter for."""
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
@@ -184,11 +182,10 @@ def _unread(model: Any, file: Any) -> set[str]:
         get_gguf_hf_weights_map,
     )
 
-    processor = TENSOR_PROCESSORS.get(setting(file, "general.architecture"), TensorProcessor)
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
     names = get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
     read = {name.removesuffix(".weight") for name in names} | {DIVISORS.removesuffix(".weight")}
-    stored = {tensor.name for tensor in file.tensors}
-    return {name for name in stored if name.removesuffix(".weight") not in read}
+    return {name for name in header.tensors if name.removesuffix(".weight") not in read}
 
 
 def _show_progress_as_transformers_does() -> None:

@@ -8,15 +8,17 @@ does not read are refused.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from skipgpt.errors import UnsupportedModelError
+from skipgpt.model.loading.gguf_header import Header
 
 DIVISORS = "rope_freqs.weight"
+_FLOAT32 = 0
 _LLAMA_3 = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
@@ -26,33 +28,38 @@ _LLAMA_3 = {
 """The same in all releases of Llama 3; the factor is the largest divisor."""
 
 
-def setting(file: Any, key: str, default: Any = None) -> Any:
-    """What an open `gguf.GGUFReader` has under a key."""
-    field = file.get_field(key)
-    return default if field is None else field.contents()
-
-
-def scale_rope(config: Any, file: Any, doing: str) -> None:
+def scale_rope(config: Any, header: Header, path: Path, doing: str) -> None:
     """Put a file's rotary scaling into the config that transformers made from it, in place.
 
     Raises:
         UnsupportedModelError: the scaling cannot be expressed in the config.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    kind = setting(file, f"{setting(file, 'general.architecture')}.rope.scaling.type", "none")
+    kind = header.own("rope.scaling.type", "none")
     if kind != "none" and rope.get("rope_type", "default") == "default":
         raise _unread(doing, f"a rotary embedding with scaling {kind!r}")
-    stored = [tensor.data for tensor in file.tensors if tensor.name == DIVISORS]
-    if not stored:
+    if DIVISORS not in header.tensors:
         return
-    divisors = torch.from_numpy(np.array(stored[0]))
-    if divisors.dtype != torch.float32 or not rope:
+    divisors = _read(header, path)
+    if divisors is None or not rope:
         raise _unread(doing, f"divisors of a rotary embedding, {DIVISORS}")
     if bool((divisors == 1).all()):
         return
     config.rope_parameters = rope | _LLAMA_3 | {"factor": float(divisors.max())}
     if not _gives(config, divisors):
         raise _unread(doing, f"divisors of a rotary embedding, {DIVISORS}, unlike those of Llama 3")
+
+
+def _read(header: Header, path: Path) -> Tensor | None:
+    """The divisors [Dh/2]; None if they are not float32."""
+    stored = header.tensors[DIVISORS]
+    if stored.kind != _FLOAT32:
+        return None
+    with path.open("rb") as file:
+        file.seek(stored.offset)
+        return torch.frombuffer(
+            bytearray(file.read(stored.end - stored.offset)), dtype=torch.float32
+        )
 
 
 def _gives(config: Any, divisors: Tensor) -> bool:
