@@ -182,7 +182,9 @@ class Benchmark:
                 f"{row.ideal_speedup:.2f}x",
                 f"{row.efficiency:.1%}",
                 f"{row.tokens_per_second:,.0f}",
-                "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f} MiB",
+                ""
+                if row.peak_memory_bytes is None
+                else f"{row.peak_memory_bytes / 2**20:,.0f} MiB",
                 *([f"{row.over_gated:.2f}x" if row.over_gated else ""] if timed else []),
             ]
             for row in self.rows
