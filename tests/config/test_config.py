@@ -45,7 +45,7 @@ def test_the_paper_recipe_is_every_number_of_the_paper() -> None:
 def test_the_default_recipe_fits_before_it_trains_by_kl_with_little_noise() -> None:
     config = recipe("default")
     assert config.recipe == "default"
-    assert (config.budget, config.stages) == ("flops", ("fit", "router", "lora"))
+    assert (config.budget, config.stages) == ("flops", ("fit", "lora"))
     assert config.router.normalize
     assert config.router.input == "layer_input"
     assert config.router.stand_in == 0.2

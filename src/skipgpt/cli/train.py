@@ -19,7 +19,7 @@ BASE is a hub id, a folder, a GGUF file, `nano` (embedded), or a checkpoint to t
 With --dry-run, BASE may be a shape of `skipgpt bench`, or a folder with nothing but config.json.
 Settings: recipe < --config < --set < named options; docs/training.md lists all of them.
 """ + options.examples(
-    "skipgpt train nano --data stdlib --sparsity 0.25 --steps 200,100 --out out/nano-25",
+    "skipgpt train nano --data stdlib --sparsity 0.25 --steps 100 --out out/nano-25",
     "skipgpt train meta-llama/Llama-3.1-8B --data corpus/*.jsonl --recipe paper --out out/8b "
     "--device cuda",
     "skipgpt train llama-3.1-70b --dry-run --layout fsdp2 --processes 8 --recipe paper "
@@ -50,7 +50,7 @@ def run(
         str | None,
         typer.Option(
             help="fit, router, lora, joint; comma-separated.  [default: as the recipe: default "
-            "fit,router,lora, paper router,lora]"
+            "fit,lora, paper router,lora]"
         ),
     ] = None,
     steps: settings.Steps = None,

@@ -129,7 +129,7 @@ class ComparisonSetup:
             stage = dataclasses.replace(shared.router_stage, steps=both)
             shared = dataclasses.replace(shared, router_stage=stage)
         own = dict(TRAINED[method.kind].settings) if method.kind in TRAINED else {}
-        own.setdefault("stages", [stage for stage in chosen.stages if stage != "lora"])
+        own.setdefault("stages", [*({"fit"} & set(chosen.stages)), "router"])
         if method.recipe is None:
             mine = {
                 key: value

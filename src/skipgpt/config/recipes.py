@@ -27,7 +27,7 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
         config = TrainConfig(
             recipe="default",
             budget="flops",
-            stages=("fit", "router", "lora"),
+            stages=("fit", "lora"),
             router=RouterConfig(normalize=True, stand_in=0.2),
             router_stage=RouterStage(
                 steps=200,

@@ -12,11 +12,14 @@ from skipgpt.errors import ConfigError
 
 T = TypeVar("T")
 
-Steps = Annotated[str | None, typer.Option(help="Steps of the router stage, or of both: 200,100.")]
+Steps = Annotated[
+    str | None, typer.Option(help="Steps of the stage that trains, or of router and LoRA: 200,100.")
+]
 BatchSize = Annotated[int | None, typer.Option(help="Batch size.")]
 BlockSize = Annotated[int | None, typer.Option(help="Tokens per row.")]
 Lr = Annotated[
-    str | None, typer.Option(help="Learning rate of the router stage, or of both: 1e-2,1e-3.")
+    str | None,
+    typer.Option(help="Learning rate of the stage that trains, or of router and LoRA: 1e-2,1e-3."),
 ]
 Recipe = Annotated[str | None, typer.Option(help="default or paper.  [default: default]")]
 Config = Annotated[Path | None, typer.Option(help="TOML file with settings.")]
