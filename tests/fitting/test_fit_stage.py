@@ -216,6 +216,7 @@ def test_too_little_text_is_refused(base_folder: Path, tmp_path: Path) -> None:
         fit_model(routed("llama"), rows(3, 16), _config(), advancing)
     with pytest.raises(DataError, match=r"raise fit_stage.tokens to 64"):
         run(base_folder, tmp_path / "out", _config(fit_stage__tokens=48))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -233,8 +234,11 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(
         run(tmp_path / "no-such-base", tmp_path / "out", _config(**changes))
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_refused_before_they_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", None)  # would wait for the other process
     with pytest.raises(ConfigError, match=r"got 2 processes.*--stages fit"):
         run(tmp_path / "no-such-base", tmp_path / "out", _config())
 

@@ -80,17 +80,7 @@ def fit_model(
         ConfigError: the routers decide for whole sequences.
     """
     stage = config.fit_stage
-    width = hidden_size(model)
-    sample = subsample_rows(text, stage.tokens)
-    if sample.numel() < 2 * width:
-        raise DataError(
-            "fitting routers",
-            got=f"{sample.numel():,} tokens of training text",
-            expected=f"{2 * width:,} or more: two for each of the {width:,} weights of a router",
-            todo="give more text with --data"
-            if sample.numel() < stage.tokens
-            else f"raise fit_stage.tokens to {2 * width}",
-        )
+    sample = check_length(model, text, stage.tokens)
     model.requires_grad_(False)
     if stand_ins(model):
         with progress("fitting stand-ins") as on_step:
@@ -112,6 +102,21 @@ def fit_model(
         with progress("fitting routers") as on_step:
             found += fit_routers(model, costs, stage.by_token, config.seed, on_step)
     return found
+
+
+def check_length(model: nn.Module, text: Tensor, tokens: int) -> Tensor:
+    """Return rows of a text [N, T] with so many tokens; raise DataError if those are too few."""
+    width, sample = hidden_size(model), subsample_rows(text, tokens)
+    if sample.numel() < 2 * width:
+        raise DataError(
+            "fitting routers",
+            got=f"{sample.numel():,} tokens of training text",
+            expected=f"{2 * width:,} or more: two for each of the {width:,} weights of a router",
+            todo="give more text with --data"
+            if sample.numel() < tokens
+            else f"raise fit_stage.tokens to {2 * width}",
+        )
+    return sample
 
 
 def fit_routers(

@@ -16,6 +16,7 @@ from skipgpt.config import Stage, TrainConfig
 from skipgpt.config.settings import to_dict
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.evaluation.perplexity import Perplexity
+from skipgpt.fitting.fit import check_length
 from skipgpt.model.base import choose_dtype
 from skipgpt.model.loading.bitsandbytes import check_quantization, quantization_of
 from skipgpt.model.loading.gguf import is_gguf
@@ -110,9 +111,11 @@ def train(
     """
     out = Path(out)
     check_launcher(device)
+    start_from = Base.of(base, tokenizer)
+    # Before processes wait for each other: a fit is refused to several.
+    check_fit(config, is_new=start_from.is_new)
     device = init(device)
     kept = what_a_stop_leaves(out, resume)
-    start_from = Base.of(base, tokenizer)
     run = _Run(start_from, data, out, config, device, dtype, quantize, resume, rule, or_modules)
     with stoppable(f"training into {out}", kept), advancing(), writing_to(out):
         run.check(overwrite)
@@ -161,7 +164,6 @@ class _Run:
         """Refuse what can be refused before anything is loaded."""
         torch.manual_seed(self.config.seed)
         check_quantization(self.quantize)
-        check_fit(self.config, is_new=self.base.is_new)
         check_folder(self.out, self.resume, overwrite)
         if self.resume:
             self.done = finished_stages(self.out)
@@ -196,6 +198,8 @@ class _Run:
         self.blocks = load_blocks(self.data, self.tokenizer, self.config.data, train_tokens=tokens)
         train_rows, held_out = self.blocks.train, self.blocks.held_out
         check_rows("reading the text", self.model, self.tokenizer, train_rows, held_out)
+        if "fit" in self.left:
+            check_length(self.model, train_rows, self.config.fit_stage.tokens)
 
     def begin(self) -> None:
         """Write run.json, or compare it with that of the resumed run."""
