@@ -46,7 +46,7 @@ REFUSED = {
     "router+stand_in": "router.stand_in sets the rank",
     "laco+stand_in": "+stand_in after a static method that changes no weights",
     "sleb+lora+lora": "+stand_in and +lora may follow",
-    "sleb+stand_in@paper": "router_stage.fit_tokens after sleb+stand_in: nothing else",
+    "sleb+stand_in@paper": "fit_stage.rounds after sleb+stand_in: nothing else",
     "sleb:router.stand_in=4": "sleb alone",
     "router:alpha": "got 'alpha'; expected key=value after the colon",
 }

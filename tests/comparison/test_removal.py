@@ -20,10 +20,10 @@ from skipgpt.config import Placement, RouterConfig
 from skipgpt.cost import sparsities
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import perplexity
-from skipgpt.fitting.stand_ins import fit_stand_ins
+from skipgpt.fitting.stand_ins import fit_stand_ins, fit_to_removal
 from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import routers, stand_ins
-from skipgpt.removal.units import sites_of
+from skipgpt.removal.units import constant_routes, sites_of
 from skipgpt.routing.decision import Forced
 from tiny import byte_tokenizer, tiny_base
 
@@ -111,12 +111,14 @@ def test_fitted_stand_ins_run_where_modules_are_removed_and_are_counted(
     bare, row = found.rows
     setup = _setup(base)
     model = setup.routed(RouterConfig(stand_in=2))
-    fit_stand_ins(model, subsample_rows(setup.blocks.train, 64))
+    fit_stand_ins(model, subsample_rows(setup.blocks.train, 256))
     order = STATIC["sleb"].order(model, setup.search_text(), 1)
+    constant_routes(model, order)
+    fit_to_removal(model, setup.blocks.train, setup.main.fit_stage)
     with use_rule(model, Forced.without(sites_of(order))):
         measured = perplexity(model, setup.held_out())
     assert row.nll_per_token == measured.nll_per_token
-    assert row.note == "1 layers removed, stand-ins of rank 2 fitted on 64 tokens"
+    assert row.note == "1 layers removed, stand-ins of rank 2 fitted on 256 tokens"
     gone = set(sites_of(order))
     keep = {site: float(site not in gone) for site in routers(model)}
     expected = sparsities(model, keep, setup.context, removed=True)

@@ -80,7 +80,7 @@ KINDS: Mapping[str, str] = {
 }
 
 _ADDED = {"stand_in", "lora"}
-_OF_STAND_INS = ("router.stand_in", "router_stage.fit_tokens")
+_OF_STAND_INS = ("router.stand_in", "fit_stage.stand_in_tokens", "fit_stage.rounds")
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from skipgpt.config import RouterConfig, TrainConfig
 from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import subsample_rows
-from skipgpt.fitting.stand_ins import fit_stand_ins
+from skipgpt.fitting.stand_ins import fit_stand_ins, fit_to_removal
 from skipgpt.model.surgery import add_routers, remove_routers, stand_ins
-from skipgpt.removal.units import Unit
+from skipgpt.removal.units import Unit, constant_routes
 from skipgpt.routing.decision import Site
 from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.progress import advancing
@@ -91,27 +91,34 @@ def find_removal(setup: ComparisonSetup, method: Method, config: TrainConfig, ou
 def apply_removal(
     setup: ComparisonSetup, method: Method, config: TrainConfig, removal: Removal, count: int
 ) -> tuple[Any, list[Unit], float]:
-    """Return a model with the method's weights, what is removed, and the seconds that took."""
+    """Return a model with the method's weights, what it skips, and the seconds that took."""
     model, _ = _fresh(setup, method, config)
-    if method.kind == DENSE or not STATIC[method.kind].changes_weights:
-        return model, [*removal.order[:count]], 0.0
-    units, seconds = _search(setup, method, model, count)
+    units, seconds = [*removal.order[:count]], 0.0
+    if method.kind in STATIC and STATIC[method.kind].changes_weights:
+        units, seconds = _search(setup, method, model, count)
+    constant_routes(model, units)
+    if method.stand_in and units:
+        began = time.perf_counter()
+        with advancing("fitting stand-ins to the removal", announced=True) as advance:
+            fit_to_removal(model, setup.blocks.train, config.fit_stage, advance)
+        seconds += time.perf_counter() - began
     return model, units, seconds
 
 
 def _fresh(setup: ComparisonSetup, method: Method, config: TrainConfig) -> tuple[Any, float]:
     """Return the base model with routers and fitted stand-ins, if any, and the seconds of fitting.
 
-    Stand-ins are fitted once per comparison; every row that has them counts the time of that fit.
+    Stand-ins of the dense model are fitted once per comparison; every row that has them counts the
+    time of that fit.
     """
     model = setup.routed(stand_ins_of(method, config))
     if not method.stand_in:
         return model, 0.0
-    key = config.router.stand_in, config.router_stage.fit_tokens
+    key = config.router.stand_in, config.fit_stage.stand_in_tokens
     if key not in setup.fits:
         began = time.perf_counter()
         with advancing("fitting stand-ins", announced=True) as advance:
-            text = subsample_rows(setup.blocks.train, config.router_stage.fit_tokens)
+            text = subsample_rows(setup.blocks.train, config.fit_stage.stand_in_tokens)
             fit_stand_ins(model, text, on_step=advance)
         seconds = time.perf_counter() - began
         fitted = {site: each.state_dict() for site, each in stand_ins(model).items()}
@@ -136,7 +143,7 @@ def _searched(
         "method": method.kind,
         "removals": removals,
         "tokens": setup.search_text().numel(),
-        "stand_ins": method.stand_in and [config.router.stand_in, config.router_stage.fit_tokens],
+        "stand_ins": method.stand_in and [config.router.stand_in, config.fit_stage.stand_in_tokens],
     }
     key, made_of = setup.keyed(**made_of)
     path = out / "searches" / f"{method.kind}-{key[:16]}.json"

@@ -236,7 +236,7 @@ def prepare(
     config = override(recipe(recipe_name), settings)
     model, tokenizer = load_base(base, device=placement.device, dtype=placement.dtype)
     of_base = f"{weights_digest(model)} {digest_of_settings(settings_of(model, tokenizer))}"
-    searched = config.router_stage.static_tokens, config.router_stage.fit_tokens
+    searched = config.router_stage.static_tokens, config.fit_stage.stand_in_tokens
     most = max(config.train_tokens, *searched)
     blocks = load_blocks(data, tokenizer, config.data, train_tokens=most)
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)

@@ -20,10 +20,8 @@ from skipgpt.errors import TrainingError
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
 from skipgpt.model.base import load_base
-from skipgpt.model.state import use_rule
 from skipgpt.model.surgery import routers
-from skipgpt.removal.units import Unit, constant_routes, sites_of
-from skipgpt.routing.decision import Forced
+from skipgpt.removal.units import Unit, sites_of
 from skipgpt.training.run_stage import run_stage
 
 
@@ -45,12 +43,8 @@ def remove(
     for count in sorted({removal.low, removal.high}):
         model, units, more = apply_removal(setup, method, config, removal, count)
         seconds += more
-        if folder is None:
-            with use_rule(model, Forced.without(sites_of(units))):
-                measured.append(_pruned(setup, method, model, units))
-        else:
+        if folder is not None:
             began = time.perf_counter()
-            constant_routes(model, units)
             own = folder / str(count)
             own.mkdir(parents=True, exist_ok=True)
             try:
@@ -58,7 +52,7 @@ def remove(
             except TrainingError as error:
                 raise in_comparison(error) from error
             seconds += time.perf_counter() - began
-            measured.append(_pruned(setup, method, model, units))
+        measured.append(_pruned(setup, method, model, units))
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)  # the resume states
     low, high = measured[0], measured[-1]
@@ -81,7 +75,7 @@ def _note(setup: ComparisonSetup, method: Method, config: TrainConfig, removal: 
     note = f"{low} {kind} removed" if low == high else f"between {low} and {high} {kind} removed"
     if not method.stand_in:
         return note
-    fitted = subsample_rows(setup.blocks.train, config.router_stage.fit_tokens).numel()
+    fitted = subsample_rows(setup.blocks.train, config.fit_stage.stand_in_tokens).numel()
     rank = config.router.resolved(setup.width).stand_in
     return f"{note}, stand-ins of rank {rank} fitted on {fitted:,} tokens"
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipgpt.config import FitStage
+from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.model import modules
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
@@ -71,6 +73,19 @@ def fit_stand_ins(
                 fit(stand_in, each)
             elif each.count >= FEWEST * stand_in.down.out_features:
                 fit(stand_in, each, NEAR, around=True)
+
+
+def fit_to_removal(
+    model: nn.Module, text: Tensor, stage: FitStage, on_step: OnStep | None = None
+) -> None:
+    """Fit the stand-ins of removed modules again, in place, as often as stage `fit` fits its own.
+
+    The model has the constant routers of its removal (`constant_routes`): all tokens of the text
+    [N, T] skip the same modules, and streams are those without them.
+    """
+    sample = subsample_rows(text, stage.stand_in_tokens)
+    for _ in range(stage.rounds + 1):
+        fit_stand_ins(model, sample, threshold=0.0, on_step=on_step)
 
 
 class _Routes:
