@@ -102,10 +102,21 @@ def test_costs_that_are_no_numbers_are_computed_in_float32(base: Path, tmp_path:
     nan = mock.patch(
         "skipgpt.fitting.costs.torch.isfinite", lambda x: torch.zeros_like(x, dtype=torch.bool)
     )
-    advice = "run with --dtype float32, where activations cannot overflow"
+    advice = "run with --dtype float32, whose range is wider"
     with nan, advised("fitting/gated_passes.py", advice):
-        run(base, tmp_path / "out", fit, dtype="bfloat16")
+        run(base, tmp_path / "out", fit, dtype="float16")
     run(base, tmp_path / "out", fit, dtype="float32", overwrite=True)
+
+
+def test_weights_whose_outputs_overflow_are_fetched_again(base: Path, tmp_path: Path) -> None:
+    whole = load_file(base / "model.safetensors")
+    name, fit = "model.layers.1.mlp.down_proj.weight", tiny_config("default", stages="fit")
+    save_file(whole | {name: whole[name] * 1e20}, base / "model.safetensors", {"format": "pt"})
+    advice = "get the weights again: whole ones give finite numbers"
+    with advised("fitting/gated_passes.py", advice):
+        run(base, tmp_path / "out", fit)
+    save_file(whole, base / "model.safetensors", {"format": "pt"})
+    run(base, tmp_path / "out", fit, overwrite=True)
 
 
 def test_a_fit_is_made_in_one_process(base: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from reference import decoder_layers, hooked_logits
 from skipgpt.errors import ConfigError, TrainingError
 from skipgpt.fitting import costs
 from skipgpt.fitting.costs import draw_labels, measure_costs
+from skipgpt.fitting.gated_passes import Gates, gated_passes
 from skipgpt.model.surgery import routers, stand_ins
 from skipgpt.routing.decision import Site
 
@@ -179,8 +180,26 @@ def test_a_gradient_that_is_no_number_names_its_module() -> None:
     with torch.no_grad():
         layer = decoder_layers(model)[1]
         layer.mlp.down_proj.weight[0, 0] = math.nan
-    with pytest.raises(TrainingError, match=r"layer \d, \w+, that are NaN.*--dtype float32"):
+    with pytest.raises(TrainingError, match=r"layer \d, \w+, that are NaN.*the weights again"):
         measure_costs(model, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "todo"),
+    [(torch.float32, "get the weights again"), (torch.float16, "run with --dtype float32")],
+)
+def test_a_cost_that_is_infinite_for_all_tokens_names_its_module(
+    dtype: torch.dtype, todo: str
+) -> None:
+    model = _frozen("llama").to(dtype)
+
+    def broken(_: Tensor, __: Tensor, gates: Gates) -> list[Tensor]:
+        found = [torch.ones(TEXT.numel()) for _ in gates]
+        found[3].fill_(math.inf)
+        return found
+
+    with pytest.raises(TrainingError, match=rf"21 of 21 gradients of layer 1, mlp.*{todo}"):
+        gated_passes(model, TEXT, broken)
 
 
 def test_decisions_of_whole_sequences_are_refused() -> None:

@@ -16,6 +16,7 @@ from cases import LAYOUTS, base, families, routed
 from runs import rows, tiny_config
 from skipgpt.config import FitStage
 from skipgpt.cost import savings
+from skipgpt.errors import TrainingError
 from skipgpt.fitting import stand_ins as fitting
 from skipgpt.fitting.fit import fit_model
 from skipgpt.fitting.rounds import fit_to_routes
@@ -147,6 +148,18 @@ def test_a_removal_is_fitted_to_as_often_as_the_routes_of_stage_fit(
     fit_to_removal(model, text, config.fit_stage)
     assert of_fit == [(96, False), *asked]
     assert asked == [(96, True)] * (rounds + 1)
+
+
+@pytest.mark.parametrize("threshold", [-inf, 0.0])
+def test_a_module_with_outputs_that_are_too_large_is_named(threshold: float) -> None:
+    """Its squares are infinite; RMSNorm makes zeros of it, and the loss stays finite."""
+    model, text = routed("llama", normalize=True, stand_in=2), rows(4, 16)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight *= 1e20
+        with execution(model, "dense"):
+            assert model(input_ids=text, labels=text).loss.isfinite()
+    with pytest.raises(TrainingError, match=r"of 64 squared .* of layer 1, mlp.*weights again"):
+        fit_stand_ins(model, text, threshold=threshold)
 
 
 @families(LAYOUTS)

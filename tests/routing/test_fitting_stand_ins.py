@@ -100,6 +100,13 @@ def test_a_module_that_adds_a_constant_is_replaced_by_the_bias() -> None:
     torch.testing.assert_close(stand_in(torch.randn(3, WIDE)), constant.expand(3, -1), **CLOSE)
 
 
+@pytest.mark.parametrize("entering", [torch.zeros(2, 50, WIDE), torch.ones(2, 50, WIDE)])
+def test_inputs_that_are_all_alike_leave_nothing_but_the_bias_to_fit(entering: Tensor) -> None:
+    update = torch.randn(2, 50, WIDE)
+    expected = update.flatten(0, 1).mean(0).expand(2, 50, -1)
+    torch.testing.assert_close(fitted(entering, update, 2, 1e-3)(entering), expected, **CLOSE)
+
+
 def test_text_may_be_counted_in_parts() -> None:
     entering, update = pairs()
     moments = Moments(WIDE)

@@ -105,7 +105,8 @@ def gated_passes(
             if on_step:
                 on_step(number + 1, len(batches))
     found = {site: torch.cat(each) for site, each in sorted(values.items())}
-    _refuse_broken(found, str(getattr(model, "dtype", "")))
+    for site, value in found.items():
+        check_finite(model, site, value, "measuring what skipping costs", "gradients")
     read = {id(held[site]): torch.cat(held[site]) for site in found if held[site]}
     return {
         site: SiteValues(read.get(id(held[site])), torch.cat(margins[site]), value)
@@ -179,15 +180,18 @@ def _recording(
                 setattr(layer, f"{module}_router", own[Site(layer.index, module)])
 
 
-def _refuse_broken(values: dict[Site, Tensor], dtype: str) -> None:
-    """Raise a TrainingError if a value is NaN or infinite."""
-    for site, value in values.items():
-        if not (finite := torch.isfinite(value)).all():
-            broken = len(value) - int(finite.sum())
-            raise TrainingError(
-                "measuring what skipping costs",
-                got=f"{broken:,} of {len(value):,} gradients of layer {site.layer}, {site.module}, "
-                f"that are NaN or infinite ({dtype.removeprefix('torch.')})",
-                expected="finite numbers",
-                todo="run with --dtype float32, where activations cannot overflow",
-            )
+def check_finite(model: nn.Module, site: Site, value: Tensor, doing: str, what: str) -> None:
+    """Raise a TrainingError if a value [N] that was found at a site is NaN or infinite."""
+    finite = torch.isfinite(value)
+    if finite.all():
+        return
+    dtype = str(getattr(model, "dtype", "")).removeprefix("torch.")
+    raise TrainingError(
+        doing,
+        got=f"{len(value) - int(finite.sum()):,} of {len(value):,} {what} of layer {site.layer}, "
+        f"{site.module}, that are NaN or infinite ({dtype})",
+        expected="finite numbers",
+        todo="run with --dtype float32, whose range is wider"
+        if dtype == "float16"
+        else "get the weights again: whole ones give finite numbers",
+    )

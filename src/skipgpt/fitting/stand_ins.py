@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from skipgpt.config import FitStage
 from skipgpt.evaluation.calibrate import subsample_rows
+from skipgpt.fitting.gated_passes import check_finite
 from skipgpt.model import modules
 from skipgpt.model.state import execution, use_rule
 from skipgpt.model.surgery import routed_layers
@@ -42,6 +43,9 @@ def fit_stand_ins(
     Under a threshold only tokens that skip count, in streams that have skipped, and each stand-in
     is kept near what it was. Minus infinity fits all tokens of the dense model.
 
+    Raises:
+        TrainingError: a module's input or output is so large that its square is infinite, or NaN.
+
     Example:
         fit_stand_ins(model, blocks.train[:128])
     """
@@ -58,7 +62,7 @@ def fit_stand_ins(
         rule = _Routes(threshold)
         with (
             in_mode(model, training=False),
-            _watched(some, moments, rule),
+            _watched(model, some, moments, rule),
             execution(model, "gated"),
             use_rule(model, rule),
         ):
@@ -109,7 +113,9 @@ class _Routes:
 
 
 @contextmanager
-def _watched(layers: list[Any], moments: dict[Site, Moments], rule: _Routes) -> Iterator[None]:
+def _watched(
+    model: nn.Module, layers: list[Any], moments: dict[Site, Moments], rule: _Routes
+) -> Iterator[None]:
     """Add up inputs and outputs of these layers' modules while the model runs `gated`."""
     handles = []
     for layer in layers:
@@ -124,9 +130,13 @@ def _watched(layers: list[Any], moments: dict[Site, Moments], rule: _Routes) -> 
                 _: Any, arguments: Any, layer: Any = layer, site: Site = site, held: Any = held
             ) -> None:
                 update = modules.post_norm(layer, site.module, held.pop("output"))
+                # An RMS is of squares: a stream whose squares are infinite would read as zeros.
+                entering, what = arguments[0], "squared inputs and outputs"
+                sizes = [each.float().square().sum(-1).flatten() for each in (entering, update)]
+                check_finite(model, site, sizes[0] + sizes[1], "fitting stand-ins", what)
                 if site not in moments:
                     moments[site] = Moments(update.shape[-1])
-                moments[site].add(arguments[0], update, rule.counted(site))
+                moments[site].add(entering, update, rule.counted(site))
 
             handles.append(getattr(layer, name).register_forward_hook(keep))
             stand_in = getattr(layer, f"{module}_stand_in")

@@ -17,6 +17,9 @@ from torch.nn.functional import rms_norm
 from skipgpt.routing.router import EPSILON, LinearMap, divided_by_rms
 from skipgpt.system.sharded import assign, full_tensor
 
+FLAT = 1e-6
+"""Variance below which inputs, whose mean square is 1, differ by rounding alone."""
+
 
 class StandIn(nn.Module):
     """`up @ down @ (x / rms(x)) + bias`, 2 D r + D parameters; zero until it is fitted or trained.
@@ -82,11 +85,14 @@ def fit(stand_in: StandIn, moments: Moments, ridge: float = 1e-3, *, around: boo
     mean_read, mean_update = moments.read / moments.count, moments.update / moments.count
     read = moments.xx / moments.count - torch.outer(mean_read, mean_read)
     cross = moments.xy / moments.count - torch.outer(mean_read, mean_update)
-    damping = ridge * read.diagonal().mean() * torch.eye(len(read), dtype=read.dtype)
+    spread = read.diagonal().mean()
+    damping = ridge * spread * torch.eye(len(read), dtype=read.dtype)
     start = torch.zeros_like(cross)
     if around:
         start = (full_tensor(stand_in.up.weight) @ full_tensor(stand_in.down.weight)).T.to(cross)
-    solution = start + torch.linalg.solve(read + damping, cross - read @ start)
+    solution = start
+    if spread > FLAT:  # else every token reads the same, and the bias is all there is to fit
+        solution = start + torch.linalg.solve(read + damping, cross - read @ start)
     _, directions = torch.linalg.eigh(solution.T @ read @ solution)
     kept = directions[:, -stand_in.down.out_features :]
     assign(stand_in.down.weight, (solution @ kept).T)
