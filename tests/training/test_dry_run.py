@@ -8,9 +8,8 @@ import transformers
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import zoo
 from runs import rows, stage_trainer, tiny_config
-from skipgpt.config import Stage, recipe
+from skipgpt.config import Stage
 from skipgpt.cost.memory import Held, check_layout, memory
 from skipgpt.cost.stored import stored_bytes
 from skipgpt.data import Blocks
@@ -263,30 +262,6 @@ def test_the_figures_of_a_dry_run_are_told_as_they_are_held() -> None:
     needs = _needs("router")
     assert needs.to_dict()["stages"][0]["memory"]["total"] == needs.stages[0].memory.total
     assert "total" in str(needs)
-
-
-def test_a_fit_trains_nothing_and_holds_activations_of_one_batch() -> None:
-    config = recipe("default", stages=("fit",))
-    found = dry_run(
-        zoo.config("llama"), config, layout="single", processes=1, dtype=torch.float32, device="cpu"
-    )
-    (stage,) = found.stages
-    assert (stage.stage, stage.held.trained, stage.rows) == ("fit", 0, config.fit_stage.batch_size)
-    assert stage.memory.gradients == stage.memory.optimizer == 0
-    assert stage.memory.activations > 0
-    assert "4.29 GB of router inputs" in str(found)
-
-
-def test_a_fit_in_several_processes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"planning stage fit: got 2 processes.*--stages fit"):
-        dry_run(
-            zoo.config("llama"),
-            recipe("default"),
-            layout="ddp",
-            processes=2,
-            dtype=torch.float32,
-            device="cpu",
-        )
 
 
 def test_the_config_that_is_given_stays_as_it_was() -> None:

@@ -101,6 +101,7 @@ def fit_model(
             )
         with progress("fitting routers") as on_step:
             found += fit_routers(model, costs, stage.by_token, config.seed, on_step)
+        del costs  # with their inputs, before those of the next group are stored
     return found
 
 
@@ -198,12 +199,16 @@ def summary(found: list[FittedSite]) -> dict[str, Any]:
     return {"explained": means, "sites": sites}
 
 
-def layer_groups(model: nn.Module, tokens: int) -> Iterator[list[int]]:
-    """Yield groups of layers whose router inputs fit into memory together."""
+def input_bytes(model: nn.Module, tokens: int) -> int:
+    """Return the bytes of what the routers of one layer read at so many tokens."""
     config = routing_state(model).config
     each = tokens * hidden_size(model) * (2 if config.normalize else 4)
-    each *= 1 if config.input == "layer_input" else 2
-    at_once = max(1, INPUT_BYTES // each)
+    return each if config.input == "layer_input" else 2 * each
+
+
+def layer_groups(model: nn.Module, tokens: int) -> Iterator[list[int]]:
+    """Yield groups of layers whose router inputs fit into memory together."""
+    at_once = max(1, INPUT_BYTES // input_bytes(model, tokens))
     indices = [layer.index for layer in routed_layers(model)]
     for first in range(0, len(indices), at_once):
         yield indices[first : first + at_once]

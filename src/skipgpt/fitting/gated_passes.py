@@ -107,7 +107,11 @@ def gated_passes(
     found = {site: torch.cat(each) for site, each in sorted(values.items())}
     for site, value in found.items():
         check_finite(model, site, value, "measuring what skipping costs", "gradients")
-    read = {id(held[site]): torch.cat(held[site]) for site in found if held[site]}
+    read: dict[int, Tensor] = {}
+    for site in found:
+        if parts := held[site]:
+            read[id(parts)] = torch.cat(parts)
+            parts.clear()  # so that no more than one layer is held twice
     return {
         site: SiteValues(read.get(id(held[site])), torch.cat(margins[site]), value)
         for site, value in found.items()

@@ -95,4 +95,5 @@ def _correct(
             return
         with progress("correcting routers") as on_step:
             made |= corrections(model, found, savings, threshold, price, stage.by_token, on_step)
+        del found  # with their inputs, before those of the next group are stored
     apply_corrections(model, made)

@@ -51,9 +51,7 @@ def fit_stand_ins(
     """
     layers: list[Any] = [*routed_layers(model)]
     width = layers[0].attn_stand_in.up.out_features
-    # Each layer has two modules, and each of these two D x D sums in float64; a pass over the text
-    # takes as many layers as fit.
-    at_once = max(1, SUMS_BYTES // (2 * 16 * width**2))
+    at_once = layers_at_once(width)  # in one pass over the text
     batches, done = text.split(batch_size), 0  # type: ignore[no-untyped-call]
     total = len(batches) * -(-len(layers) // at_once)
     device = next(model.parameters()).device
@@ -77,6 +75,16 @@ def fit_stand_ins(
                 fit(stand_in, each)
             elif each.count >= FEWEST * stand_in.down.out_features:
                 fit(stand_in, each, NEAR, around=True)
+
+
+def sum_bytes(width: int) -> int:
+    """Return the bytes of one layer's sums: for each of two modules two D x D in float64."""
+    return 2 * 2 * 8 * width**2
+
+
+def layers_at_once(width: int) -> int:
+    """Return how many layers of this width have sums that fit into memory together."""
+    return max(1, SUMS_BYTES // sum_bytes(width))
 
 
 def fit_to_removal(

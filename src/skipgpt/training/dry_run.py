@@ -12,15 +12,23 @@ from skipgpt.config import Budget, Stage, TrainConfig
 from skipgpt.cost import Forward, lora_flops, savings, training_flops, work
 from skipgpt.cost.memory import Held, Layout, Memory, memory
 from skipgpt.cost.stored import in_dtype, stored
-from skipgpt.fitting.fit import layer_groups
+from skipgpt.fitting.fit import input_bytes, layer_groups
+from skipgpt.fitting.stand_ins import layers_at_once, sum_bytes
 from skipgpt.model.base import parse_device
 from skipgpt.model.families.parameter_names import kind_of
-from skipgpt.model.surgery import add_routers, routed_layers, routers, train_only
+from skipgpt.model.surgery import (
+    add_routers,
+    hidden_size,
+    routed_layers,
+    routers,
+    stand_ins,
+    train_only,
+)
 from skipgpt.system.device_profile import typical
 from skipgpt.training import distillation
 from skipgpt.training.fit_stage import check_alone
 from skipgpt.training.loop.sampler import StepPartition, share_of_step
-from skipgpt.training.needs import DryRun, StageNeeds
+from skipgpt.training.needs import DryRun, HostMemory, StageNeeds
 from skipgpt.training.stages import StagePlan, plan, prepare
 
 
@@ -99,16 +107,19 @@ def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float
     """Stage `fit`: forwards for stand-ins, forwards and backwards for costs and for each round."""
     stage, rows, tokens = config.fit_stage, config.fit_stage.batch_size, config.data.block_size
     model, held, needs = _memory(base, "fit", config, rows, "single", 1, dtype)
-    passes = len(list(layer_groups(model, stage.tokens)))
+    groups = [len(layers) for layers in layer_groups(model, stage.tokens)]
+    width, sums = hidden_size(model), 0
+    if stand_ins(model):
+        sums = min(sum(groups), layers_at_once(width)) * sum_bytes(width)
     forward = Forward(rows, tokens, logits=tokens)
     step = training_flops(model, forward, "router")
     step += (stage.draws - 1) * step / 2
-    steps = passes * stage.tokens / (rows * tokens)
+    steps = len(groups) * stage.tokens / (rows * tokens)
     dense = work(model, forward).flops
     # A round has one more backward pass than costs have, and a dense forward.
     rounds = stage.rounds * steps * (step + (step - dense) / stage.draws + dense)
-    stand_ins = (2 + stage.rounds) * stage.stand_in_tokens / (rows * tokens) * dense
-    seconds = (steps * step + rounds + stand_ins) / device_flops
+    fits = (2 + stage.rounds) * stage.stand_in_tokens / (rows * tokens) * dense
+    seconds = (steps * step + rounds + fits) / device_flops
     return StageNeeds(
         stage="fit",
         execution="gated",
@@ -119,6 +130,7 @@ def _fit(base: Any, config: TrainConfig, dtype: torch.dtype, device_flops: float
         step_flops=step,
         seconds=step / device_flops,
         hours=seconds / 3600,
+        host_memory=HostMemory(sums, max(groups) * input_bytes(model, stage.tokens)),
     )
 
 

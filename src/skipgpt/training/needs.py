@@ -8,8 +8,6 @@ from typing import Any
 
 from skipgpt.config import Stage
 from skipgpt.cost.memory import Held, Layout, Memory
-from skipgpt.fitting.fit import INPUT_BYTES
-from skipgpt.fitting.stand_ins import SUMS_BYTES
 from skipgpt.model.state import Execution
 
 _LABELS = {
@@ -21,7 +19,28 @@ _LABELS = {
     "activations": "activations",
     "logits": "logits in the loss",
     "total": "total",
+    "stand_in_sums": "sums for stand-ins",
+    "router_inputs": "inputs of routers",
+    "one_by_one": "total, one after the other",
 }
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes that stage `fit` keeps in the memory of the machine, beside the base.
+
+    Attributes:
+        stand_in_sums: what stand-ins are fitted from.
+        router_inputs: what routers are fitted to.
+    """
+
+    stand_in_sums: float = 0.0
+    router_inputs: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The larger one: sums are dropped before inputs are stored."""
+        return max(self.stand_in_sums, self.router_inputs)
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,7 @@ class StageNeeds:
         step_flops: FLOPs per step, over all devices.
         seconds: seconds per step.
         hours: hours for all steps.
+        host_memory: bytes in the memory of the machine, on top of `memory` if that is the device.
     """
 
     stage: Stage
@@ -49,6 +69,7 @@ class StageNeeds:
     step_flops: float
     seconds: float
     hours: float
+    host_memory: HostMemory = HostMemory()
 
 
 @dataclass(frozen=True)
@@ -94,22 +115,26 @@ class DryRun:
                     for name, value in [*vars(each.memory).items(), ("total", each.memory.total)]
                     if value
                 ),
+                *(
+                    f"  {_LABELS[name]:26} {_amount(value)} in the memory of the machine"
+                    for name, value in [
+                        *vars(each.host_memory).items(),
+                        ("one_by_one", each.host_memory.total),
+                    ]
+                    if value
+                ),
                 f"  {each.step_flops:.3g} FLOPs per step: {each.seconds:.3g} s at "
                 f"{self.device_flops:.3g} FLOPs per second and device, {each.hours:.3g} h in all",
             ]
-        if any(each.stage == "fit" for each in self.stages):
-            lines.append(
-                f"stage fit keeps up to {_amount(INPUT_BYTES).strip()} of router inputs and up to "
-                f"{_amount(SUMS_BYTES).strip()} of sums in the memory of the machine"
-            )
         left_out = "not counted: allocator overhead, communication, loading, evaluation"
         return "\n".join([*lines, left_out])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the memory of each stage with its total."""
+        """Plain JSON types; the memory of each stage with its totals."""
         plain: dict[str, Any] = dataclasses.asdict(self)
         for each, stage in zip(plain["stages"], self.stages, strict=True):
             each["memory"]["total"] = stage.memory.total
+            each["host_memory"]["total"] = stage.host_memory.total
         return plain
 
 
