@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -45,6 +46,8 @@ def test_the_command_and_a_call_with_one_seed_give_the_same_numbers_and_every_fi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten(monkeypatch)
+    measured = mock.Mock(wraps=skipgpt.demo.perplexity)
+    monkeypatch.setattr(skipgpt.demo, "perplexity", measured)
     first = skipgpt.demo.demo(tmp_path / "first", seed=3)
     ended = skipgpt_command("demo", "--out", tmp_path / "second", "--seed", 3, before=shorten)
     assert ended.status == 0, ended.stderr
@@ -59,10 +62,20 @@ def test_the_command_and_a_call_with_one_seed_give_the_same_numbers_and_every_fi
     assert len(set(removed)) == len(removed)
     # The last module that goes, which saves 5 % of the FLOPs at most, is the first to be enough.
     assert 0.25 <= numbers["rows"]["static"]["sparsity"]["flops"] < 0.25 + 0.05
+    fitted = stand_ins(measured.call_args.args[0])  # what runs in place of what static removes
+    assert all(bool(each.up.weight.any()) for each in fitted.values())
     assert numbers["samples"].keys() == {"dense", "sparse"}
     assert len(numbers["map"]["tokens"]) == len(numbers["map"]["attn"])
     for value in (row["nll_per_token"] for row in numbers["rows"].values()):
         assert f"{value:.4f}" in first.table()
+    assert first.table().splitlines()[0].split()[-2:] == ["KL", "agreement"]
+    for line, (name, row) in zip(
+        first.table().splitlines()[1:], numbers["rows"].items(), strict=True
+    ):
+        close = row["closeness"] or {"kl_per_token": 0.0, "agreement": 1.0}
+        assert (name == "dense") == (close["kl_per_token"] == 0)
+        shown = [f"{close['kl_per_token']:.4f}", f"{close['agreement']:.1%}"]
+        assert line.split()[-2:] == shown, name
     assert read_info(tmp_path / "first" / "checkpoint").stages == ("fit", "router", "lora")
     page = (tmp_path / "first" / "report.html").read_text()
     assert "What does it skip?" in page

@@ -1,7 +1,8 @@
 """The whole pipeline on the embedded base model, offline, in a few minutes.
 
 Fits and trains routers on `nano` with the standard library's sources, calibrates, heals with LoRA,
-and measures all of it against the dense model and against static removal that saves as much.
+and measures all of it against the dense model and against static removal that saves as much and
+has stand-ins that are fitted alike.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from skipgpt.config.settings import override
 from skipgpt.cost import Savings
 from skipgpt.data import load_blocks, read_documents, split_documents
 from skipgpt.evaluation.calibrate import subsample_rows
+from skipgpt.evaluation.closeness import IDENTICAL
 from skipgpt.evaluation.perplexity import Perplexity, perplexity
+from skipgpt.fitting.stand_ins import fit_stand_ins, fit_to_removal
 from skipgpt.generation import generate
 from skipgpt.model.base import load_base
-from skipgpt.model.state import execution, use_rule
+from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers
-from skipgpt.removal.units import Unit, sites_of
+from skipgpt.removal.units import Unit, constant_routes, sites_of
 from skipgpt.report.charts.routing_map import RoutingMap, routing_map
 from skipgpt.report.gather import gather
 from skipgpt.report.pages.page import to_html
-from skipgpt.routing.decision import Forced
 from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.folder_lock import writing_to
 from skipgpt.system.progress import advancing
@@ -103,12 +105,17 @@ class DemoResult:
     def table(self) -> str:
         """Format the rows as a table."""
         dense = self.rows["dense"].nll_per_token
-        lines = ["method            nats/token   excess   perplexity   module   params    flops"]
+        lines = [
+            "method            nats/token   excess   perplexity   module   params    flops"
+            "       KL  agreement"
+        ]
         for name, row in self.rows.items():
+            close = row.closeness or IDENTICAL
             lines.append(
                 f"{name:16}  {row.nll_per_token:10.4f}  {row.nll_per_token - dense:7.4f}"
                 f"  {row.perplexity:11.3f}"
                 + "".join(f"  {row.sparsity[key]:7.1%}" for key in ("module", "params", "flops"))
+                + f"  {close.kl_per_token:7.4f}  {close.agreement:9.1%}"
             )
         return "\n".join(lines)
 
@@ -151,11 +158,13 @@ def demo(
         model, tokenizer = load_placed(checkpoint, placement, merge=True)
         blocks = load_blocks(["stdlib"], tokenizer, config.data)
         held = subsample_rows(blocks.held_out, config.data.evaluation_tokens)
-        base = add_routers(load_base("nano", device=device, dtype=dtype)[0])
+        base = add_routers(load_base("nano", device=device, dtype=dtype)[0], config.router)
+        fit_stand_ins(base, subsample_rows(blocks.train, config.fit_stage.stand_in_tokens))
         text = subsample_rows(blocks.train, config.router_stage.static_tokens)
-        removed = sites_of(_removal(base, text, savings_of(base, config), sparsity))
-        with use_rule(base, Forced.without(removed)):
-            static = perplexity(base, held, closeness_to=base)
+        units = _removal(base, text, savings_of(base, config), sparsity)
+        constant_routes(base, units)
+        fit_to_removal(base, blocks.train, config.fit_stage)
+        static = perplexity(base, held, closeness_to=base)
         measured = trained.held_out
         rows = {"dense": measured["dense"], "static": static, "fit": measured["fit"]}
         rows |= {"router": measured["router"], "router+lora": measured["lora"]}
@@ -165,7 +174,7 @@ def demo(
         sparse_text = generate(model, tokenizer, PROMPT, max_new_tokens=48).text
         result = DemoResult(
             rows=rows,
-            static_modules=[f"{site.module} {site.layer + 1}" for site in removed],
+            static_modules=[f"{site.module} {site.layer + 1}" for site in sites_of(units)],
             samples={"dense": dense_text, "sparse": sparse_text},
             map=routing_map(model, tokenizer, PROGRAM),
             target_sparsity=sparsity,
