@@ -24,7 +24,6 @@ SHORT = {
     "fit_stage.tokens": 512,
     "fit_stage.stand_in_tokens": 512,
     "fit_stage.rounds": 1,
-    "router_stage.steps": 2,
     "router_stage.static_tokens": 64,
     "lora_stage.steps": 2,
     "batch_size": 2,
@@ -56,7 +55,7 @@ def test_the_command_and_a_call_with_one_seed_give_the_same_numbers_and_every_fi
     assert written == (tmp_path / "second" / "demo.json").read_text()
 
     numbers = json.loads(written)
-    assert list(numbers["rows"]) == ["dense", "static", "fit", "router", "router+lora"]
+    assert list(numbers["rows"]) == ["dense", "static", "fit", "fit+lora"]
     assert numbers["rows"]["dense"]["excess_nll"] == 0
     removed = numbers["static_modules"]
     assert len(set(removed)) == len(removed)
@@ -76,7 +75,7 @@ def test_the_command_and_a_call_with_one_seed_give_the_same_numbers_and_every_fi
         assert (name == "dense") == (close["kl_per_token"] == 0)
         shown = [f"{close['kl_per_token']:.4f}", f"{close['agreement']:.1%}"]
         assert line.split()[-2:] == shown, name
-    assert read_info(tmp_path / "first" / "checkpoint").stages == ("fit", "router", "lora")
+    assert read_info(tmp_path / "first" / "checkpoint").stages == ("fit", "lora")
     page = (tmp_path / "first" / "report.html").read_text()
     assert "What does it skip?" in page
     assert "What does it skip?" in (tmp_path / "second" / "report.html").read_text()

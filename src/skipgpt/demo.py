@@ -1,8 +1,8 @@
 """The whole pipeline on the embedded base model, offline, in a few minutes.
 
-Fits and trains routers on `nano` with the standard library's sources, calibrates, heals with LoRA,
-and measures all of it against the dense model and against static removal that saves as much and
-has stand-ins that are fitted alike.
+Fits routers to `nano` with the standard library's sources, calibrates, heals with LoRA, and measures
+all of it against the dense model and against static removal that saves as much and has stand-ins that
+are fitted alike.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ logger = logging.getLogger("skipgpt")
 SETTINGS = {
     "fit_stage.tokens": 8192,
     "fit_stage.stand_in_tokens": 8192,
-    "router_stage.steps": 60,
     "lora_stage.steps": 120,
     "batch_size": 8,
     "data.block_size": 256,
@@ -147,7 +146,7 @@ def demo(
     with stoppable("running the demo", lambda: again), advancing(), writing_to(out):
         changes = SETTINGS | {"target_sparsity": sparsity, "budget": budget, "seed": seed}
         config = override(recipe("default"), changes)
-        logger.info("fitting and training routers, calibrating, healing with LoRA")
+        logger.info("fitting routers, calibrating, healing with LoRA")
         placement = Placement(device, dtype)
         checkpoint = out / "checkpoint"
         trained = train(
@@ -167,7 +166,7 @@ def demo(
         static = perplexity(base, held, closeness_to=base)
         measured = trained.held_out
         rows = {"dense": measured["dense"], "static": static, "fit": measured["fit"]}
-        rows |= {"router": measured["router"], "router+lora": measured["lora"]}
+        rows["fit+lora"] = measured["lora"]
         logger.info("generating")
         with execution(base, "dense"):
             dense_text = generate(base, tokenizer, PROMPT, max_new_tokens=48).text
