@@ -1,8 +1,8 @@
 """The whole pipeline on the embedded base model, offline, in a few minutes.
 
-Fits routers to `nano` with the standard library's sources, calibrates, heals with LoRA, and measures
-all of it against the dense model and against static removal that saves as much and has stand-ins that
-are fitted alike.
+Fits routers to `nano` with the standard library's sources, calibrates, heals with LoRA, and
+measures all of it against the dense model and against static removal that saves as much and has
+stand-ins that are fitted alike.
 """
 
 from __future__ import annotations
