@@ -124,6 +124,14 @@ def test_seconds_of_other_hardware_are_told(
     assert "decode, batch size 1, context of 64 tokens; an abacus" in command("show", copy).stdout
 
 
+def test_without_a_curve_of_time_no_seconds_are_spoken_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(ConfigError, match="setting the sparsity in time: got a model that was"):
+        load(shared_checkpoint(), sparsity=0.2, budget="time")
+    assert not caplog.text
+
+
 def test_show_says_the_unit_of_each_number() -> None:
     done = command("show", str(shared_checkpoint()))
     assert "target sparsity  25% of modules" in done.stdout

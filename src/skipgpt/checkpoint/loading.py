@@ -193,7 +193,9 @@ def curves_of(info: CheckpointInfo) -> Curves | None:
 def _say_if_timed_elsewhere(curves: Curves, budget: Budget | None, device: torch.device) -> None:
     """Warn if a sparsity counts seconds that were measured on other hardware than this."""
     here = hardware(device)
-    if (budget or curves.budget) == "time" and curves.hardware.get("device") != here["device"]:
+    if (budget or curves.budget) != "time" or "time" not in curves.by_budget:
+        return
+    if curves.hardware.get("device") != here["device"]:
         logger.warning(
             "a sparsity in time counts the seconds of %s, and this is %s; calibrate the checkpoint "
             "here to count those",
