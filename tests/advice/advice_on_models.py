@@ -158,7 +158,7 @@ ON_MODELS = [
         "checkpoint --sparsity 0.1 --budget flop", "checkpoint --sparsity 0.1 --budget flops",
     ),
     *loading(
-        "config/budget.py", "0.25 skips a quarter of all modules",
+        "config/budget.py", "0.25 saves a quarter of the …",
         "checkpoint --sparsity 25", "checkpoint --sparsity 0.25",
         commands={k: v for k, v in LOADING.items() if k != "bench"},
     ),

@@ -179,7 +179,7 @@ ON_STOPS = [
          before=stop("skipgpt.comparison.compare.prepare")),
     told("demo.py", "what finished is kept in …; the same command starts again", DEMO,
          f"skipgpt {DEMO}", before=stop("skipgpt.demo.train"), meanwhile=short_demo),
-    told("config/budget.py", "0.25 skips a quarter of all modules", f"{DEMO[:-3]}25",
+    told("config/budget.py", "0.25 saves a quarter of the …", f"{DEMO[:-3]}25",
          f"skipgpt {DEMO}", meanwhile=demo_at_once),
     told("config/budget.py", "flops counts what skipping really saves",
          DEMO.replace("flops", "flop"), f"skipgpt {DEMO}", meanwhile=demo_at_once),

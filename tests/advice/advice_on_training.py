@@ -39,7 +39,7 @@ ON_TRAINING = [
          "skipgpt " + FIT.replace("stages fit", "stages fit,router")
          + " --set router_stage.start=static"),
     *(
-        told("config/budget.py", "0.25 skips a quarter of all modules", f"{line} --sparsity 25",
+        told("config/budget.py", "0.25 saves a quarter of the …", f"{line} --sparsity 25",
              f"skipgpt {line} --sparsity 0.25")
         for line in (TRAIN, CONVERT, f"{COMPARE} --methods router")
     ),

@@ -140,6 +140,12 @@ def test_a_sparsity_outside_its_range_is_refused(value: float) -> None:
         recipe("default", target_sparsity=value)
 
 
+@pytest.mark.parametrize(("name", "noun"), [("default", "FLOPs"), ("paper", "modules")])
+def test_a_target_that_is_refused_is_told_in_the_unit_of_the_recipe(name: str, noun: str) -> None:
+    with pytest.raises(ConfigError, match=f"; 0.25 saves a quarter of the {noun}$"):
+        recipe(name, target_sparsity=0.96)
+
+
 @pytest.mark.parametrize("key", ["router_stage.warmup", "lora_stage.warmup", "lora_stage.dropout"])
 def test_a_share_above_one_is_refused(key: str) -> None:
     with pytest.raises(ConfigError):

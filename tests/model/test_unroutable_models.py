@@ -204,6 +204,7 @@ def test_the_budget_dial_needs_calibration_and_stays_on_its_curve() -> None:
     with pytest.raises(ConfigError) as caught:
         set_sparsity(model, 0.5)
     assert str(caught.value) == (
-        "setting the sparsity: got 0.5; expected at most 0.40, the end of the calibrated curve"
+        "setting the sparsity in modules: got 0.5; expected at most 0.40 of the modules, the end "
+        "of the calibrated curve"
     )
     assert state.rule == KEEP_ALL

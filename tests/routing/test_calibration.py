@@ -80,7 +80,7 @@ def test_a_sparsity_out_of_range_is_refused_in_words(sparsity: float) -> None:
         CalibrationCurve(((0.3, 1.0),)).threshold(sparsity)
     assert str(caught.value) == (
         f"reading sparsity: got {sparsity}; expected a share from 0 to 0.95; "
-        "0.25 skips a quarter of all modules"
+        "0.25 saves a quarter of the cost"
     )
 
 

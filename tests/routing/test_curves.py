@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from skipgpt.config import TimedForward
+from skipgpt.config import Budget, TimedForward
 from skipgpt.errors import ConfigError
 from skipgpt.routing.curve import CalibrationCurve, Curves
 
@@ -47,8 +47,23 @@ def test_an_unknown_unit_is_refused() -> None:
 
 
 def test_the_end_of_a_curve_is_that_of_its_unit() -> None:
-    with pytest.raises(ConfigError, match=r"got 0\.5; expected at most 0\.40"):
-        BOTH.threshold_at(0.5)
+    for budget in (None, "flops"):
+        with pytest.raises(ConfigError) as caught:
+            BOTH.threshold_at(0.5, budget)
+        assert str(caught.value) == (
+            "setting the sparsity in FLOPs: got 0.5; expected at most 0.40 of the FLOPs, the end "
+            "of the calibrated curve"
+        )
+
+
+@pytest.mark.parametrize(
+    ("budget", "noun"), [(None, "FLOPs"), ("flops", "FLOPs"), ("modules", "modules")]
+)
+def test_a_sparsity_out_of_range_is_told_in_the_unit_that_it_counts(
+    budget: Budget | None, noun: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"; 0.25 saves a quarter of the {noun}$"):
+        BOTH.threshold_at(0.97, budget)
 
 
 @pytest.mark.parametrize(

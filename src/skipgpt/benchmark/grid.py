@@ -57,7 +57,7 @@ class Grid:
                 expected = "one of " + ", ".join(known)
                 raise ConfigError(f"reading {name}", got=repr(unknown[0]), expected=expected)
         for sparsity in self.sparsities or ():
-            check_sparsity(sparsity)
+            check_sparsity(sparsity, budget=self.budget)
         check_pair(self.sparsities[0] if self.sparsities else None, self.budget)
         for name, least in (
             ("batch sizes", min(self.batch_sizes)),

@@ -51,10 +51,9 @@ def read_info(folder: str | Path) -> CheckpointInfo:
         )
     try:
         info = from_dict(CheckpointInfo, _upgrade(values))
-        check_budget(info.budget)
         for unit in info.curves:
             check_budget(unit)
-        check_sparsity(info.target_sparsity, "target_sparsity")
+        check_sparsity(info.target_sparsity, "target_sparsity", check_budget(info.budget))
         check_quantization(info.quantization)
         check_keep(info.keep)
     except ConfigError as error:

@@ -17,14 +17,17 @@ BUDGET_NOUNS: dict[str, str] = {"modules": "modules", "flops": "FLOPs", "time": 
 MAX_SPARSITY = 0.95
 
 
-def check_sparsity(value: float, name: str = "sparsity") -> float:
-    """Return `value` if it is a number from 0 to 0.95, else raise ConfigError."""
+def check_sparsity(value: float, name: str = "sparsity", budget: str | None = None) -> float:
+    """Return `value` if it is a number from 0 to 0.95, else raise ConfigError.
+
+    The error names what `budget` counts; None where that is not known yet.
+    """
     if not isinstance(value, int | float) or not 0 <= value <= MAX_SPARSITY:
         raise ConfigError(
             f"reading {name}",
             got=f"{value}",
             expected=f"a share from 0 to {MAX_SPARSITY}",
-            todo="0.25 skips a quarter of all modules",
+            todo=f"0.25 saves a quarter of the {BUDGET_NOUNS.get(str(budget), 'cost')}",
         )
     return float(value)
 

@@ -161,7 +161,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_sparsity(self.target_sparsity, "target_sparsity")
+        check_sparsity(self.target_sparsity, "target_sparsity", self.budget)
         if self.seed >= 2**32:
             raise ConfigError("reading seed", got=str(self.seed), expected="below 4294967296")
         named = "fit, router, lora or joint"

@@ -58,8 +58,7 @@ def convert(
     Example:
         convert("router.pth", "meta-llama/Llama-3.1-8B", "out/llama-paper")
     """
-    check_sparsity(target_sparsity, "target_sparsity")
-    check_budget(budget)
+    check_sparsity(target_sparsity, "target_sparsity", check_budget(budget))
     with stoppable(f"converting {path}", lambda: NOTHING_KEPT), writing_to(Path(out)):
         if not overwrite:
             refuse_existing(Path(out))

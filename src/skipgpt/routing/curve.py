@@ -59,21 +59,6 @@ class CalibrationCurve:
         # closest that can be had: constant margins can only be skipped together.
         return min(self.points, key=lambda point: abs(point[0] - sparsity))[1]
 
-    def threshold_at(self, sparsity: float) -> float:
-        """The threshold for a sparsity that the curve reaches.
-
-        Raises:
-            ConfigError: the sparsity is outside 0 to 0.95, or beyond the end of the curve.
-        """
-        threshold = self.threshold(sparsity)
-        if not self.reaches(sparsity):
-            raise ConfigError(
-                "setting the sparsity",
-                got=f"{sparsity}",
-                expected=f"at most {self.largest:.2f}, the end of the calibrated curve",
-            )
-        return threshold
-
     def through(self, sparsity: float, threshold: float) -> CalibrationCurve:
         """The curve with one more point, in place of those near it and any that contradict it."""
         kept = [
@@ -146,9 +131,20 @@ class Curves:
     def threshold_at(self, sparsity: float, budget: Budget | None = None) -> float:
         """The threshold that saves this share of a unit.
 
-        Raises as `curve` and `CalibrationCurve.threshold_at` do.
+        Raises:
+            ConfigError: as `curve` does; or the sparsity is outside 0 to 0.95, or beyond the end
+                of the curve.
         """
-        return self.curve(budget).threshold_at(sparsity)
+        curve, unit = self.curve(budget), budget or self.budget
+        check_sparsity(sparsity, budget=unit)
+        if not curve.reaches(sparsity):
+            raise ConfigError(
+                f"setting the sparsity in {BUDGET_NOUNS[unit]}",
+                got=f"{sparsity}",
+                expected=f"at most {curve.largest:.2f} of the {BUDGET_NOUNS[unit]}, the end of the "
+                "calibrated curve",
+            )
+        return curve.threshold(sparsity)
 
     def clamp(self, sparsity: float, budget: Budget | None = None) -> float:
         """The sparsity itself, or the end of the curve of a unit where that comes first."""
