@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from skipgpt.config import RouterConfig, TimedForward
-from skipgpt.cost import Forward, Savings, savings, work
+from skipgpt.cost import Forward, Savings, savings, sparsities, work
 from skipgpt.cost.seconds import ModuleSeconds, time_savings
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import routers
 from skipgpt.routing.decision import Site
-from skipgpt.system.device_profile import Machine
-from tiny import tiny_routed
+from skipgpt.system.device_profile import Machine, store_profile
+from tiny import tiny_base, tiny_routed
 
-COMPUTE = Machine(flops=1e9, bandwidth=1e15, mlp_packing=0.0, attn_packing=0.0)
+COMPUTE = Machine(flops=1e9, bandwidth=1e15, mlp_packing=1e-15, attn_packing=1e-15)
 """Nothing but products takes time."""
-MEMORY = Machine(flops=1e15, bandwidth=1e9, mlp_packing=0.0, attn_packing=0.0)
+MEMORY = Machine(flops=1e15, bandwidth=1e9, mlp_packing=1e-15, attn_packing=1e-15)
 """Nothing but reading weights does."""
 
 
@@ -63,6 +63,34 @@ def test_keeping_everything_saves_less_than_nothing_by_what_routers_take(phase: 
     saved = time_savings(model, TimedForward(phase, 1, 32), MEMORY)
     assert saved.share(dict.fromkeys(routers(model), 1.0)) == pytest.approx(-saved.overhead)
     assert saved.overhead > 0
+
+
+def test_a_removed_module_saves_its_keys_and_values_too_and_no_router_runs() -> None:
+    store_profile(MEMORY, torch.device("cpu"), torch.float32)
+    model, timed = tiny_routed(router=RouterConfig(normalize=True)), TimedForward("decode", 1, 32)
+    keep = dict.fromkeys(routers(model), 1.0) | {Site(0, "attn"): 0.0, Site(1, "mlp"): 0.0}
+    found = sparsities(model, keep, 8.0, timed, removed=True)["time"]
+    # One token reads every weight once, and the keys and values of 32 tokens.
+    base = tiny_base()
+    weights = [
+        sum(p.numel() for p in part.parameters())
+        for part in (base.model.layers[0].self_attn, base.model.layers[1].mlp)
+    ]
+    config = base.config
+    head_size = config.hidden_size // config.num_attention_heads
+    cached = 2 * 32 * config.num_key_value_heads * head_size
+    dense = len(base.model.layers) * (sum(weights) + cached) + base.lm_head.weight.numel()
+    assert found == pytest.approx((sum(weights) + cached) / dense)
+    # Of learned routes keys and values are computed all the same, and routers run.
+    assert sparsities(model, keep, 8.0, timed)["time"] < found
+
+
+def test_without_a_profile_no_seconds_are_counted() -> None:
+    model = tiny_routed()
+    keep = dict.fromkeys(routers(model), 0.5)
+    assert "time" not in sparsities(model, keep, 8.0)
+    store_profile(COMPUTE, torch.device("cpu"), torch.bfloat16)  # of another dtype
+    assert "time" not in sparsities(model, keep, 8.0)
 
 
 def test_under_kv_skip_the_attention_core_falls_with_the_square() -> None:

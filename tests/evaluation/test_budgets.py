@@ -15,7 +15,7 @@ from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.model.sparsity import at_sparsity, set_sparsity
-from skipgpt.model.state import record_routing, routing_state
+from skipgpt.model.state import execution, record_routing, routing_state
 from skipgpt.system.device_profile import Machine, store_profile
 from skipgpt.system.hardware import hardware
 from tiny import tiny_routed
@@ -75,6 +75,17 @@ def test_the_flops_of_a_calibrated_model_are_those_that_evaluation_reports() -> 
     assert perplexity(model, blocks).sparsity["flops"] == pytest.approx(0.2, abs=0.0026)
     set_sparsity(model, 0.2, budget="modules")
     assert perplexity(model, blocks).sparsity["module"] == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.usefixtures("_profiled", "_short_curve")
+def test_the_seconds_that_evaluation_reports_are_those_of_the_calibrated_forward() -> None:
+    model, blocks = _model(), rows(64)
+    calibrate(model, blocks, target=0.2, budget="time", timed=TimedForward("prefill", 2, 64))
+    measured = perplexity(model, blocks)
+    assert measured.sparsity["time"] == pytest.approx(0.2, abs=0.0026)
+    assert f", time {measured.sparsity['time']:.1%}" in str(measured)
+    with execution(model, "dense"):
+        assert perplexity(model, blocks).sparsity["time"] == 0
 
 
 @pytest.mark.usefixtures("_short_curve")

@@ -131,9 +131,21 @@ def test_what_was_measured_on_held_out_text_is_said_and_a_miss_is_warned_of(
     shown = f"1.900 nats per token, \N{MINUS SIGN}0.100 to dense, {close}; skipped: module 24.0%"
     assert shown in page
     (warning,) = summary["stages"]["router"]["warnings"]
-    assert "16.1% of modules are skipped, 25% was asked" in warning
+    assert "routing saves 16.1% of modules, 25% was asked" in warning
     assert "data.calibration_tokens" in page
     assert summary["stages"]["lora"]["warnings"] == []
+
+
+def test_a_budget_in_time_that_is_missed_is_warned_of_in_time(tmp_path: Path) -> None:
+    _run(tmp_path, ["router"], 0)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["config"]["budget"] = "time"
+    run["held_out"] = {
+        "router": {"nll_per_token": 2.5, "tokens": 2032, "sparsity": {"module": 0.25, "time": 0.1}}
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (warning,) = run_summary(run_in(tmp_path))["stages"]["router"]["warnings"]
+    assert "routing saves 10.0% of time, 25% was asked" in warning
 
 
 def test_before_the_first_step_there_is_nothing_to_draw(tmp_path: Path) -> None:

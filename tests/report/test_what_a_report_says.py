@@ -132,6 +132,21 @@ def test_markdown_holds_the_numbers_and_every_table() -> None:
     assert text.rstrip().endswith("````")
 
 
+def test_the_share_of_seconds_is_told_where_it_was_measured() -> None:
+    report, other = made(WORDS * 3), made(WORDS * 3)
+    both = SideBySide.of("two", {"a": report, "b": other})
+    for kind, name in (("md", "skipped, time"), ("html", "of the seconds of a forward")):
+        assert name not in rendered(report, kind).decode()
+        assert name not in rendered(both, kind).decode()
+    for each in (report, other):
+        each.measured.sparsity["time"] = 0.1234
+    for kind, name in (("md", "skipped, time"), ("html", "of the seconds of a forward")):
+        for each in (report, both):
+            text = rendered(each, kind).decode()
+            assert name in text
+            assert "12.3%" in text
+
+
 def test_closeness_is_in_summary_table_curve_markdown_and_json() -> None:
     report = made()
     close = report.measured.closeness

@@ -17,6 +17,7 @@ from skipgpt.cost import savings, sparsities
 from skipgpt.errors import ConfigError, StoppedError
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.routing.decision import GumbelSample, Site
+from skipgpt.system.device_profile import Machine, store_profile
 from skipgpt.training.loop.routing_metrics import margin_metrics
 from tiny import tiny_routed
 
@@ -101,6 +102,18 @@ def test_time_without_a_profile_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="run `skipgpt profile --device cpu"):
         run(base_folder, tmp_path / "out", tiny_config(budget="time"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_reports_the_share_of_seconds_that_it_reached(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    store_profile(Machine(1e9, 1e9, 1e-6, 1e-6), torch.device("cpu"), torch.float32)
+    config = tiny_config("default", target_sparsity=0.15, budget="time")
+    info = run(base_folder, tmp_path / "out", config).info
+    held_out = json.loads((tmp_path / "out" / "run.json").read_text())["held_out"]
+    assert held_out["dense"]["sparsity"]["time"] == 0
+    reached = held_out[config.stages[-1]]["sparsity"]["time"]
+    assert reached == info.sparsity["time"] == pytest.approx(0.15, abs=0.1)
 
 
 def test_a_run_begun_before_there_were_units_is_resumed_in_modules(

@@ -91,8 +91,8 @@ def missed_when_measured(sparsity: float, target: float, budget: str = "modules"
         return None
     return Failure(
         "missed",
-        f"On held-out text {sparsity:.1%} of {BUDGET_NOUNS[budget]} are skipped, {target:.0%} was "
-        "asked.",
+        f"On held-out text routing saves {sparsity:.1%} of {BUDGET_NOUNS[budget]}, {target:.0%} "
+        "was asked.",
         "The threshold does not hold there: set it on more text (data.calibration_tokens), or "
         "calibrate the checkpoint again on text like that of use (skipgpt.calibrate).",
     )

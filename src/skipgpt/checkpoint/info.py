@@ -30,7 +30,8 @@ class CheckpointInfo:
         stages: the stages done, in order.
         target_sparsity: what training aimed for, as a share of the unit `budget`.
         budget: what the target counts, and a sparsity where no unit is named.
-        sparsity: measured on held-out text at that target: module, attn, mlp, params, flops.
+        sparsity: measured on held-out text at that target: module, attn, mlp, params, flops and,
+            where the machine was profiled, time.
         keep: in the same run, by layer: the share of tokens that ran its `attn` and its `mlp`;
             empty where it was not measured.
         curves: by unit of a budget, pairs of the share saved and the threshold (null keeps

@@ -3,16 +3,21 @@
 from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Forward, Work, ideal_speedup, layer_flops, work
 from skipgpt.cost.savings import (
+    SENSES,
     Savings,
     flops_per_token,
+    no_sparsities,
     overhead,
+    profile_for,
     saved_by_router,
     savings,
     sparsities,
+    timed_of,
 )
 from skipgpt.cost.training import lora_flops, training_flops
 
 __all__ = [
+    "SENSES",
     "Forward",
     "ModuleCosts",
     "Savings",
@@ -22,10 +27,13 @@ __all__ = [
     "layer_costs",
     "layer_flops",
     "lora_flops",
+    "no_sparsities",
     "overhead",
+    "profile_for",
     "saved_by_router",
     "savings",
     "sparsities",
+    "timed_of",
     "training_flops",
     "work",
 ]

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
+import torch
 from torch import nn
 
 from skipgpt.config import BUDGET_NOUNS, Budget, TimedForward, check_budget
@@ -30,6 +32,10 @@ from skipgpt.errors import ConfigError
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
 from skipgpt.routing.decision import MODULES, Site
+from skipgpt.system.device_profile import Machine, stored_profile
+
+SENSES = ("module", "attn", "mlp", "params", "flops", "time")
+"""The senses in which sparsity is reported; `time` only where the machine was profiled."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ def savings(
         model: with routers.
         unit: `modules`, `flops` or `time`.
         context: mean number of tokens that a token attends to; `time` has its own.
-        timed: the forward whose seconds `time` counts; the default one where None.
+        timed: the forward whose seconds `time` counts; that of the model's calibration where None,
+            or else the default one.
         removed: count a static removal: keys and values are removed with attention, and no router
             runs; stand-ins still do.
 
@@ -122,7 +129,7 @@ def savings(
     if unit == "time":
         from skipgpt.cost.seconds import time_savings
 
-        return time_savings(model, timed or TimedForward())
+        return time_savings(model, timed or timed_of(model), removed=removed)
     dense = flops_per_token(model, context)
     saved: dict[Site, float] = {}
     pairs: dict[Site, float] = {}
@@ -150,32 +157,59 @@ def flops_per_token(model: nn.Module, context: float) -> float:
     return 2 * weights + sum(each.core_flops(context) for each in costs)
 
 
+def timed_of(model: nn.Module) -> TimedForward:
+    """The forward whose seconds a model was calibrated to; the default one if it was not."""
+    curves = routing_state(model).curves
+    return (curves.timed if curves else None) or TimedForward()
+
+
+def profile_for(model: nn.Module) -> Machine | None:
+    """What `skipgpt profile` stored for a model's device and dtype; None if nothing."""
+    return stored_profile(next(model.parameters()).device, cast("torch.dtype", model.dtype))
+
+
+def no_sparsities(model: nn.Module) -> dict[str, float]:
+    """Sparsity in all its senses, of a dense forward."""
+    return {each: 0.0 for each in SENSES if each != "time" or profile_for(model)}
+
+
 def sparsities(
-    model: nn.Module, keep: Mapping[Site, float], context: float, *, removed: bool = False
+    model: nn.Module,
+    keep: Mapping[Site, float],
+    context: float,
+    timed: TimedForward | None = None,
+    *,
+    removed: bool = False,
 ) -> dict[str, float]:
     """Sparsity in all its senses, at the share of tokens that each site keeps.
 
-    `context` and `removed` are as in `savings`.
+    `context`, `timed` and `removed` are as in `savings`.
 
     Returns:
         `module`, `attn` and `mlp` count decisions; `params` and `flops` are one minus what a token
         uses, routers and stand-ins included, over what it uses in the dense model, so that a
-        routed model that skips nothing is a little below 0.
+        routed model that skips nothing is a little below 0. `time` is likewise of the seconds of
+        one forward, where this machine was profiled.
     """
 
     def skipped(*kinds: str) -> float:
         kept = [share for site, share in keep.items() if site.module in kinds]
         return 1 - sum(kept) / len(kept)
 
-    def saved(context: float) -> float:
-        return savings(model, "flops", context, removed=removed).share(keep)
+    def saved(unit: Budget, context: float) -> float:
+        return savings(model, unit, context, timed, removed=removed).share(keep)
 
-    return {
+    shares: dict[str, float] = {
         "module": skipped(*MODULES),
         **{kind: skipped(kind) for kind in MODULES},
-        "params": saved(0),  # the attention core, which has no parameters, is all that grows
-        "flops": saved(context),
+        "params": saved(
+            "flops", 0
+        ),  # the attention core, which has no parameters, is all that grows
+        "flops": saved("flops", context),
     }
+    if profile_for(model):
+        shares["time"] = saved("time", context)
+    return shares
 
 
 def overhead(model: nn.Module) -> dict[str, float]:

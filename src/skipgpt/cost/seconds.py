@@ -36,11 +36,11 @@ from skipgpt.cost.counts import (
     layer_costs,
     parameters_of,
 )
-from skipgpt.cost.savings import Savings
+from skipgpt.cost.savings import Savings, profile_for
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import hidden_size, routed_layers, stand_ins
 from skipgpt.routing.decision import Site
-from skipgpt.system.device_profile import Machine, stored_profile
+from skipgpt.system.device_profile import Machine
 
 ROUTER_BYTES = 4
 """Bytes of a number in routers and stand-ins, which are float32."""
@@ -125,19 +125,22 @@ class TimeSavings(Savings):
 
 
 def time_savings(
-    model: nn.Module, timed: TimedForward, machine: Machine | None = None
+    model: nn.Module,
+    timed: TimedForward,
+    machine: Machine | None = None,
+    *,
+    removed: bool = False,
 ) -> TimeSavings:
     """What each site of a model saves of the seconds of a forward, on the model's device.
 
     Where `machine` is None, it is what `skipgpt profile` stored for that device and the model's
-    dtype.
+    dtype. `removed` is as in `savings`.
 
     Raises:
         ConfigError: these were not profiled.
     """
-    tensor = next(model.parameters())
     dtype = cast("torch.dtype", model.dtype)
-    machine = machine or stored_profile(tensor.device, dtype) or _refuse(tensor.device, dtype)
+    machine = machine or profile_for(model) or _refuse(next(model.parameters()).device, dtype)
     prefill = timed.phase == "prefill"
     rows = timed.batch_size * (timed.context if prefill else 1)
     modules: dict[Site, ModuleSeconds] = {}
@@ -155,7 +158,7 @@ def time_savings(
         # Of experts, a token reads those that it runs: bytes per number are those of all of them.
         each_mlp = mlp_bytes / parameters_of(getattr(layer, layer.family.mlp))
         qo = costs.qo
-        if layer.routing.config.kv == "skip":
+        if removed or layer.routing.config.kv == "skip":
             qo, qo_bytes = qo + costs.kv, qo_bytes + kv_bytes
         else:
             seconds += machine.product_seconds(costs.kv, rows, kv_bytes / max(1, costs.kv))
@@ -168,7 +171,8 @@ def time_savings(
                 machine, rows, weights, number_bytes, core_seconds, packing, row, stand_in
             )
     dense = seconds + sum(each.at(1) for each in modules.values())
-    routing = machine.product_seconds(deciding_parameters(model), rows, ROUTER_BYTES)
+    deciding = 0 if removed else deciding_parameters(model)
+    routing = machine.product_seconds(deciding, rows, ROUTER_BYTES)
     by_site = {site: (each.at(1) - each.at(0)) / dense for site, each in modules.items()}
     return TimeSavings("time", by_site, routing / dense, modules=modules, dense=dense)
 

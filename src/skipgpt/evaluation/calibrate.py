@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import BUDGET_NOUNS, BUDGETS, Budget, DataConfig, TimedForward, check_budget
-from skipgpt.cost import savings
+from skipgpt.cost import profile_for, savings, timed_of
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.meter import Meter
 from skipgpt.evaluation.perplexity import perplexity
@@ -26,7 +25,6 @@ from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
 from skipgpt.model.state import routing_state
 from skipgpt.routing.calibration import CURVE, calibrate_curve, find_threshold
 from skipgpt.routing.curve import CalibrationCurve, Curves
-from skipgpt.system.device_profile import stored_profile
 from skipgpt.system.folder_lock import writing_to
 from skipgpt.system.hardware import hardware
 from skipgpt.system.progress import advancing
@@ -79,9 +77,8 @@ def calibrate(
     check_rows("calibrating", model, None, blocks)
     before = state.curves
     unit = budget or (before.budget if before else "modules")
-    timed = timed or (before.timed if before else None) or TimedForward()
-    tensor, dtype = next(model.parameters()), cast("torch.dtype", model.dtype)
-    profiled = check_budget(unit) == "time" or stored_profile(tensor.device, dtype) is not None
+    timed = timed or timed_of(model)
+    profiled = check_budget(unit) == "time" or profile_for(model) is not None
     units = [each for each in BUDGETS if profiled or each != "time"]
     saved = {each: savings(model, each, mean_context(blocks), timed) for each in units}
     few = Meter(model, subsample_rows(blocks, CURVE_TOKENS), saved[unit], batch_size)
@@ -105,7 +102,7 @@ def calibrate(
             if other != unit and share > 0:
                 curves[other] = curves[other].through(share, found)
     by_budget = {each: curves[each] for each in BUDGETS if each in curves}
-    here = hardware(tensor.device) if "time" in curves else {}
+    here = hardware(next(model.parameters()).device) if "time" in curves else {}
     timed_on = {name: str(value) for name, value in here.items()}
     state.curves = Curves(by_budget, unit, timed if "time" in curves else None, timed_on)
     if target is None:

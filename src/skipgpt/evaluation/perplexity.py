@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from skipgpt.cost import sparsities
+from skipgpt.cost import SENSES, no_sparsities, sparsities
 from skipgpt.evaluation.closeness import Closeness, ClosenessSum
 from skipgpt.evaluation.windows import Span, batches, mean_context
 from skipgpt.model.loading.limits import check_rows
@@ -25,9 +25,6 @@ from skipgpt.system.progress import advancing
 
 Rows = Tensor | Sequence[Tensor]
 """Token ids [N, T], or rows that may differ in length."""
-
-SENSES = ("module", "attn", "mlp", "params", "flops")
-"""The senses in which sparsity is reported."""
 
 OnBatch = Callable[[Tensor, Tensor, Tensor], None]
 """Called per batch with token ids [B, T], logits [B, T, V] and losses [B, T - 1]."""
@@ -41,8 +38,8 @@ class Perplexity:
         nll_per_token: mean negative log-likelihood, nats per predicted token.
         perplexity: its exponential.
         tokens: how many tokens were predicted.
-        sparsity: measured in this run: module, attn, mlp, params, flops; all 0 in `dense`
-            execution.
+        sparsity: measured in this run: module, attn, mlp, params, flops and, where the machine was
+            profiled, time; all 0 in `dense` execution.
         keep_rates: by layer, of the same run: the share of tokens that ran its `attn` and its
             `mlp`; their mean is 1 - module sparsity. Empty in `dense` execution.
         closeness: to the dense model, over the same predicted tokens; None if not measured.
@@ -65,7 +62,7 @@ class Perplexity:
         closeness: Closeness | None = None,
     ) -> Perplexity:
         """Build from a mean loss; without a sparsity, nothing was skipped."""
-        shares = sparsity or dict.fromkeys(SENSES, 0.0)
+        shares = sparsity or {each: 0.0 for each in SENSES if each != "time"}
         likely = math.exp(min(nll_per_token, 700.0))
         return cls(nll_per_token, likely, tokens, shares, keep_rates or {}, closeness)
 
@@ -182,7 +179,7 @@ def build_result(
     """
     close = closeness.mean() if closeness else None
     if not counts.tokens:
-        return Perplexity.of(nll / tokens, tokens, closeness=close)
+        return Perplexity.of(nll / tokens, tokens, no_sparsities(model), closeness=close)
     ratios = counts.keep_ratios()
     rates: dict[str, tuple[float, ...]] = {
         kind: tuple(r for site, r in ratios.items() if site.module == kind) for kind in MODULES

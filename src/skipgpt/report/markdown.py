@@ -6,7 +6,7 @@ import json
 import re
 
 from skipgpt.analysis.table import shown as plain
-from skipgpt.evaluation.perplexity import SENSES
+from skipgpt.cost import SENSES
 from skipgpt.report.content import Report
 from skipgpt.report.pages.markup import amount, nats, percent, signed
 from skipgpt.report.side_by_side import SideBySide

@@ -13,13 +13,13 @@ from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.loading import load_base_of, load_placed
 from skipgpt.config import Budget, Placement, check_pair
 from skipgpt.config.checks import check_choices
+from skipgpt.cost import no_sparsities
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import say_if_uncalibrated
 from skipgpt.evaluation.harness.quiet import quietly, require_harness
 from skipgpt.evaluation.harness.response_cache import answers_key, check_answers
 from skipgpt.evaluation.harness.result import Benchmark, Run, Score
 from skipgpt.evaluation.harness.tasks import LoadedTask, load_tasks, metric_of, named
-from skipgpt.evaluation.perplexity import SENSES
 from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
 from skipgpt.model.state import Execution, routing_state
 from skipgpt.model.surgery import add_routers
@@ -187,7 +187,7 @@ def _run(
     if setting.cache:  # each model has a file of its own
         asking = CachingLM(lm, str(Path(setting.cache) / f"answers-{answers_key(lm)}.db"))
     what = "dense" if execution == "dense" else "sparse"
-    nothing = dict.fromkeys(SENSES, 0.0)
+    nothing = no_sparsities(model)
     scores: list[Score] = []
     by_task: dict[str, dict[str, float]] = {}
     requests: list[Any] = []

@@ -51,8 +51,7 @@ def run_summary(found: dict[str, Any]) -> dict[str, Any]:
     run, config = found["run"], found["run"].get("config", {})
     over = run.get("finished", [])
     target, budget = config.get("target_sparsity"), config.get("budget", "modules")
-    # Only calibration counts seconds; a measurement has no sparsity in time.
-    sense = {"modules": "module", "flops": "flops"}.get(budget, "")
+    sense = "module" if budget == "modules" else budget
     held_out = run.get("held_out", {})
     dense = _number(held_out.get("dense", {}).get("nll_per_token"))
     logged = by_stage(found.get("metrics", []))

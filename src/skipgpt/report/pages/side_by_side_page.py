@@ -94,6 +94,7 @@ def _numbers(several: SideBySide) -> str:
             (f"skipped {said}", f"routed.sparsity.{sense}", percent)
             for sense, said in SENSE.items()
             if sense != "params"
+            and all(sense in report.measured.sparsity for report in several.reports.values())
         ),
         ("weights in memory", "cost.weight_bytes", in_bytes),
         ("ideal speed-up, prefill", "cost.ideal_speedup.prefill", times),

@@ -30,6 +30,7 @@ SENSE = {
     "mlp": "of MLPs",
     "params": "of the parameters a token uses",
     "flops": "of FLOPs",
+    "time": "of the seconds of a forward",
 }
 
 
