@@ -59,13 +59,19 @@ def _lines(title: str, command: str, comparison: Comparison) -> list[str]:
         f"{facts['tokens']:,} held-out tokens; seeds {', '.join(map(str, seeds))}, ± half their "
         f"range. Dense: {facts['dense_nll_per_token']:.4f} nats per token. Budgets are shares of "
         f"{comparison.unit}. *KL*: KL(dense || method), nats per token; *agreement*: share of "
-        "tokens with the same most likely next one. *x router*: excess in units of `router`'s at "
-        "the same FLOPs.",
+        f"tokens with the same most likely next one.{_ratio(comparison.reference)}",
         "",
         comparison.to_markdown(),
         "",
         "; ".join(f"`{kind}`: {KINDS[kind]}" for kind in kinds) + ".",
     ]
+
+
+def _ratio(reference: str | None) -> str:
+    """Explain the column of ratios, where there is one."""
+    if reference is None:
+        return ""
+    return f" *x {reference}*: excess in units of `{reference}`'s at the same FLOPs."
 
 
 def _where(facts: dict[str, Any]) -> str:

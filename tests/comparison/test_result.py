@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -71,21 +72,47 @@ def test_every_line_is_told_in_excesses_of_router_at_its_flops(
 ) -> None:
     found = comparison(*ROUTERS, row("sleb", flops, excess))
     *_, line = found.lines()
-    assert found.times_router(line) == (None if expected is None else pytest.approx(expected))
+    assert found.times_reference(line) == (None if expected is None else pytest.approx(expected))
 
 
 def test_beyond_its_largest_budget_routers_dial_is_read() -> None:
     dial = (row("router (dial of 0.5)", 0.6, 1.5, 0.7), row("router (dial of 0.5)", 0.3, 9.0, 0.25))
     found = comparison(*ROUTERS, *dial, row("sleb", 0.5, 3.0))
-    assert found.times_router(found.lines()[-1]) == pytest.approx(3.0)
-    assert [found.times_router(line) for line in found.lines()[:2]] == [
+    assert found.times_reference(found.lines()[-1]) == pytest.approx(3.0)
+    assert [found.times_reference(line) for line in found.lines()[:2]] == [
         *map(pytest.approx, (1.0, 1.0))
     ]
 
 
+def test_without_router_excesses_are_told_in_those_of_fit() -> None:
+    fits = (row("fit", 0.2, 0.1), row("fit", 0.4, 0.5, target=0.5))
+    rival = row("fisher-flops+stand_in", 0.3, 0.9)  # half-way between two budgets of fit: 0.3
+    found = comparison(row("dense", 0.0, 0.0, target=0.0), *fits, rival)
+    assert found.times_reference(found.lines()[-1]) == pytest.approx(3.0)
+    assert "| x fit |" in found.to_markdown()
+    both = comparison(*fits, *ROUTERS, rival)
+    assert "| x router |" in both.to_markdown()
+    assert "x fit" not in both.to_markdown()
+
+
+def test_with_neither_there_is_no_column_of_ratios() -> None:
+    assert " x " not in comparison(row("sleb", 0.2, 0.3)).to_markdown()
+
+
+def test_seconds_saved_have_a_column_where_any_row_has_them() -> None:
+    timed, untimed = row("router", 0.2, 0.1), row("sleb", 0.2, 0.3)
+    assert "time" not in comparison(timed, untimed).to_markdown()
+    timed = dataclasses.replace(timed, sparsity=timed.sparsity | {"time": 0.123})
+    table = [
+        line.strip("|").split("|") for line in comparison(timed, untimed).to_markdown().split("\n")
+    ]
+    place = [cell.strip() for cell in table[0]].index("time")
+    assert [line[place].strip() for line in table[2:]] == ["12.3%", ""]
+
+
 def test_router_itself_is_once_itself() -> None:
     found = comparison(*ROUTERS, row("router@paper", 0.2, 0.4))
-    assert [found.times_router(line) for line in found.lines()] == [
+    assert [found.times_reference(line) for line in found.lines()] == [
         *map(pytest.approx, (1.0, 1.0, 4.0)),
     ]
 
@@ -93,7 +120,7 @@ def test_router_itself_is_once_itself() -> None:
 @pytest.mark.parametrize("rows", [(), (row("router", 0.3, -0.1),)], ids=["absent", "no excess"])
 def test_without_an_excess_of_router_there_is_nothing_to_tell_it_in(rows: tuple[Row, ...]) -> None:
     found = comparison(*rows, row("sleb", 0.2, 0.3))
-    assert found.times_router(found.lines()[-1]) is None
+    assert found.times_reference(found.lines()[-1]) is None
 
 
 def test_the_markdown_table_has_a_row_a_line() -> None:

@@ -35,7 +35,8 @@ class Row:
         method: as requested, followed in brackets by another way of evaluation.
         target: the requested budget, a share of what the comparison's `budget` counts.
         seed: seed of its training.
-        sparsity: measured on the held-out text: module, attn, mlp, params, flops.
+        sparsity: measured on the held-out text: module, attn, mlp, params, flops and, where the
+            machine was profiled, time.
         nll_per_token: held-out loss in nats.
         excess_nll: loss above the dense base model.
         flops: FLOPs run per token.
@@ -119,18 +120,25 @@ class Comparison:
             groups.setdefault((row.method, row.target), []).append(row)
         return [Line(tuple(rows)) for rows in groups.values()]
 
-    def times_router(self, line: Line) -> float | None:
-        """Return the ratio to the excess of `router` at the same FLOPs, or None if unknown.
+    @property
+    def reference(self) -> str | None:
+        """The method in whose excess the others are told: `router`, or else `fit`."""
+        methods = {row.method for row in self.rows}
+        return next((name for name in ("router", "fit") if name in methods), None)
 
-        The excess of `router` is interpolated between its budgets, and 0 at dense. Beyond its
+    def times_reference(self, line: Line) -> float | None:
+        """Return the ratio to the excess of `reference` at the same FLOPs, or None if unknown.
+
+        That excess is interpolated between the reference's budgets, and 0 at dense. Beyond its
         largest budget, that checkpoint's rows at larger ones are used, if measured.
         """
-        own = [other for other in self.lines() if other.rows[0].method == "router"]
+        name = str(self.reference)
+        own = [other for other in self.lines() if other.rows[0].method == name]
         largest = max((other.rows[0].target for other in own), default=0.0)
         beyond = [
             other
             for other in self.lines()
-            if other.rows[0].method == read_elsewhere("router", largest)
+            if other.rows[0].method == read_elsewhere(name, largest)
             and other.rows[0].target > largest
         ]
         points = [(other.share("flops"), other.excess) for other in own + beyond]
@@ -153,11 +161,14 @@ class Comparison:
 
     def _cells(self) -> list[list[str]]:
         """The head of the table, and a row of cells for each line."""
-        cells = [[*COLUMNS, "x router", "budget", "tokens trained", "seconds", "note"]]
+        times = [f"x {self.reference}"] * bool(self.reference)
+        senses = [*COLUMNS[5:], *["time"] * any("time" in row.sparsity for row in self.rows)]
+        last = ("budget", "tokens trained", "seconds", "note")
+        cells = [[*COLUMNS[:5], *senses, *times, *last]]
         for line in self.lines():
             first, several = line.rows[0], len(line.rows) > 1
             spread = f" ± {line.spread:.4f}" if several else ""
-            times = self.times_router(line)
+            ratio = self.times_reference(line)
             cells.append(
                 [
                     first.method,
@@ -165,8 +176,8 @@ class Comparison:
                     f"{line.excess:.4f}{spread}",
                     _mean([row.kl_to_dense for row in line.rows], ".4f"),
                     _mean([row.agreement for row in line.rows], ".1%"),
-                    *(f"{line.share(name):.1%}" for name in COLUMNS[5:]),
-                    "" if times is None else f"{times:.1f}",
+                    *(_mean([row.sparsity.get(n) for row in line.rows], ".1%") for n in senses),
+                    *("" if ratio is None else f"{ratio:.1f}" for _ in times),
                     f"{first.target:.1%} of {self.unit}" if first.target else "",
                     f"{first.tokens_trained:,}",
                     f"{mean(row.seconds for row in line.rows):.0f}",
