@@ -115,6 +115,16 @@ ON_TRAINING = [
          f"mkdir out && echo no JSON > out/run.json && {TRAIN} --resume",
          f"skipgpt {TRAIN} --overwrite"),
     # compare
+    told("comparison/removal.py",
+         "leave out the method, or count another budget, as in --budget flops",
+         f"skipgpt profile && {COMPARE} --budget time --methods dense,mod --sparsity 0.1",
+         f"skipgpt {COMPARE} --budget time --methods dense --sparsity 0.1",
+         f"skipgpt {COMPARE} --budget flops --methods dense,mod --sparsity 0.1"),
+    told("cost/seconds.py",
+         "run `skipgpt profile --device … --dtype …` once, which takes a few seconds",
+         f"{COMPARE} --budget time --methods dense",
+         f"skipgpt profile --device <1> --dtype <2> && "
+         f"skipgpt {COMPARE} --budget time --methods dense"),
     told("comparison/removal.py", "leave out the method or the budget",
          f"{COMPARE} --budget flops --methods dense,sleb --sparsity 0.25,0.95",
          f"skipgpt {COMPARE} --budget flops --methods dense --sparsity 0.25,0.95",

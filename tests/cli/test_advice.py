@@ -20,6 +20,7 @@ RAISED_BY = {
     "benchmark/subject.py": {"bench"},
     "checkpoint/loading.py": LOAD,
     "checkpoint/folder.py": {"train", "convert"},
+    "comparison/removal.py": {"compare"},
     "comparison/setup.py": {"compare"},
     "comparison/method.py": {"compare"},
     "comparison/trained.py": {"compare"},

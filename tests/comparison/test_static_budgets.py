@@ -83,7 +83,7 @@ def test_more_than_a_method_can_skip_is_refused(
     method = parse_method(name)
     check_reach(jobs[unit], [method], [reached])
     word = {"modules": "modules", "flops": "FLOPs"}[unit]
-    with pytest.raises(ConfigError, match=f"got a budget of {beyond:g} of all {word}; expected at"):
+    with pytest.raises(ConfigError, match=f"got a budget of {beyond:g} of the {word}; expected at"):
         check_reach(jobs[unit], [parse_method("dense"), method], [0.1, beyond])
 
 

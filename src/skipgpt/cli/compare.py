@@ -51,8 +51,8 @@ def run(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="What --sparsity counts: modules or flops.  [default: as --config or the "
-            "recipe: default flops, paper modules]"
+            help="What --sparsity counts: modules, flops, or time, as measured by "
+            "`skipgpt profile`.  [default: as --config or the recipe: default flops, paper modules]"
         ),
     ] = None,
     seeds: Annotated[

@@ -17,9 +17,9 @@ from skipgpt.comparison import static, trained
 from skipgpt.comparison.method import DENSE, RANDOM, TRAINED, Method, parse_method
 from skipgpt.comparison.plot import plot
 from skipgpt.comparison.removal import check_reach
-from skipgpt.comparison.result import UNITS, Comparison, Row
+from skipgpt.comparison.result import Comparison, Row
 from skipgpt.comparison.setup import KEPT, ComparisonSetup, prepare
-from skipgpt.config import Budget, Placement, check_sparsity
+from skipgpt.config import Budget, Placement, check_budget, check_sparsity
 from skipgpt.config import recipe as named_recipe
 from skipgpt.config.settings import changed, from_dict, to_dict
 from skipgpt.errors import ConfigError
@@ -61,8 +61,8 @@ def compare(
             holds `comparison.json`, `comparison.md` and `comparison.svg`.
         methods: in the notation of `skipgpt.comparison.method`.
         sparsities: shares to save.
-        budget: their unit: `modules`, or the `flops` of a dense forward; if None, that
-            of `settings`, or else of the recipe.
+        budget: their unit: `modules`, the `flops` of a dense forward, or its `time` on this
+            machine; if None, that of `settings`, or else of the recipe.
         seeds: random seeds; several give a spread.
         dial: further sparsities that every checkpoint is measured at.
         recipe: recipe of methods that name none.
@@ -77,16 +77,14 @@ def compare(
         skipgpt.compare("nano", ["stdlib"], "out/compare", ["dense", "router", "sleb"])
     """
     wanted = list(dict.fromkeys(parse_method(text) for text in methods))
-    targets = [check_sparsity(sparsity) for sparsity in (*sparsities, *dial)][: len(sparsities)]
+    shared = dict(settings or {})
+    named = shared.pop("budget", None)
+    budget = check_budget(budget or named or named_recipe(recipe).budget)
+    shares = [check_sparsity(sparsity, budget=budget) for sparsity in (*sparsities, *dial)]
+    targets = shares[: len(sparsities)]
     if not wanted or not targets or not seeds:
         raise ConfigError("comparing", got="nothing to compare", expected="methods and sparsities")
     out = Path(out).absolute()  # rows hold checkpoint paths, valid from any folder
-    shared = dict(settings or {})
-    named = shared.pop("budget", None)
-    budget = budget or named or named_recipe(recipe).budget
-    if budget not in UNITS:
-        expected = " or ".join(UNITS)
-        raise ConfigError("choosing the budget", got=repr(budget), expected=expected)
     with stoppable(f"comparing into {out}", lambda: KEPT), advancing(), writing_to(out):
         placement = Placement(device, dtype, base)
         setup = prepare(base, data, recipe, shared, budget, placement=placement)

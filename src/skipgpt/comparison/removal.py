@@ -1,7 +1,8 @@
 """Finds what a static method removes at a budget, once, and keeps it on disk.
 
-A budget is a share of the modules or of the FLOPs of a dense forward. What a site saves is counted
-by `skipgpt.cost.savings`; a static removal also drops keys and values and runs no routers.
+A budget is a share of the modules, or of the FLOPs or seconds of a dense forward. What a site saves
+is counted by `skipgpt.cost.savings`; a static removal also drops keys and values and runs no
+routers.
 
 `sleb` and `sleb+lora` share a search, and so do the two removals that bracket a budget. Its time
 counts for every row that uses it.
@@ -27,7 +28,7 @@ from skipgpt.baselines.top_k import top_k_rule
 from skipgpt.comparison.method import DENSE, TRAINED, Method
 from skipgpt.comparison.setup import ComparisonSetup
 from skipgpt.config import RouterConfig, TrainConfig
-from skipgpt.cost import Savings, savings
+from skipgpt.cost import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import subsample_rows
 from skipgpt.fitting.stand_ins import fit_stand_ins, fit_to_removal
@@ -76,7 +77,7 @@ def find_removal(setup: ComparisonSetup, method: Method, config: TrainConfig, ou
         return Removal((), 0, 0, 0.0)
     kind, target = STATIC[method.kind], config.target_sparsity
     model, fitting = _fresh(setup, method, config)
-    saved = savings(model, setup.budget, setup.context, removed=True)
+    saved = setup.savings(model, removed=True)
     units = kind.candidates(model)
     if kind.changes_weights:
         exact = target * len(units) / sum(unit_saves(saved, unit) for unit in units)
@@ -188,11 +189,19 @@ def check_reach(
     for method in methods:
         if method.kind == DENSE:
             continue
+        if setup.budget == "time" and method.kind in TRAINED and TRAINED[method.kind].top_k:
+            raise ConfigError(
+                f"comparing {method}",
+                got="a budget in time",
+                expected="one in modules or FLOPs, which fall in proportion to the tokens that "
+                "skip: the share of the tokens that run is set before anything is measured",
+                todo="leave out the method, or count another budget, as in --budget flops",
+            )
         most = _reach(setup, remove_routers(model), method)
         if (largest := max(sparsities)) > most + ROUNDING:
             raise ConfigError(
                 f"comparing {method}",
-                got=f"a budget of {largest:g} of all {setup.unit}",
+                got=f"a budget of {largest:g} of the {setup.unit}",
                 expected=f"at most {most:.3g}, all that it can skip in this model",
                 todo="leave out the method or the budget",
             )
@@ -204,11 +213,11 @@ def _reach(setup: ComparisonSetup, model: nn.Module, method: Method) -> float:
     if method.kind in STATIC:
         kind = STATIC[method.kind]
         add_routers(model, stand_ins_of(method, config))
-        saved = savings(model, setup.budget, setup.context, removed=True)
+        saved = setup.savings(model, removed=True)
         each = [unit_saves(saved, unit) for unit in paying(kind.candidates(model), saved)]
         return sum(each) - (max(each) if kind.changes_weights else 0.0)  # one layer stays, merged
     add_routers(model, config.router)
-    saved = savings(model, setup.budget, setup.context)
+    saved = setup.savings(model)
     if method.kind in TRAINED and TRAINED[method.kind].top_k:
         rule = top_k_rule(model, 0.0)
         skips = {site: share for site, share in saved.by_site.items() if rule.skips(site)}

@@ -8,10 +8,8 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any
 
+from skipgpt.config import BUDGET_NOUNS
 from skipgpt.system.tables import aligned, markdown
-
-UNITS = {"modules": "modules", "flops": "FLOPs"}
-"""Units of budgets, and their names in tables."""
 
 COLUMNS = (
     "method",
@@ -111,7 +109,7 @@ class Comparison:
     @property
     def unit(self) -> str:
         """The unit of its budgets, in words."""
-        return UNITS[self.facts.get("budget", "modules")]
+        return BUDGET_NOUNS[self.facts.get("budget", "modules")]
 
     def lines(self) -> list[Line]:
         """Group the rows by method and budget, seeds together, in the order of the rows."""

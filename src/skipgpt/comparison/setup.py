@@ -13,10 +13,20 @@ from torch import Tensor
 
 from skipgpt.checkpoint.folder import is_checkpoint, read_info
 from skipgpt.comparison.method import DENSE, TRAINED, Method
-from skipgpt.comparison.result import UNITS, Row
-from skipgpt.config import Budget, LoraStage, Placement, RouterConfig, Stage, TrainConfig, recipe
+from skipgpt.comparison.result import Row
+from skipgpt.config import (
+    BUDGET_NOUNS,
+    Budget,
+    LoraStage,
+    Placement,
+    RouterConfig,
+    Stage,
+    TimedForward,
+    TrainConfig,
+    recipe,
+)
 from skipgpt.config.settings import override
-from skipgpt.cost import flops_per_token, overhead
+from skipgpt.cost import Savings, flops_per_token, measured_machine, overhead, savings
 from skipgpt.data import Blocks, load_blocks
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import subsample_rows
@@ -29,6 +39,7 @@ from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, hidden_size
 from skipgpt.routing.decision import Site
+from skipgpt.system.device_profile import Machine
 
 OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
 """Settings that the comparison itself sets."""
@@ -40,7 +51,7 @@ KEPT = "what was finished is kept: the same command goes on from it"
 """Advice after a comparison that stopped."""
 
 OF_THE_RUN = (
-    *("data", "batch_size", "accumulation"),
+    *("data", "batch_size", "accumulation", "budget_time"),
     *("activation_checkpointing", "log_every", "save_every", "report_to"),
 )
 """Settings of the comparison's config that a method's recipe does not override."""
@@ -63,6 +74,7 @@ class ComparisonSetup:
         overhead: sizes of routers and stand-ins, as shares of the base's parameters.
         placement: device and dtype.
         budget: what budgets are shares of.
+        machine: the speeds that a budget in time goes by; None for other budgets.
         fits: fitted stand-ins and the seconds of fitting, by rank and tokens.
     """
 
@@ -78,6 +90,7 @@ class ComparisonSetup:
     overhead: dict[str, float]
     placement: Placement
     budget: Budget = "modules"
+    machine: Machine | None = None
     fits: dict[tuple[float, int], tuple[dict[Site, Any], float]] = field(default_factory=dict)
 
     @property
@@ -88,12 +101,21 @@ class ComparisonSetup:
     @property
     def unit(self) -> str:
         """The unit of budgets, as named in tables."""
-        return UNITS[self.budget]
+        return BUDGET_NOUNS[self.budget]
 
     @property
     def context(self) -> float:
         """Mean number of tokens that a token attends to, itself included."""
         return (self.blocks.held_out.shape[1] + 1) / 2
+
+    @property
+    def timed(self) -> TimedForward:
+        """The forward whose seconds are counted."""
+        return self.main.budget_time
+
+    def savings(self, model: Any, *, removed: bool = False) -> Savings:
+        """What each site of a model saves in the unit of budgets; as `skipgpt.cost.savings`."""
+        return savings(model, self.budget, self.context, self.timed, removed=removed)
 
     @property
     def main(self) -> TrainConfig:
@@ -109,7 +131,7 @@ class ComparisonSetup:
             ConfigError: a setting that does not exist, or stages that cannot be compared.
         """
         for key, _ in method.settings:
-            if key in SHARED or key.startswith("data."):
+            if key in SHARED or key.startswith(("data.", "budget_time.")):
                 raise ConfigError(
                     f"comparing {method}",
                     got=f"a {key} of its own",
@@ -188,6 +210,8 @@ class ComparisonSetup:
         """Return the SHA-256 digest of these facts and those that all rows share, and all facts."""
         shared = {"base": self.fingerprint, "text": self.blocks.fingerprint}
         made_of = {**facts, **shared, "where": self.device_and_dtype}
+        if self.machine:
+            made_of["machine"] = dataclasses.asdict(self.machine)
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest(), made_of
 
     def row(
@@ -240,6 +264,7 @@ def prepare(
     most = max(config.train_tokens, *searched)
     blocks = load_blocks(data, tokenizer, config.data, train_tokens=most)
     check_rows("reading the text", model, tokenizer, blocks.train, blocks.held_out)
+    machine = measured_machine(model) if budget == "time" else None
     add_routers(model, config.router)
     with execution(model, "dense"):
         dense = perplexity(model, subsample_rows(blocks.held_out, config.data.evaluation_tokens))
@@ -258,4 +283,5 @@ def prepare(
         overhead(model),
         placement,
         budget,
+        machine,
     )

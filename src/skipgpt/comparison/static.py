@@ -88,7 +88,7 @@ def _pruned(setup: ComparisonSetup, method: Method, model: Any, removed: list[Un
     measured = perplexity(model, setup.held_out(), closeness_to=_dense(setup, method, model))
     gone = set(sites_of(removed))
     keep = {site: float(site not in gone) for site in routers(model)}
-    shares = sparsities(model, keep, setup.context, removed=True)
+    shares = sparsities(model, keep, setup.context, setup.timed, removed=True)
     return dataclasses.replace(measured, sparsity=shares)
 
 

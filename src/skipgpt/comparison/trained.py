@@ -17,12 +17,12 @@ from skipgpt.comparison.method import Method
 from skipgpt.comparison.result import Row, read_elsewhere
 from skipgpt.comparison.setup import KEPT, ComparisonSetup
 from skipgpt.config import Stage, TrainConfig
-from skipgpt.cost import savings
+from skipgpt.cost import sparsities
 from skipgpt.errors import ConfigError, DivergedError, TrainingError
 from skipgpt.evaluation.perplexity import Perplexity, perplexity, total_loss
 from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.state import count_routing, execution, routing_state, use_rule
-from skipgpt.routing.decision import DecisionRule, GumbelSample, RandomRoutes
+from skipgpt.routing.decision import MODULES, DecisionRule, GumbelSample, RandomRoutes, Site
 from skipgpt.training.run import TrainResult, train
 from skipgpt.training.run_record import RUN
 from skipgpt.training.run_stage import run_stage
@@ -103,7 +103,7 @@ def train_top_k(
 ) -> list[Row]:
     """Train Mixture-of-Depths on a frozen base; measure it as published and with thresholds."""
     model = setup.routed(config.router, config.seed)
-    saved = savings(model, setup.budget, setup.context)
+    saved = setup.savings(model)
     rule = top_k_rule(model, config.target_sparsity, saved)
     began = time.perf_counter()
     start_routers(model, config, setup.blocks.train)
@@ -124,6 +124,10 @@ def train_top_k(
         # Scores scale the outputs, which only `gated` does: `sparse` either keeps or skips.
         with execution(model, "gated"), use_rule(model, chosen):
             measured = perplexity(model, setup.held_out(), closeness_to=model)
+        rates = measured.keep_rates
+        keep = {Site(n, kind): rate for kind in MODULES for n, rate in enumerate(rates[kind])}
+        shares = sparsities(model, keep, setup.context, setup.timed)
+        measured = dataclasses.replace(measured, sparsity=shares)
         facts: dict[str, Any] = {"note": note, "seconds": seconds, "tokens_trained": tokens}
         row = setup.row(method, config.target_sparsity, config.seed, measured, **facts)
         rows.append(dataclasses.replace(row, method=f"{method}{suffix}"))

@@ -14,6 +14,7 @@ from skipgpt.cost.savings import (
     sparsities,
     timed_of,
 )
+from skipgpt.cost.seconds import measured_machine
 from skipgpt.cost.training import lora_flops, training_flops
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "layer_costs",
     "layer_flops",
     "lora_flops",
+    "measured_machine",
     "no_sparsities",
     "overhead",
     "profile_for",

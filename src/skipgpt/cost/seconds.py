@@ -140,7 +140,7 @@ def time_savings(
         ConfigError: these were not profiled.
     """
     dtype = cast("torch.dtype", model.dtype)
-    machine = machine or profile_for(model) or _refuse(next(model.parameters()).device, dtype)
+    machine = machine or measured_machine(model)
     prefill = timed.phase == "prefill"
     rows = timed.batch_size * (timed.context if prefill else 1)
     modules: dict[Site, ModuleSeconds] = {}
@@ -182,8 +182,15 @@ def _any(share: float, tokens: int) -> float:
     return float(1 - (1 - share) ** tokens)
 
 
-def _refuse(device: torch.device, dtype: torch.dtype) -> Machine:
-    kind = str(dtype).removeprefix("torch.")
+def measured_machine(model: nn.Module) -> Machine:
+    """What `skipgpt profile` stored for a model's device and dtype.
+
+    Raises:
+        ConfigError: these were not profiled.
+    """
+    if machine := profile_for(model):
+        return machine
+    device, kind = next(model.parameters()).device, str(model.dtype).removeprefix("torch.")
     raise ConfigError(
         "counting a budget in time",
         got=f"no profile of {device.type} in {kind} on this machine",
