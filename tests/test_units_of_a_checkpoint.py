@@ -107,6 +107,26 @@ def test_a_curve_of_time_is_saved_and_loaded_with_what_it_counts(
     assert routing_state(merged).rule.value == expected
 
 
+def test_a_machine_that_is_profiled_later_gives_the_checkpoint_its_curve_of_time(
+    base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, info = make_checkpoint(base_folder, tmp_path / "before")
+    assert set(info.curves) == {"modules", "flops"}
+    store_profile(Machine(1e9, 1e9, 1e-6, 1e-6), torch.device("cpu"), torch.float32)
+    torch.manual_seed(0)
+    expected, _ = make_checkpoint(base_folder, tmp_path / "after")
+    loaded, _ = load(tmp_path / "before", sparsity=0.2, budget="time")
+    curves = routing_state(loaded).curves
+    # Keep ratios are stored in four digits, and those of the target are of more text.
+    assert curves.threshold_at(0.2, "time") == pytest.approx(
+        routing_state(expected).curves.threshold_at(0.2, "time"), abs=0.01
+    )
+    assert routing_state(loaded).rule.value == curves.threshold_at(0.2, "time")
+    assert curves.hardware == routing_state(expected).curves.hardware
+    assert not caplog.text
+    assert read_info(tmp_path / "before") == info  # the folder is as it was
+
+
 def test_seconds_of_other_hardware_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -127,7 +147,7 @@ def test_seconds_of_other_hardware_are_told(
 def test_without_a_curve_of_time_no_seconds_are_spoken_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with pytest.raises(ConfigError, match="setting the sparsity in time: got a model that was"):
+    with pytest.raises(ConfigError, match="setting the sparsity in time: got a machine that was n"):
         load(shared_checkpoint(), sparsity=0.2, budget="time")
     assert not caplog.text
 

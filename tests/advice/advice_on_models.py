@@ -158,6 +158,14 @@ ON_MODELS = [
         "checkpoint --sparsity 0.1 --budget flop", "checkpoint --sparsity 0.1 --budget flops",
     ),
     *loading(
+        "routing/curve.py",
+        "run `skipgpt profile` for these once, then load the model again",
+        "checkpoint --sparsity 0 --budget time",
+        "skipgpt profile && checkpoint --sparsity 0 --budget time",
+        # Nothing can be removed where nothing is skipped.
+        commands={k: v for k, v in LOADING.items() if k != "bench" and "--static" not in v},
+    ),
+    *loading(
         "config/budget.py", "0.25 saves a quarter of the …",
         "checkpoint --sparsity 25", "checkpoint --sparsity 0.25",
         commands={k: v for k, v in LOADING.items() if k != "bench"},

@@ -157,6 +157,9 @@ def test_a_config_that_is_no_config_is_called_damaged(text: str | bytes, checkpo
         {"keep": {"attn": [0.5], "mlp": [0.5, 0.5]}},
         {"keep": {"attn": [0.5], "mlp": [1.5]}},
         {"keep": {"attn": [0.5], "head": [0.5]}},
+        {"keep_at": [[1.0, 0.5]]},
+        {"keep_at": [[1.0, 0.5, 0.5], [2.0, 0.5, 0.5, 0.5, 0.5]]},
+        {"keep_at": [[1.0, 0.5, 1.5]]},
         {"stages": 4},
         {"target_sparsity": "many"},
         {"target_sparsity": 7},
@@ -172,6 +175,15 @@ def test_a_config_with_a_damaged_field_is_called_damaged(
     _edit_config(checkpoint, **changes)
     with pytest.raises(CheckpointError, match=r"reading the checkpoint .*damaged"):
         read_info(checkpoint)
+
+
+def test_a_checkpoint_from_before_curves_said_what_they_were_measured_from_loads(
+    checkpoint: Path,
+) -> None:
+    expected = logits(load(checkpoint)[0])
+    _edit_config(checkpoint, keep_at=...)
+    assert read_info(checkpoint).keep_at == ()
+    assert torch.equal(logits(load(checkpoint)[0]), expected)
 
 
 def test_a_checkpoint_from_before_keep_rates_were_written_loads(checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from runs import rows
 from skipgpt.config import Budget, RouterConfig, TimedForward
 from skipgpt.cost import savings
+from skipgpt.cost.seconds import with_time
 from skipgpt.errors import ConfigError
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.evaluation.perplexity import perplexity
@@ -118,6 +119,21 @@ def test_time_without_a_profile_says_to_measure_the_machine() -> None:
     )
     calibrate(model, rows(8))
     assert set(routing_state(model).curves.by_budget) == {"modules", "flops"}
+
+
+@pytest.mark.usefixtures("_short_curve")
+def test_a_profile_made_after_calibration_is_good_for_a_curve_of_time() -> None:
+    model, blocks, timed = _model(), rows(64), TimedForward("prefill", 2, 64)
+    calibrate(model, blocks, target=0.25, budget="modules", timed=timed)
+    state = routing_state(model)
+    assert with_time(model, state.curves) == state.curves
+    store_profile(MACHINE, CPU, torch.float32)
+    state.curves = with_time(model, state.curves)
+    set_sparsity(model, 0.15, budget="time")
+    # Between points a tenth apart, the curve is a straight line.
+    assert perplexity(model, blocks).sparsity["time"] == pytest.approx(0.15, abs=0.03)
+    assert state.curves.timed == timed
+    assert with_time(model, state.curves) == state.curves
 
 
 @pytest.mark.usefixtures("_profiled", "_short_curve")

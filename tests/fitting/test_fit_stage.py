@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from unittest import mock
 
@@ -20,12 +21,13 @@ from skipgpt.config import TrainConfig
 from skipgpt.cost import Savings, savings
 from skipgpt.errors import ConfigError, DataError, StoppedError
 from skipgpt.evaluation.meter import Meter
+from skipgpt.evaluation.perplexity import perplexity
 from skipgpt.fitting import fit as fitting
 from skipgpt.fitting import rounds
 from skipgpt.fitting.costs import measure_costs
 from skipgpt.fitting.fit import fit_model, fit_routers, price_margins
 from skipgpt.fitting.regression import Design
-from skipgpt.model.state import record_routing, routing_state
+from skipgpt.model.state import record_routing, routing_state, use_rule
 from skipgpt.model.surgery import routers
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.system.progress import advancing
@@ -55,6 +57,21 @@ def test_it_gives_a_calibrated_checkpoint_that_skips_what_was_asked_for(
     found = json.loads((tmp_path / "out" / "run.json").read_text())["fit"]
     assert len(found["sites"]) == 6
     assert all(site["cost"] > 0 for site in found["sites"])
+
+
+def test_the_keep_ratios_that_it_stores_are_those_at_their_thresholds(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    info = run(base_folder, tmp_path / "out", _config(target_sparsity=0.3)).info
+    model, _ = load(tmp_path / "out")
+    text = torch.randint(0, model.config.vocab_size, (16, 16))
+    shares = []
+    for threshold, *stored in info.keep_at:
+        with use_rule(model, Threshold(threshold)):
+            shares.append((perplexity(model, text).sparsity["module"], 1 - fmean(stored)))
+    # Of another text, and of few tokens: near, and rising alike.
+    assert [ours for ours, _ in shares] == pytest.approx([theirs for _, theirs in shares], abs=0.15)
+    assert shares[0][1] < 0.3 < shares[-1][1]
 
 
 def test_its_threshold_is_searched_on_no_more_tokens_than_it_is_calibrated_on(

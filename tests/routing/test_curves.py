@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -41,6 +42,22 @@ def test_time_needs_a_profile_first() -> None:
         BOTH.threshold_at(0.25, "time")
 
 
+def test_curves_that_know_what_was_kept_need_nothing_but_a_profile() -> None:
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(BOTH, keep_at=((1.0, 0.5, 0.5),)).threshold_at(0.25, "time")
+    assert str(caught.value) == (
+        "setting the sparsity in time: got a machine that was not profiled; expected measured "
+        "costs of the device and dtype that the model is in; run `skipgpt profile` for these once, "
+        "then load the model again"
+    )
+
+
+def test_curves_of_higher_margins_are_higher_in_all_that_they_hold() -> None:
+    both = dataclasses.replace(BOTH, keep_at=((1.0, 0.5, 0.25), (2.0, 0.0, 0.125))).shifted(0.5)
+    assert both.by_budget["modules"].points == ((0.0, -math.inf), (0.25, 1.5), (0.5, 2.5))
+    assert both.keep_at == ((1.5, 0.5, 0.25), (2.5, 0.0, 0.125))
+
+
 def test_an_unknown_unit_is_refused() -> None:
     with pytest.raises(ConfigError, match="got 'joules'; expected modules, flops or time"):
         BOTH.threshold_at(0.25, "joules")  # type: ignore[arg-type]
@@ -76,6 +93,7 @@ def test_a_sparsity_out_of_range_is_told_in_the_unit_that_it_counts(
             "time",
             TimedForward("decode", 4, 2048),
             {"device": "an abacus"},
+            ((1.0, 0.5, 0.25), (2.0, 0.0, 0.125)),
         ),
     ],
 )

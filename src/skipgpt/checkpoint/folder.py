@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skipgpt.checkpoint.info import FORMAT_VERSION, CheckpointInfo, check_keep
+from skipgpt.checkpoint.info import FORMAT_VERSION, CheckpointInfo, check_keep, check_keep_at
 from skipgpt.config import check_budget, check_sparsity
 from skipgpt.config.settings import from_dict
 from skipgpt.errors import CheckpointError, ConfigError
@@ -56,6 +56,7 @@ def read_info(folder: str | Path) -> CheckpointInfo:
         check_sparsity(info.target_sparsity, "target_sparsity", check_budget(info.budget))
         check_quantization(info.quantization)
         check_keep(info.keep)
+        check_keep_at(info.keep_at)
     except ConfigError as error:
         raise CheckpointError(doing, got=f"a damaged {CONFIG} ({error})") from error
     return info

@@ -36,8 +36,10 @@ class CheckpointInfo:
             empty where it was not measured.
         curves: by unit of a budget, pairs of the share saved and the threshold (null keeps
             everything); empty where the model was never calibrated.
-        timed: the forward whose seconds the curve of `time` counts, or null.
-        hardware: on which those seconds were measured.
+        timed: the forward whose seconds `time` counts, or null.
+        hardware: on which the curve of `time` was measured; empty where there is none.
+        keep_at: what the curves were measured from: a threshold, and the share of tokens that each
+            module kept there, by layer, attention before MLP.
         files: sha256 of the other files.
         format_version: of this layout.
     """
@@ -57,6 +59,7 @@ class CheckpointInfo:
     curves: dict[str, tuple[tuple[float, float | None], ...]] = field(default_factory=dict)
     timed: TimedForward | None = None
     hardware: dict[str, str] = field(default_factory=dict)
+    keep_at: tuple[tuple[float, ...], ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -75,6 +78,17 @@ def check_keep(keep: Mapping[str, Sequence[float]]) -> None:
             "reading keep",
             got=repr(dict(keep)),
             expected="as many shares from 0 to 1 of attn as of mlp, or {}",
+        )
+
+
+def check_keep_at(rows: Sequence[Sequence[float]]) -> None:
+    """Raise ConfigError unless a threshold and as many shares of attn as of mlp are in each row."""
+    fits = len({len(row) for row in rows}) < 2 and all(len(row) % 2 for row in rows)
+    if not fits or not all(0 <= rate <= 1 for row in rows for rate in row[1:]):
+        raise ConfigError(
+            "reading keep_at",
+            got=repr([list(row) for row in rows]),
+            expected="rows of a threshold and one share from 0 to 1 for each module, or []",
         )
 
 

@@ -20,6 +20,7 @@ from skipgpt.checkpoint.folder import (
 from skipgpt.checkpoint.info import LORA, CheckpointInfo, has_adapter
 from skipgpt.checkpoint.tensors import load_adapter, load_routers
 from skipgpt.config import Budget, Placement, check_pair
+from skipgpt.cost.seconds import with_time
 from skipgpt.errors import CheckpointError, ConfigError
 from skipgpt.model.auto import register
 from skipgpt.model.base import load_base, load_merged
@@ -119,8 +120,8 @@ def load(
     routing_state(model).facts = {name: getattr(info, name) for name in _KEPT}
     load_routers(model, read_tensors(folder / ROUTERS), folder)
     state = routing_state(model)
-    state.curves = curves_of(info)
-    if state.curves is not None:
+    if (stored := curves_of(info)) is not None:
+        state.curves = with_time(model, stored)
         _say_if_timed_elsewhere(state.curves, budget, torch.device(device))
         own = clamp_to_curve(model, info.target_sparsity)
         set_sparsity(model, own if sparsity is None else sparsity, budget=budget)

@@ -98,7 +98,8 @@ def _lines(info: Any, found: Any, keep: Any, sources: list[str]) -> list[str]:
         f"0 to {curve[-1][0]:.0%} of {BUDGET_NOUNS[unit]}" for unit, curve in info.curves.items()
     )
     shares = ", ".join(f"{name} {value:.1%}" for name, value in info.sparsity.items())
-    timed = {"time counts": f"{info.timed}; {info.hardware['device']}"} if info.timed else {}
+    counts = f"{info.timed}; {info.hardware.get('device')}"
+    timed = {"time counts": counts} if "time" in info.curves else {}
     rows = {
         "base model": f"{info.base} (fingerprint {info.fingerprint})",
         "router": ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(info.router).items()),

@@ -21,6 +21,7 @@ unless all rows skip the same module.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -39,8 +40,10 @@ from skipgpt.cost.counts import (
 from skipgpt.cost.savings import Savings, profile_for
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import hidden_size, routed_layers, stand_ins
-from skipgpt.routing.decision import Site
+from skipgpt.routing.curve import CalibrationCurve, Curves
+from skipgpt.routing.decision import MODULES, Site
 from skipgpt.system.device_profile import Machine
+from skipgpt.system.hardware import hardware
 
 ROUTER_BYTES = 4
 """Bytes of a number in routers and stand-ins, which are float32."""
@@ -180,6 +183,31 @@ def time_savings(
 def _any(share: float, tokens: int) -> float:
     """The probability that at least one token does what each does with probability `share`."""
     return float(1 - (1 - share) ** tokens)
+
+
+def with_time(model: nn.Module, curves: Curves) -> Curves:
+    """The curves of a model, and one of time if this machine was profiled and they have none."""
+    if "time" in curves.by_budget or not curves.keep_at or profile_for(model) is None:
+        return curves
+    timed = curves.timed or TimedForward()
+    saved = time_savings(model, timed)
+    points = (
+        (saved.share(dict(zip(sites_of(model), keep, strict=True))), at)
+        for at, *keep in curves.keep_at
+    )
+    by_budget = {**curves.by_budget, "time": CalibrationCurve.rising(points)}
+    return dataclasses.replace(curves, by_budget=by_budget, timed=timed, hardware=timed_on(model))
+
+
+def sites_of(model: nn.Module) -> list[Site]:
+    """The sites of a model in the order of `Curves.keep_at`."""
+    return [Site(layer.index, module) for layer in routed_layers(model) for module in MODULES]
+
+
+def timed_on(model: nn.Module) -> dict[str, str]:
+    """The hardware that a model's seconds are counted on."""
+    found = hardware(next(model.parameters()).device)
+    return {name: str(value) for name, value in found.items()}
 
 
 def measured_machine(model: nn.Module) -> Machine:

@@ -16,6 +16,7 @@ from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import BUDGET_NOUNS, BUDGETS, Budget, DataConfig, TimedForward, check_budget
 from skipgpt.cost import profile_for, savings, timed_of
+from skipgpt.cost.seconds import sites_of, timed_on
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.meter import Meter
 from skipgpt.evaluation.perplexity import perplexity
@@ -26,7 +27,6 @@ from skipgpt.model.state import routing_state
 from skipgpt.routing.calibration import CURVE, calibrate_curve, find_threshold
 from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.system.folder_lock import writing_to
-from skipgpt.system.hardware import hardware
 from skipgpt.system.progress import advancing
 from skipgpt.system.stopping import stoppable
 
@@ -101,10 +101,16 @@ def calibrate(
             share = saved[other].share(meter.keep[found])
             if other != unit and share > 0:
                 curves[other] = curves[other].through(share, found)
+        few.keep[found] = meter.keep[found]
+        thresholds = sorted({*thresholds, found})
     by_budget = {each: curves[each] for each in BUDGETS if each in curves}
-    here = hardware(next(model.parameters()).device) if "time" in curves else {}
-    timed_on = {name: str(value) for name, value in here.items()}
-    state.curves = Curves(by_budget, unit, timed if "time" in curves else None, timed_on)
+    keep_at = tuple(
+        (at, *(round(few.keep[at][site], 4) for site in sites_of(model)))
+        for at in thresholds
+        if math.isfinite(at)
+    )
+    here = timed_on(model) if "time" in curves else {}
+    state.curves = Curves(by_budget, unit, timed, here, keep_at)
     if target is None:
         return curves[unit]
     near = clamp_to_curve(model, target)
@@ -156,6 +162,7 @@ def calibrate_checkpoint(
             budget=unit,
             timed=found.timed,
             hardware=found.hardware,
+            keep_at=found.keep_at,
             target_sparsity=target,
             sparsity=measured.sparsity,
             keep=measured.keep_rates,

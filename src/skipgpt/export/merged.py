@@ -80,7 +80,7 @@ def as_auto_model(model: Any, sparsity: float | None, budget: Budget | None = No
         values.pop(name, None)
     config = config_class(
         router=dataclasses.asdict(routing_state(model).config),
-        calibration=None if curves is None else curves.to_json(),
+        calibration=None if curves is None else dataclasses.replace(curves, keep_at=()).to_json(),
         sparsity=None if curves is None else sparsity,
         budget=None if curves is None else budget or curves.budget,
         **values | {"tie_word_embeddings": head_is_tied(model)},

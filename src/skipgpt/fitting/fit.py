@@ -181,10 +181,7 @@ def centre_margins(model: nn.Module) -> None:
         return
     for router in routers(model).values():
         add_to_margin(router, -rule.value)
-    state.curves = dataclasses.replace(
-        curves,
-        by_budget={unit: curve.shifted(-rule.value) for unit, curve in curves.by_budget.items()},
-    )
+    state.curves = curves.shifted(-rule.value)
     state.rule = Threshold(0.0)
 
 

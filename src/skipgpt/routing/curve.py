@@ -100,14 +100,18 @@ class Curves:
     Attributes:
         by_budget: the curves.
         budget: the default unit, the one of training.
-        timed: the forward whose seconds `time` counts; None where there is no such curve.
-        hardware: on which those seconds were measured.
+        timed: the forward whose seconds `time` counts; None where that is not known.
+        hardware: on which those seconds were measured; empty where there is no such curve.
+        keep_at: what the curves were measured from, so that one of `time` can be made on another
+            machine: a threshold, and the share of tokens that each module kept there, by layer,
+            attention before MLP.
     """
 
     by_budget: Mapping[Budget, CalibrationCurve]
     budget: Budget = "modules"
     timed: TimedForward | None = None
     hardware: Mapping[str, str] = field(default_factory=dict)
+    keep_at: tuple[tuple[float, ...], ...] = ()
 
     def curve(self, budget: Budget | None = None) -> CalibrationCurve:
         """The curve of a unit; of the default one where None.
@@ -119,9 +123,17 @@ class Curves:
         if unit in self.by_budget:
             return self.by_budget[unit]
         has = " and ".join(BUDGET_NOUNS[each] for each in self.by_budget)
+        doing = f"setting the sparsity in {BUDGET_NOUNS[unit]}"
+        if unit == "time" and self.keep_at:
+            raise ConfigError(
+                doing,
+                got="a machine that was not profiled",
+                expected="measured costs of the device and dtype that the model is in",
+                todo="run `skipgpt profile` for these once, then load the model again",
+            )
         first = "run `skipgpt profile` on the machine that is to be fast, then " * (unit == "time")
         raise ConfigError(
-            f"setting the sparsity in {BUDGET_NOUNS[unit]}",
+            doing,
             got=f"a model that was calibrated in {has} only",
             expected=f"one with a calibration curve of {BUDGET_NOUNS[unit]}",
             todo=f"{first}train it with `skipgpt train`, or calibrate it again with "
@@ -151,6 +163,14 @@ class Curves:
         curve = self.curve(budget)
         return sparsity if curve.reaches(sparsity) else curve.largest
 
+    def shifted(self, amount: float) -> Curves:
+        """The curves of margins that are all higher by this amount."""
+        return dataclasses.replace(
+            self,
+            by_budget={unit: curve.shifted(amount) for unit, curve in self.by_budget.items()},
+            keep_at=tuple((at + amount, *keep) for at, *keep in self.keep_at),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The curves as plain JSON types; `from_json` is the inverse."""
         return {
@@ -158,6 +178,7 @@ class Curves:
             "curves": {unit: curve.to_json() for unit, curve in self.by_budget.items()},
             "timed": None if self.timed is None else dataclasses.asdict(self.timed),
             "hardware": dict(self.hardware),
+            "keep_at": self.keep_at,
         }
 
     @classmethod
@@ -177,6 +198,7 @@ class Curves:
             check_budget(values.get("budget", "modules")),
             None if timed is None else TimedForward(**timed),
             dict(values.get("hardware") or {}),
+            tuple(map(tuple, values.get("keep_at") or ())),
         )
 
     @classmethod
