@@ -44,7 +44,7 @@ from skipgpt.serving.metrics import Metrics
         ({"extra_body": {"sparsity": "half"}}, "sparsity"),
         ({"extra_body": {"sparsity": "0.4"}}, "sparsity"),
         ({"extra_body": {"sparsity": 0.2, "budget": "joules"}}, "budget"),
-        ({"extra_body": {"sparsity": 0.2, "budget": "time"}}, "modules and FLOPs only"),
+        ({"extra_body": {"sparsity": 0.2, "budget": "time"}}, "a machine that was not profiled"),
         ({"extra_body": {"budget": "flops"}}, "'flops' without a sparsity"),
         ({"extra_body": {"max_tokens": True}}, "max_tokens"),
         ({"extra_body": {"top_k": 5}}, "top_k=5 is not offered"),
