@@ -116,7 +116,7 @@ def short_demo() -> Any:
     """Let the demo take a moment."""
     from test_demo import SHORT
 
-    shorter = {"router_stage.steps": 1, "lora_stage.steps": 1, "data.max_documents": 12}
+    shorter = {"lora_stage.steps": 1, "data.max_documents": 12}
     return mock.patch("skipgpt.demo.SETTINGS", SHORT | shorter)
 
 
@@ -156,6 +156,7 @@ def unreadable_cache() -> Any:
 
 
 DEMO = "demo --out out --budget flops --sparsity 0.2"
+LITTLE = DEMO.replace("0.2", "0.05")
 LOWER = "start again with a lower learning rate (--lr) and --overwrite"
 ON_STOPS = [
     # stops
@@ -177,8 +178,8 @@ ON_STOPS = [
     told("comparison/compare.py", "what was finished is kept: the same command goes on from it",
          f"{COMPARE} --methods dense", f"skipgpt {COMPARE} --methods dense",
          before=stop("skipgpt.comparison.compare.prepare")),
-    told("demo.py", "what finished is kept in …; the same command starts again", DEMO,
-         f"skipgpt {DEMO}", before=stop("skipgpt.demo.train"), meanwhile=short_demo),
+    told("demo.py", "what finished is kept in …; the same command starts again", LITTLE,
+         f"skipgpt {LITTLE}", before=stop("skipgpt.demo.train"), meanwhile=short_demo),
     told("config/budget.py", "0.25 saves a quarter of the …", f"{DEMO[:-3]}25",
          f"skipgpt {DEMO}", meanwhile=demo_at_once),
     told("config/budget.py", "flops counts what skipping really saves",
