@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipgpt.config import (
+    ALL_LINEAR,
     MAX_SPARSITY,
     QUERY_VALUE_GATE,
     DataConfig,
@@ -51,6 +52,8 @@ def test_the_default_recipe_fits_before_it_trains_by_kl_with_little_noise() -> N
     assert config.router.stand_in == 0.2
     assert (config.router_stage.noise, config.router_stage.distill) == (0.3, 1.0)
     assert config.router_stage.rate_width == 64
+    healing = config.lora_stage
+    assert (healing.distill, healing.dropout, healing.targets) == (1.0, 0.0, ALL_LINEAR)
 
 
 def test_a_recipe_takes_changes() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from skipgpt.config.schema import DataConfig, RouterConfig, TrainConfig
-from skipgpt.config.stage_settings import LoraStage, RouterStage
+from skipgpt.config.stage_settings import ALL_LINEAR, LoraStage, RouterStage
 from skipgpt.errors import ConfigError
 
 
@@ -40,7 +40,9 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
                 start="keep",
                 stand_in_rate=6e-4,
             ),
-            lora_stage=LoraStage(steps=1_000, learning_rate=1e-3),
+            lora_stage=LoraStage(
+                steps=1_000, learning_rate=1e-3, dropout=0.0, distill=1.0, targets=ALL_LINEAR
+            ),
         )
     else:
         raise ConfigError("choosing the recipe", got=repr(name), expected="paper or default")
