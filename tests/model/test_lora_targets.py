@@ -47,9 +47,8 @@ OWN = {
 
 
 @pytest.mark.parametrize("family", OWN)
-def test_the_default_is_what_the_family_has_for_query_value_and_gate(family: str) -> None:
+def test_the_paper_adapts_what_the_family_has_for_query_value_and_gate(family: str) -> None:
     for model in (base(family), routed(family)):
-        assert with_own_targets(model, recipe("default").lora_stage).targets == OWN[family]
         assert with_own_targets(model, recipe("paper").lora_stage).targets == OWN[family]
         listed = LoraStage(targets=("o_proj",))
         assert with_own_targets(model, listed) is listed
