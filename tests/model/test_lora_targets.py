@@ -13,10 +13,10 @@ from torch import nn
 import zoo
 from cases import CLOSE, base, every_layout, routed
 from runs import logits, tiny_config
-from skipgpt.config import LoraStage, recipe
+from skipgpt.config import ALL_LINEAR, LoraStage, recipe
 from skipgpt.config.settings import to_dict
 from skipgpt.errors import ConfigError
-from skipgpt.model.lora import check_targets, merge_lora, with_lora, with_own_targets
+from skipgpt.model.lora import check_targets, merge_lora, target_names, with_lora, with_own_targets
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, routed_layers
 from skipgpt.training.dry_run import dry_run
@@ -52,6 +52,13 @@ def test_the_paper_adapts_what_the_family_has_for_query_value_and_gate(family: s
         assert with_own_targets(model, recipe("paper").lora_stage).targets == OWN[family]
         listed = LoraStage(targets=("o_proj",))
         assert with_own_targets(model, listed) is listed
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_all_linear_layers_are_the_same_with_routers_and_without(family: str) -> None:
+    names = target_names(base(family), LoraStage(targets=ALL_LINEAR))
+    assert names == target_names(routed(family), LoraStage(targets=ALL_LINEAR))
+    assert len(names) >= 2
 
 
 @every_layout

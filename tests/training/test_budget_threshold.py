@@ -88,6 +88,7 @@ def test_healing_keeps_to_the_budget_however_far_it_moves_the_margins(
         target_sparsity=0.3,
         lora_stage__steps=40,
         lora_stage__learning_rate=0.03,
+        lora_stage__targets="query-value-gate",
         lora_stage__distill=0.0,
     )
     run(base_folder, tmp_path / "out", config)

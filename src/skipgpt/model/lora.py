@@ -241,9 +241,9 @@ def target_names(model: nn.Module, stage: LoraStage) -> list[str]:
     """
     if stage.targets != ALL_LINEAR:
         return list(stage.targets)
-    names = set()
-    for layer in routed_layers(model):
-        for part in (layer.family.attn, layer.family.mlp)[: 2 if layer.family.gate else 1]:
+    names, family = set(), family_of(model)
+    for layer in family.layers_of(model):
+        for part in (family.attn, family.mlp)[: 2 if family.gate else 1]:
             names |= {
                 f"{part}.{name}"
                 for name, module in getattr(layer, part).named_modules()
