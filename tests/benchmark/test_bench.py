@@ -15,7 +15,7 @@ from skipgpt.benchmark.shapes import SHAPES, shape_config
 from skipgpt.benchmark.subject import Subject, subject_of_shape
 from skipgpt.benchmark.timing.phases import Cell, keep_and_union, traced
 from skipgpt.cost import Forward, work
-from skipgpt.errors import ConfigError, DataError
+from skipgpt.errors import ConfigError
 from skipgpt.model.loading.int8 import products_are_exact
 from skipgpt.model.state import record_routing, routing_state
 from skipgpt.model.surgery import routed_layers
@@ -295,8 +295,3 @@ def test_facts_say_where_the_figures_of_the_machine_are_from(subject: Subject) -
     store_profile(machine := Machine(2e11, 1e10, 1e-5, 3e-5), device, torch.float32)
     found = bench(subject, grid).facts["machine"]
     assert found == {"source": "measured by skipgpt profile", **dataclasses.asdict(machine)}
-
-
-def test_too_little_text_for_a_cell_is_refused(subject: Subject) -> None:
-    with pytest.raises(DataError, match="--data"):
-        subject.prompts(1, 1 << 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from skipgpt.benchmark import steps
 from skipgpt.benchmark.bench import bench
@@ -38,6 +39,21 @@ def test_a_step_trains_lora_alone(subject: Subject) -> None:
         first, *_, last = (loss(task) for _ in range(20))
         assert last < first
     assert all(torch.equal(p, before[name]) for name, p in subject.routed.named_parameters())
+
+
+@pytest.mark.parametrize("phase", ["lora_step", "router_step"])
+def test_a_step_runs_the_flops_that_are_counted_so_without_a_teacher(
+    subject: Subject, phase: str
+) -> None:
+    made, spent = made_of(subject, phase, "gated", sparsity=0.0), []
+    for task in (made.dense, made.candidates[0].task):
+        given = task.prepare()
+        with FlopCounterMode(display=False) as counter:
+            task.run(given)
+        spent.append(counter.get_total_flops())
+    # A teacher, which dense has not, would add a forward: a third.
+    dense, routed = spent
+    assert routed / dense == pytest.approx(made.candidates[0].flops_share, rel=0.1)
 
 
 def test_a_routers_step_leaves_the_subjects_own_routers_alone(subject: Subject) -> None:

@@ -18,7 +18,7 @@ from skipgpt.benchmark.subject import subject_of_checkpoint, subject_of_shape
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.phases import Cell
 from skipgpt.checkpoint.saving import describe, save
-from skipgpt.errors import ConfigError
+from skipgpt.errors import ConfigError, DataError
 from skipgpt.model.base import load_base
 from skipgpt.model.caches.growing_cache import PreallocatedLayer
 from skipgpt.model.state import routing_state
@@ -84,3 +84,8 @@ def test_the_unit_of_random_routes_is_modules() -> None:
     assert subject.unit() == subject.unit("modules") == "modules"
     with pytest.raises(ConfigError, match="flops of a shape, whose routes are drawn at random"):
         bench(subject, Grid(("prefill",), sparsities=(0.25,), budget="flops"))
+
+
+def test_too_little_text_for_a_cell_is_refused() -> None:
+    with pytest.raises(DataError, match="--data"):
+        subject_of_shape("llama-tiny").prompts(1, 1 << 20)

@@ -31,6 +31,7 @@ from skipgpt.benchmark.timing.candidate import (
 from skipgpt.benchmark.timing.clock import Task
 from skipgpt.benchmark.timing.phases import keep_and_union, traced, union_sparsity
 from skipgpt.config import Stage, recipe
+from skipgpt.config.settings import override
 from skipgpt.cost import Forward, lora_flops, training_flops, work
 from skipgpt.model.state import Execution
 from skipgpt.model.trace import Step, Trace
@@ -39,7 +40,8 @@ from skipgpt.training.loop.single_step import single_step
 from skipgpt.training.stages import prepare
 
 Training = Literal["router_step", "lora_step"]
-CONFIG = recipe("default")
+CONFIG = override(recipe("default"), {"router_stage.distill": 0, "lora_stage.distill": 0})
+"""By the loss on text: dense has no teacher, whose forward no skipping changes."""
 
 
 @dataclass(frozen=True, eq=False)

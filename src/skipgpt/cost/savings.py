@@ -202,9 +202,8 @@ def sparsities(
     shares: dict[str, float] = {
         "module": skipped(*MODULES),
         **{kind: skipped(kind) for kind in MODULES},
-        "params": saved(
-            "flops", 0
-        ),  # the attention core, which has no parameters, is all that grows
+        # The attention core, which has no parameters, is all that grows with the context.
+        "params": saved("flops", 0),
         "flops": saved("flops", context),
     }
     if profile_for(model):

@@ -62,7 +62,7 @@ def plan(
 ) -> Plan:
     """Choose how a decision about tokens of a dtype is carried out in `sparse` or `auto`."""
     state, keep, kept = layer.routing, decision.keep, decision.kept
-    if kept is None:  # a decode step on a CPU has counted, and needs nothing of this
+    if kept is None:  # who knows the count decides without kernels, and keeps all keys
         if state.execution == "auto" and not state.can_pack:
             return Plan.GATED
         if has_kernels(layer, module, keep.device, dtype, arguments):
