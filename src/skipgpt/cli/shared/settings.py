@@ -13,7 +13,8 @@ from skipgpt.errors import ConfigError
 T = TypeVar("T")
 
 Steps = Annotated[
-    str | None, typer.Option(help="Steps of the stage that trains, or of router and LoRA: 200,100.")
+    str | None,
+    typer.Option(help="Steps of each stage that trains, or of router and LoRA: 200,100."),
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Batch size.")]
 BlockSize = Annotated[int | None, typer.Option(help="Tokens per row.")]
@@ -51,8 +52,8 @@ def for_stages(
 ) -> dict[str, str]:
     """Turn `200,100` for `steps`, or rates for `learning_rate`, into settings of the stages.
 
-    Of two values the first is of the routers, the second of LoRA. Stage joint has one number of
-    steps and both rates.
+    Of two values the first is of the routers, the second of LoRA. One number of steps is of both;
+    one rate is of the routers where they train. Stage joint has one number of steps and both rates.
 
     Raises:
         ConfigError: more values than stages that have one.
@@ -68,6 +69,8 @@ def for_stages(
             got=repr(values),
             expected=f"a value for each of {', '.join(keys)}" if keys else "none: they have none",
         )
+    if name == "steps" and len(given) == 1:
+        given *= len(keys)
     return dict(zip(keys, given, strict=False))
 
 
