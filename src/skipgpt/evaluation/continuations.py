@@ -13,6 +13,7 @@ from skipgpt.errors import DataError
 from skipgpt.evaluation.closeness import as_dense
 from skipgpt.generation.run import continue_ids
 from skipgpt.model.loading.generation_settings import Ends
+from skipgpt.system.progress import advancing
 
 PROMPT_TOKENS = 64
 NEW_TOKENS = 64
@@ -80,15 +81,17 @@ def measure_continuations(
     found = torch.zeros(2, 2, dtype=torch.float64)
     same = 0.0
     device = next(model.parameters()).device
-    for start in range(0, len(rows), batch_size):
-        batch = [row[:PROMPT_TOKENS] for row in rows[start : start + batch_size]]
-        prompts = torch.stack(batch).to(device)
-        routed = greedy(model, prompts, NEW_TOKENS)
-        with as_dense(dense):
-            own = greedy(dense, prompts, NEW_TOKENS)
-            scores = [_score(dense, prompts, texts) for texts in (routed, own)]
-        found += torch.tensor(scores, dtype=torch.float64)
-        same += (routed == own).long().cumprod(dim=1).double().mean(dim=1).sum().item()
+    with advancing("continuing text", unit="text", total=len(rows)) as advance:
+        for start in range(0, len(rows), batch_size):
+            batch = [row[:PROMPT_TOKENS] for row in rows[start : start + batch_size]]
+            prompts = torch.stack(batch).to(device)
+            routed = greedy(model, prompts, NEW_TOKENS)
+            with as_dense(dense):
+                own = greedy(dense, prompts, NEW_TOKENS)
+                scores = [_score(dense, prompts, texts) for texts in (routed, own)]
+            found += torch.tensor(scores, dtype=torch.float64)
+            same += (routed == own).long().cumprod(dim=1).double().mean(dim=1).sum().item()
+            advance(start + len(batch), len(rows))
     (nll, repeated), (own_nll, own_repeated) = (
         found / torch.tensor([len(rows) * NEW_TOKENS, len(rows)])
     ).tolist()
