@@ -22,7 +22,9 @@ a run is explained in [training.md](training.md) and [how-it-works.md](how-it-wo
 
 Recipe `paper` holds the paper's numbers; what the paper does not state is taken from the authors'
 code (weight decay, clipping, random start) or is ours. Where both recipes agree, the value stands
-once. A setting of a stage that a run does not have changes nothing.
+once. A setting of a stage that a run does not have changes nothing, except
+`router_stage.stand_in_rate`, which stage `lora` uses, too, `router_stage.static_tokens`, which
+`compare` and `demo` use, and `router_stage.fit_tokens`, which counts in how much text is read.
 """
 
 

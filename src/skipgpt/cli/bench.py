@@ -16,8 +16,8 @@ NAME = "bench"
 HELP = """Time the model against its dense base and against the ideal speed-up.
 
 Dense and routed runs alternate in one process. A checkpoint runs its learned routes on real text; a
-shape has random weights and random routes. Times prefill, decode, generate and the training step of
-each stage, over batch sizes, prompt lengths and sparsities.
+shape has random weights and random routes. Times prefill, decode and generate, and with --phases a
+training step of stage router or lora, over batch sizes, prompt lengths and sparsities.
 """ + options.examples(
     "skipgpt bench out/nano-25 --sparsity 0.25,0.4 --prompt-tokens 128,512",
     "skipgpt bench --shape llama-160m --phases prefill,decode,lora_step --executions "

@@ -12,10 +12,10 @@ from skipgpt.cli.shared import options, settings
 
 NAME = "compare"
 INTRO = "Train or compute methods on one base and one text, and measure them at the same budget."
-NOTES = """+lora after dense, router or a static method heals it with LoRA; +stand_in after a static
-method runs fitted stand-ins in place of what it removes; @paper uses that recipe; :key=value
-changes a training setting. All methods share steps, batch size and data. Results are cached in
---out, so that adding a method runs only that one.
+NOTES = """+lora after dense, router, fit or a static method heals it with LoRA; +stand_in after a
+static method runs fitted stand-ins in place of what it removes; @paper uses that recipe;
+:key=value changes a training setting. All methods share steps, batch size and data. Results are
+cached in --out, so that adding a method runs only that one.
 """ + options.examples(
     "skipgpt compare nano --data stdlib --methods dense,router,router@paper,sleb --steps 200 "
     "--out out/compare",

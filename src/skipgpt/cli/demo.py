@@ -13,7 +13,7 @@ from skipgpt.cli.shared import options
 NAME = "demo"
 HELP = """Run the whole pipeline on the embedded base model, offline, in a few minutes.
 
-Trains routers, calibrates, heals with LoRA, compares with the dense model and static removal, and
+Fits routers, calibrates, heals with LoRA, compares with the dense model and static removal, and
 maps what was skipped. Writes checkpoint, demo.json and report.html.
 """ + options.examples("skipgpt demo", "skipgpt demo --sparsity 0.4 --out /tmp/demo --json")
 

@@ -13,11 +13,12 @@ from skipgpt.config import TrainConfig
 from skipgpt.errors import ConfigError
 
 NAME = "train"
-HELP = """Train routers on a base model, heal it with LoRA, calibrate, and write a checkpoint.
+HELP = """Fit or train routers on a base model, heal it with LoRA, and write a checkpoint.
 
-BASE is a hub id, a folder, a GGUF file, `nano` (embedded), or a checkpoint to train further.
+BASE is a hub id, a folder, a GGUF file, `nano` (embedded), or a checkpoint to train further
+(with --stages, since stage fit is for base models).
 With --dry-run, BASE may be a shape of `skipgpt bench`, or a folder with nothing but config.json.
-Settings: recipe < --config < --set < named options; docs/training.md lists all of them.
+Settings: recipe < --config < --set < named options; docs/settings.md lists all of them.
 """ + options.examples(
     "skipgpt train nano --data stdlib --sparsity 0.25 --steps 100 --out out/nano-25",
     "skipgpt train meta-llama/Llama-3.1-8B --data corpus/*.jsonl --recipe paper --out out/8b "
@@ -36,7 +37,8 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
     more: options.More = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of --budget to save.  [default: 0.25]")
+        float | None,
+        typer.Option(help="Share of --budget to save.  [default: 0.25; of a checkpoint, its own]"),
     ] = None,
     budget: Annotated[
         str | None,

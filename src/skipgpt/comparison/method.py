@@ -49,7 +49,7 @@ class Trained:
 
 
 TRAINED: Mapping[str, Trained] = {
-    "router": Trained("a router for each module, base frozen (RT)"),
+    "router": Trained("a router for each module, fitted, then trained; base frozen (RT)"),
     "fit": Trained("the same routers as they are fitted, without training", {"stages": ["fit"]}),
     "joint": Trained("routers and LoRA at once", {**_FROM_NOISE, "stages": ["joint"]}),
     "coupled": Trained("one router per layer, for attention and MLP together", _WHOLE_LAYERS),

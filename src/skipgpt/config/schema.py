@@ -38,8 +38,8 @@ class RouterConfig:
         decides: what gets a decision of its own: each `module` of a token (paper); each `layer` of
             a token, whose attention router then decides for its MLP, too; or each module of a
             whole `sequence`, by the mean margin of the tokens in a forward, later ones included.
-        stand_in: rank of the learned linear map that runs where a module is skipped; below 1, as a
-            share of the width (in 16s, if that is more), at most 128; 0 is none (paper).
+        stand_in: rank of the learned linear map that runs where a module is skipped; below 1, a
+            share of the width, at most 128 and above 16 a multiple of 16; 0 is none (paper).
     """
 
     head: Literal["linear", "mlp"] = "linear"

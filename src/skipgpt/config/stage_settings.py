@@ -63,7 +63,7 @@ class RouterStage:
             where stage fit sets the start.
         start_margin: size of the constant margins. Gumbel noise overrules a margin of 1 for 27 %
             of the tokens, of 3 for 5 %.
-        stand_in_rate: peak rate of AdamW for stand-ins.
+        stand_in_rate: peak rate of AdamW for stand-ins, in every stage that trains.
         static_tokens: training tokens that static methods of `compare` choose on.
         fit_tokens: training tokens that stand-ins are fitted on before they train.
     """

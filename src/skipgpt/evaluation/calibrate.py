@@ -118,8 +118,8 @@ def calibrate(
     if near != target:
         logger.warning(
             "calibration: no threshold skips %.0f %% of %s; from %.1f %% on, a little more "
-            "skips nearly everything. The model is set to that. Train the routers longer, or see "
-            "docs/training.md on runs that fail",
+            "skips nearly everything. The model is set to that. Fit on more text "
+            "(fit_stage.tokens), or train the routers longer (stage router)",
             100 * target,
             BUDGET_NOUNS[unit],
             100 * curves[unit].largest,

@@ -99,7 +99,7 @@ def start(
             "planning the stages",
             got=f"lora alone on the base model {base.name!r}",
             expected="routers to heal around",
-            todo="train stage router first, or give a checkpoint as BASE",
+            todo="put fit in front (--stages fit,lora), or give a checkpoint as BASE",
         )
     if {"lora", "joint"} & set(config.stages):
         check_targets(model, config.lora_stage)
