@@ -10,6 +10,7 @@ import gc
 import importlib.util
 import itertools
 import os
+import shutil
 
 # ruff: noqa: E402
 # What is imported stays: to look through it for garbage, again and again, takes seconds.
@@ -24,10 +25,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
-from tiny import LONG, byte_tokenizer, tiny_base
+from how_much import LONG
+
+# torch and transformers are left to the workers: all wait for the process that hands tests out.
 
 # vLLM pins other libraries, and lives in an environment of its own: see `make test-serving`.
 collect_ignore = [] if importlib.util.find_spec("vllm") else ["serving"]
@@ -61,19 +63,28 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch, _caches: Iterator[Path]) -> None:
+    import torch
+
     torch.default_generator.manual_seed(0)  # torch.manual_seed takes longer than many a test
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(0)
     monkeypatch.setenv("SKIPGPT_CACHE", str(next(_caches)))
 
 
-@pytest.fixture
-def base_folder(tmp_path: Path) -> Path:
-    """A tiny Llama with its tokenizer, saved as from a hub."""
-    folder = tmp_path / "base"
+@pytest.fixture(scope="session")
+def _saved_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import byte_tokenizer, tiny_base
+
+    folder = tmp_path_factory.mktemp("saved") / "base"
     tiny_base().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def base_folder(_saved_base: Path, tmp_path: Path) -> Path:
+    """A tiny Llama with its tokenizer, saved as from a hub."""
+    return Path(shutil.copytree(_saved_base, tmp_path / "base"))
 
 
 @pytest.fixture

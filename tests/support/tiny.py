@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import zoo
+from how_much import LONG as LONG
+from how_much import OLDEST as OLDEST
 from skipgpt.model.surgery import add_routers
-
-LONG = os.environ.get("SKIPGPT_LONG") == "1"
-"""Whether the long suite runs."""
-
-OLDEST = os.environ.get("SKIPGPT_OLDEST") == "1" and not LONG
-"""Whether the oldest pins are tried: what differs there is the packages, so less will do."""
 
 
 def tiny_base(model_type: str = "llama", seed: int = 0, **changes: object) -> torch.nn.Module:
