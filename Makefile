@@ -19,15 +19,17 @@ bench-learned bench-gpu: TEXT ?= stdlib
 LEARNED ?=
 
 .PHONY: demo docs environments test test-long test-lowest test-matrix test-serving \
-	test-transformers4 check format clean compare-gpu test-gpu bench-gpu \
+	test-transformers4 check style types format clean compare-gpu test-gpu bench-gpu \
 	bench-cpu bench-profile bench-160m bench-350m bench-nano bench-learned bench-lora bench-int8 \
 	bench-rivals bench-routers
 
 demo: $(READY)
 	$(BIN)/skipgpt demo
 
-test: check
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
+# Types take one core for a while, so they are checked while the tests run.
+test: style
+	$(MAKE) --no-print-directory types & types=$$!; \
+		OMP_NUM_THREADS=1 $(BIN)/$(PYTEST); tested=$$?; wait $$types && exit $$tested
 
 test-long: export SKIPGPT_LONG = 1
 test-long: test
@@ -61,9 +63,13 @@ test-transformers4: $(READY) $(OLDER)/.ready
 	OMP_NUM_THREADS=1 SKIPGPT_TRANSFORMERS4=$(CURDIR)/$(OLDER)/bin/python $(BIN)/pytest -rs \
 		tests/test_exports_for_transformers_4.py
 
-check: $(READY)
+check: style types
+
+style: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
