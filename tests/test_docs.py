@@ -15,7 +15,6 @@ import pytest
 
 import skipgpt
 from command import skipgpt as command
-from runs import short_curve
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +31,7 @@ def test_the_quick_start_runs_word_for_word(tmp_path: Path) -> None:
     for line in commands.strip().splitlines():
         name, *arguments = shlex.split(line)
         assert name == "skipgpt"
-        done = command(*arguments, before=short_curve, folder=tmp_path)
+        done = command(*arguments, folder=tmp_path)
         assert done.status == 0, (line, done.stderr)
         assert done.stdout.strip()
     # Not a fork of a process that has imported everything: users have none.

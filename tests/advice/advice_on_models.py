@@ -150,7 +150,7 @@ ON_MODELS = [
     *loading(
         "config/budget.py",
         "give a sparsity beside it (--sparsity), or leave the budget out",
-        "checkpoint --budget flops", "checkpoint --budget flops --sparsity 0.1", "checkpoint",
+        "checkpoint --budget flops", "checkpoint --sparsity 0.1 --budget flops", "checkpoint",
         commands={k: v.replace("--sparsity 0.25 ", "") for k, v in LOADING.items()},
     ),
     *loading(

@@ -15,6 +15,8 @@ from advice_on_data import READING
 from advice_on_models import LOADING
 from advice_on_options import COMPARE, CONVERT, GENERATE, TASKS, TRAIN
 from following import told
+from made_world import world
+from short_demo import short_demo
 
 AGAIN = "nothing was written; the same command starts again"
 EXPORT = LOADING["export static"].replace("MODEL", "checkpoint")
@@ -112,12 +114,9 @@ def broken() -> Any:
     )
 
 
-def short_demo() -> Any:
+def demo_of_little() -> Any:
     """Let the demo take a moment."""
-    from test_demo import SHORT
-
-    shorter = {"lora_stage.steps": 1, "data.max_documents": 12}
-    return mock.patch("skipgpt.demo.SETTINGS", SHORT | shorter)
+    return short_demo(world() / "small")
 
 
 def demo_at_once() -> Any:
@@ -179,7 +178,7 @@ ON_STOPS = [
          f"{COMPARE} --methods dense", f"skipgpt {COMPARE} --methods dense",
          before=stop("skipgpt.comparison.compare.prepare")),
     told("demo.py", "what finished is kept in …; the same command starts again", LITTLE,
-         f"skipgpt {LITTLE}", before=stop("skipgpt.demo.train"), meanwhile=short_demo),
+         f"skipgpt {LITTLE}", before=stop("skipgpt.demo.train"), meanwhile=demo_of_little),
     told("config/budget.py", "0.25 saves a quarter of the …", f"{DEMO[:-3]}25",
          f"skipgpt {DEMO}", meanwhile=demo_at_once),
     told("config/budget.py", "flops counts what skipping really saves",

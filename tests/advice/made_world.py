@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import skipgpt
 from local_data import write_items
 from runs import COMPARED, TINY, make_checkpoint, shared_checkpoint
+from short_demo import write_small_nano
 from tiny import byte_tokenizer, tiny_base
 
 SHORT = TINY | {"router_stage.steps": 1, "lora_stage.steps": 1}
@@ -103,6 +104,7 @@ def _models(folder: Path, base: Path, checkpoint: Path) -> None:
     edit(folder / "moved" / "skipgpt_config.json", base=str(folder / "nowhere"))
     edit(folder / "of-other" / "skipgpt_config.json", base=str(folder / "other"))
     skipgpt.export_merged(checkpoint, folder / "merged")
+    write_small_nano(folder / "small")
     size = json.loads((base / "config.json").read_text())
     heads = {
         f"model.layers.{layer}.router_{module}.weight_predictor.{name}": torch.randn(shape)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import Finished, skipgpt
-from runs import COMPARED, short_curve, write_documents
+from runs import COMPARED, write_documents
 
 SETTINGS = [
     part
@@ -20,7 +20,6 @@ SETTINGS = [
 
 
 def without_matplotlib() -> None:
-    short_curve()
     sys.modules["matplotlib.figure"] = None  # type: ignore[assignment]
 
 

@@ -96,11 +96,6 @@ COMPARED = {key: value for key, value in TINY.items() if key != "stages"} | {
 }
 
 
-def short_curve() -> None:
-    """Calibrate three points only, for the rest of this process."""
-    mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)).start()
-
-
 def compared(
     base: Path,
     out: Path,
