@@ -76,7 +76,7 @@ def _warnings(on: float, off: float) -> tuple[str, ...]:
         return (
             f"{on + off:.0%} of modules are always on or always off ({fixed}; more than "
             f"{COLLAPSED:.0%} is a collapse): routing is static removal. Fit on "
-            "more text (fit_stage.tokens), train the routers longer (stage router), or use `skipgpt export --static`, "
-            "which is as good here and faster.",
+            "more text (fit_stage.tokens), train the routers longer (stage router), or use "
+            "`skipgpt export --static`, which is as good here and faster.",
         )
     return ()
