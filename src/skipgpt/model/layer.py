@@ -44,6 +44,10 @@ class SkippingLayer(RoutedLayer):
         """
         if self.routing.execution == "dense":
             return super().forward(hidden_states, *args, **kwargs)
+        if self.routing.keeps_all:
+            both = ModuleDecision.all_kept(hidden_states.shape[:2], hidden_states.device)
+            self._record(Decision(both, both))
+            return super().forward(hidden_states, *args, **kwargs)
         arguments = kwargs if not args else dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
             arguments.setdefault(name, None)
@@ -81,9 +85,6 @@ class SkippingLayer(RoutedLayer):
     def _decide(self, entering: Tensor) -> tuple[ModuleDecision, ModuleDecision | None]:
         """Both decisions from the stream that enters the layer, or attention's alone."""
         config = self.routing.config
-        if self.routing.keeps_all:
-            both = ModuleDecision.all_kept(entering.shape[:2], entering.device)
-            return both, both
         scale = input_scale(entering, config)
         if config.decides == "layer":
             both = self._rule(self.attn_router.margin(entering, scale), "attn")

@@ -24,7 +24,7 @@ def decide(layer: RoutedLayer, entering: Tensor) -> tuple[ModuleDecision, Module
     """Decide what the tokens `entering` [B, 1, D] run, in a decode step of few sequences.
 
     Returns None where tensors have to decide: in any other forward, under rules without `keeps`,
-    where margins are recorded or nothing is to decide, and where the routers cannot be fused into
+    where margins are recorded, and where the routers cannot be fused into
     one product.
     """
     state = layer.routing
@@ -36,7 +36,6 @@ def decide(layer: RoutedLayer, entering: Tensor) -> tuple[ModuleDecision, Module
         or state.execution not in ("auto", "sparse")
         or not state.can_pack
         or state.noise is not None
-        or state.keeps_all
         or (config.decides, config.input, config.kv) != ("module", "layer_input", "dense")
         or entering.device.type != "cpu"
         or torch.is_grad_enabled()
