@@ -123,7 +123,7 @@ BENCH_GPU := $(BIN)/skipgpt bench --quiet --executions auto --device cuda --dtyp
 	--repeats 5
 
 bench-gpu: test-gpu
-	$(BIN)/python benchmarks/gpu_kernels.py --out $(GPU)/kernels.json
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/gpu_kernels.py --out $(GPU)/kernels.json
 	$(BENCH_GPU) --shape llama-3.1-8b --sparsity 0,0.25 --out $(GPU)/llama-3.1-8b
 	$(BENCH_GPU) $(if $(LEARNED),$(LEARNED) --data $(TEXT) --out $(GPU)/learned,\
 		--shape smollm2-135m --sparsity 0,0.25 --out $(GPU)/smollm2-135m)

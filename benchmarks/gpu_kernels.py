@@ -1,6 +1,6 @@
 """Time each kernel on a GPU at the sizes of Llama-3.1-8B, beside other ways to the same result.
 
-    python benchmarks/gpu_kernels.py --out benchmarks/results/kernels-h100.json
+    PYTHONPATH=tests/support python benchmarks/gpu_kernels.py --out build/kernels-h100.json
 
 Candidates, each timed with the work that it needs and no other:
 
@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
+from plain_kernels import PLAIN
 from record import parser_of, write_record
 from skipgpt.kernels.compaction import kept_queries, kept_rows
 from skipgpt.kernels.interface import Kernels
-from skipgpt.kernels.plain import PLAIN
 from skipgpt.kernels.select import kernels_for
 
 WIDTH, MLP, HEADS, KEY_HEADS, SIZE = 4096, 14336, 32, 8, 128

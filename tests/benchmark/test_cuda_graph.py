@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from cases import base, routed
+from plain_kernels import PLAIN
 from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.subject import subject_of_shape
 from skipgpt.benchmark.timing.cuda_graph import StaticDecode, can_capture
-from skipgpt.kernels.plain import PLAIN
 from skipgpt.model.surgery import add_routers
 
 

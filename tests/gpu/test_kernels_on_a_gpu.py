@@ -7,8 +7,8 @@ import torch
 from on_gpu import CUDA
 from torch import Tensor
 
+from plain_kernels import PLAIN
 from skipgpt.kernels.compaction import kept_queries, kept_rows
-from skipgpt.kernels.plain import PLAIN
 from skipgpt.kernels.select import kernels_for, triton_kernels
 
 FAST = triton_kernels()

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from twins import FAST, every_dtype, normal, same, weights
 
+from plain_kernels import PLAIN
 from skipgpt.kernels import decode_attention
-from skipgpt.kernels.plain import PLAIN
 
 KEEPS = {
     "none": [False, False, False],

@@ -24,8 +24,8 @@ from cases import (
     every_layout,
     routed,
 )
+from plain_kernels import PLAIN
 from skipgpt.kernels.interface import Kernels
-from skipgpt.kernels.plain import PLAIN
 from skipgpt.kernels.select import kernels_for
 from skipgpt.model.execution import decode, run
 from skipgpt.model.execution.plan import has_kernels, needs_host_sync

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from twins import FAST, every_dtype, keep_some, normal, same
 
+from plain_kernels import PLAIN
 from skipgpt.kernels.compaction import KeptQueries, kept_queries
-from skipgpt.kernels.plain import PLAIN
 
 
 def used(attended: torch.Tensor, found: KeptQueries) -> torch.Tensor:

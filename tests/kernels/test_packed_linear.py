@@ -6,8 +6,8 @@ import pytest
 import torch
 from twins import FAST, every_dtype, keep_some, normal, same, weights
 
+from plain_kernels import PLAIN
 from skipgpt.kernels.compaction import kept_rows
-from skipgpt.kernels.plain import PLAIN
 
 # Of 3 x 50 rows: none, one, a part of a tile, one more than a tile of 64 or 128, all.
 every_count = pytest.mark.parametrize("kept", [0, 1, 40, 65, 129, 150])

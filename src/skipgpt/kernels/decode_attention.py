@@ -147,7 +147,16 @@ def split_length(keys: int) -> int:
 def decode_attend(
     query: Tensor, key: Tensor, value: Tensor, keep: Tensor, mask: Tensor | None, scaling: float
 ) -> Tensor:
-    """See `plain.decode_attend`."""
+    """Attention [B, 1, H, size] of the query of each sequence that keeps; others are arbitrary.
+
+    Args:
+        query: [B, H, 1, size].
+        key: [B, key heads, S, size].
+        value: as key.
+        keep: [B] bool, which sequences run.
+        mask: [B or 1, 1, 1, S] bool, which keys are seen; None for all.
+        scaling: of the scores.
+    """
     batch, heads, _, size = query.shape
     key_heads, keys = key.shape[1:3]
     query, key, value = dense_heads(query), dense_heads(key), dense_heads(value)

@@ -92,7 +92,17 @@ def decode_gate_up(
     up_bias: Tensor | None,
     activation: Activation,
 ) -> Tensor:
-    """See `plain.decode_gate_up`."""
+    """`gate_up` of the sequences that keep: [B, N]; the rows of others are arbitrary.
+
+    Args:
+        read: [B, K].
+        keep: [B] bool, which sequences run.
+        gate: [N, K].
+        up: as gate.
+        gate_bias: [N], or None.
+        up_bias: as gate_bias.
+        activation: of the gate.
+    """
     read, flags = read.contiguous(), as_bytes(keep.contiguous())
     (batch, inputs), outputs = read.shape, len(gate)
     out = read.new_empty(batch, outputs)
@@ -114,7 +124,17 @@ def decode_linear(
     stream: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """See `plain.decode_linear`."""
+    """A linear layer of the sequences that keep: [B, N]; the rows of others are arbitrary.
+
+    Args:
+        read: [B, K].
+        keep: [B] bool, which sequences run.
+        weight: [N, K].
+        bias: [N], or None.
+        stream: [B, N]. The result is then a new tensor: it plus `scale` times the product where a
+            sequence keeps.
+        scale: of what is added.
+    """
     read, flags = read.contiguous(), as_bytes(keep.contiguous())
     (batch, inputs), outputs = read.shape, len(weight)
     stream = None if stream is None else stream.contiguous()

@@ -13,7 +13,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 @dataclass(frozen=True)
 class Kernels:
-    """One set of kernels for kept tokens; `plain.py` defines what each does."""
+    """One set of kernels for kept tokens; the functions of `triton_kernels` say what each does."""
 
     gate_up: Callable[..., Tensor]
     row_linear: Callable[..., Tensor]

@@ -1,9 +1,9 @@
 """Attention of packed queries, `attend`: keys after a tile's last query are never loaded.
 
 Each program packs a tile of queries of one head of one sequence and goes through the keys with an
-online softmax; see `plain.attend` for what is computed. Queries are loaded from their places and
-outputs stored there. Tiles are taken from the end, since the last ones see the most keys; queries
-are in order, so the last of a tile sees furthest.
+online softmax. Queries are loaded from their places and outputs stored there. Tiles are taken from
+the end, since the last ones see the most keys; queries are in order, so the last of a tile sees
+furthest.
 """
 
 from __future__ import annotations
@@ -125,7 +125,21 @@ def attend(
     offset: int,
     scaling: float,
 ) -> Tensor:
-    """See `plain.attend`."""
+    """Causal attention [B, T, H, size] of some queries to the keys of all tokens.
+
+    The query at place p sees the first p + 1 + `offset` keys. Queries that do not run are
+    arbitrary; those that see no key give 0.
+
+    Args:
+        query: [B, H, T, size].
+        key: [B, key heads, S, size].
+        value: as key.
+        columns: [B, T] int32, which queries run, packed and in order.
+        counts: [B] int32, how many.
+        mask: [B or 1, 1, T, S] bool, a further condition to see a key; or None.
+        offset: of the first query among the keys.
+        scaling: of the scores.
+    """
     batch, heads, tokens, size = query.shape
     query, key, value = dense_heads(query), dense_heads(key), dense_heads(value)
     out = query.new_empty(batch, tokens, heads, size)

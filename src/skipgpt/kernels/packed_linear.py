@@ -105,7 +105,20 @@ def gate_up(
     up_bias: Tensor | None,
     activation: Activation,
 ) -> Tensor:
-    """See `plain.gate_up`."""
+    """Gated MLP up to its down projection, of some rows, packed: [M, N].
+
+    It is `activation(x @ gate.T) * (x @ up.T)`. Rows behind the count are arbitrary.
+
+    Args:
+        read: [M, K].
+        rows: [M] int32, which rows run, packed.
+        count: [1] int32, how many.
+        gate: [N, K].
+        up: as gate.
+        gate_bias: [N], or None.
+        up_bias: as gate_bias.
+        activation: of the gate.
+    """
     read = read.contiguous()
     (most, inputs), outputs = read.shape, len(gate)
     out = read.new_empty(most, outputs)
@@ -122,7 +135,15 @@ def gate_up(
 def row_linear(
     read: Tensor, rows: Tensor, count: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """See `plain.row_linear`."""
+    """A linear layer of some rows, which stay in their places: [M, N]; other rows are arbitrary.
+
+    Args:
+        read: [M, K].
+        rows: [M] int32, which rows run, packed.
+        count: [1] int32, how many.
+        weight: [N, K].
+        bias: [N], or None.
+    """
     out = read.new_empty(len(read), len(weight))
     _linear(read, rows, weight, bias, None, out, rows, count, 1.0)
     return out
@@ -138,7 +159,18 @@ def add_linear(
     bias: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """See `plain.add_linear`."""
+    """The stream plus `scale` times a linear layer of some rows, as a new tensor.
+
+    Args:
+        stream: [M, N].
+        given: [M, K], what is multiplied.
+        sources: [M] int32, which row of `given` is for each of `rows`; None where it is packed.
+        rows: [M] int32, which rows run, packed.
+        count: [1] int32, how many.
+        weight: [N, K].
+        bias: [N], or None.
+        scale: of what is added.
+    """
     stream = stream.contiguous()
     out = stream.clone()
     _linear(given, sources, weight, bias, stream, out, rows, count, scale)
