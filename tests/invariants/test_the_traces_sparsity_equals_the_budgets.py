@@ -17,8 +17,8 @@ def test_the_traces_sparsity_equals_the_budgets(family: str, rule: DecisionRule)
     for inputs in (ONE_ROW, LEFT_PADDED):
         with use_rule(model, rule), execution(model, "gated"), record_routing(model) as trace:
             model(**inputs.given)
-        # One is a float32 mean, the other exact counts: half a unit in the last place of 1.
-        assert trace.steps[0].sparsity().item() == pytest.approx(trace.sparsity(), abs=1.2e-7)
+        # One is a sum of six shares in float32, the other exact counts.
+        assert trace.steps[0].sparsity().item() == pytest.approx(trace.sparsity(), abs=4e-7)
         assert 0.1 < trace.sparsity() < 0.9
 
 

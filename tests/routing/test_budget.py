@@ -4,13 +4,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn.functional import huber_loss
 
-from skipgpt.routing.budget import budget_loss, keep_ratio, linear_between
+from skipgpt.routing.budget import budget_loss, linear_between, saved_share
 
 shares = st.floats(0.0, 1.0, width=32)
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_keep_ratio_counts_real_tokens_of_all_modules_alike(
+def test_equal_shares_count_real_tokens_of_all_modules_alike(
     modules: int, rows: int, tokens: int, dice: object
 ) -> None:
     def flags() -> torch.Tensor:
@@ -22,18 +22,19 @@ def test_keep_ratio_counts_real_tokens_of_all_modules_alike(
         bool(gate[b, t]) for gate in gates for b in range(rows) for t in range(tokens) if real[b, t]
     )
     expected = kept / (int(real.sum()) * modules)
-    # A quotient of whole numbers in float32.
-    assert keep_ratio(gates, real).item() == pytest.approx(expected, abs=1e-7)
+    weights = [1 / modules] * modules
+    # A sum of up to five shares in float32.
+    assert saved_share(gates, weights, real).item() == pytest.approx(1 - expected, abs=3e-7)
     everything = sum(int(gate.sum()) for gate in gates) / (rows * tokens * modules)
-    assert keep_ratio(gates).item() == pytest.approx(everything, abs=1e-7)
+    assert saved_share(gates, weights).item() == pytest.approx(1 - everything, abs=3e-7)
 
 
-def test_keep_ratio_spreads_its_gradient_over_real_tokens() -> None:
+def test_a_share_spreads_its_gradient_over_real_tokens() -> None:
     gates = [torch.rand(2, 3, requires_grad=True) for _ in range(4)]
     real = torch.tensor([[True, True, False], [False, True, True]])
-    grads = torch.autograd.grad(keep_ratio(gates, real), gates)
+    grads = torch.autograd.grad(saved_share(gates, [0.25] * 4, real), gates)
     for grad in grads:
-        torch.testing.assert_close(grad, real.float() / (4 * 4))
+        torch.testing.assert_close(grad, -real.float() / (4 * 4))
 
 
 @given(sparsity=shares, target=shares)

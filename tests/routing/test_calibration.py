@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from skipgpt.routing.calibration import (
     calibrate_curve,
     find_threshold,
     quantile_threshold,
-    skipped_share,
 )
 
 numbers = st.floats(-100, 100, width=32)
@@ -84,6 +83,15 @@ def test_a_sparsity_out_of_range_is_refused_in_words(sparsity: float) -> None:
     )
 
 
+def alike(margins: Tensor) -> Tensor:
+    """Weights of decisions that all save the same."""
+    return torch.full_like(margins, 1 / len(margins), dtype=torch.float64)
+
+
+def skipped_share(margins: Tensor, threshold: float) -> float:
+    return (margins <= threshold).float().mean().item()
+
+
 # Whole numbers, so that distinct margins lie far enough apart for a midpoint to exist.
 @given(
     values=st.lists(st.integers(-1000, 1000), min_size=2, max_size=60, unique=True),
@@ -92,8 +100,9 @@ def test_a_sparsity_out_of_range_is_refused_in_words(sparsity: float) -> None:
 def test_a_quantile_threshold_skips_the_nearest_count_of_distinct_margins(
     values: list[int], sparsity: float
 ) -> None:
+    assume(abs(sparsity * len(values) % 1 - 0.5) > 1e-6)  # two are as near
     margins = torch.tensor(values, dtype=torch.float32)
-    threshold = quantile_threshold(margins, sparsity)
+    threshold = quantile_threshold(margins, sparsity, alike(margins))
     # One margin at least on either side.
     expected = min(len(values) - 1, max(1, round(sparsity * len(values))))
     assert int((margins <= threshold).sum()) == expected
@@ -105,9 +114,10 @@ def test_a_quantile_threshold_skips_the_nearest_count_of_distinct_margins(
     sparsity=st.floats(0.0, 1.0),
 )
 def test_ties_fall_on_one_side_together(values: list[int], sparsity: float) -> None:
+    assume(abs(sparsity * len(values) % 1 - 0.5) > 1e-6)  # two are as near
     margins = torch.tensor(values, dtype=torch.float32)
     wanted = min(len(values) - 1, max(1, round(sparsity * len(values))))
-    skipped = int((margins <= quantile_threshold(margins, sparsity)).sum())
+    skipped = int((margins <= quantile_threshold(margins, sparsity, alike(margins))).sum())
     counts = [sum(v <= level for v in values) for level in sorted(set(values))]
     # The first level whose ties reach the wanted count.
     assert skipped == next(count for count in counts if count >= wanted)
@@ -115,7 +125,7 @@ def test_ties_fall_on_one_side_together(values: list[int], sparsity: float) -> N
 
 def test_constant_routers_are_parted_clearly() -> None:
     margins = torch.tensor([-4.0] * 25 + [4.0] * 75)
-    assert quantile_threshold(margins, 0.25) == 0.0
+    assert quantile_threshold(margins, 0.25, alike(margins)) == 0.0
 
 
 def seen(margins_at: Callable[[float], Tensor]) -> Callable[[float], Seen]:
@@ -123,7 +133,7 @@ def seen(margins_at: Callable[[float], Tensor]) -> Callable[[float], Seen]:
 
     def seen_at(threshold: float) -> Seen:
         margins = margins_at(threshold)
-        return Seen(margins, skipped_share(margins, threshold))
+        return Seen(margins, skipped_share(margins, threshold), alike(margins))
 
     return seen_at
 

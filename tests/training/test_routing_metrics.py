@@ -76,7 +76,7 @@ def test_metrics_of_a_forward_do_not_count_padding() -> None:
 @pytest.mark.parametrize("target", [0.0, 0.25, 0.95])
 def test_the_threshold_meets_the_target(target: float) -> None:
     margins = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
-    found = margin_metrics(margins, target)
+    found = margin_metrics(margins, target, torch.full((8,), 1 / 8))
     if target:
         assert (margins <= found["threshold"]).float().mean().item() == pytest.approx(target)
     assert found["argmax_sparsity"] == pytest.approx((margins <= 0).float().mean().item())

@@ -33,7 +33,7 @@ from skipgpt.training.loop.arguments import check_schedule
 
 logger = logging.getLogger("skipgpt")
 
-CACHE_VERSION = 9
+CACHE_VERSION = 10
 """Increased when the code, or a default in `skipgpt.config`, changes results."""
 
 

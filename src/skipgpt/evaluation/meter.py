@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from skipgpt.cost import Savings
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.model.state import execution, record_routing, use_rule
-from skipgpt.routing.calibration import Seen, skipped_share
+from skipgpt.routing.calibration import Seen
 from skipgpt.routing.decision import Site, Threshold
 
 
@@ -39,10 +39,6 @@ class Meter:
         ):
             total_loss(self._model, self._blocks, self._batch_size)
         margins, keep = trace.margins(), trace.keep_ratios()
-        if self._saved.unit == "modules":
-            seen = Seen(margins, skipped_share(margins, threshold))
-        else:
-            weights, share = trace.margin_weights(self._saved.by_site), self._saved.share(keep)
-            seen = Seen(margins, share, weights, self._saved.in_proportion(keep) - share)
-        self.keep[threshold], self.shares[threshold] = keep, seen.share
-        return seen
+        weights, share = trace.margin_weights(self._saved.by_site), self._saved.share(keep)
+        self.keep[threshold], self.shares[threshold] = keep, share
+        return Seen(margins, share, weights, self._saved.in_proportion(keep) - share)

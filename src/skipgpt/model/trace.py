@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from skipgpt.routing.budget import keep_ratio, saved_share
+from skipgpt.routing.budget import saved_share
 from skipgpt.routing.decision import MODULES, Decision, Module, ModuleDecision, Site
 
 
@@ -42,7 +42,8 @@ class Step:
 
     def sparsity(self) -> Tensor:
         """Share of skipped decisions, a scalar that carries the gates' gradient."""
-        return 1 - keep_ratio(self.gates(), self.token_mask)
+        gates = self.gates()
+        return saved_share(gates, [1 / len(gates)] * len(gates), self.token_mask)
 
     def saved(self, weights: Mapping[Site, float], overhead: float = 0.0) -> Tensor:
         """Share of a cost saved, less an overhead, with the gates' gradient; see `saved_share`."""

@@ -1,7 +1,7 @@
 """The budget: how much is kept, how far that is from the target, and the schedules around it.
 
-Everything is a pure function. Sparsity is one minus the share of (real token, module) pairs that
-run: padding does not count, attention and MLP count the same.
+Everything is a pure function. Padding does not count. In unit `modules` attention and MLP count the
+same, so that sparsity is one minus the share of (real token, module) pairs that run.
 """
 
 from __future__ import annotations
@@ -11,32 +11,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def keep_ratio(gates: list[Tensor], real: Tensor | None = None) -> Tensor:
-    """Mean of the gates over real tokens and modules (paper).
-
-    Args:
-        gates: one [B, T] tensor per module, bool or float; gradients pass through floats.
-        real: [B, T] bool, False at padding; None where all tokens are real.
-
-    Returns:
-        A scalar from 0 to 1.
-
-    Example:
-        >>> keep_ratio([torch.tensor([[1.0, 0.0, 1.0]])], torch.tensor([[True, True, False]]))
-        tensor(0.5000)
-    """
-    kept = [_kept(gate.float(), real) for gate in gates]
-    tokens = gates[0].numel() if real is None else real.sum()
-    total: Tensor = sum(kept[1:], kept[0]) / (tokens * len(gates))
-    return total
-
-
 def saved_share(
     gates: list[Tensor], weights: Sequence[float], real: Tensor | None = None
 ) -> Tensor:
     """The sum over modules of what skipping one saves, times the share of tokens that skip it.
 
-    `weights` are what each module saves where every token skips it; the rest is as in `keep_ratio`.
+    With equal weights that add up to 1 it is one minus the mean of the gates (paper).
+
+    Args:
+        gates: one [B, T] tensor per module, bool or float; gradients pass through floats.
+        weights: what each module saves where every token skips it.
+        real: [B, T] bool, False at padding; None where all tokens are real.
 
     Example:
         >>> gates = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])]
@@ -44,16 +29,10 @@ def saved_share(
         tensor(0.6000)
     """
     tokens = gates[0].numel() if real is None else real.sum()
-    saved = [
-        weight * (1 - _kept(gate.float(), real) / tokens)
-        for gate, weight in zip(gates, weights, strict=True)
-    ]
+    kept = (gate.float().sum() if real is None else (gate.float() * real).sum() for gate in gates)
+    saved = [weight * (1 - each / tokens) for weight, each in zip(weights, kept, strict=True)]
     total: Tensor = sum(saved[1:], saved[0])
     return total
-
-
-def _kept(gate: Tensor, real: Tensor | None) -> Tensor:
-    return gate.sum() if real is None else (gate * real).sum()
 
 
 def budget_loss(

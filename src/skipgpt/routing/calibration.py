@@ -33,15 +33,14 @@ class Seen:
     Attributes:
         margins: [N].
         share: of the cost that was saved there; may be below 0.
-        weights: [N] share of the cost that skipping each decision saves; None where all save the
-            same, 1 / N.
+        weights: [N] share of the cost that skipping each decision saves.
         overhead: how much less is saved than the weights of what was skipped: what routing adds,
             and what is not in proportion to what is skipped.
     """
 
     margins: Tensor
     share: float
-    weights: Tensor | None = None
+    weights: Tensor
     overhead: float = 0.0
 
     def guess(self, sparsity: float) -> float:
@@ -99,7 +98,7 @@ def _closest(
     """The threshold, and what was seen there; `known` is one to begin from."""
     low, below = known or (-math.inf, None)
     high, guess = math.inf, start
-    best, at_best = known or (start, Seen(torch.empty(0), math.nan))
+    best, at_best = known or (start, Seen(torch.empty(0), math.nan, torch.empty(0)))
     error = math.inf if known is None else abs(at_best.share - sparsity)
     for done in range(max(rounds, FAR_ROUNDS)):
         if done >= rounds and error <= FAR:
@@ -125,29 +124,20 @@ def _between(low: float, high: float) -> float:
     return high - 1 - abs(high) if math.isinf(low) else (low + high) / 2
 
 
-def skipped_share(margins: Tensor, threshold: float) -> float:
-    """The share of margins [N] that a threshold skips."""
-    return (margins <= threshold).float().mean().item()
-
-
-def quantile_threshold(margins: Tensor, sparsity: float, weights: Tensor | None = None) -> float:
+def quantile_threshold(margins: Tensor, sparsity: float, weights: Tensor) -> float:
     """A threshold that saves this share, midway between two margins [N].
 
     Midway, so that equal margins, as constant routers give, fall clearly on one side. The share is
-    in the unit of `weights` [N], what skipping each saves, or of margins without them. Weights
-    below 0 count as 0, since no budget is met by skipping what costs more than it saves.
+    in the unit of `weights` [N], what skipping each saves. Weights below 0 count as 0, since no
+    budget is met by skipping what costs more than it saves.
 
     Example:
         >>> margins, weights = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 0.2])
         >>> quantile_threshold(margins, 0.6, weights)
         2.5
     """
-    if weights is None:
-        ordered = torch.sort(margins.flatten()).values
-        count = min(len(ordered) - 1, max(1, round(sparsity * len(ordered))))
-    else:
-        ordered, order = torch.sort(margins.flatten())
-        saved = weights.flatten()[order].clamp(min=0).double().cumsum(0)
-        # Some margin is left on either side, as without weights.
-        count = 1 + int((saved[:-1] - sparsity).abs().argmin())
+    ordered, order = torch.sort(margins.flatten())
+    saved = weights.flatten()[order].clamp(min=0).double().cumsum(0)
+    # Some margin is left on either side.
+    count = 1 + int((saved[:-1] - sparsity).abs().argmin())
     return ((ordered[count - 1] + ordered[count]) / 2).item()

@@ -21,27 +21,23 @@ KEEP = "keep/"
 
 
 def margin_metrics(
-    margins: Tensor, target: float, weights: Tensor | None = None, overhead: float = 0.0
+    margins: Tensor, target: float, weights: Tensor, overhead: float = 0.0
 ) -> dict[str, float]:
     """Return metrics of deterministic decisions at the target; waits for the device.
 
     Args:
         margins: [M, N].
         target: the sparsity of those decisions.
-        weights: [M] what each module saves if every token skips it, in the unit of the target; all
-            equal if None, and then `overhead` is 0.
+        weights: [M] what each module saves if every token skips it, in the unit of the target.
         overhead: what routing adds in that unit.
 
     Returns:
         `threshold` (left out where nothing is to be skipped), `argmax_sparsity` (the sparsity at a
         threshold of 0, the routers' own decision), and what `keep_metrics` gives.
     """
-    argmax, each = (margins <= 0).float(), None
-    saved = argmax.mean()
-    if weights is not None:
-        weights = weights.to(margins.device)
-        saved = (weights * argmax.mean(-1)).sum() - overhead
-        each = (weights / margins.shape[1])[:, None].expand_as(margins)
+    weights = weights.to(margins.device)
+    saved = (weights * (margins <= 0).float().mean(-1)).sum() - overhead
+    each = (weights / margins.shape[1])[:, None].expand_as(margins)
     at = quantile_threshold(margins, target + overhead, each) if target > 0 else -math.inf
     return {
         **({"threshold": at} if target > 0 else {}),

@@ -250,8 +250,6 @@ class RoutingTrainer(ResumableTrainer):
             known = {} if at is None or math.isinf(at) else {"threshold": at}
             return known | keep_metrics(seen)
         target = self.config.target_sparsity
-        if self.config.budget == "modules":
-            return margin_metrics(seen, target)
         weights = torch.tensor([saved for _, saved in sorted(self._saved.by_site.items())])
         return margin_metrics(seen, target, weights, self._saved.overhead)
 
@@ -261,6 +259,4 @@ class RoutingTrainer(ResumableTrainer):
         It is a sum over sites, so that micro-batches add up: in a budget in time, seconds count as
         proportional to tokens. Calibration counts the real seconds.
         """
-        if self.config.budget == "modules":
-            return step.sparsity()
         return step.saved(self._saved.by_site, self._saved.overhead)
