@@ -6,7 +6,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from skipgpt.config.checks import check_choices, check_counts
+from skipgpt.config.checks import check_choice, check_choices, check_counts
 from skipgpt.errors import ConfigError
 
 Budget = Literal["modules", "flops", "time"]
@@ -34,14 +34,8 @@ def check_sparsity(value: float, name: str = "sparsity", budget: str | None = No
 
 def check_budget(value: Any) -> Budget:
     """Return `value` if it is the name of a budget, else raise ConfigError."""
-    if value not in BUDGETS:
-        raise ConfigError(
-            "reading budget",
-            got=repr(value),
-            expected="modules, flops or time",
-            todo="flops counts what skipping really saves",
-        )
-    return typing.cast("Budget", value)
+    todo = "flops counts what skipping really saves"
+    return check_choice("reading budget", value, BUDGETS, todo=todo)
 
 
 def as_budget(value: str | None) -> Budget | None:

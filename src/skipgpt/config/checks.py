@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import math
 import typing
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
 
 from skipgpt.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -26,6 +29,16 @@ def check_choices(instance: Any) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and not 0 <= value < math.inf:
             raise ConfigError(f"reading {name}", got=str(value), expected="a number, zero or more")
+
+
+def check_choice(doing: str, value: Any, choices: Iterable[T], todo: str = "") -> T:
+    """Return `value` if it is one of several choices, else raise a ConfigError that names them."""
+    known = tuple(choices)
+    if value not in known:
+        *most, last = ("none" if each is None else str(each) for each in known)
+        expected = f"{', '.join(most)} or {last}"
+        raise ConfigError(doing, got=repr(value), expected=expected, todo=todo)
+    return typing.cast("T", value)
 
 
 def check_shares(instance: Any, *names: str, whole: bool = True) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skipgpt.config.checks import check_choice
 from skipgpt.data.decoding import JSON_LINES, first_line, is_nameless, joined_text, read_text
 from skipgpt.data.rows import guarded, import_extra, is_json_object, json_rows
 from skipgpt.errors import ConfigError, DataError
@@ -58,9 +59,7 @@ CORPORA = {
 
 def corpus_of(name: str) -> Corpus:
     """The corpus of this name; a ConfigError if there is none."""
-    if name not in CORPORA:
-        raise ConfigError("choosing the corpus", got=repr(name), expected=" or ".join(CORPORA))
-    return CORPORA[name]
+    return CORPORA[check_choice("choosing the corpus", name, CORPORA)]
 
 
 def corpus_text(name: str, files: list[str]) -> tuple[str, str]:

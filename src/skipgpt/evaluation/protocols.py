@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from skipgpt.config import DataConfig
+from skipgpt.config.checks import check_choice
 from skipgpt.data import read_documents
 from skipgpt.data.encoding import boundaries, encode, encode_whole
 from skipgpt.data.sources import check_limit
@@ -66,8 +67,7 @@ class Form:
 
     def __post_init__(self) -> None:
         doing = "choosing the form"
-        if self.name not in get_args(FormName):
-            raise ConfigError(doing, got=repr(self.name), expected=", ".join(get_args(FormName)))
+        check_choice(doing, self.name, get_args(FormName))
         if self.window < 0 or self.window == 1:
             raise ConfigError(
                 doing, got=f"a window of {self.window}", expected="2 or more tokens; 0 is its own"

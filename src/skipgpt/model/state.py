@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgpt.config import RouterConfig
+from skipgpt.config.checks import check_choice
 from skipgpt.errors import ConfigError
 from skipgpt.model.trace import KeepCounts, Recorder, Trace
 from skipgpt.routing.curve import CalibrationCurve, Curves
@@ -180,10 +181,7 @@ def execution(model: nn.Module, kind: Execution) -> Iterator[None]:
     Raises:
         ConfigError: the model has no routers, or the kind is unknown.
     """
-    if kind not in get_args(Execution):
-        raise ConfigError(
-            "choosing the execution", got=repr(kind), expected="dense, gated, sparse or auto"
-        )
+    check_choice("choosing the execution", kind, get_args(Execution))
     with _changed(routing_state(model), execution=kind):
         yield
 

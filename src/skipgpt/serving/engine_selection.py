@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skipgpt.checkpoint.folder import base_of, read_info
+from skipgpt.config.checks import check_choice
 from skipgpt.errors import CheckpointError, ConfigError, MissingExtraError
 from skipgpt.model.base import base_config
 from skipgpt.model.families.table import MERGED_PREFIX
@@ -37,8 +38,7 @@ def choose(
         ConfigError: vLLM is requested and cannot run it, or has options and is not used.
         MissingExtraError: vLLM is requested and not installed.
     """
-    if engine not in ENGINES:
-        raise ConfigError("choosing the engine", got=repr(engine), expected=", ".join(ENGINES))
+    check_choice("choosing the engine", engine, ENGINES)
     why_not = "quantize=" if quantize else unsupported(*_facts(folder, base)) or _kept_out()
     installed = find_spec("vllm") is not None
     if engine == "vllm":

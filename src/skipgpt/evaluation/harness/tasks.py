@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skipgpt.config.checks import check_choice
 from skipgpt.errors import ConfigError, DataError, SkipGPTError, in_brief
 from skipgpt.evaluation.harness.local import LocalTasks
 from skipgpt.evaluation.harness.quiet import quietly
@@ -114,13 +115,8 @@ def named(tasks: Sequence[str], suite: str | None = None) -> list[TaskName]:
     Raises:
         ConfigError: no such suite, no task, or one that is asked for twice.
     """
-    if suite is not None and suite not in SUITES:
-        raise ConfigError(
-            "choosing the suite",
-            got=repr(suite),
-            expected=" or ".join(SUITES),
-            todo="or name tasks: --tasks (tasks=)",
-        )
+    if suite is not None:
+        check_choice("choosing the suite", suite, SUITES, todo="or name tasks: --tasks (tasks=)")
     texts = [*(SUITES[suite] if suite else ()), *tasks]
     found = [TaskName.parse(text) for text in texts]
     names = [task.name for task in found]

@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from skipgpt.errors import ConfigError, MissingExtraError, UnsupportedModelError
+from skipgpt.config.checks import check_choice
+from skipgpt.errors import MissingExtraError, UnsupportedModelError
 
 Quantization = Literal["8bit", "4bit"]
 KINDS: tuple[Quantization, ...] = get_args(Quantization)
@@ -30,9 +31,7 @@ _TALKATIVE = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops
 
 def check_quantization(kind: str | None) -> Quantization | None:
     """Return the kind; raise a ConfigError if it is not a known one."""
-    if kind is None or kind in KINDS:
-        return kind
-    raise ConfigError("choosing the quantisation", got=repr(kind), expected="8bit, 4bit or none")
+    return check_choice("choosing the quantisation", kind, (*KINDS, None))
 
 
 def quantization_of(model: nn.Module) -> Quantization | None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from skipgpt.config.checks import check_choice
 from skipgpt.errors import ConfigError, UnsupportedModelError
 from skipgpt.model.families.linear import in_width, is_plain, is_transposed, out_width
 from skipgpt.model.families.parameter_names import kind_of
@@ -99,12 +100,10 @@ def quantize_int8(model: M) -> M:
 
 def check_loaded_as(kind: str | None) -> str | None:
     """Return the kind; raise a ConfigError unless a loaded checkpoint can be quantised to it."""
-    if kind in (None, "int8"):
-        return kind
-    raise ConfigError(
+    return check_choice(
         "choosing the quantisation of a loaded model",
-        got=repr(kind),
-        expected="int8 or none",
+        kind,
+        ("int8", None),
         todo="choose 8bit and 4bit when training: the checkpoint keeps them",
     )
 
