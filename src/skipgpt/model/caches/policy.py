@@ -66,13 +66,6 @@ def fitting_cache(cache: Any, policy: str, config: Any, layers: int, batch: int)
 
 
 def _refuse_misfit(cache: Any, doing: str, config: Any, layers: int, batch: int) -> None:
-    skipping = [isinstance(layer, SkipLayer) for layer in cache.layers]
-    if any(skipping) and not (all(skipping) and isinstance(cache, SkipCache)):
-        raise ConfigError(
-            doing,
-            got="a cache some of whose layers hold kept tokens only",
-            expected="layers of one policy",
-        )
     # With transformers' early exit fewer layers run than the model has.
     text = config.get_text_config()
     running = min(layers, text.num_hidden_layers)
