@@ -1,7 +1,7 @@
 """What running a model costs, computed rather than timed."""
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
-from skipgpt.cost.forward import Forward, Work, ideal_speedup, layer_flops, work
+from skipgpt.cost.forward import Forward, Work, layer_flops, work
 from skipgpt.cost.savings import (
     SENSES,
     Savings,
@@ -24,7 +24,6 @@ __all__ = [
     "Savings",
     "Work",
     "flops_per_token",
-    "ideal_speedup",
     "layer_costs",
     "layer_flops",
     "lora_flops",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -28,11 +28,8 @@ from skipgpt.cost.counts import (
     layer_costs,
     parameters_of,
 )
-from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
 from skipgpt.routing.decision import MODULES, Site
-
-Bound = Literal["compute", "bandwidth"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def work(
     Example:
         >>> dense = work(model, Forward(tokens=512))
         >>> run = work(model, Forward(tokens=512), dict.fromkeys(routers(model), 0.6))
-        >>> ideal_speedup(dense, run)
+        >>> dense.flops / run.flops  # the speed-up where nothing but FLOPs takes time
         1.52
     """
     number_bytes = cast("torch.dtype", model.dtype).itemsize
@@ -157,17 +154,6 @@ def layer_flops(
     linear = keys * costs.kv + attn * costs.qo + mlp * costs.mlp
     core = attn * costs.core_width * keys * costs.attended(forward.cached, forward.tokens)
     return 2 * forward.rows * linear, 4 * forward.rows * core
-
-
-def ideal_speedup(dense: Work, run: Work, bound: Bound = "compute") -> float:
-    """How much faster `run` is where nothing but FLOPs, or nothing but bytes, takes time.
-
-    Raises:
-        ConfigError: the bound is neither.
-    """
-    if bound not in ("compute", "bandwidth"):
-        raise ConfigError("asking for the ideal", got=repr(bound), expected="compute or bandwidth")
-    return dense.flops / run.flops if bound == "compute" else dense.bytes / run.bytes
 
 
 def _union(

@@ -17,7 +17,7 @@ from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.loading import dense_base_of, load_placed
 from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, Placement, check_pair
-from skipgpt.cost import Forward, flops_per_token, ideal_speedup, overhead, work
+from skipgpt.cost import Forward, flops_per_token, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.evaluation.harness.benchmark import Setting, check_tasks, task_scores
 from skipgpt.evaluation.perplexity import Perplexity
@@ -188,8 +188,8 @@ def _cost(model: Any, trace: TextTrace, read: SourceRows) -> dict[str, Any]:
     prefill = Forward(tokens=read.length)
     decode = Forward(tokens=1, cached=read.length)
     ideal = {
-        "prefill": ideal_speedup(work(model, prefill), work(model, prefill, keep)),
-        "decode": ideal_speedup(work(model, decode), work(model, decode, keep), "bandwidth"),
+        "prefill": work(model, prefill).flops / work(model, prefill, keep).flops,
+        "decode": work(model, decode).bytes / work(model, decode, keep).bytes,
     }
     cache = cache_memory(model, read.rows[0][None])
     return {
