@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from record import parser_of
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import DataConfig, RouterConfig
-from skipgpt.data import encode_documents, stdlib_documents
+from skipgpt.data import encode_stream, stdlib_documents
 from skipgpt.evaluation.calibrate import calibrate
 from skipgpt.model.base import base_location
 from skipgpt.model.surgery import add_routers
@@ -64,7 +64,7 @@ def made(folder: Path, layers: int, tokens: int) -> str:
     model = add_routers(
         LlamaForCausalLM.from_pretrained(folder / "base"), RouterConfig(normalize=True)
     ).eval()
-    ids = encode_documents(stdlib_documents()[40:60], tokenizer)
+    ids = encode_stream(stdlib_documents()[40:60], tokenizer).ids
     calibrate(model, ids[:8192].view(-1, 256), target=0.25)
     save(model, folder / "checkpoint", describe(model, str(folder / "base"), stages=("router",)))
     return to_html(gather(folder / "checkpoint", ["stdlib"], DataConfig(), max_tokens=tokens))

@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from skipgpt.config import DataConfig
 from skipgpt.data import (
     Document,
-    encode_documents,
+    encode_stream,
     read_documents,
     split_documents,
     stdlib_documents,
@@ -197,8 +197,8 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(train, SHAPES[options.shape][0])
         tokenizer.save_pretrained(options.out)
-    train_ids = encode_documents(train, tokenizer)
-    held_ids = encode_documents(held_out, tokenizer)
+    train_ids = encode_stream(train, tokenizer).ids
+    held_ids = encode_stream(held_out, tokenizer).ids
     held_blocks = held_ids[: len(held_ids) // BLOCK * BLOCK].view(-1, BLOCK)
     held_blocks = held_blocks[:: max(4, len(held_blocks) // 64)]
     print(f"{len(train)} documents, {len(train_ids):,} tokens; held out {len(held_ids):,}")
@@ -244,7 +244,7 @@ def main() -> None:
 
     model = LlamaForCausalLM.from_pretrained(options.out).to(options.device)
     # The held-out side has no tests, so the gap is measured against training text without them.
-    alike = encode_documents([d for d in train if not is_test(d)], tokenizer)
+    alike = encode_stream([d for d in train if not is_test(d)], tokenizer).ids
     sample = alike[: len(alike) // BLOCK * BLOCK].view(-1, BLOCK)
     sample = sample[torch.randperm(len(sample), generator=generator)[: len(held_blocks)]]
     summary = {

@@ -10,9 +10,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from skipgpt.config import DataConfig
-from skipgpt.data import Document, encode_documents
+from skipgpt.data import Document, encode_stream
 from skipgpt.data.encoding import boundaries, encode_chat, encode_prompt
-from skipgpt.data.stream import encode_stream
 from skipgpt.evaluation.source_rows import source_rows
 from skipgpt.generation import generate
 from tiny import byte_tokenizer, tiny_routed
@@ -50,13 +49,13 @@ def test_a_document_begins_as_the_tokenizer_begins_a_text() -> None:
     tokenizer = with_bos(byte_tokenizer())
     expected = [*tokenizer("One.")["input_ids"], *tokenizer("Two.")["input_ids"]]
     assert expected.count(0) == 2
-    assert encode_documents(documents("One.", "Two."), tokenizer).tolist() == expected
+    assert encode_stream(documents("One.", "Two."), tokenizer).ids.tolist() == expected
 
 
 @pytest.mark.parametrize("template", [CHATML, None])
 def test_a_token_of_turns_never_stands_around_a_document(template: str | None) -> None:
     tokenizer = chat_tokenizer(chat_template=template)
-    ids = encode_documents(documents("a", "b"), tokenizer).tolist()
+    ids = encode_stream(documents("a", "b"), tokenizer).ids.tolist()
     (a,), (b,) = tokenizer("a")["input_ids"], tokenizer("b")["input_ids"]
     assert ids == [0, a, 0, b]  # <|endoftext|>
 
@@ -72,7 +71,7 @@ def test_a_template_tells_which_tokens_are_of_turns() -> None:
 def test_documents_of_a_tokenizer_that_knows_no_other_token_touch() -> None:
     core = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, START: 2, END: 3}, merges=[]))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=START, eos_token=END)
-    assert encode_documents(documents("a", "b"), tokenizer).tolist() == [0, 1]
+    assert encode_stream(documents("a", "b"), tokenizer).ids.tolist() == [0, 1]
 
 
 def test_control_tokens_in_a_document_are_text_unless_asked_for() -> None:
@@ -80,8 +79,8 @@ def test_control_tokens_in_a_document_are_text_unless_asked_for() -> None:
     text = "It ends with <|endoftext|> here."
     as_text = tokenizer(text, split_special_tokens=True)["input_ids"]
     assert len(as_text) == len(text)  # a token per byte
-    assert encode_documents(documents(text), tokenizer).tolist() == [0, *as_text]
-    alive = encode_documents(documents(text), tokenizer, control_tokens=True).tolist()
+    assert encode_stream(documents(text), tokenizer).ids.tolist() == [0, *as_text]
+    alive = encode_stream(documents(text), tokenizer, control_tokens=True).ids.tolist()
     assert alive == [0, *tokenizer(text)["input_ids"]]
     assert alive.count(0) == 2
 
@@ -119,7 +118,7 @@ def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_does_not_end(
     prompt = [*tokenizer("ab")["input_ids"][:before], *bare]
     assert encode_prompt(tokenizer, "ab") == prompt
     if before:  # as documents do
-        assert encode_documents(documents("ab"), tokenizer).tolist() == prompt
+        assert encode_stream(documents("ab"), tokenizer).ids.tolist() == prompt
         # A prompt that is written with what stands before a text gets it once.
         written = tokenizer.decode(prompt)
         assert encode_prompt(tokenizer, written, control_tokens=True) == prompt
@@ -220,7 +219,7 @@ def test_a_token_around_turns_is_text_in_text_even_if_it_is_not_special() -> Non
     assert encode_prompt(tokenizer, "a[/A]").count(end) == 0
     assert encode_prompt(tokenizer, "a[/A]", control_tokens=True).count(end) == 1
     assert encode_prompt(tokenizer, "a[TOOL]").count(tool) == 1
-    assert end not in encode_documents(documents("a[/A]b"), tokenizer).tolist()
+    assert end not in encode_stream(documents("a[/A]b"), tokenizer).ids.tolist()
     ids = encode_chat(tokenizer, [{"role": "user", "content": "a[/A]b"}])
     assert ids.count(end) == 1
     assert tokenizer.decode(ids) == "a[/A]b[/A]"

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from skipgpt.config import DataConfig
 from skipgpt.data import (
     Document,
-    encode_documents,
+    encode_stream,
     load_blocks,
     pack_blocks,
 )
@@ -36,7 +36,7 @@ def bare_tokenizer(**special: str) -> PreTrainedTokenizerFast:
 def test_bos_stands_before_every_document() -> None:
     tokenizer = bare_tokenizer(bos_token="<|endoftext|>")
     a, b = tokenizer("a").input_ids, tokenizer("bb").input_ids
-    ids = encode_documents([Document("", "a", ""), Document("", "bb", "")], tokenizer)
+    ids = encode_stream([Document("", "a", ""), Document("", "bb", "")], tokenizer).ids
     assert ids.tolist() == [0, *a, 0, *b]
     assert ids.dtype == torch.int64
 
@@ -44,13 +44,13 @@ def test_bos_stands_before_every_document() -> None:
 def test_eos_stands_after_every_document_where_there_is_no_bos() -> None:
     tokenizer = bare_tokenizer(eos_token="<|endoftext|>")
     a, b = tokenizer("a").input_ids, tokenizer("bb").input_ids
-    ids = encode_documents([Document("", "a", ""), Document("", "bb", "")], tokenizer)
+    ids = encode_stream([Document("", "a", ""), Document("", "bb", "")], tokenizer).ids
     assert ids.tolist() == [*a, 0, *b, 0]
 
 
 def test_documents_touch_where_the_tokenizer_has_neither() -> None:
     tokenizer = bare_tokenizer()
-    ids = encode_documents([Document("", "a", ""), Document("", "bb", "")], tokenizer)
+    ids = encode_stream([Document("", "a", ""), Document("", "bb", "")], tokenizer).ids
     assert ids.tolist() == tokenizer("abb").input_ids
 
 
@@ -60,8 +60,8 @@ def test_a_tokenizer_that_adds_bos_itself_does_not_double_it() -> None:
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     assert tokenizer("a").input_ids[0] == 0
-    ids = encode_documents([Document("", "a", "")] * 2, tokenizer).tolist()
-    assert ids == encode_documents([Document("", "a", "")] * 2, TOKENIZER).tolist()
+    ids = encode_stream([Document("", "a", "")] * 2, tokenizer).ids.tolist()
+    assert ids == encode_stream([Document("", "a", "")] * 2, TOKENIZER).ids.tolist()
     assert ids.count(0) == 2
 
 
@@ -71,14 +71,14 @@ def test_documents_longer_than_the_window_are_encoded_in_silence(
     tokenizer = byte_tokenizer()
     tokenizer.model_max_length = 8
     with caplog.at_level(logging.WARNING):
-        ids = encode_documents([Document("", "x" * 100, "")], tokenizer)
+        ids = encode_stream([Document("", "x" * 100, "")], tokenizer).ids
     assert len(ids) == 101
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
 
 
 def test_no_documents_give_no_tokens() -> None:
-    ids = encode_documents([], TOKENIZER)
+    ids = encode_stream([], TOKENIZER).ids
     assert ids.shape == (0,)
     assert ids.dtype == torch.int64
 

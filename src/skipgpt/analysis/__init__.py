@@ -2,7 +2,7 @@
 
 Trace a text first; each analysis is then a pure function from traces to a `Table`:
 
-    rows = rows_of(encode_documents(documents, tokenizer), 256)
+    rows = rows_of(encode_stream(documents, tokenizer).ids, 256)
     trace, dense = trace_text(model, tokenizer, rows), trace_dense(model, tokenizer, rows)
     for table in (keep_by_module(trace), routing_health(trace), keep_by_token(trace, dense)):
         print(table.to_markdown())

@@ -12,14 +12,14 @@ from skipgpt.data.blocks import Blocks, load_blocks, pack_blocks
 from skipgpt.data.documents import Document, stdlib_documents
 from skipgpt.data.sources import read_documents
 from skipgpt.data.split import split_documents
-from skipgpt.data.stream import encode_beginning, encode_documents
+from skipgpt.data.stream import encode_beginning, encode_stream
 
 __all__ = [
     "Document",
     "read_documents",
     "stdlib_documents",
     "split_documents",
-    "encode_documents",
+    "encode_stream",
     "encode_beginning",
     "pack_blocks",
     "Blocks",

@@ -48,7 +48,7 @@ def pack_blocks(
     config: DataConfig,
     doing: str = "packing the text into rows",
 ) -> tuple[Tensor, int]:
-    """Cut the stream of `encode_documents` into rows; a remainder shorter than a row is dropped.
+    """Cut the stream of `encode_stream` into rows; a remainder shorter than a row is dropped.
 
     Returns:
         Token ids [N, T], int64, with N at least 1, and how many rows begin inside a document.

@@ -34,23 +34,16 @@ class Encoded(NamedTuple):
         return len(set(places).difference(self.starts))
 
 
-def encode_documents(
+def encode_stream(
     documents: Iterable[Document], tokenizer: Any, *, control_tokens: bool = False
-) -> Tensor:
-    """Encode documents into one stream of token ids [S], int64, with `boundaries` around each.
+) -> Encoded:
+    """Encode documents into one stream of token ids, with `boundaries` around each.
 
     Control tokens that are written in a document count as such only if asked for.
 
     Example:
-        ids = encode_documents(stdlib_documents(), tokenizer)
+        ids = encode_stream(stdlib_documents(), tokenizer).ids
     """
-    return encode_stream(documents, tokenizer, control_tokens=control_tokens).ids
-
-
-def encode_stream(
-    documents: Iterable[Document], tokenizer: Any, *, control_tokens: bool = False
-) -> Encoded:
-    """Encode documents as `encode_documents` does, and tell where each document begins."""
     return encode_beginning(documents, tokenizer, 0, control_tokens=control_tokens)[0]
 
 
