@@ -39,7 +39,6 @@ def routed(
         torch.full((tokens,), entropy),
         torch.full((layers + 1, tokens), norm),
         keep=keep,
-        margin=keep.float() - 0.5,
         measured=measured,
     )
 

@@ -69,7 +69,6 @@ def made(
             entropy,
             norm * (1 + asked),
             keep=keep,
-            margin=margin,
             measured=measured,
         )
         traces[asked] = trace

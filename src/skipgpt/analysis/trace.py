@@ -22,7 +22,6 @@ from skipgpt.model.modules import first_of
 from skipgpt.model.residual_stream import watching_stream
 from skipgpt.model.state import record_routing
 from skipgpt.model.surgery import routed_layers
-from skipgpt.model.trace import Trace
 from skipgpt.routing.decision import MODULES, Site
 
 
@@ -86,12 +85,10 @@ class TextTrace(Reading):
 
     Attributes:
         keep: [L, M, N] bool, which token ran which module.
-        margin: [L, M, N] keep logit minus skip logit.
         measured: loss and sparsity, as `skipgpt eval` gives them for the same rows.
     """
 
     keep: Tensor
-    margin: Tensor
     measured: Perplexity
 
     @property
@@ -156,11 +153,11 @@ def trace_text(
             got="a model in dense execution, which decides nothing",
             expected="gated, sparse or auto execution",
         )
+    keep = torch.cat([step.stacked("keep").cpu() for step in trace.steps], dim=-1)
     return TextTrace(
         text_of(rows, tokenizer),
         *reading.read(),
-        keep=_stacked(trace, lambda decision: decision.keep),
-        margin=_stacked(trace, lambda decision: decision.margin.float()),
+        keep=keep.reshape(-1, len(MODULES), keep.shape[-1]),
         measured=build_result(model, trace.counts(), nll, tokens, rows, closeness),
     )
 
@@ -241,13 +238,3 @@ class _Reader:
         """Surprisal and entropy [N], norms [L + 1, N]."""
         norm = torch.stack([torch.cat(each) for each in self.norms])
         return torch.cat(self.surprisal), torch.cat(self.entropy), norm
-
-
-def _stacked(trace: Trace, of: Callable[[Any], Tensor]) -> Tensor:
-    """Stack one field of every decision, [L, M, N]."""
-    steps = []
-    for step in trace.steps:
-        layers = [step.decisions[n] for n in sorted(step.decisions)]
-        each = [torch.stack([of(getattr(d, kind)).flatten() for kind in MODULES]) for d in layers]
-        steps.append(torch.stack(each).cpu())
-    return torch.cat(steps, dim=-1)
