@@ -110,9 +110,9 @@ def test_only_layers_that_stay_take_weights_over() -> None:
 
 def test_merges_are_made_from_the_top_downwards() -> None:
     # Every layer is the same, and hardly anything: all merges are good enough at once.
-    model = add_routers(tiny_base(num_hidden_layers=8, initializer_range=1e-3))
-    removed = laco(model, rows(2), 5, merge=3)
-    assert removed == [layer(n) for n in (6, 5, 7, 4, 3)]
+    base = tiny_base(num_hidden_layers=24, initializer_range=1e-3, intermediate_size=8)
+    removed = laco(add_routers(base), rows(2), 5)
+    assert removed == [layer(n) for n in (22, 21, 23, 20, 19)]
 
 
 def test_an_eighth_of_the_layers_become_one_at_a_time() -> None:
@@ -151,11 +151,6 @@ def test_an_interruption_leaves_the_weights_as_they_were(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         laco(model, text, 2)
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-
-
-def test_a_merge_of_one_layer_is_refused() -> None:
-    with pytest.raises(ConfigError, match="got merge=1; expected at least 2 layers per merge"):
-        laco(deep(), rows(1), 1, merge=1)
 
 
 def test_a_copy_keeps_the_model_for_others() -> None:

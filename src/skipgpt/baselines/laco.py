@@ -54,7 +54,6 @@ def laco(
     *,
     batch_size: int = 8,
     on_step: OnStep | None = None,
-    merge: int | None = None,
 ) -> list[Unit]:
     """Merge layers into others, in place, until `removals` layers are gone.
 
@@ -62,12 +61,12 @@ def laco(
     this number of removals only; a prefix of it is no result. Pass a copy if the model is still
     needed. On failure the weights are restored.
 
-    Each merge makes `merge` layers one (default: an eighth of all, at least 2). `on_step` is called
-    with the most layers that a sweep has removed so far, and layers to remove. Other arguments and
-    the result: `skipgpt.removal.search.Method`.
+    Each merge makes an eighth of all layers one, at least 2. `on_step` is called with the most
+    layers that a sweep has removed so far, and layers to remove. Other arguments and the result:
+    `skipgpt.removal.search.Method`.
 
     Raises:
-        ConfigError: more removals than layers that can be merged, or fewer than two per merge.
+        ConfigError: more removals than layers that can be merged.
         UnsupportedModelError: the base is quantised: its weights cannot be added.
 
     Example:
@@ -77,11 +76,7 @@ def laco(
     refuse_quantized(model, "merging layers")
     units = units_of(model, "layers")
     check_removals(removals, units)
-    merge = max(2, round(len(units) / 8)) if merge is None else merge
-    if merge < 2:
-        raise ConfigError(
-            "merging layers", got=f"merge={merge}", expected="at least 2 layers per merge"
-        )
+    merge = max(2, round(len(units) / 8))
     judge, best = _Judge(model, blocks, batch_size), 0
     while True:
         merges = Merges(model)
