@@ -49,7 +49,7 @@ from skipgpt.model.base import load_base
 from skipgpt.model.sparsity import at_sparsity
 from skipgpt.model.state import count_routing, routing_state
 from skipgpt.model.surgery import add_routers, routed_layers, routers
-from skipgpt.routing.curve import CalibrationCurve
+from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.router import KEEP
 
 
@@ -74,7 +74,7 @@ def write_models(shape: str, sparsity: float, folder: Path) -> None:
         for each in (layer.attn_stand_in, layer.mlp_stand_in):
             each.up.weight[sites:].normal_(std=0.02)
     points = ((0.0, float("-inf")), (sparsity, 0.0))
-    routing_state(model).curve = CalibrationCurve(points)
+    routing_state(model).curves = Curves.of_modules(CalibrationCurve(points))
     as_auto_model(model, sparsity).save_pretrained(folder / "routed")
 
 

@@ -64,7 +64,7 @@ def test_what_was_calibrated_before_is_forgotten() -> None:
     model = deep()
     calibrate(model, rows(2), target=0.5)
     constant_routes(model, MIXED[:1])
-    assert routing_state(model).curve is None
+    assert routing_state(model).curves is None
     assert routing_state(model).rule == Threshold(0.0)
     assert _skipped(model) == set(layer(3))
 

@@ -61,7 +61,7 @@ def test_calibrating_without_a_target_stores_the_curve_and_leaves_the_rule() -> 
     before = routing_state(model).rule
     curve = calibrate(model, rows(4))
     assert routing_state(model).rule == before
-    assert routing_state(model).curve == curve
+    assert routing_state(model).curves.curve() == curve
 
 
 @short_dial

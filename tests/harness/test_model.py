@@ -37,7 +37,7 @@ def test_the_harness_finds_it_by_name_and_makes_it_of_arguments() -> None:
     assert type(made) is RoutedLM
     assert made.scorer.batch.automatic
     assert made.scorer.side == "left"
-    curve = routing_state(made.model).curve
+    curve = routing_state(made.model).curves.curve()
     assert routing_state(made.model).rule == Threshold(curve.threshold(0.5))
 
 

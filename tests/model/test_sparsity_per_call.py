@@ -12,16 +12,16 @@ from skipgpt.config import ALL_LINEAR, LoraStage
 from skipgpt.errors import ConfigError
 from skipgpt.model.lora import with_lora
 from skipgpt.model.state import record_routing, routing_state
-from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.decision import Threshold
 
 IDS = ONE_ROW.given["input_ids"]
-CURVE = CalibrationCurve(((0.0, -float("inf")), (0.3, -0.2), (0.6, 0.2)))
+CURVES = Curves.of_modules(CalibrationCurve(((0.0, -float("inf")), (0.3, -0.2), (0.6, 0.2))))
 
 
 def calibrated(family: str = "llama") -> nn.Module:
     model = routed(family)
-    routing_state(model).curve = CURVE
+    routing_state(model).curves = CURVES
     return model
 
 
@@ -88,7 +88,7 @@ def test_a_sparsity_that_is_refused_changes_nothing() -> None:
     for wrong in (0.3, 1.5, "much"):
         with pytest.raises(ConfigError):
             model(IDS, sparsity=wrong)
-        routing_state(model).curve = CURVE
+        routing_state(model).curves = CURVES
     with pytest.raises(ConfigError, match="end of the calibrated curve"):
         model(IDS, sparsity=0.9)
     state = routing_state(model)

@@ -12,7 +12,7 @@ from skipgpt.model.families.table import FAMILIES
 from skipgpt.model.sparsity import set_sparsity
 from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, remove_routers, routed_layers
-from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.decision import Threshold
 from tiny import tiny_base
 
@@ -196,7 +196,8 @@ def test_the_budget_dial_needs_calibration_and_stays_on_its_curve() -> None:
     )
 
     state = routing_state(model)
-    state.curve = CalibrationCurve(((0.0, -float("inf")), (0.2, 1.0), (0.4, 3.0)))
+    curve = CalibrationCurve(((0.0, -float("inf")), (0.2, 1.0), (0.4, 3.0)))
+    state.curves = Curves.of_modules(curve)
     set_sparsity(model, 0.3)
     assert state.rule == Threshold(pytest.approx(2.0))
     set_sparsity(model, 0)

@@ -23,7 +23,7 @@ from skipgpt.model.base import load_base
 from skipgpt.model.sparsity import at_sparsity
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import add_routers, routed_layers, routers, stand_ins
-from skipgpt.routing.calibration import CalibrationCurve
+from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.router import KEEP
 from tiny import byte_tokenizer
 
@@ -90,7 +90,7 @@ def routed_by_tokens(model: Any, folder: Path, **router: Any) -> Any:
         layer.self_attn.o_proj.weight[: len(sites)] = 0
         layer.mlp.down_proj.weight[: len(sites)] = 0
     points = ((0.0, float("-inf")), (0.25, -2.0), (0.5, 0.0), (0.75, 2.0))
-    routing_state(model).curve = CalibrationCurve(points)
+    routing_state(model).curves = Curves.of_modules(CalibrationCurve(points))
     return write(model.eval(), 0.5, folder)
 
 

@@ -9,7 +9,7 @@ from runs import metrics, run, tiny_config
 from skipgpt.config import RouterConfig
 from skipgpt.cost import Savings
 from skipgpt.model.state import RoutingState
-from skipgpt.routing.curve import CalibrationCurve
+from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.decision import DecisionRule, RandomRoutes, Site, Threshold
 from skipgpt.training.loop.budget_threshold import BudgetThreshold
 
@@ -19,7 +19,7 @@ MODULES = Savings("modules", {A: 0.5, B: 0.5})
 
 def _state(rule: DecisionRule) -> RoutingState:
     state = RoutingState(RouterConfig(), rule)
-    state.curve = CalibrationCurve(((0.0, -torch.inf), (0.5, 0.0)))
+    state.curves = Curves.of_modules(CalibrationCurve(((0.0, -torch.inf), (0.5, 0.0))))
     return state
 
 

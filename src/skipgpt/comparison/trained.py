@@ -79,7 +79,8 @@ def measure_at_sparsities(
     """Measure one checkpoint at other budgets than its own."""
     model, _ = load_placed(str(trained.checkpoint), setup.placement)
     rows = []
-    curve = routing_state(model).curve
+    curves = routing_state(model).curves
+    curve = None if curves is None else curves.curve()
     for sparsity in sparsities:
         if curve is not None and not curve.reaches(sparsity):
             logger.info("%s reaches %.2f, not %g", method, curve.largest, sparsity)

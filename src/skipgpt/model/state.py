@@ -19,7 +19,7 @@ from skipgpt.config import RouterConfig
 from skipgpt.config.checks import check_choice
 from skipgpt.errors import ConfigError
 from skipgpt.model.trace import KeepCounts, Recorder, Trace
-from skipgpt.routing.curve import CalibrationCurve, Curves
+from skipgpt.routing.curve import Curves
 from skipgpt.routing.decision import DecisionRule, Threshold
 from skipgpt.routing.noise import RowNoise
 from skipgpt.system.device_profile import Machine, profile_of
@@ -73,15 +73,6 @@ class RoutingState:
     given: Given | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
-
-    @property
-    def curve(self) -> CalibrationCurve | None:
-        """The curve of the unit that the model was trained for; the setter takes one in modules."""
-        return None if self.curves is None else self.curves.curve()
-
-    @curve.setter
-    def curve(self, curve: CalibrationCurve | None) -> None:
-        self.curves = None if curve is None else Curves.of_modules(curve)
 
     @property
     def keeps_all(self) -> bool:

@@ -57,4 +57,4 @@ def constant_routes(model: nn.Module, units: Sequence[Unit]) -> None:
     for site, router in routers(model).items():
         set_constant(router, rank.get(site, 1.0))
     state = routing_state(model)
-    state.rule, state.curve = Threshold(0.0), None
+    state.rule, state.curves = Threshold(0.0), None
