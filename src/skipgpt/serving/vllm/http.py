@@ -38,7 +38,7 @@ class SparsityField:
             if not message.get("more_body"):
                 break
         body = rewrite_body(b"".join(parts))
-        if b"use_beam_search" in body and _beams_with_sparsity(body):
+        if body is None:
             await JSONResponse(_NO_BEAMS, 400)(scope, receive, send)
             return
         headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
@@ -60,16 +60,11 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return asked if isinstance(asked, dict) else {}
 
 
-def _beams_with_sparsity(body: bytes) -> bool:
-    asked = _parsed(body)
-    return bool(asked.get("use_beam_search") and set(FIELDS) & set(asked.get("vllm_xargs") or ()))
+def rewrite_body(body: bytes) -> bytes | None:
+    """Rewrite the body of a request for vLLM, where that is needed; None refuses it.
 
-
-def rewrite_body(body: bytes) -> bytes:
-    """Rewrite the body of a request for vLLM, where that is needed.
-
-    `sparsity` and `budget` go among vLLM's extra arguments. A chat whose last turn is the
-    assistant's continues that turn, unless the request says otherwise.
+    `sparsity` and `budget` go among vLLM's extra arguments, which beam search would leave out. A
+    chat whose last turn is the assistant's continues that turn, unless the request says otherwise.
 
     Example:
         >>> rewrite_body(b'{"prompt": "a", "sparsity": 0.4}')
@@ -77,15 +72,16 @@ def rewrite_body(body: bytes) -> bytes:
     """
     asked = _parsed(body)
     goes_on = _goes_on(asked)
-    if not goes_on and not set(FIELDS) & set(asked):
-        return body
-    asked |= goes_on
-    others = asked.get("vllm_xargs") or {}
-    given = {name: asked.pop(name) for name in FIELDS if name in asked}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and isinstance(others, dict):
-        asked["vllm_xargs"] = others | given
-    return json.dumps(asked).encode()
+    if goes_on or set(FIELDS) & set(asked):
+        asked |= goes_on
+        others = asked.get("vllm_xargs") or {}
+        given = {name: asked.pop(name) for name in FIELDS if name in asked}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and isinstance(others, dict):
+            asked["vllm_xargs"] = others | given
+        body = json.dumps(asked).encode()
+    beams = asked.get("use_beam_search") and set(FIELDS) & set(asked.get("vllm_xargs") or ())
+    return None if beams else body
 
 
 def _goes_on(asked: dict[str, Any]) -> dict[str, bool]:
