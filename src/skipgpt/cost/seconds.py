@@ -39,9 +39,9 @@ from skipgpt.cost.counts import (
 )
 from skipgpt.cost.savings import Savings, profile_for
 from skipgpt.errors import ConfigError
-from skipgpt.model.surgery import hidden_size, routed_layers, stand_ins
+from skipgpt.model.surgery import hidden_size, routed_layers, routers, stand_ins
 from skipgpt.routing.curve import CalibrationCurve, Curves
-from skipgpt.routing.decision import MODULES, Site
+from skipgpt.routing.decision import Site
 from skipgpt.system.device_profile import Machine
 from skipgpt.system.hardware import hardware
 
@@ -192,16 +192,11 @@ def with_time(model: nn.Module, curves: Curves) -> Curves:
     timed = curves.timed or TimedForward()
     saved = time_savings(model, timed)
     points = (
-        (saved.share(dict(zip(sites_of(model), keep, strict=True))), at)
+        (saved.share(dict(zip(routers(model), keep, strict=True))), at)
         for at, *keep in curves.keep_at
     )
     by_budget = {**curves.by_budget, "time": CalibrationCurve.rising(points)}
     return dataclasses.replace(curves, by_budget=by_budget, timed=timed, hardware=timed_on(model))
-
-
-def sites_of(model: nn.Module) -> list[Site]:
-    """The sites of a model in the order of `Curves.keep_at`."""
-    return [Site(layer.index, module) for layer in routed_layers(model) for module in MODULES]
 
 
 def timed_on(model: nn.Module) -> dict[str, str]:

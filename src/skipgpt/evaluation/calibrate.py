@@ -16,7 +16,7 @@ from skipgpt.checkpoint.loading import load
 from skipgpt.checkpoint.saving import describe, save
 from skipgpt.config import BUDGET_NOUNS, BUDGETS, Budget, DataConfig, TimedForward, check_budget
 from skipgpt.cost import profile_for, savings, timed_of
-from skipgpt.cost.seconds import sites_of, timed_on
+from skipgpt.cost.seconds import timed_on
 from skipgpt.data import load_blocks
 from skipgpt.evaluation.meter import Meter
 from skipgpt.evaluation.perplexity import perplexity
@@ -24,6 +24,7 @@ from skipgpt.evaluation.windows import mean_context
 from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.sparsity import clamp_to_curve, set_sparsity
 from skipgpt.model.state import routing_state
+from skipgpt.model.surgery import routers
 from skipgpt.routing.calibration import CURVE, calibrate_curve, find_threshold
 from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.system.folder_lock import writing_to
@@ -105,7 +106,7 @@ def calibrate(
         thresholds = sorted({*thresholds, found})
     by_budget = {each: curves[each] for each in BUDGETS if each in curves}
     keep_at = tuple(
-        (at, *(round(few.keep[at][site], 4) for site in sites_of(model)))
+        (at, *(round(few.keep[at][site], 4) for site in routers(model)))
         for at in thresholds
         if math.isfinite(at)
     )
