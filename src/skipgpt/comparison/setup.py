@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +37,7 @@ from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, hidden_size
 from skipgpt.routing.decision import Site
+from skipgpt.system.atomic import digest_of
 from skipgpt.system.device_profile import Machine
 
 OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
@@ -212,7 +211,7 @@ class ComparisonSetup:
         made_of = {**facts, **shared, "where": self.device_and_dtype}
         if self.machine:
             made_of["machine"] = dataclasses.asdict(self.machine)
-        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest(), made_of
+        return digest_of(made_of, 64), made_of
 
     def row(
         self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any

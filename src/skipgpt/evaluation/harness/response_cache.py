@@ -17,7 +17,7 @@ from skipgpt.errors import CheckpointError
 from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.loading.identity import tokenizer_rules
 from skipgpt.model.state import routing_state
-from skipgpt.system.atomic import staged
+from skipgpt.system.atomic import digest_of, staged
 
 _SQLITE = b"SQLite format 3\0"
 PACKAGES = ("skipgpt", "torch", "transformers", "lm_eval")
@@ -81,8 +81,7 @@ def answers_key(lm: Any) -> str:
         "add_bos_token": lm.add_bos_token,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    text = json.dumps(made_of, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of(made_of)
 
 
 def use_own_table(database: Any, key: str) -> None:

@@ -6,7 +6,6 @@ something else: another rotary base, another epsilon, another vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skipgpt.errors import CheckpointError
+from skipgpt.system.atomic import digest_of
 
 logger = logging.getLogger("skipgpt")
 
@@ -42,10 +42,10 @@ def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
     if tokenizer is not None:
         vocabulary = tokenizer.get_vocab()
         texts = {
-            "vocabulary": f"{len(vocabulary)} tokens, {_digest(sorted(vocabulary.items()))}",
-            "sample": _digest(tokenizer(_PROBE).input_ids),
-            "rules": _digest(tokenizer_rules(tokenizer)),
-            "chat_template": _digest(getattr(tokenizer, "chat_template", None)),
+            "vocabulary": f"{len(vocabulary)} tokens, {digest_of(sorted(vocabulary.items()))}",
+            "sample": digest_of(tokenizer(_PROBE).input_ids),
+            "rules": digest_of(tokenizer_rules(tokenizer)),
+            "chat_template": digest_of(getattr(tokenizer, "chat_template", None)),
         }
         texts |= {f"{role}_token": getattr(tokenizer, f"{role}_token") for role in _ROLES}
         found |= {TOKENIZER + name: value for name, value in texts.items()}
@@ -54,7 +54,7 @@ def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
 
 def digest_of_settings(settings: Mapping[str, Any]) -> str:
     """16 hex digits that change with any setting, whatever release of transformers reads them."""
-    return _digest({k: v for k, v in settings.items() if k != VERSION})
+    return digest_of({k: v for k, v in settings.items() if k != VERSION})
 
 
 def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], doing: str) -> None:
@@ -116,11 +116,6 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
             yield name, str(value)
         else:
             yield name, json.loads(json.dumps(value, default=str))
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:
