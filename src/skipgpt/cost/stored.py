@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 
-from skipgpt.model.attention import custom
 from skipgpt.model.state import execution, record_routing, routing_state, use_rule
 from skipgpt.routing.decision import DecisionRule, StraightThrough, Threshold
 
@@ -132,10 +131,11 @@ def _with_layers(config: Any, layers: int) -> Any:
 def _fake(config: Any, build: Build, layers: int) -> Any:
     """The model with so many layers, of fake tensors on a CPU."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     model = build(_with_layers(config, layers))
     if routing_state(model).config.kv == "dense":  # else its own mask says which keys are there
-        custom.register(_FUSED, _fused)
+        ALL_ATTENTION_FUNCTIONS.register(_FUSED, _fused)
         # No mask: causal attention of whole rows needs none.
         ALL_MASK_ATTENTION_FUNCTIONS.register(_FUSED, lambda *_, **__: None)
         model.set_attn_implementation(_FUSED)

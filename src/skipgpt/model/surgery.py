@@ -57,6 +57,8 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
         model = AutoModelForCausalLM.from_pretrained(name)
         skipgpt.add_routers(model, skipgpt.RouterConfig(normalize=True))
     """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     if routed_layers(model):
         raise ConfigError(
             "adding routers", got="a model that has routers", todo="call remove_routers first"
@@ -70,7 +72,7 @@ def add_routers(model: M, config: RouterConfig | None = None) -> M:
             "reading stand_in", got=str(rank), expected=f"at most {width}, the width of the model"
         )
     make_safe(model, "adding routers to a quantised model")
-    custom.register(custom.NAME, custom.attend)
+    ALL_ATTENTION_FUNCTIONS.register(custom.NAME, custom.attend)
     state = RoutingState(config)
     layer_class: Any = family.layer_class
     layers: list[Any] = [module for module in model.modules() if type(module) is layer_class]

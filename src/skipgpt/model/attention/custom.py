@@ -8,7 +8,6 @@ or a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -61,11 +60,3 @@ def can_use(layer: RoutedLayer) -> bool:
     asks = "ALL_ATTENTION_FUNCTIONS" in type(attn).forward.__code__.co_names
     weight: Tensor = next(attn.parameters())
     return asks and weight.device.type == "cpu" and attn.config._attn_implementation == "sdpa"
-
-
-def register(name: str, function: Callable[..., Any]) -> None:
-    """Register an attention function with transformers, unless its name is registered."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(name, function)
