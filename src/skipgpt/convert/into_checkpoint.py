@@ -31,7 +31,6 @@ def convert(
     base: str,
     out: str | Path,
     *,
-    revision: str | None = None,
     lora: str | Path | None = None,
     lora_alpha: int = 32,
     target_sparsity: float = 0.25,
@@ -44,7 +43,6 @@ def convert(
         path: the authors' file with the routers, and possibly LoRA and the base weights.
         base: hub id, folder or GGUF file of the base model that the routers were trained on.
         out: the checkpoint's folder.
-        revision: of the hub id.
         lora: the file with LoRA, where that is a second file, as the fork writes it.
         lora_alpha: LoRA's updates are multiplied by alpha / rank; 32 is the authors'.
         target_sparsity: what the routers were trained for; 0.25 is the authors'.
@@ -67,9 +65,7 @@ def convert(
         # Neither routers nor the fingerprint depend on the dtype; only float16 weights would be
         # compared with a base that was rounded twice.
         half = any(tensor.dtype == torch.float16 for tensor in source.tensors.values())
-        base_model, tokenizer = load_base(
-            base, revision=revision, dtype="float32" if half else "bfloat16"
-        )
+        base_model, tokenizer = load_base(base, dtype="float32" if half else "bfloat16")
         doing = f"converting {path} for the base {base!r}"
         _check_keys(source, base_model, doing)
         _check_base_weights(source, base_model.state_dict(), doing)
@@ -82,7 +78,6 @@ def convert(
         info = saving.describe(
             model,
             base,
-            revision=revision,
             tokenizer=tokenizer,
             recipe="paper",
             stages=("router", "lora") if source.lora else ("router",),
