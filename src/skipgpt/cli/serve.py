@@ -66,7 +66,6 @@ def run(
 ) -> None:  # fmt: skip
     """Parse, load, serve."""
     options.begin(quiet=quiet, seed=seed)
-    from skipgpt.checkpoint.folder import local_folder
     from skipgpt.config import as_budget
     from skipgpt.serving.serve import serve
 
@@ -77,7 +76,7 @@ def run(
             print(f"serving on {address}", file=sys.stderr, flush=True)
 
     serve(
-        local_folder(folder),
+        folder,
         engine=engine,
         host=host,
         port=port,
