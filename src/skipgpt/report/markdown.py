@@ -10,6 +10,7 @@ from skipgpt.cost import SENSES
 from skipgpt.report.content import Report
 from skipgpt.report.pages.markup import amount, nats, percent, signed
 from skipgpt.report.side_by_side import SideBySide
+from skipgpt.system.tables import markdown
 
 
 def to_markdown(report: Report) -> str:
@@ -77,8 +78,7 @@ def several_to_markdown(several: SideBySide) -> str:
 
 
 def _pairs(*rows: tuple[str, object]) -> str:
-    lines = [f"| {name} | {plain(str(value))} |" for name, value in rows]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    return markdown([("", ""), *((name, plain(str(value))) for name, value in rows)])
 
 
 def _made(report: Report) -> str:
