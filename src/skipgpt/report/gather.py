@@ -16,7 +16,7 @@ from skipgpt.analysis import TextTrace, trace_dense, trace_text
 from skipgpt.checkpoint.folder import local_folder, read_info
 from skipgpt.checkpoint.info import CheckpointInfo
 from skipgpt.checkpoint.loading import dense_base_of, load_placed
-from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, Placement, check_pair
+from skipgpt.config import BUDGET_NOUNS, Budget, DataConfig, Placement
 from skipgpt.cost import Forward, flops_per_token, overhead, work
 from skipgpt.evaluation.cache_memory import cache_memory
 from skipgpt.evaluation.harness.benchmark import Setting, check_tasks, task_scores
@@ -85,7 +85,6 @@ def gather(
     setting = Setting(task_dir=task_dir, limit=limit, placement=placement)
     if tasks:  # before the passes, which take minutes
         check_tasks(folder, tasks, setting)
-    check_pair(sparsity, budget)
     unit = budget or info.budget
     model, tokenizer = load_placed(folder, placement, sparsity=sparsity, budget=budget, merge=True)
     read = source_rows(sources, tokenizer, model, config, max_tokens=max_tokens)
