@@ -81,7 +81,7 @@ def test_a_static_baseline_is_known_to_the_command_by_its_entry(tmp_path: Path) 
         "from skipgpt.baselines.fisher", 1
     )  # fmt: skip
     start = "STATIC: Mapping[str, Static] = {\n"
-    entry = '    "deepest": Static(deepest, "layers", "the last layers, one shot"),\n'
+    entry = '    "deepest": Static("layers", "the last layers, one shot", deepest),\n'
     registry.write_text(text.replace(start, start + entry))
     program = (
         "from skipgpt.cli import main\n"

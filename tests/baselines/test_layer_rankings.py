@@ -11,10 +11,12 @@ from bases import deep, layer, own_words
 from removals import static_loss
 from runs import rows
 from skipgpt.baselines.greedy import sleb
-from skipgpt.baselines.shortened import shortened_ppl, shortened_taylor
+from skipgpt.baselines.registry import STATIC
 from skipgpt.model.surgery import add_routers, remove_routers
 from skipgpt.removal.units import sites_of
 from tiny import tiny_base
+
+shortened_ppl, shortened_taylor = (STATIC[f"shortened-{by}"].order for by in ("ppl", "taylor"))
 
 
 def test_sleb_takes_the_cheapest_inner_layer_given_those_gone() -> None:

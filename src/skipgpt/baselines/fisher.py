@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from skipgpt.cost import savings
 from skipgpt.fitting.costs import measure_costs
-from skipgpt.removal.search import one_shot
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.system.progress import OnStep
 
@@ -17,16 +16,15 @@ from skipgpt.system.progress import OnStep
 def fisher(
     model: nn.Module,
     blocks: Tensor,
-    removals: int,
     *,
     batch_size: int = 4,
     on_step: OnStep | None = None,
     per_flop: bool = False,
-) -> list[Unit]:
-    """Remove the modules whose removal costs least to second order, in one ranking.
+) -> dict[Unit, float]:
+    """Score each module by what its removal costs to second order.
 
-    Stand-ins, if any, run where modules are removed. `per_flop` ranks by the cost per FLOP saved.
-    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
+    Stand-ins, if any, run where modules are removed. `per_flop` gives the cost per FLOP saved.
+    Other arguments and errors: `skipgpt.removal.search.Method`.
 
     Raises:
         TrainingError: a gradient is NaN or infinite.
@@ -34,8 +32,7 @@ def fisher(
     measured = measure_costs(model, blocks, batch_size=batch_size, on_step=on_step)
     context = (blocks.shape[1] + 1) / 2
     saved = savings(model, "flops", context, removed=True).by_site
-    importance: dict[Unit, float] = {
+    return {
         (site,): measured[site].value.mean().item() / (saved[site] if per_flop else 1.0)
         for (site,) in units_of(model, "modules")
     }
-    return one_shot(importance, removals)

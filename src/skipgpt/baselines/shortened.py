@@ -18,7 +18,7 @@ given blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,6 @@ from skipgpt.baselines.weights import base_weights, refuse_quantized
 from skipgpt.evaluation.windows import batches
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import routed_layers
-from skipgpt.removal.search import one_shot
 from skipgpt.removal.suffix_loss import SuffixLoss
 from skipgpt.removal.units import Unit, units_of
 from skipgpt.system.mode import in_mode
@@ -40,17 +39,12 @@ KEPT_FIRST, KEPT_LAST = 4 / 32, 2 / 32
 """Shares of the layers that Taylor keeps at either end."""
 
 
-def shortened_ppl(
-    model: nn.Module,
-    blocks: Tensor,
-    removals: int,
-    *,
-    batch_size: int = 8,
-    on_step: OnStep | None = None,
-) -> list[Unit]:
-    """Remove the layers whose removal, each alone, costs the least loss.
+def losses_alone(
+    model: nn.Module, blocks: Tensor, *, batch_size: int = 8, on_step: OnStep | None = None
+) -> dict[Unit, float]:
+    """Score each layer by the loss without that one.
 
-    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
+    Arguments and errors: `skipgpt.removal.search.Method`.
     """
     losses = {}
     layers = units_of(model, "layers")
@@ -59,23 +53,18 @@ def shortened_ppl(
         losses[unit] = loss(unit)
         if on_step:
             on_step(done, len(layers))
-    return one_shot(losses, removals)
+    return losses
 
 
-def shortened_taylor(
-    model: nn.Module,
-    blocks: Tensor,
-    removals: int,
-    *,
-    batch_size: int = 8,
-    on_step: OnStep | None = None,
-) -> list[Unit]:
-    """Remove the layers whose weights matter least to the loss, to first order.
+def taylor(
+    model: nn.Module, blocks: Tensor, *, batch_size: int = 8, on_step: OnStep | None = None
+) -> dict[Unit, float]:
+    """Score each layer by how much its weights matter to the loss, to first order.
 
     The gradient is that of the mean loss over all blocks, so the batch size does not matter. During
     the call it takes as much memory as the weights of the layers.
 
-    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
+    Arguments and errors: `skipgpt.removal.search.Method`.
     """
     refuse_quantized(model, "estimating the importance of layers from gradients")
     layers = units_of(model, "layers")
@@ -85,7 +74,7 @@ def shortened_taylor(
     }
     with _only_gradients_of(model, (p for each in weights.values() for p in each)):
         _backward(model, blocks, batch_size, on_step)
-        importance = {
+        return {
             unit: sum(
                 (p.detach() * p.grad).abs().sum(dtype=torch.float32).item()
                 for p in each
@@ -93,9 +82,13 @@ def shortened_taylor(
             )
             for unit, each in weights.items()
         }
+
+
+def ends(layers: Sequence[Unit]) -> set[Unit]:
+    """Return the layers at either end that Taylor removes last."""
     first = max(1, round(KEPT_FIRST * len(layers)))
     last = max(1, round(KEPT_LAST * len(layers)))
-    return one_shot(importance, removals, protected={*layers[:first], *layers[-last:]})
+    return {*layers[:first], *layers[-last:]}
 
 
 def _backward(model: Any, blocks: Tensor, batch_size: int, on_step: OnStep | None) -> None:

@@ -8,7 +8,7 @@ authors calibrate on PG-19 in windows of 256 tokens, we on the given blocks.
 
 LLM-Drop (arXiv 2406.15786, github.com/CASE-Lab-UMD/LLM-Drop) removes modules: its one-shot "layer
 drop", which drops the norm as well. A module's similarity is the mean cosine of the stream before
-and after its output is added; `joint` ranks both kinds in one list. The authors' code supports
+and after its output is added; both kinds are ranked in one list. The authors' code supports
 pre-norm families only; here a module's output is taken after any norm or scale that follows it,
 and in parallel families the input of an MLP is that of the layer. The authors calibrate on 256
 rows of 2,048 tokens of C4, we on the given blocks.
@@ -16,64 +16,23 @@ rows of 2,048 tokens of C4, we on the given blocks.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from skipgpt.errors import ConfigError
 from skipgpt.evaluation.perplexity import total_loss
 from skipgpt.evaluation.windows import batches
 from skipgpt.model.residual_stream import watching_stream
-from skipgpt.removal.search import one_shot
-from skipgpt.removal.units import Unit, units_of
+from skipgpt.removal.units import Unit
 from skipgpt.system.progress import OnStep
 
 
-def shortgpt(
-    model: nn.Module,
-    blocks: Tensor,
-    removals: int,
-    *,
-    batch_size: int = 8,
-    on_step: OnStep | None = None,
-) -> list[Unit]:
-    """Remove the layers of least block influence.
-
-    Arguments, result, errors and example: `skipgpt.removal.search.Method`.
-    """
-    cosines = similarities(model, blocks, batch_size=batch_size, on_step=on_step)
-    return one_shot({unit: 1 - cosines[unit] for unit in units_of(model, "layers")}, removals)
-
-
-def llm_drop(
-    model: nn.Module,
-    blocks: Tensor,
-    removals: int,
-    *,
-    batch_size: int = 8,
-    on_step: OnStep | None = None,
-    modules: Literal["joint", "attn", "mlp"] = "joint",
-) -> list[Unit]:
-    """Remove the modules whose output is most like their input.
-
-    `modules` says which kinds may be removed: attention only, MLPs only, or both. Other arguments,
-    result, errors and example: `skipgpt.removal.search.Method`.
-    """
-    if modules not in ("joint", "attn", "mlp"):
-        raise ConfigError(
-            "choosing which modules may go", got=repr(modules), expected="joint, attn or mlp"
-        )
-    kinds = ("attn", "mlp") if modules == "joint" else (modules,)
-    cosines = similarities(model, blocks, batch_size=batch_size, on_step=on_step)
-    candidates = [unit for unit in units_of(model, "modules") if unit[0].module in kinds]
-    return one_shot({unit: 1 - cosines[unit] for unit in candidates}, removals)
-
-
-def similarities(
+def influences(
     model: nn.Module, blocks: Tensor, *, batch_size: int = 8, on_step: OnStep | None = None
 ) -> dict[Unit, float]:
-    """Return, for every module and layer, the mean cosine over all tokens of blocks [N, T]."""
+    """Score every layer and module by 1 minus its mean cosine over all tokens of blocks [N, T].
+
+    Arguments and errors: `skipgpt.removal.search.Method`.
+    """
     totals: dict[Unit, Tensor] = {}
 
     def count(unit: Unit, before: Tensor, after: Tensor) -> None:
@@ -86,4 +45,4 @@ def similarities(
             total_loss(model, batch, batch_size)
             if on_step:
                 on_step(done, len(parts))
-    return {unit: float(total) / blocks.numel() for unit, total in totals.items()}
+    return {unit: 1 - float(total) / blocks.numel() for unit, total in totals.items()}

@@ -16,9 +16,12 @@ from skipgpt.removal.units import Unit, check_removals, sites_of
 from skipgpt.routing.decision import Site
 from skipgpt.system.progress import OnStep
 
+Score = Callable[..., Mapping[Unit, float]]
+"""Scores units, of which the least go first, by `model`, `blocks`, `batch_size` and `on_step`."""
+
 
 class Method(Protocol):
-    """The signature of every static method."""
+    """The signature of every search for what to remove."""
 
     def __call__(
         self,
