@@ -179,13 +179,13 @@ def _flat_attention(
     # One query, whose output is dropped: without any, attention cannot infer its heads.
     queries = rows if len(rows) else rows.new_zeros(1)
 
-    def take(each: Tensor) -> Tensor:
+    def take_kept(each: Tensor) -> Tensor:
         return each.flatten(0, 1).index_select(0, queries)[None]
 
     found = keys_and_values(layer, read, arguments)
     packed = flat.take_arguments(arguments, queries, *keep.shape)
     with given_tokens(layer.routing, queries, read.shape[1]):
-        update = kept_queries(layer, take(read), packed, found, take)
+        update = kept_queries(layer, take_kept(read), packed, found, take_kept)
     update = modules.post_norm(layer, "attn", update)
     return add_rows(stream, update[0, : len(rows)], rows)
 
@@ -225,10 +225,10 @@ def _attention_to_kept_keys(
 def _mlp_of_rows(
     layer: RoutedLayer, stream: Tensor, entering: Tensor, keep: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
-    rows, flat = keep.flatten().nonzero().squeeze(-1), entering.flatten(0, 1)
+    rows, tokens = keep.flatten().nonzero().squeeze(-1), entering.flatten(0, 1)
 
     def update_of(some: Tensor) -> Tensor:
-        return modules.run_module(layer, "mlp", flat.index_select(0, some)[None], arguments)[0]
+        return modules.run_module(layer, "mlp", tokens.index_select(0, some)[None], arguments)[0]
 
     if torch.is_grad_enabled() or rows.device.type != "cpu" or len(rows) == 0:
         with given_tokens(layer.routing, rows, entering.shape[1]):
@@ -246,11 +246,11 @@ def add_rows(stream: Tensor, update: Tensor, rows: Tensor, *, in_place: bool = F
 
     `in_place` is for streams that nothing else holds; the one that enters a layer may be recorded.
     """
-    flat = stream.flatten(0, 1)
-    if len(rows) == len(flat):
+    tokens = stream.flatten(0, 1)
+    if len(rows) == len(tokens):
         return stream + update.view_as(stream)
-    add = flat.index_add_ if in_place else flat.index_add
-    return add(0, rows, update.to(flat.dtype)).view_as(stream)
+    add = tokens.index_add_ if in_place else tokens.index_add
+    return add(0, rows, update.to(stream.dtype)).view_as(stream)
 
 
 def add_packed(stream: Tensor, update: Tensor, columns: Tensor, filled: Tensor) -> Tensor:
