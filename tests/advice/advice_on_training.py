@@ -47,7 +47,7 @@ ON_TRAINING = [
          f"skipgpt {CONVERT} --block-size 16 --data good.jsonl", f"skipgpt {CONVERT}"),
     told("config/budget.py", "flops counts what skipping really saves", f"{CONVERT} --budget flop",
          f"skipgpt {CONVERT} --budget flops"),
-    told("cost/savings.py",
+    told("cost/shares.py",
          "lower the target, lower router.stand_in, or count another budget, as in --budget modules",
          f"{TRAIN} --budget flops --sparsity 0.9 --set router.stand_in=0.2",
          f"skipgpt {TRAIN} --budget flops --sparsity 0.1 --set router.stand_in=0.2",

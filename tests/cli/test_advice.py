@@ -26,7 +26,7 @@ RAISED_BY = {
     "comparison/trained.py": {"compare"},
     "config/budget.py": LOAD,
     "convert/into_checkpoint.py": {"convert"},
-    "cost/savings.py": {"train", "compare", "convert"},
+    "cost/shares.py": {"train", "compare", "convert"},
     "data/chat.py": {"generate"},
     "data/blocks.py": {"train", "compare", "export", "convert"},
     "data/sources.py": {"train", "compare", "report", "bench", "export", "convert"},

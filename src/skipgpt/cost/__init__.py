@@ -4,17 +4,16 @@ from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Forward, Work, layer_flops, work
 from skipgpt.cost.savings import (
     SENSES,
-    Savings,
     flops_per_token,
     no_sparsities,
     overhead,
-    profile_for,
     saved_by_router,
     savings,
     sparsities,
     timed_of,
 )
-from skipgpt.cost.seconds import measured_machine
+from skipgpt.cost.seconds import measured_machine, profile_for
+from skipgpt.cost.shares import Savings
 from skipgpt.cost.training import lora_flops, training_flops
 
 __all__ = [

@@ -20,85 +20,19 @@ multiply and an add are two FLOPs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import cast
 
-import torch
 from torch import nn
 
-from skipgpt.config import BUDGET_NOUNS, Budget, TimedForward, check_budget
+from skipgpt.config import Budget, TimedForward, check_budget
 from skipgpt.cost.counts import deciding_parameters, head_parameters, layer_costs, parameters_of
-from skipgpt.errors import ConfigError
+from skipgpt.cost.seconds import profile_for, time_savings
+from skipgpt.cost.shares import Savings
 from skipgpt.model.state import routing_state
 from skipgpt.model.surgery import routed_layers, routers, stand_ins
 from skipgpt.routing.decision import MODULES, Site
-from skipgpt.system.device_profile import Machine, stored_profile
 
 SENSES = ("module", "attn", "mlp", "params", "flops", "time")
 """The senses in which sparsity is reported; `time` only where the machine was profiled."""
-
-
-@dataclass(frozen=True)
-class Savings:
-    """What skipping saves, as shares of the cost of a dense forward in one unit.
-
-    Attributes:
-        unit: in which cost is counted.
-        by_site: what a site saves where every token skips it; negative where its stand-in costs
-            more than the module.
-        overhead: what routing adds, whatever is skipped.
-        pairs: what a site costs per pair of a query and a key that both have to be kept: the
-            attention core under `kv="skip"`, which falls with the square of the keep ratio.
-    """
-
-    unit: Budget
-    by_site: Mapping[Site, float]
-    overhead: float = 0.0
-    pairs: Mapping[Site, float] = field(default_factory=dict)
-
-    def share(self, keep: Mapping[Site, float]) -> float:
-        """The share of the dense cost that is saved at these keep ratios.
-
-        Example:
-            >>> one, two = Site(0, "attn"), Site(0, "mlp")
-            >>> Savings("flops", {one: 0.2, two: 0.6}, 0.01).share({one: 0.5, two: 1.0})
-            0.09
-        """
-        pairs = sum(s * keep[site] * (1 - keep[site]) for site, s in self.pairs.items())
-        return self.in_proportion(keep) + pairs - self.overhead
-
-    def in_proportion(self, keep: Mapping[Site, float]) -> float:
-        """The sum of what sites save, each times the share of tokens that skip it."""
-        return sum(s * (1 - keep[site]) for site, s in self.by_site.items())
-
-    @property
-    def largest(self) -> float:
-        """The share that is saved where every module that saves anything is skipped."""
-        return self.share({site: float(saved <= 0) for site, saved in self.by_site.items()})
-
-    def reaches(self, target: float) -> bool:
-        """Whether skipping can save this share at all."""
-        return target <= max(0.0, self.largest) + 1e-9  # sums round
-
-    def check_reach(self, target: float) -> None:
-        """Raise a ConfigError, with the largest share, unless skipping can save this share."""
-        if not self.reaches(target):
-            noun = BUDGET_NOUNS[self.unit]
-            raise ConfigError(
-                "planning the budget",
-                got=f"a target of {target:.1%} of {noun}",
-                expected=f"at most {max(0.0, self.largest):.1%}: so much is saved where every "
-                "module is skipped that saves more than its stand-in costs",
-                todo="lower the target, lower router.stand_in, or count another budget, as in "
-                "--budget modules",
-            )
-
-    def share_of_sites(self, target: float) -> float:
-        """The share of sites to skip to save a share of the cost, if sites are alike."""
-        if self.unit == "modules":
-            return target
-        total = sum(max(0.0, saved) for saved in self.by_site.values())
-        return min(1.0, (target + self.overhead) / total) if total else 1.0
 
 
 def savings(
@@ -127,8 +61,6 @@ def savings(
     if check_budget(unit) == "modules":
         return Savings(unit, dict.fromkeys(sites, 1 / len(sites)))
     if unit == "time":
-        from skipgpt.cost.seconds import time_savings
-
         return time_savings(model, timed or timed_of(model), removed=removed)
     dense = flops_per_token(model, context)
     saved: dict[Site, float] = {}
@@ -161,11 +93,6 @@ def timed_of(model: nn.Module) -> TimedForward:
     """The forward whose seconds a model was calibrated to; the default one if it was not."""
     curves = routing_state(model).curves
     return (curves.timed if curves else None) or TimedForward()
-
-
-def profile_for(model: nn.Module) -> Machine | None:
-    """What `skipgpt profile` stored for a model's device and dtype; None if nothing."""
-    return stored_profile(next(model.parameters()).device, cast("torch.dtype", model.dtype))
 
 
 def no_sparsities(model: nn.Module) -> dict[str, float]:

@@ -37,12 +37,12 @@ from skipgpt.cost.counts import (
     layer_costs,
     parameters_of,
 )
-from skipgpt.cost.savings import Savings, profile_for
+from skipgpt.cost.shares import Savings
 from skipgpt.errors import ConfigError
 from skipgpt.model.surgery import hidden_size, routed_layers, routers, stand_ins
 from skipgpt.routing.curve import CalibrationCurve, Curves
 from skipgpt.routing.decision import Site
-from skipgpt.system.device_profile import Machine
+from skipgpt.system.device_profile import Machine, stored_profile
 from skipgpt.system.hardware import hardware
 
 ROUTER_BYTES = 4
@@ -203,6 +203,11 @@ def timed_on(model: nn.Module) -> dict[str, str]:
     """The hardware that a model's seconds are counted on."""
     found = hardware(next(model.parameters()).device)
     return {name: str(value) for name, value in found.items()}
+
+
+def profile_for(model: nn.Module) -> Machine | None:
+    """What `skipgpt profile` stored for a model's device and dtype; None if nothing."""
+    return stored_profile(next(model.parameters()).device, cast("torch.dtype", model.dtype))
 
 
 def measured_machine(model: nn.Module) -> Machine:
