@@ -18,7 +18,7 @@ from skipgpt.errors import ConfigError, MissingExtraError
 from skipgpt.report import content
 from skipgpt.report.charts.svg import Axis, Line, line_chart, tick_step
 from skipgpt.report.content import packed_bits
-from skipgpt.report.pages.markup import amount, embedded, percent, signed
+from skipgpt.report.markup import amount, embedded, percent, signed
 from skipgpt.report.pages.page import to_html
 from skipgpt.report.pages.page_frame import filled
 from skipgpt.report.run_files import read_run

@@ -8,7 +8,7 @@ import re
 from skipgpt.analysis.table import shown as plain
 from skipgpt.cost import SENSES
 from skipgpt.report.content import Report
-from skipgpt.report.pages.markup import amount, nats, percent, signed
+from skipgpt.report.markup import amount, nats, percent, signed
 from skipgpt.report.side_by_side import SideBySide
 from skipgpt.system.tables import markdown
 

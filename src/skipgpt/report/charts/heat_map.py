@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skipgpt.report.charts.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-from skipgpt.report.pages.markup import escaped
+from skipgpt.report.markup import escaped
 
 TICKS = 4
 

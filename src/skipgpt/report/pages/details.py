@@ -11,7 +11,7 @@ from skipgpt.config.settings import flatten
 from skipgpt.report.charts.curves import position_curves
 from skipgpt.report.charts.run_curves import main_curves
 from skipgpt.report.content import Report
-from skipgpt.report.pages.markup import (
+from skipgpt.report.markup import (
     described,
     escaped,
     findings,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from skipgpt.report.content import Report
+from skipgpt.report.markup import embedded, escaped, sentence
 from skipgpt.report.pages.details import dial, how_healthy, how_it_was_made, reader, what_it_skips
-from skipgpt.report.pages.markup import embedded, escaped, sentence
 from skipgpt.report.pages.page_frame import Section, numbered, page
 from skipgpt.report.pages.summary import lead, what_it_costs, what_it_is
 

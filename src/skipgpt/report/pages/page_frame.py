@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 
-from skipgpt.report.pages.markup import escaped
+from skipgpt.report.markup import escaped
 
 STYLES = ("page.css", "reader.css")
 SCRIPTS = ("data.js", "text.js", "token.js", "maps.js", "reader.js")

@@ -9,8 +9,8 @@ from skipgpt.analysis.failures import Failure, failures, missed_when_measured
 from skipgpt.config import BUDGET_NOUNS
 from skipgpt.errors import CheckpointError
 from skipgpt.report.charts.run_curves import all_curves, by_stage
+from skipgpt.report.markup import described, escaped, nats, percent, sentence, signed
 from skipgpt.report.pages.details import settings_of
-from skipgpt.report.pages.markup import described, escaped, nats, percent, sentence, signed
 from skipgpt.report.pages.page_frame import Section, page
 from skipgpt.report.run_files import METRICS, RUN, read_run
 

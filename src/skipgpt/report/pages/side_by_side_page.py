@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from skipgpt.report.charts.curves import depth_curves, loss_curves
 from skipgpt.report.content import Report
-from skipgpt.report.pages.details import dial, how_healthy, how_it_was_made, reader
-from skipgpt.report.pages.markup import (
+from skipgpt.report.markup import (
     datum,
     escaped,
     findings,
@@ -20,6 +19,7 @@ from skipgpt.report.pages.markup import (
     table,
     times,
 )
+from skipgpt.report.pages.details import dial, how_healthy, how_it_was_made, reader
 from skipgpt.report.pages.page import footer, read_together
 from skipgpt.report.pages.page_frame import Section, page
 from skipgpt.report.pages.summary import SENSE, what_it_is

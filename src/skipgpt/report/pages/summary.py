@@ -7,7 +7,7 @@ from typing import Any
 
 from skipgpt.report.charts.curves import agreement_curve, loss_curve
 from skipgpt.report.content import Report
-from skipgpt.report.pages.markup import (
+from skipgpt.report.markup import (
     amount,
     datum,
     described,
