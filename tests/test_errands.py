@@ -100,15 +100,19 @@ def test_a_static_baseline_is_known_to_the_command_by_its_entry(tmp_path: Path) 
     assert "the last layers, one shot" in help_text
 
 
-@pytest.mark.parametrize("form", ["html", "md", "json"])
+@pytest.mark.parametrize("form", ["html", "md", "json", "terminal"])
 def test_an_analysis_is_shown_in_every_form(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analyse = example("An analysis", tmp_path).first_token
     monkeypatch.setattr(made_report, "ANALYSES", (*analyses.ANALYSES, lambda of: analyse(of.trace)))
-    text = rendered(made_report.made(), form).decode()
+    report = made_report.made()
+    text = str(report) if form == "terminal" else rendered(report, form).decode()
     if form == "json":
         assert json.loads(text)["tables"]["first-token"]["findings"]
+    elif form == "terminal":
+        (line,) = [each for each in text.splitlines() if each.startswith("first-token: ")]
+        assert line.endswith("of its modules.")
     else:
         assert "What does the first token run?" in text
         assert "of its modules." in text

@@ -1,6 +1,7 @@
 """The analyses of a report, in order; one more is a function from what was measured to a `Table`.
 
-Terminal, JSON, Markdown and page show every table of this list, each in the part that it names.
+JSON, Markdown and page show every table of this list, each in the part that it names; a terminal
+shows its findings.
 """
 
 from __future__ import annotations

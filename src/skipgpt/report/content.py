@@ -129,10 +129,11 @@ class Report:
         return tuple(warning for table in self.tables for warning in table.warnings)
 
     def __str__(self) -> str:
-        """Summarise for a terminal: routed loss, closeness to dense, dense loss, warnings."""
+        """Summarise for a terminal: routed loss, closeness, dense loss, findings, warnings."""
         close = self.measured.closeness
         lines = [str(self.measured), *([str(close)] if close else [])]
         lines.append(f"dense: {self.dense.nll_per_token:.4f} nats per token")
+        lines += [f"{table.name}: {each}" for table in self.tables for each in table.findings]
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
