@@ -58,7 +58,7 @@ def test_a_request_names_what_its_sparsity_counts(loaded, budget: str) -> None:
     assert done.skipped / done.decisions == pytest.approx(alone.sparsity)
 
 
-def test_a_stop_sequence_ends_the_text_before_it_and_the_work_after_it(loaded) -> None:
+def test_a_stop_string_ends_the_text_before_it_and_the_work_after_it(loaded) -> None:
     whole, _, _ = _run(loaded)
     stop = whole[4:6]
     text, _, done = _run(loaded, stops=(stop,))

@@ -95,7 +95,7 @@ def test_a_stream_ends_with_its_reason_and_on_request_its_usage(server: Server) 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_sequence_ends_the_text(server: Server, stream: bool) -> None:
+def test_a_stop_string_ends_the_text(server: Server, stream: bool) -> None:
     whole = server.complete().choices[0].text
     stop = whole[9:11]
     answer = server.complete(stop=[stop, "never there"], stream=stream)

@@ -13,7 +13,7 @@ from skipgpt.cli.shared import options
 NAME = "serve"
 HELP = """Serve an OpenAI-compatible API of a checkpoint, until Ctrl-C or SIGTERM.
 
-Completions and chat, streaming, stop sequences, logprobs, and `sparsity` and `budget` per request;
+Completions and chat, streaming, stop strings, logprobs, and `sparsity` and `budget` per request;
 /health, and /metrics with measured sparsity and tokens. vLLM runs and batches the requests where it
 is installed and supports the checkpoint; its own options follow `--`. Otherwise transformers runs
 one request at a time. Only this machine can connect unless --host is given.

@@ -13,7 +13,7 @@ from skipgpt.generation.stop_strings import NewText
 
 
 class EndOfText(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row of a batch where its new text ends; the prompt counts for no stop sequence.
+    """Ends each row of a batch where its new text ends; the prompt counts for no stop string.
 
     Args:
         texts: the new text of each row, without tokens so far.

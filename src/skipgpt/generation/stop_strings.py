@@ -1,4 +1,4 @@
-"""Text of new tokens up to a stop sequence, however tokens split it."""
+"""Text of new tokens up to a stop string, however tokens split it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from skipgpt.model.loading.generation_settings import Ends
 
 
 class NewText:
-    """Incremental detokenizer that leaves out special tokens and ends at a stop sequence.
+    """Incremental detokenizer that leaves out special tokens and ends at a stop string.
 
-    Where a stop sequence has a control token in it, it is sought in the text with control tokens.
+    Where a stop string has a control token in it, it is sought in the text with control tokens.
 
     Args:
         tokenizer: the tokenizer that made the ids.
@@ -21,7 +21,7 @@ class NewText:
         ends: token ids and strings that end the text.
 
     Attributes:
-        length: characters so far, those after a stop sequence included.
+        length: characters so far, those after a stop string included.
         piece: characters that the newest token added.
 
     Example:
@@ -39,12 +39,12 @@ class NewText:
 
     @property
     def found(self) -> bool:
-        """Whether a stop sequence ended the text."""
+        """Whether a stop string ended the text."""
         return self._stop.found
 
     @property
     def ended(self) -> bool:
-        """Whether a stop sequence or the newest token ended the text."""
+        """Whether a stop string or the newest token ended the text."""
         return self.found or self._is_last
 
     def add(self, token: int) -> str:
@@ -65,12 +65,12 @@ class NewText:
 
 
 class StopText:
-    """Passes text through up to the first complete stop sequence, which is left out.
+    """Passes text through up to the first complete stop string, which is left out.
 
-    Text that may begin a stop sequence is held back until that is decided.
+    Text that may begin a stop string is held back until that is decided.
 
     Args:
-        stops: stop sequences, none of them empty.
+        stops: stop strings, none of them empty.
 
     Example:
         >>> text = StopText(["END"])
@@ -84,11 +84,11 @@ class StopText:
         self.found = False
 
     def add(self, text: str, shown: bool = True) -> str:
-        """Add text and return what can be shown now; empty once a stop sequence was found.
+        """Add text and return what can be shown now; empty once a stop string was found.
 
         Args:
             text: the newest text.
-            shown: whether it is ever shown; if not, it only counts for stop sequences.
+            shown: whether it is ever shown; if not, it only counts for stop strings.
         """
         if self.found:
             return ""
@@ -114,7 +114,7 @@ class StopText:
         return "".join(letter for letter, shown in pairs if shown == "1")
 
     def _beginning(self) -> int:
-        """Length of the longest end of the held text that may begin a stop sequence."""
+        """Length of the longest end of the held text that may begin a stop string."""
         longest = max(map(len, self._stops), default=0) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):

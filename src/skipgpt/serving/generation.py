@@ -1,4 +1,4 @@
-"""Run one request through `generate`, with streaming, stop sequences and measured sparsity."""
+"""Run one request through `generate`, with streaming, stop strings and measured sparsity."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Completion:
     """How a request ended.
 
     Attributes:
-        reason: `stop` at a stop sequence or the end of the text, `length` at the limit.
+        reason: `stop` at a stop string or the end of the text, `length` at the limit.
         new_tokens: how many were generated.
         decisions: number of (token, module) decisions.
         skipped: how many of those skipped.

@@ -204,7 +204,7 @@ class RoutedLM(EncodingLM):
 
     @advancing("generating answers")
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Decode texts up to a stop sequence, in batches of requests with equal settings."""
+        """Decode texts up to a stop string, in batches of requests with equal settings."""
         keys = [
             (str(each.args[1]), -len(self.tok_encode(each.args[0])), each.args[0])
             for each in requests
