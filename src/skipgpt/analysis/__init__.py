@@ -11,7 +11,8 @@ Trace a text first; each analysis is then a pure function from traces to a `Tabl
 from __future__ import annotations
 
 from skipgpt.analysis.health import routing_health
-from skipgpt.analysis.keep_rates import keep_by_module, keep_by_position
+from skipgpt.analysis.keep_rates import keep_by_module
+from skipgpt.analysis.positions import keep_by_position
 from skipgpt.analysis.redundancy import redundancy
 from skipgpt.analysis.stress import norms_by_layer, stress
 from skipgpt.analysis.table import Table
