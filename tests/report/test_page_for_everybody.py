@@ -51,7 +51,7 @@ def test_the_dial_is_a_labelled_range_that_keys_turn(tmp_path: Path) -> None:
     page = opened(to_html(made()), tmp_path)
     dial = page.one("[data-dial]")
     assert dial.get_attribute("type") == "range"
-    assert dial.accessible_name == "Budget dial"
+    assert dial.accessible_name == "Sparsity"
     assert page.one("output").get_attribute("for") == dial.get_attribute("id")
     page.run("arguments[0].focus()", dial)
     page.press(RIGHT)

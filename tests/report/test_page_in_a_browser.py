@@ -191,7 +191,7 @@ def test_without_a_dial_there_is_none_and_it_is_said(tmp_path: Path) -> None:
     page = opened(to_html(made(dial=(0.25,))), tmp_path)
     assert page.console == []
     assert page.all("[data-dial]") == []
-    assert "not calibrated, so it has no dial" in page.one("main").text
+    assert "not calibrated, so its sparsity cannot be changed" in page.one("main").text
     assert page.one("[data-token] [data-value=ran]").text.endswith("of 6 modules")
 
 

@@ -15,7 +15,7 @@ EXECUTIONS: dict[Timed, str] = {
     "gated": "every token, then times the gate: as the authors run it, without their copies to the "
     "host",
     "static": "a model of fewer layers, as close to the FLOPs of sparse as whole layers come",
-    "transformers": "dense with transformers' own cache, where dense has that of routed models",
+    "transformers": "dense with transformers' own cache instead of the preallocated one",
     "compiled": "dense by torch.compile",
     "dense-int8": "dense in 8-bit weights, on a CPU",
     "sparse-int8": "sparse in 8-bit weights, which adds dense-int8",

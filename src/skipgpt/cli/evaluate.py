@@ -80,7 +80,10 @@ def run(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option(help="blocks, fixed, sliding or bits.  [default: blocks; fixed for a corpus]"),
+        typer.Option(
+            help="Protocol: blocks, fixed, sliding or bits (docs/evaluation.md).  "
+            "[default: blocks; fixed for a corpus]"
+        ),
     ] = None,
     window: Annotated[
         int,

@@ -52,7 +52,9 @@ def run(
     keep_rate: Annotated[
         float | None,
         typer.Option(
-            help="For --static: remove two neighbours if tokens run less of them.  [default: 0.05]"
+            help="For --static: remove a pair of adjacent modules if a token runs less than this "
+            "share of their parameters; with --format vllm, a module that fewer tokens keep.  "
+            "[default: 0.05]"
         ),
     ] = None,
     form: Annotated[

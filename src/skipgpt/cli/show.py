@@ -107,7 +107,7 @@ def _lines(info: Any, found: Any, keep: Any, sources: list[str]) -> list[str]:
         "stages done": ", ".join(info.stages) or "none",
         "target sparsity": f"{info.target_sparsity:.0%} of {BUDGET_NOUNS[info.budget]}",
         "measured": shares or "not measured",
-        "budget dial": reach or "not calibrated (argmax)",
+        "sparsity range": reach or "not calibrated (argmax)",
         **timed,
         "files": ", ".join(sorted(info.files)) + " (verified)",
     }

@@ -39,7 +39,7 @@ def choose(
             "an attention and an MLP side by side of whose parameters tokens run less than "
             f"{keep_rate:.1%}"
             + (", which share a layer in this model" if whole else "")
-            + "; one alone would leave half a layer"
+            + "; removing one alone would leave a layer without attention or MLP"
         )
         todo += ", or use --format vllm, where either may go alone" if rare else ""
     attns, mlps = (set(each) for each in zip(*layers, strict=True))

@@ -116,7 +116,7 @@ def _obstacle(state: RoutingState, config: Any, given: dict[str, Any]) -> Config
     if skips and _is_paged(given):
         return ConfigError(
             "running kept tokens only",
-            got="continuous batching, whose cache attention itself writes",
+            got="continuous batching, in which attention writes the cache itself",
             expected="a cache that is written for all tokens",
             todo='use `generate`, or execution "gated" with kv="dense"',
         )

@@ -152,7 +152,8 @@ def _notes(info: CheckpointInfo, model: Any, read: SourceRows) -> list[str]:
         )
     if not info.curves:
         notes.append(
-            "The checkpoint is not calibrated: there is no dial, and no loss at other budgets."
+            "This checkpoint is not calibrated, so its sparsity cannot be changed: the loss is "
+            "measured at this one only."
         )
     return notes
 
@@ -165,7 +166,7 @@ def _unlike(read: SourceRows, trace: TextTrace, tokenizer: Any) -> list[str]:
     given, got = ("".join("".join(parts).split()) for parts in (read.texts, pieces))
     if given.startswith(got.rstrip("\N{REPLACEMENT CHARACTER}")):  # the cut may divide a character
         return []
-    return ["The tokenizer does not give the text back as it was: shown is what the model read."]
+    return ["The tokenizer does not reproduce the text exactly; the page shows the decoded tokens."]
 
 
 def _reached(model: nn.Module, own: float, dial: Sequence[float], unit: Budget) -> list[float]:

@@ -41,7 +41,7 @@ def to_markdown(report: Report) -> str:
             ("recipe", info["recipe"]),
             ("stages", ", ".join(info["stages"]) or "none"),
             ("target", report.target),
-            ("budget dial", report.reach or "not calibrated"),
+            ("sparsity range", report.reach or "not calibrated"),
         ),
         "## What does it cost, and what does it lose?",
         _pairs(

@@ -53,7 +53,7 @@ class Int8Linear(nn.Module):
         if rows.requires_grad and torch.is_grad_enabled():
             raise ConfigError(
                 "running an int8 layer",
-                got="rows that want a gradient",
+                got="an input that requires a gradient",
                 expected="inference",
                 todo="train before quantising, or use torch.no_grad()",
             )

@@ -23,8 +23,8 @@ from skipgpt.report.markup import (
 )
 
 NO_DIAL = (
-    "This checkpoint is not calibrated, so it has no dial: text and maps show the one setting that "
-    "it has. <code>skipgpt.calibrate</code> gives it one."
+    "This checkpoint is not calibrated, so its sparsity cannot be changed: text and maps show the "
+    "one that it has. <code>skipgpt.calibrate</code> calibrates it."
 )
 
 
@@ -59,7 +59,7 @@ def dial(report: Report, number: int = 1) -> str:
     if len(report.stops) < 2:
         return f'<p class="note">{NO_DIAL}</p>' * (not report.reach)
     return (
-        f'<div class="dial"><label for="dial-{number}">Budget dial</label>'
+        f'<div class="dial"><label for="dial-{number}">Sparsity</label>'
         f'<input type="range" id="dial-{number}" data-dial min="0" max="{len(report.stops) - 1}" '
         f'step="1" value="{report.at}" autocomplete="off">'
         f'<output for="dial-{number}" data-stop></output></div>'

@@ -67,7 +67,7 @@ def what_it_is(report: Report) -> str:
         ("Keys and values", escaped(_policy(router["kv"]))),
         ("Trained", f"recipe {escaped(info['recipe'])}, stages {escaped(stages)}"),
         ("Target", report.target),
-        ("Budget dial", escaped(reach)),
+        ("Sparsity range", escaped(reach)),
     ]
     if info.get("quantization"):
         rows.insert(2, ("Weights", f"{escaped(info['quantization'])} (bitsandbytes)"))

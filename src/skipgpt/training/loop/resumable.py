@@ -53,7 +53,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if broken := [name for name, tensor in trained.items() if not tensor.isfinite().all()]:
             raise DivergedError(
                 f"saving step {self.state.global_step} of stage {self.plan.stage}",
-                got=f"values that are no numbers in {broken[0]} and {len(broken) - 1} more",
+                got=f"NaN or infinite values in {len(broken)} of {len(trained)} tensors, "
+                f"{broken[0]} first",
                 expected="finite weights",
                 todo="the state saved before is kept; start again with a lower learning rate "
                 "(--lr) and --overwrite",
