@@ -58,7 +58,7 @@ class ModuleCosts:
         return 4 * self.core_width * self.attended(0, 2 * context - 1)
 
     def held(self, tokens: int) -> int:
-        """How many of so many tokens a cache still holds when the next one comes."""
+        """Tokens of a context that the cache still holds at the next decode step."""
         return tokens if self.window is None else min(tokens, self.window - 1)
 
 

@@ -186,7 +186,7 @@ def _any(share: float, tokens: int) -> float:
 
 
 def with_time(model: nn.Module, curves: Curves) -> Curves:
-    """The curves of a model, and one of time if this machine was profiled and they have none."""
+    """Add a curve of time if this machine was profiled and the curves lack one."""
     if "time" in curves.by_budget or not curves.keep_at or profile_for(model) is None:
         return curves
     timed = curves.timed or TimedForward()

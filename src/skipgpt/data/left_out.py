@@ -1,4 +1,4 @@
-"""What of a chat its template leaves out, so that it would be lost silently."""
+"""Find turns and fields of a chat that its template ignores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TELLING_APART = frozenset({"id", "type", "index"})
 """Fields of calls and content parts that no template has to read, as `tool_call_id` of a turn."""
 
 _MARK = "7319048{:09}"
-"""A number that no text has, and no filter of a template changes; a float holds it exactly."""
+"""Sentinel number: in no text, unchanged by template filters, exact as a float."""
 
 
 def left_out(

@@ -1,4 +1,4 @@
-"""Setting a model's thresholds on held-out text."""
+"""Calibrates a model on held-out text, at thresholds that `routing/calibration.py` searches."""
 
 from __future__ import annotations
 

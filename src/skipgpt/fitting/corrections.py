@@ -46,7 +46,7 @@ MOST = 20.0
 RIDGES = (0.3, 1.0, 3.0, 10.0)
 """Weight penalties per token; held-out error chooses one."""
 SURE = 0.3
-"""Standard error of a site's mean factor at which it is believed by half."""
+"""Standard error at which a site's mean correction is shrunk to half."""
 FAR = 6 * SPREAD
 """Beyond this distance tokens do not count."""
 LEAST = 0.01

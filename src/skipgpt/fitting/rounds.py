@@ -1,4 +1,4 @@
-"""Fits to the routes of the target: stand-ins to what skips, routers to what decisions cost."""
+"""Rounds of stage `fit`: correct routers and refit stand-ins under the target's routes."""
 
 from __future__ import annotations
 

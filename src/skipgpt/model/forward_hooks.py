@@ -31,7 +31,7 @@ def begin_forward(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Arguments:
-    """Return the arguments that the decoder, which runs the layers, is to run with.
+    """Prepare a forward: set the token mask, choose the cache, return the decoder's arguments.
 
     Sets the state's `token_mask` from a 2-D attention mask [B, S]. `names` are those of the
     decoder's arguments, in order.

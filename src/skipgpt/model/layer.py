@@ -75,7 +75,7 @@ class SkippingLayer(RoutedLayer):
         dtype: torch.dtype,
         arguments: dict[str, Any],
     ) -> Plan:
-        """How a decision about a module's tokens is carried out."""
+        """Choose the plan by which a module runs its kept tokens."""
         # Not in `plan`, which breaks a compiled graph.
         if self.routing.execution == "gated":
             return Plan.GATED

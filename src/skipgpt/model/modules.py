@@ -1,4 +1,4 @@
-"""The parts of a family's layer that both executions call, found by the family's row.
+"""Calls a family's norms, attention and MLP by the names in its table row.
 
 Every part is the family's own module. Shapes: B batch, T tokens (or packed tokens), D hidden.
 """
@@ -19,7 +19,7 @@ _MISFIT = ("Sizes of tensors must match", "index_copy_()")
 
 
 def pre_norm(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
-    """What the module reads of the residual stream [B, T, D]."""
+    """Apply the norm before a module to the stream [B, T, D]; identity without one."""
     family = layer.family
     names = family.attn_norm if module == "attn" else family.mlp_norm
     # A look-up in `_modules` takes a tenth of the time of attribute access.
@@ -31,7 +31,7 @@ def pre_norm(layer: RoutedLayer, module: Module, stream: Tensor) -> Tensor:
 
 
 def post_norm(layer: RoutedLayer, module: Module, update: Tensor) -> Tensor:
-    """What is added to the residual stream [B, T, D], from the module's output."""
+    """Apply the norms, dropouts and factor after a module, [B, T, D]."""
     family = layer.family
     for name in family.attn_after if module == "attn" else family.mlp_after:
         after: Any = layer._modules[name]
@@ -89,7 +89,7 @@ def first_of(output: Any) -> Tensor:
 def run_module(
     layer: RoutedLayer, module: Module, entering: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
-    """What a module adds to the residual stream [B, T, D], from what its norm reads."""
+    """Run a module with its norms; return its update [B, T, D] of the stream."""
     read = pre_norm(layer, module, entering)
     update = run_mlp(layer, read) if module == "mlp" else run_attention(layer, read, arguments)
     return post_norm(layer, module, update)

@@ -15,7 +15,7 @@ from skipgpt.system.device_profile import Machine
 
 
 class PackingCost:
-    """What packing is worth in one layer, by its modules as they are now.
+    """Estimates when packing pays in one layer, from the sizes of its weights.
 
     Of experts, those count that a token runs.
     """
@@ -47,8 +47,8 @@ class PackingCost:
     ) -> bool:
         """Whether running only `kept` of so many tokens saves more than packing costs.
 
-        A number of them takes `number_bytes`. `cached` are bytes of keys and values that are read
-        if all tokens attend.
+        `number_bytes` is the size of one weight or activation. `cached` are bytes of keys and
+        values that are read if all tokens attend.
         """
         if kept in (0, tokens):
             return True

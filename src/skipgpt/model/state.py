@@ -196,7 +196,7 @@ def use_noise(model: nn.Module, noise: RowNoise) -> Iterator[None]:
 
 @contextmanager
 def given_tokens(state: RoutingState, tokens: Tensor, length: int) -> Iterator[None]:
-    """Declare that the module inside the block gets these of B * length tokens."""
+    """Tell dropout which of the B * length tokens the module inside the block receives."""
     if state.noise is None:
         yield
         return

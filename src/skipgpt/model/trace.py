@@ -80,7 +80,7 @@ class KeepCounts:
         self._tokens: dict[int, int | Tensor] = {}
 
     def record(self, layer: int, decision: Decision, token_mask: Tensor | None) -> None:
-        """Add the decision of one layer; sums stay on its device, where the host does not know."""
+        """Add one layer's decision; sums stay on the device unless the host knows them."""
         keep = decision.attn.keep
         tokens = keep.numel() if token_mask is None else token_mask.sum()
         for module in MODULES:

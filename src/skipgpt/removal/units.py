@@ -39,12 +39,12 @@ def check_removals(removals: int, units: Sequence[Unit]) -> None:
 
 
 def constant_routes(model: nn.Module, units: Sequence[Unit]) -> None:
-    """Turn a static removal into constant routers, in place, which heal, save and load as usual.
+    """Make the routers of removed sites skip every token, in place.
 
-    From now on the model decides by threshold 0 and skips exactly these units for every token;
-    lower thresholds skip the first ones only. The first has margin -1, later ones more, always
-    below 0; all that are not removed share +1. The sites of one unit share a margin, so that no
-    threshold splits it. An earlier calibration is dropped.
+    The model heals, saves and loads as usual. From now on it decides by threshold 0 and skips
+    exactly these units for every token; lower thresholds skip the first ones only. The first has
+    margin -1, later ones more, always below 0; all that are not removed share +1. The sites of one
+    unit share a margin, so that no threshold splits it. An earlier calibration is dropped.
 
     Args:
         model: with routers, which are overwritten.

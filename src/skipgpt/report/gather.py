@@ -152,8 +152,8 @@ def _notes(info: CheckpointInfo, model: Any, read: SourceRows) -> list[str]:
         )
     if not info.curves:
         notes.append(
-            "This checkpoint is not calibrated, so its sparsity cannot be changed: the loss is "
-            "measured at this one only."
+            "This checkpoint is not calibrated, so its sparsity cannot be changed: there is no "
+            "loss at other sparsities."
         )
     return notes
 

@@ -21,7 +21,7 @@ from skipgpt.routing.curve import CalibrationCurve as CalibrationCurve
 CURVE = tuple(step / 20 for step in range(17))
 """The sparsities of a stored curve: 0, 5, … 80 %."""
 FAR, FAR_ROUNDS = 0.02, 8
-"""A sparsity that is missed by more than `FAR` gets up to `FAR_ROUNDS` measurements."""
+"""While the sparsity is off by more than `FAR`, up to `FAR_ROUNDS` measurements are made."""
 JUMP = 0.15
 """A point that skips so much more than was asked for is left out of the curve."""
 

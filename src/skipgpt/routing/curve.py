@@ -60,7 +60,7 @@ class CalibrationCurve:
         return min(self.points, key=lambda point: abs(point[0] - sparsity))[1]
 
     def through(self, sparsity: float, threshold: float) -> CalibrationCurve:
-        """The curve with one more point, in place of those near it and any that contradict it."""
+        """Insert a measured point; drop those within 2.5 % of it or that break monotonicity."""
         kept = [
             point
             for point in self.points

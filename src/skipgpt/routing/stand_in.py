@@ -44,7 +44,7 @@ class StandIn(nn.Module):
 
 
 class Moments:
-    """Running sums over (input, output) pairs of a module, enough for a least-squares fit."""
+    """Accumulates first and second moments of (input, output) pairs for least squares."""
 
     def __init__(self, hidden_size: int) -> None:
         self.count = 0

@@ -121,7 +121,7 @@ def run_request(
 
 
 class _Watch(EndOfText):
-    """Tells each new token as soon as it is chosen, and ends the text also where it is cancelled.
+    """Stopping criterion that sends each new token and stops on cancellation.
 
     Attributes:
         text: the new text.

@@ -2,7 +2,7 @@
 
 Everything here is a no-op in a run of one process, and nothing here starts other processes: that
 is done by `torchrun` or `accelerate launch`, which set each process's rank in environment
-variables. Functions marked "together" have to be called by every process of the run.
+variables. A function marked as a collective call has to be called by every process of the run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def launched() -> int:
 
 
 def init(device: str) -> str:
-    """Connect the launched processes and return the device of this one; together.
+    """Connect the launched processes and return the device of this one; a collective call.
 
     Args:
         device: of the run; `cuda` becomes `cuda:1` in the second process of a machine.
@@ -104,7 +104,7 @@ def load_whole() -> None:
 
 
 def from_first(value: T) -> T:
-    """Return the first process's value, which must be picklable; together."""
+    """Return the first process's value, which must be picklable; a collective call."""
     if not _met():
         return value
     held = [value]
@@ -113,7 +113,7 @@ def from_first(value: T) -> T:
 
 
 def by_first(action: Callable[[], T]) -> T:
-    """Run an action in the first process only and return its result in all; together.
+    """Run an action in the first process only and return its result in all; a collective call.
 
     Raises:
         Exception: what the action raised, in every process.
@@ -143,7 +143,7 @@ def first_alone(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean of a tensor over processes, without gradient; together."""
+    """The mean of a tensor over processes, without gradient; a collective call."""
     if not _met():
         return value.detach()
     summed = value.detach().clone()
@@ -152,7 +152,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def all_gather(value: Tensor) -> Tensor:
-    """Concatenate the tensors [M, N] of all processes along N, which may differ; together."""
+    """Concatenate all processes' tensors [M, N] along N, which may differ; a collective call."""
     if not _met():
         return value
     own = torch.tensor(value.shape[1], device=value.device)
@@ -168,14 +168,14 @@ def all_gather(value: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set in any process; together."""
+    """Whether `flag` is set in any process; a collective call."""
     if not _met():
         return flag
     return bool(mean(torch.tensor(float(flag), device=device)) > 0)
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Copy the first process's tensors to all; sharded tensors agree already; together."""
+    """Copy the first process's tensors to all; sharded tensors agree already; a collective call."""
     if not _met():
         return
     for tensor in tensors:

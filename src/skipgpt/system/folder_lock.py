@@ -32,7 +32,7 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Keep every other process, and every other thread, from writing to a folder; together.
+    """Keep other processes and other threads from writing to a folder; a collective call.
 
     Inside the block the same thread may take the lock again. A folder that is made for it and stays
     empty is removed.

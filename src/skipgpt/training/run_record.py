@@ -235,10 +235,10 @@ def step_of(state: Path) -> int:
 
 
 latest_state = first_alone(newest_state)
-"""`newest_state`, read by the first process for all; together."""
+"""`newest_state`, read by the first process for all; a collective call."""
 
 steps_done = first_alone(step_of)
-"""`step_of`, read by the first process for all; together."""
+"""`step_of`, read by the first process for all; a collective call."""
 
 
 @first_alone

@@ -40,7 +40,7 @@ def attend(
 
 
 class Patched:
-    """An object some of whose attributes are replaced; everything else is its own."""
+    """Proxy of an object with some attributes replaced."""
 
     def __init__(self, original: Any, **replaced: Any) -> None:
         self.__dict__.update(_original=original, **replaced)

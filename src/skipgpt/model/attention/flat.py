@@ -1,4 +1,4 @@
-"""Attention of the kept tokens of all sequences, one behind the other, without a mask [N, S].
+"""Attention of the kept queries of all sequences, concatenated; no mask [N, S] is built.
 
 Prefill, plainly causal, in blocks of queries:
 

@@ -1,4 +1,4 @@
-"""A family's own attention in two halves: keys and values of all tokens, queries of some.
+"""Runs a family's own attention in two parts: keys and values of all, queries of kept tokens.
 
 Attention modules differ in norms, rotary embeddings, biases, sinks and more, but each hands its
 new keys and values to the cache once, between projecting and attending. It is split there:
@@ -7,7 +7,7 @@ new keys and values to the cache once, between projecting and attending. It is s
     kept tokens ──▶ [ Q projection, norms, rotary ] ──▶ keys and values out of the cache,
                     [ attention, output projection ] ──▶ update
 
-In each half the projections of the other one return zeros, which cost next to nothing. So no
+In each part the projections of the other one return zeros, which cost next to nothing. So no
 family's attention is reimplemented here, and whatever it does to a query still happens.
 """
 
@@ -86,7 +86,7 @@ def kept_queries(
     return modules.run_attention(layer, packed, arguments | {family.cache: supply}, half)
 
 
-class _StopForward(Exception):  # noqa: N818 - it ends the first half, nothing went wrong
+class _StopForward(Exception):  # noqa: N818 - it ends the first part, nothing went wrong
     """Ends attention's forward and carries keys and values out of the cache."""
 
 

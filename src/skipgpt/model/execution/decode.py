@@ -1,6 +1,6 @@
-"""Decisions of a decode step on a CPU, where the host knows how many tokens keep a module.
+"""Decides decode steps on a CPU in Python floats, so that the host knows the counts.
 
-Margins are Python floats: for so few elements tensor overhead exceeds the arithmetic. A module that
+`run.py` then runs them. For so few elements tensor overhead exceeds the arithmetic. A module that
 no token keeps computes only keys and values, and one that all keep runs as in the base model. Only
 where they differ is there something to pack or to choose. Shapes: B batch, D hidden.
 """

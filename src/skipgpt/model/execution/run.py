@@ -56,7 +56,7 @@ def run(
     decision: ModuleDecision,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """The residual stream [B, T, D] after a module.
+    """Run a module by its plan; return the residual stream [B, T, D] after it.
 
     Args:
         layer: with the module.

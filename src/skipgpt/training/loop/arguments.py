@@ -104,7 +104,7 @@ def training_arguments(
 
 @contextmanager
 def counted_as_adapted(model: Any) -> Iterator[None]:
-    """Let transformers take routers for the adapter that it demands of a quantised model."""
+    """Make transformers accept routers as the adapter that it requires on a quantised model."""
     name = "_hf_peft_config_loaded"
     before = getattr(model, name, False)
     setattr(model, name, before or getattr(model, "is_quantized", False))

@@ -18,9 +18,9 @@ from skipgpt.routing.decision import MODULES, Site, Threshold
 from skipgpt.system.distributed import all_gather
 
 PACE = 0.1
-"""The share of its way to what the newest step asks for by which the threshold moves."""
+"""Step size: share of the distance to the newest step's own threshold."""
 HALVINGS = 30
-"""How finely that is searched, in halvings of the range of margins."""
+"""Bisection steps over the range of margins."""
 
 
 class BudgetThreshold(TrainerCallback):  # type: ignore[misc]
