@@ -91,8 +91,11 @@ PACKAGES = sorted(path.parent for path in (ROOT / "src/skipgpt").rglob("__init__
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_every_folder_says_what_it_holds_and_is_not_crowded(package: Path) -> None:
-    assert ast.get_docstring(ast.parse((package / "__init__.py").read_text())), package
+    said = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
+    assert said, package
     files = list(package.glob("*.py"))
+    if listed := re.findall(r"^ *(\w+\.py)  ", said, flags=re.MULTILINE):
+        assert {*listed} == {file.name for file in files} - {"__init__.py"}
     assert len(files) <= 15, (package, len(files))
     for file in files:
         assert len(file.read_text().splitlines()) <= 300, file

@@ -1,5 +1,17 @@
 """Tables from traces of a text: what is skipped, where, for which tokens, and at what cost.
 
+    trace.py       traces of a model on a text, from which every analysis starts
+    table.py       what an analysis returns: a question, numbers and findings
+    statistics.py  the statistics that analyses share
+    keep_rates.py  keep rates by module
+    positions.py   keep rates along the sequence
+    tokens.py      keep rates by kind of token, and by surprisal
+    health.py      whether decisions depend on the token
+    redundancy.py  which modules change the residual stream least
+    stress.py      what degrades first as the sparsity rises
+    transfer.py    whether different checkpoints skip the same parts
+    failures.py    known failures of training, from the lines of its log
+
 Trace a text first; each analysis is then a pure function from traces to a `Table`:
 
     rows = rows_of(encode_stream(documents, tokenizer).ids, 256)

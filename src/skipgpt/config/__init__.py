@@ -1,6 +1,13 @@
 """Settings: what they are, how they check themselves, and the named recipes.
 
 Where settings meet, the later wins: recipe < TOML file < `--set key=value` < named options.
+
+    schema.py          a run and its parts, as dataclasses that check themselves
+    stage_settings.py  the stages that `train` runs
+    budget.py          what a sparsity counts, and which values are refused
+    recipes.py         `paper` and `default`
+    settings.py        configs from and to JSON, TOML and `key=value`
+    checks.py          checks that the dataclasses share
 """
 
 from skipgpt.config.budget import (

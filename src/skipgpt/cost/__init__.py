@@ -1,4 +1,14 @@
-"""What running a model costs, computed rather than timed."""
+"""What running a model costs, computed rather than timed.
+
+counts.py    parameters of a layer, by which tokens have to run them
+forward.py   work of one forward, and the ideal speed-up
+training.py  FLOPs of a training step, by stage
+shares.py    what skipping saves, as shares of the dense cost
+seconds.py   that in seconds of a profiled machine
+savings.py   that in any unit, of a model; sparsity in all its senses
+memory.py    memory of training, by device
+stored.py    what a training forward keeps for its backward pass
+"""
 
 from skipgpt.cost.counts import ModuleCosts, layer_costs
 from skipgpt.cost.forward import Forward, Work, layer_flops, work

@@ -1,1 +1,7 @@
-"""How a module is run for the tokens that keep it."""
+"""Decides and runs one module.
+
+plan.py    chooses how
+run.py     does it
+fused.py   does it on a GPU
+decode.py  decides decode steps on a CPU
+"""

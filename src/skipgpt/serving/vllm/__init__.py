@@ -7,6 +7,17 @@ vLLM finds `register` through the entry point group `vllm.general_plugins` and c
 process it starts. The forward is in `layer.py`, the sparsity of each request in `budget.py`.
 
 Nothing here is imported unless vLLM runs or a caller asks for it.
+
+    model.py          the model class that vLLM builds
+    layer.py          the routed layer
+    attention.py      queries of some tokens, keys and values of all
+    families.py       which checkpoints are supported
+    engine_config.py  settings that a merged export needs
+    budget.py         the sparsity of each request
+    requests.py       checks requests, and changes them
+    http.py           what vLLM's server takes beside its own fields
+    metrics.py        counters
+    launch.py         runs vLLM's server
 """
 
 from __future__ import annotations
