@@ -73,12 +73,9 @@ def _seeded(monkeypatch: pytest.MonkeyPatch, _caches: Iterator[Path]) -> None:
 
 @pytest.fixture(scope="session")
 def _saved_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny import byte_tokenizer, tiny_base
+    from tiny import save_base
 
-    folder = tmp_path_factory.mktemp("saved") / "base"
-    tiny_base().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("saved") / "base")
 
 
 @pytest.fixture

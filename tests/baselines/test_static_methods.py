@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bases import DEEP, EMPTY, deep, own_words, shallow
-from cases import every_layout
+from cases import families_with
 from removals import static_loss
 from skipgpt.baselines.registry import STATIC
 from skipgpt.errors import ConfigError, UnsupportedModelError
@@ -74,9 +74,8 @@ def test_a_layer_that_does_nothing_goes_first(name: str) -> None:
 
 
 # By streams, by losses and by gradients of either kind; the others are made of the same.
-@pytest.mark.parametrize("name", ["shortgpt", "blockpruner", "shortened-taylor", "fisher"])
-@every_layout
-def test_a_layer_that_does_nothing_goes_first_in_families(name: str, family: str) -> None:
+@families_with("name", ["shortgpt", "blockpruner", "shortened-taylor", "fisher"])
+def test_a_layer_that_does_nothing_goes_first_in_families(family: str, name: str) -> None:
     model = shallow(family)
     empty = _of_layer(name, model, 1)
     assert sorted(STATIC[name].order(model, own_words(model), len(empty))) == empty

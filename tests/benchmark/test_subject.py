@@ -11,6 +11,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from cases import KEEP_ALL
+from runs import write_documents
 from skipgpt.benchmark.bench import bench
 from skipgpt.benchmark.grid import Grid
 from skipgpt.benchmark.inference import candidates
@@ -62,7 +63,8 @@ def test_a_checkpoint_is_timed_at_the_sparsity_it_is_set_to(
 ) -> None:
     model = add_routers(load_base(str(base_folder))[0])
     save(model, tmp_path / "out", describe(model, str(base_folder), target_sparsity=0.35))
-    subject = subject_of_checkpoint(tmp_path / "out", ["stdlib"], tokens=64)
+    data = [str(write_documents(tmp_path))]
+    subject = subject_of_checkpoint(tmp_path / "out", data, tokens=64)
     assert subject.sparsities == (0.35,)
     assert (subject.name, subject.base) == ("out", str(base_folder))
 
@@ -74,7 +76,8 @@ def test_a_target_that_the_curve_does_not_reach_is_timed_where_the_curve_ends(
     curve = CalibrationCurve(((0.0, -math.inf), (0.2, 0.5)))
     routing_state(model).curves = Curves({"flops": curve}, "flops")
     save(model, tmp_path / "out", describe(model, str(base_folder), target_sparsity=0.35))
-    subject = subject_of_checkpoint(tmp_path / "out", ["stdlib"], tokens=64)
+    data = [str(write_documents(tmp_path))]
+    subject = subject_of_checkpoint(tmp_path / "out", data, tokens=64)
     assert subject.sparsities == (0.2,)
     assert (subject.unit(), subject.rule(0.2)) == ("flops", Threshold(0.5))
 

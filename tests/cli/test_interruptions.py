@@ -13,19 +13,31 @@ import pytest
 
 from command import Finished, skipgpt
 from runs import ARGUMENTS, metrics, shared_checkpoint, weights, write_documents
+from tiny import save_base
+
+
+def _train(base: Path, out: Path, *more: str, **options: Any) -> Finished:
+    """`skipgpt train` of a tiny router stage on the documents beside a base."""
+    saving = ("--recipe", "paper", "--set", "save_every=2", "--json")
+    arguments = ("--data", base.parent / "stories.jsonl", "--out", out, *ARGUMENTS, *saving, *more)
+    return skipgpt("train", base, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What it makes where nothing interrupts it."""
+    folder = tmp_path_factory.mktemp("straight")
+    write_documents(folder)
+    finished = _train(save_base(folder / "base"), folder / "out")
+    assert finished.status == 0, finished.stderr
+    return folder / "out"
 
 
 @pytest.fixture
 def command(base_folder: Path, tmp_path: Path) -> Callable[..., Finished]:
-    """`skipgpt train` of a tiny router stage into a folder."""
-    data = write_documents(tmp_path)
-
-    def train(out: str, *more: str, **options: Any) -> Finished:
-        saving = ("--recipe", "paper", "--set", "save_every=2", "--json")
-        arguments = ("--data", data, "--out", tmp_path / out, *ARGUMENTS, *saving, *more)
-        return skipgpt("train", base_folder, *arguments, **options)
-
-    return train
+    """The same of this test's own base, into a folder of its own."""
+    write_documents(tmp_path)
+    return lambda out, *more, **options: _train(base_folder, tmp_path / out, *more, **options)
 
 
 def _signals_at(step: int, *numbers: int) -> None:
@@ -51,10 +63,8 @@ def _interrupt_while_reading() -> None:
 
 
 def test_a_signalled_run_ends_in_one_line_and_resumes_to_the_same_end(
-    command: Callable[..., Finished], tmp_path: Path
+    command: Callable[..., Finished], straight: Path, tmp_path: Path
 ) -> None:
-    straight = command("straight")
-    assert straight.status == 0, straight.stderr
     for name in ("SIGINT", "SIGTERM"):
         number = getattr(signal, name)
         stopped = command(name, before=functools.partial(_signals_at, 3, number))
@@ -66,21 +76,20 @@ def test_a_signalled_run_ends_in_one_line_and_resumes_to_the_same_end(
         assert not (tmp_path / name / "skipgpt_config.json").exists()
         resumed = command(name, "--resume")
         assert resumed.status == 0, resumed.stderr
-        assert weights(tmp_path / name) == weights(tmp_path / "straight")
-        assert metrics(tmp_path / name) == metrics(tmp_path / "straight")
+        assert weights(tmp_path / name) == weights(straight)
+        assert metrics(tmp_path / name) == metrics(straight)
         assert not (tmp_path / name / "trainer").exists()
 
 
 def test_a_killed_run_resumes_from_its_last_saved_state(
-    command: Callable[..., Finished], tmp_path: Path
+    command: Callable[..., Finished], straight: Path, tmp_path: Path
 ) -> None:
     killed = command("killed", before=functools.partial(_signals_at, 5, signal.SIGKILL))
     assert killed.status == -signal.SIGKILL
     states = tmp_path / "killed" / "trainer" / "router"
     assert sorted(p.name for p in states.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert command("killed", "--resume").status == 0
-    assert command("straight").status == 0
-    assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
+    assert weights(tmp_path / "killed") == weights(straight)
 
 
 def test_a_second_signal_stops_at_once(command: Callable[..., Finished], tmp_path: Path) -> None:
@@ -170,7 +179,7 @@ def _full_disk_at(step: int) -> None:
 
 
 def test_a_disk_that_fills_up_leaves_the_state_before(
-    command: Callable[..., Finished], tmp_path: Path
+    command: Callable[..., Finished], straight: Path, tmp_path: Path
 ) -> None:
     full = command("out", before=functools.partial(_full_disk_at, 4))
     states = tmp_path / "out" / "trainer" / "router"
@@ -183,8 +192,7 @@ def test_a_disk_that_fills_up_leaves_the_state_before(
     )
     assert [path.name for path in states.iterdir()] == ["checkpoint-2"]
     assert command("out", "--resume").status == 0
-    assert command("straight").status == 0
-    assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+    assert weights(tmp_path / "out") == weights(straight)
 
 
 NOTHING = "nothing was written; the same command starts again"

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,6 +32,7 @@ from skipgpt.model.state import record_routing, routing_state, use_rule
 from skipgpt.model.surgery import routers
 from skipgpt.routing.decision import Site, Threshold
 from skipgpt.system.progress import advancing
+from tiny import save_base
 
 
 def _config(**changes: Any) -> TrainConfig:
@@ -42,6 +44,24 @@ def _config(**changes: Any) -> TrainConfig:
         "router__stand_in": 2,
     }
     return tiny_config(**(tiny | changes))
+
+
+@pytest.fixture(scope="module")
+def first_fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run `out` of a base, and in `cache` what it kept."""
+    folder = tmp_path_factory.mktemp("first-fit")
+    save_base(folder / "base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKIPGPT_CACHE", str(folder / "cache"))
+        run(folder / "base", folder / "out", _config())
+    return folder
+
+
+@pytest.fixture
+def fitted(first_fit: Path) -> Path:
+    """The base of the first fit, whose fit this test has in its own cache."""
+    shutil.copytree(first_fit / "cache", os.environ["SKIPGPT_CACHE"])
+    return first_fit / "base"
 
 
 def test_it_gives_a_calibrated_checkpoint_that_skips_what_was_asked_for(
@@ -101,12 +121,11 @@ def test_other_stages_follow_it_and_start_where_it_ended(base_folder: Path, tmp_
     assert {line["stage"] for line in lines if "kl_to_dense" in line} == {"router", "lora"}
 
 
-def test_a_second_budget_gathers_nothing_again(base_folder: Path, tmp_path: Path) -> None:
-    run(base_folder, tmp_path / "one", _config(target_sparsity=0.25))
+def test_a_second_budget_gathers_nothing_again(fitted: Path, tmp_path: Path) -> None:
     with mock.patch("skipgpt.training.fit_stage.fit_model") as gathers:
-        run(base_folder, tmp_path / "two", _config(target_sparsity=0.4, budget="flops"))
+        run(fitted, tmp_path / "two", _config(target_sparsity=0.4, budget="flops"))
     gathers.assert_not_called()
-    run(base_folder, tmp_path / "again", _config(target_sparsity=0.4, budget="flops", seed=0))
+    run(fitted, tmp_path / "again", _config(target_sparsity=0.4, budget="flops", seed=0))
     assert torch.equal(logits(load(tmp_path / "two")[0]), logits(load(tmp_path / "again")[0]))
 
 
@@ -124,32 +143,30 @@ def test_rounds_are_made_for_each_budget_and_not_kept(base_folder: Path, tmp_pat
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"fit_stage__draws": 2}, {"router__stand_in": 3}])
 def test_whatever_else_changes_a_fit_is_gathered_for(
-    base_folder: Path, tmp_path: Path, change: dict[str, Any]
+    fitted: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    run(base_folder, tmp_path / "one", _config())
     with mock.patch("skipgpt.training.fit_stage.fit_model", wraps=fit_model) as gathers:
-        run(base_folder, tmp_path / "two", _config(**change))
+        run(fitted, tmp_path / "two", _config(**change))
     gathers.assert_called_once()
 
 
 def test_a_damaged_fit_is_made_anew(
-    base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fitted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(base_folder, tmp_path / "one", _config())
     (kept,) = Path(os.environ["SKIPGPT_CACHE"], "fits").iterdir()
     (kept / "fit.safetensors").write_bytes(b"no tensors")
     with caplog.at_level(logging.WARNING, "skipgpt"):
-        run(base_folder, tmp_path / "two", _config())
+        run(fitted, tmp_path / "two", _config())
     assert "damaged and made anew" in caplog.text
 
 
-def test_an_interrupted_fit_starts_cleanly(base_folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_fit_starts_cleanly(first_fit: Path, tmp_path: Path) -> None:
+    base = first_fit / "base"
     stopped = mock.patch("skipgpt.fitting.fit.fit_routers", side_effect=KeyboardInterrupt)
     with stopped, pytest.raises(StoppedError):
-        run(base_folder, tmp_path / "out", _config())
-    run(base_folder, tmp_path / "out", _config(), resume=True)
-    run(base_folder, tmp_path / "straight", _config())
-    assert torch.equal(logits(load(tmp_path / "out")[0]), logits(load(tmp_path / "straight")[0]))
+        run(base, tmp_path / "out", _config())
+    run(base, tmp_path / "out", _config(), resume=True)
+    assert torch.equal(logits(load(tmp_path / "out")[0]), logits(load(first_fit / "out")[0]))
 
 
 @families(["llama", "gemma2", "falcon", "mixtral", "cohere", "granite", "gpt2", "deepseek_v3"])
@@ -260,10 +277,9 @@ def test_several_processes_are_refused_before_they_meet(
         run(tmp_path / "no-such-base", tmp_path / "out", _config())
 
 
-def test_a_checkpoint_is_not_fitted_again(base_folder: Path, tmp_path: Path) -> None:
-    run(base_folder, tmp_path / "one", _config())
+def test_a_checkpoint_is_not_fitted_again(first_fit: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trained before.*give the base model as BASE"):
-        run(tmp_path / "one", tmp_path / "two", _config())
+        run(first_fit / "out", tmp_path / "two", _config())
 
 
 def test_inputs_in_float16_predict_as_those_in_float32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
+from cases import families_with
 from skipgpt.config import RouterConfig
 from skipgpt.errors import DataError
 from skipgpt.evaluation.harness.keep_counts import sparsity_of
@@ -18,6 +20,7 @@ from skipgpt.evaluation.harness.scoring import BatchSize, Scored, Scorer
 from skipgpt.model.state import execution, record_routing
 from tiny import tiny_routed
 
+ROUTERS = (None, RouterConfig(kv="skip"), RouterConfig(stand_in=4))
 LENGTHS = [(9, 4), (3, 1), (20, 7), (1, 2), (12, 3), (5, 5), (20, 1)]
 
 
@@ -50,9 +53,11 @@ def by_hand(model: nn.Module) -> tuple[list[float], dict[str, float]]:
     return nats, {"module": trace.sparsity(), **shares}
 
 
-@pytest.mark.parametrize("router", [None, RouterConfig(kv="skip"), RouterConfig(stand_in=4)])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
+@families_with(
+    "side, router",
+    [*itertools.product(("left", "right"), ROUTERS)],
+    names=("llama", "gpt2", "gemma2", "bloom"),
+)
 def test_padding_on_either_side_changes_nothing(
     family: str, side: str, router: RouterConfig | None
 ) -> None:

@@ -1,3 +1,4 @@
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -51,13 +52,19 @@ def trials(draw: st.DrawFn) -> Trial:
     )
 
 
+@functools.cache
+def _model(family: str, kv: str) -> nn.Module:
+    """One for all trials, which leave it as it was."""
+    return routed(family, kv=kv)
+
+
 @pytest.mark.parametrize("kv", ["dense", "skip"])
 @every_layout
 @examples(short=10, long=300)
 @given(trial=trials())
 @torch.no_grad()
 def test_sparse_in_any_chunks_equals_gated_at_once(family: str, kv: str, trial: Trial) -> None:
-    model, inputs, routes = routed(family, kv=kv), trial.inputs, trial.routes()
+    model, inputs, routes = _model(family, kv), trial.inputs, trial.routes()
     with use_rule(model, Forced(routes)), execution(model, "gated"):
         expected = model(**inputs.given, use_cache=False).logits
     actual = _in_chunks(model, trial, routes)

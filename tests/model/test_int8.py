@@ -15,7 +15,7 @@ from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 import zoo
-from cases import BATCHES, CLOSE, LEFT_PADDED, Inputs, base, families, routed
+from cases import BATCHES, CLOSE, LEFT_PADDED, Inputs, base, families, layouts, routed
 from command import skipgpt as command
 from runs import logits, shared_checkpoint, write_documents
 from skipgpt.checkpoint.loading import load
@@ -97,7 +97,7 @@ def test_rows_come_back_in_their_own_dtype(dtype: torch.dtype) -> None:
     assert (found.float() - expected).norm() < 0.03 * expected.norm()
 
 
-@families([name for name in zoo.ZOO if name not in EXPERTS])
+@layouts(but=EXPERTS)
 @torch.no_grad()
 def test_sparse_equals_gated(family: str) -> None:
     model = quantize_int8(routed(family))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import accelerate
-import pytest
 import torch
 
-from cases import CLOSE, every_layout, routed
+from cases import CLOSE, families_with, routed
 from skipgpt.model.state import execution
 
+CASES = [*itertools.product(("gated", "sparse", "auto"), (1, 3))]
 
-@every_layout
-@pytest.mark.parametrize("kind", ["gated", "sparse", "auto"])
-@pytest.mark.parametrize("batch", [1, 3])
+
+@families_with("kind, batch", CASES, few=[("gated", 3), ("sparse", 1), ("auto", 3)])
 @torch.no_grad()
 def test_an_offloaded_model_gives_the_same_logits(family: str, kind: str, batch: int) -> None:
     model = routed(family, stand_in=3, normalize=True)

@@ -1,16 +1,26 @@
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cases import CLOSE, LEFT_PADDED
-from running.ways import GREEDY, defined, every_layout, every_policy, prompt, sparse_model
+from cases import CLOSE, LEFT_PADDED, families_with
+from running.ways import (
+    GREEDY,
+    LAYOUTS,
+    defined,
+    every_layout,
+    every_policy,
+    prompt,
+    sparse_model,
+)
 from skipgpt.errors import ConfigError
 from skipgpt.model.state import execution, record_routing
 from skipgpt.model.trace import Trace
 
-every_kernel = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+KERNELS = ("eager", "sdpa")
+every_kernel = pytest.mark.parametrize("attention", KERNELS)
 LENGTHS = (4, 1, 6)
 
 
@@ -63,13 +73,16 @@ def test_a_row_of_padding_leaves_the_others_alone_in_generation(family: str, kv:
     assert torch.equal(together, model.generate(**LEFT_PADDED.prompt, **GREEDY))
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-@every_kernel
-@every_layout
+@families_with(
+    "rows, attention",
+    [*itertools.product((1, 2), KERNELS)],
+    few=[(1, "sdpa"), (2, "eager")],
+    names=LAYOUTS,
+)
 @every_policy
 @torch.no_grad()
 def test_packed_documents_score_and_route_as_each_alone(
-    family: str, kv: str, attention: str, rows: int
+    family: str, kv: str, rows: int, attention: str
 ) -> None:
     model, ids = sparse_model(family, kv, attention), prompt(rows)
     starts = torch.cat([torch.arange(length) for length in LENGTHS]).expand(rows, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -118,16 +118,37 @@ BATCHES = {
 every_batch = pytest.mark.parametrize("inputs", BATCHES.values(), ids=BATCHES)
 
 
-def _known(name: str) -> object:
-    """A parameter that is skipped where the installed transformers is older than the family."""
+def _known(name: str, *more: object) -> object:
+    """Parameters that are skipped where the installed transformers is older than the family."""
     since = FAMILIES[zoo.family_name(name)].since if zoo.family_name(name) in FAMILIES else ""
     newer = bool(since) and Version(transformers.__version__) < Version(since)
-    return pytest.param(name, marks=pytest.mark.skipif(newer, reason=f"transformers < {since}"))
+    skipped = pytest.mark.skipif(newer, reason=f"transformers < {since}")
+    return pytest.param(name, *more, marks=skipped)
 
 
 def families(names: Iterable[str]) -> pytest.MarkDecorator:
     """Run a test for these families and variants."""
     return pytest.mark.parametrize("family", [_known(name) for name in names])
+
+
+def families_with(
+    argument: str,
+    values: Sequence[object],
+    *,
+    few: Sequence[object] = (),
+    names: Iterable[str] = (),
+    whole: Collection[str] = ("llama",),
+) -> pytest.MarkDecorator:
+    """Run a test for these families, one of each layout if none are named, and these values.
+
+    In the short suite only `whole` meet all values; others meet `few`, or every second value in
+    turn. A value is a tuple where there are several arguments.
+    """
+    cases = []
+    for n, name in enumerate(names or EVERY_LAYOUT):
+        chosen = values if LONG or name in whole else few or values[n % 2 :: 2]
+        cases += [_known(name, *(v if "," in argument else (v,))) for v in chosen]
+    return pytest.mark.parametrize(f"family, {argument}", cases)
 
 
 every_family = families(zoo.ZOO)
@@ -147,6 +168,7 @@ LAYOUTS = (
     "gpt_oss",
     "deepseek_v3",
 )
+EVERY_LAYOUT = tuple(zoo.ZOO) if LONG else LAYOUTS
 
 # What holds for each family, and is tried with a family of each layout on the oldest pins.
 conformance = families(LAYOUTS if OLDEST else zoo.ZOO)
@@ -154,7 +176,7 @@ conformance = families(LAYOUTS if OLDEST else zoo.ZOO)
 
 def layouts(but: Collection[str] = (), more: Collection[str] = ()) -> pytest.MarkDecorator:
     """Run a test for a family of each layout; in the long suite for every family but some."""
-    names = dict.fromkeys(zoo.ZOO if LONG else (*LAYOUTS, *more))
+    names = dict.fromkeys((*EVERY_LAYOUT, *more))
     return families(name for name in names if zoo.family_name(name) not in but and name not in but)
 
 

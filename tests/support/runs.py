@@ -34,7 +34,7 @@ from skipgpt.training.loop.callbacks import StopRequest
 from skipgpt.training.loop.trainer import RoutingTrainer
 from skipgpt.training.run import TrainResult, train
 from skipgpt.training.stages import plan, prepare, with_lora
-from tiny import byte_tokenizer, tiny_base
+from tiny import byte_tokenizer, save_base, tiny_base
 
 TINY = {
     "data.block_size": 16,
@@ -86,6 +86,16 @@ def run(base: Path, out: Path, config: TrainConfig | None = None, **options: Any
     gc.freeze()  # the Trainer collects garbage: let it not look through the libraries
     with mock.patch("skipgpt.evaluation.calibrate.CURVE", (0.0, 0.25, 0.5)):
         return train(str(base), [str(data)], out, config or tiny_config(), **options)
+
+
+@functools.cache
+def straight_run(config: TrainConfig) -> tuple[Path, Path]:
+    """A base and a run of it that nothing interrupts, for tests that only read."""
+    folder = Path(tempfile.mkdtemp(prefix="skipgpt-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    base = save_base(folder / "base")
+    run(base, folder / "straight", config)
+    return base, folder / "straight"
 
 
 COMPARED = {key: value for key, value in TINY.items() if key != "stages"} | {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -23,6 +25,13 @@ def tiny_routed(
 ) -> torch.nn.Module:
     """The same with routers at random, which skip about half."""
     return add_routers(tiny_base(model_type, **changes), router).eval()
+
+
+def save_base(folder: Path) -> Path:
+    """Save a tiny Llama with its tokenizer, as from a hub; returns the folder."""
+    tiny_base().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def examples(short: int, long: int) -> settings:

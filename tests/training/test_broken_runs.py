@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from runs import run, stopping_at, tiny_config, weights, write_documents
+from runs import run, stopping_at, straight_run, tiny_config, weights, write_documents
 from skipgpt.checkpoint.folder import read_info
 from skipgpt.data import load_blocks
 from skipgpt.errors import (
@@ -27,10 +27,10 @@ from tiny import byte_tokenizer
 
 
 def test_a_loss_that_is_no_number_stops_the_run_at_its_last_good_state(
-    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("paper", save_every=2)
-    run(base_folder, tmp_path / "straight", config)
+    base, straight = straight_run(config)
     on_log = MetricsFile.on_log
 
     def poison(self, args, state, control, **more):
@@ -43,12 +43,12 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_last_good_state(
         with pytest.raises(
             TrainingError, match=r"router, step 4: got a loss of nan; expected a fi"
         ):
-            run(base_folder, tmp_path / "out", config)
+            run(base, tmp_path / "out", config)
     states = tmp_path / "out" / "trainer" / "router"
     assert [p.name for p in states.iterdir()] == ["checkpoint-2"]
     assert not (tmp_path / "out" / "skipgpt_config.json").exists()
-    run(base_folder, tmp_path / "out", config, resume=True)
-    assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+    run(base, tmp_path / "out", config, resume=True)
+    assert weights(tmp_path / "out") == weights(straight)
 
 
 def test_weights_that_are_no_numbers_are_never_saved(
@@ -82,10 +82,10 @@ def test_the_advice_after_a_diverged_run_is_not_to_resume_with_another_rate(
 
 
 def test_a_full_disk_while_saving_a_state_keeps_the_state_before_it(
-    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("paper", save_every=2)
-    run(base_folder, tmp_path / "straight", config)
+    base, straight = straight_run(config)
     save = RoutingTrainer._save
 
     def full(self, output_dir=None, state_dict=None):
@@ -96,9 +96,9 @@ def test_a_full_disk_while_saving_a_state_keeps_the_state_before_it(
     with monkeypatch.context() as patch:
         patch.setattr(RoutingTrainer, "_save", full)
         with pytest.raises((OSError, SkipGPTError), match="No space left"):
-            run(base_folder, tmp_path / "out", config)
-    run(base_folder, tmp_path / "out", config, resume=True)
-    assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+            run(base, tmp_path / "out", config)
+    run(base, tmp_path / "out", config, resume=True)
+    assert weights(tmp_path / "out") == weights(straight)
 
 
 def test_a_full_disk_is_reported_as_an_error_of_training(
@@ -113,10 +113,10 @@ def test_a_full_disk_is_reported_as_an_error_of_training(
 
 
 def test_a_run_interrupted_after_training_ends_where_a_straight_one_does(
-    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("default")
-    run(base_folder, tmp_path / "straight", config)
+    base, straight = straight_run(config)
 
     def interrupt(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
@@ -124,9 +124,9 @@ def test_a_run_interrupted_after_training_ends_where_a_straight_one_does(
     with monkeypatch.context() as patch:
         patch.setattr("skipgpt.training.measurement.calibrate", interrupt)
         with pytest.raises(StoppedError):
-            run(base_folder, tmp_path / "stopped", config)
-    run(base_folder, tmp_path / "stopped", config, resume=True)
-    assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
+            run(base, tmp_path / "stopped", config)
+    run(base, tmp_path / "stopped", config, resume=True)
+    assert weights(tmp_path / "stopped") == weights(straight)
 
 
 def test_a_run_resumed_after_healing_measures_the_base_and_not_lora(
