@@ -19,18 +19,16 @@ from tiny import OLDEST
 LAYOUTS = ["llama", "gemma3_text", "gpt_neox", "gpt2", "falcon", "mixtral", "deepseek_v3"]
 # Masks with the keys of skipped tokens are made alike in all families, of windows and without.
 GATED = [*((family, "dense") for family in LAYOUTS), ("gemma3_text", "skip")]
-DIFFER = ("gemma3_text", "deepseek_v3")
-"""Families whose first two layers are not alike."""
 not_on_the_oldest_pins = pytest.mark.skipif(OLDEST, reason="torch is the same there")
 OURS = r"Skip calling `torch.compiler.disable\(\)`d function\n.*<function (\w+) at"
 """Why a graph breaks at what is run sparsely."""
 
 
 def routed(family: str = "llama", **router: object) -> torch.nn.Module:
-    """One layer, or two that differ: each more is traced once more."""
-    model, layers = base(family), 2 if family in DIFFER else 1
-    del decoder_layers(model)[layers:]
-    model.config.num_hidden_layers = layers
+    """Two layers, which may differ: each more is traced once more."""
+    model = base(family)
+    del decoder_layers(model)[2:]
+    model.config.num_hidden_layers = 2
     return with_routers(model, **router)
 
 

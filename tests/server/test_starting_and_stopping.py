@@ -15,7 +15,7 @@ from running_server import CONTEXT, Server, serving, serving_afresh
 
 def test_sigterm_lets_a_running_stream_finish(folder: Path) -> None:
     with serving_afresh(folder) as server:
-        stream = iter(server.complete(max_tokens=60, stream=True))
+        stream = iter(server.complete(max_tokens=400, stream=True))
         chunks = [next(stream)]
         server.process.send_signal(signal.SIGTERM)
         chunks += stream
