@@ -116,7 +116,7 @@ def broken() -> Any:
 
 def demo_of_little() -> Any:
     """Let the demo take a moment."""
-    return short_demo(world() / "small")
+    return short_demo(world() / "small-nano")
 
 
 def demo_at_once() -> Any:

@@ -104,7 +104,7 @@ def _models(folder: Path, base: Path, checkpoint: Path) -> None:
     edit(folder / "moved" / "skipgpt_config.json", base=str(folder / "nowhere"))
     edit(folder / "of-other" / "skipgpt_config.json", base=str(folder / "other"))
     skipgpt.export_merged(checkpoint, folder / "merged")
-    write_small_nano(folder / "small")
+    write_small_nano(folder / "small-nano")
     size = json.loads((base / "config.json").read_text())
     heads = {
         f"model.layers.{layer}.router_{module}.weight_predictor.{name}": torch.randn(shape)

@@ -100,7 +100,7 @@ def test_what_vllm_cannot_run_goes_to_transformers_and_says_so(
     ("wanted", "error", "said"),
     [
         ({"engine": "vllm"}, MissingExtraError, r"pip install 'skipgpt\[vllm\]'"),
-        ({"engine": "tgi"}, ConfigError, "auto, vllm, transformers"),
+        ({"engine": "tgi"}, ConfigError, "auto, vllm or transformers"),
         ({"vllm_options": ["--seed", "3"]}, ConfigError, "options of vLLM: --seed 3"),
         ({"vllm_options": ["--port=3"]}, ConfigError, "its own option, before the --"),
         ({"api_key": ""}, ConfigError, "give --api-key"),
