@@ -37,8 +37,8 @@ from skipgpt.model.loading.limits import check_rows
 from skipgpt.model.state import execution
 from skipgpt.model.surgery import add_routers, hidden_size
 from skipgpt.routing.decision import Site
-from skipgpt.system.atomic import digest_of
 from skipgpt.system.device_profile import Machine
+from skipgpt.system.digest import json_digest
 
 OWNED = ("target_sparsity", "budget", "seed", "stages", "recipe")
 """Settings that the comparison itself sets."""
@@ -211,7 +211,7 @@ class ComparisonSetup:
         made_of = {**facts, **shared, "where": self.device_and_dtype}
         if self.machine:
             made_of["machine"] = dataclasses.asdict(self.machine)
-        return digest_of(made_of, 64), made_of
+        return json_digest(made_of, 64), made_of
 
     def row(
         self, method: Method, sparsity: float, seed: int, measured: Perplexity, **facts: Any

@@ -19,8 +19,9 @@ from skipgpt.errors import CheckpointError
 from skipgpt.fitting.fit import FittedSite
 from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.state import routing_state
-from skipgpt.system.atomic import digest_of, staged, to_json
+from skipgpt.system.atomic import staged, to_json
 from skipgpt.system.device_profile import ANOTHER_CACHE, cache_folder
+from skipgpt.system.digest import json_digest
 
 logger = logging.getLogger("skipgpt")
 
@@ -43,7 +44,7 @@ def key_of(model: nn.Module, text: Tensor, config: TrainConfig) -> str:
         "seed": config.seed,
         "text": hashlib.sha256(text.cpu().numpy().tobytes()).hexdigest(),
     }
-    return digest_of(made_of)
+    return json_digest(made_of)
 
 
 def read_fit(model: nn.Module, key: str) -> list[FittedSite] | None:

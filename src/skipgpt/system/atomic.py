@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -111,12 +110,6 @@ def to_json(value: Any) -> str:
 def plain_json(value: Any) -> Any:
     """Return what a reader of this value's JSON gets, where NaN and infinity become None."""
     return json.loads(json.dumps(value), parse_constant=lambda _: None)
-
-
-def digest_of(value: Any, digits: int = 16) -> str:
-    """Return hex digits of a value's JSON, by SHA-256; what JSON does not have counts as text."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def files_below(folder: Path) -> list[Path]:

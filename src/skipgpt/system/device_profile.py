@@ -7,7 +7,6 @@ on the machine: `skipgpt profile` measures it once; until then typical figures a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from skipgpt.errors import CheckpointError
+from skipgpt.system.digest import json_digest
 from skipgpt.system.hardware import hardware
 
 logger = logging.getLogger("skipgpt")
@@ -109,8 +109,7 @@ def path_of(device: torch.device, dtype: torch.dtype) -> Path:
     Raises:
         CheckpointError: the user has no home folder, and no other is named.
     """
-    text = json.dumps([hardware(device), str(dtype)], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = json_digest([hardware(device), str(dtype)], 12)
     return cache_folder() / f"machine-{device.type}-{digest}.json"
 
 

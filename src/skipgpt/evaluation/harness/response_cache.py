@@ -17,7 +17,8 @@ from skipgpt.errors import CheckpointError
 from skipgpt.model.loading.fingerprint import weights_digest
 from skipgpt.model.loading.identity import tokenizer_rules
 from skipgpt.model.state import routing_state
-from skipgpt.system.atomic import digest_of, staged
+from skipgpt.system.atomic import staged
+from skipgpt.system.digest import json_digest
 
 _SQLITE = b"SQLite format 3\0"
 PACKAGES = ("skipgpt", "torch", "transformers", "lm_eval")
@@ -81,7 +82,7 @@ def answers_key(lm: Any) -> str:
         "add_bos_token": lm.add_bos_token,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    return digest_of(made_of)
+    return json_digest(made_of)
 
 
 def use_own_table(database: Any, key: str) -> None:

@@ -24,8 +24,7 @@ def decide(layer: RoutedLayer, entering: Tensor) -> tuple[ModuleDecision, Module
     """Decide what the tokens `entering` [B, 1, D] run, in a decode step of few sequences.
 
     Returns None where tensors have to decide: in any other forward, under rules without `keeps`,
-    where margins are recorded, and where the routers cannot be fused into
-    one product.
+    where margins are recorded, and where the routers cannot be fused into one product.
     """
     state = layer.routing
     config, keeps = state.config, getattr(state.rule, "keeps", None)

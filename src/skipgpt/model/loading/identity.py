@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skipgpt.errors import CheckpointError
-from skipgpt.system.atomic import digest_of
+from skipgpt.system.digest import json_digest
 
 logger = logging.getLogger("skipgpt")
 
@@ -42,10 +42,10 @@ def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
     if tokenizer is not None:
         vocabulary = tokenizer.get_vocab()
         texts = {
-            "vocabulary": f"{len(vocabulary)} tokens, {digest_of(sorted(vocabulary.items()))}",
-            "sample": digest_of(tokenizer(_PROBE).input_ids),
-            "rules": digest_of(tokenizer_rules(tokenizer)),
-            "chat_template": digest_of(getattr(tokenizer, "chat_template", None)),
+            "vocabulary": f"{len(vocabulary)} tokens, {json_digest(sorted(vocabulary.items()))}",
+            "sample": json_digest(tokenizer(_PROBE).input_ids),
+            "rules": json_digest(tokenizer_rules(tokenizer)),
+            "chat_template": json_digest(getattr(tokenizer, "chat_template", None)),
         }
         texts |= {f"{role}_token": getattr(tokenizer, f"{role}_token") for role in _ROLES}
         found |= {TOKENIZER + name: value for name, value in texts.items()}
@@ -54,7 +54,7 @@ def settings_of(model: Any, tokenizer: Any = None) -> dict[str, Any]:
 
 def digest_of_settings(settings: Mapping[str, Any]) -> str:
     """16 hex digits that change with any setting, whatever release of transformers reads them."""
-    return digest_of({k: v for k, v in settings.items() if k != VERSION})
+    return json_digest({k: v for k, v in settings.items() if k != VERSION})
 
 
 def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], doing: str) -> None:
