@@ -242,7 +242,7 @@ def test_a_local_corpus_is_labelled_in_the_result(model: nn.Module, tmp_path: Pa
 
 
 BAD_FORMS = {
-    "an unknown form": ({"name": "rolling"}, "blocks, fixed, sliding, bits"),
+    "an unknown form": ({"name": "rolling"}, "blocks, fixed, sliding or bits"),
     "a window of one": ({"name": "fixed", "window": 1}, "2 or more"),
     "a window below nothing": ({"name": "fixed", "window": -5}, "2 or more"),
     "a stride without sliding": ({"name": "fixed", "window": 8, "stride": 4}, "with sliding"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -52,7 +53,9 @@ def short_demo(small_nano: Path | None = None) -> Iterator[None]:
 
 def shorten(small_nano: Path | None = None) -> None:
     """The same for the rest of this process."""
-    ExitStack().enter_context(short_demo(small_nano))
+    stack = ExitStack()
+    stack.enter_context(short_demo(small_nano))
+    atexit.register(stack.close)  # held, since patches end where their stack is collected
 
 
 def write_small_nano(folder: Path) -> Path:
