@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from skipgpt.model.execution import run
 from skipgpt.model.packing_cost import PackingCost
 from skipgpt.model.state import count_routing, execution, record_routing, routing_state, use_rule
 from skipgpt.model.surgery import add_routers, routed_layers
-from skipgpt.routing.decision import Forced, Site, Threshold
+from skipgpt.routing.decision import Forced, ModuleDecision, Site, Threshold
 from skipgpt.system.device_profile import Machine
 
 SLOW = Machine(flops=1.0, bandwidth=1e12, mlp_packing=0.0, attn_packing=0.0)
@@ -117,6 +118,22 @@ def test_where_nothing_is_skipped_no_router_runs(
         logits = model(**inputs.given).logits
     assert torch.equal(logits[inputs.real.bool()], dense[inputs.real.bool()])
     assert set(counts.kept().values()) == {counts.tokens} == {int(inputs.real.sum())}
+
+
+@torch.no_grad()
+def test_at_sparsity_0_no_decision_is_made_that_nobody_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, ids = auto("llama", QUICK), ONE_ROW.given["input_ids"]
+    made = mock.Mock(wraps=ModuleDecision.all_kept)
+    monkeypatch.setattr(ModuleDecision, "all_kept", made)
+    with use_rule(model, Threshold(-math.inf)):
+        model(ids)
+        assert not made.called
+        with count_routing(model) as counts:
+            model(ids)
+    assert made.called
+    assert counts.sparsity() == 0
 
 
 def test_packing_pays_from_some_share_of_skipped_tokens_on() -> None:

@@ -45,8 +45,9 @@ class SkippingLayer(RoutedLayer):
         if self.routing.execution == "dense":
             return super().forward(hidden_states, *args, **kwargs)
         if self.routing.keeps_all:
-            both = ModuleDecision.all_kept(hidden_states.shape[:2], hidden_states.device)
-            self._record(Decision(both, both))
+            if self.routing.recorders:
+                both = ModuleDecision.all_kept(hidden_states.shape[:2], hidden_states.device)
+                self._record(Decision(both, both))
             return super().forward(hidden_states, *args, **kwargs)
         arguments = kwargs if not args else dict(zip(self.positional, args, strict=False)) | kwargs
         for name in ("attention_mask", self.family.cache):
