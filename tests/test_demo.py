@@ -69,6 +69,7 @@ def test_the_demo_runs_on_the_embedded_model(tmp_path: Path) -> None:
     ended = skipgpt_command("demo", "--out", tmp_path / "out", "--sparsity", 0.1, before=shorten)
     assert ended.status == 0, ended.stderr
     rows = json.loads((tmp_path / "out" / "demo.json").read_text())["rows"]
+    assert all(row["tokens"] <= 256 for row in rows.values())  # it was short, as it was told
     # What it was trained on, so far better than chance among 4,096 tokens, which is 8.3 nats.
     assert all(row["nll_per_token"] < 4.5 for row in rows.values()), rows
     assert (tmp_path / "out" / "report.html").exists()
