@@ -178,7 +178,7 @@ bench-learned: $(READY)
 	$(BENCH),transformers $(CHOSEN) --phases decode \
 		--prompt-tokens 128 --decode-tokens 128 --batch-sizes 1,8 --out $(CPU)/learned-decode
 	$(BENCH) $(CHOSEN) --phases decode --sparsity 0 \
-		--prompt-tokens 128 --decode-tokens 128 --batch-sizes 1,8 --out $(CPU)/learned-decode-0
+		--prompt-tokens 128 --decode-tokens 32 --batch-sizes 1,8 --out $(CPU)/learned-decode-0
 	$(BENCH) $(CHOSEN) --phases generate --prompt-tokens 128 --decode-tokens 128 \
 		--out $(CPU)/learned-generate
 
